@@ -1,0 +1,49 @@
+"""The parameters of neural networks: as few as the job needs.
+
+Bring a model and a budget; get the best model that fits, in a format that runtimes load, with a receipt that proves it.
+
+    >>> import modicum
+    >>> result = modicum.fit("demo", "4bpw", out="out/demo")  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "fit": "modicum.fit", "Result": "modicum.fit", "load": "modicum.export", "evaluate": "modicum.receipt", "find": "modicum.core.method",
+    "register": "modicum.core.method", "open_model": "modicum.models.open", "Budget": "modicum.core.budget", "Plan": "modicum.core.plan",
+    "Option": "modicum.core.option", "ModicumError": "modicum.core.errors", "SettingError": "modicum.core.errors",
+    "ModelError": "modicum.core.errors", "DataError": "modicum.core.errors", "BudgetError": "modicum.core.errors",
+}  # fmt: skip
+
+__all__ = [*_HOMES, "__version__"]  # noqa: PLE0604
+
+if TYPE_CHECKING:
+    from modicum.core.budget import Budget
+    from modicum.core.errors import BudgetError, DataError, ModelError, ModicumError, SettingError
+    from modicum.core.method import find, register
+    from modicum.core.option import Option
+    from modicum.core.plan import Plan
+    from modicum.export import load
+    from modicum.fit import Result, fit
+    from modicum.models.open import open_model
+    from modicum.receipt import evaluate
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: ``import modicum`` itself loads nothing heavy."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'modicum' has no attribute {name!r}")
+    import sys
+
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    setattr(sys.modules[__name__], name, value)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

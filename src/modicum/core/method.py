@@ -1,0 +1,136 @@
+"""What every method is: a frozen value passed to one verb, whose class carries its facts."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import cache
+from typing import TYPE_CHECKING, ClassVar
+
+from modicum.core import settings
+from modicum.core.errors import SettingError, near
+from modicum.core.unit import Site, Stats
+
+if TYPE_CHECKING:
+    import torch
+
+    from modicum.forms import Form
+
+FAMILIES = ("quantize", "prune", "factor", "repair", "drop")
+
+
+class Need(Enum):
+    """What a method must see; the sweep collects the union of what all chosen methods declare."""
+
+    NORMS = "norms"
+    MEANS = "means"
+    VARIANCES = "variances"
+    COVARIANCE = "covariance"
+    INPUTS = "inputs"
+    BLOCK_OUTPUTS = "block outputs"
+
+
+@dataclass(frozen=True)
+class Paper:
+    """Source of a method."""
+
+    title: str
+    arxiv: str
+    year: int
+    authors: str = ""
+
+    def bibtex(self, key: str) -> str:
+        """BibTeX entry under ``key``."""
+        url = f"https://arxiv.org/abs/{self.arxiv}" if self.arxiv else ""
+        rows = [f"  title = {{{self.title}}},", f"  author = {{{self.authors}}},", f"  year = {{{self.year}}},"]
+        if self.arxiv:
+            rows += [f"  eprint = {{{self.arxiv}}},", "  archivePrefix = {arXiv},", f"  url = {{{url}}},"]
+        return "\n".join([f"@misc{{{key.replace('/', '-')},", *rows, "}"])
+
+
+@dataclass
+class Change:
+    """What applying an option gives: forms by unit name, biases by module name, blocks dropped, and what it conflicts with."""
+
+    forms: dict[str, Form] = field(default_factory=dict)
+    biases: dict[str, torch.Tensor] = field(default_factory=dict)
+    dropped: tuple[str, ...] = ()
+    conflicts: frozenset[str] = frozenset()
+    events: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """Root of all methods: frozen, keyword-only settings, no state; ``apply`` never changes what it is given."""
+
+    paper: ClassVar[Paper | None] = None
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    known_gaps: ClassVar[dict[str, str]] = {}
+    treats: ClassVar[frozenset[str]] = frozenset({"unit", "fused", "tied", "experts"})
+
+    def __post_init__(self) -> None:
+        settings.check(self)
+
+    @classmethod
+    def key(cls) -> str:
+        """``family/name``, read off the module's path."""
+        return "/".join(cls.__module__.split(".")[-2:])
+
+    @classmethod
+    def family(cls) -> str:
+        """Folder of the family."""
+        return cls.__module__.split(".")[-2]
+
+    @classmethod
+    def data_free(cls) -> bool:
+        """Whether the method needs no calibration data."""
+        return not cls.needs
+
+    def __str__(self) -> str:
+        return f"{self.key().split('/')[1]} {settings.write(self)}".strip()
+
+    def apply(self, site: Site, stats: Mapping[str, Stats], current: Mapping[str, Form]) -> Change:
+        """Treat every unit of ``site``; ``stats`` and ``current`` forms by unit name."""
+        raise NotImplementedError
+
+
+@cache
+def registry() -> dict[str, type[Method]]:
+    """Every method by key, found by walking the family folders: a new file is enough."""
+    found: dict[str, type[Method]] = {}
+    for family in FAMILIES:
+        package = importlib.import_module(f"modicum.{family}")
+        for info in pkgutil.iter_modules(package.__path__):
+            if info.name.startswith("_"):
+                continue
+            module = importlib.import_module(f"{package.__name__}.{info.name}")
+            found.update({cls.key(): cls for cls in _classes(module)})
+    return found
+
+
+def _classes(module) -> Iterator[type[Method]]:
+    for value in vars(module).values():
+        if isinstance(value, type) and issubclass(value, Method) and value.__module__ == module.__name__:
+            yield value
+
+
+def register(cls: type[Method]) -> type[Method]:
+    """Add a method that lives outside the package (a script's own): afterwards its name works in every option."""
+    registry()[cls.key()] = cls
+    return cls
+
+
+def find(key: str) -> type[Method]:
+    """Method class by ``family/name`` or by name alone. Raises ``SettingError`` with the near names."""
+    methods = registry()
+    if key in methods:
+        return methods[key]
+    matches = [name for name in methods if name.split("/")[1] == key]
+    if len(matches) == 1:
+        return methods[matches[0]]
+    if matches:
+        raise SettingError(f"method {key!r}: must name one method, is {' and '.join(matches)}. Write the family too.")
+    raise SettingError(f"method {key!r}: is not known. {near(key, [*methods, *(name.split('/')[1] for name in methods)])}")

@@ -1,0 +1,83 @@
+"""An option: a pipeline of methods written as text, such as ``gptq bits=3 group=64 | eora rank=8``."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from modicum.core import settings
+from modicum.core.errors import SettingError
+from modicum.core.method import Change, Method, Need, find
+from modicum.core.unit import Site, Stats
+
+if TYPE_CHECKING:
+    from modicum.forms import Form
+
+KEEP = "keep"
+
+
+@dataclass(frozen=True)
+class Option:
+    """Methods applied one after the other; no step at all is ``keep``, which leaves the weights as they are."""
+
+    steps: tuple[Method, ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Option:
+        """Read an option's text. ``int4`` is short for ``gptq bits=4``, ``fp8`` for the eight-bit float. Raises ``SettingError``."""
+        if text.strip() == KEEP:
+            return cls()
+        steps = []
+        for part in text.split("|"):
+            try:
+                words = shlex.split(part)
+            except ValueError as error:
+                raise SettingError(f"option {text!r}: cannot be read ({error}). Write it as 'gptq bits=4 group=64 | eora rank=8'.") from None
+            if not words:
+                raise SettingError(f"option {text!r}: holds an empty step. Write it as 'gptq bits=4 group=64 | eora rank=8'.")
+            name, given = words[0], {}
+            if short := re.fullmatch(r"int(\d+)", name):
+                name, given = "gptq", {"bits": short[1]}
+            elif name == "fp8":
+                name, given = "float8", {}
+            for word in words[1:]:
+                key, equals, value = word.partition("=")
+                if not equals:
+                    raise SettingError(f"option {text!r}: settings are written name=value, got {word!r}.")
+                given[key] = value
+            steps.append(settings.read(find(name), given, name))
+        return cls(tuple(steps))
+
+    def __str__(self) -> str:
+        return " | ".join(map(str, self.steps)) or KEEP
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """Union of what the steps need."""
+        return frozenset().union(*(step.needs for step in self.steps))
+
+    @property
+    def data_free(self) -> bool:
+        """Whether no step needs calibration data."""
+        return all(step.data_free() for step in self.steps)
+
+    def without_data(self) -> Option | None:
+        """The option for weights whose inputs were not seen: every step's stated stand-in, or None where a step has none."""
+        steps = [step.without_data() if hasattr(step, "without_data") else step if step.data_free() else None for step in self.steps]
+        return None if any(step is None for step in steps) else Option(tuple(step for step in steps if step is not None))
+
+    def apply(self, site: Site, stats: Mapping[str, Stats], current: Mapping[str, Form]) -> Change:
+        """Apply the steps in order, each seeing the forms of the one before."""
+        total, forms = Change(), dict(current)
+        for step in self.steps:
+            change = step.apply(site, stats, forms)
+            forms.update(change.forms)
+            total.forms.update(change.forms)
+            total.biases.update(change.biases)
+            total.dropped += change.dropped
+            total.conflicts |= change.conflicts
+            total.events += change.events
+        return total

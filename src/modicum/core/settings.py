@@ -1,0 +1,62 @@
+"""Settings said once: the default, the help and the bounds that the check, the command line, the docs and searches all read."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, get_type_hints
+
+from modicum.core.errors import SettingError, near
+
+
+def param(default: Any, help: str, *, between: tuple[float, float] | None = None, choices: tuple | None = None) -> Any:
+    """A dataclass field with what everybody needs to know of a setting: default, help, and closed bounds or choices."""
+    return dataclasses.field(default=default, metadata={"help": help, "between": between, "choices": choices})
+
+
+def check(value: Any) -> None:
+    """Check every field of the frozen dataclass ``value`` against its bounds. Raises ``SettingError``."""
+    for field in dataclasses.fields(value):
+        got, who = getattr(value, field.name), f"{type(value).__name__}.{field.name}"
+        between, choices = field.metadata.get("between"), field.metadata.get("choices")
+        if choices is not None and got not in choices:
+            raise SettingError(f"{who}: must be one of {', '.join(map(str, choices))}, got {got!r}.")
+        if between is not None and got is not None and not between[0] <= got <= between[1]:
+            raise SettingError(f"{who}: must lie between {between[0]} and {between[1]}, got {got!r}.")
+
+
+def read(cls: type, text: dict[str, str], who: str) -> Any:
+    """Build dataclass ``cls`` from settings given as text. Raises ``SettingError`` for unknown names and unreadable values."""
+    hints = get_type_hints(cls)
+    known = {field.name for field in dataclasses.fields(cls)}
+    values = {}
+    for name, word in text.items():
+        if name not in known:
+            raise SettingError(f"{who}: has no setting {name!r}. {near(name, known) if known else 'It has none.'}")
+        values[name] = _parse(word, hints[name], f"{who}.{name}")
+    return cls(**values)
+
+
+def write(value: Any) -> str:
+    """Settings of dataclass ``value`` that differ from their defaults, as ``name=value`` words in field order."""
+    words = []
+    for field in dataclasses.fields(value):
+        got = getattr(value, field.name)
+        if got != field.default:
+            words.append(f"{field.name}={str(got).lower() if isinstance(got, bool) else got}")
+    return " ".join(words)
+
+
+def _parse(word: str, hint: Any, who: str) -> Any:
+    kinds = getattr(hint, "__args__", (hint,))
+    if word.lower() == "none" and type(None) in kinds:
+        return None
+    for kind in kinds:
+        try:
+            if kind is bool:
+                return {"true": True, "false": False, "yes": True, "no": False}[word.lower()]
+            if kind in (int, float, str):
+                return kind(word)
+        except (ValueError, KeyError):
+            continue
+    wanted = " or ".join(getattr(kind, "__name__", str(kind)) for kind in kinds if kind is not type(None))
+    raise SettingError(f"{who}: must be {wanted}, got {word!r}.")

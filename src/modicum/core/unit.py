@@ -1,0 +1,137 @@
+"""What may be treated (``Unit``), what one choice binds (``Site``), and what was measured (``Stats``)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+Kind = Literal["linear", "conv1d", "convolution", "embedding", "expert"]
+SiteKind = Literal["unit", "fused", "tied", "experts", "cut", "block", "span", "model"]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A weight a method may treat, seen as a matrix of outputs × inputs whatever its storage.
+
+    ``name`` is the parameter's name in the module, followed by ``[e]`` for expert ``e`` of a stack. ``shape`` is (rows, columns) of the
+    matrix view: a linear's (out, in), a convolution's (out, in · kernel), an embedding's (entries, width). ``groups`` is a convolution's;
+    with more than one, columns see different inputs per row and only data-free options apply. ``transposed`` says that storage
+    is (in, out), as in GPT-2's ``Conv1D`` and some expert stacks.
+    """
+
+    name: str
+    parameter: str
+    module: str
+    kind: Kind
+    shape: tuple[int, int]
+    stored_shape: tuple[int, ...]
+    dtype: torch.dtype
+    expert: int | None = None
+    transposed: bool = False
+    groups: int = 1
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        return self.shape[0] * self.shape[1]
+
+    @property
+    def dense_bytes(self) -> int:
+        """Bytes as the checkpoint stores it."""
+        return self.size * self.dtype.itemsize
+
+    def matrix(self, stored: torch.Tensor) -> torch.Tensor:
+        """Matrix view (rows, columns) of the stored parameter (a whole stack for an expert)."""
+        if self.expert is not None:
+            stored = stored[self.expert]
+        if self.transposed:
+            return stored.transpose(-1, -2)
+        return stored.reshape(self.shape)
+
+    def stored(self, matrix: torch.Tensor) -> torch.Tensor:
+        """A matrix back in its storage layout (one expert's slice for an expert)."""
+        shape = self.stored_shape[1:] if self.expert is not None else self.stored_shape
+        return (matrix.transpose(-1, -2) if self.transposed else matrix).reshape(shape).contiguous()
+
+
+@dataclass(frozen=True)
+class Axis:
+    """How a coupled cut touches one unit: ``groups[g]`` are the rows (or columns) of that unit that vanish with group ``g``."""
+
+    unit: str
+    side: Literal["rows", "columns"]
+    groups: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Site:
+    """What one choice binds: a unit, a fused or tied set, the experts of a model, a coupled cut, or a span of blocks."""
+
+    name: str
+    kind: SiteKind
+    units: tuple[Unit, ...]
+    axes: tuple[Axis, ...] = ()
+    blocks: tuple[str, ...] = ()
+    data_free: str = ""
+
+    @property
+    def size(self) -> int:
+        """Number of weights bound."""
+        return sum(unit.size for unit in self.units)
+
+
+@dataclass
+class Stats:
+    """What one sweep measured of a unit's inputs (columns of its matrix view), and of the gradient of its outputs.
+
+    ``count`` tokens (or patches); ``total`` and ``square`` (columns,) sums of x and x²; ``covariance`` (columns, columns) sum of x xᵀ in
+    float32; ``inputs`` a list of (tokens, columns) where a method asked for them; ``frequency`` (rows,) how often an embedding's entry
+    was looked up; ``reference`` (rows, columns) the weight before any step. ``cache`` holds what methods derive from one covariance
+    and share (a factorization); ``events`` is where a method says what it had to do beyond the ordinary.
+    """
+
+    count: int = 0
+    total: torch.Tensor | None = None
+    square: torch.Tensor | None = None
+    covariance: torch.Tensor | None = None
+    inputs: list[torch.Tensor] | None = None
+    frequency: torch.Tensor | None = None
+    reference: torch.Tensor | None = None
+    site_seed: int = 0
+    cache: dict = field(default_factory=dict)
+    events: list[str] = field(default_factory=list)
+
+    @property
+    def mean(self) -> torch.Tensor:
+        """Mean input (columns,)."""
+        assert self.total is not None
+        return self.total / max(self.count, 1)
+
+    @property
+    def norm(self) -> torch.Tensor:
+        """Euclidean norm of each input column over all tokens (columns,)."""
+        assert self.square is not None
+        return self.square.sqrt()
+
+    @property
+    def variance(self) -> torch.Tensor:
+        """Variance of each input column (columns,)."""
+        assert self.square is not None
+        return (self.square / max(self.count, 1) - self.mean.square()).clamp_min(0)
+
+    def kept(self, columns: torch.Tensor) -> Stats:
+        """Statistics of the inputs that remain after a cut to ``columns`` (a long tensor)."""
+        pick = lambda value: None if value is None else value[columns]  # noqa: E731
+        return Stats(
+            count=self.count, total=pick(self.total), square=pick(self.square),
+            covariance=None if self.covariance is None else self.covariance[columns][:, columns],
+            inputs=None if self.inputs is None else [x[:, columns] for x in self.inputs],
+            frequency=self.frequency, site_seed=self.site_seed, events=self.events,
+        )  # fmt: skip
+
+    def generator(self) -> torch.Generator:
+        """The source of chance for this site: depends on the run's seed and the unit's name alone."""
+        return torch.Generator().manual_seed(self.site_seed)

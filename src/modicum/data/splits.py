@@ -1,0 +1,267 @@
+"""Three disjoint parts of the data: one to measure with, one to choose with, one to report with."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from modicum.core.errors import DataError, SettingError
+from modicum.data.text import SHIPPED_PARTS, encode, read_documents, shipped, windows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Batch = dict[str, Tensor] | tuple[Tensor, ...]
+"""What a model's forward takes: tensors by keyword, or by position."""
+
+PARTS = SHIPPED_PARTS
+# Shares of validation and test; calibration has the rest. Windows are plenty, so calibration, which drives every statistic, gets
+# most; batches are few, so the two small parts get more.
+WINDOW_SHARES = (0.1, 0.2)
+BATCH_SHARES = (0.2, 0.2)
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Batches in three disjoint parts: ``calibration`` (statistics), ``validation`` (choosing), ``test`` (reported quality).
+
+    ``source`` names where they came from; ``notes`` says, in sentences, what a reader of the results should know of them;
+    ``hashes`` holds the SHA-256 of each part's tensors: their names, types, shapes and bytes, in order.
+    """
+
+    calibration: list[Batch]
+    validation: list[Batch]
+    test: list[Batch]
+    source: str
+    notes: tuple[str, ...]
+    hashes: dict[str, str]
+
+
+def from_text(
+    path: str | os.PathLike[str] | None,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    samples: int = 128,
+    tokens: int = 512,
+    seed: int = 0,
+    batch: int = 8,
+    test_samples: int = 64,
+) -> Splits:
+    """Split a text, or the shipped texts where ``path`` is None, into windows of ``tokens`` tokens.
+
+    Documents that occur twice are kept once, ordered by a hash of their text (so that folders and topics mix, and the parts hold the
+    same text whatever the seed), and joined to one stream. Its first 70 % belong to calibration, the next 10 % to validation, the last
+    20 % to test; in each region ``seed`` draws up to ``samples``, half of ``test_samples``, and ``test_samples`` windows. The shipped
+    texts are three already and are drawn from alike. Fewer windows than asked for are a note.
+
+    Shapes: each batch is ``{"input_ids": int64 [at most batch, tokens]}``; windows are full, so there is no mask.
+
+    Raises:
+        SettingError: a count below 1.
+        DataError: a text that cannot be read, or of fewer than three windows.
+
+    """
+    counts = {"samples": samples, "tokens": tokens, "batch": batch, "test_samples": test_samples}
+    if small := [f"{name}={count}" for name, count in counts.items() if count < 1]:
+        raise SettingError(f"from_text: counts must be at least 1, {', '.join(small)} came. Raise them.")
+    streams, notes = _shipped_streams(tokenizer) if path is None else _file_streams(path, tokenizer, tokens)
+    parts: list[list[Batch]] = []
+    for name, stream, wanted in zip(PARTS, streams, (samples, max(1, test_samples // 2), test_samples)):
+        chosen = windows(stream, tokens, wanted, torch.Generator().manual_seed(seed))
+        if len(chosen) < wanted:
+            notes.append(f"The text gives {len(chosen)} windows of {tokens} tokens for {name}, of the {wanted} asked for.")
+        parts.append([{"input_ids": rows} for rows in chosen.split(batch)])
+    return _splits(parts, "shipped" if path is None else os.fspath(path), notes)
+
+
+def from_batches(iterable: Iterable[Any], seed: int = 0) -> Splits:
+    """Split the batches of any iterable: dicts of tensors, tensors, or tuples and lists of tensors.
+
+    A dict stays one; anything else becomes a tuple of positional arguments. A lone dict or tensor is one batch. Batches that occur twice
+    are kept once. From three batches on, whole batches are dealt out in an order drawn by ``seed``, about 60 % to calibration, 20 % to
+    validation, 20 % to test, at least one each; of fewer, the rows are. Tensors stay on their device and are not copied where they need
+    not be, so an iterable must not write into a batch it has given.
+
+    Shapes: the first axis is the row, where rows must be split; all else is the model's business.
+
+    Raises:
+        DataError: an item that is none of these or holds no row; NaN or infinity; fewer than three rows; rows to be split of
+            tensors whose first axes differ.
+
+    """
+    batches = [_batch(item, number) for number, item in enumerate(_items(iterable))]
+    unique = list({_digest([batch]): batch for batch in batches}.values())
+    notes = []
+    if len(unique) < len(batches):
+        notes.append(f"{len(batches) - len(unique)} of {len(batches)} batches repeat another and were left out.")
+    generator = torch.Generator().manual_seed(seed)
+    if len(unique) >= len(PARTS):
+        order = torch.randperm(len(unique), generator=generator)
+        parts = [[unique[i] for i in chosen.tolist()] for chosen in order.split(_shares(len(unique), BATCH_SHARES))]
+    else:
+        parts = _split_rows(unique, generator)
+        notes.append("Fewer than three different batches came: their rows were divided among the parts.")
+    return _splits(parts, "batches", notes)
+
+
+def call(module: Callable[..., Any], batch: Batch) -> Any:
+    """Run a module on a batch: a dict by keyword, a tuple by position."""
+    return module(**batch) if isinstance(batch, Mapping) else module(*batch)
+
+
+def count_tokens(batches: Iterable[Batch]) -> int:
+    """Count rows × sequence length where a batch has integer ``input_ids``, else rows; padding counts."""
+    return sum(_tokens(batch) for batch in batches)
+
+
+def slice_rows(batch: Batch, start: int, stop: int) -> Batch:
+    """Rows ``start`` to ``stop`` of a batch, as views.
+
+    Shapes: every tensor ``[rows, ...]`` → ``[stop - start, ...]``, fewer where the batch ends before.
+
+    Raises:
+        DataError: the tensors do not share their first axis.
+
+    """
+    if _rows(batch) is None:
+        shapes = ", ".join(f"{key}: {list(value.shape)}" for key, value in _entries(batch))
+        raise DataError(f"slice_rows: all tensors of the batch must share their first axis, shapes came as {shapes}. Give whole batches.")
+    return _map(batch, itemgetter(slice(start, stop)))
+
+
+def _shipped_streams(tokenizer: PreTrainedTokenizerBase) -> tuple[list[Tensor], list[str]]:
+    """One stream for each part, from the texts in the package, and the note that says so."""
+    note = (
+        "No data was given: the texts shipped with modicum, sources and help of Python's standard library, were used for all three parts."
+    )
+    return [encode(shipped(part), tokenizer) for part in PARTS], [note]
+
+
+def _file_streams(path: str | os.PathLike[str], tokenizer: PreTrainedTokenizerBase, tokens: int) -> tuple[list[Tensor], list[str]]:
+    """One stream for each part, adjoining regions of the text at ``path``, and the note of repeated documents."""
+    documents = read_documents(path, tokenizer=tokenizer)
+    unique = sorted(set(documents), key=lambda document: hashlib.sha256(document.encode()).digest())
+    repeated = len(documents) - len(unique)
+    stream = encode(unique, tokenizer)
+    count = len(stream) // tokens
+    if count < len(PARTS):
+        raise DataError(
+            f"from_text: {os.fspath(path)} must give each of three parts a window of {tokens} tokens, {3 * tokens} in all; "
+            f"{len(stream)} were found. Give more text or ask for fewer tokens a window."
+        )
+    regions = stream[: count * tokens].split([share * tokens for share in _shares(count, WINDOW_SHARES)])
+    return list(regions), [f"{repeated} of {len(documents)} documents repeat another and were left out."] if repeated else []
+
+
+def _shares(total: int, shares: tuple[float, float]) -> list[int]:
+    """Sizes of the three parts of ``total`` ≥ 3 things: at least one each, calibration what the other two leave."""
+    validation, test = (max(1, round(total * share)) for share in shares)
+    return [total - validation - test, validation, test]
+
+
+def _splits(parts: Sequence[list[Batch]], source: str, notes: list[str]) -> Splits:
+    """Put the three parts under their names, with their hashes."""
+    hashes = {name: _digest(part) for name, part in zip(PARTS, parts)}
+    calibration, validation, test = parts
+    return Splits(calibration, validation, test, source, tuple(notes), hashes)
+
+
+def _items(iterable: Iterable[Any]) -> Iterable[Any]:
+    """Make a lone batch an iterable of one: iterating it would give rows, or names."""
+    if isinstance(iterable, Tensor | Mapping):
+        return [iterable]
+    if not isinstance(iterable, Iterable):
+        raise DataError(f"from_batches: data must be an iterable of batches, {type(iterable).__name__} came. Give a list or a data loader.")
+    return iterable
+
+
+def _batch(item: Any, number: int) -> Batch:
+    """Bring one item to a checked batch."""
+    if isinstance(item, Mapping):
+        batch: Batch = dict(item)
+    elif isinstance(item, tuple | list):
+        batch = tuple(item)
+    else:
+        batch = (item,)
+    for key, value in _entries(batch):
+        _check(value, f"from_batches: batch {number}, {key!r},")
+    if not batch or _rows(batch) == 0:
+        raise DataError(f"from_batches: batch {number} must hold at least one row, none came. Leave it out.")
+    return batch
+
+
+def _check(value: Any, who: str) -> None:
+    """Refuse what is no dense tensor, or not finite."""
+    if not isinstance(value, Tensor) or value.layout != torch.strided:
+        raise DataError(f"{who} must be a dense tensor, {type(value).__name__} came. Convert it, or leave it out.")
+    if not torch.isfinite(value).all():
+        raise DataError(f"{who} must be finite, NaN or infinity came. Mend or leave out the batch; masks may use the type's lowest number.")
+
+
+def _split_rows(batches: list[Batch], generator: torch.Generator) -> list[list[Batch]]:
+    """Deal the rows of all batches out to three parts; rows of one batch that meet in a part stay one batch."""
+    rows = [_rows(batch) for batch in batches]
+    if None in rows:
+        raise DataError(
+            "from_batches: of fewer than three batches all tensors must share their first axis, so that rows can be divided; "
+            f"those of batch {rows.index(None)} do not. Give at least three different batches."
+        )
+    places = [(number, row) for number, count in enumerate(rows) for row in range(count or 0)]
+    if len(places) < len(PARTS):
+        raise DataError(f"from_batches: data must hold at least three different rows, one for each part, {len(places)} came. Give more.")
+    order = torch.randperm(len(places), generator=generator).split(_shares(len(places), BATCH_SHARES))
+    return [_take([places[i] for i in sorted(chosen.tolist())], batches) for chosen in order]
+
+
+def _take(places: list[tuple[int, int]], batches: list[Batch]) -> list[Batch]:
+    """Batches of the rows at (batch, row) places."""
+    part = []
+    for number, batch in enumerate(batches):
+        if rows := [row for owner, row in places if owner == number]:
+            part.append(_map(batch, itemgetter(rows)))
+    return part
+
+
+def _entries(batch: Batch) -> list[tuple[Any, Tensor]]:
+    """Keys or positions with their tensors."""
+    return list(batch.items()) if isinstance(batch, dict) else list(enumerate(batch))
+
+
+def _map(batch: Batch, function: Callable[[Tensor], Tensor]) -> Batch:
+    """Batch of the same kind with a function applied to each tensor."""
+    if isinstance(batch, dict):
+        return {key: function(value) for key, value in batch.items()}
+    return tuple(function(value) for value in batch)
+
+
+def _rows(batch: Batch) -> int | None:
+    """Length of the first axis, where all tensors share it."""
+    lengths = {value.shape[0] if value.ndim else None for _, value in _entries(batch)}
+    return lengths.pop() if len(lengths) == 1 else None
+
+
+def _tokens(batch: Batch) -> int:
+    """Tokens of one batch, or rows where it has no token ids."""
+    ids = batch.get("input_ids") if isinstance(batch, dict) else None
+    if ids is not None and not ids.is_floating_point():
+        return ids.numel()
+    first = _entries(batch)[0][1]
+    return first.shape[0] if first.ndim else 1
+
+
+def _digest(batches: Iterable[Batch]) -> str:
+    """SHA-256 over names, types, shapes and bytes of all tensors; the order of a dict's keys does not matter."""
+    digest = hashlib.sha256()
+    for batch in batches:
+        for key, value in sorted(_entries(batch), key=lambda entry: str(entry[0])):
+            digest.update(f"{key} {value.dtype} {list(value.shape)}\n".encode())
+            plain = value.detach().cpu().resolve_conj().resolve_neg().contiguous()
+            digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

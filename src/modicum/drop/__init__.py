@@ -1,0 +1,1 @@
+"""Whole groups of weights gone."""

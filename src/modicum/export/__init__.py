@@ -1,0 +1,9 @@
+"""Files a runtime loads: each target knows what it can hold, what that costs to the byte, how it is written and how it is verified."""
+
+from modicum.export._family import Target
+from modicum.export.container import Container, load
+from modicum.export.hf import Transformers
+
+TARGETS: dict[str, type[Target]] = {"transformers": Transformers, "modicum": Container}
+
+__all__ = ["TARGETS", "Container", "Target", "Transformers", "load"]

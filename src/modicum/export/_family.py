@@ -1,0 +1,156 @@
+"""What every target does: say which sites it binds, which options it holds, what they cost, and write them shard by shard."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from modicum.core.option import Option
+from modicum.core.tensorfile import TensorWriter, file_bytes
+from modicum.core.unit import Site, Unit
+from modicum.forms import Form
+from modicum.models.model import Model
+from modicum.sweep import Script
+
+Entries = dict[str, tuple[torch.dtype, tuple[int, ...]]]
+METADATA = {"format": "pt"}
+# As Transformers shards; one file where all fits.
+SHARD_BYTES = 5_000_000_000
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack", ".index.json")
+
+
+@dataclass
+class Layout:
+    """Every tensor of the output, in order, and how to make each group of them when its turn comes."""
+
+    entries: Entries = field(default_factory=dict)
+    makers: list[tuple[tuple[str, ...], Callable[[], Mapping[str, torch.Tensor]]]] = field(default_factory=list)
+
+    def add(self, entries: Entries, make: Callable[[], Mapping[str, torch.Tensor]]) -> None:
+        """Append tensors that ``make`` gives together."""
+        self.entries.update(entries)
+        self.makers.append((tuple(entries), make))
+
+    def shards(self, limit: int = SHARD_BYTES) -> list[Entries]:
+        """Entries split in order so that no shard's tensors exceed ``limit`` bytes."""
+        shards: list[Entries] = [{}]
+        room = limit
+        for name, (dtype, shape) in self.entries.items():
+            size = tensor_bytes(dtype, shape)
+            if size > room and shards[-1]:
+                shards.append({})
+                room = limit
+            shards[-1][name] = (dtype, shape)
+            room -= size
+        return shards
+
+    def nbytes(self, limit: int = SHARD_BYTES) -> int:
+        """Exact bytes of the weight files, headers and index included."""
+        shards = self.shards(limit)
+        return sum(file_bytes(shard, METADATA) for shard in shards) + (len(_index(shards)) if len(shards) > 1 else 0)
+
+    def write(self, directory: Path, limit: int = SHARD_BYTES) -> list[Path]:
+        """Write the shards, tensors as they are made, and the index where there are several."""
+        shards = self.shards(limit)
+        paths = [directory / name for name in _names(len(shards))]
+        writers = [TensorWriter(path, shard, METADATA) for path, shard in zip(paths, shards)]
+        home = {name: writer for writer, shard in zip(writers, shards) for name in shard}
+        for names, make in self.makers:
+            made = make()
+            for name in names:
+                home[name].write(name, made[name])
+        for writer in writers:
+            writer.close()
+        if len(shards) > 1:
+            (directory / "model.safetensors.index.json").write_bytes(_index(shards))
+        return paths
+
+
+class Target(ABC):
+    """A format some runtime loads."""
+
+    name: ClassVar[str]
+
+    def __init__(self, model: Model, script: Script):
+        self.model, self.script = model, script
+
+    @abstractmethod
+    def sites(self) -> list[Site]:
+        """What one choice binds here, in call order; units that cannot be stored otherwise than dense are in none."""
+
+    @abstractmethod
+    def adapt(self, site: Site, option: Option) -> Option | None:
+        """The option as this target can hold it on ``site``, or None."""
+
+    @abstractmethod
+    def unit_entries(self, unit: Unit, form: Form) -> Entries:
+        """What is stored for a unit in this form."""
+
+    @abstractmethod
+    def layout(self, forms: Mapping[str, Form], biases: Mapping[str, torch.Tensor], dropped: frozenset[str]) -> Layout:
+        """Everything that is written, for forms by unit name."""
+
+    @abstractmethod
+    def finish(self, directory: Path, forms: Mapping[str, Form], dropped: frozenset[str]) -> None:
+        """Write what stands beside the weights."""
+
+    @abstractmethod
+    def verify(self, directory: Path, forms: Mapping[str, Form]) -> tuple[torch.nn.Module, dict[str, Any]]:
+        """Reload in the target's own loader; the module it gives, and what was checked. Raises ``ModelError``."""
+
+    def refusal(self, unit: Unit) -> str:
+        """Why a unit stays dense here whatever the plan, from the closed set of reasons, or an empty string."""
+        return ""
+
+    def unit_bytes(self, unit: Unit, form: Form, digits: int) -> int:
+        """Bytes a unit adds to the file: tensors, and their share of the header with offsets of ``digits`` digits."""
+        entries = self.unit_entries(unit, form)
+        return sum(tensor_bytes(*entry) + header_share(name, *entry, digits) for name, entry in entries.items())
+
+
+def tensor_bytes(dtype: torch.dtype, shape: tuple[int, ...]) -> int:
+    """Bytes of one tensor."""
+    count = 1
+    for size in shape:
+        count *= size
+    return count * dtype.itemsize
+
+
+def header_share(name: str, dtype: torch.dtype, shape: tuple[int, ...], digits: int) -> int:
+    """Bytes of one entry in a safetensors header whose offsets have ``digits`` digits."""
+    body = {"dtype": "F8_E4M3" if dtype.itemsize == 1 else "BF16", "shape": list(shape), "data_offsets": [10**digits - 1, 10**digits - 1]}
+    return len(json.dumps({name: body}, separators=(",", ":"))) - 1
+
+
+def save_config(model: Model, config: Any, directory: Path) -> None:
+    """Write a config that names the model's class."""
+    config.architectures = [type(model.module).__name__]
+    config.save_pretrained(directory)
+
+
+def copy_companions(source: Path | None, directory: Path) -> None:
+    """Copy what stands beside the weights: tokenizer, chat template, generation config, processor, licence, card."""
+    if source is None:
+        return
+    for path in sorted(source.iterdir()):
+        if path.is_file() and not path.name.startswith(".") and not path.name.endswith(_WEIGHTS) and path.name != "config.json":
+            shutil.copyfile(path, directory / path.name)
+
+
+def _names(count: int) -> list[str]:
+    if count == 1:
+        return ["model.safetensors"]
+    return [f"model-{index + 1:05d}-of-{count:05d}.safetensors" for index in range(count)]
+
+
+def _index(shards: list[Entries]) -> bytes:
+    total = sum(tensor_bytes(*entry) for shard in shards for entry in shard.values())
+    where = {name: file for file, shard in zip(_names(len(shards)), shards) for name in shard}
+    return (json.dumps({"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}, indent=2) + "\n").encode()

@@ -1,0 +1,309 @@
+"""What plain ``from_pretrained`` loads: compressed-tensors, mixed by ``config_groups``; what it cannot hold stays dense."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from modicum.core.errors import ModelError
+from modicum.core.option import Option
+from modicum.core.unit import Site, Unit
+from modicum.export._family import Entries, Layout, Target, copy_companions, save_config
+from modicum.export.container import persistent_buffers, trim_config
+from modicum.forms import Dense, Float8, Form, Integer
+from modicum.models.model import Model
+from modicum.quantize._family import Quantizer
+from modicum.sweep import Script
+
+_FORMATS = {"integer": "pack-quantized", "float8": "float-quantized"}
+
+
+class Transformers(Target):
+    """compressed-tensors directories.
+
+    Rules of the runtimes that load them: units of one module that share an input (q, k, v; gate, up) have one scheme; the experts of the
+    whole model have one symmetric scheme, and where anything is quantized they are too; embeddings, tied weights, convolutions and
+    GPT-2's ``Conv1D`` stay dense; groups divide the row.
+    """
+
+    name = "transformers"
+
+    def __init__(self, model: Model, script: Script):
+        super().__init__(model, script)
+        if model.config is None or not hasattr(model.module, "save_pretrained"):
+            raise ModelError(f"{model.name}: must be a model of Transformers for this target, is a plain module. Pass --target modicum.")
+
+    # What can be held
+
+    def refusal(self, unit: Unit) -> str:
+        if unit.aliases:
+            return "target: tied"
+        if unit.kind == "embedding":
+            return "target: embedding"
+        if unit.kind == "expert":
+            return "" if unit.module in self._expert_names else "target: expert layout"
+        owner = self.model.module.get_submodule(unit.module)
+        return "" if unit.kind == "linear" and type(owner).forward is nn.Linear.forward else f"target: {unit.kind}"
+
+    def sites(self) -> list[Site]:
+        sites: dict[str, list[Unit]] = {}
+        for stage in self.script.stages:
+            for name in stage:
+                unit = self.model.units[name]
+                if self.refusal(unit):
+                    continue
+                parent = unit.module.rpartition(".")[0]
+                key = "experts" if unit.kind == "expert" else f"{parent}|{stage[0]}" if len(stage) > 1 else name
+                sites.setdefault(key, []).append(unit)
+        for name in sorted(self.script.uncalled):
+            if not self.refusal(self.model.units[name]):
+                sites.setdefault(name, []).append(self.model.units[name])
+        return [self._site(key, tuple(units)) for key, units in sites.items()]
+
+    def _site(self, key: str, units: tuple[Unit, ...]) -> Site:
+        data_free = next((reason for unit in units if (reason := self.script.data_free(unit))), "")
+        if key == "experts":
+            return Site("experts", "experts", units, data_free=data_free)
+        if len(units) == 1:
+            return Site(units[0].name, "unit", units, data_free=data_free)
+        parent = units[0].module.rpartition(".")[0]
+        return Site(f"{parent}.[{','.join(unit.module.rpartition('.')[2] for unit in units)}]", "fused", units, data_free=data_free)
+
+    def adapt(self, site: Site, option: Option) -> Option | None:
+        fitted = option.without_data() if site.data_free else option
+        if fitted is None:
+            return None
+        if not fitted.steps:
+            return fitted if site.kind != "experts" else None
+        if len(fitted.steps) > 1:
+            return None
+        step = fitted.steps[0]
+        if isinstance(step, Quantizer):
+            if step.group < 0 or (step.group and any(unit.shape[1] % step.group for unit in site.units)):
+                return None
+            return Option((dataclasses.replace(step, symmetric=True),)) if site.kind == "experts" else fitted
+        return fitted if step.key() == "quantize/float8" and site.kind != "experts" else None
+
+    # Names on disk
+
+    def on_disk(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Tensors under the names, and in the pieces, that Transformers saves."""
+        from transformers.core_model_loading import revert_weight_conversion
+
+        return revert_weight_conversion(self.model.module, state)
+
+    @cached_property
+    def _expert_names(self) -> dict[str, dict[tuple[str, int], list[tuple[str, list[int]]]]]:
+        """By stack module: (parameter, expert) → names on disk with the rows of the expert's matrix each holds."""
+        found: dict[str, dict[tuple[str, int], list[tuple[str, list[int]]]]] = {}
+        for name, use in self.script.stacks.items():
+            places: dict[tuple[str, int], list[tuple[str, list[int]]]] = {}
+            for attribute in use.attributes:
+                first = self.model.weights.first[f"{name}.{attribute}"]
+                count, rows, columns = self.model.weights.held(first).shape
+                marks = torch.arange(count * rows).view(count, rows, 1).expand(count, rows, min(columns, 2)).contiguous()
+                if use.transposed[attribute]:
+                    break
+                for disk, piece in self.on_disk({first: marks}).items():
+                    if piece.ndim != 2 or not disk.endswith(".weight"):
+                        break
+                    expert = int(piece[0, 0]) // rows
+                    places.setdefault((first, expert), []).append((disk, (piece[:, 0] - expert * rows).tolist()))
+            if len(places) == len(use.attributes) * self.model.weights.held(self.model.weights.first[f"{name}.{use.attributes[0]}"]).shape[0]:
+                found[name] = places
+        return found
+
+    def pieces(self, unit: Unit) -> list[tuple[str, list[int] | None]]:
+        """Modules on disk that hold a unit, with the rows each holds (None for all)."""
+        if unit.kind == "expert":
+            assert unit.expert is not None
+            return [(name.removesuffix(".weight"), rows) for name, rows in self._expert_names[unit.module][unit.parameter, unit.expert]]
+        name = next(iter(self.on_disk({unit.parameter: torch.empty(1, 1)})))
+        return [(name.removesuffix(".weight"), None)]
+
+    # Bytes and tensors
+
+    def unit_entries(self, unit: Unit, form: Form) -> Entries:
+        entries: Entries = {}
+        for module, rows in self.pieces(unit):
+            count = form.shape[0] if rows is None else len(rows)
+            entries |= {f"{module}.{part}": entry for part, entry in _entries(form, count).items()}
+        return entries
+
+    def _parts(self, unit: Unit, form: Form) -> dict[str, torch.Tensor]:
+        tensors = {}
+        for module, rows in self.pieces(unit):
+            tensors |= {f"{module}.{part}": tensor for part, tensor in _tensors(form, rows).items()}
+        return tensors
+
+    def layout(self, forms: Mapping[str, Form], biases: Mapping[str, torch.Tensor], dropped: frozenset[str]) -> Layout:
+        if biases:
+            raise ModelError(f"{self.model.name}: this target cannot hold biases that compression adds. Pass --target modicum.")
+        layout, weights = Layout(), self.model.weights
+        rename = _renumbering(dropped)
+        gone = {parameter for block in dropped for parameter in self.model.blocks[block].parameters}
+        for first in (name for name in weights.names if name not in gone):
+            units = [unit for unit in self.model.units.values() if unit.parameter == first]
+            treated = [unit for unit in units if unit.name in forms and not isinstance(forms[unit.name], Dense)]
+            if treated and len(treated) != len(units):
+                raise ModelError(f"{first}: all experts of a stack must be treated alike for this target, {len(treated)} of {len(units)} are.")
+            for unit in treated:
+                entries = self.unit_entries(unit, forms[unit.name])
+                layout.add(_renamed(entries, rename), lambda unit=unit: _renamed(self._parts(unit, forms[unit.name]), rename))
+            if not treated:
+                shown = torch.empty(weights.held(first).shape, dtype=weights.dtype(first), device="meta")
+                entries = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in self.on_disk({first: shown}).items()}
+                layout.add(_renamed(entries, rename), lambda first=first: _renamed(self.on_disk({first: self._dense(first, forms)}), rename))
+        for name, buffer in self.on_disk(persistent_buffers(self.model.module)).items():
+            layout.add({name: (buffer.dtype, tuple(buffer.shape))}, lambda name=name, buffer=buffer: {name: buffer})
+        return layout
+
+    def _dense(self, first: str, forms: Mapping[str, Form]) -> torch.Tensor:
+        if first in forms:
+            return self.model.units[first].stored(forms[first].dense())
+        return self.model.weights.read(first)
+
+    # What stands beside
+
+    def finish(self, directory: Path, forms: Mapping[str, Form], dropped: frozenset[str]) -> None:
+        config = copy.deepcopy(self.model.config)
+        for list_name in {name.rpartition(".")[0] for name in dropped}:
+            trim_config(config, {self.model.blocks[name].index for name in dropped if name.rpartition(".")[0] == list_name})
+        config.dtype = self.model.dtype
+        save_config(self.model, config, directory)
+        quantized = self._quantization(forms, _renumbering(dropped))
+        if quantized is not None:
+            path = directory / "config.json"
+            body = json.loads(path.read_text(encoding="utf-8"))
+            body["quantization_config"] = quantized
+            path.write_text(json.dumps(body, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        generation = getattr(self.model.module, "generation_config", None)
+        if generation is not None and self.model.directory is None:
+            generation.save_pretrained(directory)
+        copy_companions(self.model.directory, directory)
+
+    def _quantization(self, forms: Mapping[str, Form], rename: Mapping[str, str]) -> dict[str, Any] | None:
+        from compressed_tensors.quantization import QuantizationArgs, QuantizationConfig, QuantizationScheme
+
+        groups: dict[str, list[str]] = defaultdict(list)
+        for name, form in forms.items():
+            if not isinstance(form, Dense):
+                for module, _ in self.pieces(self.model.units[name]):
+                    groups[_scheme_key(form, expert=self.model.units[name].kind == "expert")].append(_rename(module, rename))
+        if not groups:
+            return None
+        schemes = {}
+        for index, (key, modules) in enumerate(sorted(groups.items())):
+            arguments = json.loads(key)
+            expert = arguments.pop("expert")
+            targets = sorted({re.sub(r"experts\.\d+\.", "experts.*", f"re:.*{_tail(m)}") for m in modules}) if expert else sorted(modules)
+            schemes[f"group_{index}"] = QuantizationScheme(
+                targets=targets, weights=QuantizationArgs(**arguments), format=_FORMATS["integer" if arguments["type"] == "int" else "float8"]
+            )
+        formats = {str(scheme.format) for scheme in schemes.values()}
+        config = QuantizationConfig(
+            config_groups=schemes, format=formats.pop() if len(formats) == 1 else "mixed-precision", quantization_status="compressed",
+            ignore=self._ignored({module for modules in groups.values() for module in modules}, rename),
+        )  # fmt: skip
+        body = json.loads(config.model_dump_json())
+        body["quant_method"] = "compressed-tensors"
+        return body
+
+    def _ignored(self, treated: set[str], rename: Mapping[str, str]) -> list[str]:
+        linears = [unit for unit in self.model.units.values() if unit.kind == "linear"]
+        names = {alias.removesuffix(".weight") for unit in linears for alias in (unit.parameter, *unit.aliases)}
+        names |= {alias.removesuffix(".weight") for unit in self.model.units.values() for alias in unit.aliases}
+        return sorted({_rename(name, rename) for name in names} - treated)
+
+    # Verification
+
+    def verify(self, directory: Path, forms: Mapping[str, Form]) -> tuple[nn.Module, dict[str, Any]]:
+        cls = type(self.model.module)
+        module, report = cls.from_pretrained(directory, dtype="auto", output_loading_info=True)  # type: ignore[attr-defined]
+        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
+            if report.get(kind):
+                raise ModelError(f"{directory}: Transformers must load it whole, reports {kind} such as {sorted(map(str, report[kind]))[:2]}.")
+        return module.eval(), {"loader": "transformers.from_pretrained", "class": cls.__name__}
+
+
+def _entries(form: Form, rows: int) -> Entries:
+    if isinstance(form, Integer):
+        columns = form.shape[1]
+        entries: Entries = {
+            "weight_packed": (torch.int32, (rows, -(-columns * form.bits // 32))),
+            "weight_scale": (form.scale.dtype, (rows, form.scale.shape[1])),
+            "weight_shape": (torch.int64, (2,)),
+        }
+        if form.zero is not None:
+            entries["weight_zero_point"] = (torch.int32, (-(-rows * form.bits // 32), form.scale.shape[1]))
+        return entries
+    if isinstance(form, Float8):
+        return {"weight": (torch.float8_e4m3fn, (rows, form.shape[1])), "weight_scale": (form.scale.dtype, (rows, 1))}
+    return {"weight": (form.dtype, (rows, form.shape[1]))}
+
+
+def _tensors(form: Form, rows: list[int] | None) -> dict[str, torch.Tensor]:
+    from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
+
+    pick = (lambda tensor: tensor) if rows is None else (lambda tensor: tensor[rows])
+    if isinstance(form, Integer):
+        middle = 2 ** (form.bits - 1)
+        codes = (pick(form.codes).to(torch.int16) - middle).to(torch.int8)
+        tensors = {
+            "weight_packed": pack_to_int32(codes, form.bits),
+            "weight_scale": pick(form.scale).contiguous(),
+            "weight_shape": torch.tensor(codes.shape),
+        }
+        if form.zero is not None:
+            zero = (pick(form.zero).to(torch.int16) - middle).to(torch.int8)
+            tensors["weight_zero_point"] = pack_to_int32(zero, form.bits, packed_dim=0).contiguous()
+        return tensors
+    if isinstance(form, Float8):
+        return {"weight": pick(form.codes).contiguous(), "weight_scale": pick(form.scale).contiguous()}
+    return {"weight": pick(form.dense()).contiguous()}
+
+
+def _scheme_key(form: Form, *, expert: bool) -> str:
+    if isinstance(form, Integer):
+        group = {"strategy": "group", "group_size": form.group} if form.group else {"strategy": "channel"}
+        return json.dumps({"num_bits": form.bits, "type": "int", "symmetric": form.zero is None, "expert": expert, **group})
+    if isinstance(form, Float8):
+        return json.dumps({"num_bits": 8, "type": "float", "symmetric": True, "strategy": "channel", "expert": expert})
+    raise ModelError(f"a {form.kind} form cannot be stored by compressed-tensors. Pass --target modicum.")
+
+
+def _tail(module: str) -> str:
+    """The part of an expert's name on disk that all layers share, from ``experts`` on."""
+    return module[module.index("experts.") :] if "experts." in module else module
+
+
+def _renumbering(dropped: frozenset[str]) -> dict[str, str]:
+    """Prefix of each remaining block's old name → its new one."""
+    rename: dict[str, str] = {}
+    for list_name in {name.rpartition(".")[0] for name in dropped}:
+        gone = sorted(int(name.rpartition(".")[2]) for name in dropped if name.rpartition(".")[0] == list_name)
+        rename[f"{list_name}."] = ",".join(map(str, gone))
+    return rename
+
+
+def _rename(name: str, rename: Mapping[str, str]) -> str:
+    for prefix, gone in rename.items():
+        if name.startswith(prefix):
+            place, dot, rest = name[len(prefix) :].partition(".")
+            lower = sum(int(index) < int(place) for index in gone.split(","))
+            return f"{prefix}{int(place) - lower}{dot}{rest}"
+    return name
+
+
+def _renamed(values: Mapping[str, Any], rename: Mapping[str, str]) -> dict[str, Any]:
+    return {_rename(name, rename): value for name, value in values.items()}

@@ -1,0 +1,104 @@
+"""Assemble: the chosen options are applied in call order, each on the inputs that the compressed model really produces."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from modicum.core.errors import ModelError
+from modicum.core.option import Option
+from modicum.core.unit import Site, Stats, Unit
+from modicum.data.splits import Batch
+from modicum.fit.store import ChainStore, FormStore, write_json
+from modicum.forms import Dense, Form
+from modicum.models.model import Model
+from modicum.sweep import Script, Stage, Sweep
+from modicum.sweep.spill import SpillPool
+
+
+class Assembly:
+    """Makes the forms of a plan, block by block; what is done survives an interruption after any block.
+
+    ``options`` maps unit names to what is applied; ``start`` gives units that a structural change has altered already, ``biases`` and
+    ``dropped`` belong to it.
+    """
+
+    def __init__(
+        self, model: Model, script: Script, options: Mapping[str, Option], directory: Path, *, start: Mapping[str, Form] | None = None,
+        biases: Mapping[str, torch.Tensor] | None = None, dropped: frozenset[str] = frozenset(),
+    ):  # fmt: skip
+        self.model, self.script, self.options = model, script, options
+        self.start, self.biases, self.dropped = start or {}, biases or {}, dropped
+        self.store = FormStore(directory / "forms")
+        self.directory = directory
+        self.events: list[str] = []
+        self._pending: dict[str, dict[str, Form]] = {}
+
+    def treat(self, stage: Stage) -> dict[str, Form]:
+        """Apply each unit's option to the stage."""
+        forms = {}
+        for unit in stage.units:
+            if unit.name in self.store:
+                forms[unit.name] = self.store[unit.name]
+            elif (made := self._make(unit, stage.stats[unit.name])) is not None:
+                forms[unit.name] = made
+                self._pending.setdefault(stage.block, {})[unit.name] = made
+        if not stage.block:
+            self._flush("")
+        return forms
+
+    def _make(self, unit: Unit, stats: Stats) -> Form | None:
+        option = self.options.get(unit.name, Option())
+        begun = self.start.get(unit.name)
+        if not option.steps:
+            return begun
+        stored = self.model.matrix(unit)
+        if not torch.isfinite(stored).all():
+            raise ModelError(f"{unit.name}: weights must be finite, hold NaN or Inf. Repair the checkpoint.")
+        stats.reference = stored
+        form = option.apply(Site(unit.name, "unit", (unit,)), {unit.name: stats}, {unit.name: begun or Dense(stored)}).forms[unit.name]
+        self.events += [f"{unit.name}: {event}" for event in dict.fromkeys(stats.events)]
+        return form
+
+    def _flush(self, block: str) -> None:
+        forms = self._pending.pop(block, {})
+        if forms:
+            self.store.put(block or f"trunk-{next(iter(forms))}".replace("/", "_"), forms)
+            write_json(self.directory / "events.json", self.events)
+
+    def run(self, batches: Sequence[Batch], *, seed: int, pool: SpillPool, tick: Callable[[str], None] = lambda _: None) -> FormStore:
+        """Sweep and return the forms of every treated unit."""
+        if (self.directory / "events.json").exists():
+            import json
+
+            self.events = json.loads((self.directory / "events.json").read_text())
+        needs = frozenset().union(*(option.needs for option in self.options.values()))
+        chain = ChainStore(self.directory / "chain")
+
+        def on_block(name: str, outputs: dict) -> None:
+            self._flush(name)
+            chain.keep(name, outputs)
+            tick(name)
+
+        apart = {name for name in self.script.uncalled if name in self.options or name in self.start}
+        values = {name: form for name in sorted(apart) if (form := self.treat(Stage((self.model.units[name],), "", {name: Stats()})).get(name))}
+        sweep = Sweep(
+            self.model, batches, self.script, self.treat, needs=needs, seed=seed, pool=pool, values=values, biases=self.biases,
+            dropped=self.dropped, on_block=on_block, replayed=chain.replayed(),
+        )  # fmt: skip
+        sweep.finish()
+        self.events += [event for event in sweep.chronicle.events if event not in self.events]
+        gone = {unit.name for unit in self.model.units.values() if Script.home(unit.name, self.dropped)}
+        for name in [*self.options, *self.start]:
+            if name not in self.store and name not in gone and (self.options.get(name, Option()).steps or name in self.start):
+                unit = self.model.units[name]
+                option = self.options[name].without_data() if name in self.options else Option()
+                if option is None:
+                    raise ModelError(f"{name}: was never called, and its option needs data. Choose another option for it.")
+                self.options = {**self.options, name: option}
+                made = self._make(unit, Stats())
+                if made is not None:
+                    self.store.put(f"late-{name}".replace("/", "_"), {name: made})
+        return self.store

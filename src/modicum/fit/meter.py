@@ -1,0 +1,52 @@
+"""Time and peak memory by stage."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+_STATUS = Path("/proc/self/status")
+_PERIOD = 0.02
+
+
+def own_memory() -> int:
+    """Anonymous plus shared memory of this process in bytes; resident memory where the system does not tell them apart."""
+    if _STATUS.exists():
+        found = [line.split() for line in _STATUS.read_text().splitlines() if line.startswith(("RssAnon:", "RssShmem:"))]
+        if found:
+            return sum(int(words[1]) for words in found) * 1024
+    return psutil.Process().memory_info().rss
+
+
+class Meter:
+    """Samples memory in a thread while a stage runs."""
+
+    def __init__(self) -> None:
+        self.stages: dict[str, dict[str, float]] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Measure what runs inside under ``name``; seconds add up, peaks take the largest."""
+        stop, peak = threading.Event(), [own_memory()]
+
+        def watch() -> None:
+            while not stop.wait(_PERIOD):
+                peak[0] = max(peak[0], own_memory())
+
+        thread = threading.Thread(target=watch, daemon=True)
+        started = time.perf_counter()
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+            before = self.stages.get(name, {"seconds": 0.0, "peak_bytes": 0})
+            self.stages[name] = {
+                "seconds": round(before["seconds"] + time.perf_counter() - started, 3), "peak_bytes": max(before["peak_bytes"], peak[0]),
+            }  # fmt: skip

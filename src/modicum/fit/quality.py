@@ -1,0 +1,131 @@
+"""Quality against the original: KL per token, paired by sequence, with a bootstrap interval; perplexity where there are labels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from modicum.core.errors import DataError, ModelError
+from modicum.data.splits import Batch, call
+from modicum.forms import Form
+from modicum.models.model import Model
+from modicum.sweep import Script, Sweep
+from modicum.sweep.reverse import output_tensor
+from modicum.sweep.spill import SpillPool
+
+_RESAMPLES = 2000
+Outputs = Iterator[tuple[int, Any]]
+
+
+@dataclass
+class Quality:
+    """Per sequence: mean KL(original ‖ candidate) per token in nats, or the relative squared error of outputs without logits, and
+    negative log-likelihoods per token where tokens predict the next.
+    """
+
+    metric: str = "mean KL per token"
+    divergence: list[float] = field(default_factory=list)
+    original: list[float] = field(default_factory=list)
+    candidate: list[float] = field(default_factory=list)
+    tokens: int = 0
+
+    def summary(self, seed: int = 0) -> dict[str, Any]:
+        """Mean divergence with a bootstrap 95 % interval over sequences, and perplexities."""
+        mean, low, high = interval(self.divergence, seed)
+        found = {"metric": self.metric, "mean": mean, "low": low, "high": high, "sequences": len(self.divergence), "tokens": self.tokens}
+        if self.candidate:
+            found |= {"perplexity": math.exp(float(np.mean(self.candidate)))}
+            if self.original:
+                found |= {"perplexity_original": math.exp(float(np.mean(self.original)))}
+        return found
+
+
+def interval(values: Sequence[float], seed: int = 0) -> tuple[float, float, float]:
+    """Mean and the bootstrap 95 % interval of it over ``values``."""
+    array = np.asarray(values, dtype=np.float64)
+    draws = np.random.default_rng(seed).integers(0, len(array), (_RESAMPLES, len(array)))
+    low, high = np.quantile(array[draws].mean(1), [0.025, 0.975])
+    return float(array.mean()), float(low), float(high)
+
+
+def compare(original: Outputs, candidate: Outputs, batches: Sequence[Batch], causal: bool) -> Quality:
+    """Compare two runs over the same batches, batch by batch as their outputs appear. Raises ``ModelError`` for NaN."""
+    quality = Quality()
+    waiting: dict[int, Any] = {}
+    for index, output in original:
+        waiting[index] = output
+        while index in waiting:
+            try:
+                other, theirs = next(candidate)
+            except StopIteration:
+                break
+            if other not in waiting:
+                raise ModelError("quality: both runs must finish their batches in one order. Report this.")
+            _add(quality, waiting.pop(other), theirs, batches[other], causal)
+    return quality
+
+
+def _add(quality: Quality, original: Any, candidate: Any, batch: Batch, causal: bool) -> None:
+    (left, logits), (right, _) = output_tensor(original), output_tensor(candidate)
+    if not torch.isfinite(right).all():
+        raise ModelError("quality: the compressed model's outputs must be finite, hold NaN or Inf. Choose a larger budget or another method.")
+    for row in range(len(left)):
+        a, b = left[row].float(), right[row].float()
+        if not logits:
+            quality.metric = "relative squared error"
+            quality.divergence.append(float((a - b).square().sum() / a.square().sum().clamp_min(1e-30)))
+            quality.tokens += 1
+            continue
+        p, q = a.log_softmax(-1), b.log_softmax(-1)
+        each = (p.exp() * (p - q)).sum(-1).reshape(-1)
+        mask = _mask(batch, row, each)
+        quality.divergence.append(float(each[mask].mean().clamp_min(0)))
+        quality.tokens += int(mask.sum())
+        if causal and isinstance(batch, dict) and "input_ids" in batch:
+            labels = batch["input_ids"][row][1:].to(p.device)
+            quality.original.append(_likelihood(p, labels, mask))
+            quality.candidate.append(_likelihood(q, labels, mask))
+
+
+def _mask(batch: Batch, row: int, each: torch.Tensor) -> torch.Tensor:
+    mask = batch.get("attention_mask") if isinstance(batch, dict) else None
+    if mask is not None and mask.ndim == 2 and mask.shape[1] == len(each):
+        return mask[row].bool().to(each.device)
+    return torch.ones(len(each), dtype=torch.bool, device=each.device)
+
+
+def _likelihood(log: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor) -> float:
+    found = -log[:-1].gather(-1, labels[:, None])[:, 0]
+    return float(found[mask[1:]].mean())
+
+
+def plain(module: torch.nn.Module, batches: Iterable[Batch]) -> Outputs:
+    """Outputs of a module in memory."""
+    with torch.no_grad():
+        for index, batch in enumerate(batches):
+            yield index, call(module, batch)
+
+
+def streamed(model: Model, batches: Sequence[Batch], script: Script, forms: Mapping[str, Form] | None = None, *,
+             biases: Mapping[str, torch.Tensor] | None = None, dropped: frozenset[str] = frozenset(), pool: SpillPool | None = None) -> Outputs:  # fmt: skip
+    """Outputs of an opened model, one block in memory at a time, with ``forms`` in place of its weights."""
+    return Sweep(model, batches, script, values=forms, biases=biases, dropped=dropped, pool=pool).run()
+
+
+def perplexity_text(summary: Mapping[str, Any]) -> str:
+    """One line for people."""
+    line = f"{summary['metric']} {summary['mean']:.5f} [{summary['low']:.5f}, {summary['high']:.5f}]"
+    if "perplexity_original" in summary:
+        line += f", perplexity {summary['perplexity_original']:.3f} → {summary['perplexity']:.3f}"
+    return line
+
+
+def require(batches: Sequence[Batch]) -> None:
+    """Raise ``DataError`` where there is nothing to judge with."""
+    if not batches:
+        raise DataError("quality: at least one test sequence is needed, none came. Give more data.")

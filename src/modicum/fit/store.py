@@ -1,0 +1,147 @@
+"""What a run keeps on disk so that it can be interrupted after any block: forms made, block outputs the chain still needs, harms."""
+
+from __future__ import annotations
+
+import json
+import os
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from modicum.core.errors import ModelError
+from modicum.core.tensorfile import TensorFile, TensorWriter
+from modicum.forms import Form, restore
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace a JSON file in one step: after a crash it is whole, old or new."""
+    partial = path.with_name(path.name + ".new")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            json.dump(value, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be written ({error.strerror}). Free space or choose another --out.") from None
+
+
+class FormStore(Mapping[str, Form]):
+    """Forms by unit name, each group in a file of its own; reading one touches only its tensors."""
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+        directory.mkdir(parents=True, exist_ok=True)
+        self._home: dict[str, tuple[Path, dict]] = {}
+        for path in sorted(directory.glob("*.safetensors")):
+            self._register(path)
+
+    def _register(self, path: Path) -> None:
+        with TensorFile(path) as file:
+            for name, described in json.loads(file.metadata["forms"]).items():
+                self._home[name] = (path, described)
+
+    def put(self, key: str, forms: Mapping[str, Form]) -> None:
+        """Store a group of forms under a file name made from ``key``."""
+        if not forms:
+            return
+        path = self.directory / f"{key or 'trunk'}.safetensors"
+        tensors = {f"{unit}:{part}": tensor for unit, form in forms.items() for part, tensor in form.tensors().items()}
+        described = json.dumps({unit: form.describe() for unit, form in forms.items()})
+        with TensorWriter(path, {name: (t.dtype, tuple(t.shape)) for name, t in tensors.items()}, {"forms": described}) as writer:
+            for name, tensor in tensors.items():
+                writer.write(name, tensor)
+        self._register(path)
+
+    def __getitem__(self, name: str) -> Form:
+        path, described = self._home[name]
+        with TensorFile(path) as file:
+            prefix = f"{name}:"
+            return restore(described, {part[len(prefix) :]: file.read(part) for part in file.entries if part.startswith(prefix)})
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._home)
+
+    def __len__(self) -> int:
+        return len(self._home)
+
+
+class ChainStore:
+    """Outputs of finished blocks, so that a sweep continues where it stopped on bit-identical inputs.
+
+    A block's outputs are kept while somebody still needs them: until the next block of the chain is done and the model holds them no
+    longer, which the tensors' own lifetime tells. Blocks nobody needs answer with empty tensors of the right shape.
+    """
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+        directory.mkdir(parents=True, exist_ok=True)
+        self._state = directory / "chain.json"
+        self.done: list[dict[str, Any]] = json.loads(self._state.read_text()) if self._state.exists() else []
+        self._alive: dict[str, list[weakref.ref]] = {}
+        self.storable = True
+
+    def replayed(self) -> dict[str, Callable[[int], Any]]:
+        """For each finished block, what gives its output for a micro-batch."""
+        return {entry["block"]: (lambda index, entry=entry: self._read(entry, index)) for entry in self.done}
+
+    def keep(self, block: str, outputs: dict[int, Any]) -> bool:
+        """Store a finished block's outputs; False where they are not tensors, and the sweep cannot be continued."""
+        if not self.storable:
+            return False
+        flat = {index: _flatten(output) for index, output in outputs.items()}
+        if any(value is None for value in flat.values()) or any(entry["block"] == block for entry in self.done):
+            self.storable = False
+            return False
+        name = f"{len(self.done):05d}.safetensors"
+        tensors = {f"{index}.{place}": t for index, (_, found) in flat.items() for place, t in enumerate(found)}  # type: ignore[misc]
+        with TensorWriter(self.directory / name, {key: (t.dtype, tuple(t.shape)) for key, t in tensors.items()}) as writer:
+            for key, tensor in tensors.items():
+                writer.write(key, tensor)
+        shapes = {key: [str(t.dtype)[6:], list(t.shape)] for key, t in tensors.items()}
+        self.done.append({"block": block, "file": name, "shapes": shapes, "structure": {str(i): v[0] for i, v in flat.items()}})  # type: ignore[index]
+        stale = self._stale()
+        self._alive[block] = [weakref.ref(tensor) for tensor in tensors.values()]
+        write_json(self._state, self.done)
+        for path in stale:
+            path.unlink(missing_ok=True)
+        return True
+
+    def _stale(self) -> list[Path]:
+        """Files of blocks at least two back whose tensors nobody holds any more."""
+        stale = []
+        for entry in self.done[:-2]:
+            refs = self._alive.get(entry["block"])
+            if entry["file"] and refs is not None and all(ref() is None for ref in refs):
+                stale.append(self.directory / entry["file"])
+                entry["file"] = None
+        return stale
+
+    def _read(self, entry: dict[str, Any], index: int) -> Any:
+        keys = sorted((key for key in entry["shapes"] if key.split(".")[0] == str(index)), key=lambda key: int(key.split(".")[1]))
+        if entry["file"] is None:
+            tensors = [torch.zeros((), dtype=getattr(torch, entry["shapes"][key][0])).expand(entry["shapes"][key][1]) for key in keys]
+        else:
+            with TensorFile(self.directory / entry["file"]) as file:
+                tensors = [file.read(key) for key in keys]
+        if entry is self.done[-1] or entry["file"]:
+            self._alive.setdefault(entry["block"], []).extend(weakref.ref(tensor) for tensor in tensors)
+        return _rebuild(entry["structure"][str(index)], tensors)
+
+
+def _flatten(output: Any) -> tuple[Any, list[torch.Tensor]] | None:
+    if isinstance(output, torch.Tensor):
+        return "tensor", [output.contiguous() if not output.is_contiguous() else output]
+    if isinstance(output, tuple) and all(item is None or isinstance(item, torch.Tensor) for item in output):
+        return ["none" if item is None else "tensor" for item in output], [item.contiguous() for item in output if item is not None]
+    return None
+
+
+def _rebuild(structure: Any, tensors: list[torch.Tensor]) -> Any:
+    if structure == "tensor":
+        return tensors[0]
+    left = iter(tensors)
+    return tuple(None if kind == "none" else next(left) for kind in structure)

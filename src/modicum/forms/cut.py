@@ -1,0 +1,61 @@
+"""Cut: a form of the rows and columns that remain; the others are zero and cost one bit each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from modicum.forms.form import Form, restore
+from modicum.forms.packing import pack, unpack
+
+
+class Cut(Form):
+    """``inner`` of shape (rows kept, columns kept) inside a matrix of zeros; ``rows`` and ``columns`` are boolean masks or None for all.
+
+    The module around it keeps its shapes, so any architecture's own forward stays right; the product really is narrower.
+    """
+
+    kind = "cut"
+
+    def __init__(self, inner: Form, rows: torch.Tensor | None, columns: torch.Tensor | None):
+        self.inner, self.rows, self.columns, self.dtype = inner, rows, columns, inner.dtype
+        self.shape = (inner.shape[0] if rows is None else len(rows), inner.shape[1] if columns is None else len(columns))
+
+    def dense(self) -> torch.Tensor:
+        value = self.inner.dense()
+        if self.columns is not None:
+            value = _scatter(value, self.columns)
+        return value if self.rows is None else _scatter(value.T, self.rows).T.contiguous()
+
+    def product(self, inputs: torch.Tensor) -> torch.Tensor:
+        value = self.inner.product(inputs if self.columns is None else inputs[..., self.columns])
+        return value if self.rows is None else _scatter(value, self.rows)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        found = {f"inner.{name}": tensor for name, tensor in self.inner.tensors().items()}
+        for name, mask in (("rows", self.rows), ("columns", self.columns)):
+            if mask is not None:
+                found[name] = pack(mask.to(torch.uint8)[None], 1)
+        return found
+
+    def settings(self) -> dict[str, Any]:
+        return {"inner": self.inner.describe()}
+
+    @classmethod
+    def restored(cls, tensors: Mapping[str, torch.Tensor], settings: Mapping[str, Any], shape: tuple[int, int], dtype: torch.dtype) -> Form:
+        inner = {name.removeprefix("inner."): tensor for name, tensor in tensors.items() if name.startswith("inner.")}
+        masks = {name: unpack(tensors[name], 1, size)[0].bool() for name, size in (("rows", shape[0]), ("columns", shape[1])) if name in tensors}
+        return cls(restore(settings["inner"], inner), masks.get("rows"), masks.get("columns"))
+
+    @property
+    def values(self) -> int:
+        return self.inner.values
+
+
+def _scatter(value: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """``value`` (..., kept count) spread over the true places of ``kept``; zeros elsewhere."""
+    full = torch.zeros(*value.shape[:-1], len(kept), dtype=value.dtype, device=value.device)
+    full[..., kept] = value
+    return full

@@ -1,0 +1,36 @@
+"""Dense: every entry stored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from modicum.forms.form import Form
+
+
+class Dense(Form):
+    """All entries of a (rows, columns) matrix in its own dtype."""
+
+    kind = "dense"
+
+    def __init__(self, weight: torch.Tensor):
+        self.weight, self.shape, self.dtype = weight, (weight.shape[0], weight.shape[1]), weight.dtype
+
+    def dense(self) -> torch.Tensor:
+        return self.weight
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return {"weight": self.weight.contiguous()}
+
+    def settings(self) -> dict[str, Any]:
+        return {}
+
+    @classmethod
+    def restored(cls, tensors: Mapping[str, torch.Tensor], settings: Mapping[str, Any], shape: tuple[int, int], dtype: torch.dtype) -> Form:
+        return cls(tensors["weight"].to(dtype))
+
+    @property
+    def values(self) -> int:
+        return self.weight.numel()

@@ -1,0 +1,36 @@
+"""Float8: E4M3 values with one scale per row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from modicum.forms.form import Form
+
+
+class Float8(Form):
+    """``codes · scale`` with codes float8_e4m3fn (rows, columns) and scale (rows, 1) in the weight's dtype."""
+
+    kind = "float8"
+
+    def __init__(self, codes: torch.Tensor, scale: torch.Tensor):
+        self.codes, self.scale, self.shape, self.dtype = codes, scale, (codes.shape[0], codes.shape[1]), scale.dtype
+
+    def dense(self) -> torch.Tensor:
+        return self.codes.to(self.dtype) * self.scale
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return {"codes": self.codes.contiguous(), "scale": self.scale.contiguous()}
+
+    def settings(self) -> dict[str, Any]:
+        return {}
+
+    @classmethod
+    def restored(cls, tensors: Mapping[str, torch.Tensor], settings: Mapping[str, Any], shape: tuple[int, int], dtype: torch.dtype) -> Form:
+        return cls(tensors["codes"], tensors["scale"].to(dtype))
+
+    @property
+    def values(self) -> int:
+        return self.codes.numel()

@@ -1,0 +1,74 @@
+"""The interface of all forms, and how a saved one is restored."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+
+from modicum.core.errors import ModelError
+
+_KINDS: dict[str, type[Form]] = {}
+
+
+class Form(ABC):
+    """A matrix of shape (rows, columns) in some stored form; immutable by convention."""
+
+    kind: ClassVar[str]
+    shape: tuple[int, int]
+    dtype: torch.dtype
+
+    def __init_subclass__(cls) -> None:
+        _KINDS[cls.kind] = cls
+
+    @abstractmethod
+    def dense(self) -> torch.Tensor:
+        """Value as a (rows, columns) tensor of ``dtype``."""
+
+    @abstractmethod
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What is written to a file, by short name."""
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """What a reader must know beside the tensors and the shape; JSON values only."""
+
+    @classmethod
+    @abstractmethod
+    def restored(cls, tensors: Mapping[str, torch.Tensor], settings: Mapping[str, Any], shape: tuple[int, int], dtype: torch.dtype) -> Form:
+        """The form that ``tensors()`` and ``settings()`` described."""
+
+    @property
+    @abstractmethod
+    def values(self) -> int:
+        """Number of stored weight values: dense entries, codes, nonzeros, low-rank factors; scales and tables apart."""
+
+    @property
+    def nbytes(self) -> int:
+        """Exact bytes of the stored tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors().values())
+
+    def product(self, inputs: torch.Tensor) -> torch.Tensor:
+        """``inputs @ dense().T`` for inputs (..., columns)."""
+        return inputs @ self.dense().to(inputs.dtype).T
+
+    def describe(self) -> dict[str, Any]:
+        """JSON description: kind, shape, dtype and settings."""
+        return {"kind": self.kind, "shape": list(self.shape), "dtype": str(self.dtype).removeprefix("torch."), **self.settings()}
+
+
+def restore(described: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Form:
+    """Form from ``describe()`` and its tensors. Raises ``ModelError`` for an unknown kind or parts that do not fit together."""
+    kind = described.get("kind")
+    if kind not in _KINDS:
+        raise ModelError(f"container: a form's kind must be one of {', '.join(sorted(_KINDS))}, got {kind!r}. Write the file anew.")
+    try:
+        shape, dtype = (int(described["shape"][0]), int(described["shape"][1])), getattr(torch, str(described["dtype"]))
+        form = _KINDS[kind].restored(tensors, described, shape, dtype)
+        if not isinstance(dtype, torch.dtype) or tuple(form.dense().shape) != shape:
+            raise ValueError(f"shape {shape} does not match the tensors")
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
+        raise ModelError(f"container: a {kind} form's tensors and settings must fit together ({error}). Write the file anew.") from None
+    return form

@@ -1,0 +1,60 @@
+"""Integer: codes of 2 to 8 bits with a scale, and where asymmetric a zero point, per group of a row's columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from modicum.forms.form import Form
+from modicum.forms.packing import pack, packed_bytes, unpack
+
+
+class Integer(Form):
+    """``(codes - zero) · scale`` with unsigned codes.
+
+    *Shapes:* ``codes`` uint8 (rows, columns); ``scale`` (rows, groups) in the weight's dtype, or (1, 1) for one scale per tensor; ``zero``
+    uint8 like ``scale``, or None where the grid is symmetric (zero point 2^(bits-1)). A row's last group may be ragged.
+    The dequantized value is computed in the scale's dtype, as the runtimes do.
+    """
+
+    kind = "integer"
+
+    def __init__(self, codes: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None, bits: int, group: int):
+        self.codes, self.scale, self.zero, self.bits, self.group = codes, scale, zero, bits, group
+        self.shape, self.dtype = (codes.shape[0], codes.shape[1]), scale.dtype
+
+    def spread(self, per_group: torch.Tensor) -> torch.Tensor:
+        """A (rows, groups) tensor laid out over the columns, broadcastable against the codes."""
+        if self.group <= 0 or per_group.shape[1] == 1:
+            return per_group
+        return per_group.repeat_interleave(self.group, 1)[:, : self.shape[1]]
+
+    def dense(self) -> torch.Tensor:
+        zero = torch.tensor(float(2 ** (self.bits - 1))) if self.zero is None else self.spread(self.zero)
+        return (self.codes.to(self.dtype) - zero.to(self.dtype)) * self.spread(self.scale)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        found = {"codes": pack(self.codes, self.bits), "scale": self.scale.contiguous()}
+        if self.zero is not None:
+            found["zero"] = pack(self.zero, self.bits)
+        return found
+
+    @property
+    def nbytes(self) -> int:
+        zero = 0 if self.zero is None else packed_bytes(self.zero.shape, self.bits)
+        return packed_bytes(self.codes.shape, self.bits) + self.scale.nbytes + zero
+
+    def settings(self) -> dict[str, Any]:
+        return {"bits": self.bits, "group": self.group}
+
+    @classmethod
+    def restored(cls, tensors: Mapping[str, torch.Tensor], settings: Mapping[str, Any], shape: tuple[int, int], dtype: torch.dtype) -> Form:
+        bits, scale = int(settings["bits"]), tensors["scale"].to(dtype)
+        zero = unpack(tensors["zero"], bits, scale.shape[1]) if "zero" in tensors else None
+        return cls(unpack(tensors["codes"], bits, shape[1]), scale, zero, bits, int(settings["group"]))
+
+    @property
+    def values(self) -> int:
+        return self.codes.numel()

@@ -1,0 +1,1 @@
+"""Models as modicum sees them: weights read lazily, blocks and units found by structure, sites that one choice binds."""

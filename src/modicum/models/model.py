@@ -1,0 +1,95 @@
+"""A model opened for treatment: its module, where its weights come from, and the blocks and units found in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from modicum.core.errors import ModelError
+from modicum.core.unit import Unit
+from modicum.models.weights import Weights
+
+
+@dataclass(frozen=True)
+class Block:
+    """One element of a repeated list of modules, such as a decoder layer; ``list_name`` is the list it stands in."""
+
+    name: str
+    list_name: str
+    index: int
+    parameters: tuple[str, ...]
+
+
+@dataclass
+class Model:
+    """What ``open_model`` returns."""
+
+    module: nn.Module
+    weights: Weights
+    blocks: dict[str, Block]
+    units: dict[str, Unit]
+    name: str = "module"
+    directory: Path | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def config(self) -> Any:
+        """Transformers' config, or None for a plain module."""
+        return getattr(self.module, "config", None)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer beside the weights. Raises ``ModelError`` where there is none."""
+        from transformers import AutoTokenizer
+
+        files = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "vocab.txt")
+        if self.directory is None or not any((self.directory / name).exists() for name in files):
+            raise ModelError(f"{self.name}: has no tokenizer, which text needs. Give token batches from Python, or add the tokenizer's files.")
+        try:
+            return AutoTokenizer.from_pretrained(self.directory)
+        except Exception as error:
+            raise ModelError(f"{self.name}: its tokenizer cannot be read ({_first_line(error)}). Fetch the tokenizer's files again.") from None
+
+    @property
+    def parameters(self) -> int:
+        """Number of distinct parameters, tied ones once."""
+        return sum(self.weights.held(name).numel() for name in self.weights.names)
+
+    @property
+    def dense_bytes(self) -> int:
+        """Bytes of the distinct parameters as stored."""
+        return sum(self.weights.held(name).numel() * self.weights.dtype(name).itemsize for name in self.weights.names)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of most weights."""
+        sizes: dict[torch.dtype, int] = {}
+        for name in self.weights.names:
+            sizes[self.weights.dtype(name)] = sizes.get(self.weights.dtype(name), 0) + self.weights.held(name).numel()
+        return max(sizes, key=lambda dtype: sizes[dtype])
+
+    @cached_property
+    def trunk(self) -> tuple[str, ...]:
+        """Parameters outside all blocks, which stay in memory through a sweep."""
+        inside = {name for block in self.blocks.values() for name in block.parameters}
+        return tuple(name for name in self.weights.names if name not in inside)
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether it is a causal language model, whose default target is Transformers."""
+        from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+        return type(self.module).__name__ in set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+
+    def matrix(self, unit: Unit) -> torch.Tensor:
+        """Matrix view (rows, columns) of a unit's original weight."""
+        return unit.matrix(self.weights.read(unit.parameter))
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,139 @@
+"""Opening a model: the demo, a directory, a Hugging Face id, or a module from Python."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from modicum.core.errors import ModelError
+from modicum.core.tensorfile import Shards
+from modicum.models.model import Model
+from modicum.models.structure import find_blocks, find_units
+from modicum.models.weights import CheckpointWeights, Weights, skeleton_parameters
+
+DEMO = Path(__file__).resolve().parents[1] / "demo" / "model"
+
+
+def open_model(source: str | Path | nn.Module | Model, *, allow_pickle: bool = False, trust_remote_code: bool = False) -> Model:
+    """Open ``demo``, a directory, a Hugging Face id or a ``torch.nn.Module``.
+
+    A directory's weights are read lazily from its safetensors shards. Raises ``ModelError`` for what cannot be opened: no config, missing or
+    lying shards, pickled weights without ``allow_pickle``, a checkpoint that is already quantized, NaN or Inf.
+    """
+    if isinstance(source, Model):
+        return source
+    if isinstance(source, nn.Module):
+        return _from_module(source)
+    directory = locate(source)
+    config = read_config(directory, trust_remote_code)
+    if (quantized := getattr(config, "quantization_config", None)) is not None:
+        method = quantized.get("quant_method") if isinstance(quantized, dict) else getattr(quantized, "quant_method", "?")
+        raise ModelError(f"{source}: must not be quantized already, is ({method}). Start from the original checkpoint.")
+    cls = model_class(config, str(source))
+    if allow_pickle and not list(directory.glob("*.safetensors")):
+        return _from_pickle(cls, directory, str(source))
+    module = skeleton(cls, config)
+    weights = CheckpointWeights(module, Shards(directory))
+    weights.load_buffers()
+    model = _assembled(module, weights, name=str(source), directory=directory)
+    if weights.unused:
+        model.notes.append(f"{len(weights.unused)} tensors of the checkpoint are not part of the model, among them {weights.unused[0]}")
+    return model
+
+
+def locate(source: str | Path) -> Path:
+    """Directory of a model's files; a Hugging Face id is fetched. Raises ``ModelError``."""
+    if str(source) == "demo":
+        return DEMO
+    if Path(source).is_dir():
+        return Path(source)
+    if Path(source).exists():
+        raise ModelError(f"{source}: must be a directory with config.json and safetensors, is a file.")
+    text = str(source)
+    if text.count("/") != 1 or text.startswith((".", "/", "~")):
+        raise ModelError(f"{source}: no such directory. Give 'demo', a directory, or a Hugging Face id such as owner/name.")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    wanted = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "LICENSE*", "*.md"]
+    try:
+        return Path(snapshot_download(text, allow_patterns=wanted))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"{source}: is no local directory and could not be fetched from the hub ({first[:160]}).") from None
+
+
+def read_config(directory: Path, trust_remote_code: bool = False) -> Any:
+    """Transformers' config of a directory. Raises ``ModelError``; remote code runs only where it is trusted."""
+    from transformers import AutoConfig
+
+    path = directory / "config.json"
+    if not path.exists():
+        raise ModelError(f"{directory}: must hold config.json, does not. Give a directory saved by save_pretrained.")
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(raw, dict):
+            raise ValueError("not an object")
+    except (ValueError, OSError) as error:
+        raise ModelError(f"{path}: must be a JSON object ({error}).") from None
+    if raw.get("auto_map") and not trust_remote_code:
+        raise ModelError(f"{directory}: wants to run code of its own. Pass --trust-remote-code if you trust it.")
+    try:
+        return AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"{path}: is not a config that Transformers knows ({first[:200]}).") from None
+
+
+def model_class(config: Any, who: str) -> type[nn.Module]:
+    """The class named by the config, in Transformers. Raises ``ModelError``."""
+    import transformers
+
+    for name in getattr(config, "architectures", None) or []:
+        if (cls := getattr(transformers, name, None)) is not None:
+            return cls
+    raise ModelError(f"{who}: config.json must name a class of Transformers in 'architectures', names {getattr(config, 'architectures', None)}.")
+
+
+def skeleton(cls: type[nn.Module], config: Any) -> nn.Module:
+    """The model without its weights: parameters on ``meta``, buffers real."""
+    default = torch.get_default_dtype()
+    with torch.random.fork_rng(), skeleton_parameters():
+        module = cls(config)
+    torch.set_default_dtype(default)
+    if hasattr(module, "tie_weights"):
+        module.tie_weights()
+    return module.eval()
+
+
+def _from_module(module: nn.Module) -> Model:
+    model = _assembled(module, Weights(module), name=type(module).__name__)
+    for name in model.weights.names:
+        value = model.weights.held(name)
+        if value.device.type == "meta":
+            raise ModelError(f"{model.name}: {name} must hold a value, is on the meta device. Load the weights first.")
+    return model
+
+
+def _from_pickle(cls: Any, directory: Path, name: str) -> Model:
+    files = sorted([*directory.glob("pytorch_model*.bin"), *directory.glob("*.pt"), *directory.glob("*.pth")])
+    if not files:
+        raise ModelError(f"{directory}: must hold weights (*.safetensors or *.bin), holds none.")
+    state: dict[str, torch.Tensor] = {}
+    for file in files:
+        state |= torch.load(file, map_location="cpu", weights_only=True)
+    module, report = cls.from_pretrained(None, config=read_config(directory), state_dict=state, output_loading_info=True)
+    if report["missing_keys"] or report["mismatched_keys"]:
+        raise ModelError(f"{directory}: its pickled weights must fill the model, {sorted(report['missing_keys'])[:3]} are missing.")
+    model = _from_module(module.eval())
+    model.name, model.directory = name, directory
+    model.notes.append("weights came from a pickle and are held in memory")
+    return model
+
+
+def _assembled(module: nn.Module, weights: Weights, **more: Any) -> Model:
+    return Model(module, weights, find_blocks(module, weights), find_units(module, weights), **more)

@@ -1,0 +1,180 @@
+"""Where weights come from: a checkpoint read tensor by tensor, or a module already in memory."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from modicum.core.errors import ModelError
+from modicum.core.tensorfile import Shards
+
+
+class Weights:
+    """Loads and releases the parameters of ``module``; this class serves a module whose parameters are all in memory.
+
+    ``names`` maps each distinct parameter's first name to every name it has: tied parameters are one.
+    """
+
+    lazy = False
+
+    def __init__(self, module: nn.Module):
+        self.module = module
+        by_identity: dict[int, list[str]] = defaultdict(list)
+        self._homes: dict[str, tuple[nn.Module, str]] = {}
+        for prefix, owner in module.named_modules():
+            for attribute, parameter in owner._parameters.items():
+                if parameter is not None:
+                    name = f"{prefix}.{attribute}" if prefix else attribute
+                    by_identity[id(parameter)].append(name)
+                    self._homes[name] = (owner, attribute)
+        self.names: dict[str, tuple[str, ...]] = {names[0]: tuple(names) for names in by_identity.values()}
+        self.first: dict[str, str] = {name: names[0] for names in self.names.values() for name in names}
+
+    def held(self, name: str) -> torch.Tensor:
+        """The parameter as the module holds it now, on ``meta`` where it is not loaded."""
+        owner, attribute = self._homes[name]
+        parameter = owner._parameters[attribute]
+        assert parameter is not None
+        return parameter.detach()
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Dtype in which the parameter is stored."""
+        return self.held(name).dtype
+
+    def read(self, name: str) -> torch.Tensor:
+        """One parameter's value, whether loaded or not."""
+        return self.held(name)
+
+    def load(self, names: Iterable[str]) -> None:
+        """Put the named parameters into the module."""
+
+    def release(self, names: Iterable[str]) -> None:
+        """Free the named parameters, if they can be read again."""
+
+    def put(self, name: str, value: torch.Tensor) -> None:
+        """Set a parameter under all of its names."""
+        parameter = nn.Parameter(value, requires_grad=False)
+        for alias in self.names[self.first[name]]:
+            owner, attribute = self._homes[alias]
+            owner._parameters[attribute] = parameter
+
+
+class CheckpointWeights(Weights):
+    """Parameters on the ``meta`` device that are read from safetensors shards when loaded.
+
+    Names and layouts on disk are mapped to those of the module by Transformers' own conversion tables (stacked experts, renamed, split
+    or transposed tensors), one conversion at a time.
+    """
+
+    lazy = True
+
+    def __init__(self, module: nn.Module, shards: Shards):
+        super().__init__(module)
+        self.shards = shards
+        self._sources: dict[str, tuple[Any, list[tuple[str, str]]]] = {}  # conversion → its converter, (key on disk, pattern)
+        self._made_by: dict[str, str] = {}  # parameter → conversion that makes it
+        self._dtypes: dict[str, torch.dtype] = {}
+        self._latest: tuple[str, dict[str, torch.Tensor]] = ("", {})
+        self.unused = self._index()
+        self._check()
+
+    def dtype(self, name: str) -> torch.dtype:
+        return self._dtypes[self.first[name]]
+
+    def _index(self) -> list[str]:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightConverter, rename_source_key
+
+        mapping = get_model_conversion_mapping(self.module)
+        converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+        renamings = [entry for entry in mapping if not isinstance(entry, WeightConverter)]
+        by_pattern = {pattern: entry for entry in converters for pattern in entry.source_patterns}
+        state = {**dict(self.module.named_parameters(remove_duplicate=False)), **dict(self.module.named_buffers())}
+        for key in sorted(self.shards.names()):
+            target, pattern = rename_source_key(key, renamings, converters, getattr(self.module, "base_model_prefix", None), state)
+            self._sources.setdefault(target, (by_pattern.get(pattern or ""), []))[1].append((key, pattern or ""))
+        unused = []
+        for target, (converter, sources) in self._sources.items():
+            made = [target] if converter is None else list(self._convert(target, meta=True))
+            self._made_by.update({name: target for name in made if name in state})
+            unused += [key for key, _ in sources if not any(name in state for name in made)]
+        ignored = getattr(self.module, "_keys_to_ignore_on_load_unexpected", None) or []
+        return [key for key in unused if not any(re.search(pattern, key) for pattern in ignored)]
+
+    def _check(self) -> None:
+        where = self.shards.files[0].parent
+        for first, names in self.names.items():
+            source = next((name for name in names if name in self._made_by), None)
+            if source is None:
+                raise ModelError(f"{where}: must hold the weight {first}, which no shard has. Fetch the checkpoint again or check its config.")
+            self._made_by[first] = self._made_by[source]
+            converter, sources = self._sources[self._made_by[source]]
+            entry = self.shards.entry(sources[0][0])
+            self._dtypes[first] = entry.dtype
+            wanted = tuple(self.held(first).shape)
+            if converter is None and tuple(entry.shape) != wanted:
+                raise ModelError(f"{where}: {first} must have shape {wanted} by the config, has {tuple(entry.shape)}. Check the config.")
+
+    def _convert(self, target: str, *, meta: bool = False) -> dict[str, torch.Tensor]:
+        from transformers.core_model_loading import dot_natural_key
+
+        converter, sources = self._sources[target]
+        fresh = copy.deepcopy(converter)
+        for key, pattern in sorted(sources, key=lambda pair: dot_natural_key(pair[0])):
+            entry = self.shards.entry(key)
+            value = torch.empty(entry.shape, dtype=entry.dtype, device="meta") if meta else self.shards.read(key)
+            fresh.add_tensor(target, key, pattern, lambda value=value: value)
+        made = fresh.convert(target, model=self.module, config=getattr(self.module, "config", None))
+        return {name: value[0] if isinstance(value, list) else value for name, value in made.items()}
+
+    def _value(self, first: str) -> torch.Tensor:
+        target = self._made_by[first]
+        if self._sources[target][0] is None:
+            return self.shards.read(self._sources[target][1][0][0])
+        if self._latest[0] != target:
+            self._latest = (target, self._convert(target))
+        return next(self._latest[1][name] for name in self.names.get(first, (first,)) if name in self._latest[1]).contiguous()
+
+    def read(self, name: str) -> torch.Tensor:
+        held = self.held(name)
+        return held if held.device.type != "meta" else self._value(self.first[name])
+
+    def load(self, names: Iterable[str]) -> None:
+        for name in names:
+            if self.held(name).device.type == "meta":
+                self.put(name, self._value(self.first[name]))
+        self._latest = ("", {})
+
+    def release(self, names: Iterable[str]) -> None:
+        for name in names:
+            self.put(name, torch.empty_like(self.held(name), device="meta"))
+
+    def load_buffers(self) -> None:
+        """Fill the persistent buffers (batch statistics, position tables), which are small and stay."""
+        for name, buffer in self.module.named_buffers():
+            if name in self._made_by:
+                buffer.copy_(self._value(name))
+
+
+@contextmanager
+def skeleton_parameters() -> Iterator[None]:
+    """Inside, modules are built with parameters on the ``meta`` device and buffers really computed."""
+    register = nn.Module.register_parameter
+
+    def on_meta(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        register(self, name, param)
+        if param is not None and param.device.type != "meta":
+            self._parameters[name] = nn.Parameter(torch.empty_like(param, device="meta"), requires_grad=False)
+
+    nn.Module.register_parameter = on_meta  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]

@@ -1,0 +1,86 @@
+"""Integer grids: how scales and zero points are fitted, and how values meet their codes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from modicum.forms.integer import Integer
+
+# Shares of the full range tried by the search; below 0.4 clipping never wins for the weights of trained models.
+_SHARES = torch.linspace(1.0, 0.4, 25)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """``2^bits`` levels per group of ``group`` columns (0: one group per row, -1: one per tensor), symmetric around zero or not."""
+
+    bits: int
+    group: int = 64
+    symmetric: bool = False
+
+    @property
+    def top(self) -> int:
+        """Largest code."""
+        return 2**self.bits - 1
+
+    def grouped(self, weight: torch.Tensor) -> torch.Tensor:
+        """Weight (rows, columns) as (rows, groups, width), a ragged last group padded by repeating its last column."""
+        rows, columns = weight.shape
+        if self.group < 0:
+            return weight.reshape(1, 1, -1)
+        if self.group == 0 or self.group >= columns:
+            return weight.reshape(rows, 1, columns)
+        if ragged := -columns % self.group:
+            weight = torch.cat([weight, weight[:, -1:].expand(rows, ragged)], 1)
+        return weight.reshape(rows, -1, self.group)
+
+    def fit(
+        self, weight: torch.Tensor, dtype: torch.dtype, *, importance: torch.Tensor | None = None, search: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Scale (rows, groups) in ``dtype`` and zero point uint8 (None where symmetric) for float32 ``weight`` (rows, columns).
+
+        Without ``search`` the full range is covered. With it, the share of the range that minimises the squared error, each column
+        weighted by ``importance`` (columns,), is chosen per group.
+        """
+        groups = self.grouped(weight)
+        low, high = groups.amin(2).clamp_max(0), groups.amax(2).clamp_min(0)
+        if not search:
+            return self._range(low, high, dtype)
+        weights = None if importance is None else self.grouped(importance.expand(1, -1).expand_as(weight) if self.group < 0 else importance[None])
+        best, chosen = None, None
+        for share in _SHARES.tolist():
+            scale, zero = self._range(low * share, high * share, dtype)
+            loss = (self._round(groups, scale[..., None], zero if zero is None else zero[..., None]) - groups).square()
+            loss = (loss if weights is None else loss * weights).sum(2)
+            if best is None or chosen is None:
+                best, chosen = loss, (scale, zero)
+                continue
+            better = loss < best
+            best = torch.where(better, loss, best)
+            chosen = (torch.where(better, scale, chosen[0]), zero if zero is None or chosen[1] is None else torch.where(better, zero, chosen[1]))
+        assert chosen is not None
+        return chosen
+
+    def _range(self, low: torch.Tensor, high: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor | None]:
+        tiny = torch.finfo(dtype).tiny
+        if self.symmetric:
+            return (torch.maximum(-low, high) * 2 / self.top).clamp_min(tiny).to(dtype), None
+        scale = ((high - low) / self.top).clamp_min(tiny).to(dtype)
+        return scale, (-low / scale.float()).round().clamp(0, self.top).to(torch.uint8)
+
+    def _round(self, value: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None) -> torch.Tensor:
+        scale, offset = scale.float(), 2.0 ** (self.bits - 1) if zero is None else zero.float()
+        return ((value / scale + offset).round().clamp(0, self.top) - offset) * scale
+
+    def encode(self, weight: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None) -> Integer:
+        """Every entry of float32 ``weight`` rounded to its group's nearest level."""
+        empty = Integer(weight, scale, zero, self.bits, self.width(weight.shape[1]))
+        offset = 2.0 ** (self.bits - 1) if zero is None else empty.spread(zero.float())
+        codes = (weight / empty.spread(scale.float()) + offset).round().clamp(0, self.top).to(torch.uint8)
+        return Integer(codes, scale, zero, self.bits, self.width(weight.shape[1]))
+
+    def width(self, columns: int) -> int:
+        """Group width as stored: 0 where one group covers a whole row of ``columns`` (or the tensor)."""
+        return 0 if self.group <= 0 or self.group >= columns else self.group

@@ -1,0 +1,97 @@
+"""One blocked solver for second-order rounding: GPTQ quantizes with it, SparseGPT prunes with it.
+
+Both minimise ``tr((W - Q) H (W - Q)ᵀ)`` over Q column by column. With the factorization ``H = M D Mᵀ`` (M unit upper triangular, D
+diagonal) the loss is ``Σ_k D_k ‖c_k - q_k‖²``, where ``c_k = w_k + Σ_{j<k} (w_j - q_j) M_jk`` is column k as corrected for the errors
+already made. So one Cholesky factorization and no inverse is enough, the exact loss falls out, and 1/[H⁻¹]_kk of what remains
+is D_k. Columns are halved recursively: all but the smallest pieces' corrections are matrix products.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from modicum.core.errors import ModelError
+
+# Columns corrected one by one; above it, by matrix products. Measured: 16 and 32 are equally fast, 8 and 64 slower.
+_LEAF = 32
+_RETRIES = 6
+
+
+@dataclass(frozen=True)
+class Factor:
+    """``M`` (columns, columns) unit upper triangular and ``D`` (columns,) of a damped covariance, and the damping that was needed."""
+
+    coupling: torch.Tensor
+    curvature: torch.Tensor
+    damping: float
+    retries: int
+
+
+def factorize(covariance: torch.Tensor, damping: float) -> Factor:
+    """Factorize ``covariance`` (columns, columns) plus ``damping`` times its mean diagonal.
+
+    Where it is not positive definite the damping is multiplied by ten, at most six times; ``retries`` counts them so that the caller
+    can say so. Columns whose inputs were always zero get a diagonal of one. Raises ``ModelError`` where nothing helps.
+    """
+    if not torch.isfinite(covariance).all():
+        raise ModelError("solver: the covariance of inputs must be finite, holds NaN or Inf. Check the calibration data and the model.")
+    work = covariance.double().flip(0, 1)
+    diagonal = work.diagonal()
+    mean = float(diagonal.mean())
+    dead = diagonal <= 0
+    diagonal[dead] = mean if mean > 0 else 1.0
+    base = mean if mean > 0 else 1.0
+    added = 0.0
+    for retry in range(_RETRIES + 1):
+        amount = damping * 10**retry * base
+        diagonal += amount - added
+        added = amount
+        lower, failed = torch.linalg.cholesky_ex(work)
+        if not failed:
+            upper = lower.flip(0, 1)
+            scale = upper.diagonal()
+            return Factor((upper / scale).float(), scale.square().float(), damping * 10**retry, retry)
+    raise ModelError(f"solver: no damping up to {damping * 10**_RETRIES:g} makes the covariance positive definite. Use more calibration tokens.")
+
+
+def solve(weight: torch.Tensor, factor: Factor, decide: Callable[[int, torch.Tensor], torch.Tensor], *, span: int = 0,
+          prepare: Callable[[int, int, torch.Tensor], None] | None = None) -> tuple[torch.Tensor, float]:  # fmt: skip
+    """Choose Q (rows, columns) for float32 ``weight``; returns Q and the loss ``tr((W - Q) H (W - Q)ᵀ)``.
+
+    ``decide(k, c)`` gives column k's values from its corrected ones ``c`` (rows,). Before the columns ``[lo, hi)`` of each span of
+    ``span`` columns are decided, ``prepare(lo, hi, C)`` sees them corrected, (hi - lo, rows): masks and groups that need a look at several
+    columns are fixed there.
+    """
+    original = weight.T.contiguous()
+    corrected = original.clone()
+    chosen = torch.empty_like(original)
+    error = torch.empty_like(original)
+    columns, coupling, loss = len(original), factor.coupling, torch.zeros((), dtype=torch.float64)
+
+    def leaf(low: int, high: int) -> None:
+        for k in range(low, high):
+            if prepare is not None and span and k % span == 0:
+                prepare(k, min(k + span, columns), corrected[k : min(k + span, columns)])
+            value = decide(k, corrected[k])
+            chosen[k] = value
+            torch.sub(original[k], value, out=error[k])
+            if k + 1 < high:
+                corrected[k + 1 : high].addr_(coupling[k, k + 1 : high], error[k])
+
+    def halve(low: int, high: int) -> None:
+        if high - low <= _LEAF:
+            leaf(low, high)
+            return
+        # While several spans remain, split between spans: then each is fully corrected before it is prepared.
+        unit = span if high - low > span > _LEAF else _LEAF
+        middle = low + max(unit, (high - low) // 2 // unit * unit)
+        halve(low, middle)
+        corrected[middle:high].addmm_(coupling[low:middle, middle:high].T, error[low:middle])
+        halve(middle, high)
+
+    halve(0, columns)
+    loss = (factor.curvature.double() * (corrected - chosen).square().sum(1).double()).sum()
+    return chosen.T, float(loss)

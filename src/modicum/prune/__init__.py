@@ -1,0 +1,7 @@
+"""Fewer weights that are not zero."""
+
+from modicum.prune.magnitude import Magnitude
+from modicum.prune.sparsegpt import Sparsegpt
+from modicum.prune.wanda import Wanda
+
+__all__ = ["Magnitude", "Sparsegpt", "Wanda"]

@@ -1,0 +1,65 @@
+"""SparseGPT: weights go where the others can make up for them, and the others do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from modicum.core.method import Need, Paper
+from modicum.core.settings import param
+from modicum.core.unit import Stats
+from modicum.numerics.solver import factorize, solve
+from modicum.prune._family import Pruner
+from modicum.prune.magnitude import Magnitude
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sparsegpt(Pruner):
+    """Prune block by block of columns; the columns after absorb the error on the calibration inputs.
+
+    The score of an entry is ``c_ij² · D_j``, its corrected value squared times the curvature that remains; the correction is the
+    solver's (``numerics/solver.py``), shared with GPTQ.
+
+    *Shapes:* weight (rows, columns), covariance (columns, columns). *Needs and cost:* covariance; one Cholesky factorization, then rows ·
+    columns² multiply-adds. *Reduces to:* Wanda's masks on whole blocks where the covariance is diagonal (up to the scope). *Raises:*
+    ``ModelError`` where no damping makes the covariance positive definite. Weights whose inputs were not seen take ``magnitude``.
+
+    Example:
+        >>> import torch
+        >>> stats = Stats(count=99, covariance=torch.eye(64))
+        >>> Sparsegpt(keep=0.25).solve(torch.randn(8, 64), stats)[1].float().mean()
+        tensor(0.2500)
+
+    """
+
+    paper = Paper(
+        "SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot", "2301.00774", 2023, "Frantar, Elias and Alistarh, Dan"
+    )
+    needs = frozenset({Need.COVARIANCE})
+
+    damping: float = param(0.01, "share of the covariance's mean diagonal added to its diagonal", between=(0.0, 10.0))
+    block: int = param(128, "columns whose mask is chosen together where no pattern is given", between=(1, 4096))
+
+    def without_data(self) -> Magnitude:
+        """The stand-in for weights whose inputs were not seen."""
+        return Magnitude(keep=self.keep, pattern=self.pattern)
+
+    def solve(self, weight: torch.Tensor, stats: Stats) -> tuple[torch.Tensor, torch.Tensor]:
+        """Solve on the covariance of inputs."""
+        assert stats.covariance is not None
+        key = ("sparsegpt", self.damping)
+        if key not in stats.cache:
+            stats.cache[key] = factorize(stats.covariance, self.damping)
+        factor = stats.cache[key]
+        if factor.retries:
+            stats.events.append(f"damping raised {factor.retries} times to {factor.damping:g}")
+        mask = torch.ones(weight.shape[1], weight.shape[0], dtype=torch.bool)
+
+        def choose(low: int, high: int, corrected: torch.Tensor) -> None:
+            scores = corrected.square() * factor.curvature[low:high, None]
+            mask[low:high] = self.mask(scores.T, "tensor").T
+
+        span = self.n_of_m()[1] if self.pattern is not None else self.block
+        value, _ = solve(weight, factor, lambda k, column: column * mask[k], span=span, prepare=choose)
+        return value, mask.T

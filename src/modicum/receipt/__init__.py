@@ -1,0 +1,1 @@
+def report(r): return "<html></html>"

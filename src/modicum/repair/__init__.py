@@ -1,0 +1,5 @@
+"""A few numbers added back where compression hurt most."""
+
+from modicum.repair.eora import Eora
+
+__all__ = ["Eora"]

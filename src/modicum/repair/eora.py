@@ -1,0 +1,56 @@
+"""EoRA: the error's best low-rank part, as the inputs see it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from modicum.core.method import Need, Paper
+from modicum.core.settings import param
+from modicum.core.unit import Stats
+from modicum.forms import Form, LowRank
+from modicum.numerics.svd import truncated, whitened
+from modicum.repair._family import Repairer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eora(Repairer):
+    """Add a low-rank form of the compression error, truncated in the eigenspace of the inputs.
+
+    With ``H = Q Λ Qᵀ`` the error is projected to ``E Q Λ^½``, truncated there by SVD and mapped back, which is the best rank-r repair
+    of the layer's output on the calibration inputs.
+
+    *Shapes:* error (rows, columns), covariance (columns, columns). *Needs and cost:* covariance; one eigendecomposition of size columns
+    and one of the smaller side. *Reduces to:* plain SVD of the error with ``whiten=false``, or where the inputs are white.
+    *Raises:* ``SettingError`` where no step before it changed the weight. Weights whose inputs were not seen take plain SVD.
+
+    Example:
+        >>> import torch
+        >>> Eora(rank=2).repair(torch.randn(8, 16), Stats(covariance=torch.eye(16)), torch.float32).rank
+        2
+
+    """
+
+    paper = Paper(
+        "EoRA: Training-free Compensation for Compressed LLM with Eigenspace Low-Rank Approximation", "2410.21271", 2024,
+        "Liu, Shih-Yang and others",
+    )  # fmt: skip
+    needs = frozenset({Need.COVARIANCE})
+
+    rank: int = param(8, "rank of the repair", between=(1, 1 << 20))
+    whiten: bool = param(True, "truncate in the eigenspace of the inputs, not of the weights")
+
+    def without_data(self) -> Eora:
+        """The stand-in for weights whose inputs were not seen."""
+        return Eora(rank=self.rank, whiten=False)
+
+    def repair(self, error: torch.Tensor, stats: Stats, dtype: torch.dtype) -> Form:
+        """Low-rank form of ``error``."""
+        if self.whiten:
+            assert stats.covariance is not None
+            left, right = whitened(error, stats.covariance, self.rank)
+        else:
+            left, right = truncated(error, self.rank)
+        scale = (left.norm(dim=0).clamp_min(1e-30) / right.norm(dim=1).clamp_min(1e-30)).sqrt()
+        return LowRank((left / scale).to(dtype), (right * scale[:, None]).to(dtype))

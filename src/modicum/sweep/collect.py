@@ -1,0 +1,81 @@
+"""Statistics of a unit's inputs, collected once for the union of what methods need."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from modicum.core.method import Need
+from modicum.core.unit import Stats, Unit
+
+# Token rows turned to float32 at a time.
+_CHUNK = 4096
+_MOMENTS = {Need.NORMS, Need.MEANS, Need.VARIANCES}
+
+
+class Collector:
+    """Accumulates the statistics of inputs given as rows (tokens, columns)."""
+
+    def __init__(self, needs: Set[Need], columns: int, device: torch.device | str = "cpu"):
+        self.needs, self.stats = needs, Stats()
+        if needs & _MOMENTS or Need.COVARIANCE in needs:
+            self.stats.total = torch.zeros(columns, device=device)
+            self.stats.square = torch.zeros(columns, device=device)
+        if Need.COVARIANCE in needs:
+            self.stats.covariance = torch.zeros(columns, columns, device=device)
+        if Need.INPUTS in needs:
+            self.stats.inputs = []
+
+    def add(self, rows: torch.Tensor) -> None:
+        """Add inputs (tokens, columns) of any float dtype; sums are float32."""
+        stats = self.stats
+        stats.count += len(rows)
+        if stats.inputs is not None:
+            stats.inputs.append(rows)
+        if stats.total is None or stats.square is None:
+            return
+        for chunk in rows.split(_CHUNK):
+            value = chunk.float()
+            stats.total += value.sum(0)
+            if stats.covariance is not None:
+                stats.covariance.addmm_(value.T, value)
+            else:
+                stats.square += value.square().sum(0)
+        if stats.covariance is not None:
+            stats.square = stats.covariance.diagonal().clone()
+
+
+def input_rows(unit: Unit, module: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+    """A module's input as rows (tokens or patches, columns of the unit's matrix view)."""
+    if unit.kind == "convolution":
+        return _patches(module, inputs)
+    return inputs.reshape(-1, inputs.shape[-1])
+
+
+def has_rows(unit: Unit, module: nn.Module) -> bool:
+    """Whether inputs can be written as rows of the unit's columns."""
+    if unit.kind == "embedding" or unit.groups > 1:
+        return False
+    if unit.kind == "convolution":
+        return not isinstance(module, nn.Conv3d) and getattr(module, "padding_mode", "zeros") == "zeros"
+    return True
+
+
+def _patches(module: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+    pads = list(module._reversed_padding_repeated_twice)  # type: ignore[arg-type]
+    padded = F.pad(inputs, pads)
+    kernel, stride, dilation = tuple(module.kernel_size), tuple(module.stride), tuple(module.dilation)  # type: ignore[arg-type]
+    if isinstance(module, nn.Conv1d):
+        padded, kernel, stride, dilation = padded.unsqueeze(-2), (1, *kernel), (1, *stride), (1, *dilation)
+    return F.unfold(padded, kernel, dilation=dilation, stride=stride).transpose(1, 2).flatten(0, 1)
+
+
+def token_mask(batch: object, inputs: torch.Tensor) -> torch.Tensor | None:
+    """Boolean (tokens,) mask of the tokens that are not padding, where the batch has padding and the input has its two axes."""
+    mask = batch.get("attention_mask") if isinstance(batch, dict) else None
+    if mask is None or mask.ndim != 2 or bool(mask.all()) or inputs.shape[:2] != mask.shape or inputs.ndim < 3:
+        return None
+    return mask.reshape(-1).bool()

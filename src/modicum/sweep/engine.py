@@ -1,0 +1,320 @@
+"""The sweep: every stage of a model in call order, with the inputs it really gets, and the outputs its treated weights really produce."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import ChainMap
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence, Set
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from modicum.core.errors import ModelError
+from modicum.core.method import Need
+from modicum.core.unit import Stats, Unit
+from modicum.data.splits import Batch
+from modicum.forms import Form
+from modicum.models.model import Model
+from modicum.sweep.collect import Collector, has_rows, input_rows, token_mask
+from modicum.sweep.experts import Use, Watch
+from modicum.sweep.rehearsal import Script, module_units, stop_names
+from modicum.sweep.spill import SpillPool
+from modicum.sweep.suspend import Answer, Arrival, Chain, Stop
+
+# An expert that met fewer tokens than this share of its columns takes the pooled covariance of its stack.
+STARVED = 0.25
+
+
+@dataclass
+class Stage:
+    """Units that share an input, in call order, with what was measured of it."""
+
+    units: tuple[Unit, ...]
+    block: str
+    stats: dict[str, Stats]
+
+
+Treat = Callable[[Stage], Mapping[str, Form] | None]
+
+
+@dataclass
+class Chronicle:
+    """What a sweep has to report: events by kind."""
+
+    events: list[str] = field(default_factory=list)
+
+    def note(self, text: str) -> None:
+        """Keep ``text`` once."""
+        if text not in self.events:
+            self.events.append(text)
+
+
+class Sweep:
+    """One pass over all blocks for all micro-batches.
+
+    ``treat(stage)`` may return forms by unit name; from there on the chain runs on their dense values. ``needs`` is the union of what to
+    collect; units in ``quiet`` are not measured. ``replayed`` gives stored outputs for blocks that are done already, ``on_block(name,
+    outputs)`` is called when a block is done. ``run`` yields (index, output) one at a time, as batches finish.
+    """
+
+    def __init__(
+        self, model: Model, batches: Sequence[Batch], script: Script, treat: Treat | None = None, *, needs: Set[Need] = frozenset(),
+        values: Mapping[str, Form] | None = None,
+        biases: Mapping[str, torch.Tensor] | None = None, dropped: Set[str] = frozenset(), seed: int = 0, pool: SpillPool | None = None,
+        replayed: Mapping[str, Callable[[int], Any]] | None = None, on_block: Callable[[str, dict[int, Any]], None] | None = None,
+    ):  # fmt: skip
+        self.model, self.batches, self.script, self.treat, self.needs = model, batches, script, treat, needs
+        self.biases, self.dropped, self.seed = dict(biases or {}), dropped, seed
+        self.forms: MutableMapping[str, Form] = ChainMap({}, dict(values) if isinstance(values, dict) else values or {})  # type: ignore[arg-type]
+        self.pool, self.replayed, self.on_block = pool or SpillPool(None), replayed or {}, on_block
+        self.units = module_units(model)
+        self.done: set[str] = set()
+        self.chronicle = Chronicle()
+        self._inside: dict[str, int] = {}
+        self._outputs: dict[str, dict[int, Any]] = {}
+        self._dense: dict[str, torch.Tensor] = {}
+        self._displaced: dict[str, dict[str, torch.Tensor]] = {}
+        stops = stop_names(model, script.stacks) if treat or values or biases else []
+        self.chain = Chain(model.module, batches, stops, model.blocks)
+
+    def run(self) -> Iterator[tuple[int, Any]]:
+        """Drive the sweep."""
+        with torch.no_grad():
+            self.model.weights.load(self.model.trunk)
+            self._place("")
+            try:
+                yield from self.chain.run(self._work)
+            finally:
+                for name in list(self._displaced):
+                    self._restore(name)
+
+    def _place(self, block: str) -> None:
+        """Put treated weights that no module's forward multiplies (used directly, or seen by no one) into the loaded block."""
+        for name in sorted(self.script.uncalled.intersection(self.forms)):
+            if self.script.home(name, self.model.blocks) == block:
+                unit = self.model.units[name]
+                self._displaced.setdefault(block, {})[unit.parameter] = self.model.weights.held(unit.parameter)
+                value = self._value(unit)
+                assert value is not None
+                self.model.weights.put(unit.parameter, value)
+
+    def _restore(self, block: str) -> None:
+        for parameter, value in self._displaced.pop(block, {}).items():
+            self.model.weights.put(parameter, value)
+
+    def finish(self) -> None:
+        """Drive the sweep where outputs are not wanted."""
+        for _ in self.run():
+            pass
+
+    def _work(self, stop: Stop, arrivals: list[tuple[int, Arrival]], complete: bool) -> Iterator[tuple[int, Any]]:
+        if stop.kind == "enter":
+            return self._enter(stop.name, arrivals)
+        if stop.kind == "leave":
+            return self._leave(stop.name, arrivals)
+        if not complete:
+            self.chronicle.note(f"{stop.name}: not all micro-batches call it at the same point; it was measured on those that came first")
+        if stop.name in self.script.stacks:
+            return self._stack(stop.name, arrivals)
+        if stop.name not in self.units:
+            return self._plain(stop.name, arrivals)
+        return self._unit(self.units[stop.name], stop.name, arrivals)
+
+    def _enter(self, name: str, arrivals: list[tuple[int, Arrival]]) -> Iterator[tuple[int, Any]]:
+        skip = name in self.dropped
+        if not skip and name not in self.replayed:
+            self.model.weights.load(self.model.blocks[name].parameters)
+            self._place(name)
+        for index, arrival in arrivals:
+            first = arrival.args[0] if arrival.args else (arrival.kwargs or {})["hidden_states"]
+            self.pool.admit(first)
+            if skip:
+                yield index, Answer((first,) if name in self.script.tuples else first)
+            elif name in self.replayed:
+                yield index, Answer(self.replayed[name](index))
+            else:
+                self._inside[name] = self._inside.get(name, 0) + 1
+                yield index, None
+
+    def _leave(self, name: str, arrivals: list[tuple[int, Arrival]]) -> Iterator[tuple[int, Any]]:
+        outputs = self._outputs.setdefault(name, {})
+        for index, arrival in arrivals:
+            self.pool.admit(arrival.output)
+            outputs[index] = arrival.output
+        self._inside[name] -= len(arrivals)
+        if self._inside[name] == 0:
+            self._restore(name)
+            self.model.weights.release(self.model.blocks[name].parameters)
+            for unit in [unit for unit in self._dense if self.script.block_of.get(unit) == name and unit not in self.script.reused]:
+                del self._dense[unit]
+            if self.on_block is not None:
+                self.on_block(name, self._outputs.pop(name))
+        self._outputs.pop(name, None)
+        for index, arrival in arrivals:
+            yield index, arrival.output
+
+    def _plain(self, name: str, arrivals: list[tuple[int, Arrival]]) -> Iterator[tuple[int, Any]]:
+        for index, arrival in arrivals:
+            yield index, self.chain.original(name)(*arrival.args, **(arrival.kwargs or {}))
+
+    # Units with a module of their own
+
+    def _unit(self, unit: Unit, name: str, arrivals: list[tuple[int, Arrival]]) -> Iterator[tuple[int, Any]]:
+        if unit.name not in self.done and self.treat is not None:
+            self._treat_stage(unit, name, arrivals)
+        value = self._value(unit)
+        for index, arrival in arrivals:
+            with self._swapped(name, value):
+                output = self.chain.original(name)(*arrival.args, **(arrival.kwargs or {}))
+            self.pool.admit(output)
+            arrival.args, arrival.kwargs = (), None
+            yield index, output
+
+    def _treat_stage(self, unit: Unit, name: str, arrivals: list[tuple[int, Arrival]]) -> None:
+        assert self.treat is not None
+        members = tuple(self.model.units[member] for member in self.script.stage_of(unit.name) if member not in self.done)
+        stats = self._measure(unit, name, arrivals)
+        shared = {member.name: self._own(member, stats) for member in members}
+        self._accept(self.treat(Stage(members, self.script.block_of.get(unit.name, ""), shared)))
+        self.done.update(shared)
+
+    def _measure(self, unit: Unit, name: str, arrivals: list[tuple[int, Arrival]]) -> Stats:
+        owner = self.chain.owner(name)
+        inputs = [(index, next(v for v in (*a.args, *(a.kwargs or {}).values()) if isinstance(v, torch.Tensor))) for index, a in arrivals]
+        if unit.kind == "embedding":
+            return _looked_up(unit, [ids for _, ids in inputs])
+        if self.script.data_free(unit) or not has_rows(unit, owner):
+            return Stats(count=sum(value.numel() // value.shape[-1] for _, value in inputs))
+        collector = Collector(self.needs, unit.shape[1], inputs[0][1].device)
+        for index, value in inputs:
+            self.pool.admit(value)
+            rows, mask = input_rows(unit, owner, value), token_mask(self.batches[index], value)
+            collector.add(rows if mask is None else rows[mask])
+        if collector.stats.square is not None and not torch.isfinite(collector.stats.square).all():
+            raise ModelError(f"{unit.name}: its inputs must be finite, hold NaN or Inf. Check the weights before it and the calibration data.")
+        return collector.stats
+
+    def _own(self, unit: Unit, stats: Stats) -> Stats:
+        """The stage's statistics with what belongs to one unit; the large parts are shared."""
+        return Stats(
+            count=stats.count, total=stats.total, square=stats.square, covariance=stats.covariance, inputs=stats.inputs,
+            frequency=stats.frequency, site_seed=seed_of(self.seed, unit.name), cache=stats.cache,
+        )  # fmt: skip
+
+    def _accept(self, forms: Mapping[str, Form] | None) -> None:
+        for name, form in (forms or {}).items():
+            self.forms[name] = form
+            self._dense.pop(name, None)
+
+    def _value(self, unit: Unit) -> torch.Tensor | None:
+        """Stored-layout value of a treated unit, or None where the module's own weight stands."""
+        if unit.name not in self.forms:
+            return None
+        if unit.name not in self._dense:
+            self._dense[unit.name] = unit.stored(self.forms[unit.name].dense().to(self.model.weights.held(unit.parameter).dtype))
+        return self._dense[unit.name]
+
+    @contextmanager
+    def _swapped(self, name: str, value: torch.Tensor | None) -> Iterator[None]:
+        owner, bias = self.chain.owner(name), self.biases.get(name)
+        before = dict(owner._parameters)
+        if value is not None:
+            owner._parameters["weight"] = nn.Parameter(value, requires_grad=False)
+        if bias is not None:
+            owner._parameters["bias"] = nn.Parameter(bias, requires_grad=False)
+        try:
+            yield
+        finally:
+            owner._parameters.update(before)
+
+    # Stacks of experts
+
+    def _stack(self, name: str, arrivals: list[tuple[int, Arrival]]) -> Iterator[tuple[int, Any]]:
+        if self.treat is not None:
+            for attribute in self.script.stacks[name].attributes:
+                units = [unit for unit in self.model.units.values() if unit.module == name and unit.parameter.endswith(attribute)]
+                if units[0].name not in self.done:
+                    self._treat_experts(name, attribute, units, arrivals)
+        treated = any(unit.name in self.forms for unit in self.model.units.values() if unit.module == name)
+        for index, arrival in arrivals:
+            with self._swapped_stacks(name) if treated else _nothing():
+                output = self.chain.original(name)(*arrival.args, **(arrival.kwargs or {}))
+            self.pool.admit(output)
+            yield index, output
+
+    def _treat_experts(self, name: str, attribute: str, units: list[Unit], arrivals: list[tuple[int, Arrival]]) -> None:
+        assert self.treat is not None
+        data_free = bool(self.script.data_free(units[0]))
+        collectors = [Collector(frozenset() if data_free else self.needs, unit.shape[1]) for unit in units]
+
+        def add(use: Use) -> None:
+            if use.attribute == attribute:
+                collectors[use.expert].add(use.inputs)
+
+        with self._swapped_stacks(name):
+            owner = self.chain.owner(name)
+            stacks = {other: owner._parameters[other].detach() for other in self.script.stacks[name].attributes}  # type: ignore[union-attr]
+            for _, arrival in arrivals:
+                with Watch(stacks, add):
+                    self.chain.original(name)(*arrival.args, **(arrival.kwargs or {}))
+        found = [collector.stats for collector in collectors]
+        pooled = _pool(found)
+        stats = {}
+        for unit, mine in zip(units, found):
+            starved = mine.count < STARVED * unit.shape[1]
+            if starved and not data_free:
+                self.chronicle.note(f"{name}.{attribute}: starved experts take the covariance of all experts of their stack")
+            stats[unit.name] = self._own(unit, pooled if starved else mine)
+            stats[unit.name].events += [f"starved: {mine.count} tokens"] if starved else []
+        self._accept(self.treat(Stage(tuple(units), self.script.block_of.get(units[0].name, ""), stats)))
+        self.done.update(stats)
+
+    @contextmanager
+    def _swapped_stacks(self, name: str) -> Iterator[None]:
+        """The module's stacks with every treated expert's value in place."""
+        owner = self.chain.owner(name)
+        before = dict(owner._parameters)
+        for attribute in self.script.stacks[name].attributes:
+            held = before[attribute]
+            treated = [u for u in self.model.units.values() if u.module == name and u.parameter.endswith(attribute) and u.name in self.forms]
+            if treated and held is not None:
+                stack = held.detach().clone()
+                for unit in treated:
+                    value = self._value(unit)
+                    assert value is not None and unit.expert is not None
+                    stack[unit.expert] = value
+                owner._parameters[attribute] = nn.Parameter(stack, requires_grad=False)
+        try:
+            yield
+        finally:
+            owner._parameters.update(before)
+
+
+def _looked_up(unit: Unit, inputs: list[torch.Tensor]) -> Stats:
+    """How often each entry was looked up; unknown where the module derives its indices itself."""
+    if any(ids.is_floating_point() or ids.numel() == 0 or int(ids.max()) >= unit.shape[0] or int(ids.min()) < 0 for ids in inputs):
+        return Stats()
+    frequency = torch.stack([torch.bincount(ids.reshape(-1).long(), minlength=unit.shape[0]) for ids in inputs]).sum(0).float()
+    return Stats(count=int(frequency.sum()), frequency=frequency)
+
+
+def seed_of(seed: int, name: str) -> int:
+    """Seed of one unit's source of chance: depends on the run's seed and the name, on no order and no hash seed."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8], "little") >> 1
+
+
+def _pool(found: list[Stats]) -> Stats:
+    total = lambda values: None if values[0] is None else torch.stack(values).sum(0)  # noqa: E731
+    inputs = None if found[0].inputs is None else [rows for stats in found for rows in stats.inputs or []]
+    return Stats(
+        count=sum(stats.count for stats in found), total=total([s.total for s in found]), square=total([s.square for s in found]),
+        covariance=total([s.covariance for s in found]), inputs=inputs,
+    )  # fmt: skip
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield

@@ -1,0 +1,184 @@
+"""A rehearsal: one short forward that shows in which order units are called, which share an input, and which are never called."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from modicum.core.unit import Unit
+from modicum.data.splits import Batch, slice_rows
+from modicum.models.model import Model
+from modicum.models.structure import expert_units, find_stacks
+from modicum.sweep.experts import Use, Watch
+from modicum.sweep.suspend import Arrival, Chain, Stop
+
+
+@dataclass(frozen=True)
+class StackUse:
+    """How a module uses its stacks: attributes in the order of their products, and which are stored transposed."""
+
+    module: str
+    attributes: tuple[str, ...]
+    transposed: dict[str, bool]
+
+
+@dataclass
+class Script:
+    """What a rehearsal saw.
+
+    ``stages``: unit names in call order, grouped where consecutive units of one block got the very same input. ``block_of`` each unit's
+    module. ``droppable``: blocks whose output has the shape of their input and nothing beside it; ``tuples``: those that wrap it in a tuple.
+    """
+
+    stages: list[tuple[str, ...]] = field(default_factory=list)
+    block_of: dict[str, str] = field(default_factory=dict)
+    blocks: list[str] = field(default_factory=list)
+    reused: set[str] = field(default_factory=set)
+    uncalled: set[str] = field(default_factory=set)
+    stacks: dict[str, StackUse] = field(default_factory=dict)
+    droppable: set[str] = field(default_factory=set)
+    tuples: set[str] = field(default_factory=set)
+
+    def stage_of(self, unit: str) -> tuple[str, ...]:
+        """The stage a unit belongs to; a unit the rehearsal did not reach is a stage of its own."""
+        return next((stage for stage in self.stages if unit in stage), (unit,))
+
+    @staticmethod
+    def home(unit: str, blocks: Iterable[str]) -> str:
+        """The block a unit's name lies in, or an empty string."""
+        return next((block for block in blocks if unit.startswith(f"{block}.")), "")
+
+    def data_free(self, unit: Unit) -> str:
+        """Why a unit can only take options that need no data, or an empty string; the reasons are a closed set."""
+        if unit.kind == "embedding":
+            return "tied" if unit.aliases else "embedding"
+        if unit.aliases:
+            return "tied"
+        if unit.name in self.reused:
+            return "reused"
+        if unit.name in self.uncalled:
+            return "never called"
+        return "grouped convolution" if unit.groups > 1 else ""
+
+
+def stop_names(model: Model, stacks: dict[str, StackUse] | None = None) -> list[str]:
+    """Modules at which a sweep stops: those of all units, every alias's module, and the modules that own stacks of experts."""
+    names = []
+    for unit in model.units.values():
+        names += [unit.module, *(alias.rpartition(".")[0] for alias in unit.aliases)]
+    return list(dict.fromkeys([*names, *(stacks or {})]))
+
+
+def module_units(model: Model) -> dict[str, Unit]:
+    """Unit whose weight is the ``weight`` of a module, by module name, tied modules included."""
+    found = {}
+    for unit in model.units.values():
+        if unit.kind != "expert":
+            found[unit.module] = unit
+            found.update({alias.rpartition(".")[0]: unit for alias in unit.aliases})
+    return found
+
+
+def use_eager_experts(model: Model) -> None:
+    """Ask Transformers for the plain loop over experts, whose products can be watched."""
+    if hasattr(model.module, "set_experts_implementation"):
+        try:
+            model.module.set_experts_implementation("eager")
+        except (ValueError, AttributeError, TypeError):
+            model.notes.append("experts keep their own implementation")
+
+
+class _Rehearsal:
+    def __init__(self, model: Model, batch: Batch):
+        self.model, self.script = model, Script()
+        self.units = module_units(model)
+        self.candidates = {name: shapes for name, shapes in find_stacks(model.module, model.weights).items() if name not in self.units}
+        self.calls: list[tuple[str, str, torch.Tensor | None]] = []
+        self.inside: list[str] = []
+        names = [*self.units, *self.candidates]
+        self.chain = Chain(model.module, [slice_rows(batch, 0, 1)], names, model.blocks)
+        self.entered: dict[str, Any] = {}
+
+    def run(self) -> Script:
+        with torch.no_grad():
+            self.model.weights.load(self.model.trunk)
+            for _ in self.chain.run(self._work):
+                pass
+        self._group()
+        return self.script
+
+    def _work(self, stop: Stop, arrivals: list[tuple[int, Arrival]], complete: bool) -> Iterator[tuple[int, Any]]:
+        index, arrival = arrivals[0]
+        if stop.kind == "enter":
+            self.inside.append(stop.name)
+            self.entered[stop.name] = arrival.args[0] if arrival.args else (arrival.kwargs or {}).get("hidden_states")
+            self.model.weights.load(self.model.blocks[stop.name].parameters)
+            yield index, None
+        elif stop.kind == "leave":
+            self.inside.remove(stop.name)
+            self._leave(stop.name, arrival.output)
+            self.model.weights.release(self.model.blocks[stop.name].parameters)
+            yield index, arrival.output
+        elif stop.name in self.candidates:
+            yield index, self._stack(stop.name, arrival)
+        else:
+            yield index, self._unit(stop.name, arrival)
+
+    def _leave(self, name: str, output: Any) -> None:
+        self.script.blocks.append(name)
+        if isinstance(output, tuple):
+            self.script.tuples.add(name)
+        got = self.entered.pop(name)
+        first = output[0] if isinstance(output, tuple) and output else output
+        rest = output[1:] if isinstance(output, tuple) else ()
+        if isinstance(got, torch.Tensor) and isinstance(first, torch.Tensor) and got.shape == first.shape and all(v is None for v in rest):
+            self.script.droppable.add(name)
+
+    def _unit(self, name: str, arrival: Arrival) -> Any:
+        got = next((value for value in (*arrival.args, *(arrival.kwargs or {}).values()) if isinstance(value, torch.Tensor)), None)
+        self.calls.append((self.units[name].name, self.inside[-1] if self.inside else "", got))
+        return self.chain.original(name)(*arrival.args, **(arrival.kwargs or {}))
+
+    def _stack(self, name: str, arrival: Arrival) -> Any:
+        uses: dict[str, bool] = {}
+        owner = self.chain.owner(name)
+        stacks = {attribute: owner._parameters[attribute].detach() for attribute in self.candidates[name]}  # type: ignore[union-attr]
+        with Watch(stacks, lambda use: uses.setdefault(use.attribute, use.transposed) and None):
+            output = self.chain.original(name)(*arrival.args, **(arrival.kwargs or {}))
+        if uses and name not in self.script.stacks:
+            self.script.stacks[name] = StackUse(name, tuple(uses), uses)
+            for attribute, transposed in uses.items():
+                self.model.units.update({unit.name: unit for unit in expert_units(name, attribute, self.model.weights, transposed)})
+        block = self.inside[-1] if self.inside else ""
+        self.calls += [(unit.name, block, None) for unit in self.model.units.values() if unit.kind == "expert" and unit.module == name]
+        return output
+
+    def _group(self) -> None:
+        counts = Counter(name for name, _, _ in self.calls)
+        self.script.reused |= {name for name, count in counts.items() if count > 1}
+        self.script.uncalled = {name for name, unit in self.model.units.items() if name not in counts}
+        shared: tuple[str, torch.Tensor | None] = ("", None)  # block and input of the stage being gathered
+        for name, block, got in self.calls:
+            self.script.block_of.setdefault(name, block)
+            if name in self.script.reused or got is None or not got.is_floating_point():
+                shared = ("", None)
+                if not any(name in stage for stage in self.script.stages):
+                    self.script.stages.append((name,))
+            elif shared[1] is got and shared[0] == block:
+                self.script.stages[-1] += (name,)
+            else:
+                self.script.stages.append((name,))
+                shared = (block, got)
+
+
+def rehearse(model: Model, batch: Batch) -> Script:
+    """Run one row of ``batch`` through the model; adds the expert units it discovers to ``model.units``.
+
+    Holds one row's unit inputs in memory; every block is read once.
+    """
+    use_eager_experts(model)
+    return _Rehearsal(model, batch).run()

@@ -1,0 +1,55 @@
+"""Activations beyond a limit live in files: a tensor's data moves to a mapped file in place, whoever else holds the tensor."""
+
+from __future__ import annotations
+
+import tempfile
+import weakref
+from pathlib import Path
+
+import torch
+
+# Below this a tensor is not worth a file.
+_SMALL = 1 << 16
+
+
+class SpillPool:
+    """Keeps the activations it is shown under ``limit`` bytes of memory; ``limit`` None keeps all in memory."""
+
+    def __init__(self, limit: int | None, directory: Path | None = None):
+        self.limit, self.directory = limit, directory
+        self.held = 0
+        self.spilled = 0
+        self._known: set[int] = set()
+
+    def admit(self, value: object) -> None:
+        """Account for every tensor inside ``value`` (tensor, tuple, list or dict), moving to files what does not fit."""
+        if isinstance(value, torch.Tensor):
+            self._admit(value)
+        elif isinstance(value, tuple | list):
+            for item in value:
+                self.admit(item)
+        elif isinstance(value, dict):
+            for item in value.values():
+                self.admit(item)
+
+    def _admit(self, tensor: torch.Tensor) -> None:
+        size = tensor.untyped_storage().nbytes()
+        if self.limit is None or size < _SMALL or tensor.device.type != "cpu" or id(tensor) in self._known:
+            return
+        if self.held + size > self.limit and tensor.is_contiguous():
+            tensor.data = self._to_file(tensor)
+            self.spilled += tensor.nbytes
+            return
+        self.held += size
+        self._known.add(id(tensor))
+        weakref.finalize(tensor, self._forget, id(tensor), size)
+
+    def _forget(self, identity: int, size: int) -> None:
+        self._known.discard(identity)
+        self.held -= size
+
+    def _to_file(self, tensor: torch.Tensor) -> torch.Tensor:
+        with tempfile.NamedTemporaryFile(dir=self.directory, prefix="activations-") as file:
+            file.truncate(tensor.nbytes)
+            mapped = torch.from_file(file.name, shared=True, size=tensor.numel(), dtype=tensor.dtype).view(tensor.shape)
+        return mapped.copy_(tensor)
