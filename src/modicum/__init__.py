@@ -20,7 +20,24 @@ _HOMES = {
     "ModelError": "modicum.core.errors", "DataError": "modicum.core.errors", "BudgetError": "modicum.core.errors",
 }  # fmt: skip
 
-__all__ = [*_HOMES, "__version__"]  # noqa: PLE0604
+__all__ = [
+    "Budget",
+    "BudgetError",
+    "DataError",
+    "ModelError",
+    "ModicumError",
+    "Option",
+    "Plan",
+    "Result",
+    "SettingError",
+    "__version__",
+    "evaluate",
+    "find",
+    "fit",
+    "load",
+    "open_model",
+    "register",
+]
 
 if TYPE_CHECKING:
     from modicum.core.budget import Budget

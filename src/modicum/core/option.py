@@ -35,7 +35,9 @@ class Option:
             try:
                 words = shlex.split(part)
             except ValueError as error:
-                raise SettingError(f"option {text!r}: cannot be read ({error}). Write it as 'gptq bits=4 group=64 | eora rank=8'.") from None
+                raise SettingError(
+                    f"option {text!r}: cannot be read ({error}). Write it as 'gptq bits=4 group=64 | eora rank=8'."
+                ) from None
             if not words:
                 raise SettingError(f"option {text!r}: holds an empty step. Write it as 'gptq bits=4 group=64 | eora rank=8'.")
             name, given = words[0], {}

@@ -39,9 +39,7 @@ class Table:
 
     def cheapest(self) -> dict[str, int]:
         """The selection of fewest bytes, ties to the least harm."""
-        return {
-            site: min(range(len(found)), key=lambda i: (found[i].bytes, found[i].harm)) for site, found in self.choices.items()
-        }
+        return {site: min(range(len(found)), key=lambda i: (found[i].bytes, found[i].harm)) for site, found in self.choices.items()}
 
     def to_json(self) -> dict[str, Any]:
         """JSON value."""
@@ -64,7 +62,14 @@ class Plan:
 
     def write(self, path: Path) -> None:
         """Write as JSON that people may edit."""
-        body = {"format": "modicum-plan", "version": VERSION, "target": self.target, "options": self.options, "cuts": self.cuts, "notes": self.notes}
+        body = {
+            "format": "modicum-plan",
+            "version": VERSION,
+            "target": self.target,
+            "options": self.options,
+            "cuts": self.cuts,
+            "notes": self.notes,
+        }
         path.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
@@ -75,11 +80,15 @@ class Plan:
         except (OSError, ValueError) as error:
             raise SettingError(f"plan {path}: must be a readable JSON file ({error}).") from None
         if not isinstance(body, dict) or body.get("format") != "modicum-plan" or body.get("version") != VERSION:
-            raise SettingError(f"plan {path}: must be an object of format modicum-plan, version {VERSION}. Start from a plan.json that fit wrote.")
+            raise SettingError(
+                f"plan {path}: must be an object of format modicum-plan, version {VERSION}. Start from a plan.json that fit wrote."
+            )
         options, cuts = body.get("options", {}), body.get("cuts", {})
         if not isinstance(options, dict) or not all(isinstance(text, str) for text in options.values()):
             raise SettingError(f"plan {path}: options must map site names to option texts.")
-        if not isinstance(cuts, dict) or not all(isinstance(kept, list) and all(isinstance(i, int) for i in kept) for kept in cuts.values()):
+        if not isinstance(cuts, dict) or not all(
+            isinstance(kept, list) and all(isinstance(i, int) for i in kept) for kept in cuts.values()
+        ):
             raise SettingError(f"plan {path}: cuts must map site names to lists of kept group numbers.")
         if not isinstance(body.get("target"), str):
             raise SettingError(f"plan {path}: target must be a text.")

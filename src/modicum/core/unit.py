@@ -124,7 +124,7 @@ class Stats:
 
     def kept(self, columns: torch.Tensor) -> Stats:
         """Statistics of the inputs that remain after a cut to ``columns`` (a long tensor)."""
-        pick = lambda value: None if value is None else value[columns]  # noqa: E731
+        pick = lambda value: None if value is None else value[columns]
         return Stats(
             count=self.count, total=pick(self.total), square=pick(self.square),
             covariance=None if self.covariance is None else self.covariance[columns][:, columns],

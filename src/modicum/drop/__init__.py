@@ -1,1 +1,7 @@
-"""Whole groups of weights gone."""
+"""Whole groups of weights gone: coupled cuts and spans of blocks."""
+
+from modicum.drop.blocks import Blocks
+from modicum.drop.flap import Flap
+from modicum.drop.replaceme import Replaceme
+
+__all__ = ["Blocks", "Flap", "Replaceme"]

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from modicum.core.method import Change
 from modicum.core.option import Option
 from modicum.core.tensorfile import TensorWriter, file_bytes
 from modicum.core.unit import Site, Unit
@@ -104,6 +105,10 @@ class Target(ABC):
     @abstractmethod
     def verify(self, directory: Path, forms: Mapping[str, Form]) -> tuple[torch.nn.Module, dict[str, Any]]:
         """Reload in the target's own loader; the module it gives, and what was checked. Raises ``ModelError``."""
+
+    def holds(self, change: Change) -> str:
+        """Why a structural change cannot be stored here, or an empty string."""
+        return ""
 
     def refusal(self, unit: Unit) -> str:
         """Why a unit stays dense here whatever the plan, from the closed set of reasons, or an empty string."""

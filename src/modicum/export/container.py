@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from typing_extensions import override
 
 from modicum.core.errors import ModelError
 from modicum.core.option import Option
@@ -34,12 +35,15 @@ class Container(Target):
         units = sorted(self.model.units.values(), key=lambda unit: order.get(unit.name, len(order)))
         return [Site(unit.name, "tied" if unit.aliases else "unit", (unit,), data_free=self.script.data_free(unit)) for unit in units]
 
+    @override
     def adapt(self, site: Site, option: Option) -> Option | None:
         return option.without_data() if site.data_free else option
 
+    @override
     def unit_entries(self, unit: Unit, form: Form) -> Entries:
         return {f"{unit.name}:{part}": (tensor.dtype, tuple(tensor.shape)) for part, tensor in form.tensors().items()}
 
+    @override
     def layout(self, forms: Mapping[str, Form], biases: Mapping[str, torch.Tensor], dropped: frozenset[str]) -> Layout:
         layout, weights = Layout(), self.model.weights
         treated = {name for name in forms if not isinstance(forms[name], Dense)}
@@ -62,7 +66,9 @@ class Container(Target):
             if name not in weights.first:
                 layout.add({name: (bias.dtype, tuple(bias.shape))}, lambda name=name, bias=bias: {name: bias})
             else:
-                layout.makers = [(names, (lambda name=name, bias=bias: {name: bias}) if names == (name,) else make) for names, make in layout.makers]
+                layout.makers = [
+                    (names, (lambda name=name, bias=bias: {name: bias}) if names == (name,) else make) for names, make in layout.makers
+                ]
         for name, buffer in persistent_buffers(self.model.module).items():
             layout.add({name: (buffer.dtype, tuple(buffer.shape))}, lambda name=name, buffer=buffer: {name: buffer})
         return layout
@@ -76,13 +82,20 @@ class Container(Target):
         form = forms.get(unit.name) or Dense(self.model.matrix(unit).contiguous())
         return {f"{unit.name}:{part}": tensor for part, tensor in form.tensors().items()}
 
-    def finish(self, directory: Path, forms: Mapping[str, Form], dropped: frozenset[str], biases: Mapping[str, torch.Tensor] | None = None) -> None:
+    @override
+    def finish(
+        self, directory: Path, forms: Mapping[str, Form], dropped: frozenset[str], biases: Mapping[str, torch.Tensor] | None = None
+    ) -> None:
         treated = {name for name in forms if not isinstance(forms[name], Dense)}
         stacks = {self.model.units[name].parameter for name in treated if self.model.units[name].kind == "expert"}
         units = {}
         for unit in self.model.units.values():
             if unit.name in treated or unit.parameter in stacks:
-                shown = forms[unit.name].describe() if unit.name in forms else {"kind": "dense", "shape": list(unit.shape), "dtype": str(unit.dtype)[6:]}
+                shown = (
+                    forms[unit.name].describe()
+                    if unit.name in forms
+                    else {"kind": "dense", "shape": list(unit.shape), "dtype": str(unit.dtype)[6:]}
+                )
                 units[unit.name] = {
                     "form": shown, "parameter": unit.parameter, "stored_shape": list(unit.stored_shape),
                     "transposed": unit.transposed, "expert": unit.expert,
@@ -93,6 +106,7 @@ class Container(Target):
             save_config(self.model, copy.deepcopy(self.model.config), directory)
         copy_companions(self.model.directory, directory)
 
+    @override
     def verify(self, directory: Path, forms: Mapping[str, Form]) -> tuple[nn.Module, dict[str, Any]]:
         into = None if self.model.config is not None else copy.deepcopy(self.model.module)
         module = load(directory, into=into)
@@ -104,7 +118,9 @@ class Container(Target):
                 got = unit.matrix(parameters[unit.parameter])
                 worst = max(worst, float((got.float() - form.dense().to(got.dtype).float()).abs().max()))
         if worst > 0:
-            raise ModelError(f"{directory}: a reloaded weight must equal the one that was made, differs by {worst:g}. Do not use these files.")
+            raise ModelError(
+                f"{directory}: a reloaded weight must equal the one that was made, differs by {worst:g}. Do not use these files."
+            )
         return module, {"loader": "modicum.load", "units compared": len(forms), "largest weight difference": worst}
 
 
@@ -192,7 +208,9 @@ def _assign(module: nn.Module, given: dict[str, torch.Tensor], dropped: list[str
         held = places[0][0]._parameters[places[0][1]]
         assert held is not None
         if tuple(value.shape) != tuple(held.shape):
-            raise ModelError(f"{directory}: {found} must have shape {tuple(held.shape)}, has {tuple(value.shape)}. Check the module or config.")
+            raise ModelError(
+                f"{directory}: {found} must have shape {tuple(held.shape)}, has {tuple(value.shape)}. Check the module or config."
+            )
         parameter = nn.Parameter(value, requires_grad=False)
         for owner, attribute, _ in places:
             owner._parameters[attribute] = parameter

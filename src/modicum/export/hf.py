@@ -14,8 +14,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from typing_extensions import override
 
 from modicum.core.errors import ModelError
+from modicum.core.method import Change
 from modicum.core.option import Option
 from modicum.core.unit import Site, Unit
 from modicum.export._family import Entries, Layout, Target, copy_companions, save_config
@@ -45,6 +47,7 @@ class Transformers(Target):
 
     # What can be held
 
+    @override
     def refusal(self, unit: Unit) -> str:
         if unit.aliases:
             return "target: tied"
@@ -55,6 +58,15 @@ class Transformers(Target):
         owner = self.model.module.get_submodule(unit.module)
         return "" if unit.kind == "linear" and type(owner).forward is nn.Linear.forward else f"target: {unit.kind}"
 
+    @override
+    def holds(self, change: Change) -> str:
+        if change.biases or any(not isinstance(form, Dense) for form in change.forms.values()):
+            return "it cannot hold cuts of uneven width or biases that compression adds"
+        if change.dropped and not hasattr(self.model.config, "num_hidden_layers"):
+            return "its config does not say how many blocks there are"
+        return ""
+
+    @override
     def sites(self) -> list[Site]:
         sites: dict[str, list[Unit]] = {}
         for stage in self.script.stages:
@@ -79,6 +91,7 @@ class Transformers(Target):
         parent = units[0].module.rpartition(".")[0]
         return Site(f"{parent}.[{','.join(unit.module.rpartition('.')[2] for unit in units)}]", "fused", units, data_free=data_free)
 
+    @override
     def adapt(self, site: Site, option: Option) -> Option | None:
         fitted = option.without_data() if site.data_free else option
         if fitted is None:
@@ -119,7 +132,10 @@ class Transformers(Target):
                         break
                     expert = int(piece[0, 0]) // rows
                     places.setdefault((first, expert), []).append((disk, (piece[:, 0] - expert * rows).tolist()))
-            if len(places) == len(use.attributes) * self.model.weights.held(self.model.weights.first[f"{name}.{use.attributes[0]}"]).shape[0]:
+            if (
+                len(places)
+                == len(use.attributes) * self.model.weights.held(self.model.weights.first[f"{name}.{use.attributes[0]}"]).shape[0]
+            ):
                 found[name] = places
         return found
 
@@ -133,6 +149,7 @@ class Transformers(Target):
 
     # Bytes and tensors
 
+    @override
     def unit_entries(self, unit: Unit, form: Form) -> Entries:
         entries: Entries = {}
         for module, rows in self.pieces(unit):
@@ -146,6 +163,7 @@ class Transformers(Target):
             tensors |= {f"{module}.{part}": tensor for part, tensor in _tensors(form, rows).items()}
         return tensors
 
+    @override
     def layout(self, forms: Mapping[str, Form], biases: Mapping[str, torch.Tensor], dropped: frozenset[str]) -> Layout:
         if biases:
             raise ModelError(f"{self.model.name}: this target cannot hold biases that compression adds. Pass --target modicum.")
@@ -156,14 +174,18 @@ class Transformers(Target):
             units = [unit for unit in self.model.units.values() if unit.parameter == first]
             treated = [unit for unit in units if unit.name in forms and not isinstance(forms[unit.name], Dense)]
             if treated and len(treated) != len(units):
-                raise ModelError(f"{first}: all experts of a stack must be treated alike for this target, {len(treated)} of {len(units)} are.")
+                raise ModelError(
+                    f"{first}: all experts of a stack must be treated alike for this target, {len(treated)} of {len(units)} are."
+                )
             for unit in treated:
                 entries = self.unit_entries(unit, forms[unit.name])
                 layout.add(_renamed(entries, rename), lambda unit=unit: _renamed(self._parts(unit, forms[unit.name]), rename))
             if not treated:
                 shown = torch.empty(weights.held(first).shape, dtype=weights.dtype(first), device="meta")
                 entries = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in self.on_disk({first: shown}).items()}
-                layout.add(_renamed(entries, rename), lambda first=first: _renamed(self.on_disk({first: self._dense(first, forms)}), rename))
+                layout.add(
+                    _renamed(entries, rename), lambda first=first: _renamed(self.on_disk({first: self._dense(first, forms)}), rename)
+                )
         for name, buffer in self.on_disk(persistent_buffers(self.model.module)).items():
             layout.add({name: (buffer.dtype, tuple(buffer.shape))}, lambda name=name, buffer=buffer: {name: buffer})
         return layout
@@ -175,6 +197,7 @@ class Transformers(Target):
 
     # What stands beside
 
+    @override
     def finish(self, directory: Path, forms: Mapping[str, Form], dropped: frozenset[str]) -> None:
         config = copy.deepcopy(self.model.config)
         for list_name in {name.rpartition(".")[0] for name in dropped}:
@@ -208,7 +231,9 @@ class Transformers(Target):
             expert = arguments.pop("expert")
             targets = sorted({re.sub(r"experts\.\d+\.", "experts.*", f"re:.*{_tail(m)}") for m in modules}) if expert else sorted(modules)
             schemes[f"group_{index}"] = QuantizationScheme(
-                targets=targets, weights=QuantizationArgs(**arguments), format=_FORMATS["integer" if arguments["type"] == "int" else "float8"]
+                targets=targets,
+                weights=QuantizationArgs(**arguments),
+                format=_FORMATS["integer" if arguments["type"] == "int" else "float8"],
             )
         formats = {str(scheme.format) for scheme in schemes.values()}
         config = QuantizationConfig(
@@ -227,12 +252,15 @@ class Transformers(Target):
 
     # Verification
 
+    @override
     def verify(self, directory: Path, forms: Mapping[str, Form]) -> tuple[nn.Module, dict[str, Any]]:
         cls = type(self.model.module)
         module, report = cls.from_pretrained(directory, dtype="auto", output_loading_info=True)  # type: ignore[attr-defined]
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
             if report.get(kind):
-                raise ModelError(f"{directory}: Transformers must load it whole, reports {kind} such as {sorted(map(str, report[kind]))[:2]}.")
+                raise ModelError(
+                    f"{directory}: Transformers must load it whole, reports {kind} such as {sorted(map(str, report[kind]))[:2]}."
+                )
         return module.eval(), {"loader": "transformers.from_pretrained", "class": cls.__name__}
 
 

@@ -1,5 +1,20 @@
-"""The main job: open, measure, allocate, assemble, export, verify, and say what was done."""
+"""The main job: open, measure, allocate, assemble, export, verify, and say what was done.
+
+``modicum.fit`` is this folder and the function: calling the module calls ``fit``.
+"""
+
+import sys
+from types import ModuleType
+from typing import Any
 
 from modicum.fit.run import Result, fit
 
 __all__ = ["Result", "fit"]
+
+
+class _Callable(ModuleType):
+    def __call__(self, *args: Any, **settings: Any) -> Result:
+        return fit(*args, **settings)
+
+
+sys.modules[__name__].__class__ = _Callable

@@ -83,7 +83,9 @@ class Assembly:
             tick(name)
 
         apart = {name for name in self.script.uncalled if name in self.options or name in self.start}
-        values = {name: form for name in sorted(apart) if (form := self.treat(Stage((self.model.units[name],), "", {name: Stats()})).get(name))}
+        values = {
+            name: form for name in sorted(apart) if (form := self.treat(Stage((self.model.units[name],), "", {name: Stats()})).get(name))
+        }
         sweep = Sweep(
             self.model, batches, self.script, self.treat, needs=needs, seed=seed, pool=pool, values=values, biases=self.biases,
             dropped=self.dropped, on_block=on_block, replayed=chain.replayed(),

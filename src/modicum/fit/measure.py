@@ -122,7 +122,9 @@ class Measurement:
             error = weight - form.dense().float() if option.steps else None
             cost = 0.0 if error is None else harm(unit, error, stats, sensitivity, weight)
             if cost is None and error is not None:
-                cost = -float(error.square().sum() / weight.square().sum().clamp_min(1e-30))  # relative: weighed once all energies are known
+                cost = -float(
+                    error.square().sum() / weight.square().sum().clamp_min(1e-30)
+                )  # relative: weighed once all energies are known
             self.done[unit.name][text] = (self.target.unit_bytes(unit, form, _DIGITS), form.values, cost)
         self.events += [f"{unit.name}: {event}" for event in dict.fromkeys(stats.events)]
         stats.reference = None
@@ -175,5 +177,3 @@ class Measurement:
                 choices.append(Choice(text, sum(size for size, _, _ in found), sum(values for _, values, _ in found), sum(harms)))
             table.choices[site.name] = choices
         return table
-
-

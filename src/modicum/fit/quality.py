@@ -73,7 +73,9 @@ def compare(original: Outputs, candidate: Outputs, batches: Sequence[Batch], cau
 def _add(quality: Quality, original: Any, candidate: Any, batch: Batch, causal: bool) -> None:
     (left, logits), (right, _) = output_tensor(original), output_tensor(candidate)
     if not torch.isfinite(right).all():
-        raise ModelError("quality: the compressed model's outputs must be finite, hold NaN or Inf. Choose a larger budget or another method.")
+        raise ModelError(
+            "quality: the compressed model's outputs must be finite, hold NaN or Inf. Choose a larger budget or another method."
+        )
     for row in range(len(left)):
         a, b = left[row].float(), right[row].float()
         if not logits:

@@ -24,23 +24,27 @@ from torch import nn
 from modicum.allocate import ALLOCATORS
 from modicum.core.budget import Budget, readable
 from modicum.core.errors import BudgetError, ModelError, SettingError, near
+from modicum.core.method import Change
 from modicum.core.option import Option
 from modicum.core.plan import Plan, Table
 from modicum.core.unit import Site, Unit
-from modicum.data.splits import Splits, count_tokens, from_batches, from_text
-from modicum.export import TARGETS, Target, load
+from modicum.data.splits import Batch, Splits, count_tokens, from_batches, from_text
+from modicum.drop._family import Dropper
+from modicum.export import TARGETS, load
 from modicum.fit.assemble import Assembly
 from modicum.fit.measure import Measurement, offered, sizes
 from modicum.fit.meter import Meter
-from modicum.fit.quality import Quality, compare, plain, streamed
+from modicum.fit.quality import Outputs, Quality, compare, plain, streamed
 from modicum.fit.request import Request
 from modicum.fit.store import FormStore, write_json
 from modicum.models.model import Model
 from modicum.models.open import open_model
-from modicum.sweep import Script, Sensitivity, output_gradients, rehearse
+from modicum.sweep import Sensitivity, output_gradients, rehearse
 from modicum.sweep.spill import SpillPool
 
 RECEIPT_FORMAT, RECEIPT_VERSION = "modicum-receipt", 1
+# The site of options over the whole model.
+WHOLE = "model"
 # What a run needs beside weights and activations: the interpreter, torch and Transformers.
 _BASE_BYTES = 700_000_000
 
@@ -126,6 +130,7 @@ class _Run:
         self.partial = self.out.with_name(self.out.name + ".partial")
         self.pool = SpillPool(self._activation_limit(), None)
         self.events: list[str] = list(self.model.notes)
+        self.change = Change()
 
     # Before any work
 
@@ -160,7 +165,7 @@ class _Run:
         if self.request.ram is None:
             return None
         weights, model = self.model.weights, self.model
-        size = lambda names: sum(weights.held(name).numel() * weights.dtype(name).itemsize for name in names)  # noqa: E731
+        size = lambda names: sum(weights.held(name).numel() * weights.dtype(name).itemsize for name in names)
         blocks = max((size(block.parameters) for block in model.blocks.values()), default=0)
         widest = max((unit.shape[1] for unit in model.units.values()), default=0)
         largest = max((unit.size for unit in model.units.values()), default=0)
@@ -190,7 +195,9 @@ class _Run:
         try:
             return self._locked(menu)
         except OSError as error:
-            raise ModelError(f"{self.partial}: cannot be written ({error.strerror or error}). Free space or choose another --out.") from None
+            raise ModelError(
+                f"{self.partial}: cannot be written ({error.strerror or error}). Free space or choose another --out."
+            ) from None
         finally:
             lock.release()
             with contextlib.suppress(OSError):
@@ -200,8 +207,17 @@ class _Run:
         self._begin()
         plan, table = self._plan(menu)
         plan.write(self.partial / "plan.json")
-        options = self._unit_options(plan)
-        assembly = Assembly(self.model, self.script, options, self.partial / "assembly")
+        change = self.change = self._reshaped(plan)
+        dropped = frozenset(change.dropped)
+        assembly = Assembly(
+            self.model,
+            self.script,
+            self._unit_options(plan),
+            self.partial / "assembly",
+            start=change.forms,
+            biases=change.biases,
+            dropped=dropped,
+        )
         self.progress.start("assemble", len(self.model.blocks))
         with self.meter.stage("assemble"):
             forms = assembly.run(self.data.calibration, seed=self.request.seed, pool=self.pool, tick=lambda _: self.progress.step())
@@ -212,10 +228,10 @@ class _Run:
         final.mkdir()
         self.progress.start("export", 1)
         with self.meter.stage("export"):
-            layout = self.target.layout(forms, {}, frozenset())
+            layout = self.target.layout(forms, change.biases, dropped)
             predicted = layout.nbytes()
             files = layout.write(final)
-            self.target.finish(final, forms, frozenset())
+            self.target.finish(final, forms, dropped)
         plan.write(final / "plan.json")
         receipt = self._receipt(plan, table, forms, files, predicted, final)
         write_json(final / "receipt.json", receipt)
@@ -261,7 +277,9 @@ class _Run:
         smallest = table.cost(table.cheapest())
         if smallest <= allowed:
             return
-        parts = sorted(((u.dense_bytes, u.module, self.target.refusal(u)) for u in self.model.units.values() if self.target.refusal(u)), reverse=True)
+        parts = sorted(
+            ((u.dense_bytes, u.module, self.target.refusal(u)) for u in self.model.units.values() if self.target.refusal(u)), reverse=True
+        )
         blocked = f" {parts[0][1]} stays dense there ({readable(parts[0][0])}, {parts[0][2]})." if parts else ""
         raise BudgetError(
             f"budget {self.request.budget}: {readable(allowed)} cannot be reached, the smallest for target {self.target_name} and this menu is "
@@ -284,13 +302,29 @@ class _Run:
         if self.request.plan is not None:
             known = {site.name: site for site in self.sites} | {unit.name: unit for unit in self.model.units.values()}
             for site, text in self.request.plan.options.items():
-                if site not in known:
+                if site == WHOLE:
+                    self._whole(Option.parse(text))
+                elif site not in known:
                     raise SettingError(f"plan: site {site!r} is not in this model for target {self.target_name}. {near(site, known)}")
                 Option.parse(text)
-        elif self.request.method is not None and not any(self.target.adapt(site, self.request.method) for site in self.sites):
+        elif (
+            self.request.method is not None
+            and (self._whole(self.request.method, rest=True) is None)
+            and not any(self.target.adapt(site, self.request.method) for site in self.sites)
+        ):
             raise SettingError(
                 f"method {str(self.request.method)!r}: target {self.target_name} can hold it on no site of this model. Pass --target modicum."
             )
+
+    def _whole(self, option: Option, *, rest: bool = False) -> Option | None:
+        """The step over the whole model an option begins with. Raises ``SettingError`` where such a step stands elsewhere."""
+        if not option.steps or not isinstance(option.steps[0], Dropper):
+            if any(isinstance(step, Dropper) for step in option.steps) or not rest:
+                raise SettingError(f"option {str(option)!r}: a step over the whole model must come first and alone.")
+            return None
+        if any(isinstance(step, Dropper) for step in option.steps[1:]) or (len(option.steps) > 1 and not rest):
+            raise SettingError(f"option {str(option)!r}: only one step may drop parts of the model, and it comes first.")
+        return Option(option.steps[:1])
 
     def _kept(self, site: Site) -> bool:
         names = [site.name, *(name for unit in site.units for name in (unit.name, unit.module))]
@@ -300,17 +334,22 @@ class _Run:
         if self.request.plan is not None:
             return self.request.plan, None
         if self.request.method is not None:
-            plan = Plan(self.target_name)
+            plan, method = Plan(self.target_name), self.request.method
+            if (whole := self._whole(method, rest=True)) is not None:
+                plan.options[WHOLE] = str(whole)
+                method = Option(method.steps[1:])
             for site in self.sites:
-                fitted = self.target.adapt(site, self.request.method)
-                if fitted is not None and not self._kept(site):
+                fitted = self.target.adapt(site, method)
+                if method.steps and fitted is not None and not self._kept(site):
                     plan.options[site.name] = str(fitted)
             return plan, None
         table = self._measured(menu)
         assert self.request.budget is not None
         for site in self.sites:
             if self._kept(site):
-                table.choices[site.name] = [choice for choice in table.choices[site.name] if choice.option == "keep"] or table.choices[site.name]
+                table.choices[site.name] = [choice for choice in table.choices[site.name] if choice.option == "keep"] or table.choices[
+                    site.name
+                ]
         allowed = self.request.budget.bytes(self.model.parameters)
         with self.meter.stage("allocate"):
             if table.cost(table.cheapest()) > allowed:
@@ -359,10 +398,26 @@ class _Run:
         temporary.replace(path)
         return found
 
+    def _reshaped(self, plan: Plan) -> Change:
+        """The structural change a plan asks for on the whole model."""
+        if WHOLE not in plan.options:
+            return Change()
+        (step,) = Option.parse(plan.options[WHOLE]).steps
+        assert isinstance(step, Dropper)
+        self.progress.start("survey", 1)
+        with self.meter.stage("survey"):
+            change = step.reshape(self.model, self.script, self.data.calibration, self.pool, self.request.seed)
+        if reason := self.target.holds(change):
+            raise SettingError(f"method {step}: target {self.target_name} cannot hold its result: {reason}. Pass --target modicum.")
+        self.events += change.events
+        return change
+
     def _unit_options(self, plan: Plan) -> dict[str, Option]:
         options: dict[str, Option] = {}
         sites = {site.name: site for site in self.sites}
         for name, text in plan.options.items():
+            if name == WHOLE:
+                continue
             option = Option.parse(text)
             units = sites[name].units if name in sites else (self.model.units[name],)
             site = sites.get(name) or Site(name, "unit", units, data_free=self.script.data_free(units[0]))
@@ -400,17 +455,22 @@ class _Run:
         """Reload with the target's own loader and compare with the dequantized weights on test sequences."""
         module, found = self.target.verify(final, forms)
         batches = self.data.test[:1]
-        judged = compare(streamed(self.model, batches, self.script, forms, pool=self.pool), plain(module, batches), batches, False)
+        judged = compare(self._candidate(batches, forms), plain(module, batches), batches, False)
         worst = max(judged.divergence)
         if worst > 1e-3:
-            raise ModelError(f"{self.out}: the reloaded model must match the dequantized weights, differs by {worst:.2g} ({judged.metric}).")
+            raise ModelError(
+                f"{self.out}: the reloaded model must match the dequantized weights, differs by {worst:.2g} ({judged.metric})."
+            )
         return found | {"logits": {"metric": judged.metric, "largest": worst, "sequences": len(judged.divergence)}}
+
+    def _candidate(self, batches: list[Batch], forms: Mapping[str, Any]) -> Outputs:
+        dropped = frozenset(self.change.dropped)
+        return streamed(self.model, batches, self.script, forms, biases=self.change.biases, dropped=dropped, pool=self.pool)
 
     def _quality(self, forms: Mapping[str, Any]) -> Quality:
         batches = self.data.test
         original = streamed(self.model, batches, self.script, pool=self.pool)
-        candidate = streamed(self.model, batches, self.script, forms, pool=self.pool)
-        return compare(_ticked(original, self.progress.step), candidate, batches, self.model.is_causal)
+        return compare(_ticked(original, self.progress.step), self._candidate(batches, forms), batches, self.model.is_causal)
 
     def _forecast(self) -> dict[str, Any]:
         """What a run would do, without doing it."""
@@ -476,7 +536,15 @@ def _row(unit: Unit, reason: str) -> dict[str, Any]:
 
 
 def build_receipt(
-    run: _Run, plan: Plan, table: Table | None, forms: FormStore, predicted: int, actual: int, verification: dict, quality: dict, final: Path
+    run: _Run,
+    plan: Plan,
+    table: Table | None,
+    forms: FormStore,
+    predicted: int,
+    actual: int,
+    verification: dict,
+    quality: dict,
+    final: Path,
 ) -> dict[str, Any]:
     """Everything that was done, measured and verified, as a versioned JSON value."""
     import transformers

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from typing_extensions import override
 
 from modicum.forms.form import Form, restore
 from modicum.forms.packing import pack, unpack
@@ -23,16 +24,19 @@ class Cut(Form):
         self.inner, self.rows, self.columns, self.dtype = inner, rows, columns, inner.dtype
         self.shape = (inner.shape[0] if rows is None else len(rows), inner.shape[1] if columns is None else len(columns))
 
+    @override
     def dense(self) -> torch.Tensor:
         value = self.inner.dense()
         if self.columns is not None:
             value = _scatter(value, self.columns)
         return value if self.rows is None else _scatter(value.T, self.rows).T.contiguous()
 
+    @override
     def product(self, inputs: torch.Tensor) -> torch.Tensor:
         value = self.inner.product(inputs if self.columns is None else inputs[..., self.columns])
         return value if self.rows is None else _scatter(value, self.rows)
 
+    @override
     def tensors(self) -> dict[str, torch.Tensor]:
         found = {f"inner.{name}": tensor for name, tensor in self.inner.tensors().items()}
         for name, mask in (("rows", self.rows), ("columns", self.columns)):
@@ -40,15 +44,20 @@ class Cut(Form):
                 found[name] = pack(mask.to(torch.uint8)[None], 1)
         return found
 
+    @override
     def settings(self) -> dict[str, Any]:
         return {"inner": self.inner.describe()}
 
+    @override
     @classmethod
     def restored(cls, tensors: Mapping[str, torch.Tensor], settings: Mapping[str, Any], shape: tuple[int, int], dtype: torch.dtype) -> Form:
         inner = {name.removeprefix("inner."): tensor for name, tensor in tensors.items() if name.startswith("inner.")}
-        masks = {name: unpack(tensors[name], 1, size)[0].bool() for name, size in (("rows", shape[0]), ("columns", shape[1])) if name in tensors}
+        masks = {
+            name: unpack(tensors[name], 1, size)[0].bool() for name, size in (("rows", shape[0]), ("columns", shape[1])) if name in tensors
+        }
         return cls(restore(settings["inner"], inner), masks.get("rows"), masks.get("columns"))
 
+    @override
     @property
     def values(self) -> int:
         return self.inner.values

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from typing_extensions import override
 
 from modicum.forms.form import Form
 
@@ -18,19 +19,24 @@ class Dense(Form):
     def __init__(self, weight: torch.Tensor):
         self.weight, self.shape, self.dtype = weight, (weight.shape[0], weight.shape[1]), weight.dtype
 
+    @override
     def dense(self) -> torch.Tensor:
         return self.weight
 
+    @override
     def tensors(self) -> dict[str, torch.Tensor]:
         return {"weight": self.weight.contiguous()}
 
+    @override
     def settings(self) -> dict[str, Any]:
         return {}
 
+    @override
     @classmethod
     def restored(cls, tensors: Mapping[str, torch.Tensor], settings: Mapping[str, Any], shape: tuple[int, int], dtype: torch.dtype) -> Form:
         return cls(tensors["weight"].to(dtype))
 
+    @override
     @property
     def values(self) -> int:
         return self.weight.numel()

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from typing_extensions import override
 
 from modicum.forms.form import Form
 
@@ -18,19 +19,24 @@ class Float8(Form):
     def __init__(self, codes: torch.Tensor, scale: torch.Tensor):
         self.codes, self.scale, self.shape, self.dtype = codes, scale, (codes.shape[0], codes.shape[1]), scale.dtype
 
+    @override
     def dense(self) -> torch.Tensor:
         return self.codes.to(self.dtype) * self.scale
 
+    @override
     def tensors(self) -> dict[str, torch.Tensor]:
         return {"codes": self.codes.contiguous(), "scale": self.scale.contiguous()}
 
+    @override
     def settings(self) -> dict[str, Any]:
         return {}
 
+    @override
     @classmethod
     def restored(cls, tensors: Mapping[str, torch.Tensor], settings: Mapping[str, Any], shape: tuple[int, int], dtype: torch.dtype) -> Form:
         return cls(tensors["codes"], tensors["scale"].to(dtype))
 
+    @override
     @property
     def values(self) -> int:
         return self.codes.numel()

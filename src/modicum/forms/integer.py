@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from typing_extensions import override
 
 from modicum.forms.form import Form
 from modicum.forms.packing import pack, packed_bytes, unpack
@@ -31,30 +32,36 @@ class Integer(Form):
             return per_group
         return per_group.repeat_interleave(self.group, 1)[:, : self.shape[1]]
 
+    @override
     def dense(self) -> torch.Tensor:
         zero = torch.tensor(float(2 ** (self.bits - 1))) if self.zero is None else self.spread(self.zero)
         return (self.codes.to(self.dtype) - zero.to(self.dtype)) * self.spread(self.scale)
 
+    @override
     def tensors(self) -> dict[str, torch.Tensor]:
         found = {"codes": pack(self.codes, self.bits), "scale": self.scale.contiguous()}
         if self.zero is not None:
             found["zero"] = pack(self.zero, self.bits)
         return found
 
+    @override
     @property
     def nbytes(self) -> int:
         zero = 0 if self.zero is None else packed_bytes(self.zero.shape, self.bits)
         return packed_bytes(self.codes.shape, self.bits) + self.scale.nbytes + zero
 
+    @override
     def settings(self) -> dict[str, Any]:
         return {"bits": self.bits, "group": self.group}
 
+    @override
     @classmethod
     def restored(cls, tensors: Mapping[str, torch.Tensor], settings: Mapping[str, Any], shape: tuple[int, int], dtype: torch.dtype) -> Form:
         bits, scale = int(settings["bits"]), tensors["scale"].to(dtype)
         zero = unpack(tensors["zero"], bits, scale.shape[1]) if "zero" in tensors else None
         return cls(unpack(tensors["codes"], bits, shape[1]), scale, zero, bits, int(settings["group"]))
 
+    @override
     @property
     def values(self) -> int:
         return self.codes.numel()

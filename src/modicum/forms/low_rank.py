@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from typing_extensions import override
 
 from modicum.forms.form import Form
 
@@ -23,22 +24,28 @@ class LowRank(Form):
         """Inner size."""
         return self.left.shape[1]
 
+    @override
     def dense(self) -> torch.Tensor:
         return (self.left.float() @ self.right.float()).to(self.dtype)
 
+    @override
     def product(self, inputs: torch.Tensor) -> torch.Tensor:
         return (inputs @ self.right.to(inputs.dtype).T) @ self.left.to(inputs.dtype).T
 
+    @override
     def tensors(self) -> dict[str, torch.Tensor]:
         return {"left": self.left.contiguous(), "right": self.right.contiguous()}
 
+    @override
     def settings(self) -> dict[str, Any]:
         return {}
 
+    @override
     @classmethod
     def restored(cls, tensors: Mapping[str, torch.Tensor], settings: Mapping[str, Any], shape: tuple[int, int], dtype: torch.dtype) -> Form:
         return cls(tensors["left"].to(dtype), tensors["right"].to(dtype))
 
+    @override
     @property
     def values(self) -> int:
         return self.left.numel() + self.right.numel()

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from typing_extensions import override
 
 from modicum.forms.form import Form
 from modicum.forms.packing import pack, packed_bytes, unpack
@@ -24,25 +25,31 @@ class Masked(Form):
         """The entries of ``weight`` (rows, columns) where ``mask`` is true."""
         return cls(weight[mask], mask)
 
+    @override
     def dense(self) -> torch.Tensor:
         value = torch.zeros(self.shape, dtype=self.dtype, device=self.kept.device)
         value[self.mask] = self.kept
         return value
 
+    @override
     def tensors(self) -> dict[str, torch.Tensor]:
         return {"values": self.kept.contiguous(), "mask": pack(self.mask.to(torch.uint8), 1)}
 
+    @override
     @property
     def nbytes(self) -> int:
         return self.kept.nbytes + packed_bytes(self.mask.shape, 1)
 
+    @override
     def settings(self) -> dict[str, Any]:
         return {}
 
+    @override
     @classmethod
     def restored(cls, tensors: Mapping[str, torch.Tensor], settings: Mapping[str, Any], shape: tuple[int, int], dtype: torch.dtype) -> Form:
         return cls(tensors["values"].to(dtype), unpack(tensors["mask"], 1, shape[1]).bool())
 
+    @override
     @property
     def values(self) -> int:
         return self.kept.numel()

@@ -49,11 +49,15 @@ class Model:
 
         files = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "vocab.txt")
         if self.directory is None or not any((self.directory / name).exists() for name in files):
-            raise ModelError(f"{self.name}: has no tokenizer, which text needs. Give token batches from Python, or add the tokenizer's files.")
+            raise ModelError(
+                f"{self.name}: has no tokenizer, which text needs. Give token batches from Python, or add the tokenizer's files."
+            )
         try:
             return AutoTokenizer.from_pretrained(self.directory)
         except Exception as error:
-            raise ModelError(f"{self.name}: its tokenizer cannot be read ({_first_line(error)}). Fetch the tokenizer's files again.") from None
+            raise ModelError(
+                f"{self.name}: its tokenizer cannot be read ({_first_line(error)}). Fetch the tokenizer's files again."
+            ) from None
 
     @property
     def parameters(self) -> int:

@@ -96,7 +96,9 @@ def model_class(config: Any, who: str) -> type[nn.Module]:
     for name in getattr(config, "architectures", None) or []:
         if (cls := getattr(transformers, name, None)) is not None:
             return cls
-    raise ModelError(f"{who}: config.json must name a class of Transformers in 'architectures', names {getattr(config, 'architectures', None)}.")
+    raise ModelError(
+        f"{who}: config.json must name a class of Transformers in 'architectures', names {getattr(config, 'architectures', None)}."
+    )
 
 
 def skeleton(cls: type[nn.Module], config: Any) -> nn.Module:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from typing_extensions import override
 
 from modicum.core.errors import ModelError
 from modicum.core.tensorfile import Shards
@@ -85,6 +86,7 @@ class CheckpointWeights(Weights):
         self.unused = self._index()
         self._check()
 
+    @override
     def dtype(self, name: str) -> torch.dtype:
         return self._dtypes[self.first[name]]
 
@@ -113,7 +115,9 @@ class CheckpointWeights(Weights):
         for first, names in self.names.items():
             source = next((name for name in names if name in self._made_by), None)
             if source is None:
-                raise ModelError(f"{where}: must hold the weight {first}, which no shard has. Fetch the checkpoint again or check its config.")
+                raise ModelError(
+                    f"{where}: must hold the weight {first}, which no shard has. Fetch the checkpoint again or check its config."
+                )
             self._made_by[first] = self._made_by[source]
             converter, sources = self._sources[self._made_by[source]]
             entry = self.shards.entry(sources[0][0])
@@ -142,16 +146,19 @@ class CheckpointWeights(Weights):
             self._latest = (target, self._convert(target))
         return next(self._latest[1][name] for name in self.names.get(first, (first,)) if name in self._latest[1]).contiguous()
 
+    @override
     def read(self, name: str) -> torch.Tensor:
         held = self.held(name)
         return held if held.device.type != "meta" else self._value(self.first[name])
 
+    @override
     def load(self, names: Iterable[str]) -> None:
         for name in names:
             if self.held(name).device.type == "meta":
                 self.put(name, self._value(self.first[name]))
         self._latest = ("", {})
 
+    @override
     def release(self, names: Iterable[str]) -> None:
         for name in names:
             self.put(name, torch.empty_like(self.held(name), device="meta"))

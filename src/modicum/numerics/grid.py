@@ -48,7 +48,9 @@ class Grid:
         low, high = groups.amin(2).clamp_max(0), groups.amax(2).clamp_min(0)
         if not search:
             return self._range(low, high, dtype)
-        weights = None if importance is None else self.grouped(importance.expand(1, -1).expand_as(weight) if self.group < 0 else importance[None])
+        weights = (
+            None if importance is None else self.grouped(importance.expand(1, -1).expand_as(weight) if self.group < 0 else importance[None])
+        )
         best, chosen = None, None
         for share in _SHARES.tolist():
             scale, zero = self._range(low * share, high * share, dtype)
@@ -59,7 +61,10 @@ class Grid:
                 continue
             better = loss < best
             best = torch.where(better, loss, best)
-            chosen = (torch.where(better, scale, chosen[0]), zero if zero is None or chosen[1] is None else torch.where(better, zero, chosen[1]))
+            chosen = (
+                torch.where(better, scale, chosen[0]),
+                zero if zero is None or chosen[1] is None else torch.where(better, zero, chosen[1]),
+            )
         assert chosen is not None
         return chosen
 

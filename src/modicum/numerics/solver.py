@@ -54,7 +54,9 @@ def factorize(covariance: torch.Tensor, damping: float) -> Factor:
             upper = lower.flip(0, 1)
             scale = upper.diagonal()
             return Factor((upper / scale).float(), scale.square().float(), damping * 10**retry, retry)
-    raise ModelError(f"solver: no damping up to {damping * 10**_RETRIES:g} makes the covariance positive definite. Use more calibration tokens.")
+    raise ModelError(
+        f"solver: no damping up to {damping * 10**_RETRIES:g} makes the covariance positive definite. Use more calibration tokens."
+    )
 
 
 def solve(weight: torch.Tensor, factor: Factor, decide: Callable[[int, torch.Tensor], torch.Tensor], *, span: int = 0,

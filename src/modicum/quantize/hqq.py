@@ -38,14 +38,56 @@ class Hqq(Quantizer):
 
     steps: int = param(20, "alternations", between=(0, 1000))
     norm: float = param(0.7, "exponent p of the norm that is minimised", between=(0.1, 2.0))
-    strength: float = param(10.0, "weight of the quadratic coupling at the first step, relative to the group's mean error", between=(0.01, 1e6))
+    strength: float = param(
+        10.0, "weight of the quadratic coupling at the first step, relative to the group's mean error", between=(0.01, 1e6)
+    )
 
     def quantize(self, weight: torch.Tensor, grid: Grid, stats: Stats, dtype: torch.dtype) -> Form:
         """Alternate from the range's grid."""
         scale, zero = grid.fit(weight, dtype)
         if self.steps:
-            scale, zero = self._refine(grid, grid.grouped(weight), scale, zero, dtype)
+            scale, zero = self._refine(grid, grid.grouped(weight), scale, zero)
         return grid.encode(weight, scale, zero)
 
-    def _refine(self, grid, groups, scale, zero, dtype):
-        return scale, zero
+    def _refine(
+        self, grid: Grid, groups: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Best grid met per group, for ``groups`` (rows, groups, width)."""
+        dtype, best = scale.dtype, torch.full(scale.shape, torch.inf, device=groups.device)
+        kept_scale, kept_zero = scale, zero
+        now_scale, now_zero = scale.float(), torch.full_like(scale.float(), 2.0 ** (grid.bits - 1)) if zero is None else zero.float()
+        for _ in range(self.steps):
+            rounded = now_scale.to(dtype).float()[..., None]
+            codes = (groups / rounded + now_zero[..., None]).round_().clamp_(0, grid.top)
+            error = groups - (codes - now_zero[..., None]) * rounded
+            loss = error.abs().pow(self.norm).sum(2)
+            better = loss < best
+            best = torch.where(better, loss, best)
+            kept_scale = torch.where(better, now_scale.to(dtype), kept_scale)
+            if kept_zero is not None:
+                kept_zero = torch.where(better, now_zero.to(torch.uint8), kept_zero)
+            target = groups - self._shrink(error)
+            now_scale, now_zero = _regress(target, codes, now_scale, now_zero, None if zero is None else grid.top)
+        return kept_scale, kept_zero
+
+    def _shrink(self, error: torch.Tensor) -> torch.Tensor:
+        """Proximal step of the l_p norm, in units of the group's mean error."""
+        unit = error.abs().mean(2, keepdim=True).clamp_min(1e-30)
+        size = error.abs() / unit
+        return error.sign() * unit * (size - size.clamp_min(1e-8).pow(self.norm - 1) / self.strength).clamp_min(0)
+
+
+def _regress(
+    target: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, top: int | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Least-squares scale, and zero point rounded into [0, ``top``] (fixed where ``top`` is None), of ``target`` given its codes."""
+    if top is not None:
+        centred = codes - codes.mean(2, keepdim=True)
+        spread = centred.square().sum(2)
+        slope = torch.where(spread > 0, (centred * target).sum(2) / spread.clamp_min(1e-30), scale)
+        slope = torch.where(slope > 0, slope, scale)
+        zero = (codes.mean(2) - target.mean(2) / slope).round_().clamp_(0, top)
+    offset = codes - zero[..., None]
+    energy = offset.square().sum(2)
+    fitted = torch.where(energy > 0, (offset * target).sum(2) / energy.clamp_min(1e-30), scale)
+    return torch.where(fitted > 0, fitted, scale), zero

@@ -1,1 +1,6 @@
-def report(r): return "<html></html>"
+"""What was done, for people and for machines: the receipt's report, its reader, and the quality of models already written."""
+
+from modicum.receipt.evaluate import evaluate
+from modicum.receipt.report import read_receipt, report
+
+__all__ = ["evaluate", "read_receipt", "report"]

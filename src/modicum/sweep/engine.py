@@ -194,7 +194,9 @@ class Sweep:
             rows, mask = input_rows(unit, owner, value), token_mask(self.batches[index], value)
             collector.add(rows if mask is None else rows[mask])
         if collector.stats.square is not None and not torch.isfinite(collector.stats.square).all():
-            raise ModelError(f"{unit.name}: its inputs must be finite, hold NaN or Inf. Check the weights before it and the calibration data.")
+            raise ModelError(
+                f"{unit.name}: its inputs must be finite, hold NaN or Inf. Check the weights before it and the calibration data."
+            )
         return collector.stats
 
     def _own(self, unit: Unit, stats: Stats) -> Stats:
@@ -279,7 +281,9 @@ class Sweep:
         before = dict(owner._parameters)
         for attribute in self.script.stacks[name].attributes:
             held = before[attribute]
-            treated = [u for u in self.model.units.values() if u.module == name and u.parameter.endswith(attribute) and u.name in self.forms]
+            treated = [
+                u for u in self.model.units.values() if u.module == name and u.parameter.endswith(attribute) and u.name in self.forms
+            ]
             if treated and held is not None:
                 stack = held.detach().clone()
                 for unit in treated:
@@ -307,7 +311,7 @@ def seed_of(seed: int, name: str) -> int:
 
 
 def _pool(found: list[Stats]) -> Stats:
-    total = lambda values: None if values[0] is None else torch.stack(values).sum(0)  # noqa: E731
+    total = lambda values: None if values[0] is None else torch.stack(values).sum(0)
     inputs = None if found[0].inputs is None else [rows for stats in found for rows in stats.inputs or []]
     return Stats(
         count=sum(stats.count for stats in found), total=total([s.total for s in found]), square=total([s.square for s in found]),

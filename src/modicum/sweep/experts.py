@@ -45,7 +45,9 @@ class Watch(TorchFunctionMode):
                 self._recognise(*found, weight, args[0], output, linear=func in _LINEAR)
         return output
 
-    def _recognise(self, name: str, stack: torch.Tensor, weight: torch.Tensor, inputs: torch.Tensor, output: torch.Tensor, *, linear: bool) -> None:
+    def _recognise(
+        self, name: str, stack: torch.Tensor, weight: torch.Tensor, inputs: torch.Tensor, output: torch.Tensor, *, linear: bool
+    ) -> None:
         natural = weight.stride(-1) == stack.stride(2) and weight.stride(-2) == stack.stride(1)
         transposed = natural != linear
         if weight.ndim == 2:

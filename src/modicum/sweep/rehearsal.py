@@ -13,7 +13,7 @@ from modicum.core.unit import Unit
 from modicum.data.splits import Batch, slice_rows
 from modicum.models.model import Model
 from modicum.models.structure import expert_units, find_stacks
-from modicum.sweep.experts import Use, Watch
+from modicum.sweep.experts import Watch
 from modicum.sweep.suspend import Arrival, Chain, Stop
 
 

@@ -72,7 +72,9 @@ class _Gradients:
                 loss.backward()
             except RuntimeError as error:
                 first = str(error).splitlines()[0]
-                raise ModelError(f"{self.model.name}: must be differentiable to weigh errors by gradients ({first}). Use --harm error.") from error
+                raise ModelError(
+                    f"{self.model.name}: must be differentiable to weigh errors by gradients ({first}). Use --harm error."
+                ) from error
         self.draws += draws
 
     @contextmanager

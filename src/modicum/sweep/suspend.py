@@ -119,7 +119,9 @@ class Chain:
                     yield from resume(index, ())
                 while waiting:
                     stop = Counter(arrival.stop for arrival in waiting.values()).most_common(1)[0][0]
-                    group = [(index, arrival) for index, arrival in waiting.items() if arrival.stop == stop]
+                    group = sorted(
+                        ((index, arrival) for index, arrival in waiting.items() if arrival.stop == stop), key=lambda pair: pair[0]
+                    )
                     complete = len(group) == len(waiting)
                     for index, _ in group:
                         del waiting[index]

@@ -1,0 +1,242 @@
+"""The commands. Nothing heavy is imported before a command runs, so that help answers at once."""
+
+from __future__ import annotations
+
+import errno
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from modicum import __version__
+from modicum.core.errors import ModicumError, SettingError, near
+
+if TYPE_CHECKING:
+    from modicum.core.plan import Plan
+    from modicum.models.model import Model
+
+# Commands that write OUT.partial and continue from it.
+_CONTINUING = ("fit", "export")
+
+
+class _Sentences(click.Group):
+    """Says what went wrong in one sentence where a caller caused it; a traceback is left to what is a bug."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ModicumError as error:
+            _leave(ctx, str(error), 2)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            _leave(ctx, f"{error.filename or 'output'}: no space is left on the device. Free some and run the same command again.", 2)
+        except KeyboardInterrupt:
+            continues = " The same command continues from what is done." if ctx.invoked_subcommand in _CONTINUING else ""
+            _leave(ctx, f"interrupted.{continues}", 130)
+
+
+def _leave(ctx: click.Context, sentence: str, code: int) -> None:
+    click.echo(f"modicum: {' '.join(sentence.split())}", err=True)
+    ctx.exit(code)
+
+
+def _options(*options: Callable) -> Callable:
+    def add(command: Callable) -> Callable:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+def _flag(name: str, help: str) -> Callable:
+    return click.option(name, is_flag=True, help=help)
+
+
+_AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout, and nothing else.")
+_TRUST = _options(
+    _flag("--overwrite", "Replace the output directory where it exists."),
+    _flag("--allow-pickle", "Read pickled weights where there are no safetensors."),
+    _flag("--trust-remote-code", "Let the model's directory run code of its own."),
+    _flag("--allow-fallback", "Accept solves that needed more damping than asked for; the receipt names each."),
+)
+
+
+@click.group(cls=_Sentences, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="modicum")
+def main() -> None:
+    """Give neural networks as few parameters as the job needs.
+
+    Bring a model and a budget; get the best model that fits, in files that runtimes load, with a receipt.
+    """
+
+
+@main.command()
+@click.argument("model")
+@_options(
+    click.option("--size", metavar="SIZE", help="Budget: bytes of the weight files, such as 4.5MB or 2GiB."),
+    click.option("--bpw", type=float, help="Budget: bits per original weight."),
+    click.option("--method", metavar="OPTION", help='Instead of a budget: one option everywhere, such as "gptq bits=4 group=128".'),
+    click.option("--plan", metavar="FILE", help="Instead of a budget: a plan.json, as fit wrote it or edited."),
+    click.option("--target", metavar="NAME", help="transformers or modicum; by default the one that suits the model."),
+    click.option("--data", metavar="PATH", help="Text to calibrate and judge with; by default the text shipped with modicum."),
+    click.option("--samples", default=128, show_default=True, help="Sequences to calibrate on."),
+    click.option("--tokens", default=512, show_default=True, help="Tokens per sequence."),
+    click.option("--batch", default=8, show_default=True, help="Sequences run at once."),
+    click.option("--menu", metavar="OPTIONS", help="Options to choose from, by commas, such as int2,int3,int4."),
+    click.option("--group", default=64, show_default=True, help="Columns per scale for the menu's intN."),
+    click.option("--ram", metavar="SIZE", help="Memory to stay within, such as 4GB."),
+    click.option("--seed", default=0, show_default=True, help="Seed of every choice by chance."),
+    click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu or cuda."),
+    click.option("--keep", multiple=True, metavar="PATTERN", help="Leave matching layers as they are; may be repeated."),
+    click.option("--allocator", default="integer_program", show_default=True, metavar="NAME", help="How the budget is divided."),
+    click.option("--harm", default="fisher", show_default=True, metavar="NAME", help="What is predicted: fisher or error."),
+    click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Directory to write; by default out/<model name>."),
+    _flag("--dry-run", "Say what would be done and what is within reach, then stop."),
+)
+@_TRUST
+@_AS_JSON
+def fit(model: str, out: Path | None, as_json: bool, **settings: Any) -> None:
+    """Give the best MODEL that fits a budget.
+
+    MODEL is demo, a directory, or a Hugging Face id. Give one of --size, --bpw, --method and --plan.
+    """
+    from modicum.cli import show
+
+    receipt, written = _run(model, out or Path("out") / (Path(model).resolve().name or "model"), as_json, settings)
+    if as_json:
+        _print_json(receipt)
+    elif settings["dry_run"]:
+        show.forecast(receipt)
+    else:
+        show.outcome(receipt, written)
+
+
+@main.command("eval")
+@click.argument("directory", metavar="DIR")
+@_options(
+    click.option("--data", metavar="PATH", help="Text to judge with; by default the test text shipped with modicum."),
+    click.option("--reference", metavar="DIR", help="The original, to measure the divergence from."),
+    click.option("--samples", default=64, show_default=True, help="Sequences to judge on."),
+    click.option("--tokens", default=512, show_default=True, help="Tokens per sequence."),
+    click.option("--seed", default=0, show_default=True, help="Seed of the choice of sequences."),
+)
+@_AS_JSON
+def judge(directory: str, as_json: bool, **settings: Any) -> None:
+    """Measure the quality of the model in DIR.
+
+    DIR is a directory that fit wrote, one that Transformers loads, or demo.
+    """
+    from modicum.cli import show
+    from modicum.receipt import evaluate
+
+    with show.hushed():
+        found = evaluate(directory, **settings)
+    _print_json(found) if as_json else show.evaluation(found)
+
+
+@main.command()
+@click.argument("directory", metavar="DIR")
+@click.option("--target", required=True, metavar="NAME", help="transformers or modicum.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR2", help="Directory to write.")
+@_TRUST
+@_AS_JSON
+def export(directory: str, target: str, out: Path, as_json: bool, **settings: Any) -> None:
+    """Write what fit wrote in DIR for another target.
+
+    The plan in DIR is carried out again on the original model, with the data and seed of its receipt.
+    """
+    from modicum.cli import show
+    from modicum.core.plan import Plan
+    from modicum.models.open import open_model
+    from modicum.receipt import read_receipt
+
+    before, plan = read_receipt(Path(directory) / "receipt.json"), Plan.read(Path(directory) / "plan.json")
+    trust = {name: settings[name] for name in ("allow_pickle", "trust_remote_code")}
+    model = open_model(before["model"]["name"], **trust)
+    settings |= {"plan": _for_target(plan, target, model), "target": target, "seed": before["seed"], **_data(before)}
+    receipt, written = _run(model, out, as_json, settings)
+    if receipt["data"]["hashes"] != before["data"]["hashes"]:
+        click.echo("modicum: the calibration sequences differ from those of the first run.", err=True)
+    _print_json(receipt) if as_json else show.outcome(receipt, written)
+
+
+@main.command("list")
+@click.option("--family", metavar="NAME", help="Only this family, such as quantize.")
+@_AS_JSON
+def catalogue(family: str | None, as_json: bool) -> None:
+    """List all methods."""
+    from modicum.cli import show
+    from modicum.core.method import FAMILIES, registry
+
+    if family is not None and family not in FAMILIES:
+        raise SettingError(f"family {family!r}: is not known. {near(family, FAMILIES)}")
+    methods = [cls for _, cls in sorted(registry().items()) if family in (None, cls.family())]
+    _print_json([show.facts(cls) for cls in methods]) if as_json else show.methods(methods)
+
+
+@main.command()
+@click.argument("key")
+def explain(key: str) -> None:
+    """Say what the method KEY does, and its settings."""
+    from modicum.cli import show
+    from modicum.core.method import find
+
+    show.method(find(key))
+
+
+@main.command()
+@click.argument("key")
+def cite(key: str) -> None:
+    """Print the BibTeX entry of the paper behind the method KEY."""
+    from modicum.core.method import find
+
+    cls = find(key)
+    if cls.paper is None:
+        raise SettingError(f"method {cls.key()}: comes from no paper, there is nothing to cite. See modicum explain {cls.key()}.")
+    click.echo(cls.paper.bibtex(cls.key()))
+
+
+def _run(model: str | Model, out: Path, quiet: bool, settings: dict[str, Any]) -> tuple[dict[str, Any], Path]:
+    from modicum.cli import show
+    from modicum.fit import fit as run
+
+    with show.hushed(), show.Bar(visible=not quiet) as progress:
+        result = run(model, out=out, progress=progress, **settings)
+    return result.receipt, result.out
+
+
+def _print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=1))
+
+
+def _data(receipt: dict[str, Any]) -> dict[str, Any]:
+    """Settings of ``fit`` that give the data of an earlier run, as far as its receipt tells."""
+    source = receipt["data"]["source"]
+    if source == "batches":
+        raise SettingError("export: the first run's data must be text, were batches from Python. Call modicum.fit with plan= and data=.")
+    known = {name: receipt["request"][name] for name in ("samples", "tokens", "batch", "test_samples") if name in receipt["request"]}
+    return known | {"data": None if source == "shipped" else source}
+
+
+def _for_target(plan: Plan, target: str, model: Model) -> Plan:
+    """The plan for another target: our container binds no units together, so what was one choice there becomes one per unit."""
+    from modicum.core.plan import Plan
+
+    if target != "modicum":
+        return Plan(target, plan.options, plan.cuts, plan.notes)
+    options = {unit: option for site, option in plan.options.items() for unit in _units(site, model)}
+    return Plan(target, options, plan.cuts, plan.notes)
+
+
+def _units(site: str, model: Model) -> list[str]:
+    if site == "experts":
+        return [unit.name for unit in model.units.values() if unit.kind == "expert"]
+    if fused := re.fullmatch(r"(.*)\.\[(.*)\]", site):
+        modules = {f"{fused[1]}.{tail}" for tail in fused[2].split(",")}
+        return [unit.name for unit in model.units.values() if unit.module in modules]
+    return [site]

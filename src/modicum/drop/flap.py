@@ -1,0 +1,66 @@
+"""FLAP: groups whose inputs hardly fluctuate go, and their mean moves into the bias."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from modicum.core.method import Need, Paper
+from modicum.core.settings import param
+from modicum.core.unit import Stats
+from modicum.drop._family import CutDropper
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flap(CutDropper):
+    """Cut heads and feed-forward channels whose input variance times squared column norm is least, across all layers at once.
+
+    The score of column j is ``Var(x_j) · ‖W_:j‖²``, summed over a group, standardised within each site so that layers compare, and cut at one
+    global threshold; the removed columns' mean output goes into the consumer's bias.
+
+    *Shapes:* consumer's weight (rows, columns), scores (groups,). *Needs and cost:* means and variances; one survey. *Reduces to:* the
+    original model at ``keep=1``; without ``bias`` to plain removal. *Raises:* ``ModelError`` where no coupled cut is found.
+
+    *Differences from the paper:* ``keep`` counts the weights of the cuts, heads and channels weighed by their sizes; every site keeps at
+    least one group.
+
+    Example:
+        >>> import torch
+        >>> stats = Stats(count=2, total=torch.tensor([2.0, 2.0]), square=torch.tensor([2.0, 10.0]))
+        >>> Flap().rank(torch.ones(3, 2), stats, [(0,), (1,)])
+        tensor([0., 12.])
+
+    """
+
+    paper = Paper("Fluctuation-based Adaptive Structured Pruning for Large Language Models", "2312.11983", 2023, "An, Yongqi and others")
+    needs = frozenset({Need.MEANS, Need.VARIANCES})
+
+    keep: float = param(0.8, "share of the cuts' weights kept", between=(0.0, 1.0))
+    bias: bool = param(True, "fold the removed columns' mean output into the bias")
+
+    def rank(self, weight: torch.Tensor, stats: Stats, groups: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Fluctuation of each group."""
+        columns = stats.variance * weight.square().sum(0)
+        return torch.stack([columns[list(group)].sum() for group in groups])
+
+    def select(self, scores: dict[str, torch.Tensor], sizes: dict[str, int]) -> dict[str, list[int]]:
+        """Standardise per site, keep globally from the top until the share of weights is met."""
+        ranked = []
+        for site, found in scores.items():
+            standard = (found - found.mean()) / found.std(unbiased=False).clamp_min(1e-30)
+            ranked += [(float(score), site, group) for group, score in enumerate(standard)]
+        ranked.sort(reverse=True)
+        kept: dict[str, list[int]] = {site: [int(found.argmax())] for site, found in scores.items()}
+        total = sum(sizes[site] * len(found) for site, found in scores.items())
+        held = sum(sizes[site] for site in kept)
+        for _, site, group in ranked:
+            if group not in kept[site] and held + sizes[site] <= self.keep * total * (1 + 1e-9):
+                kept[site].append(group)
+                held += sizes[site]
+        return {site: sorted(found) for site, found in kept.items()}
+
+    def compensate(self, weight: torch.Tensor, stats: Stats, gone: torch.Tensor) -> torch.Tensor | None:
+        """Mean output of the removed columns."""
+        return weight[:, gone] @ stats.mean[gone] if self.bias else None

@@ -1,0 +1,151 @@
+"""Quality of a model that is already written, on its own or against its original."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import tee
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from modicum.core.errors import DataError, ModelError, SettingError
+from modicum.data.splits import Batch, from_text
+from modicum.export import load
+from modicum.fit.quality import Quality, compare, plain, require
+from modicum.models.open import locate
+from modicum.sweep.reverse import output_tensor
+
+EVALUATION_FORMAT, EVALUATION_VERSION = "modicum-evaluation", 1
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "vocab.txt")
+
+
+def evaluate(
+    model: str | Path | nn.Module,
+    *,
+    data: Any = None,
+    reference: str | Path | nn.Module | None = None,
+    samples: int = 64,
+    tokens: int = 512,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Measure a model's perplexity and, against a ``reference``, its mean KL per token.
+
+    ``model`` and ``reference``: a directory that ``fit`` wrote, one that Transformers loads, a Hugging Face id, ``demo``, or a module. ``data``: a
+    path to text, of which the same test part is used that ``fit`` reports on, so that neither is judged on what it was calibrated
+    with; an iterable of batches, all of which are used; or None for the shipped test text. ``samples`` windows of ``tokens`` tokens are drawn
+    from text by ``seed``: those of ``fit``'s receipt where all three are equal. Modules are judged in evaluation mode and left as they came.
+
+    The result is a JSON value: ``model``, ``reference``, ``data`` (source, notes, hash of the sequences), ``seed``, and ``quality``: sequences,
+    tokens, ``perplexity`` of a causal language model, and with a reference ``metric``, its ``mean`` and bootstrap 95 % interval ``low`` to ``high``
+    (KL in nats per token, or the relative squared error of outputs without logits), and ``perplexity_original``.
+
+    Needs and cost: one forward pass of each model, both in memory.
+
+    Raises:
+        SettingError: nothing can be measured without a reference; a count below 1.
+        ModelError: a model that cannot be loaded, has no tokenizer for text, gives NaN, or whose outputs differ in shape from the reference's.
+        DataError: text that cannot be read or is too short; no batch.
+
+    """
+    candidate = _opened(model)
+    original = _opened(reference) if reference is not None else None
+    batches, described = _batches(data, [part for part in (candidate, original) if part], samples, tokens, seed)
+    causal = _is_causal(candidate.module)
+    if original is None and not causal:
+        raise SettingError(f"evaluate: {candidate.name} is no causal language model, which needs a reference. Pass one.")
+    with _evaluating(candidate), _evaluating(original):
+        quality = _compared(candidate, original, batches, causal).summary(seed)
+    if original is None:
+        quality = {name: quality[name] for name in ("sequences", "tokens", "perplexity")}
+    return {
+        "format": EVALUATION_FORMAT, "version": EVALUATION_VERSION, "model": candidate.name,
+        "reference": original.name if original else None, "data": described, "seed": seed, "quality": quality,
+    }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Opened:
+    name: str
+    module: nn.Module
+    directory: Path | None
+
+
+def _opened(source: str | Path | nn.Module) -> _Opened:
+    if isinstance(source, nn.Module):
+        return _Opened(type(source).__name__, source, None)
+    directory = locate(source)
+    return _Opened(str(source), load(directory), directory)
+
+
+def _batches(data: Any, models: list[_Opened], samples: int, tokens: int, seed: int) -> tuple[list[Batch], dict[str, Any]]:
+    if data is None or isinstance(data, str | Path):
+        splits = from_text(data, _tokenizer(models), samples=1, tokens=tokens, seed=seed, test_samples=samples)
+        found = sum(len(batch["input_ids"]) for batch in splits.test if isinstance(batch, dict))
+        notes = [f"The text gives {found} sequences of {tokens} tokens, of the {samples} asked for."] if found < samples else []
+        return splits.test, {"source": splits.source, "notes": notes, "hash": splits.hashes["test"]}
+    batches = [_batch(item) for item in ([data] if isinstance(data, Mapping | Tensor) else data)]
+    require(batches)
+    return batches, {"source": "batches", "notes": [], "hash": None}
+
+
+def _batch(item: Any) -> Batch:
+    batch: Batch = dict(item) if isinstance(item, Mapping) else tuple(item) if isinstance(item, tuple | list) else (item,)
+    values = batch.values() if isinstance(batch, dict) else batch
+    if not batch or not all(isinstance(value, Tensor) for value in values):
+        raise DataError(f"evaluate: a batch must be a tensor, or a dict or tuple of tensors, {type(item).__name__} came. Convert it.")
+    return batch
+
+
+def _tokenizer(models: list[_Opened]) -> Any:
+    from transformers import AutoTokenizer
+
+    for model in models:
+        if model.directory and any((model.directory / name).exists() for name in _TOKENIZER_FILES):
+            try:
+                return AutoTokenizer.from_pretrained(model.directory)
+            except Exception as error:
+                first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                raise ModelError(f"{model.name}: its tokenizer cannot be read ({first}). Fetch the tokenizer's files again.") from None
+    names = " and ".join(model.name for model in models)
+    raise ModelError(f"{names}: no tokenizer is there, which text needs. Give token batches, or add the tokenizer's files.")
+
+
+def _is_causal(module: nn.Module) -> bool:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    return type(module).__name__ in set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+
+
+@contextmanager
+def _evaluating(model: _Opened | None) -> Iterator[None]:
+    """Dropout and its like off, and afterwards as they were."""
+    modes = {part: part.training for part in model.module.modules()} if model else {}
+    if model:
+        model.module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes.items():
+            part.training = training
+
+
+def _compared(candidate: _Opened, original: _Opened | None, batches: list[Batch], causal: bool) -> Quality:
+    if original is None:
+        # One run stands on both sides: perplexity is its own, the divergence is dropped.
+        return compare(*tee(plain(candidate.module, batches)), batches, causal)
+    left, right = tee(_pairs(candidate, original, batches))
+    return compare((pair[0] for pair in left), (pair[1] for pair in right), batches, causal)
+
+
+def _pairs(candidate: _Opened, original: _Opened, batches: list[Batch]) -> Iterator[tuple[tuple[int, Any], tuple[int, Any]]]:
+    """Outputs of the original and of the candidate, in step, so that one batch's are held at a time."""
+    for theirs, ours in zip(plain(original.module, batches), plain(candidate.module, batches)):
+        shapes = [tuple(output_tensor(output)[0].shape) for _, output in (ours, theirs)]
+        if shapes[0] != shapes[1]:
+            raise ModelError(
+                f"{candidate.name}: its outputs must have the shape of the reference's, {shapes[1]}, have {shapes[0]}. Give its original."
+            )
+        yield theirs, ours
