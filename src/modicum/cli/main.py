@@ -206,7 +206,7 @@ def _run(model: str | Model, out: Path, quiet: bool, settings: dict[str, Any]) -
     from modicum.fit import fit as run
 
     with show.hushed(), show.Bar(visible=not quiet) as progress:
-        result = run(model, out=out, progress=progress, **settings)
+        result = run(model, **settings, **{"out": out, "progress": progress})
     return result.receipt, result.out
 
 

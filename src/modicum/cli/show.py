@@ -80,7 +80,7 @@ def outcome(receipt: Mapping[str, Any], out: Path) -> None:
     events = [("events", f"{len(receipt['events'])}, named in the receipt")] if receipt["events"] else []
     _print_rows(
         ("size", after), *allowed, *_quality(receipt["quality"]),
-        ("coverage", f"{coverage['share']:.1%} of layer bytes treated, {len(coverage['untreated'])} layers as they were"),
+        ("coverage", f"{coverage['share']:.1%} of layer bytes treated, layers as they were: {len(coverage['untreated'])}"),
         ("target", f"{receipt['request']['target']}, reloaded and verified"), *events,
         ("time", f"{seconds:.1f} s"), ("report", str(out / "report.html")),
     )  # fmt: skip
@@ -151,8 +151,8 @@ def facts(cls: type[Method]) -> dict[str, Any]:
 def methods(classes: Iterable[type[Method]]) -> None:
     """One line for each method."""
     rows = [facts(cls) for cls in classes]
-    year = lambda row: str(row["paper"]["year"]) if row["paper"] else ""
-    _print_table(("method", "what it does", "needs", "year"), [(r["key"], r["line"], ", ".join(r["needs"]), year(r)) for r in rows])
+    table = [(row["key"], row["line"], ", ".join(row["needs"]), str(row["paper"]["year"]) if row["paper"] else "") for row in rows]
+    _print_table(("method", "what it does", "needs", "year"), table)
 
 
 def method(cls: type[Method]) -> None:
@@ -176,7 +176,7 @@ def _doc(cls: type[Method]) -> str:
 def _bounds(metadata: Mapping[str, Any]) -> str:
     if metadata.get("choices") is not None:
         return ", ".join(map(str, metadata["choices"]))
-    return "{:g} to {:g}".format(*metadata["between"]) if metadata.get("between") else ""
+    return "{:,} to {:,}".format(*metadata["between"]) if metadata.get("between") else ""
 
 
 # Printing

@@ -34,8 +34,9 @@ class Transformers(Target):
     """compressed-tensors directories.
 
     Rules of the runtimes that load them: units of one module that share an input (q, k, v; gate, up) have one scheme; the experts of the
-    whole model have one symmetric scheme, and where anything is quantized they are too; embeddings, tied weights, convolutions and
-    GPT-2's ``Conv1D`` stay dense; groups divide the row.
+    whole model have one scheme, and where anything is quantized they are too; grids are symmetric, because the loader gives packed zero
+    points the shape of unpacked ones and refuses them; embeddings, tied weights, convolutions and GPT-2's ``Conv1D`` stay dense; groups
+    divide the row.
     """
 
     name = "transformers"
@@ -104,7 +105,7 @@ class Transformers(Target):
         if isinstance(step, Quantizer):
             if step.group < 0 or (step.group and any(unit.shape[1] % step.group for unit in site.units)):
                 return None
-            return Option((dataclasses.replace(step, symmetric=True),)) if site.kind == "experts" else fitted
+            return Option((dataclasses.replace(step, symmetric=True),))
         return fitted if step.key() == "quantize/float8" and site.kind != "experts" else None
 
     # Names on disk

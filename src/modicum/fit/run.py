@@ -469,7 +469,7 @@ class _Run:
 
     def _quality(self, forms: Mapping[str, Any]) -> Quality:
         batches = self.data.test
-        original = streamed(self.model, batches, self.script, pool=self.pool)
+        original = streamed(self.model.twin(), batches, self.script, pool=self.pool)
         return compare(_ticked(original, self.progress.step), self._candidate(batches, forms), batches, self.model.is_causal)
 
     def _forecast(self) -> dict[str, Any]:

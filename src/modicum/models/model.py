@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -89,6 +91,12 @@ class Model:
         from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
         return type(self.module).__name__ in set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+
+    def twin(self) -> Model:
+        """The same model with modules of its own and the tensors shared: two sweeps can then stand suspended side by side."""
+        tensors = [*self.module.parameters(), *self.module.buffers()]
+        module = copy.deepcopy(self.module, {id(tensor): tensor for tensor in tensors})
+        return dataclasses.replace(self, module=module, weights=self.weights.over(module))
 
     def matrix(self, unit: Unit) -> torch.Tensor:
         """Matrix view (rows, columns) of a unit's original weight."""

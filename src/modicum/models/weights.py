@@ -38,6 +38,10 @@ class Weights:
         self.names: dict[str, tuple[str, ...]] = {names[0]: tuple(names) for names in by_identity.values()}
         self.first: dict[str, str] = {name: names[0] for names in self.names.values() for name in names}
 
+    def over(self, module: nn.Module) -> Weights:
+        """The same source of values for another instance of the module."""
+        return Weights(module)
+
     def held(self, name: str) -> torch.Tensor:
         """The parameter as the module holds it now, on ``meta`` where it is not loaded."""
         owner, attribute = self._homes[name]
@@ -89,6 +93,10 @@ class CheckpointWeights(Weights):
     @override
     def dtype(self, name: str) -> torch.dtype:
         return self._dtypes[self.first[name]]
+
+    @override
+    def over(self, module: nn.Module) -> CheckpointWeights:
+        return CheckpointWeights(module, self.shards)
 
     def _index(self) -> list[str]:
         from transformers.conversion_mapping import get_model_conversion_mapping

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,8 @@ import torch
 from modicum.forms.integer import Integer
 
 # Shares of the full range tried by the search; below 0.4 clipping never wins for the weights of trained models.
+# Above this width one level more on one side is worth nothing.
+_SIGNED = 4
 _SHARES = torch.linspace(1.0, 0.4, 25)
 
 
@@ -52,8 +55,11 @@ class Grid:
             None if importance is None else self.grouped(importance.expand(1, -1).expand_as(weight) if self.group < 0 else importance[None])
         )
         best, chosen = None, None
-        for share in _SHARES.tolist():
+        # A symmetric grid has one level more below zero than above; a negative scale turns that to the side where it pays.
+        signs = (1.0, -1.0) if self.symmetric and self.bits <= _SIGNED else (1.0,)
+        for share, sign in itertools.product(_SHARES.tolist(), signs):
             scale, zero = self._range(low * share, high * share, dtype)
+            scale = scale * sign
             loss = (self._round(groups, scale[..., None], zero if zero is None else zero[..., None]) - groups).square()
             loss = (loss if weights is None else loss * weights).sum(2)
             if best is None or chosen is None:

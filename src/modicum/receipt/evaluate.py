@@ -135,9 +135,10 @@ def _evaluating(model: _Opened | None) -> Iterator[None]:
 def _compared(candidate: _Opened, original: _Opened | None, batches: list[Batch], causal: bool) -> Quality:
     if original is None:
         # One run stands on both sides: perplexity is its own, the divergence is dropped.
-        return compare(*tee(plain(candidate.module, batches)), batches, causal)
+        once, again = tee(plain(candidate.module, batches))
+        return compare(once, again, batches, causal)
     left, right = tee(_pairs(candidate, original, batches))
-    return compare((pair[0] for pair in left), (pair[1] for pair in right), batches, causal)
+    return compare((theirs for theirs, _ in left), (ours for _, ours in right), batches, causal)
 
 
 def _pairs(candidate: _Opened, original: _Opened, batches: list[Batch]) -> Iterator[tuple[tuple[int, Any], tuple[int, Any]]]:

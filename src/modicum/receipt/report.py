@@ -166,8 +166,9 @@ def _draw(panel: Axes, bars: Sequence[_Bar], heights: Sequence[float], colours: 
     panel.set(xlim=(0, left), ylim=(0, 1.05 * max(heights) or 1))
     panel.tick_params(colors=scheme.ink)
     panel.spines[["top", "right"]].set_visible(False)
-    for part in (*panel.spines.values(), panel.xaxis.label, panel.yaxis.label):
-        part.set_color(scheme.ink)
+    panel.spines[["left", "bottom"]].set_color(scheme.ink)
+    panel.xaxis.label.set_color(scheme.ink)
+    panel.yaxis.label.set_color(scheme.ink)
 
 
 def _legend(figure: Figure, bars: Sequence[_Bar], colours: Mapping[str, Any], scheme: Scheme) -> None:
