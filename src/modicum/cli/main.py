@@ -206,7 +206,8 @@ def _run(model: str | Model, out: Path, quiet: bool, settings: dict[str, Any]) -
     from modicum.fit import fit as run
 
     with show.hushed(), show.Bar(visible=not quiet) as progress:
-        result = run(model, **settings, **{"out": out, "progress": progress})
+        arguments: dict[str, Any] = {**settings, "out": out, "progress": progress}
+        result = run(model, **arguments)
     return result.receipt, result.out
 
 

@@ -8,9 +8,12 @@ from typing import Any, get_type_hints
 from modicum.core.errors import SettingError, near
 
 
-def param(default: Any, help: str, *, between: tuple[float, float] | None = None, choices: tuple | None = None) -> Any:
-    """A dataclass field with what everybody needs to know of a setting: default, help, and closed bounds or choices."""
-    return dataclasses.field(default=default, metadata={"help": help, "between": between, "choices": choices})
+def param(default: Any, help: str, *, between: tuple[float, float] | None = None, choices: tuple | None = None, dial: bool = False) -> Any:
+    """A dataclass field with what everybody needs to know of a setting: default, help, and closed bounds or choices.
+
+    ``dial`` marks what the budget turns: it is always written, default or not.
+    """
+    return dataclasses.field(default=default, metadata={"help": help, "between": between, "choices": choices, "dial": dial})
 
 
 def check(value: Any) -> None:
@@ -37,11 +40,11 @@ def read(cls: type, text: dict[str, str], who: str) -> Any:
 
 
 def write(value: Any) -> str:
-    """Settings of dataclass ``value`` that differ from their defaults, as ``name=value`` words in field order."""
+    """Settings of dataclass ``value`` that differ from their defaults, and all dials, as ``name=value`` words in field order."""
     words = []
     for field in dataclasses.fields(value):
         got = getattr(value, field.name)
-        if got != field.default:
+        if got != field.default or field.metadata.get("dial"):
             words.append(f"{field.name}={str(got).lower() if isinstance(got, bool) else got}")
     return " ".join(words)
 

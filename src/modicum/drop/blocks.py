@@ -33,7 +33,7 @@ class Blocks(Dropper):
     paper = Paper("The Unreasonable Ineffectiveness of the Deeper Layers", "2403.17887", 2024, "Gromov, Andrey and others")
     needs = frozenset({Need.BLOCK_OUTPUTS})
 
-    count: int = param(1, "blocks to leave out", between=(1, 10_000))
+    count: int = param(1, "blocks to leave out", between=(1, 10_000), dial=True)
 
     def reshape(self, model: Model, script: Script, batches: Sequence[Batch], pool: SpillPool, seed: int = 0) -> Change:
         """Survey and drop."""

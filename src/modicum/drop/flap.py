@@ -37,7 +37,7 @@ class Flap(CutDropper):
     paper = Paper("Fluctuation-based Adaptive Structured Pruning for Large Language Models", "2312.11983", 2023, "An, Yongqi and others")
     needs = frozenset({Need.MEANS, Need.VARIANCES})
 
-    keep: float = param(0.8, "share of the cuts' weights kept", between=(0.0, 1.0))
+    keep: float = param(0.8, "share of the cuts' weights kept", between=(0.0, 1.0), dial=True)
     bias: bool = param(True, "fold the removed columns' mean output into the bias")
 
     def rank(self, weight: torch.Tensor, stats: Stats, groups: Sequence[Sequence[int]]) -> torch.Tensor:

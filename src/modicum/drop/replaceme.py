@@ -49,7 +49,7 @@ class Replaceme(Dropper):
     )
     needs = frozenset({Need.BLOCK_OUTPUTS, Need.INPUTS})
 
-    count: int = param(1, "blocks to replace", between=(1, 10_000))
+    count: int = param(1, "blocks to replace", between=(1, 10_000), dial=True)
     damping: float = param(0.01, "ridge, as a share of the mean energy of M", between=(0.0, 100.0))
 
     def reshape(self, model: Model, script: Script, batches: Sequence[Batch], pool: SpillPool, seed: int = 0) -> Change:

@@ -9,10 +9,10 @@ import torch
 
 from modicum.forms.integer import Integer
 
-# Shares of the full range tried by the search; below 0.4 clipping never wins for the weights of trained models.
 # Above this width one level more on one side is worth nothing.
 _SIGNED = 4
-_SHARES = torch.linspace(1.0, 0.4, 25)
+# Distance of the shares of the range that a search tries.
+_STEP = 0.025
 
 
 @dataclass(frozen=True)
@@ -40,24 +40,23 @@ class Grid:
         return weight.reshape(rows, -1, self.group)
 
     def fit(
-        self, weight: torch.Tensor, dtype: torch.dtype, *, importance: torch.Tensor | None = None, search: bool = False
+        self, weight: torch.Tensor, dtype: torch.dtype, *, importance: torch.Tensor | None = None, clip: float = 1.0
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Scale (rows, groups) in ``dtype`` and zero point uint8 (None where symmetric) for float32 ``weight`` (rows, columns).
 
-        Without ``search`` the full range is covered. With it, the share of the range that minimises the squared error, each column
-        weighted by ``importance`` (columns,), is chosen per group.
+        At ``clip`` 1 the full range is covered. Below, shares of the range from 1 down to ``clip`` are tried, and the one of least squared
+        error, each column weighted by ``importance`` (columns,), is chosen per group.
         """
         groups = self.grouped(weight)
         low, high = groups.amin(2).clamp_max(0), groups.amax(2).clamp_min(0)
-        if not search:
+        if clip >= 1:
             return self._range(low, high, dtype)
-        weights = (
-            None if importance is None else self.grouped(importance.expand(1, -1).expand_as(weight) if self.group < 0 else importance[None])
-        )
+        weights = None if importance is None else self.grouped(importance[None].expand_as(weight) if self.group < 0 else importance[None])
         best, chosen = None, None
         # A symmetric grid has one level more below zero than above; a negative scale turns that to the side where it pays.
         signs = (1.0, -1.0) if self.symmetric and self.bits <= _SIGNED else (1.0,)
-        for share, sign in itertools.product(_SHARES.tolist(), signs):
+        shares = torch.linspace(1.0, clip, 2 + round((1.0 - clip) / _STEP)).tolist()
+        for share, sign in itertools.product(shares, signs):
             scale, zero = self._range(low * share, high * share, dtype)
             scale = scale * sign
             loss = (self._round(groups, scale[..., None], zero if zero is None else zero[..., None]) - groups).square()

@@ -23,7 +23,7 @@ class Pruner(Method):
 
     scope: ClassVar[Literal["tensor", "row"]] = "tensor"
 
-    keep: float = param(0.5, "share of the weights kept", between=(0.0, 1.0))
+    keep: float = param(0.5, "share of the weights kept", between=(0.0, 1.0), dial=True)
     pattern: str | None = param(None, "n:m, n kept of every m consecutive columns; overrides keep")
 
     def __post_init__(self) -> None:

@@ -19,7 +19,7 @@ from modicum.numerics.grid import Grid
 class Quantizer(Method):
     """Settings of the grid that all integer quantizers share."""
 
-    bits: int = param(4, "bits per code", between=(2, 8))
+    bits: int = param(4, "bits per code", between=(2, 8), dial=True)
     group: int = param(64, "columns per scale; 0: one scale per row, -1: one per tensor", between=(-1, 1 << 20))
     symmetric: bool = param(False, "grid symmetric around zero, without zero points")
 

@@ -25,12 +25,12 @@ class Gptq(Quantizer):
 
     *Shapes:* weight (rows, columns), covariance (columns, columns). *Needs and cost:* covariance; one Cholesky factorization shared by all
     units of a stage and all bits, then rows · columns² multiply-adds. *Reduces to:* nearest rounding where the covariance is
-    diagonal, ``order=none`` and ``search=false``. *Raises:* ``ModelError`` where no damping makes the covariance positive definite.
+    diagonal, ``order=none`` and ``clip=1``. *Raises:* ``ModelError`` where no damping makes the covariance positive definite.
     Weights whose inputs were not seen take ``hqq`` at the same bits.
 
     *Differences from the paper:* one factorization instead of an inverse and a factorization; groups are fitted to the original weights when
-    columns are reordered, so that nothing but scales is stored; each group's range is searched under the covariance's diagonal
-    unless ``search=false``.
+    columns are reordered, so that nothing but scales is stored; a group's range may be clipped to the share of
+    least squared error under the covariance's diagonal, at most to ``clip``.
 
     Example:
         >>> import torch
@@ -48,7 +48,9 @@ class Gptq(Quantizer):
 
     damping: float = param(0.01, "share of the covariance's mean diagonal added to its diagonal", between=(0.0, 10.0))
     order: str = param("static", "columns by falling input energy (static), or as they stand (none)", choices=("static", "none"))
-    search: bool = param(True, "choose each group's share of its range by weighted squared error")
+    clip: float = param(
+        0.8, "least share of each group's range tried in search of the least weighted squared error; 1: none", between=(0.1, 1.0)
+    )
 
     def without_data(self) -> Hqq:
         """The stand-in for weights whose inputs were not seen."""
@@ -58,11 +60,11 @@ class Gptq(Quantizer):
         """Solve on the covariance of inputs."""
         assert stats.covariance is not None
         order, factor = self._factor(stats)
-        importance = stats.covariance.diagonal() if self.search else None
-        scale, zero = grid.fit(weight, dtype, importance=importance, search=self.search)
+        importance = stats.covariance.diagonal()
+        scale, zero = grid.fit(weight, dtype, importance=importance, clip=self.clip)
         rounding = _Rounding(grid, scale, zero, weight.shape, order)
         sequential = self.order == "none" and grid.width(weight.shape[1]) > 0
-        prepare = (lambda low, high, corrected: rounding.refit(low, corrected, dtype, importance, self.search)) if sequential else None
+        prepare = (lambda low, high, corrected: rounding.refit(low, corrected, dtype, importance, self.clip)) if sequential else None
         _, loss = solve(weight[:, order], factor, rounding.decide, span=grid.group if sequential else 0, prepare=prepare)
         stats.cache["loss"] = loss
         return rounding.form()
@@ -100,10 +102,10 @@ class _Rounding:
         self.codes[column] = code
         return code.sub_(offset).mul_(scale)
 
-    def refit(self, low: int, corrected: torch.Tensor, dtype: torch.dtype, importance: torch.Tensor | None, search: bool) -> None:
+    def refit(self, low: int, corrected: torch.Tensor, dtype: torch.dtype, importance: torch.Tensor, clip: float) -> None:
         group, one = low // self.width, Grid(self.grid.bits, 0, self.grid.symmetric)
-        weights = None if importance is None else importance[low : low + len(corrected)]
-        scale, zero = one.fit(corrected.T, dtype, importance=weights, search=search)
+        weights = importance[low : low + len(corrected)]
+        scale, zero = one.fit(corrected.T, dtype, importance=weights, clip=clip)
         self.scale[:, group], self.scales[group] = scale[:, 0], scale[:, 0].float()
         if self.zero is not None and zero is not None:
             self.zero[:, group], self.offsets[group] = zero[:, 0], zero[:, 0].float()

@@ -22,7 +22,7 @@ class Hqq(Quantizer):
     and no longer stretch the grid.
 
     *Shapes:* weight (rows, columns); grids per row and group. *Needs and cost:* no data; ``steps`` passes over the weight. *Reduces to:*
-    nearest rounding with ``steps=0``. *Raises:* ``SettingError`` where it comes after a step that left no dense weight.
+    nearest rounding with ``steps=0 clip=1``. *Raises:* ``SettingError`` where it comes after a step that left no dense weight.
 
     *Differences from the paper:* scale and zero point are both refitted, by least squares, and the zero point is rounded to the integer that
     runtimes store; each group keeps the best grid it met.
@@ -37,14 +37,15 @@ class Hqq(Quantizer):
     paper = Paper("Half-Quadratic Quantization of Large Machine Learning Models", "", 2023, "Badri, Hicham and Shaji, Appu")
 
     steps: int = param(20, "alternations", between=(0, 1000))
+    clip: float = param(0.8, "least share of the range tried for the first grid", between=(0.1, 1.0))
     norm: float = param(0.7, "exponent p of the norm that is minimised", between=(0.1, 2.0))
     strength: float = param(
         10.0, "weight of the quadratic coupling at the first step, relative to the group's mean error", between=(0.01, 1e6)
     )
 
     def quantize(self, weight: torch.Tensor, grid: Grid, stats: Stats, dtype: torch.dtype) -> Form:
-        """Alternate from the range's grid."""
-        scale, zero = grid.fit(weight, dtype)
+        """Alternate from the best clipped range."""
+        scale, zero = grid.fit(weight, dtype, clip=self.clip)
         if self.steps:
             scale, zero = self._refine(grid, grid.grouped(weight), scale, zero)
         return grid.encode(weight, scale, zero)

@@ -20,7 +20,7 @@ class Nearest(Quantizer):
     The baseline of the family: ``q = round(w / s) + z`` with scale s and zero point z that cover the group's range exactly.
 
     *Shapes:* weight (rows, columns); one scale per row and group of columns. *Needs and cost:* no data; two passes over the weight,
-    26 with ``search``. *Reduces to:* the original weights at 16 bits and more; 8 bits per row is within half a level everywhere.
+    one more per share tried with ``clip``. *Reduces to:* the original weights at 16 bits and more; 8 bits per row is within half a level everywhere.
     *Raises:* ``SettingError`` where it comes after a step that left no dense weight.
 
     Example:
@@ -32,8 +32,8 @@ class Nearest(Quantizer):
 
     """
 
-    search: bool = param(False, "choose the share of the range that minimises the squared error")
+    clip: float = param(1.0, "least share of the range tried in search of the least squared error; 1: none", between=(0.1, 1.0))
 
     def quantize(self, weight: torch.Tensor, grid: Grid, stats: Stats, dtype: torch.dtype) -> Form:
         """Round to the grid fitted to the range."""
-        return grid.encode(weight, *grid.fit(weight, dtype, search=self.search))
+        return grid.encode(weight, *grid.fit(weight, dtype, clip=self.clip))

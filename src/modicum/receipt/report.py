@@ -110,10 +110,11 @@ def chart(receipt: Mapping[str, Any], scheme: Scheme) -> str:
         FigureCanvasSVG(figure)
         panels = figure.subplots(rows, 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": [2, 1][:rows]})[:, 0]
         colours = _colours(bars, scheme)
-        for panel, label, heights in zip(panels, ("bits per weight", "predicted harm"), (_bits(bars), _harms(bars))):
-            _draw(panel, bars, heights, colours, scheme)
+        heights = {"bits per weight": [bar.bits for bar in bars], "predicted harm": [bar.harm or 0.0 for bar in bars]}
+        for panel, (label, found) in zip(panels, heights.items()):
+            _draw(panel, bars, found, colours, scheme)
             panel.set_ylabel(label)
-        panels[-1].set_xlabel("weights in call order, millions (above, area is bytes)")
+        panels[-1].set_xlabel("millions of weights in call order, those outside all sites last (above, area is bytes)")
         _legend(figure, bars, colours, scheme)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
@@ -125,14 +126,6 @@ def _bars(receipt: Mapping[str, Any]) -> list[_Bar]:
     item = _ITEM_BYTES.get(receipt["model"]["dtype"], 4)
     outside = [row for row in receipt["coverage"]["untreated"] if row["reason"] not in _WITHIN_SITES and row["bytes"]]
     return bars + [_Bar("not treated", row["bytes"] / item, row["bytes"], None) for row in outside]
-
-
-def _bits(bars: Sequence[_Bar]) -> list[float]:
-    return [bar.bits for bar in bars]
-
-
-def _harms(bars: Sequence[_Bar]) -> list[float]:
-    return [bar.harm or 0.0 for bar in bars]
 
 
 def _colours(bars: Sequence[_Bar], scheme: Scheme) -> dict[str, Any]:
@@ -173,7 +166,9 @@ def _draw(panel: Axes, bars: Sequence[_Bar], heights: Sequence[float], colours: 
 
 def _legend(figure: Figure, bars: Sequence[_Bar], colours: Mapping[str, Any], scheme: Scheme) -> None:
     sizes = {option: sum(bar.bytes for bar in bars if bar.option == option) for option in colours}
-    shown = sorted(colours, key=lambda option: -sizes[option])[:_MOST_LABELS]
-    handles = [PathPatch(Outline.unit_rectangle(), facecolor=colours[option], linewidth=0) for option in colours if option in shown]
-    labels = [f"{readable(sizes[option])}  {option}" for option in colours if option in shown]
+    weights = {option: sum(bar.weights for bar in bars if bar.option == option) for option in colours}
+    largest = sorted(colours, key=lambda option: -sizes[option])[:_MOST_LABELS]
+    shown = [option for option in colours if option in largest]
+    handles = [PathPatch(Outline.unit_rectangle(), facecolor=colours[option], linewidth=0) for option in shown]
+    labels = [f"{readable(sizes[option])}  {option} ({8 * sizes[option] / weights[option]:.2f} bits)" for option in shown]
     figure.legend(handles, labels, loc="outside upper left", ncols=2, frameon=False, labelcolor=scheme.ink, fontsize=9)

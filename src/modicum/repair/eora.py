@@ -38,7 +38,7 @@ class Eora(Repairer):
     )  # fmt: skip
     needs = frozenset({Need.COVARIANCE})
 
-    rank: int = param(8, "rank of the repair", between=(1, 1 << 20))
+    rank: int = param(8, "rank of the repair", between=(1, 1 << 20), dial=True)
     whiten: bool = param(True, "truncate in the eigenspace of the inputs, not of the weights")
 
     def without_data(self) -> Eora:

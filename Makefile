@@ -1,0 +1,62 @@
+# The words that people and CI say. All of them run in .venv, which is made on first use.
+
+# Only the environment made here is pinned, and torch comes before all that asks for it: left to itself, pip takes the newest torch, which
+# may bring gigabytes of CUDA packages. Any torch that pyproject.toml allows will do: make TORCH='torch --index-url URL' test
+TORCH := torch==2.13.0
+
+PYTHON := .venv/bin/python
+CODE := src tests scripts bench evidence docs/gallery
+# Steps the shipped demo model was trained for.
+STEPS := 1700
+
+.PHONY: demo test check docs bench evidence demo-model stress clean
+
+demo: .venv/.installed
+	.venv/bin/modicum fit demo --bpw 4 --out out/demo --overwrite
+
+test: .venv/.test
+	$(PYTHON) -m pytest -m "not slow"
+
+# The long form of the tests.
+stress: .venv/.test
+	$(PYTHON) -m pytest -m slow
+
+check: .venv/.test
+	$(PYTHON) -m ruff check $(CODE)
+	$(PYTHON) -m ruff format --check $(CODE)
+	$(PYTHON) -m mypy
+	$(PYTHON) scripts/docs.py --check
+
+docs: .venv/.installed
+	$(PYTHON) scripts/docs.py
+
+bench: .venv/.installed
+	$(PYTHON) bench/run.py
+
+evidence: .venv/.installed
+	$(PYTHON) evidence/run.py
+
+# Over an hour. The texts are those of the running Python's library: for the shipped ones, 3.11.7.
+demo-model: .venv/.installed
+	$(PYTHON) scripts/demo/build_text.py
+	$(PYTHON) scripts/demo/build_tokenizer.py
+	$(PYTHON) scripts/demo/train.py --steps $(STEPS)
+	$(PYTHON) scripts/demo/kneser_ney.py
+	$(PYTHON) scripts/demo/card.py
+
+# The environment and the training text stay: both are long to make.
+clean:
+	rm -rf out dist build/lib build/bdist* src/*.egg-info .ruff_cache .mypy_cache .pytest_cache .hypothesis
+	find src tests scripts bench evidence docs -name __pycache__ -prune -exec rm -rf {} +
+
+.venv/bin/python:
+	python3 -m venv .venv
+
+.venv/.installed: pyproject.toml | .venv/bin/python
+	$(PYTHON) -c "import torch" 2>/dev/null || $(PYTHON) -m pip install $(TORCH)
+	$(PYTHON) -m pip install -e .
+	touch $@
+
+.venv/.test: .venv/.installed
+	$(PYTHON) -m pip install -e ".[test]"
+	touch $@

@@ -1,0 +1,203 @@
+import copy
+import json
+import re
+from html.parser import HTMLParser
+
+import matplotlib
+import pytest
+
+from modicum.core.errors import SettingError
+from modicum.receipt import read_receipt, report
+
+HOSTILE = "<script>alert('$x_$')</script>"
+
+
+def site(name, option, weights, stored, harm=0.001, kind="unit"):
+    return {
+        **{"site": name, "kind": kind, "option": option, "weights": weights, "data_free": "", "original_bytes": 2 * weights},
+        **{"bytes": stored, "harm": harm},
+    }
+
+
+def receipt(**changed):
+    """A small receipt by hand, with the parts that `fit` writes."""
+    stages = {name: {"seconds": 1.5, "peak_bytes": 900_000_000} for name in ("open", "measure", "judge")}
+    body = {
+        "format": "modicum-receipt",
+        "version": 1,
+        "model": {
+            **{"name": "models/toy", "class": "LlamaForCausalLM", "parameters": 40_000, "dtype": "bfloat16", "blocks": 1, "units": 3},
+            **{"hash": "ab" * 32, "notes": ["a note on the model"]},
+        },
+        "request": {
+            **{"budget": "8 bpw", "method": None, "plan": False, "target": "transformers", "keep": [], "allocator": "integer_program"},
+            **{"menu": ["gptq bits=2", "gptq"], "harm": "fisher"},
+        },
+        "data": {
+            **{"source": "shipped", "notes": ["a note on the data"], "hashes": {"calibration": "cd" * 32, "test": "ef" * 32}},
+            **{"calibration_tokens": 4096, "test_tokens": 2048},
+        },
+        "seed": 0,
+        "versions": {"modicum": "0.1.0", "threads": 1, "device": "cpu"},
+        "bytes": {
+            **{"original": 80_000, "predicted": 36_123, "actual": 36_123, "allowed": 40_000, "bits_per_weight": 7.2246},
+            "files": {"model.safetensors": {"bytes": 36_123, "sha256": "01" * 32}},
+        },
+        "coverage": {
+            **{"treated_bytes": 48_000, "layer_bytes": 80_000, "share": 0.6},
+            "untreated": [{"unit": "embed.weight", "bytes": 32_000, "reason": "target: tied"}],
+        },
+        "sites": [site("layers.0.[q,k]", "gptq", 16_000, 8_500, kind="fused"), site("layers.0.down.weight", "gptq bits=2", 8_000, 2_300)],
+        "predicted_harm": 0.002,
+        "quality": {
+            **{"metric": "mean KL per token", "mean": 0.02345, "low": 0.021, "high": 0.025, "sequences": 64, "tokens": 2048},
+            **{"perplexity": 9.125, "perplexity_original": 8.75},
+        },
+        "verification": {"loader": "transformers.from_pretrained", "logits": {"largest": 1.25e-9, "sequences": 8}},
+        "events": ["layers.0: damping raised to 0.1"],
+        "stages": stages,
+    }
+    return copy.deepcopy(body | changed)
+
+
+class Page(HTMLParser):
+    """Text outside the charts, tags, addresses, and whether every tag is closed."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.addresses, self.open, self.words = set(), [], [], []
+        self.feed(html)
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.addresses += [value for name, value in attrs if name in ("href", "src", "xlink:href")]
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "svg" not in self.open and "style" not in self.open:
+            self.words.append(data)
+
+
+def test_says_what_was_done_measured_and_verified():
+    text = Page(report(receipt())).text
+    for said in (
+        *("models/toy", "80.000 kB → 36.123 kB", "36,123 bytes", "7.225 bits per weight", "budget 8 bpw, 40,000 bytes"),
+        *("8.750 → 9.125", "0.02345", "0.02100 to 0.02500", "64 sequences", "The plan predicted 0.00200"),
+        *("transformers.from_pretrained", "largest 1.25e-09", "60.0 % of the bytes", "embed.weight target: tied 32,000"),
+        *("layers.0.[q,k] fused gptq 16,000 32,000 8,500 0.001", "damping raised", "a note on the model", "a note on the data"),
+        *("measure 1.5 900.000 MB", "ab" * 32, "cd" * 32, "01" * 32, "4,096 to calibrate", "threads 1"),
+    ):
+        assert said in text, said
+
+
+def test_page_is_whole_and_needs_nothing_else():
+    html = report(receipt())
+    page = Page(html)
+    assert page.open == []
+    assert not page.tags & {"script", "link", "img", "iframe", "object"}
+    assert all(address.startswith("#") for address in page.addresses)
+    assert "url(http" not in html and "@import" not in html
+
+
+def test_each_scheme_has_its_chart_and_their_inner_names_differ():
+    html = report(receipt())
+    light, dark = re.findall(r'<div class="(?:light|dark)".*?</svg>', html, re.DOTALL)
+    assert "prefers-color-scheme: dark" in html
+    assert all("gptq bits=2 (2.30 bits)" in svg and "not treated (16.00 bits)" in svg for svg in (light, dark))
+    used = [set(re.findall(r'xlink:href="#(\w+)"', svg)) for svg in (light, dark)]
+    assert used[0] and not used[0] & used[1]
+
+
+def test_same_receipt_gives_same_page_and_leaves_matplotlib_alone():
+    before, given = dict(matplotlib.rcParams), receipt()
+    assert report(given) == report(receipt())
+    assert given == receipt()
+    assert dict(matplotlib.rcParams) == before
+    assert "Date" not in report(given) and "dc:date" not in report(given)
+
+
+@pytest.mark.parametrize("place", ["site", "option", "model", "event", "untreated", "note", "verification"])
+def test_names_are_text_never_markup(place):
+    hostile = receipt()
+    if place in ("site", "option"):
+        hostile["sites"][0][place] = HOSTILE
+    elif place == "model":
+        hostile["model"]["name"] = HOSTILE
+    elif place == "event":
+        hostile["events"] = [HOSTILE]
+    elif place == "untreated":
+        hostile["coverage"]["untreated"][0]["unit"] = HOSTILE
+    elif place == "note":
+        hostile["data"]["notes"] = [HOSTILE]
+    else:
+        hostile["verification"][HOSTILE] = HOSTILE
+    html = report(hostile)
+    assert "<script" not in html
+    assert HOSTILE in Page(html).text
+
+
+def test_what_was_not_measured_is_left_out():
+    bare = receipt(quality=None, verification={}, predicted_harm=None, events=[])
+    bare["bytes"]["allowed"] = bare["request"]["budget"] = None
+    bare["request"]["method"] = "gptq bits=4"
+    bare["sites"] = [row | {"harm": None} for row in bare["sites"]]
+    html = report(bare)
+    text = Page(html).text
+    for said in ("Not measured.", "Not verified.", "no budget: gptq bits=4 was asked for"):
+        assert said in text
+    assert "perplexity" not in text and "predicted harm</text>" not in html and "predicted harm</text>" in report(receipt())
+
+
+def test_outputs_without_labels_have_no_perplexity():
+    image = receipt()
+    image["quality"] = {"metric": "relative squared error", "mean": 0.5, "low": 0.25, "high": 0.75, "sequences": 8, "tokens": 8}
+    text = Page(report(image)).text
+    assert "0.50000 relative squared error" in text and "perplexity" not in text
+
+
+def test_model_without_sites_has_no_chart():
+    page = Page(report(receipt(sites=[])))
+    assert "svg" not in page.tags and "0 choices" in page.text
+
+
+def test_thousands_of_sites_stay_a_page_that_opens():
+    many = receipt(sites=[site(f"layers.{i}.experts.gate_up_proj[{i % 64}]", "gptq", 8_000, 4_000 + i) for i in range(2000)])
+    assert len(report(many)) < 2_000_000
+
+
+# Reading
+
+
+def test_reads_what_was_written(tmp_path):
+    path = tmp_path / "receipt.json"
+    path.write_text(json.dumps(receipt()))
+    assert read_receipt(path) == read_receipt(str(path)) == receipt()
+
+
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        ("{", "must be a readable JSON file"),
+        (b"\xff\xfe", "must be a readable JSON file"),
+        ("[1]", "must be an object of format modicum-receipt"),
+        (json.dumps({"format": "other", "version": 1}), "must be an object of format modicum-receipt"),
+        (json.dumps(receipt(version=2)), "must be of version 1, is 2"),
+        (json.dumps({"format": "modicum-receipt", "version": 1, "model": {}}), "request, data"),
+    ],
+)
+def test_refuses_what_is_no_receipt(tmp_path, content, said):
+    path = tmp_path / "receipt.json"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(SettingError, match=said) as caught:
+        read_receipt(path)
+    assert str(path) in str(caught.value)
+
+
+def test_refuses_a_missing_file(tmp_path):
+    with pytest.raises(SettingError, match="No such file"):
+        read_receipt(tmp_path / "receipt.json")
