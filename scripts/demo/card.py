@@ -1,6 +1,6 @@
 """Write the demo model's card into the package, from what the other scripts recorded and from a judgement of the shipped weights.
 
-    python scripts/demo/card.py             # a few minutes on one core
+python scripts/demo/card.py             # a few minutes on one core
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ The shipped bfloat16 weights, and an interpolated modified Kneser–Ney {order}-
 
 ## To make it again
 
-`make demo-model`, with Python {python}, whose library the texts are. It takes over an hour on two cores. The texts and the tokenizer come out
-the same to the byte; the weights depend on the processor and the number of threads, and come out alike, not equal.
+`make demo-model`, with Python {python}, whose library the texts are: the hashes above tell whether they came out the same. It takes over an hour
+on two cores. The weights depend on the processor and the number of threads too, and come out alike, not equal.
 """
 
 

@@ -42,6 +42,14 @@ class Budget:
         return f"{self.bpw:g} bpw" if self.bpw is not None else readable(self.size or 0)
 
 
+def parse_size(text: str) -> int:
+    """Bytes of a size such as ``4GB``. Raises ``BudgetError``."""
+    size = Budget.parse(text).size
+    if size is None:
+        raise BudgetError(f"size: must be in bytes, such as 4GB, got {text!r}.")
+    return size
+
+
 def readable(size: float) -> str:
     """Bytes as people read them, in decimal units."""
     for unit, scale in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):

@@ -114,6 +114,12 @@ class Target(ABC):
         """Why a unit stays dense here whatever the plan, from the closed set of reasons, or an empty string."""
         return ""
 
+    def dense_value(self, first: str, forms: Mapping[str, Form]) -> torch.Tensor:
+        """A parameter that is stored dense, in its storage layout: changed by a structural step, or as it was."""
+        if first in forms:
+            return self.model.units[first].stored(forms[first].dense())
+        return self.model.weights.read(first)
+
     def unit_bytes(self, unit: Unit, form: Form, digits: int) -> int:
         """Bytes a unit adds to the file: tensors, and their share of the header with offsets of ``digits`` digits."""
         entries = self.unit_entries(unit, form)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,35 +58,29 @@ class Container(Target):
                 for unit in mine:
                     form = forms.get(unit.name)
                     shown = form if form is not None else Dense(torch.empty(unit.shape, dtype=unit.dtype, device="meta"))
-                    layout.add(self.unit_entries(unit, shown), lambda unit=unit: self._parts(unit, forms))
+                    layout.add(self.unit_entries(unit, shown), partial(self._parts, unit, forms))
             else:
                 entry = {first: (weights.dtype(first), tuple(weights.held(first).shape))}
-                layout.add(entry, lambda first=first: {first: self._dense(first, forms)})
+                layout.add(entry, partial(self._whole, first, forms))
         for module, bias in biases.items():
             name = f"{module}.bias"
             if name not in weights.first:
-                layout.add({name: (bias.dtype, tuple(bias.shape))}, lambda name=name, bias=bias: {name: bias})
+                layout.add({name: (bias.dtype, tuple(bias.shape))}, partial(dict, {name: bias}))
             else:
-                layout.makers = [
-                    (names, (lambda name=name, bias=bias: {name: bias}) if names == (name,) else make) for names, make in layout.makers
-                ]
+                layout.makers = [(names, (partial(dict, {name: bias})) if names == (name,) else make) for names, make in layout.makers]
         for name, buffer in persistent_buffers(self.model.module).items():
-            layout.add({name: (buffer.dtype, tuple(buffer.shape))}, lambda name=name, buffer=buffer: {name: buffer})
+            layout.add({name: (buffer.dtype, tuple(buffer.shape))}, partial(dict, {name: buffer}))
         return layout
 
-    def _dense(self, first: str, forms: Mapping[str, Form]) -> torch.Tensor:
-        if first in forms:
-            return self.model.units[first].stored(forms[first].dense())
-        return self.model.weights.read(first)
+    def _whole(self, first: str, forms: Mapping[str, Form]) -> dict[str, torch.Tensor]:
+        return {first: self.dense_value(first, forms)}
 
     def _parts(self, unit: Unit, forms: Mapping[str, Form]) -> dict[str, torch.Tensor]:
         form = forms.get(unit.name) or Dense(self.model.matrix(unit).contiguous())
         return {f"{unit.name}:{part}": tensor for part, tensor in form.tensors().items()}
 
     @override
-    def finish(
-        self, directory: Path, forms: Mapping[str, Form], dropped: frozenset[str], biases: Mapping[str, torch.Tensor] | None = None
-    ) -> None:
+    def finish(self, directory: Path, forms: Mapping[str, Form], dropped: frozenset[str]) -> None:
         treated = {name for name in forms if not isinstance(forms[name], Dense)}
         stacks = {self.model.units[name].parameter for name in treated if self.model.units[name].kind == "expert"}
         units = {}
@@ -165,8 +160,8 @@ def _read_body(path: Path) -> dict[str, Any]:
 def _fill(module: nn.Module, shards: Shards, body: dict[str, Any], directory: Path) -> None:
     parts: dict[str, list[str]] = {}
     for name in shards.names():
-        unit, _, part = name.rpartition(":")
-        parts.setdefault(unit, []).append(part if unit else name)
+        owner, _, part = name.rpartition(":")
+        parts.setdefault(owner, []).append(part if owner else name)
     treated: dict[str, torch.Tensor] = {}
     for name, described in body["units"].items():
         unit = _unit(name, described, directory)

@@ -8,9 +8,9 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -114,7 +114,7 @@ class Transformers(Target):
         """Tensors under the names, and in the pieces, that Transformers saves."""
         from transformers.core_model_loading import revert_weight_conversion
 
-        return revert_weight_conversion(self.model.module, state)
+        return revert_weight_conversion(cast(Any, self.model.module), state)
 
     @cached_property
     def _expert_names(self) -> dict[str, dict[tuple[str, int], list[tuple[str, list[int]]]]]:
@@ -159,10 +159,16 @@ class Transformers(Target):
         return entries
 
     def _parts(self, unit: Unit, form: Form) -> dict[str, torch.Tensor]:
-        tensors = {}
+        tensors: dict[str, torch.Tensor] = {}
         for module, rows in self.pieces(unit):
             tensors |= {f"{module}.{part}": tensor for part, tensor in _tensors(form, rows).items()}
         return tensors
+
+    def _renamed_parts(self, unit: Unit, forms: Mapping[str, Form], rename: Mapping[str, str]) -> dict[str, torch.Tensor]:
+        return _renamed(self._parts(unit, forms[unit.name]), rename)
+
+    def _renamed_dense(self, first: str, forms: Mapping[str, Form], rename: Mapping[str, str]) -> dict[str, torch.Tensor]:
+        return _renamed(self.on_disk({first: self.dense_value(first, forms)}), rename)
 
     @override
     def layout(self, forms: Mapping[str, Form], biases: Mapping[str, torch.Tensor], dropped: frozenset[str]) -> Layout:
@@ -180,21 +186,14 @@ class Transformers(Target):
                 )
             for unit in treated:
                 entries = self.unit_entries(unit, forms[unit.name])
-                layout.add(_renamed(entries, rename), lambda unit=unit: _renamed(self._parts(unit, forms[unit.name]), rename))
+                layout.add(_renamed(entries, rename), partial(self._renamed_parts, unit, forms, rename))
             if not treated:
                 shown = torch.empty(weights.held(first).shape, dtype=weights.dtype(first), device="meta")
                 entries = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in self.on_disk({first: shown}).items()}
-                layout.add(
-                    _renamed(entries, rename), lambda first=first: _renamed(self.on_disk({first: self._dense(first, forms)}), rename)
-                )
+                layout.add(_renamed(entries, rename), partial(self._renamed_dense, first, forms, rename))
         for name, buffer in self.on_disk(persistent_buffers(self.model.module)).items():
-            layout.add({name: (buffer.dtype, tuple(buffer.shape))}, lambda name=name, buffer=buffer: {name: buffer})
+            layout.add({name: (buffer.dtype, tuple(buffer.shape))}, partial(dict, {name: buffer}))
         return layout
-
-    def _dense(self, first: str, forms: Mapping[str, Form]) -> torch.Tensor:
-        if first in forms:
-            return self.model.units[first].stored(forms[first].dense())
-        return self.model.weights.read(first)
 
     # What stands beside
 

@@ -98,7 +98,7 @@ class Measurement:
         self.events: list[str] = []
         if directory is not None and (directory / "harms.json").exists():
             stored = json.loads((directory / "harms.json").read_text())
-            self.done = {unit: {text: tuple(v) for text, v in found.items()} for unit, found in stored["done"].items()}  # type: ignore[misc]
+            self.done = {unit: {text: tuple(v) for text, v in found.items()} for unit, found in stored["done"].items()}
             self.energy, self.events = stored["energy"], stored["events"]
 
     def treat(self, stage: Stage) -> None:

@@ -113,8 +113,16 @@ def plain(module: torch.nn.Module, batches: Iterable[Batch]) -> Outputs:
             yield index, call(module, batch)
 
 
-def streamed(model: Model, batches: Sequence[Batch], script: Script, forms: Mapping[str, Form] | None = None, *,
-             biases: Mapping[str, torch.Tensor] | None = None, dropped: frozenset[str] = frozenset(), pool: SpillPool | None = None) -> Outputs:  # fmt: skip
+def streamed(
+    model: Model,
+    batches: Sequence[Batch],
+    script: Script,
+    forms: Mapping[str, Form] | None = None,
+    *,
+    biases: Mapping[str, torch.Tensor] | None = None,
+    dropped: frozenset[str] = frozenset(),
+    pool: SpillPool | None = None,
+) -> Outputs:
     """Outputs of an opened model, one block in memory at a time, with ``forms`` in place of its weights."""
     return Sweep(model, batches, script, values=forms, biases=biases, dropped=dropped, pool=pool).run()
 

@@ -8,7 +8,6 @@ import fnmatch
 import hashlib
 import json
 import os
-import platform
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -22,15 +21,16 @@ import torch
 from torch import nn
 
 from modicum.allocate import ALLOCATORS
-from modicum.core.budget import Budget, readable
+from modicum.core.budget import Budget, parse_size, readable
 from modicum.core.errors import BudgetError, ModelError, SettingError, near
 from modicum.core.method import Change
 from modicum.core.option import Option
 from modicum.core.plan import Plan, Table
-from modicum.core.unit import Site, Unit
+from modicum.core.unit import Site
 from modicum.data.splits import Batch, Splits, count_tokens, from_batches, from_text
 from modicum.drop._family import Dropper
 from modicum.export import TARGETS, load
+from modicum.fit.account import build_receipt, untreated
 from modicum.fit.assemble import Assembly
 from modicum.fit.measure import Measurement, offered, sizes
 from modicum.fit.meter import Meter
@@ -42,7 +42,6 @@ from modicum.models.open import open_model
 from modicum.sweep import Sensitivity, output_gradients, rehearse
 from modicum.sweep.spill import SpillPool
 
-RECEIPT_FORMAT, RECEIPT_VERSION = "modicum-receipt", 1
 # The site of options over the whole model.
 WHOLE = "model"
 # What a run needs beside weights and activations: the interpreter, torch and Transformers.
@@ -88,7 +87,7 @@ def fit(
     directory to write; without it a temporary one that lives as long as the result. Other settings as on the command line: see
     ``Request``. Raises ``ModicumError`` kinds; nothing is left behind but ``OUT.partial``, from which the same call continues.
     """
-    budgets = [value for value in (budget, f"{bpw:g}bpw" if bpw is not None else None, size) if value is not None]
+    budgets = [value for value in (budget, f"{bpw!r}bpw" if bpw is not None else None, size) if value is not None]
     if len(budgets) > 1:
         raise BudgetError(f"fit: exactly one budget must be given, got {len(budgets)}. Pass a size or bits per weight.")
     words = [word for word in menu.split(",") if word.strip()] if isinstance(menu, str) else list(menu or [])
@@ -97,12 +96,12 @@ def fit(
         method=Option.parse(method) if isinstance(method, str) else method,
         plan=plan if isinstance(plan, Plan) or plan is None else Plan.read(Path(plan)),
         menu=tuple(_menu_option(word, settings.get("group", 64)) for word in words) or None,
-        ram=Budget.parse(ram).size if isinstance(ram, str) else ram,
+        ram=parse_size(ram) if isinstance(ram, str) else ram,
         data=str(data) if isinstance(data, str | os.PathLike) else None,
         out=Path(out) if out is not None else None, keep=tuple(keep), **settings,
     )  # fmt: skip
     batches = None if data is None or isinstance(data, str | os.PathLike) else data
-    return _Run(model, request, batches, progress or Quiet()).run()
+    return Run(model, request, batches, progress or Quiet()).run()
 
 
 def _menu_option(word: str | Option, group: int) -> Option:
@@ -113,7 +112,9 @@ def _menu_option(word: str | Option, group: int) -> Option:
     return Option.parse(f"{word} group={group}" if short else word)
 
 
-class _Run:
+class Run:
+    """One run, from the request to the files."""
+
     def __init__(self, source: str | Path | nn.Module | Model, request: Request, batches: Any, progress: Quiet):
         self.request, self.meter, self.progress = request, Meter(), progress
         self.temporary = tempfile.TemporaryDirectory(prefix="modicum-") if request.out is None and not request.dry_run else None
@@ -179,6 +180,7 @@ class _Run:
     # The stages
 
     def run(self) -> Result:
+        """Do it all, or with ``dry_run`` only say what would be done."""
         if self.request.dry_run:
             return Result(self.out, self._forecast(), Plan(self.target_name), self.model)
         menu = self.request.options(self.target_name)
@@ -230,23 +232,24 @@ class _Run:
         with self.meter.stage("export"):
             layout = self.target.layout(forms, change.biases, dropped)
             predicted = layout.nbytes()
-            files = layout.write(final)
+            layout.write(final)
             self.target.finish(final, forms, dropped)
         plan.write(final / "plan.json")
-        receipt = self._receipt(plan, table, forms, files, predicted, final)
+        receipt = self._receipt(plan, table, forms, predicted, final)
         write_json(final / "receipt.json", receipt)
         from modicum.receipt import report
 
         (final / "report.html").write_text(report(receipt), encoding="utf-8")
+        replaced = self.partial / "replaced"
         if self.out.exists():
-            shutil.rmtree(self.out)
+            self.out.rename(replaced)
         final.rename(self.out)
         shutil.rmtree(self.partial, ignore_errors=True)
         return Result(self.out, receipt, plan, self.model, self.temporary)
 
     def _begin(self) -> None:
         """Continue an interrupted run of the same request, or start afresh."""
-        fingerprint = self.request.fingerprint(self._model_hash(), self.data.hashes)
+        fingerprint = self.request.fingerprint(self.model_hash(), self.data.hashes)
         state = self.partial / "state.json"
         if self.partial.exists():
             known = json.loads(state.read_text()) if state.exists() else {}
@@ -256,17 +259,23 @@ class _Run:
                 shutil.rmtree(self.partial)
         self.partial.mkdir(exist_ok=True)
         write_json(state, {"format": "modicum-run", "fingerprint": fingerprint})
+        self.pool.directory = self.partial
 
-    def _model_hash(self) -> str:
+    def model_hash(self) -> str:
+        """What tells this model from another without reading a checkpoint whole: names, shapes, and file sizes and times, or all values."""
         digest = hashlib.sha256()
         for name in self.model.weights.names:
             held = self.model.weights.held(name)
             digest.update(f"{name} {tuple(held.shape)} {self.model.weights.dtype(name)}".encode())
             if not self.model.weights.lazy:
-                digest.update(held.contiguous().cpu().reshape(-1)[:4096].view(torch.uint8).numpy().tobytes())
-        for path in getattr(getattr(self.model.weights, "shards", None), "files", []):
+                digest.update(held.contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
+        for path in self.source_files():
             digest.update(f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}".encode())
         return digest.hexdigest()
+
+    def source_files(self) -> list[Path]:
+        """Weight files the model was opened from; none for a module."""
+        return list(getattr(getattr(self.model.weights, "shards", None), "files", []))
 
     # Choosing
 
@@ -326,7 +335,8 @@ class _Run:
             raise SettingError(f"option {str(option)!r}: only one step may drop parts of the model, and it comes first.")
         return Option(option.steps[:1])
 
-    def _kept(self, site: Site) -> bool:
+    def kept(self, site: Site) -> bool:
+        """Whether the request keeps a site as it is."""
         names = [site.name, *(name for unit in site.units for name in (unit.name, unit.module))]
         return any(fnmatch.fnmatch(name, pattern) or pattern in name.split(".") for pattern in self.request.keep for name in names)
 
@@ -340,13 +350,13 @@ class _Run:
                 method = Option(method.steps[1:])
             for site in self.sites:
                 fitted = self.target.adapt(site, method)
-                if method.steps and fitted is not None and not self._kept(site):
+                if method.steps and fitted is not None and not self.kept(site):
                     plan.options[site.name] = str(fitted)
             return plan, None
         table = self._measured(menu)
         assert self.request.budget is not None
         for site in self.sites:
-            if self._kept(site):
+            if self.kept(site):
                 table.choices[site.name] = [choice for choice in table.choices[site.name] if choice.option == "keep"] or table.choices[
                     site.name
                 ]
@@ -437,7 +447,7 @@ class _Run:
 
     # After
 
-    def _receipt(self, plan: Plan, table: Table | None, forms: FormStore, files: list[Path], predicted: int, final: Path) -> dict[str, Any]:
+    def _receipt(self, plan: Plan, table: Table | None, forms: FormStore, predicted: int, final: Path) -> dict[str, Any]:
         actual = sum(path.stat().st_size for path in final.iterdir() if path.name.endswith((".safetensors", ".safetensors.index.json")))
         if actual != predicted:
             raise ModelError(f"{self.out}: must have {predicted} bytes by the plan, has {actual}. Report this.")
@@ -511,88 +521,3 @@ def _device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise SettingError("device 'cuda': no GPU was found. Pass --device cpu.")
     return torch.device("cpu")
-
-
-def untreated(run: _Run, forms: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Weights of layers that stay as they were, each with a reason from the closed set, largest first."""
-    in_sites = {unit.name: site for site in run.sites for unit in site.units}
-    rows = []
-    for unit in run.model.units.values():
-        if unit.name in forms:
-            continue
-        if reason := run.target.refusal(unit):
-            rows.append(_row(unit, reason))
-        elif run._kept(in_sites[unit.name]) if unit.name in in_sites else False:
-            rows.append(_row(unit, "kept by request"))
-        elif unit.name not in in_sites:
-            rows.append(_row(unit, "no option fits"))
-        elif forms:
-            rows.append(_row(unit, "kept by plan"))
-    return sorted(rows, key=lambda row: (-row["bytes"], row["unit"]))
-
-
-def _row(unit: Unit, reason: str) -> dict[str, Any]:
-    return {"unit": unit.name, "bytes": unit.dense_bytes, "reason": reason}
-
-
-def build_receipt(
-    run: _Run,
-    plan: Plan,
-    table: Table | None,
-    forms: FormStore,
-    predicted: int,
-    actual: int,
-    verification: dict,
-    quality: dict,
-    final: Path,
-) -> dict[str, Any]:
-    """Everything that was done, measured and verified, as a versioned JSON value."""
-    import transformers
-
-    import modicum
-
-    model, request = run.model, run.request
-    treated = sum(unit.dense_bytes for unit in model.units.values() if unit.name in forms)
-    layer_bytes = sum(unit.dense_bytes for unit in model.units.values())
-    harms = {site: {choice.option: choice for choice in found} for site, found in table.choices.items()} if table else {}
-    rows = []
-    for site in run.sites:
-        option = plan.options.get(site.name, "keep")
-        choice = harms.get(site.name, {}).get(option)
-        rows.append({
-            "site": site.name, "kind": site.kind, "option": option, "weights": site.size, "data_free": site.data_free,
-            "original_bytes": sum(unit.dense_bytes for unit in site.units),
-            "bytes": sum(forms[unit.name].nbytes if unit.name in forms else unit.dense_bytes for unit in site.units),
-            "harm": choice.harm if choice else None,
-        })  # fmt: skip
-    return {
-        "format": RECEIPT_FORMAT, "version": RECEIPT_VERSION,
-        "model": {
-            "name": model.name, "class": type(model.module).__name__, "parameters": model.parameters, "dtype": str(model.dtype)[6:],
-            "blocks": len(model.blocks), "units": len(model.units), "hash": run._model_hash(), "notes": model.notes,
-        },
-        "request": {
-            "budget": str(request.budget) if request.budget else None, "method": str(request.method) if request.method else None,
-            "plan": request.plan is not None, "target": run.target_name, "keep": list(request.keep), "allocator": request.allocator,
-            "menu": [str(option) for option in request.options(run.target_name)], "harm": request.harm,
-        },
-        "data": {"source": run.data.source, "notes": list(run.data.notes), "hashes": run.data.hashes,
-                 "calibration_tokens": count_tokens(run.data.calibration), "test_tokens": count_tokens(run.data.test)},
-        "seed": request.seed,
-        "versions": {"modicum": modicum.__version__, "torch": torch.__version__, "transformers": transformers.__version__,
-                     "python": platform.python_version(), "threads": torch.get_num_threads(), "device": str(run.device)},
-        "bytes": {
-            "original": model.dense_bytes, "predicted": predicted, "actual": actual,
-            "allowed": request.budget.bytes(model.parameters) if request.budget else None,
-            "bits_per_weight": 8 * actual / model.parameters,
-            "files": {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(final.glob("*.safetensors"))},
-        },
-        "coverage": {"treated_bytes": treated, "layer_bytes": layer_bytes, "share": treated / max(layer_bytes, 1), "untreated": untreated(run, forms)},
-        "sites": rows, "predicted_harm": sum(row["harm"] or 0.0 for row in rows) if table else None,
-        "quality": quality, "verification": verification, "events": run.events, "stages": run.meter.stages,
-    }  # fmt: skip
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

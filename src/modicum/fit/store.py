@@ -6,6 +6,7 @@ import json
 import os
 import weakref
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ class ChainStore:
 
     def replayed(self) -> dict[str, Callable[[int], Any]]:
         """For each finished block, what gives its output for a micro-batch."""
-        return {entry["block"]: (lambda index, entry=entry: self._read(entry, index)) for entry in self.done}
+        return {entry["block"]: partial(self._read, entry) for entry in self.done}
 
     def keep(self, block: str, outputs: dict[int, Any]) -> bool:
         """Store a finished block's outputs; False where they are not tensors, and the sweep cannot be continued."""

@@ -107,8 +107,8 @@ def skeleton(cls: type[nn.Module], config: Any) -> nn.Module:
     with torch.random.fork_rng(), skeleton_parameters():
         module = cls(config)
     torch.set_default_dtype(default)
-    if hasattr(module, "tie_weights"):
-        module.tie_weights()
+    if callable(tie := getattr(module, "tie_weights", None)):
+        tie()
     return module.eval()
 
 

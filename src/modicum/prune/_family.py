@@ -70,4 +70,4 @@ class Pruner(Method):
 def _top(scores: torch.Tensor, count: int) -> torch.Tensor:
     """Boolean mask of the ``count`` highest scores along the last axis."""
     mask = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
-    return mask.scatter_(-1, scores.argsort(-1, descending=True, stable=True)[..., :count], True)
+    return mask.scatter_(-1, scores.argsort(stable=True, dim=-1, descending=True)[..., :count], True)

@@ -92,7 +92,7 @@ class _Search:
         columns = record.inputs[name].shape[-1]
         width = self._head_width(name, columns)
         reach = _elementwise(record, name, producers)
-        groups = [(column,) for column in range(columns)]
+        groups: list[tuple[int, ...]] = [(column,) for column in range(columns)]
         if reach is None and width:
             groups = [tuple(range(start, start + width)) for start in range(0, columns, width)]
             reach = _by_group(record, name, producers, groups)

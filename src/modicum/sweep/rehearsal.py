@@ -13,7 +13,7 @@ from modicum.core.unit import Unit
 from modicum.data.splits import Batch, slice_rows
 from modicum.models.model import Model
 from modicum.models.structure import expert_units, find_stacks
-from modicum.sweep.experts import Watch
+from modicum.sweep.experts import Use, Watch
 from modicum.sweep.suspend import Arrival, Chain, Stop
 
 
@@ -85,9 +85,9 @@ def module_units(model: Model) -> dict[str, Unit]:
 
 def use_eager_experts(model: Model) -> None:
     """Ask Transformers for the plain loop over experts, whose products can be watched."""
-    if hasattr(model.module, "set_experts_implementation"):
+    if callable(choose := getattr(model.module, "set_experts_implementation", None)):
         try:
-            model.module.set_experts_implementation("eager")
+            choose("eager")
         except (ValueError, AttributeError, TypeError):
             model.notes.append("experts keep their own implementation")
 
@@ -147,7 +147,11 @@ class _Rehearsal:
         uses: dict[str, bool] = {}
         owner = self.chain.owner(name)
         stacks = {attribute: owner._parameters[attribute].detach() for attribute in self.candidates[name]}  # type: ignore[union-attr]
-        with Watch(stacks, lambda use: uses.setdefault(use.attribute, use.transposed) and None):
+
+        def see(use: Use) -> None:
+            uses.setdefault(use.attribute, use.transposed)
+
+        with Watch(stacks, see):
             output = self.chain.original(name)(*arrival.args, **(arrival.kwargs or {}))
         if uses and name not in self.script.stacks:
             self.script.stacks[name] = StackUse(name, tuple(uses), uses)

@@ -54,7 +54,7 @@ class _Gradients:
         self.squares: dict[str, tuple[torch.Tensor, int]] = {}
         self.draws = 0
         # A tied weight is felt at the head, where its rows are outputs; where no alias multiplies, at the look-up.
-        self.felt = {}
+        self.felt: dict[str, str] = {}
         for name, unit in self.units.items():
             if unit.name not in self.felt or kind_of(self.modules[name]) != "embedding":
                 self.felt[unit.name] = name
@@ -136,7 +136,7 @@ class _Gradients:
                 self._see(unit, owner, use.inputs)
 
         def forward(*args: Any, **kwargs: Any) -> Any:
-            stacks = {attribute: owner._parameters[attribute].detach() for attribute in self.script.stacks[name].attributes}  # type: ignore[union-attr]
+            stacks = {attribute: owner._parameters[attribute].detach() for attribute in self.script.stacks[name].attributes}
             with Watch(stacks, hook):
                 return original(*args, **kwargs)
 

@@ -1,0 +1,222 @@
+"""Write what the documentation takes from the code: ``docs/reference.md`` and ``docs/methods.md``.
+
+python scripts/docs.py                  # write both
+python scripts/docs.py --check          # exit 1 where a committed copy is stale
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import inspect
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import modicum
+from modicum.cli.main import fit as fit_command
+from modicum.cli.show import facts
+from modicum.core.method import FAMILIES, Method, registry
+from modicum.fit.request import Request
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+NOTE = "Written by `make docs` from the code; do not edit."
+
+
+def reference() -> str:
+    """Every public name, every setting of ``fit``, every method."""
+    names = [name for name in modicum.__all__ if not name.startswith("_")]
+    functions = [name for name in names if not isinstance(public(name), type)]
+    errors = [name for name in names if name.endswith("Error")]
+    classes = [name for name in names if name not in (*functions, *errors)]
+    parts = [f"# Reference\n\n{NOTE} Every name below is imported from `modicum`; `modicum.__version__` is its version.\n"]
+    parts += ["## Functions\n", *map(function, functions)]
+    parts += ["## Settings of `fit`: `Request`\n", inspect.getdoc(Request) or "", "", settings(Request, command_help()), ""]
+    parts += ["## Classes\n", *map(klass, classes)]
+    parts += ["## Errors\n", inspect.getdoc(sys.modules["modicum.core.errors"]) or "", "", table(("error", "when"), map(error, errors)), ""]
+    parts += ["## Methods\n", "A method's name, with its settings, is an option: `gptq bits=3 group=64`; steps are joined by `|`.\n"]
+    parts += [method(cls) for _, cls in sorted(registry().items())]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def methods() -> str:
+    """One row for each method."""
+    names = ("key", "what it does", "needs", "data-free", "paper")
+    found = [cls for _, cls in sorted(registry().items())]
+    parts = [f"# Methods\n\n{NOTE} Settings are in the [reference](reference.md#methods) and under `modicum explain KEY`.\n"]
+    for family in FAMILIES:
+        rows = [row(cls) for cls in found if cls.family() == family]
+        parts += [f"## {family}\n", table(names, rows), ""] if rows else []
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def row(cls: type[Method]) -> tuple[str, ...]:
+    """A method's row of the table."""
+    said = facts(cls)
+    return f"`{said['key']}`", said["line"], ", ".join(said["needs"]), "yes" if cls.data_free() else "no", paper(cls)
+
+
+def paper(cls: type[Method]) -> str:
+    """A method's paper, linked where arXiv has it."""
+    if cls.paper is None:
+        return ""
+    title = f"[{cls.paper.title}](https://arxiv.org/abs/{cls.paper.arxiv})" if cls.paper.arxiv else cls.paper.title
+    return f"{title}, {cls.paper.year}"
+
+
+def method(cls: type[Method]) -> str:
+    """A method's section."""
+    said = [f"Needs {', '.join(facts(cls)['needs']) or 'no data'}."]
+    said += [f"Paper: {paper(cls)}."] if cls.paper else []
+    said += [f"Known gap, {promise}: {reason}." for promise, reason in cls.known_gaps.items()]
+    listed = f"{settings(cls)}\n" if dataclasses.fields(cls) else ""
+    return f"### {cls.key()}\n\n{markdown(inspect.getdoc(cls) or '')}\n\n{' '.join(said)}\n\n{listed}"
+
+
+def settings(cls: type, helps: dict[str, str] | None = None) -> str:
+    """Table of a dataclass's settings; ``helps`` says what those are that say nothing themselves."""
+    rows = [(f"`{f.name}`", f"`{f.type}`", f"`{f.default}`", bounds(f.metadata), f.metadata.get("help") or (helps or {}).get(f.name, ""))
+            for f in dataclasses.fields(cls)]  # fmt: skip
+    return table(("setting", "type", "default", "allowed", "what it is"), rows)
+
+
+def bounds(metadata: Any) -> str:
+    """Choices or closed bounds of a setting."""
+    if metadata.get("choices"):
+        return ", ".join(f"`{choice}`" for choice in metadata["choices"])
+    return "{} to {}".format(*metadata["between"]) if metadata.get("between") else ""
+
+
+def command_help() -> dict[str, str]:
+    """What the command line says of each option of ``fit``."""
+    return {option.name or "": getattr(option, "help", None) or "" for option in fit_command.params}
+
+
+def public(name: str) -> Any:
+    """A public name's value; the folder ``modicum.fit`` stands for its function."""
+    value = getattr(modicum, name)
+    return getattr(value, name) if inspect.ismodule(value) else value
+
+
+def function(name: str) -> str:
+    """A function's section."""
+    return f"### {name}\n\n{signature(name, public(name))}\n\n{markdown(inspect.getdoc(public(name)) or '')}\n"
+
+
+def klass(name: str) -> str:
+    """A class's section: its own public methods and properties in a table."""
+    cls = public(name)
+    members = [(member, value) for member, value in vars(cls).items() if not member.startswith("_") and described(value)]
+    rows = [(f"`{member}{call(value)}`", (described(value) or "").replace("\n", " ")) for member, value in members]
+    listed = f"\n{table(('member', 'what it gives'), rows)}\n" if rows else ""
+    return f"### {name}\n\n{signature(name, cls)}\n\n{markdown(inspect.getdoc(cls) or '')}\n{listed}"
+
+
+def error(name: str) -> tuple[str, str]:
+    """An error's row."""
+    return f"`{name}`", inspect.getdoc(public(name)) or ""
+
+
+def described(value: Any) -> str | None:
+    """Docstring of a class's own member; plain attributes have none."""
+    callable_or_property = inspect.isroutine(value) or isinstance(value, property) or hasattr(value, "attrname")
+    return inspect.getdoc(value) if callable_or_property else None
+
+
+def call(value: Any) -> str:
+    """How a member is called, or nothing for a property."""
+    inner = getattr(value, "__func__", value)
+    if not inspect.isfunction(inner):
+        return ""
+    found = readable(inner)
+    return str(found.replace(parameters=list(found.parameters.values())[not isinstance(value, staticmethod) :]))
+
+
+def signature(name: str, value: Any) -> str:
+    """A call's signature, one parameter a line where they are many."""
+    found = readable(value)
+    written = str(found)
+    if len(name + written) > 100:
+        inside = "".join(f"    {line},\n" for line in lines(found))
+        written = f"(\n{inside}){str(found.replace(parameters=[])).removeprefix('()')}"
+    return f"```python\n{name}{written}\n```"
+
+
+class Shown(str):
+    """A text that stands for a value in a signature, without quotes."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def readable(value: Any) -> inspect.Signature:
+    """A signature of the parameters a caller gives, with annotations as they were written."""
+    found = inspect.signature(value)
+    shown = lambda given: Shown(given) if isinstance(given, str) else given
+    made = lambda default: Shown("...") if repr(default) == "<factory>" else default
+    parameters = [
+        parameter.replace(annotation=shown(parameter.annotation), default=made(parameter.default))
+        for parameter in found.parameters.values()
+        if not parameter.name.startswith("_")
+    ]
+    return found.replace(parameters=parameters, return_annotation=shown(found.return_annotation))
+
+
+def lines(found: inspect.Signature) -> list[str]:
+    """Parameters as they are written, with the star before those by keyword alone."""
+    written, starred = [], False
+    for parameter in found.parameters.values():
+        if parameter.kind is parameter.KEYWORD_ONLY and not starred:
+            written.append("*")
+            starred = True
+        starred |= parameter.kind is parameter.VAR_POSITIONAL
+        written.append(str(parameter))
+    return written
+
+
+def markdown(doc: str) -> str:
+    """A docstring as Markdown: examples fenced, sections of indented entries as lists."""
+    doc = re.sub(r"^( *)((?:>>> .*\n?)(?:\1.+\n?)*)", lambda found: _fenced(found[1], found[2]), doc, flags=re.MULTILINE)
+    doc = re.sub(r"^(Raises|Args|Returns):\n((?:    .*\n?)+)", lambda found: _listed(found[1], found[2]), doc, flags=re.MULTILINE)
+    doc = re.sub(r"^Example:\n+", "*Example:*\n\n", doc, flags=re.MULTILINE)
+    return re.sub(r"(?<!`)``(?!`)", "`", doc).strip()
+
+
+def _fenced(indent: str, example: str) -> str:
+    return "```python\n" + "".join(line.removeprefix(indent) for line in example.rstrip().splitlines(keepends=True)) + "\n```\n"
+
+
+def _listed(title: str, entries: str) -> str:
+    items = re.sub(r"^    (?! )", "- ", entries.rstrip(), flags=re.MULTILINE)
+    return f"*{title}:*\n\n" + re.sub(r"\n +", " ", items) + "\n"
+
+
+def table(names: Iterable[str], rows: Iterable[tuple[str, ...]]) -> str:
+    """A Markdown table."""
+    names = list(names)
+    body = [[cell.replace("|", "\\|").replace("<", "\\<").replace("``", "`") for cell in cells] for cells in rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [names, ["---"] * len(names), *body])
+
+
+def main() -> int:
+    """Write, or compare with ``--check``."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing, exit 1 where a committed copy is stale")
+    checking = parser.parse_args().check
+    pages = {DOCS / "reference.md": reference(), DOCS / "methods.md": methods()}
+    if not checking:
+        for path, text in pages.items():
+            path.write_text(text, encoding="utf-8")
+        return 0
+    stale = [path.name for path, text in pages.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
+    if stale:
+        print(f"docs: {' and '.join(stale)} must say what the code says, {'does' if len(stale) == 1 else 'do'} not. Run make docs.")
+    return int(bool(stale))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
