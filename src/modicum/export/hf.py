@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import json
@@ -24,8 +25,11 @@ from modicum.export._family import Entries, Layout, Target, copy_companions, sav
 from modicum.export.container import persistent_buffers, trim_config
 from modicum.forms import Dense, Float8, Form, Integer
 from modicum.models.model import Model
+from modicum.models.open import skeleton
+from modicum.models.structure import kind_of
 from modicum.quantize._family import Quantizer
 from modicum.sweep import Script
+from modicum.sweep.rehearsal import weight_reads
 
 _FORMATS = {"integer": "pack-quantized", "float8": "float-quantized"}
 
@@ -56,6 +60,8 @@ class Transformers(Target):
             return "target: embedding"
         if unit.kind == "expert":
             return "" if unit.module in self._expert_names else "target: expert layout"
+        if unit.name in self.script.uncalled or unit.module in self.script.read | self._initialized:
+            return "target: weight used directly"  # compression replaces the attribute, and only the module's own forward brings it back
         owner = self.model.module.get_submodule(unit.module)
         return "" if unit.kind == "linear" and type(owner).forward is nn.Linear.forward else f"target: {unit.kind}"
 
@@ -78,9 +84,6 @@ class Transformers(Target):
                 parent = unit.module.rpartition(".")[0]
                 key = "experts" if unit.kind == "expert" else f"{parent}|{stage[0]}" if len(stage) > 1 else name
                 sites.setdefault(key, []).append(unit)
-        for name in sorted(self.script.uncalled):
-            if not self.refusal(self.model.units[name]):
-                sites.setdefault(name, []).append(self.model.units[name])
         return [self._site(key, tuple(units)) for key, units in sites.items()]
 
     def _site(self, key: str, units: tuple[Unit, ...]) -> Site:
@@ -115,6 +118,21 @@ class Transformers(Target):
         from transformers.core_model_loading import revert_weight_conversion
 
         return revert_weight_conversion(cast(Any, self.model.module), state)
+
+    @cached_property
+    def _initialized(self) -> set[str]:
+        """Units whose weight the architecture's own initialization reads through another module; the loader calls it on compressed modules."""
+        module = skeleton(type(self.model.module), copy.deepcopy(self.model.config))
+        initialize = getattr(module, "_init_weights", None)
+        found: set[str] = set()
+        names = {id(owner): name for name, owner in module.named_modules() if kind_of(owner) == "linear"}
+        if callable(initialize):
+            with torch.no_grad(), weight_reads(names, found.add):
+                for owner in module.modules():
+                    if id(owner) not in names:
+                        with contextlib.suppress(Exception):  # what it does is not wanted, only what it reads
+                            initialize(owner)
+        return found
 
     @cached_property
     def _expert_names(self) -> dict[str, dict[tuple[str, int], list[tuple[str, list[int]]]]]:
@@ -221,8 +239,9 @@ class Transformers(Target):
         groups: dict[str, list[str]] = defaultdict(list)
         for name, form in forms.items():
             if not isinstance(form, Dense):
-                for module, _ in self.pieces(self.model.units[name]):
-                    groups[_scheme_key(form, expert=self.model.units[name].kind == "expert")].append(_rename(module, rename))
+                unit = self.model.units[name]
+                modules = [module for module, _ in self.pieces(unit)] if unit.kind == "expert" else [unit.module]
+                groups[_scheme_key(form, expert=unit.kind == "expert")] += [_rename(module, rename) for module in modules]
         if not groups:
             return None
         schemes = {}
@@ -261,6 +280,8 @@ class Transformers(Target):
                 raise ModelError(
                     f"{directory}: Transformers must load it whole, reports {kind} such as {sorted(map(str, report[kind]))[:2]}."
                 )
+        if callable(choose := getattr(module, "set_experts_implementation", None)):
+            choose("eager")  # the arithmetic of the sweep: what remains to differ is the weights
         return module.eval(), {"loader": "transformers.from_pretrained", "class": cls.__name__}
 
 

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -66,7 +67,11 @@ class Result:
     receipt: dict[str, Any]
     plan: Plan
     source: Model
-    _temporary: tempfile.TemporaryDirectory | None = field(default=None, repr=False)
+    temporary: Path | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.temporary is not None:
+            weakref.finalize(self, shutil.rmtree, self.temporary, ignore_errors=True)
 
     @cached_property
     def model(self) -> nn.Module:
@@ -101,7 +106,14 @@ def fit(
         out=Path(out) if out is not None else None, keep=tuple(keep), **settings,
     )  # fmt: skip
     batches = None if data is None or isinstance(data, str | os.PathLike) else data
-    return Run(model, request, batches, progress or Quiet()).run()
+    run = None
+    try:
+        run = Run(model, request, batches, progress or Quiet())
+        return run.run()
+    except BaseException:
+        if run is not None and run.temporary is not None:
+            shutil.rmtree(run.temporary, ignore_errors=True)
+        raise
 
 
 def _menu_option(word: str | Option, group: int) -> Option:
@@ -117,8 +129,8 @@ class Run:
 
     def __init__(self, source: str | Path | nn.Module | Model, request: Request, batches: Any, progress: Quiet):
         self.request, self.meter, self.progress = request, Meter(), progress
-        self.temporary = tempfile.TemporaryDirectory(prefix="modicum-") if request.out is None and not request.dry_run else None
-        self.out = request.out or Path(self.temporary.name if self.temporary else tempfile.gettempdir()) / "model"
+        self.temporary = Path(tempfile.mkdtemp(prefix="modicum-")) if request.out is None and not request.dry_run else None
+        self.out = request.out or (self.temporary or Path(tempfile.gettempdir())) / "model"
         self._check_out()
         with self.meter.stage("open"):
             self.model = open_model(source, allow_pickle=request.allow_pickle, trust_remote_code=request.trust_remote_code)

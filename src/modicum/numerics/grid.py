@@ -93,4 +93,4 @@ class Grid:
 
     def width(self, columns: int) -> int:
         """Group width as stored: 0 where one group covers a whole row of ``columns`` (or the tensor)."""
-        return 0 if self.group <= 0 or self.group >= columns else self.group
+        return 0 if self.group <= 0 or self.group > columns else self.group

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import nn
 
 from modicum.core.unit import Unit
 from modicum.data.splits import Batch, slice_rows
@@ -32,6 +34,7 @@ class Script:
 
     ``stages``: unit names in call order, grouped where consecutive units of one block got the very same input. ``block_of`` each unit's
     module. ``droppable``: blocks whose output has the shape of their input and nothing beside it; ``tuples``: those that wrap it in a tuple.
+    ``read``: modules whose weight is read from outside their own forward, if only for its dtype.
     """
 
     stages: list[tuple[str, ...]] = field(default_factory=list)
@@ -42,6 +45,7 @@ class Script:
     stacks: dict[str, StackUse] = field(default_factory=dict)
     droppable: set[str] = field(default_factory=set)
     tuples: set[str] = field(default_factory=set)
+    read: set[str] = field(default_factory=set)
 
     def stage_of(self, unit: str) -> tuple[str, ...]:
         """The stage a unit belongs to; a unit the rehearsal did not reach is a stage of its own."""
@@ -92,7 +96,26 @@ def use_eager_experts(model: Model) -> None:
             model.notes.append("experts keep their own implementation")
 
 
+@contextmanager
+def weight_reads(names: Mapping[int, str], report: Callable[[str], None]) -> Iterator[None]:
+    """Report by name every read of ``weight`` on the modules whose identities are in ``names``."""
+    lookup = nn.Module.__getattr__
+
+    def watch(module: nn.Module, name: str) -> Any:
+        if name == "weight" and id(module) in names:
+            report(names[id(module)])
+        return lookup(module, name)
+
+    nn.Module.__getattr__ = watch  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        nn.Module.__getattr__ = lookup  # type: ignore[method-assign]
+
+
 class _Rehearsal:
+    calling = False
+
     def __init__(self, model: Model, batch: Batch):
         self.model, self.script = model, Script()
         self.units = module_units(model)
@@ -104,7 +127,7 @@ class _Rehearsal:
         self.entered: dict[str, Any] = {}
 
     def run(self) -> Script:
-        with torch.no_grad():
+        with torch.no_grad(), weight_reads({id(self.chain.owner(name)): name for name in self.units}, self._read):
             self.model.weights.load(self.model.trunk)
             for _ in self.chain.run(self._work):
                 pass
@@ -128,6 +151,10 @@ class _Rehearsal:
         else:
             yield index, self._unit(stop.name, arrival)
 
+    def _read(self, name: str) -> None:
+        if not self.calling:
+            self.script.read.add(name)
+
     def _leave(self, name: str, output: Any) -> None:
         self.script.blocks.append(name)
         if isinstance(output, tuple):
@@ -141,7 +168,11 @@ class _Rehearsal:
     def _unit(self, name: str, arrival: Arrival) -> Any:
         got = next((value for value in (*arrival.args, *(arrival.kwargs or {}).values()) if isinstance(value, torch.Tensor)), None)
         self.calls.append((self.units[name].name, self.inside[-1] if self.inside else "", got))
-        return self.chain.original(name)(*arrival.args, **(arrival.kwargs or {}))
+        self.calling = True
+        try:
+            return self.chain.original(name)(*arrival.args, **(arrival.kwargs or {}))
+        finally:
+            self.calling = False
 
     def _stack(self, name: str, arrival: Arrival) -> Any:
         uses: dict[str, bool] = {}

@@ -1,0 +1,101 @@
+"""What the evidence scripts share: a claim written down before the run, one measurement, one rule for whether it holds."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What is run. Of several ``baselines`` the best counts; pairs in ``also`` (method, baseline) are reported and decide nothing.
+
+    ``samples`` calibration windows and ``test_samples`` test windows of ``tokens`` tokens, both drawn by the seed; method and baseline
+    of one seed see the same. ``extra_bytes`` is the share of the baseline's bytes that the method's files may add.
+    """
+
+    method: str
+    baselines: tuple[str, ...]
+    also: tuple[tuple[str, str], ...] = ()
+    seeds: tuple[int, ...] = (0, 1, 2)
+    samples: int = 32
+    tokens: int = 256
+    test_samples: int = 48
+    extra_bytes: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A system's claim, and what must come out for it to hold: a mean difference in ``metric`` above ``margin`` standard errors."""
+
+    id: str
+    system: str
+    claim: str
+    metric: str
+    margin: float
+    setting: Setting
+
+
+def main(claim: Claim) -> None:
+    """Run a claim and print its result as JSON."""
+    print(json.dumps(run(claim)))
+
+
+def run(claim: Claim) -> dict[str, Any]:
+    """Measure everything a claim names, and judge it."""
+    start, setting = time.perf_counter(), claim.setting
+    texts = dict.fromkeys((setting.method, *setting.baselines, *(text for pair in setting.also for text in pair)))
+    found = {text: measure(text, setting) for text in texts}
+    method = found[setting.method]
+    baseline = min((found[text] for text in setting.baselines), key=lambda row: statistics.mean(row["log_perplexity"]))
+    judged = judge(method, baseline, claim.margin)
+    return {
+        "id": claim.id,
+        "system": claim.system,
+        "claim": claim.claim,
+        "metric": claim.metric,
+        "margin": claim.margin,
+        "setting": dataclasses.asdict(setting),
+        "seeds": list(setting.seeds),
+        "measured": method,
+        "baseline": baseline,
+        "beaten": [found[text] for text in setting.baselines if found[text] is not baseline],
+        "difference": judged,
+        "also": [{"measured": found[a], "baseline": found[b], "difference": judge(found[a], found[b], claim.margin)} for a, b in setting.also],
+        "holds": judged["clear"] and all(a <= b * (1 + setting.extra_bytes) for a, b in zip(method["bytes"], baseline["bytes"])),
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+
+
+def measure(text: str, setting: Setting) -> dict[str, Any]:
+    """Quality and bytes of one option on the demo model, seed by seed."""
+    import modicum
+
+    row: dict[str, Any] = {"option": text, "log_perplexity": [], "log_perplexity_original": [], "kl": [], "bytes": []}
+    for seed in setting.seeds:
+        receipt = modicum.fit(
+            "demo", method=text, target="modicum", seed=seed,
+            samples=setting.samples, tokens=setting.tokens, test_samples=setting.test_samples,
+        ).receipt  # fmt: skip
+        row["log_perplexity"].append(math.log(receipt["quality"]["perplexity"]))
+        row["log_perplexity_original"].append(math.log(receipt["quality"]["perplexity_original"]))
+        row["kl"].append(receipt["quality"]["mean"])
+        row["bytes"].append(receipt["bytes"]["actual"])
+    return row
+
+
+def judge(method: dict[str, Any], baseline: dict[str, Any], margin: float) -> dict[str, Any]:
+    """Log perplexity of the baseline minus the method's, paired by seed: positive is better."""
+    return verdict([b - a for a, b in zip(method["log_perplexity"], baseline["log_perplexity"])], margin)
+
+
+def verdict(values: Sequence[float], margin: float) -> dict[str, Any]:
+    """Mean and standard error of at least two paired differences; clear where the mean exceeds ``margin`` standard errors."""
+    mean, error = statistics.mean(values), statistics.stdev(values) / math.sqrt(len(values))
+    return {"values": list(values), "mean": mean, "standard_error": error, "clear": mean > 0 and mean > margin * error}

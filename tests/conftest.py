@@ -1,0 +1,72 @@
+"""What all tests share: seeds, hypothesis without chance or deadlines, and one linear layer with inputs to compress."""
+
+import random
+
+import hypothesis
+import numpy as np
+import pytest
+import torch
+
+from modicum.core.method import Need
+from modicum.core.option import Option
+from modicum.core.unit import Site, Stats, Unit
+from modicum.forms import Dense
+
+hypothesis.settings.register_profile("modicum", deadline=None, derandomize=True, database=None, max_examples=40)
+hypothesis.settings.load_profile("modicum")
+
+
+def pytest_configure(config):
+    # Test files are named by what they test, so two folders may hold one name (numerics/test_svd.py, factor/test_svd.py).
+    config.option.importmode = "importlib"
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002: it is the global state that is seeded
+    torch.manual_seed(0)
+
+
+class Layer:
+    """A weight (rows, columns) and inputs (tokens, columns), strongly correlated or white, and what a method makes of them."""
+
+    def __init__(self, rows=24, columns=96, *, tokens=400, correlated=True, scales=None, dtype=torch.float32, seed=0):
+        chance = torch.Generator().manual_seed(seed)
+        self.inputs = torch.randn(tokens, columns, generator=chance)
+        if correlated:
+            common = torch.randn(columns // 4, columns, generator=chance)
+            self.inputs = torch.randn(tokens, columns // 4, generator=chance) @ common / columns**0.5 * 2 + 0.2 * self.inputs
+        if scales is not None:
+            self.inputs = self.inputs * scales
+        self.weight = torch.randn(rows, columns, generator=chance).to(dtype)
+        self.unit = Unit("layer.weight", "layer.weight", "layer", "linear", (rows, columns), (rows, columns), dtype)
+
+    def stats(self, needs=frozenset(Need)):
+        """Statistics that hold what is declared in ``needs`` and nothing else."""
+        x, has = self.inputs, lambda *wanted: bool(set(wanted) & set(needs))
+        return Stats(
+            count=len(x), reference=self.weight, site_seed=7,
+            total=x.sum(0) if has(Need.MEANS, Need.VARIANCES) else None,
+            square=x.square().sum(0) if has(Need.NORMS, Need.VARIANCES) else None,
+            covariance=x.T @ x if has(Need.COVARIANCE) else None,
+            inputs=[x] if has(Need.INPUTS) else None,
+        )  # fmt: skip
+
+    def apply(self, *steps, current=None, stats=None, unit=None):
+        """The form that the steps, one after the other, make of the weight (or of the form ``current``)."""
+        option, unit = Option(steps), unit or self.unit
+        stats = stats or self.stats(option.needs)
+        return option.apply(Site("site", "unit", (unit,)), {unit.name: stats}, {unit.name: current or Dense(self.weight)}).forms[unit.name]
+
+    def error(self, form):
+        """Squared error of the outputs, relative to their energy."""
+        weight = self.weight.float()
+        lost = self.inputs @ (form.dense().float() - weight).T
+        return float(lost.square().sum() / (self.inputs @ weight.T).square().sum())
+
+
+@pytest.fixture
+def layer():
+    """The class of synthetic layers; call it for one."""
+    return Layer

@@ -1,0 +1,48 @@
+"""Every architecture: swept, fitted to half its bytes, reloaded equal, and nearly all layer bytes treated."""
+
+import pytest
+import torch
+
+import modicum
+from modicum.data.splits import call
+from modicum.sweep.reverse import output_tensor
+from modicum.testing import zoo
+
+REASONS = {"kept by plan", "kept by request", "no option fits"}
+ALL = [*zoo.names(), *zoo.extra_names()]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_half_the_bytes_reloaded_equal(name):
+    model, batches = zoo.build(name)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    result = modicum.fit(model, f"{size // 2}B", data=batches, target="modicum", group=32, gradient_samples=2)
+    receipt = result.receipt
+    assert receipt["bytes"]["actual"] <= size // 2
+    assert receipt["verification"]["largest weight difference"] == 0
+    assert receipt["verification"]["logits"]["largest"] < 1e-6
+    assert {row["reason"] for row in receipt["coverage"]["untreated"]} <= REASONS
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_at_least_99_percent_of_layer_bytes_can_be_treated(name):
+    model, batches = zoo.build(name)
+    receipt = modicum.fit(model, method="gptq bits=4 group=32", data=batches, target="modicum", allow_fallback=True).receipt
+    assert receipt["coverage"]["share"] >= 0.99, receipt["coverage"]["untreated"]
+    assert receipt["bytes"]["actual"] < receipt["bytes"]["original"] / 2
+    assert receipt["verification"]["largest weight difference"] == 0
+
+
+@pytest.mark.parametrize("name", [name for name in zoo.names() if name not in ("mlp", "cnn")])
+def test_from_disk_as_from_memory(name, tmp_path):
+    model, batches = zoo.build(name)
+    model.save_pretrained(tmp_path / "model")
+    settings = {"method": "gptq bits=4 group=32", "data": batches, "target": "modicum", "allow_fallback": True}
+    lazy, held = modicum.fit(tmp_path / "model", **settings), modicum.fit(model, **settings)
+    with torch.no_grad():
+        for batch in batches:
+            one, two = output_tensor(call(lazy.model, batch))[0], output_tensor(call(held.model, batch))[0]
+            assert torch.equal(one, two)

@@ -1,0 +1,239 @@
+import json
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modicum.core.errors import ModelError, SettingError
+from modicum.core.unit import Stats
+from modicum.forms import Cut, Dense, Float8, Integer, LowRank, Masked, Sum, restore
+from modicum.forms.lift import on_dense
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def dense(shape, dtype=torch.float32):
+    return Dense(torch.randn(shape).to(dtype))
+
+
+def float8(shape, dtype=torch.float32):
+    return Float8(torch.randn(shape).to(torch.float8_e4m3fn), torch.rand(shape[0], 1).to(dtype))
+
+
+def low_rank(shape, dtype=torch.float32, rank=2):
+    return LowRank(torch.randn(shape[0], rank).to(dtype), torch.randn(rank, shape[1]).to(dtype))
+
+
+def masked(shape, dtype=torch.float32, share=0.5):
+    return Masked.of(torch.randn(shape).to(dtype), torch.rand(shape) < share)
+
+
+def integer(shape, dtype=torch.float32, bits=4, group=0, symmetric=False):
+    groups = 1 if group <= 0 else -(-shape[1] // group)
+    rows = 1 if group < 0 else shape[0]
+    zero = None if symmetric else torch.randint(0, 2**bits, (rows, groups), dtype=torch.uint8)
+    scale = torch.rand(rows, groups).add(0.1).to(dtype)
+    return Integer(torch.randint(0, 2**bits, shape, dtype=torch.uint8), scale, zero, bits, group)
+
+
+def n_of_m(shape, dtype=torch.float32):
+    return Masked.of(torch.randn(shape).to(dtype), (torch.arange(shape[1]) % 4 < 2).expand(shape).contiguous())
+
+
+def cut(shape, dtype=torch.float32, make=integer):
+    rows, columns = torch.rand(shape[0]) < 0.7, torch.rand(shape[1]) < 0.7
+    rows[0] = columns[0] = True
+    return Cut(make((int(rows.sum()), int(columns.sum())), dtype), rows, columns)
+
+
+def cut_of_sum(shape, dtype=torch.float32):
+    return cut(shape, dtype, lambda inner, dtype: Sum((integer(inner, dtype, 3, 2), low_rank(inner, dtype))))
+
+
+def one_sided(shape, dtype=torch.float32):
+    columns = torch.arange(shape[1]) % 3 != 1
+    return Cut(masked((shape[0], int(columns.sum())), dtype), None, columns)
+
+
+def repaired(shape, dtype=torch.float32):
+    return Sum((integer(shape, dtype, 2, 8), low_rank(shape, dtype)))
+
+
+def sum_of_cuts(shape, dtype=torch.float32):
+    return Sum((cut(shape, dtype), low_rank(shape, dtype), dense(shape, dtype)))
+
+
+KINDS = [dense, float8, low_rank, masked, integer, n_of_m, cut, cut_of_sum, one_sided, repaired, sum_of_cuts]
+SHAPES = st.tuples(st.integers(1, 9), st.integers(1, 33))
+
+
+def check(form, shape, dtype):
+    """Every promise of a form at once."""
+    tensors = form.tensors()
+    value = form.dense()
+    assert form.shape == shape and form.dtype == dtype
+    assert value.shape == shape and value.dtype == dtype
+    assert form.nbytes == sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    described = json.loads(json.dumps(form.describe()))
+    again = restore(described, {name: tensor.clone() for name, tensor in tensors.items()})
+    assert type(again) is type(form) and torch.equal(again.dense(), value)
+    assert again.describe() == form.describe() and again.values == form.values and again.nbytes == form.nbytes
+    assert all(torch.equal(tensor.view(torch.uint8), again.tensors()[name].view(torch.uint8)) for name, tensor in tensors.items())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("make", KINDS)
+@given(shape=SHAPES)
+def test_every_kind_knows_its_bytes_and_comes_back(make, dtype, shape):
+    check(make(shape, dtype), shape, dtype)
+
+
+@given(SHAPES, st.integers(1, 8), st.integers(-1, 40), st.booleans())
+def test_integers_of_every_grid_come_back(shape, bits, group, symmetric):
+    group = 0 if group > shape[1] else group
+    form = integer(shape, torch.float16, bits, group, symmetric)
+    check(form, shape, torch.float16)
+    # Twin: one entry at a time.
+    for row, column in ((0, 0), (shape[0] - 1, shape[1] - 1)):
+        at = (0 if group < 0 else row, column // group if group > 0 else 0)
+        zero = 2 ** (bits - 1) if symmetric else int(form.zero[at])
+        expected = torch.tensor(float(int(form.codes[row, column]) - zero)).half() * form.scale[at]
+        assert form.dense()[row, column] == expected
+
+
+@pytest.mark.parametrize("make", KINDS)
+@given(shape=SHAPES, lead=st.sampled_from([(), (1,), (2, 3)]))
+def test_product_is_that_of_the_dense_value(make, shape, lead):
+    form, inputs = make(shape), torch.randn(*lead, shape[1])
+    expected = inputs.double() @ form.dense().double().T
+    assert form.product(inputs).shape == expected.shape
+    torch.testing.assert_close(form.product(inputs).double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_values_count_what_is_stored():
+    shape = (6, 10)
+    mask = torch.zeros(shape, dtype=torch.bool)
+    mask[0, :7] = True
+    rows, columns = torch.arange(6) < 4, torch.arange(10) < 5
+    assert dense(shape).values == integer(shape).values == float8(shape).values == 60
+    assert Masked.of(torch.ones(shape), mask).values == 7
+    assert low_rank(shape, rank=2).values == 32 and low_rank(shape, rank=2).rank == 2
+    assert Cut(dense((4, 5)), rows, columns).values == 20
+    assert repaired(shape).values == 92
+
+
+def test_bytes_of_known_forms():
+    assert integer((3, 9), torch.float16, bits=3, group=4).nbytes == 3 * 4 + 3 * 3 * 2 + 3 * 2  # codes, scales, zero points
+    assert integer((3, 9), torch.bfloat16, bits=4, group=0, symmetric=True).nbytes == 3 * 5 + 3 * 2
+    assert Masked.of(torch.ones(4, 9, dtype=torch.float16), torch.eye(4, 9).bool()).nbytes == 4 * 2 + 4 * 2
+    assert Cut(dense((2, 3)), torch.tensor([1, 0, 1]).bool(), torch.tensor([1, 1, 1, 0]).bool()).nbytes == 24 + 1 + 1
+
+
+def test_cut_is_zero_outside_what_remains():
+    rows, columns = torch.tensor([1, 0, 1]).bool(), torch.tensor([0, 1, 1, 0]).bool()
+    value = Cut(Dense(torch.ones(2, 2)), rows, columns).dense()
+    assert torch.equal(value, (rows[:, None] & columns).float())
+
+
+def test_sum_adds_in_float32_and_rounds_once():
+    parts = (Dense(torch.full((1, 1), 256.0, dtype=torch.bfloat16)), *(Dense(torch.ones(1, 1, dtype=torch.bfloat16)) for _ in range(4)))
+    assert float(Sum(parts).dense()) == 260.0  # one by one in bfloat16 it stays 256
+
+
+def test_transposed_weights_are_stored_contiguously():
+    form = Dense(torch.arange(6.0).view(2, 3).T)
+    assert form.tensors()["weight"].is_contiguous()
+    assert torch.equal(restore(form.describe(), form.tensors()).dense(), form.dense())
+
+
+# What does not fit together
+
+
+def broken(make, **changed):
+    """Description and tensors of a form with some parts exchanged or, where None, missing."""
+    torch.manual_seed(0)
+    form = make((4, 6))
+    changed = {name.replace("__", "."): value for name, value in changed.items()}
+    merge = lambda found: {name: value for name, old in found.items() if (value := changed.get(name, old)) is not None}
+    return merge(form.describe()), merge(form.tensors())
+
+
+BROKEN = [
+    broken(dense, kind="dens"),
+    broken(dense, kind=None),
+    broken(dense, shape=[4, 7]),
+    broken(dense, shape=[4]),
+    broken(dense, shape="4x6"),
+    broken(dense, dtype=None),
+    broken(dense, dtype="nothing"),
+    broken(dense, dtype="nn"),
+    broken(dense, weight=None),
+    broken(dense, weight=torch.ones(6, 4)),
+    broken(integer, bits=None),
+    broken(integer, bits=5),
+    broken(integer, bits="four"),
+    broken(integer, codes=torch.zeros(4, 4, dtype=torch.uint8)),
+    broken(integer, scale=None),
+    broken(integer, scale=torch.ones(3, 1)),
+    broken(integer, scale=torch.ones(4)),
+    broken(integer, zero=torch.zeros(3, 1, dtype=torch.uint8)),
+    broken(low_rank, left=torch.ones(4, 3)),
+    broken(low_rank, right=None),
+    broken(masked, mask=torch.zeros(4, 2, dtype=torch.uint8)),
+    broken(masked, values=torch.ones(23)),
+    broken(float8, scale=torch.ones(3, 1)),
+    broken(cut, rows=None),
+    broken(cut, inner=None),
+    broken(cut, inner={}),
+    broken(cut, inner=[]),
+    broken(cut, inner__codes=None),
+    broken(repaired, parts=[]),
+    broken(repaired, parts=7),
+]
+# Accepted today, with another value than was saved or a traceback instead of a sentence.
+ESCAPES = [
+    broken(masked, values=torch.ones(1)),  # one value spreads over the whole mask
+    broken(integer, zero=torch.zeros(1, 1, dtype=torch.uint8)),  # one zero point spreads over all rows
+    broken(float8, codes=torch.ones(4, 6)),  # codes of four bytes each
+    ({**Cut(Dense(torch.ones(4, 1)), None, torch.eye(6)[0].bool()).describe()},
+     {"inner.weight": torch.ones(4, 1), "columns": torch.tensor([[7]], dtype=torch.uint8)}),  # one column spreads over three
+    broken(integer, bits=float("inf")),
+    broken(dense, shape=[4, float("inf")]),
+    ({"kind": []}, {}),
+    ([], {}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "described, tensors",
+    [*BROKEN, *(pytest.param(*case, marks=pytest.mark.xfail(strict=True, reason="restore does not check this part")) for case in ESCAPES)],
+)
+def test_parts_that_do_not_fit_are_refused(described, tensors):
+    with pytest.raises(ModelError, match="Write the file anew"):
+        restore(described, tensors)
+
+
+# Reaching the weight inside a form
+
+
+def test_a_function_of_the_weight_sees_what_remains_of_a_cut():
+    weight, columns, rows = torch.randn(3, 5), torch.tensor([1, 0, 1, 1, 0]).bool(), torch.tensor([1, 1, 0]).bool()
+    covariance = torch.arange(25.0).view(5, 5)
+    stats = Stats(count=3, total=torch.arange(5.0), square=torch.arange(5.0), covariance=covariance, inputs=[torch.ones(2, 5)])
+
+    def twice(inner, seen):
+        assert inner.shape == (2, 3) and seen.inputs[0].shape == (2, 3) and seen.count == 3
+        assert torch.equal(seen.total, torch.tensor([0.0, 2.0, 3.0])) and torch.equal(seen.square, seen.total)
+        assert torch.equal(seen.covariance, covariance[columns][:, columns])
+        return Dense(2 * inner)
+
+    form = on_dense(Cut(Dense(weight[rows][:, columns]), rows, columns), stats, twice, "double")
+    assert isinstance(form, Cut)
+    assert torch.equal(form.dense(), 2 * weight * (rows[:, None] & columns))
+
+
+@pytest.mark.parametrize("make", [integer, masked, low_rank, repaired, float8, cut])
+def test_a_form_that_is_no_longer_dense_is_refused(make):
+    with pytest.raises(SettingError, match=r"double: must come before .* left it \w+\. Put double first"):
+        on_dense(make((4, 6)), Stats(), lambda weight, _: Dense(2 * weight), "double")
