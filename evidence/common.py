@@ -25,8 +25,8 @@ class Setting:
     also: tuple[tuple[str, str], ...] = ()
     seeds: tuple[int, ...] = (0, 1, 2)
     samples: int = 32
-    tokens: int = 256
-    test_samples: int = 48
+    tokens: int = 128
+    test_samples: int = 64
     extra_bytes: float = 0.0
 
 

@@ -28,7 +28,6 @@ CLAIM = Claim(
     setting=Setting(
         method="flap keep=0.8",
         baselines=("wanda_structured keep=0.8 fewer_heads=true", "wanda_structured keep=0.8 fewer_heads=false"),
-        also=(("flap keep=0.8 bias=false", "wanda_structured keep=0.8 fewer_heads=false"),),
         extra_bytes=0.002,
     ),
 )

@@ -29,11 +29,6 @@ class Clipped(Quantizer):
 
     reach: float = param(2.0, "standard deviations of the row that the grid covers", between=(0.1, 10.0))
 
-    @classmethod
-    def key(cls) -> str:
-        """A file inside the package has its key read off its path."""
-        return "quantize/clipped"
-
     def quantize(self, weight: torch.Tensor, grid: Grid, stats: Stats, dtype: torch.dtype) -> Form:
         """Fit the grid to the clipped row, then round the row itself."""
         far = self.reach * weight.std(1, keepdim=True)

@@ -66,9 +66,7 @@ def documents() -> list[tuple[str, str]]:
         found.append((part, text))
     from pydoc_data import topics
 
-    for name in sorted(topics.topics):
-        found.append((part_of(f"topic:{name}"), topics.topics[name]))
-    return found
+    return found + [(part_of(f"topic:{name}"), topics.topics[name]) for name in sorted(topics.topics)]
 
 
 def main() -> None:

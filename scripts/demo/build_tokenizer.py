@@ -1,6 +1,6 @@
 """Train the demo's tokenizer: byte-level BPE of 1024 entries with GPT-2's pre-tokenizer, on the frozen training text.
 
-    python scripts/demo/build_tokenizer.py
+python scripts/demo/build_tokenizer.py
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Train the demo model from scratch on the frozen text and save it, with its training curve, into the package.
 
-    python scripts/demo/train.py            # about an hour on two cores
+python scripts/demo/train.py            # about an hour on two cores
 """
 
 from __future__ import annotations

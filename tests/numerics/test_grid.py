@@ -60,7 +60,7 @@ def test_scales_have_one_entry_per_group(group, shape, symmetric, clip):
     scale, zero = grid.fit(torch.randn(5, 10), torch.bfloat16, clip=clip)
     assert scale.shape == shape and scale.dtype == torch.bfloat16
     assert zero is None if symmetric else (zero.shape == shape and zero.dtype == torch.uint8)
-    assert grid.width(10) == (group if 0 < group < 10 else 0)
+    assert grid.width(10) == (group if 0 < group <= 10 else 0)
 
 
 def test_groups_are_those_of_the_columns():
@@ -134,7 +134,7 @@ def assert_not_worse(grid, weight, importance):
 def test_search_pays_on_heavy_tails():
     weight = torch.randn(32, 64) ** 3
     error = lambda clip: float((rounded(Grid(3, 0), weight, clip=clip)[1] - weight).square().sum())
-    assert error(0.4) < 0.9 * error(1.0)
+    assert error(0.4) < 0.95 * error(1.0)
 
 
 def test_search_serves_the_columns_that_count():

@@ -125,7 +125,7 @@ def test_masks_of_one_span_are_those_of_the_textbook(columns, span):
 
 
 @LATER
-@pytest.mark.parametrize("columns", [130, 200])
+@pytest.mark.parametrize("columns", [160, 200])
 @pytest.mark.parametrize("span", [*ALIGNED, *RAGGED])
 def test_masks_of_several_spans_are_those_of_the_textbook(columns, span):
     _, _, found = halves(columns, span, problem(16, columns)[1])

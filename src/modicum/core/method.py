@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -76,13 +77,19 @@ class Method:
 
     @classmethod
     def key(cls) -> str:
-        """``family/name``, read off the module's path."""
-        return "/".join(cls.__module__.split(".")[-2:])
+        """``family/name``, read off the module's path; for a class of a script the family's folder and the class name in snake case."""
+        if cls.__module__.startswith("modicum."):
+            return "/".join(cls.__module__.split(".")[-2:])
+        return f"{cls.family()}/{re.sub(r'(?<!^)(?=[A-Z])', '_', cls.__name__).lower()}"
 
     @classmethod
     def family(cls) -> str:
-        """Folder of the family."""
-        return cls.__module__.split(".")[-2]
+        """Folder of the family: that of the first class in the line of inheritance that stands in one. Raises ``SettingError``."""
+        for base in cls.__mro__:
+            parts = base.__module__.split(".")
+            if parts[0] == "modicum" and parts[1] in FAMILIES:
+                return parts[1]
+        raise SettingError(f"{cls.__name__}: must inherit from a class of a family ({', '.join(FAMILIES)}).")
 
     @classmethod
     def data_free(cls) -> bool:
@@ -118,7 +125,13 @@ def _classes(module) -> Iterator[type[Method]]:
 
 
 def register(cls: type[Method]) -> type[Method]:
-    """Add a method that lives outside the package (a script's own): afterwards its name works in every option."""
+    """Add a method that lives outside the package (a script's own): afterwards its name works in every option.
+
+    Raises ``SettingError`` for a class of no family, or a key that another class has.
+    """
+    other = registry().setdefault(cls.key(), cls)
+    if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
+        raise SettingError(f"{cls.key()}: is taken by {other.__module__}.{other.__qualname__}. Choose another class name.")
     registry()[cls.key()] = cls
     return cls
 

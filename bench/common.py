@@ -1,0 +1,40 @@
+"""What the benchmarks share: the demo, its data, and a table printed and kept."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "bench" / "results"
+SAMPLES, TOKENS, TEST = 64, 512, 64
+
+
+def interval(quality: dict[str, Any]) -> str:
+    return f"{quality['mean']:.5f} [{quality['low']:.5f}, {quality['high']:.5f}]"
+
+
+def show(title: str, head: Sequence[str], rows: Sequence[Sequence[Any]], note: str = "") -> None:
+    """Print a table and keep it under ``bench/results`` as JSON, from which ``docs/benchmarks.md`` is made."""
+    lines = [[str(cell) for cell in row] for row in rows]
+    widths = [max(len(row[i]) for row in [list(head), *lines]) for i in range(len(head))]
+    print(f"\n{title}")
+    for row in [list(head), *lines]:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+    RESULTS.mkdir(exist_ok=True)
+    name = title.split(":")[0].lower().replace(" ", "_")
+    body = {"title": title, "head": list(head), "rows": lines, "note": note}
+    (RESULTS / f"{name}.json").write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def timed() -> Iterator[list[float]]:
+    """Seconds spent inside, as the one item of a list."""
+    spent = [0.0]
+    started = time.perf_counter()
+    yield spent
+    spent[0] = time.perf_counter() - started

@@ -1,0 +1,44 @@
+"""Run the benchmarks and write ``docs/benchmarks.md`` from what they measured.
+
+python bench/run.py [methods] [allocators] [solver] [side_by_side] [--docs]
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import platform
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+PARTS = ("methods", "allocators", "solver", "side_by_side")
+
+
+def main() -> None:
+    chosen = [word for word in sys.argv[1:] if word in PARTS] or ([] if "--docs" in sys.argv else PARTS)
+    for part in chosen:
+        importlib.import_module(f"bench.{part}").main()
+    (ROOT / "docs" / "benchmarks.md").write_text(document(), encoding="utf-8")
+
+
+def document() -> str:
+    import torch
+
+    lines = ["# Benchmarks", "", "Measured by `make bench`; generated from `bench/results`, do not edit.", ""]
+    lines += [
+        f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}. Seconds are of a shared,",
+        "noisy machine: read ratios.",
+    ]
+    for path in sorted((ROOT / "bench" / "results").glob("*.json")):
+        table = json.loads(path.read_text(encoding="utf-8"))
+        lines += ["", f"## {table['title']}", "", f"| {' | '.join(table['head'])} |", f"|{'---|' * len(table['head'])}"]
+        lines += [f"| {' | '.join(row)} |" for row in table["rows"]]
+        if table["note"]:
+            lines += ["", table["note"]]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

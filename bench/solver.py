@@ -1,0 +1,57 @@
+"""The shared solver against one matrix product of the same size in the same process."""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+import torch
+
+from bench.common import show
+from modicum.core.unit import Stats
+from modicum.numerics.grid import Grid
+from modicum.numerics.solver import factorize
+from modicum.prune import Sparsegpt
+from modicum.quantize import Gptq
+
+SIZES = (1024, 2048, 4096)
+
+
+def seconds(work, times: int = 3) -> float:
+    found = []
+    for _ in range(times):
+        started = time.perf_counter()
+        work()
+        found.append(time.perf_counter() - started)
+    return statistics.median(found)
+
+
+def main() -> None:
+    rows = []
+    for size in SIZES:
+        generator = torch.Generator().manual_seed(0)
+        weight = torch.randn(size, size, generator=generator)
+        inputs = torch.randn(2 * size, size, generator=generator) @ torch.randn(size, size, generator=generator) / size**0.5
+        covariance = inputs.T @ inputs
+        product = seconds(lambda weight=weight: weight @ weight)
+        cholesky = seconds(lambda covariance=covariance: factorize(covariance, 0.01), 1)
+        works = {
+            "gptq bits=4 group=128 clip=1": lambda: Gptq(bits=4, group=128, clip=1.0).quantize(
+                weight, Grid(4, 128), Stats(count=1, covariance=covariance), torch.float32
+            ),
+            "sparsegpt keep=0.5": lambda: Sparsegpt(keep=0.5).solve(weight, Stats(count=1, covariance=covariance)),
+            "sparsegpt pattern=2:4": lambda: Sparsegpt(pattern="2:4").solve(weight, Stats(count=1, covariance=covariance)),
+        }
+        for name, work in works.items():
+            spent = seconds(work, 1)
+            rows.append((size, name, f"{spent:.2f} s", f"{product:.3f} s", f"{spent / product:.1f}", f"{cholesky / product:.1f}"))
+    show(
+        "Solver: one layer, covariance given, in multiples of one fp32 product",
+        ("size", "method", "seconds", "one product", "ratio", "of it the factorization"),
+        rows,
+        "The floor is half a product for the corrections and a sixth for the factorization in float32 (a third of a product in float64).",
+    )
+
+
+if __name__ == "__main__":
+    main()
