@@ -10,7 +10,8 @@ from modicum.core.plan import Choice, Table
 def table(sites, menu=((2, 8.0), (4, 1.0), (8, 0.1)), fixed=100):
     """A table of sites by name and number of weights; each option costs its bits per weight and harms in proportion to the weights."""
     found = {
-        name: [Choice(f"int{bits}", bits * values // 8, values, harm * values / 1000) for bits, harm in menu] for name, values in sites.items()
+        name: [Choice(f"int{bits}", bits * values // 8, values, harm * values / 1000) for bits, harm in menu]
+        for name, values in sites.items()
     }
     return Table(found, fixed)
 
@@ -22,7 +23,9 @@ def texts(table, picks):
 @st.composite
 def tables(draw):
     """Tables of a few sites with a few choices each, and a budget that the cheapest selection meets."""
-    choice = st.builds(Choice, st.text("abc", max_size=2), st.integers(1, 60), st.integers(1, 60), st.floats(0, 9).map(lambda x: round(x, 3)))
+    choice = st.builds(
+        Choice, st.text("abc", max_size=2), st.integers(1, 60), st.integers(1, 60), st.floats(0, 9).map(lambda x: round(x, 3))
+    )
     sites = draw(st.lists(st.lists(choice, min_size=1, max_size=4), min_size=1, max_size=4))
     made = Table({f"site{i}": found for i, found in enumerate(sites)}, draw(st.integers(0, 50)))
     return made, made.cost(made.cheapest()) + draw(st.integers(0, 120))

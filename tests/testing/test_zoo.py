@@ -22,7 +22,7 @@ def output(model, batch):
 
 
 def random_states():
-    return torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002 - the global state is the point
+    return torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()
 
 
 @pytest.mark.parametrize("name", EVERY)

@@ -90,12 +90,15 @@ class _Search:
         if not producers or not record.inputs[name].requires_grad:
             return
         columns = record.inputs[name].shape[-1]
-        width = self._head_width(name, columns)
+        width = next((width for other in (name, *producers) if (width := self._head_width(other, columns))), 0)
         reach = _elementwise(record, name, producers)
         groups: list[tuple[int, ...]] = [(column,) for column in range(columns)]
-        if reach is None and width:
-            groups = [tuple(range(start, start + width)) for start in range(0, columns, width)]
-            reach = _by_group(record, name, producers, groups)
+        if width:
+            heads = [tuple(range(start, start + width)) for start in range(0, columns, width)]
+            by_head = _by_group(record, name, producers, heads)
+            # Values alone go column by column; queries and keys, which reach a whole head, say that heads are the unit.
+            if by_head is not None and len(by_head) > len(reach or {}):
+                reach, groups = by_head, heads
         if reach is None or not record.only_through(name, list(reach)):
             return
         self.found.append(self._site(name, groups, reach))
@@ -178,8 +181,9 @@ class _Record:
                 inputs = inputs.detach()
             output = original(inputs, *args, **kwargs)
             if isinstance(output, torch.Tensor) and output.is_floating_point():
-                if not output.requires_grad:
-                    output = output.detach().requires_grad_().clone()
+                # What a channel feeds is a matter of structure, not of values: positive ones pass every rectifier. Cutting the graph here
+                # leaves each consumer the units that feed it directly.
+                output = (output.detach().abs() + 0.1).requires_grad_().clone()
                 if name not in self.inputs or cut_at is not None:
                     self.order += [name] if name not in self.inputs else []
                     self.inputs[name], self.outputs[name] = inputs, output

@@ -1,0 +1,117 @@
+import pytest
+import torch
+
+from modicum.core.errors import ModelError, SettingError
+from modicum.core.unit import Stats
+from modicum.forms import Cut, Dense, Integer
+from modicum.quantize import Gptq, Hqq, Nearest
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("settings", [{}, {"symmetric": True}, {"group": 0}, {"order": "none", "group": 32}])
+def test_output_error_is_well_below_that_of_rounding_to_nearest(layer, bits, settings):
+    thing = layer(32, 128)
+    nearest = {name: value for name, value in settings.items() if name != "order"}
+    ours, theirs = (thing.error(thing.apply(step)) for step in (Gptq(bits=bits, **settings), Nearest(bits=bits, **nearest)))
+    assert ours < 0.5 * theirs
+
+
+def test_on_its_grid_the_loss_is_below_that_of_rounding(layer):
+    thing = layer(32, 128)  # the same scales, so that nothing but the order of errors differs
+    form = thing.apply(Gptq(bits=3, clip=1.0))
+    nearest = thing.apply(Nearest(bits=3))
+    assert torch.equal(form.scale, nearest.scale) and torch.equal(form.zero, nearest.zero)
+    assert thing.error(form) < 0.6 * thing.error(nearest)
+
+
+@pytest.mark.parametrize("settings", [{}, {"group": 20}, {"group": 0}, {"group": -1}, {"symmetric": True}, {"bits": 2}])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_it_reduces_to_nearest_where_inputs_are_uncorrelated(layer, settings, dtype):
+    thing = layer(8, 96, dtype=dtype)
+    stats = Stats(count=9, covariance=torch.diag(torch.rand(96) + 0.1))
+    form = thing.apply(Gptq(order="none", clip=1.0, **settings), stats=stats)
+    expected = thing.apply(Nearest(**settings))
+    assert torch.equal(form.codes, expected.codes) and torch.equal(form.scale, expected.scale)
+    assert torch.equal(form.dense(), expected.dense())
+
+
+@pytest.mark.parametrize("settings", [{}, {"group": 0}, {"group": -1}, {"symmetric": True}])
+def test_with_static_order_too(layer, settings):
+    thing = layer(8, 96)
+    stats = Stats(count=9, covariance=torch.diag(torch.rand(96) + 0.1))
+    assert torch.equal(thing.apply(Gptq(clip=1.0, **settings), stats=stats).dense(), thing.apply(Nearest(**settings)).dense())
+
+
+def test_the_loss_is_that_of_the_codes(layer):
+    thing = layer()
+    stats = thing.stats(Gptq.needs)
+    error = (thing.weight - thing.apply(Gptq(bits=3), stats=stats).dense()).double()
+    covariance = stats.covariance.double()
+    covariance += 0.01 * covariance.diagonal().mean() * torch.eye(96)
+    assert stats.cache["loss"] == pytest.approx(float(((error @ covariance) * error).sum()), rel=1e-3)
+
+
+def test_static_order_takes_strong_inputs_first_and_stores_the_columns_in_place(layer):
+    scales = torch.ones(96)
+    scales[90:] = 30
+    thing = layer(scales=scales)
+    static, plain = (thing.error(thing.apply(Gptq(bits=2, order=order, clip=1.0))) for order in ("static", "none"))
+    assert static < plain
+
+
+def test_one_factorization_serves_all_bits_and_options(layer):
+    thing = layer()
+    stats = thing.stats(Gptq.needs)
+    thing.apply(Gptq(bits=2), stats=stats)
+    keys = [key for key in stats.cache if isinstance(key, tuple)]
+    (factor,) = (stats.cache[key][1] for key in keys)
+    thing.apply(Gptq(bits=8, group=32), stats=stats)
+    assert [key for key in stats.cache if isinstance(key, tuple)] == keys and stats.cache[keys[0]][1] is factor
+    thing.apply(Gptq(damping=0.1), stats=stats)
+    assert len([key for key in stats.cache if isinstance(key, tuple)]) == 2
+
+
+def test_raised_damping_is_told(layer):
+    thing = layer(tokens=1)
+    stats = thing.stats(Gptq.needs)
+    thing.apply(Gptq(damping=1e-9), stats=stats)
+    (event,) = stats.events
+    assert event.startswith("damping raised ") and "times to" in event
+
+
+def test_inputs_that_are_not_finite_are_refused(layer):
+    stats = Stats(count=1, covariance=torch.full((96, 96), float("nan")))
+    with pytest.raises(ModelError, match="covariance of inputs must be finite"):
+        layer().apply(Gptq(), stats=stats)
+
+
+def test_damping_that_cannot_help_is_told(layer):
+    with pytest.raises(ModelError, match="makes the covariance positive definite"):
+        layer(tokens=1).apply(Gptq(damping=0.0))
+
+
+def test_it_treats_what_remains_of_a_cut(layer):
+    thing = layer()
+    columns = torch.arange(96) % 3 != 0
+    form = thing.apply(Gptq(bits=4), current=Cut(Dense(thing.weight[:, columns]), None, columns))
+    assert isinstance(form, Cut) and isinstance(form.inner, Integer) and not form.dense()[:, ~columns].any()
+    alone = Stats(count=400, covariance=thing.stats(Gptq.needs).covariance[columns][:, columns])
+    inner = Gptq(bits=4).quantize(thing.weight[:, columns], Gptq(bits=4).grid, alone, torch.float32)
+    assert torch.equal(form.inner.dense(), inner.dense())
+
+
+def test_without_data_hqq_stands_in():
+    assert Gptq(bits=3, group=32, symmetric=True, damping=0.1).without_data() == Hqq(bits=3, group=32, symmetric=True)
+
+
+def test_it_cannot_come_after_another_quantizer(layer):
+    with pytest.raises(SettingError, match=r"quantize/gptq: must come before .* left it integer\. Put quantize/gptq first"):
+        layer().apply(Nearest(), Gptq())
+
+
+@pytest.mark.parametrize(
+    "settings, said", [({"bits": 1}, "Gptq.bits"), ({"order": "desc"}, "Gptq.order"), ({"damping": -1.0}, "Gptq.damping")]
+)
+def test_settings_out_of_bounds_are_refused(settings, said):
+    with pytest.raises(SettingError, match=f"{said}: must"):
+        Gptq(**settings)

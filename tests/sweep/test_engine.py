@@ -1,0 +1,99 @@
+"""A sweep is the model's own forward: outputs equal bit for bit, and statistics are those of the plain inputs."""
+
+import pytest
+import torch
+
+from modicum.core.method import Need
+from modicum.data.splits import call
+from modicum.models.open import open_model
+from modicum.sweep import Sweep, rehearse
+from modicum.sweep.reverse import output_tensor
+from modicum.sweep.spill import SpillPool
+from modicum.testing import zoo
+
+
+@pytest.mark.parametrize("name", [*zoo.names(), *zoo.extra_names()])
+def test_outputs_are_those_of_the_plain_forward(name):
+    module, batches = zoo.build(name)
+    model = open_model(module)
+    script = rehearse(model, batches[0])
+    with torch.no_grad():
+        plain = [output_tensor(call(module, batch))[0] for batch in batches]
+    seen = []
+    sweep = Sweep(model, batches, script, lambda stage: seen.extend(unit.name for unit in stage.units), needs={Need.COVARIANCE})
+    for index, output in sweep.run():
+        assert torch.equal(output_tensor(output)[0], plain[index])
+    assert set(seen) | script.uncalled == set(model.units)
+    assert len(seen) == len(set(seen))
+
+
+def test_stages_are_units_that_share_an_input():
+    module, batches = zoo.build("llama")
+    script = rehearse(open_model(module), batches[0])
+    sizes = [len(stage) for stage in script.stages]
+    assert sizes == [1, *([3, 1, 2, 1] * 3), 1]
+
+
+def test_statistics_match_hooks():
+    module, batches = zoo.build("llama")
+    name = "model.layers.1.mlp.down_proj"
+    rows = []
+    hook = module.get_submodule(name).register_forward_pre_hook(lambda _, args: rows.append(args[0].reshape(-1, args[0].shape[-1])))
+    with torch.no_grad():
+        for batch in batches:
+            call(module, batch)
+    hook.remove()
+    inputs, found = torch.cat(rows).double(), {}
+    model = open_model(module)
+    Sweep(model, batches, rehearse(model, batches[0]), lambda s: found.update(s.stats), needs={Need.COVARIANCE, Need.MEANS}).finish()
+    stats = found[f"{name}.weight"]
+    assert stats.count == len(inputs)
+    torch.testing.assert_close(stats.covariance.double(), inputs.T @ inputs, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(stats.mean.double(), inputs.mean(0), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(stats.variance.double(), inputs.var(0, unbiased=False), rtol=1e-3, atol=1e-5)
+
+
+def test_padding_is_not_measured():
+    module, batches = zoo.build("bert")
+    model, found = open_model(module), {}
+    Sweep(model, batches, rehearse(model, batches[0]), lambda s: found.update(s.stats), needs={Need.NORMS}).finish()
+    real = sum(int(batch["attention_mask"].sum()) for batch in batches)
+    assert found["bert.encoder.layer.0.intermediate.dense.weight"].count == real
+
+
+def test_expert_statistics_come_from_their_own_tokens():
+    module, batches = zoo.build("qwen3_moe")
+    model, found = open_model(module), {}
+    Sweep(model, batches, rehearse(model, batches[0]), lambda s: found.update(s.stats), needs={Need.NORMS}).finish()
+    tokens = sum(batch["input_ids"].numel() for batch in batches)
+    prefix = next(name for name in found if "experts.gate_up_proj[0]" in name).removesuffix("[0]")
+    starved = [event for expert in range(8) for event in found[f"{prefix}[{expert}]"].events]
+    counts = [found[f"{prefix}[{expert}]"].count for expert in range(8)]
+    if not starved:
+        assert sum(counts) == 2 * tokens
+    assert all(event.startswith("starved: ") for event in starved)
+
+
+def test_spilled_activations_change_nothing(tmp_path):
+    module, batches = zoo.build("llama")
+    wide = [{"input_ids": batch["input_ids"].repeat(16, 1)} for batch in batches]
+    model = open_model(module)
+    script = rehearse(model, wide[0])
+    plain = [output_tensor(o)[0] for _, o in Sweep(model, wide, script, lambda s: None, needs={Need.COVARIANCE}).run()]
+    pool = SpillPool(200_000, tmp_path)
+    spilled = [output_tensor(o)[0] for _, o in Sweep(model, wide, script, lambda s: None, needs={Need.COVARIANCE}, pool=pool).run()]
+    assert pool.spilled > 0
+    assert all(torch.equal(a, b) for a, b in zip(plain, spilled))
+
+
+def test_an_error_inside_leaves_the_module_as_it_was():
+    module, batches = zoo.build("llama")
+    model = open_model(module)
+    script = rehearse(model, batches[0])
+
+    def fail(stage):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        Sweep(model, batches, script, fail, needs={Need.NORMS}).finish()
+    assert not any("forward" in vars(part) for part in module.modules())

@@ -1,0 +1,42 @@
+"""Gradients by recomputation equal those of one plain backward, and half the Fisher-weighted error predicts KL."""
+
+import torch
+
+from modicum.models.open import open_model
+from modicum.sweep import output_gradients, rehearse
+from modicum.sweep.reverse import likelihood
+from modicum.testing import zoo
+
+
+def test_equal_to_plain_backward():
+    module, batches = zoo.build("llama")
+    model = open_model(module)
+    found = output_gradients(model, batches[:1], rehearse(model, batches[0]), seed=3)
+    name, squares = "model.layers.1.self_attn.o_proj", []
+    hook = module.get_submodule(name).register_full_backward_hook(lambda _, __, out: squares.append(out[0].square().sum((0, 1))))
+    loss, draws = likelihood(module(**batches[0]), torch.Generator().manual_seed(3))
+    loss.backward()
+    hook.remove()
+    torch.testing.assert_close(found[f"{name}.weight"].gradient, squares[0] / draws, rtol=1e-4, atol=1e-7)
+    assert all(parameter.grad is None or True for parameter in module.parameters())
+
+
+def test_small_errors_cost_the_predicted_kl():
+    module, batches = zoo.build("llama")
+    model = open_model(module)
+    batch = {"input_ids": torch.randint(0, 256, (16, 32), generator=torch.Generator().manual_seed(0))}
+    found = output_gradients(model, [batch], rehearse(model, batch), seed=0)
+    name = "model.layers.2.mlp.down_proj"
+    sensitivity, weight = found[f"{name}.weight"], module.get_submodule(name).weight
+    rows = []
+    hook = module.get_submodule(name).register_forward_pre_hook(lambda _, args: rows.append(args[0].reshape(-1, args[0].shape[-1])))
+    with torch.no_grad():
+        before = module(**batch).logits.log_softmax(-1)
+        hook.remove()
+        error = 0.003 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
+        weight.add_(error)
+        after = module(**batch).logits.log_softmax(-1)
+    real = (before.exp() * (before - after)).sum(-1).mean()
+    output = rows[0] @ error.T
+    predicted = 0.5 * (output.square().mean(0) * sensitivity.gradient).sum()
+    assert 0.5 < float(predicted / real) < 2.0
