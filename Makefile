@@ -15,7 +15,7 @@ demo: .venv/.installed
 	.venv/bin/modicum fit demo --bpw 4 --out out/demo --overwrite
 
 test: .venv/.test
-	$(PYTHON) -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -m "not slow" -n 2
 
 # The long form of the tests.
 stress: .venv/.test

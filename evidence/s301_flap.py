@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from common import Claim, Setting, main
 
 import modicum
+from common import Claim, Setting, main
 from modicum.core.method import Need
 from modicum.core.settings import param
 from modicum.core.unit import Stats

@@ -105,22 +105,18 @@ def fit_refused(tmp_path, model, *words, budget=("--bpw", "14"), **settings):
         (("--bpw", "4", "--target", "tranformers"), "Did you mean transformers?"),
         (("--bpw", "4", "--allocator", "integer_programme"), "Did you mean integer_program?"),
         (("--bpw", "4", "--harm", "fishers"), "must be fisher or error"),
-        (("--bpw", "14", "--device", "gpu"), "must be auto, cpu or cuda"),
+        (("--bpw", "14", "--device", "gpu"), "must be auto or cpu"),
+        (("--bpw", "14", "--device", "cuda"), "must be auto or cpu"),
         (("--bpw", "4", "--samples", "0"), "samples: must be at least 1, got 0"),
         (("--bpw", "4", "--tokens", "0"), "tokens: must be at least 1, got 0"),
         (("--bpw", "4", "--batch", "-1"), "batch: must be at least 1, got -1"),
         (("--bpw", "14", "--ram", "much"), "must be a size such as"),
-        (("--bpw", "14", "--ram", "4bpw"), "must be"),
+        (("--bpw", "14", "--ram", "4bpw"), "must be in bytes"),
         (("--bpw", "14", "--ram", "10MB", *SMALL), "--ram: must be at least"),
     ],
 )
 def test_settings_that_cannot_be(plain, tmp_path, words, said):
     assert said in refused(tmp_path, "fit", plain, *words)
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
-def test_a_gpu_that_is_not_there(plain, tmp_path):
-    assert "no GPU was found" in fit_refused(tmp_path, plain, "--device", "cuda")
 
 
 @pytest.mark.parametrize("words", [("--bits", "4"), ("--samples", "many"), ("--bpw", "four")])
@@ -334,10 +330,10 @@ def test_weights_that_are_not_finite_are_named(bad, text, tmp_path, value, words
     assert WEIGHT in line and "must be finite, hold NaN or Inf" in line
 
 
-@pytest.mark.parametrize("name", ["model.layers.1.input_layernorm.weight", "model.embed_tokens.weight", "lm_head.weight"])
-def test_weights_that_are_not_finite_are_named_wherever_they_are(bad, text, tmp_path, name):
+@pytest.mark.parametrize("name, site", [("model.layers.1.input_layernorm.weight", "model.layers.1."), ("model.embed_tokens.weight",) * 2])
+def test_weights_outside_the_sites_that_are_not_finite_are_traced(bad, text, tmp_path, name, site):
     spoil(bad, name, float("nan"))
-    assert name in fit_refused(tmp_path, bad, "--data", text, begun=True)
+    assert site in fit_refused(tmp_path, bad, "--data", text, begun=True)
 
 
 @pytest.mark.parametrize("method", ["nearest bits=8", "gptq bits=8"])

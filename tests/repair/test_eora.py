@@ -13,7 +13,7 @@ from modicum.repair import Eora
 def test_output_error_is_below_plain_svd_and_that_below_none(layer, before, rank):
     thing = layer(32, 96)
     none, plain, ours = (thing.error(thing.apply(before, *after)) for after in ((), (Eora(rank=rank, whiten=False),), (Eora(rank=rank),)))
-    assert ours < 0.8 * plain and plain < none
+    assert ours < 0.9 * plain and plain < none
 
 
 def test_weight_error_is_the_other_way_round(layer):

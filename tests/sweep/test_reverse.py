@@ -18,7 +18,6 @@ def test_equal_to_plain_backward():
     loss.backward()
     hook.remove()
     torch.testing.assert_close(found[f"{name}.weight"].gradient, squares[0] / draws, rtol=1e-4, atol=1e-7)
-    assert all(parameter.grad is None or True for parameter in module.parameters())
 
 
 def test_small_errors_cost_the_predicted_kl():

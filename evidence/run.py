@@ -1,0 +1,126 @@
+"""Run the evidence scripts and write what came out: ``evidence/results.json`` and ``docs/evidence.md``.
+
+python evidence/run.py                  # all
+python evidence/run.py S181 S332        # these; the others' results stay
+python evidence/run.py --check          # run nothing, exit 1 where docs/evidence.md is not what results.json says
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results.json"
+PAGE = HERE.parent / "docs" / "evidence.md"
+SCRIPTS = {path.stem.partition("_")[0].upper(): path for path in sorted(HERE.glob("s[0-9]*_*.py"))}
+
+# What the numbers do not say themselves; every claim that does not hold needs one. Written after the run, unlike the claims.
+NOTES = {
+    "S181": "",
+    "S301": "",
+}
+
+HEAD = """# Evidence
+
+Written by `make evidence` from `evidence/results.json`; do not edit.
+
+Each script in `evidence/` writes down a system's claim, metric and margin before it runs, then measures the method of that name here
+against the claim's baseline on the demo model. Method and baseline of one seed see the same calibration windows and are judged on the
+same test windows; the seed draws both. A difference is the baseline's log perplexity minus the method's: positive is better. A claim
+*holds* where the mean difference over the seeds exceeds the margin, in standard errors, and the method's files have no more bytes than
+allowed. What does not hold stays here with its numbers. A small model on little text shows a direction, not the size of an effect on
+large ones.
+"""
+
+
+def main() -> int:
+    """Run, or check."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("ids", nargs="*", metavar="ID", help=f"which to run: {' '.join(SCRIPTS)}; without any, all")
+    parser.add_argument("--check", action="store_true", help="run nothing, exit 1 where the page is stale")
+    arguments = parser.parse_args()
+    if unknown := [word for word in arguments.ids if word.upper() not in SCRIPTS]:
+        parser.error(f"no script for {', '.join(unknown)}; there are {', '.join(SCRIPTS)}")
+    results = {row["id"]: row for row in json.loads(RESULTS.read_text(encoding="utf-8"))} if RESULTS.exists() else {}
+    if arguments.check:
+        return check(list(results.values()))
+    for name in map(str.upper, arguments.ids or SCRIPTS):
+        results[name] = run(SCRIPTS[name])
+        print(f"{name} {'holds' if results[name]['holds'] else 'does not hold'}, {results[name]['seconds']:.0f} s", flush=True)
+    rows = [results[name] for name in SCRIPTS if name in results]
+    RESULTS.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    PAGE.write_text(page(rows), encoding="utf-8")
+    return 0
+
+
+def run(script: Path) -> dict[str, Any]:
+    """Result of one script, in a process of its own."""
+    return json.loads(subprocess.run([sys.executable, script], stdout=subprocess.PIPE, text=True, check=True).stdout)
+
+
+def check(rows: list[dict[str, Any]]) -> int:
+    """Exit code: 1 where the page does not say what the results say."""
+    if PAGE.exists() and PAGE.read_text(encoding="utf-8") == page(rows):
+        return 0
+    print("evidence: docs/evidence.md must say what evidence/results.json says, does not. Run make evidence.")
+    return 1
+
+
+def page(rows: list[dict[str, Any]]) -> str:
+    """The page: a table of all, then a section for each."""
+    table = ["| id | system | method | baseline | difference | standard error | seeds | holds |", "|---|---|---|---|---:|---:|---:|---|"]
+    table += [_row(row) for row in rows]
+    return "\n".join([HEAD, *table, "", *map(section, rows)]).rstrip() + "\n"
+
+
+def _row(row: dict[str, Any]) -> str:
+    options = [f"`{row[side]['option']}`".replace("|", "\\|") for side in ("measured", "baseline")]
+    numbers = [f"{row['difference'][key]:+.4f}" for key in ("mean", "standard_error")]
+    cells = [
+        row["id"],
+        row["system"],
+        *options,
+        numbers[0],
+        numbers[1].lstrip("+"),
+        str(len(row["seeds"])),
+        "yes" if row["holds"] else "no",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def section(row: dict[str, Any]) -> str:
+    """One system: its claim, its numbers, their spread, and a note where there is one."""
+    setting, difference = row["setting"], row["difference"]
+    options = [row["measured"], row["baseline"], *row["others"]]
+    spread = ", ".join(f"{value:+.4f}" for value in difference["values"])
+    kl = [b - a for a, b in zip(row["measured"]["kl"], row["baseline"]["kl"])]
+    original = math.exp(statistics.mean(row["measured"]["log_perplexity_original"]))
+    said = [
+        f"Metric: {row['metric']}; margin: {row['margin']:g} standard errors. {setting['samples']} calibration and {setting['test_samples']} "
+        f"test windows of {setting['tokens']} tokens, seeds {', '.join(map(str, row['seeds']))}, {row['seconds']:.0f} seconds.",
+        f"Difference by seed: {spread}; mean {difference['mean']:+.4f}, standard error {difference['standard_error']:.4f}. "
+        f"The original's perplexity is {original:.3f}. In mean KL from the original the method is "
+        f"{'closer in every' if min(kl) > 0 else 'farther in every' if max(kl) < 0 else 'closer in some, not in every'} seed.",
+        f"**{'It holds here.' if row['holds'] else 'It does not hold here.'}** {NOTES.get(row['id'], '')}".rstrip(),
+    ]
+    table = ["| option | perplexity | lowest to highest | mean KL | bytes |", "|---|---:|---:|---:|---:|", *map(_option, options)]
+    return "\n".join([f"## {row['id']}: {row['system']}\n", f"> {row['claim']}\n", said[0], "", *table, "", *said[1:2], "", said[2], ""])
+
+
+def _option(row: dict[str, Any]) -> str:
+    perplexities = [math.exp(value) for value in row["log_perplexity"]]
+    middle = math.exp(statistics.mean(row["log_perplexity"]))
+    name = row["option"].replace("|", "\\|")
+    spread = f"{min(perplexities):.3f} to {max(perplexities):.3f}"
+    return f"| `{name}` | {middle:.3f} | {spread} | {statistics.mean(row['kl']):.4f} | {round(statistics.mean(row['bytes'])):,} |"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

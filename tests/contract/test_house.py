@@ -1,0 +1,147 @@
+"""The shape of the package, read off its files: which way imports point, and that file, class, contents page and test keep step."""
+
+import ast
+import graphlib
+import importlib
+import inspect
+from pathlib import Path
+
+import pytest
+
+import modicum
+from modicum.core.method import FAMILIES, registry
+
+ROOT = Path(modicum.__file__).parent
+TESTS = Path(__file__).parents[1]
+# Who may import whom: a package sees those in lines above its own, and those beside it.
+ORDER = [
+    ("core",),
+    ("forms",),
+    ("numerics", "models", "data", "sweep"),
+    FAMILIES,
+    ("allocate",),
+    ("export",),
+    ("fit",),
+    ("receipt",),
+    ("cli",),
+]
+RANK = {name: place for place, names in enumerate(ORDER) for name in names}
+# Upward imports inside functions, each with its reason.
+ALLOWED = {
+    ("fit/run.py", "receipt"): "a run ends by writing the report of its own receipt",
+}
+
+
+def imports(path):
+    """(package of modicum, whether at the top of the module) of every import that runs; annotations' are left out."""
+    found = []
+
+    def visit(node, top):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            return
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are written in full"
+            names = (
+                [node.module]
+                if node.module != "modicum"
+                else [f"modicum.{alias.name}" for alias in node.names if (ROOT / alias.name).is_dir()]
+            )
+        found.extend((name.split(".")[1], name, top) for name in names if name.startswith("modicum."))
+        inside = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        for child in ast.iter_child_nodes(node):
+            visit(child, top and not inside)
+
+    visit(ast.parse(path.read_text(encoding="utf-8")), True)
+    return found
+
+
+def files():
+    return sorted(path for path in ROOT.rglob("*.py") if path.relative_to(ROOT).parts[0] in RANK)
+
+
+def method_files():
+    return sorted(path for family in FAMILIES for path in (ROOT / family).glob("*.py") if not path.name.startswith("_"))
+
+
+each_file = pytest.mark.parametrize("path", [pytest.param(path, id=str(path.relative_to(ROOT))) for path in files()])
+each_method_file = pytest.mark.parametrize("path", [pytest.param(path, id=str(path.relative_to(ROOT))) for path in method_files()])
+
+
+def test_every_package_has_its_place():
+    packages = {path.parent.name for path in ROOT.glob("*/*.py")}
+    assert packages - RANK.keys() == {"testing"}, "a new folder needs a line in ORDER"
+    assert RANK.keys() <= packages
+
+
+@each_file
+def test_imports_point_one_way(path):
+    own = path.relative_to(ROOT).parts[0]
+    for package, name, top in imports(path):
+        reason = None if top else ALLOWED.get((str(path.relative_to(ROOT)), package))
+        assert package in RANK, f"{name} is of no layer"
+        assert RANK[package] <= RANK[own] or reason, f"{path.relative_to(ROOT)} imports {name}, which stands above it"
+
+
+def test_what_is_allowed_upward_is_still_there():
+    for file, package in ALLOWED:
+        assert any(name == package and not top for name, _, top in imports(ROOT / file)), f"{file} no longer imports {package}: strike it"
+
+
+def test_packages_do_not_import_in_circles():
+    edges = {name: set() for name in RANK}
+    for path in files():
+        own = path.relative_to(ROOT).parts[0]
+        edges[own] |= {other for other, _, _ in imports(path) if other != own and (str(path.relative_to(ROOT)), other) not in ALLOWED}
+    graphlib.TopologicalSorter(edges).prepare()  # raises CycleError
+
+
+@each_file
+def test_families_never_import_each_other(path):
+    own = path.relative_to(ROOT).parts[0]
+    if own in FAMILIES:
+        assert not {package for package, _, _ in imports(path)} & (set(FAMILIES) - {own})
+
+
+@each_method_file
+def test_methods_import_only_their_family_or_a_stand_in(path):
+    family = path.parent.name
+    others = [name for package, name, _ in imports(path) if package == family and not name.split(".")[2].startswith("_")]
+    if others:
+        (cls,) = (cls for cls in registry().values() if cls.__module__ == f"modicum.{family}.{path.stem}")
+        stand_in = inspect.get_annotations(cls.without_data)["return"]
+        assert others == [f"modicum.{family}.{stand_in.lower()}"], "only the stand-in without data is another method"
+        assert f"``{stand_in.lower()}``" in cls.__doc__, "and the docstring names it"
+
+
+def camel(name):
+    return "".join(word.capitalize() for word in name.split("_"))
+
+
+@each_method_file
+def test_file_class_contents_and_test_keep_step(path):
+    family, name = path.parent.name, path.stem
+    module, contents = (importlib.import_module(f"modicum.{family}{part}") for part in (f".{name}", ""))
+    public = [
+        key for key, value in vars(module).items() if isinstance(value, type) and value.__module__ == module.__name__ and key[0] != "_"
+    ]
+    assert public == [camel(name)]
+    assert registry()[f"{family}/{name}"] is getattr(module, camel(name)) is getattr(contents, camel(name))
+    assert camel(name) in contents.__all__
+    assert (TESTS / family / f"test_{name}.py").exists(), f"tests/{family}/test_{name}.py is missing"
+    assert len(path.read_text(encoding="utf-8").splitlines()) < 200
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_contents_pages_are_one_sentence_and_a_sorted_list(family):
+    contents = importlib.import_module(f"modicum.{family}")
+    assert contents.__doc__.strip().count("\n") == 0 and contents.__doc__.strip().endswith(".")
+    assert contents.__all__ == sorted(camel(path.stem) for path in method_files() if path.parent.name == family)
+
+
+@each_file
+def test_modules_say_what_they_are_and_names_carry_meaning(path):
+    assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or path.stat().st_size == 0
+    assert path.stem not in {"utils", "_utils", "base", "_base", "helpers", "_helpers", "manager", "handler", "misc", "common"}

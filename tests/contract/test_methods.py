@@ -1,0 +1,324 @@
+"""Every method that treats units one by one, against every promise it makes. A new method is held to them by existing."""
+
+import copy
+import dataclasses
+import doctest
+import importlib
+import inspect
+import random
+import re
+from typing import get_type_hints
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modicum.core.errors import SettingError
+from modicum.core.method import Need, registry
+from modicum.core.option import Option
+from modicum.core.unit import Unit
+from modicum.forms import Cut, Dense, Float8, Integer, Sum
+from modicum.quantize import Nearest
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+BY_UNIT = ("quantize", "prune", "factor", "repair")
+
+# What each family is tried with; a method without such a setting is left out of that line.
+TRIED = {
+    "quantize": [{}, {"bits": 2, "group": 32}, {"bits": 3, "group": 20, "symmetric": True}, {"group": 0}, {"group": -1}],
+    "prune": [{}, {"keep": 0.3}, {"pattern": "2:4"}],
+    "factor": [{}, {"rank": 3}],
+    "repair": [{}, {"rank": 3}],
+}
+# The budget that is already met.
+MET = {"quantize": {"bits": 8}, "prune": {"keep": 1.0}, "factor": {"rank": 24}, "repair": {"rank": 24}}
+# Relative error of weights that eight bits leave: an integer grid's step is uniform, a float's grows with the value.
+EIGHT_BITS = {Integer: 0.012, Float8: 0.03}
+
+
+def by_unit():
+    return {key: cls for key, cls in registry().items() if cls.family() in BY_UNIT}
+
+
+def fitting(cls, settings):
+    """The settings that the method has."""
+    return {name: value for name, value in settings.items() if name in {field.name for field in dataclasses.fields(cls)}}
+
+
+def cases():
+    for key, cls in by_unit().items():
+        for settings in TRIED[cls.family()]:
+            if fitting(cls, settings) == settings:
+                yield pytest.param(cls(**settings), id=f"{key} {settings}" if settings else key)
+
+
+each_case = pytest.mark.parametrize("method", list(cases()))
+each_method = pytest.mark.parametrize("cls", [pytest.param(cls, id=key) for key, cls in by_unit().items()])
+every_method = pytest.mark.parametrize("cls", [pytest.param(cls, id=key) for key, cls in registry().items()])
+
+
+def pipeline(method):
+    """The steps with which a method is tried: a repair needs something to repair."""
+    return (Nearest(bits=3), method) if method.family() == "repair" else (method,)
+
+
+def same(one, other):
+    left, right = one.tensors(), other.tensors()
+    return left.keys() == right.keys() and all(torch.equal(left[name].view(torch.uint8), right[name].view(torch.uint8)) for name in left)
+
+
+# What it does to a weight
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@each_method
+def test_a_budget_already_met_changes_nothing(cls, dtype, layer):
+    thing = layer(dtype=dtype)
+    form = thing.apply(*pipeline(cls(**fitting(cls, MET[cls.family()]))))
+    weight, value = thing.weight.double(), form.dense().double()
+    bound = {
+        "prune": 0.0,
+        "quantize": EIGHT_BITS.get(type(form)),
+        "factor": 2 * torch.finfo(dtype).eps,
+        "repair": 4 * torch.finfo(dtype).eps,
+    }
+    if cls.family() == "repair" and dtype == torch.float32:
+        bound["repair"] = 1e-4  # the way into the inputs' eigenspace and back
+    assert float((value - weight).norm() / weight.norm()) <= bound[cls.family()]
+
+
+@each_case
+def test_less_is_stored(method, layer):
+    thing = layer()
+    form = thing.apply(*pipeline(method))
+    assert form.nbytes < thing.unit.dense_bytes
+    assert 0 < thing.error(form) < 1
+
+
+@each_case
+def test_same_seed_same_bits(method, layer):
+    assert same(layer().apply(*pipeline(method)), layer().apply(*pipeline(method)))
+
+
+@each_case
+def test_hands_are_clean(method, layer):
+    thing = layer()
+    stats = thing.stats(method.needs)
+    weight, before = thing.weight.clone(), copy.deepcopy(stats)
+    chance = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
+    settings = dataclasses.astuple(method)
+    thing.apply(*pipeline(method), stats=stats)
+    assert torch.equal(thing.weight, weight) and dataclasses.astuple(method) == settings
+    for field in dataclasses.fields(stats):
+        was, now = getattr(before, field.name), getattr(stats, field.name)
+        if isinstance(was, torch.Tensor):
+            assert torch.equal(was, now), field.name
+        elif field.name == "inputs" and was is not None:
+            assert all(torch.equal(x, y) for x, y in zip(was, now, strict=True))
+        elif field.name not in ("cache", "events"):  # what is derived and said goes there
+            assert was == now, field.name
+    assert torch.equal(torch.get_rng_state(), chance[0]) and random.getstate() == chance[1]
+    assert np.random.get_state()[1].tolist() == chance[2]  # noqa: NPY002
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@each_case
+def test_shape_and_dtype_are_kept(method, dtype, layer):
+    thing = layer(dtype=dtype)
+    form = thing.apply(*pipeline(method))
+    assert form.shape == thing.weight.shape and form.dtype == dtype and form.dense().dtype == dtype
+    assert all(tensor.dtype in (dtype, torch.uint8, torch.float8_e4m3fn) for tensor in form.tensors().values())
+    assert torch.isfinite(form.dense().float()).all()
+
+
+@each_case
+def test_permuted_rows_permute_the_answer(method, layer):
+    thing, other = layer(), layer()
+    order = torch.randperm(24)
+    other.weight = thing.weight[order]
+    torch.testing.assert_close(other.apply(*pipeline(method)).dense(), thing.apply(*pipeline(method)).dense()[order], rtol=1e-3, atol=1e-3)
+
+
+@each_case
+def test_scaled_weights_scale_the_answer(method, layer):
+    thing, other = layer(), layer()
+    other.weight = 4 * thing.weight  # a power of two, so that no rounding differs
+    torch.testing.assert_close(other.apply(*pipeline(method)).dense(), 4 * thing.apply(*pipeline(method)).dense(), rtol=1e-3, atol=1e-3)
+
+
+@each_case
+def test_what_is_declared_is_enough(method, layer):
+    thing = layer()
+    stats = thing.stats(method.needs)
+    named = {"total": (Need.MEANS, Need.VARIANCES), "square": (Need.NORMS, Need.VARIANCES), "covariance": (Need.COVARIANCE,),
+             "inputs": (Need.INPUTS,)}  # fmt: skip
+    for name, needs in named.items():
+        assert (getattr(stats, name) is not None) == bool(set(needs) & method.needs)
+    assert thing.apply(*pipeline(method), stats=stats).shape == thing.weight.shape
+
+
+# Where the weight comes from
+
+
+STORED = {
+    "expert": ((3, 24, 96), {"expert": 1}),
+    "transposed expert": ((3, 96, 24), {"expert": 1, "transposed": True}),
+    "conv1d": ((96, 24), {"transposed": True}),
+    "convolution": ((24, 6, 4, 4), {}),
+}
+
+
+@pytest.mark.parametrize("kind", STORED)
+@each_case
+def test_every_kind_of_unit_is_treated_alike(method, kind, layer):
+    thing = layer()
+    shape, facts = STORED[kind]
+    unit = Unit("u", "u", "m", kind.split()[-1], (24, 96), shape, torch.float32, **facts)
+    stored = torch.zeros(shape)
+    (stored if unit.expert is None else stored[unit.expert]).copy_(unit.stored(thing.weight))
+    assert torch.equal(unit.matrix(stored), thing.weight)
+    form = thing.apply(*pipeline(method), unit=unit, current=Dense(unit.matrix(stored)))
+    torch.testing.assert_close(form.dense(), thing.apply(*pipeline(method)).dense(), rtol=1e-5, atol=1e-5)
+    assert unit.stored(form.dense()).shape == (shape if unit.expert is None else shape[1:])
+
+
+@pytest.mark.parametrize("sides", ["rows", "columns", "both"])
+@each_case
+def test_what_remains_of_a_cut_is_treated_or_refused(method, sides, layer):
+    thing = layer()
+    rows = torch.arange(24) % 4 != 1 if sides != "columns" else None
+    columns = torch.arange(96) % 3 != 2 if sides != "rows" else None
+    whole = lambda mask, size: torch.ones(size, dtype=torch.bool) if mask is None else mask
+    there = whole(rows, 24)[:, None] & whole(columns, 96)
+    inner = thing.weight[whole(rows, 24)][:, whole(columns, 96)]
+    try:
+        form = thing.apply(*pipeline(method), current=Cut(Dense(inner), rows, columns))
+    except SettingError as error:
+        assert method.key() in str(error)
+        return
+    assert form.shape == (24, 96)
+    assert (form.parts[0] if isinstance(form, Sum) else form).kind == "cut"
+    if method.family() != "repair":  # it gives back what it can of the reference
+        assert not form.dense()[~there].any() and form.dense()[there].any()
+
+
+@each_case
+def test_units_of_one_site_are_treated_one_by_one(method, layer):
+    from modicum.core.unit import Site
+
+    things = {name: layer(seed=seed) for seed, name in enumerate("ab")}
+    units = tuple(dataclasses.replace(thing.unit, name=name) for name, thing in things.items())
+    stats = {name: thing.stats(method.needs) for name, thing in things.items()}
+    current = {name: Dense(thing.weight) for name, thing in things.items()}
+    change = Option(pipeline(method)).apply(Site("both", "fused", units), stats, current)
+    assert change.forms.keys() == {"a", "b"} and not change.dropped and not change.biases
+    assert all(same(change.forms[name], thing.apply(*pipeline(method))) for name, thing in things.items())
+
+
+# Without data, and before any work
+
+
+@each_case
+def test_the_stand_in_needs_no_data_and_stores_as_much(method, layer):
+    thing = layer()
+    found = Option(pipeline(method)).without_data()
+    if found is None:
+        assert not method.data_free()
+        return
+    ours, theirs = thing.apply(*pipeline(method)), thing.apply(*found.steps, stats=thing.stats(set()))
+    # Shares are rounded per row, per block or per tensor.
+    slack = 4 * 24 if method.family() == "prune" and getattr(method, "pattern", None) is None else 0
+    assert abs(ours.nbytes - theirs.nbytes) <= slack
+
+
+@each_case
+def test_the_blueprint_stores_as_much(method, layer):
+    if not hasattr(method, "blueprint"):
+        pytest.skip("none is offered")
+    thing, plan = layer(), method.blueprint()
+    zeros = layer()
+    zeros.weight = torch.zeros_like(thing.weight)
+    assert zeros.apply(plan).nbytes == thing.apply(method).nbytes and plan.data_free()
+
+
+# What it says of itself
+
+
+@st.composite
+def settings_of(draw, cls):
+    """Settings within their bounds."""
+    hints, values = get_type_hints(cls), {}
+    for field in dataclasses.fields(cls):
+        between, choices = field.metadata["between"], field.metadata["choices"]
+        kinds = getattr(hints[field.name], "__args__", (hints[field.name],))
+        options = [st.just(field.default)]
+        if choices is not None:
+            options.append(st.sampled_from(choices))
+        elif field.name == "pattern":
+            options.append(st.sampled_from(["1:4", "2:4", "4:8"]))
+        elif bool in kinds:
+            options.append(st.booleans())
+        elif int in kinds:
+            options.append(st.integers(*(between or (0, 9))))
+        elif float in kinds:
+            options.append(st.floats(*(between or (0, 9))))
+        else:
+            raise AssertionError(f"{cls.key()}.{field.name}: {hints[field.name]} has no choices and no bounds")
+        values[field.name] = draw(st.one_of(options))
+    return cls(**values)
+
+
+@every_method
+@given(data=st.data())
+def test_text_parses_back(cls, data):
+    option = Option((data.draw(settings_of(cls)), data.draw(settings_of(cls))))
+    assert Option.parse(str(option)) == option
+    assert Option.parse(f"{cls.key()} {str(option.steps[0]).partition(' ')[2]}").steps == option.steps[:1]
+
+
+@every_method
+def test_settings_are_said_in_full(cls):
+    for field in dataclasses.fields(cls):
+        assert field.metadata.get("help"), field.name
+        assert (
+            get_type_hints(cls)[field.name] in (bool,)
+            or any(field.metadata[fact] for fact in ("between", "choices"))
+            or (field.name == "pattern")
+        ), f"{field.name} has neither bounds nor choices"
+    with pytest.raises(TypeError):
+        cls(1)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        cls().anything = 1
+    assert hash(cls()) == hash(cls()) and cls() == cls()
+
+
+SECTIONS = ["*Shapes:*", "*Needs and cost:*", "*Reduces to:*", "*Raises:*", "Example:"]
+
+
+@every_method
+def test_the_docstring_has_the_sections_of_the_house(cls):
+    text = inspect.getdoc(cls)
+    lines = text.splitlines()
+    assert lines[0].endswith(".") and lines[1] == "" and len(lines[0]) < 140
+    flat = " ".join(text.split())
+    places = [flat.find(section) for section in SECTIONS]
+    assert -1 not in places and places == sorted(places), dict(zip(SECTIONS, places))
+    assert "TODO" not in text and not re.search(r"\barXiv\b|https?:", text)  # the source is data
+
+
+@every_method
+def test_examples_run(cls):
+    module = importlib.import_module(cls.__module__)
+    result = doctest.testmod(module)
+    assert result.attempted > 0 and result.failed == 0
+
+
+@every_method
+def test_facts_are_of_the_closed_set(cls):
+    assert cls.needs <= set(Need) and cls.treats and isinstance(cls.known_gaps, dict)
+    assert cls.data_free() == (not cls.needs)
+    if cls.paper is not None:
+        assert cls.paper.title and cls.paper.authors and 1980 < cls.paper.year < 2100
+        assert re.fullmatch(r"\d{4}\.\d{4,5}|", cls.paper.arxiv)

@@ -1,0 +1,252 @@
+"""The bytes on disk are those promised, within the budget, and none that would still help are left over."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import modicum
+from modicum.allocate import ALLOCATORS
+from modicum.core.plan import Plan
+from modicum.core.tensorfile import TensorFile
+from modicum.testing import zoo
+
+# Small models on which each target has room: (zoo name, target) → bits per weight from scarce to plenty.
+LADDERS = {
+    ("llama", "transformers"): (6.6, 8.0, 11.0, 20.0, 33.0),
+    ("llama", "modicum"): (3.3, 4.0, 5.5, 8.0, 33.0),
+    ("qwen2", "transformers"): (14.0, 18.0),
+    ("gpt2", "modicum"): (4.2, 6.0),
+    ("qwen3_moe", "transformers"): (6.0, 9.0),
+    ("mlp", "modicum"): (4.5, 8.0),
+}
+RUNGS = [(name, target, bpw) for (name, target), ladder in LADDERS.items() for bpw in ladder]
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory):
+    """Runs by name, target and budget, each made once: (result, harm table, allowed bytes)."""
+    made = {}
+
+    def fit(name, target, bpw):
+        if (name, target, bpw) not in made:
+            made[name, target, bpw] = measured_fit(name, tmp_path_factory.mktemp("fitted") / "out", bpw=bpw, target=target)
+        return made[name, target, bpw]
+
+    return fit
+
+
+def measured_fit(name, out, **settings):
+    """A result, and the table and bytes its allocator was given."""
+    model, batches = zoo.tied_twin() if name == "tied_twin" else zoo.build(name)
+    seen, choose = [], ALLOCATORS["integer_program"]
+    ALLOCATORS["integer_program"] = lambda table, budget, judge=None: seen.append((table, budget)) or choose(table, budget, judge)
+    try:
+        return modicum.fit(model, data=batches, out=out, **settings), *seen[0]
+    finally:
+        ALLOCATORS["integer_program"] = choose
+
+
+def picks_of(plan, table):
+    return {site: next(i for i, choice in enumerate(found) if choice.option == plan.options[site]) for site, found in table.choices.items()}
+
+
+def weight_bytes(out):
+    return sum(path.stat().st_size for path in out.iterdir() if path.name.endswith((".safetensors", ".safetensors.index.json")))
+
+
+@pytest.fixture(scope="module")
+def llama():
+    return zoo.build("llama")
+
+
+# Bytes
+
+
+@pytest.mark.parametrize("name, target, bpw", RUNGS)
+def test_bytes_are_those_predicted_told_and_allowed(fitted, name, target, bpw):
+    result, table, allowed = fitted(name, target, bpw)
+    told = result.receipt["bytes"]
+    assert weight_bytes(result.out) == told["predicted"] == told["actual"]
+    assert allowed == told["allowed"] == int(bpw * result.source.parameters / 8)
+    assert told["actual"] <= table.cost(picks_of(result.plan, table)) <= allowed
+    assert told["bits_per_weight"] == pytest.approx(8 * told["actual"] / result.source.parameters, rel=1e-12)
+
+
+@pytest.mark.parametrize("name, target, bpw", RUNGS)
+def test_what_is_left_over_buys_nothing_that_helps(fitted, name, target, bpw):
+    result, table, allowed = fitted(name, target, bpw)
+    picks = picks_of(result.plan, table)
+    upgrades = [
+        choice.bytes - found[picks[site]].bytes
+        for site, found in table.choices.items()
+        for choice in found
+        if choice.harm < found[picks[site]].harm
+    ]
+    assert not upgrades or allowed - result.receipt["bytes"]["actual"] < min(upgrades)
+
+
+@pytest.mark.parametrize("name, target", LADDERS)
+def test_a_looser_budget_is_never_worse(fitted, name, target):
+    harms = [fitted(name, target, bpw)[0].receipt["predicted_harm"] for bpw in LADDERS[name, target]]
+    assert harms == sorted(harms, reverse=True) and harms[0] > harms[-1]
+
+
+def test_a_budget_with_room_for_all_keeps_all(fitted, llama):
+    result, _, _ = fitted("llama", "transformers", 33.0)
+    assert set(result.plan.options.values()) == {"keep"} and result.receipt["predicted_harm"] == 0
+    state = llama[0].state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in load_file(result.out / "model.safetensors").items())
+
+
+def test_predicted_harm_is_that_of_the_plan_in_the_table(fitted):
+    result, table, _ = fitted("llama", "modicum", 4.0)
+    assert result.receipt["predicted_harm"] == pytest.approx(table.harm(picks_of(result.plan, table)), rel=1e-9)
+
+
+def test_a_size_is_met_to_the_byte_it_names(llama, fitted, tmp_path):
+    first, table, _ = fitted("llama", "modicum", 4.0)
+    exact = table.cost(picks_of(first.plan, table))
+    again, _, allowed = measured_fit("llama", tmp_path / "out", size=f"{exact}B", target="modicum")
+    assert allowed == exact and again.plan.options == first.plan.options
+
+
+def test_bits_per_weight_are_taken_as_given(tmp_path):
+    bpw = 8 - 1e-9
+    _, _, allowed = measured_fit("llama", tmp_path / "out", bpw=bpw, harm="error")
+    assert allowed == int(bpw * 143808 / 8) < 143808
+
+
+def test_tied_weights_count_once(tmp_path):
+    model, _ = zoo.tied_twin()
+    numbers = sum(parameter.numel() for parameter in {id(p): p for p in model.parameters()}.values())
+    result, _, allowed = measured_fit("tied_twin", tmp_path / "out", bpw=9.0, menu="int4,int8", harm="error")
+    assert result.source.parameters == numbers < sum(p.numel() for _, p in model.named_parameters(remove_duplicate=False))
+    assert allowed == 9 * numbers // 8
+    assert result.receipt["bytes"]["bits_per_weight"] == pytest.approx(8 * weight_bytes(result.out) / numbers, rel=1e-12)
+    with TensorFile(result.out / "model.safetensors") as file:
+        assert len([name for name in file.entries if "embed_tokens" in name or "lm_head" in name]) == 1
+
+
+# Plans, methods and layers kept
+
+
+def test_an_edited_plan_is_obeyed(fitted, llama, tmp_path):
+    before, _, _ = fitted("llama", "transformers", 8.0)
+    body = json.loads((before.out / "plan.json").read_text())
+    site = "model.layers.1.self_attn.o_proj.weight"
+    body["options"][site] = "nearest bits=8 group=32 symmetric=true"
+    (tmp_path / "plan.json").write_text(json.dumps(body))
+    after = modicum.fit(llama[0], plan=tmp_path / "plan.json", data=llama[1], out=tmp_path / "out")
+    assert Plan.read(after.out / "plan.json").options == body["options"]
+    rows = {row["site"]: row["option"] for row in after.receipt["sites"]}
+    assert rows == {row["site"]: row["option"] for row in before.receipt["sites"]} | {site: body["options"][site]}
+    first, second = (load_file(result.out / "model.safetensors") for result in (before, after))
+    packed, scale = (f"{site.removesuffix('.weight')}.weight_{part}" for part in ("packed", "scale"))
+    assert second[packed].shape == (64, 16) and second[scale].shape == (64, 2)
+    earlier = [name for name in first if name.startswith("model.layers.0.")]
+    assert earlier and all(torch.equal(first[name], second[name]) for name in earlier)
+
+
+def test_the_plan_that_was_written_gives_the_same_bytes(fitted, llama, tmp_path):
+    before, _, _ = fitted("llama", "modicum", 4.0)
+    after = modicum.fit(llama[0], plan=before.out / "plan.json", data=llama[1], out=tmp_path / "out")
+    assert (after.out / "model.safetensors").read_bytes() == (before.out / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "patterns, kept",
+    [
+        (("lm_head",), {"lm_head.weight"}),
+        (("model.layers.0.*",), {f"model.layers.0.{name}.weight" for name in ("self_attn.o_proj", "self_attn.q_proj", "mlp.up_proj")}),
+        (("down_proj", "q_proj"), {f"model.layers.{i}.{name}.weight" for i in range(3) for name in ("mlp.down_proj", "self_attn.k_proj")}),
+    ],
+)
+@pytest.mark.parametrize("how", [{"bpw": 20.0}, {"method": "nearest bits=4"}])
+def test_layers_kept_are_kept(llama, tmp_path, how, patterns, kept):
+    result = modicum.fit(llama[0], data=llama[1], out=tmp_path / "out", keep=patterns, harm="error", **how)
+    stored, state = load_file(result.out / "model.safetensors"), llama[0].state_dict()
+    assert all(torch.equal(stored[name], state[name]) for name in kept)
+    if "method" in how:
+        assert "model.layers.1.self_attn.o_proj.weight_packed" in stored
+    reasons = {row["unit"]: row["reason"] for row in result.receipt["coverage"]["untreated"]}
+    assert {reasons[name] for name in kept} == {"kept by request"}
+
+
+@pytest.mark.parametrize(
+    "target, method",
+    [
+        ("transformers", "nearest bits=8 group=32"),
+        ("transformers", "float8"),
+        ("modicum", "hqq bits=3"),
+        ("modicum", "wanda keep=0.5"),
+        ("modicum", "svd rank=8"),
+        ("modicum", "gptq bits=3 | eora rank=4"),
+    ],
+)
+def test_a_method_is_applied_everywhere(llama, tmp_path, target, method):
+    result = modicum.fit(llama[0], method=method, target=target, data=llama[1], out=tmp_path / "out")
+    told = result.receipt["bytes"]
+    assert weight_bytes(result.out) == told["actual"] == told["predicted"] < told["original"] and told["allowed"] is None
+    words = method.split(" | ")[0].split()
+    options = [row["option"] for row in result.receipt["sites"] if not row["data_free"]]
+    assert options and all(all(word in option.split() for word in words) for option in options)
+
+
+def test_a_dry_run_writes_nothing(llama, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for out in (None, tmp_path / "deep" / "out"):
+        forecast = modicum.fit(llama[0], "8bpw", data=llama[1], out=out, dry_run=True).receipt
+        assert forecast["format"] == "modicum-forecast" and forecast["fits"] is True
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_forecast_holds(fitted, llama):
+    forecast = modicum.fit(llama[0], "8bpw", data=llama[1], dry_run=True).receipt
+    _, table, _ = fitted("llama", "transformers", 8.0)
+    assert forecast["smallest_bytes"] == table.cost(table.cheapest())
+    assert {site["name"] for site in forecast["sites"]} == set(table.choices)
+
+
+# The same bytes again
+
+SCRIPT = """
+import sys, torch, modicum
+from modicum.testing import zoo
+out, name, *threads = sys.argv[1:]
+for count in threads:
+    torch.set_num_threads(int(count))
+    model, batches = zoo.tied_twin() if name == "tied_twin" else zoo.build(name)
+    modicum.fit(model, "9bpw", data=batches, out=f"{out}/{count}", menu="int4,int8")
+"""
+
+
+def test_the_same_seed_gives_the_same_bytes(tmp_path):
+    """Under two seeds of Python's hashes, and on one thread or two."""
+    for seed, threads in (("1", ["1"]), ("2", ["1", "2"])):
+        environment = os.environ | {"PYTHONHASHSEED": seed, "OMP_NUM_THREADS": threads[-1]}
+        (tmp_path / seed).mkdir()
+        words = [sys.executable, "-c", SCRIPT, str(tmp_path / seed), "tied_twin", *threads]
+        subprocess.run(words, env=environment, check=True, capture_output=True, timeout=200)
+    digests = {
+        path.parent.relative_to(tmp_path).as_posix(): [hashlib.sha256((path.parent / file).read_bytes()).hexdigest() for file in FILES]
+        for path in tmp_path.glob("*/*/model.safetensors")
+    }
+    assert sorted(digests) == ["1/1", "2/1", "2/2"]
+    assert digests["1/1"] == digests["2/1"], "differs by the seed of hashes"
+    assert digests["2/1"] == digests["2/2"], "differs by the number of threads"
+
+
+FILES = ("model.safetensors", "plan.json", "config.json")
+
+
+def test_another_seed_draws_other_data(llama, tmp_path):
+    one, other = (modicum.fit(llama[0], "8bpw", data=llama[1], out=tmp_path / str(seed), seed=seed, harm="error") for seed in (0, 1))
+    assert one.receipt["data"]["hashes"] != other.receipt["data"]["hashes"]
