@@ -11,7 +11,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
-SAMPLES, TOKENS, TEST = 64, 512, 64
+SAMPLES, TOKENS, TEST = 32, 512, 64
 
 
 def interval(quality: dict[str, Any]) -> str:

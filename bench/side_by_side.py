@@ -45,16 +45,11 @@ def main() -> None:
     data = from_text(None, open_model("demo").tokenizer, samples=SAMPLES, tokens=TOKENS)
     save_file({"input_ids": torch.cat([batch["input_ids"] for batch in data.calibration])}, WORK / "tokens.safetensors")  # type: ignore[call-overload,index]
     head = ("setting", "tool", "mean KL [95 %]", "perplexity", "seconds", "extra memory")
-    show("Side by side equal: same weights, tokens, bits, groups, damping, order", head, rows(EQUAL, "bfloat16"))
-    show("Side by side best: each tool at its best, groups of 64", head, rows(BEST, "bfloat16"))
-
-
-def rows(settings: dict, dtype: str) -> list[tuple]:
-    found = []
-    for name, (recipe, method) in settings.items():
-        found.append(peer(name, {**COMMON, **recipe, "dtype": dtype}))
-        found.append(ours(name, method))
-    return found
+    for title, settings in (("equal: same weights, tokens, bits, groups, damping, order", EQUAL), ("best: each tool at its best", BEST)):
+        rows: list[tuple] = []
+        for name, (recipe, method) in settings.items():
+            rows += [peer(name, {**COMMON, **recipe, "dtype": "bfloat16"}), ours(name, method)]
+            show(f"Side by side {title}", head, rows)
 
 
 def peer(name: str, recipe: dict) -> tuple:

@@ -11,7 +11,7 @@ CLAIM = Claim(
     "replacing it, fold that into the previous down_proj; perplexity beats plain dropping with zero added parameters.",
     metric="log perplexity of dropping the span minus ReplaceMe's, same span and bytes",
     margin=2.0,
-    setting=Setting(method="replaceme count=2", baselines=("blocks count=2",), seeds=(0, 1, 2, 3, 4)),
+    setting=Setting(method="replaceme count=2", baselines=("blocks count=2",), seeds=(0, 1, 2, 3)),
 )
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from modicum.core.errors import SettingError
 from modicum.core.method import Need, registry
 from modicum.core.option import Option
-from modicum.core.unit import Unit
+from modicum.core.unit import Site, Unit
 from modicum.forms import Cut, Dense, Float8, Integer, Sum
 from modicum.quantize import Nearest
 
@@ -206,8 +206,6 @@ def test_what_remains_of_a_cut_is_treated_or_refused(method, sides, layer):
 
 @each_case
 def test_units_of_one_site_are_treated_one_by_one(method, layer):
-    from modicum.core.unit import Site
-
     things = {name: layer(seed=seed) for seed, name in enumerate("ab")}
     units = tuple(dataclasses.replace(thing.unit, name=name) for name, thing in things.items())
     stats = {name: thing.stats(method.needs) for name, thing in things.items()}

@@ -59,7 +59,6 @@ def test_bytes_allowed_hold_the_bits_asked_for(parameters, bpw):
     assert 8 * Budget(bpw=bpw).bytes(parameters) <= bpw * parameters * (1 + 1e-12)
 
 
-@pytest.mark.xfail(strict=True, reason="the number goes through a float and is cut off below")
 @pytest.mark.parametrize("text, size", [("4.1MB", 4_100_000), ("1.001kB", 1001)])
 def test_decimal_sizes_are_exact(text, size):
     assert Budget.parse(text).size == size

@@ -58,7 +58,6 @@ def test_an_open_quote_is_told():
         Option.parse("gptq bits='3")
 
 
-@pytest.mark.xfail(strict=True, reason="the last of two values wins without a word")
 @pytest.mark.parametrize("text", ["int4 bits=3", "gptq bits=3 bits=4"])
 def test_a_setting_given_twice_is_refused(text):
     with pytest.raises(SettingError):
@@ -129,7 +128,7 @@ def test_needs_are_those_of_all_steps():
 
 def test_stand_ins_without_data():
     assert Option.parse("gptq bits=3 symmetric=true").without_data() == Option((Hqq(bits=3, symmetric=True),))
-    assert Option.parse("wanda keep=0.3").without_data() == Option((Magnitude(keep=0.3),))
+    assert Option.parse("wanda keep=0.3").without_data() == Option((Magnitude(keep=0.3, per_row=True),))
     assert Option.parse("nearest bits=3 | eora rank=2").without_data() == Option.parse("nearest bits=3 | eora rank=2 whiten=false")
     assert Option().without_data() == Option()
 

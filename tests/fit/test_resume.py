@@ -133,13 +133,9 @@ KILLERS = {
 POINTS = [
     ("a gradient's file", 1),
     ("keep", 2),
-    ("kept", 3),
-    ("put", 1),
     ("keep", 5),
     ("kept", 6),
     ("write", 20),
-    ("write", 60),
-    ("rename", 1),
 ]
 
 

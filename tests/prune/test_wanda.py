@@ -47,8 +47,8 @@ def test_inputs_never_seen_go_first(layer):
 
 
 def test_without_data_magnitude_stands_in():
-    assert Wanda(keep=0.3).without_data() == Magnitude(keep=0.3)
-    assert Wanda(pattern="2:4").without_data() == Magnitude(pattern="2:4")
+    assert Wanda(keep=0.3).without_data() == Magnitude(keep=0.3, per_row=True)
+    assert Wanda(pattern="2:4").without_data() == Magnitude(pattern="2:4", per_row=True)
 
 
 def test_a_malformed_pattern_is_told():

@@ -56,7 +56,7 @@ def test_static_order_takes_strong_inputs_first_and_stores_the_columns_in_place(
     scales[90:] = 30
     thing = layer(scales=scales)
     static, plain = (thing.error(thing.apply(Gptq(bits=2, order=order, clip=1.0))) for order in ("static", "none"))
-    assert static < plain
+    assert static < 0.5 * plain
 
 
 def test_one_factorization_serves_all_bits_and_options(layer):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from fractions import Fraction
 
 from modicum.core.errors import BudgetError
 
@@ -31,7 +32,7 @@ class Budget:
         if found and found[2].lower() == "bpw":
             return cls(bpw=float(found[1]))
         if found and found[2].lower() in _UNITS:
-            return cls(size=int(float(found[1]) * _UNITS[found[2].lower()]))
+            return cls(size=int(Fraction(found[1]) * _UNITS[found[2].lower()]))
         raise BudgetError(f"budget: must be a size such as 4.5MB or 2GiB, or bits per weight such as 4bpw, got {text!r}.")
 
     def bytes(self, parameters: int) -> int:

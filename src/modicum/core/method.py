@@ -96,6 +96,10 @@ class Method:
         """Whether the method needs no calibration data."""
         return not cls.needs
 
+    def wanted(self) -> frozenset[Need]:
+        """What these very settings need of ``needs``."""
+        return self.needs
+
     def __str__(self) -> str:
         return f"{self.key().split('/')[1]} {settings.write(self)}".strip()
 

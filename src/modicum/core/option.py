@@ -49,6 +49,8 @@ class Option:
                 key, equals, value = word.partition("=")
                 if not equals:
                     raise SettingError(f"option {text!r}: settings are written name=value, got {word!r}.")
+                if key in given:
+                    raise SettingError(f"option {text!r}: {key} is given twice. Give it once.")
                 given[key] = value
             steps.append(settings.read(find(name), given, name))
         return cls(tuple(steps))
@@ -59,12 +61,12 @@ class Option:
     @property
     def needs(self) -> frozenset[Need]:
         """Union of what the steps need."""
-        return frozenset().union(*(step.needs for step in self.steps))
+        return frozenset().union(*(step.wanted() for step in self.steps))
 
     @property
     def data_free(self) -> bool:
         """Whether no step needs calibration data."""
-        return all(step.data_free() for step in self.steps)
+        return not self.needs
 
     def without_data(self) -> Option | None:
         """The option for weights whose inputs were not seen: every step's stated stand-in, or None where a step has none."""

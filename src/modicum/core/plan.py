@@ -92,4 +92,7 @@ class Plan:
             raise SettingError(f"plan {path}: cuts must map site names to lists of kept group numbers.")
         if not isinstance(body.get("target"), str):
             raise SettingError(f"plan {path}: target must be a text.")
-        return cls(body["target"], options, cuts, [str(note) for note in body.get("notes", [])])
+        notes = body.get("notes", [])
+        if not isinstance(notes, list):
+            raise SettingError(f"plan {path}: notes must be a list of texts.")
+        return cls(body["target"], options, cuts, [str(note) for note in notes])

@@ -18,8 +18,12 @@ def param(default: Any, help: str, *, between: tuple[float, float] | None = None
 
 def check(value: Any) -> None:
     """Check every field of the frozen dataclass ``value`` against its bounds. Raises ``SettingError``."""
+    hints = get_type_hints(type(value))
     for field in dataclasses.fields(value):
         got, who = getattr(value, field.name), f"{type(value).__name__}.{field.name}"
+        kinds = getattr(hints[field.name], "__args__", (hints[field.name],))
+        if not any(_is(got, kind) for kind in kinds):
+            raise SettingError(f"{who}: must be {_named(kinds)}, got {got!r}.")
         between, choices = field.metadata.get("between"), field.metadata.get("choices")
         if choices is not None and got not in choices:
             raise SettingError(f"{who}: must be one of {', '.join(map(str, choices))}, got {got!r}.")
@@ -61,5 +65,17 @@ def _parse(word: str, hint: Any, who: str) -> Any:
                 return kind(word)
         except (ValueError, KeyError):
             continue
-    wanted = " or ".join(getattr(kind, "__name__", str(kind)) for kind in kinds if kind is not type(None))
-    raise SettingError(f"{who}: must be {wanted}, got {word!r}.")
+    raise SettingError(f"{who}: must be {_named(kinds)}, got {word!r}.")
+
+
+def _is(value: Any, kind: Any) -> bool:
+    """Whether a value is of a setting's type; whole numbers are numbers, truth values are not."""
+    if kind not in (bool, int, float, str, type(None)):
+        return True
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, (int, float) if kind is float else kind)
+
+
+def _named(kinds: tuple) -> str:
+    return " or ".join(getattr(kind, "__name__", str(kind)) for kind in kinds if kind is not type(None))

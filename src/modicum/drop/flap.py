@@ -30,7 +30,7 @@ class Flap(CutDropper):
         >>> import torch
         >>> stats = Stats(count=2, total=torch.tensor([2.0, 2.0]), square=torch.tensor([2.0, 10.0]))
         >>> Flap().rank(torch.ones(3, 2), stats, [(0,), (1,)])
-        tensor([0., 12.])
+        tensor([ 0., 12.])
 
     """
 

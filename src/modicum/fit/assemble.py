@@ -57,7 +57,7 @@ class Assembly:
         stored = self.model.matrix(unit)
         if not torch.isfinite(stored).all():
             raise ModelError(f"{unit.name}: weights must be finite, hold NaN or Inf. Repair the checkpoint.")
-        stats.reference = stored
+        stats.reference = stored if begun is None else begun.dense()  # a repair mends what the option lost, not what a drop removed
         form = option.apply(Site(unit.name, "unit", (unit,)), {unit.name: stats}, {unit.name: begun or Dense(stored)}).forms[unit.name]
         self.events += [f"{unit.name}: {event}" for event in dict.fromkeys(stats.events)]
         return form

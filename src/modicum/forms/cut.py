@@ -55,7 +55,11 @@ class Cut(Form):
         masks = {
             name: unpack(tensors[name], 1, size)[0].bool() for name, size in (("rows", shape[0]), ("columns", shape[1])) if name in tensors
         }
-        return cls(restore(settings["inner"], inner), masks.get("rows"), masks.get("columns"))
+        form = restore(settings["inner"], inner)
+        kept = [int(masks[name].sum()) if name in masks else size for name, size in zip(("rows", "columns"), shape)]
+        if list(form.shape) != kept:
+            raise ValueError(f"{form.shape} came where {kept} remain")
+        return cls(form, masks.get("rows"), masks.get("columns"))
 
     @override
     @property

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from typing_extensions import override
 
-from modicum.forms.form import Form
+from modicum.forms.form import Form, expect
 
 
 class Dense(Form):
@@ -34,7 +34,7 @@ class Dense(Form):
     @override
     @classmethod
     def restored(cls, tensors: Mapping[str, torch.Tensor], settings: Mapping[str, Any], shape: tuple[int, int], dtype: torch.dtype) -> Form:
-        return cls(tensors["weight"].to(dtype))
+        return cls(expect(tensors["weight"], shape).to(dtype))
 
     @override
     @property

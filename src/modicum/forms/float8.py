@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from typing_extensions import override
 
-from modicum.forms.form import Form
+from modicum.forms.form import Form, expect
 
 
 class Float8(Form):
@@ -34,7 +34,7 @@ class Float8(Form):
     @override
     @classmethod
     def restored(cls, tensors: Mapping[str, torch.Tensor], settings: Mapping[str, Any], shape: tuple[int, int], dtype: torch.dtype) -> Form:
-        return cls(tensors["codes"], tensors["scale"].to(dtype))
+        return cls(expect(tensors["codes"], shape, torch.float8_e4m3fn), expect(tensors["scale"], (shape[0], 1)).to(dtype))
 
     @override
     @property

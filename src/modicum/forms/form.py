@@ -59,16 +59,23 @@ class Form(ABC):
         return {"kind": self.kind, "shape": list(self.shape), "dtype": str(self.dtype).removeprefix("torch."), **self.settings()}
 
 
+def expect(tensor: torch.Tensor, shape: tuple[int, ...], *dtypes: torch.dtype) -> torch.Tensor:
+    """The tensor, if it has this shape and one of the dtypes (any where none is given); raises ``ValueError`` otherwise."""
+    if tuple(tensor.shape) != shape or (dtypes and tensor.dtype not in dtypes):
+        raise ValueError(f"{tuple(tensor.shape)} of {tensor.dtype} came where {shape} belongs")
+    return tensor
+
+
 def restore(described: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Form:
     """Form from ``describe()`` and its tensors. Raises ``ModelError`` for an unknown kind or parts that do not fit together."""
-    kind = described.get("kind")
-    if kind not in _KINDS:
+    kind = described.get("kind") if isinstance(described, Mapping) else None
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise ModelError(f"container: a form's kind must be one of {', '.join(sorted(_KINDS))}, got {kind!r}. Write the file anew.")
     try:
         shape, dtype = (int(described["shape"][0]), int(described["shape"][1])), getattr(torch, str(described["dtype"]))
         form = _KINDS[kind].restored(tensors, described, shape, dtype)
         if not isinstance(dtype, torch.dtype) or tuple(form.dense().shape) != shape:
             raise ValueError(f"shape {shape} does not match the tensors")
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError, OverflowError) as error:
         raise ModelError(f"container: a {kind} form's tensors and settings must fit together ({error}). Write the file anew.") from None
     return form

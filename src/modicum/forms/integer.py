@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from typing_extensions import override
 
-from modicum.forms.form import Form
+from modicum.forms.form import Form, expect
 from modicum.forms.packing import pack, packed_bytes, unpack
 
 
@@ -57,9 +57,12 @@ class Integer(Form):
     @override
     @classmethod
     def restored(cls, tensors: Mapping[str, torch.Tensor], settings: Mapping[str, Any], shape: tuple[int, int], dtype: torch.dtype) -> Form:
-        bits, scale = int(settings["bits"]), tensors["scale"].to(dtype)
-        zero = unpack(tensors["zero"], bits, scale.shape[1]) if "zero" in tensors else None
-        return cls(unpack(tensors["codes"], bits, shape[1]), scale, zero, bits, int(settings["group"]))
+        bits, group = int(settings["bits"]), int(settings["group"])
+        per_tensor = tuple(tensors["scale"].shape) == (1, 1)
+        groups = (1, 1) if per_tensor else (shape[0], -(-shape[1] // group) if group > 0 else 1)
+        scale = expect(tensors["scale"], groups).to(dtype)
+        zero = expect(unpack(tensors["zero"], bits, groups[1]), groups) if "zero" in tensors else None
+        return cls(unpack(tensors["codes"], bits, shape[1]), scale, zero, bits, group)
 
     @override
     @property

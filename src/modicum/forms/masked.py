@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from typing_extensions import override
 
-from modicum.forms.form import Form
+from modicum.forms.form import Form, expect
 from modicum.forms.packing import pack, packed_bytes, unpack
 
 
@@ -47,7 +47,8 @@ class Masked(Form):
     @override
     @classmethod
     def restored(cls, tensors: Mapping[str, torch.Tensor], settings: Mapping[str, Any], shape: tuple[int, int], dtype: torch.dtype) -> Form:
-        return cls(tensors["values"].to(dtype), unpack(tensors["mask"], 1, shape[1]).bool())
+        mask = unpack(tensors["mask"], 1, shape[1]).bool()
+        return cls(expect(tensors["values"], (int(mask.sum()),)).to(dtype), mask)
 
     @override
     @property

@@ -51,7 +51,13 @@ class Grid:
         low, high = groups.amin(2).clamp_max(0), groups.amax(2).clamp_min(0)
         if clip >= 1:
             return self._range(low, high, dtype)
-        weights = None if importance is None else self.grouped(importance[None].expand_as(weight) if self.group < 0 else importance[None])
+        counts = (torch.ones_like(weight[:1]) if importance is None else importance[None]).expand_as(
+            weight if self.group < 0 else weight[:1]
+        )
+        weights = self.grouped(counts)
+        if 0 < self.group < weight.shape[1] and (ragged := -weight.shape[1] % self.group):
+            weights = weights.clone()
+            weights[:, -1, -ragged:] = 0  # what pads a group has no say
         best, chosen = None, None
         # A symmetric grid has one level more below zero than above; a negative scale turns that to the side where it pays.
         signs = (1.0, -1.0) if self.symmetric and self.bits <= _SIGNED else (1.0,)

@@ -34,7 +34,7 @@ def factorize(covariance: torch.Tensor, damping: float) -> Factor:
     """Factorize ``covariance`` (columns, columns) plus ``damping`` times its mean diagonal.
 
     Where it is not positive definite the damping is multiplied by ten, at most six times; ``retries`` counts them so that the caller
-    can say so. Columns whose inputs were always zero get a diagonal of one. Raises ``ModelError`` where nothing helps.
+    can say so. Columns whose inputs were always zero get the mean diagonal. Raises ``ModelError`` where nothing helps.
     """
     if not torch.isfinite(covariance).all():
         raise ModelError("solver: the covariance of inputs must be finite, holds NaN or Inf. Check the calibration data and the model.")
@@ -73,10 +73,19 @@ def solve(weight: torch.Tensor, factor: Factor, decide: Callable[[int, torch.Ten
     error = torch.empty_like(original)
     columns, coupling, loss = len(original), factor.coupling, torch.zeros((), dtype=torch.float64)
 
+    # Pieces end where spans do: a span is complete when it is prepared.
+    piece = _LEAF // span * span if 0 < span <= _LEAF else _LEAF
+
+    def ahead(low: int, high: int) -> torch.Tensor:
+        """Columns [low, high) at their best given those before; each lacks what the ones between would add, by forward substitution."""
+        lacking = original[low:high] - corrected[low:high]
+        made = torch.linalg.solve_triangular(coupling[low:high, low:high].T, lacking, upper=False, unitriangular=True)
+        return original[low:high] - made
+
     def leaf(low: int, high: int) -> None:
         for k in range(low, high):
             if prepare is not None and span and k % span == 0:
-                prepare(k, min(k + span, columns), corrected[k : min(k + span, columns)])
+                prepare(k, min(k + span, columns), ahead(k, min(k + span, columns)))
             value = decide(k, corrected[k])
             chosen[k] = value
             torch.sub(original[k], value, out=error[k])
@@ -84,11 +93,11 @@ def solve(weight: torch.Tensor, factor: Factor, decide: Callable[[int, torch.Ten
                 corrected[k + 1 : high].addr_(coupling[k, k + 1 : high], error[k])
 
     def halve(low: int, high: int) -> None:
-        if high - low <= _LEAF:
+        if high - low <= piece:
             leaf(low, high)
             return
         # While several spans remain, split between spans: then each is fully corrected before it is prepared.
-        unit = span if high - low > span > _LEAF else _LEAF
+        unit = span if high - low > span > _LEAF else piece
         middle = low + max(unit, (high - low) // 2 // unit * unit)
         halve(low, middle)
         corrected[middle:high].addmm_(coupling[low:middle, middle:high].T, error[low:middle])

@@ -8,7 +8,8 @@ import torch
 
 
 def truncated(matrix: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Best factors left (rows, rank) and right (rank, columns), float32, of ``matrix`` in the Frobenius norm; right has orthonormal rows.
+    """Best factors left (rows, rank) and right (rank, columns), float32, of ``matrix`` in the Frobenius norm; right's rows are orthonormal up to
+    the matrix's own rank.
 
     Works on the smaller Gram matrix in float64 and computes only the eigenvectors asked for.
     """
@@ -17,7 +18,7 @@ def truncated(matrix: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tens
     size = min(matrix.shape)
     rank = min(rank, size)
     gram = work.T @ work if tall else work @ work.T
-    vectors = scipy.linalg.eigh(gram, subset_by_index=[size - rank, size - 1])[1][:, ::-1] if rank else np.zeros((size, 0))
+    vectors = scipy.linalg.eigh(gram, subset_by_index=[size - rank, size - 1])[1][:, ::-1].copy() if rank else np.zeros((size, 0))
     if tall:
         left, right = work @ vectors, vectors.T
     else:

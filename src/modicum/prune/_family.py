@@ -44,7 +44,7 @@ class Pruner(Method):
 
     def solve(self, weight: torch.Tensor, stats: Stats) -> tuple[torch.Tensor, torch.Tensor]:
         """New float32 weight and boolean mask; a method that also updates what remains overrides this instead of ``score``."""
-        return weight, self.mask(self.score(weight, stats), self.scope)
+        return weight, self.mask(self.score(weight, stats), "row" if getattr(self, "per_row", False) else self.scope)
 
     def mask(self, scores: torch.Tensor, scope: str) -> torch.Tensor:
         """True where ``scores`` (rows, columns) are high enough, over the whole tensor or row by row; ties go by position."""

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 import torch
 
 from modicum.core.method import Paper
+from modicum.core.settings import param
 from modicum.core.unit import Stats
 from modicum.prune._family import Pruner
 
 
 @dataclass(frozen=True, kw_only=True)
 class Magnitude(Pruner):
-    """Keep the weights of largest magnitude in each tensor.
+    """Keep the weights of largest magnitude in each tensor, or in each row.
 
     The baseline of the family: the score of an entry is ``|w|``.
 
@@ -28,6 +29,8 @@ class Magnitude(Pruner):
     """
 
     paper = Paper("Learning both Weights and Connections for Efficient Neural Networks", "1506.02626", 2015, "Han, Song and others")
+
+    per_row: bool = param(False, "rows compete with nobody but themselves")
 
     def score(self, weight: torch.Tensor, stats: Stats) -> torch.Tensor:
         """Magnitude of each entry."""

@@ -22,7 +22,8 @@ class Sparsegpt(Pruner):
     solver's (``numerics/solver.py``), shared with GPTQ.
 
     *Shapes:* weight (rows, columns), covariance (columns, columns). *Needs and cost:* covariance; one Cholesky factorization, then rows ·
-    columns² multiply-adds. *Reduces to:* Wanda's masks on whole blocks where the covariance is diagonal (up to the scope). *Raises:*
+    columns² multiply-adds. *Reduces to:* Wanda's masks on whole blocks where the covariance is diagonal and
+    ``damping=0`` (up to the scope). *Raises:*
     ``ModelError`` where no damping makes the covariance positive definite. Weights whose inputs were not seen take ``magnitude``.
 
     Example:

@@ -35,7 +35,7 @@ class Wanda(Pruner):
 
     def without_data(self) -> Magnitude:
         """The stand-in for weights whose inputs were not seen."""
-        return Magnitude(keep=self.keep, pattern=self.pattern)
+        return Magnitude(keep=self.keep, pattern=self.pattern, per_row=True)
 
     def score(self, weight: torch.Tensor, stats: Stats) -> torch.Tensor:
         """Magnitude times input norm."""

@@ -20,8 +20,8 @@ class Nearest(Quantizer):
     The baseline of the family: ``q = round(w / s) + z`` with scale s and zero point z that cover the group's range exactly.
 
     *Shapes:* weight (rows, columns); one scale per row and group of columns. *Needs and cost:* no data; two passes over the weight,
-    one more per share tried with ``clip``. *Reduces to:* the original weights at 16 bits and more; 8 bits per row is within half a level everywhere.
-    *Raises:* ``SettingError`` where it comes after a step that left no dense weight.
+    one more per share tried with ``clip``. *Reduces to:* the original weights where they lie on the grid; with
+    float32 scales every entry is within half a level. *Raises:* ``SettingError`` where it comes after a step that left no dense weight.
 
     Example:
         >>> import torch

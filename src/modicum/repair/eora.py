@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from typing_extensions import override
 
 from modicum.core.method import Need, Paper
 from modicum.core.settings import param
@@ -44,6 +45,10 @@ class Eora(Repairer):
     def without_data(self) -> Eora:
         """The stand-in for weights whose inputs were not seen."""
         return Eora(rank=self.rank, whiten=False)
+
+    @override
+    def wanted(self) -> frozenset[Need]:
+        return self.needs if self.whiten else frozenset()
 
     def repair(self, error: torch.Tensor, stats: Stats, dtype: torch.dtype) -> Form:
         """Low-rank form of ``error``."""
