@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-PARTS = ("methods", "allocators", "solver", "side_by_side")
+PARTS = ("methods", "allocators", "solver", "sweep", "side_by_side")
 
 
 def main() -> None:

@@ -106,7 +106,7 @@ def weight_reads(names: Mapping[int, str], report: Callable[[str], None]) -> Ite
             report(names[id(module)])
         return lookup(module, name)
 
-    nn.Module.__getattr__ = watch  # type: ignore[method-assign,assignment]
+    nn.Module.__getattr__ = watch  # type: ignore[method-assign]
     try:
         yield
     finally:
