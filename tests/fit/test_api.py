@@ -228,7 +228,7 @@ def test_load_gives_the_model_of_the_result(tmp_path, name, target):
     assert type(loaded) is type(model) and not loaded.training
     for batch in batches:
         assert torch.equal(outputs(loaded, batch), outputs(result.model, batch))
-        assert distance(loaded, model, batch) < 0.1
+        assert distance(loaded, model, batch) < 0.3  # unrelated outputs would be near 2
 
 
 def test_load_fills_a_module_of_ones_own(tmp_path):

@@ -77,7 +77,7 @@ class Plan:
         """Read a plan. Raises ``SettingError`` for anything malformed."""
         try:
             body = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise SettingError(f"plan {path}: must be a readable JSON file ({error}).") from None
         if not isinstance(body, dict) or body.get("format") != "modicum-plan" or body.get("version") != VERSION:
             raise SettingError(

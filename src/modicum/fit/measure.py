@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from modicum.core.errors import ModelError
+from modicum.core.errors import ModelError, SettingError
 from modicum.core.option import Option
 from modicum.core.plan import Choice, Table
 from modicum.core.unit import Site, Stats, Unit
@@ -54,20 +54,33 @@ def _shadow(unit: Unit) -> Form:
 
 def sizes(target: Target, sites: Sequence[Site], menu: Sequence[Option]) -> Table:
     """The table's bytes without its harms, from forms of zeros: what is within reach, before any work."""
-    table, known = Table(fixed=fixed_bytes(target, sites)), {}
+    table = Table(fixed=fixed_bytes(target, sites))
+    known: dict = {}
     for site in sites:
         choices = []
         for text, option in offered(target, site, menu).items():
             size = values = 0
             for unit in site.units:
-                key = (text, unit.shape, unit.dtype)
-                if key not in known:
-                    known[key] = _blueprint(option, unit)
-                size += target.unit_bytes(unit, known[key], _DIGITS)
-                values += known[key].values
+                form = blueprint(option, unit, known)
+                size += target.unit_bytes(unit, form, _DIGITS)
+                values += form.values
             choices.append(Choice(text, size, values, 0.0))
+        if not choices:
+            widths = ", ".join(str(width) for width in sorted({unit.shape[1] for unit in site.units}))
+            raise SettingError(
+                f"{site.name}: at least one option of the menu must fit target {target.name}, none does for rows of {widths}. "
+                "Pass a --group that divides them."
+            )
         table.choices[site.name] = choices
     return table
+
+
+def blueprint(option: Option, unit: Unit, known: dict) -> Form:
+    """A form of zeros with the bytes that ``option`` gives ``unit``; ``known`` keeps one per option and shape."""
+    key = (str(option), unit.shape, unit.dtype)
+    if key not in known:
+        known[key] = _blueprint(option, unit)
+    return known[key]
 
 
 def _blueprint(option: Option, unit: Unit) -> Form:

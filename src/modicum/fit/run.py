@@ -23,7 +23,7 @@ from torch import nn
 
 from modicum.allocate import ALLOCATORS
 from modicum.core.budget import Budget, parse_size, readable
-from modicum.core.errors import BudgetError, ModelError, SettingError, near
+from modicum.core.errors import BudgetError, DataError, ModelError, SettingError, near
 from modicum.core.method import Change
 from modicum.core.option import Option
 from modicum.core.plan import Plan, Table
@@ -33,11 +33,11 @@ from modicum.drop._family import Dropper
 from modicum.export import TARGETS, load
 from modicum.fit.account import build_receipt, untreated
 from modicum.fit.assemble import Assembly
-from modicum.fit.measure import Measurement, offered, sizes
+from modicum.fit.measure import Measurement, blueprint, offered, sizes
 from modicum.fit.meter import Meter
 from modicum.fit.quality import Outputs, Quality, compare, plain, streamed
 from modicum.fit.request import Request
-from modicum.fit.store import FormStore, write_json
+from modicum.fit.store import FormStore, load_sensitivities, save_sensitivities, write_json
 from modicum.models.model import Model
 from modicum.models.open import open_model
 from modicum.sweep import Sensitivity, output_gradients, rehearse
@@ -108,12 +108,26 @@ def fit(
     batches = None if data is None or isinstance(data, str | os.PathLike) else data
     run = None
     try:
-        run = Run(model, request, batches, progress or Quiet())
-        return run.run()
+        with _evaluating(model if isinstance(model, nn.Module) else None):
+            run = Run(model, request, batches, progress or Quiet())
+            return run.run()
     except BaseException:
         if run is not None and run.temporary is not None:
             shutil.rmtree(run.temporary, ignore_errors=True)
         raise
+
+
+@contextlib.contextmanager
+def _evaluating(module: nn.Module | None) -> Iterator[None]:
+    """Dropout and batch statistics off in a caller's module, and afterwards as they were."""
+    modes = {part: part.training for part in module.modules()} if module is not None else {}
+    for part in modes:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part, training in modes.items():
+            part.training = training
 
 
 def _menu_option(word: str | Option, group: int) -> Option:
@@ -136,7 +150,12 @@ class Run:
             self.model = open_model(source, allow_pickle=request.allow_pickle, trust_remote_code=request.trust_remote_code)
             self.device = _device(request.device)
             self.data = self._data(batches)
-            self.script = rehearse(self.model, self.data.calibration[0])
+            try:
+                self.script = rehearse(self.model, self.data.calibration[0])
+            except IndexError as error:
+                raise DataError(
+                    f"{self.model.name}: the data must fit the model, an index is out of range ({error}). Use fewer --tokens, or its own tokenizer."
+                ) from None
             self.target_name = self._target_name()
             self.target = TARGETS[self.target_name](self.model, self.script)
             self.sites = self.target.sites()
@@ -144,6 +163,7 @@ class Run:
         self.pool = SpillPool(self._activation_limit(), None)
         self.events: list[str] = list(self.model.notes)
         self.change = Change()
+        self._blueprints: dict = {}
 
     # Before any work
 
@@ -200,10 +220,12 @@ class Run:
             self._reachable(sizes(self.target, self.sites, menu), menu)
         else:
             self._explicit()
-        self.partial.parent.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(str(self.partial) + ".lock")
         try:
+            self.partial.parent.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
+        except OSError as error:
+            raise SettingError(f"{self.out}: must be writable, is not ({error.strerror or error}). Choose another --out.") from None
         except filelock.Timeout:
             raise SettingError(f"{self.out}: is being written by another run. Wait for it, or choose another --out.") from None
         try:
@@ -252,9 +274,9 @@ class Run:
         from modicum.receipt import report
 
         (final / "report.html").write_text(report(receipt), encoding="utf-8")
-        replaced = self.partial / "replaced"
+        self._check_out()  # somebody else may have written it meanwhile
         if self.out.exists():
-            self.out.rename(replaced)
+            self.out.rename(self.partial / "replaced")
         final.rename(self.out)
         shutil.rmtree(self.partial, ignore_errors=True)
         return Result(self.out, receipt, plan, self.model, self.temporary)
@@ -264,7 +286,9 @@ class Run:
         fingerprint = self.request.fingerprint(self.model_hash(), self.data.hashes)
         state = self.partial / "state.json"
         if self.partial.exists():
-            known = json.loads(state.read_text()) if state.exists() else {}
+            known = _state(state)
+            if (self.partial / "replaced").exists() and not self.out.exists():
+                (self.partial / "replaced").rename(self.out)
             if known.get("format") != "modicum-run" and any(self.partial.iterdir()):
                 raise SettingError(f"{self.partial}: exists and is no interrupted run. Move it away, or choose another --out.")
             if known.get("fingerprint") != fingerprint:
@@ -327,7 +351,9 @@ class Run:
                     self._whole(Option.parse(text))
                 elif site not in known:
                     raise SettingError(f"plan: site {site!r} is not in this model for target {self.target_name}. {near(site, known)}")
-                Option.parse(text)
+                elif self._whole(Option.parse(text), rest=True) is not None:
+                    raise SettingError(f"plan: {text!r} works on the whole model, not on {site}. Give it to the site {WHOLE!r}.")
+            self._unit_options(self.request.plan)
         elif (
             self.request.method is not None
             and (self._whole(self.request.method, rest=True) is None)
@@ -379,9 +405,30 @@ class Run:
                     f"budget {self.request.budget}: {readable(allowed)} cannot be reached with --keep, the smallest is "
                     f"{readable(table.cost(table.cheapest()))}. Keep less, or allow more bytes."
                 )
-            picks = ALLOCATORS[self.request.allocator](table, allowed, None)
+            picks = self._spent(table, allowed)
         plan = Plan(self.target_name, {site: table.choices[site][index].option for site, index in picks.items()})
         return plan, table
+
+    def _spent(self, table: Table, allowed: int) -> dict[str, int]:
+        """Choose, then choose again with what the header's estimate held back: the table assumes the longest offsets."""
+        choose, room, best = ALLOCATORS[self.request.allocator], allowed, None
+        for _ in range(4):
+            picks = choose(table, room, None)
+            exact = self._exact_bytes(table, picks)
+            if exact > allowed:
+                break
+            if picks == best:
+                break
+            best, room = picks, allowed + table.cost(picks) - exact
+        return best if best is not None else choose(table, allowed, None)
+
+    def _exact_bytes(self, table: Table, picks: dict[str, int]) -> int:
+        """Bytes of the files a selection gives, header and all, from forms of zeros."""
+        forms = {}
+        for site in self.sites:
+            option = Option.parse(table.choices[site.name][picks[site.name]].option)
+            forms |= {unit.name: blueprint(option, unit, self._blueprints) for unit in site.units if option.steps}
+        return self.target.layout(forms, {}, frozenset()).nbytes()
 
     def _measured(self, menu: tuple[Option, ...]) -> Table:
         directory = self.partial / "measure"
@@ -403,9 +450,9 @@ class Run:
     def _sensitivities(self, directory: Path) -> dict[str, Sensitivity]:
         if self.request.harm == "error":
             return {}
-        path = directory / "sensitivities.pt"
+        path = directory / "sensitivities.safetensors"
         if path.exists():
-            return {name: Sensitivity(g, s) for name, (g, s) in torch.load(path, weights_only=True).items()}
+            return load_sensitivities(path)
         rows, batches = 0, []
         for batch in self.data.calibration:
             batches.append(batch)
@@ -415,9 +462,7 @@ class Run:
         self.progress.start("gradients", 1)
         with self.meter.stage("gradients"):
             found = output_gradients(self.model, batches, self.script, self.request.seed)
-        temporary = path.with_suffix(".new")
-        torch.save({name: (s.gradient, s.square) for name, s in found.items()}, temporary)
-        temporary.replace(path)
+        save_sensitivities(path, found)
         return found
 
     def _reshaped(self, plan: Plan) -> Change:
@@ -443,7 +488,10 @@ class Run:
             option = Option.parse(text)
             units = sites[name].units if name in sites else (self.model.units[name],)
             site = sites.get(name) or Site(name, "unit", units, data_free=self.script.data_free(units[0]))
-            fitted = self.target.adapt(site, option)
+            refused = next((reason for unit in units if (reason := self.target.refusal(unit))), "")
+            fitted = None if refused and option.steps else self.target.adapt(site, option)
+            if fitted is None and not option.steps:
+                continue
             if fitted is None:
                 raise SettingError(f"plan: target {self.target_name} cannot hold {text!r} on {name}. Choose another option or target.")
             options |= {unit.name: fitted for unit in units if fitted.steps}
@@ -519,6 +567,15 @@ class Run:
         if self.request.budget is None:
             return None
         return smallest <= self.request.budget.bytes(self.model.parameters)
+
+
+def _state(path: Path) -> dict[str, Any]:
+    """What an interrupted run wrote of itself; empty where nothing, or something foreign, stands there."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _ticked(outputs: Iterator[tuple[int, Any]], tick: Callable[[], None]) -> Iterator[tuple[int, Any]]:

@@ -15,6 +15,7 @@ import torch
 from modicum.core.errors import ModelError
 from modicum.core.tensorfile import TensorFile, TensorWriter
 from modicum.forms import Form, restore
+from modicum.sweep import Sensitivity
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -28,6 +29,23 @@ def write_json(path: Path, value: Any) -> None:
         partial.replace(path)
     except OSError as error:
         raise ModelError(f"{path}: cannot be written ({error.strerror}). Free space or choose another --out.") from None
+
+
+def save_sensitivities(path: Path, found: Mapping[str, Sensitivity]) -> None:
+    """Write what a reverse sweep found."""
+    tensors = {f"{name}:gradient": s.gradient.contiguous() for name, s in found.items()}
+    tensors |= {f"{name}:square": s.square.contiguous() for name, s in found.items() if s.square is not None}
+    with TensorWriter(path, {name: (t.dtype, tuple(t.shape)) for name, t in tensors.items()}) as writer:
+        for name, tensor in tensors.items():
+            writer.write(name, tensor)
+
+
+def load_sensitivities(path: Path) -> dict[str, Sensitivity]:
+    """Inverse of ``save_sensitivities``."""
+    with TensorFile(path) as file:
+        names = [name.removesuffix(":gradient") for name in file.entries if name.endswith(":gradient")]
+        squares = {name: file.read(f"{name}:square") for name in names if f"{name}:square" in file.entries}
+        return {name: Sensitivity(file.read(f"{name}:gradient"), squares.get(name)) for name in names}
 
 
 class FormStore(Mapping[str, Form]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from modicum.core.errors import ModelError
 from modicum.core.tensorfile import Shards
 from modicum.models.model import Model
 from modicum.models.structure import find_blocks, find_units
-from modicum.models.weights import CheckpointWeights, Weights, skeleton_parameters
+from modicum.models.weights import CheckpointWeights, Weights, require_finite, skeleton_parameters
 
 DEMO = Path(__file__).resolve().parents[1] / "demo" / "model"
 
@@ -78,7 +79,7 @@ def read_config(directory: Path, trust_remote_code: bool = False) -> Any:
         raw = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(raw, dict):
             raise ValueError("not an object")
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise ModelError(f"{path}: must be a JSON object ({error}).") from None
     if raw.get("auto_map") and not trust_remote_code:
         raise ModelError(f"{directory}: wants to run code of its own. Pass --trust-remote-code if you trust it.")
@@ -94,7 +95,8 @@ def model_class(config: Any, who: str) -> type[nn.Module]:
     import transformers
 
     for name in getattr(config, "architectures", None) or []:
-        if (cls := getattr(transformers, name, None)) is not None:
+        cls = getattr(transformers, name, None)
+        if isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel):
             return cls
     raise ModelError(
         f"{who}: config.json must name a class of Transformers in 'architectures', names {getattr(config, 'architectures', None)}."
@@ -118,6 +120,7 @@ def _from_module(module: nn.Module) -> Model:
         value = model.weights.held(name)
         if value.device.type == "meta":
             raise ModelError(f"{model.name}: {name} must hold a value, is on the meta device. Load the weights first.")
+        require_finite(name, value)
     return model
 
 
@@ -127,7 +130,11 @@ def _from_pickle(cls: Any, directory: Path, name: str) -> Model:
         raise ModelError(f"{directory}: must hold weights (*.safetensors or *.bin), holds none.")
     state: dict[str, torch.Tensor] = {}
     for file in files:
-        state |= torch.load(file, map_location="cpu", weights_only=True)
+        try:
+            state |= torch.load(file, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError, TypeError, OSError) as error:
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ModelError(f"{file}: must be a pickle of tensors alone, is not ({first[:160]}).") from None
     module, report = cls.from_pretrained(None, config=read_config(directory), state_dict=state, output_loading_info=True)
     if report["missing_keys"] or report["mismatched_keys"]:
         raise ModelError(f"{directory}: its pickled weights must fill the model, {sorted(report['missing_keys'])[:3]} are missing.")

@@ -87,6 +87,7 @@ class CheckpointWeights(Weights):
         self._made_by: dict[str, str] = {}  # parameter → conversion that makes it
         self._dtypes: dict[str, torch.dtype] = {}
         self._latest: tuple[str, dict[str, torch.Tensor]] = ("", {})
+        self._finite: set[str] = set()
         self.unused = self._index()
         self._check()
 
@@ -119,7 +120,7 @@ class CheckpointWeights(Weights):
         return [key for key in unused if not any(re.search(pattern, key) for pattern in ignored)]
 
     def _check(self) -> None:
-        where = self.shards.files[0].parent
+        where = self.shards.directory
         for first, names in self.names.items():
             source = next((name for name in names if name in self._made_by), None)
             if source is None:
@@ -163,7 +164,11 @@ class CheckpointWeights(Weights):
     def load(self, names: Iterable[str]) -> None:
         for name in names:
             if self.held(name).device.type == "meta":
-                self.put(name, self._value(self.first[name]))
+                value = self._value(self.first[name])
+                if name not in self._finite:
+                    require_finite(name, value)
+                    self._finite.add(name)
+                self.put(name, value)
         self._latest = ("", {})
 
     @override
@@ -176,6 +181,12 @@ class CheckpointWeights(Weights):
         for name, buffer in self.module.named_buffers():
             if name in self._made_by:
                 buffer.copy_(self._value(name))
+
+
+def require_finite(name: str, value: torch.Tensor) -> None:
+    """Raise ``ModelError`` where a weight holds NaN or Inf."""
+    if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        raise ModelError(f"{name}: weights must be finite, hold NaN or Inf. Repair the checkpoint.")
 
 
 @contextmanager

@@ -45,7 +45,7 @@ def read_receipt(path: str | Path) -> dict[str, Any]:
     """Read a receipt that ``fit`` wrote. Raises ``SettingError`` for anything else."""
     try:
         body = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise SettingError(f"receipt {path}: must be a readable JSON file ({error}). Name a receipt.json that fit wrote.") from None
     if not isinstance(body, dict) or body.get("format") != RECEIPT_FORMAT:
         raise SettingError(f"receipt {path}: must be an object of format {RECEIPT_FORMAT}, is another. Name a receipt.json that fit wrote.")
@@ -55,7 +55,22 @@ def read_receipt(path: str | Path) -> dict[str, Any]:
         )
     if missing := [part for part in _PARTS if part not in body]:
         raise SettingError(f"receipt {path}: must hold all its parts, {', '.join(missing)} is missing. Run fit again.")
+    if wrong := _misshapen(body):
+        raise SettingError(f"receipt {path}: {wrong} must be as fit writes it, is not. Run fit again.")
     return body
+
+
+def _misshapen(body: dict[str, Any]) -> str:
+    """The first part of a receipt that a reader relies on and that is not what it should be."""
+    expected = {("model", "name"): str, ("data", "source"): str, ("request", "target"): str, ("seed",): int}
+    expected |= {("request", name): int for name in ("samples", "tokens", "batch", "test_samples") if name in (body.get("request") or ())}
+    for path, kind in expected.items():
+        value: Any = body
+        for name in path:
+            value = value.get(name) if isinstance(value, dict) else None
+        if not isinstance(value, kind) or isinstance(value, bool):
+            return ".".join(path)
+    return ""
 
 
 def _words(value: Any) -> str:

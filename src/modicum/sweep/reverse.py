@@ -66,7 +66,7 @@ class _Gradients:
         return {name: Sensitivity(total / max(self.draws, 1), means.get(name)) for name, total in self.totals.items()}
 
     def add(self, batch: Batch) -> None:
-        with self._patched(), torch.enable_grad():
+        with self._patched(), _frozen(self.model.module), torch.enable_grad():
             try:
                 loss, draws = likelihood(call(self.model.module, batch), self.generator)
                 loss.backward()
@@ -159,6 +159,19 @@ class _Gradients:
             keep(value.sum([other for other in range(value.ndim) if other != axis]))
 
         output.register_hook(hooked)
+
+
+@contextmanager
+def _frozen(module: torch.nn.Module) -> Iterator[None]:
+    """No parameter collects a gradient: only outputs are felt."""
+    wanted = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in wanted:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in wanted:
+            parameter.requires_grad_(True)
 
 
 def output_tensor(output: Any) -> tuple[torch.Tensor, bool]:
