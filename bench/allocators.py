@@ -15,7 +15,7 @@ from modicum.models.open import open_model
 from modicum.sweep import output_gradients, rehearse
 from modicum.sweep.spill import SpillPool
 
-BUDGETS = {"transformers": (2.95, 3.2, 3.5, 4.0, 4.5, 5.0, 6.0), "modicum": (2.35, 2.6, 3.0, 3.5, 4.0, 4.5, 5.5)}
+BUDGETS = {"transformers": (2.95, 3.2, 3.6, 4.2, 5.0), "modicum": (2.35, 2.7, 3.2, 4.0, 5.0)}
 
 
 def main() -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +27,3 @@ def show(title: str, head: Sequence[str], rows: Sequence[Sequence[Any]], note: s
     name = title.split(":")[0].lower().replace(" ", "_")
     body = {"title": title, "head": list(head), "rows": lines, "note": note}
     (RESULTS / f"{name}.json").write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
-
-
-@contextmanager
-def timed() -> Iterator[list[float]]:
-    """Seconds spent inside, as the one item of a list."""
-    spent = [0.0]
-    started = time.perf_counter()
-    yield spent
-    spent[0] = time.perf_counter() - started

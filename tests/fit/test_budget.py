@@ -74,7 +74,7 @@ def test_bytes_are_those_predicted_told_and_allowed(fitted, name, target, bpw):
     told = result.receipt["bytes"]
     assert weight_bytes(result.out) == told["predicted"] == told["actual"]
     assert allowed == told["allowed"] == int(bpw * result.source.parameters / 8)
-    assert told["actual"] <= table.cost(picks_of(result.plan, table)) <= allowed
+    assert told["actual"] <= min(table.cost(picks_of(result.plan, table)), allowed)
     assert told["bits_per_weight"] == pytest.approx(8 * told["actual"] / result.source.parameters, rel=1e-12)
 
 
@@ -116,10 +116,11 @@ def test_predicted_harm_is_that_of_the_plan_in_the_table(fitted):
 
 
 def test_a_size_is_met_to_the_byte_it_names(llama, fitted, tmp_path):
-    first, table, _ = fitted("llama", "modicum", 6.0)
-    exact = table.cost(picks_of(first.plan, table))
+    first, _, _ = fitted("llama", "modicum", 6.0)
+    exact = first.receipt["bytes"]["actual"]
     again, _, allowed = measured_fit("llama", tmp_path / "out", size=f"{exact}B", target="modicum", group=32)
-    assert allowed == exact and again.plan.options == first.plan.options
+    assert allowed == exact >= again.receipt["bytes"]["actual"]
+    assert again.receipt["predicted_harm"] <= first.receipt["predicted_harm"] * (1 + 1e-9)
 
 
 def test_bits_per_weight_are_taken_as_given(tmp_path):

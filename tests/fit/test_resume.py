@@ -118,7 +118,7 @@ def die_within_write(count):
 
 # The model has three blocks: the first three of ChainStore.keep are the measurement's, the others the assembly's.
 KILLERS = {
-    "a gradient's file": die_before(torch, "save"),
+    "a gradient's file": die_before(modicum.fit.run, "save_sensitivities"),
     "keep": die_before(ChainStore, "keep"),
     "kept": die_after(ChainStore, "keep"),
     "save": die_before(Measurement, "save"),

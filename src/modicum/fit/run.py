@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from modicum.allocate import ALLOCATORS
+from modicum.allocate._family import fill
 from modicum.core.budget import Budget, parse_size, readable
 from modicum.core.errors import BudgetError, DataError, ModelError, SettingError, near
 from modicum.core.method import Change
@@ -38,6 +39,7 @@ from modicum.fit.meter import Meter
 from modicum.fit.quality import Outputs, Quality, compare, plain, streamed
 from modicum.fit.request import Request
 from modicum.fit.store import FormStore, load_sensitivities, save_sensitivities, write_json
+from modicum.forms import Form
 from modicum.models.model import Model
 from modicum.models.open import open_model
 from modicum.sweep import Sensitivity, output_gradients, rehearse
@@ -152,9 +154,9 @@ class Run:
             self.data = self._data(batches)
             try:
                 self.script = rehearse(self.model, self.data.calibration[0])
-            except IndexError as error:
+            except IndexError:
                 raise DataError(
-                    f"{self.model.name}: the data must fit the model, an index is out of range ({error}). Use fewer --tokens, or its own tokenizer."
+                    f"{self.model.name}: {_extent(self.data.calibration[0])} must fit the model{_limits(self.model)}."
                 ) from None
             self.target_name = self._target_name()
             self.target = TARGETS[self.target_name](self.model, self.script)
@@ -224,10 +226,10 @@ class Run:
         try:
             self.partial.parent.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
-        except OSError as error:
-            raise SettingError(f"{self.out}: must be writable, is not ({error.strerror or error}). Choose another --out.") from None
         except filelock.Timeout:
             raise SettingError(f"{self.out}: is being written by another run. Wait for it, or choose another --out.") from None
+        except OSError as error:
+            raise SettingError(f"{self.out}: must be writable, is not ({error.strerror or error}). Choose another --out.") from None
         try:
             return self._locked(menu)
         except OSError as error:
@@ -411,20 +413,23 @@ class Run:
 
     def _spent(self, table: Table, allowed: int) -> dict[str, int]:
         """Choose, then choose again with what the header's estimate held back: the table assumes the longest offsets."""
-        choose, room, best = ALLOCATORS[self.request.allocator], allowed, None
+        choose = ALLOCATORS[self.request.allocator]
+        best = choose(table, allowed, None)
         for _ in range(4):
-            picks = choose(table, room, None)
-            exact = self._exact_bytes(table, picks)
-            if exact > allowed:
+            room = table.cost(best) + allowed - self._exact_bytes(table, best)
+            better = [
+                picks
+                for picks in (choose(table, room, None), fill(table, best, room))
+                if table.harm(picks) < table.harm(best) and self._exact_bytes(table, picks) <= allowed
+            ]
+            if not better:
                 break
-            if picks == best:
-                break
-            best, room = picks, allowed + table.cost(picks) - exact
-        return best if best is not None else choose(table, allowed, None)
+            best = min(better, key=table.harm)
+        return best
 
     def _exact_bytes(self, table: Table, picks: dict[str, int]) -> int:
         """Bytes of the files a selection gives, header and all, from forms of zeros."""
-        forms = {}
+        forms: dict[str, Form] = {}
         for site in self.sites:
             option = Option.parse(table.choices[site.name][picks[site.name]].option)
             forms |= {unit.name: blueprint(option, unit, self._blueprints) for unit in site.units if option.steps}
@@ -567,6 +572,21 @@ class Run:
         if self.request.budget is None:
             return None
         return smallest <= self.request.budget.bytes(self.model.parameters)
+
+
+def _extent(batch: Batch) -> str:
+    """What of a batch can be too much for a model, in words."""
+    ids = batch.get("input_ids") if isinstance(batch, dict) else batch[0]
+    if ids is None or ids.is_floating_point():
+        return "the data's indices"
+    return f"windows of {ids.shape[-1]} tokens with ids up to {int(ids.max())}"
+
+
+def _limits(model: Model) -> str:
+    """What a model's config says it takes, in words."""
+    said = {"tokens": getattr(model.config, "vocab_size", None), "positions": getattr(model.config, "max_position_embeddings", None)}
+    known = " and ".join(f"{count} {what}" for what, count in said.items() if count is not None)
+    return f", which has {known}" if known else ", do not"
 
 
 def _state(path: Path) -> dict[str, Any]:
