@@ -13,14 +13,14 @@ Judge = Callable[[Picks, int], float]
 def fill(table: Table, picks: Picks, budget: int, order: list[str] | None = None) -> Picks:
     """Spend what is left: while an upgrade that lowers the predicted harm fits, take one.
 
-    In the given site order the strongest that fits for each site in turn, otherwise always the one with the largest drop of harm per byte.
+    In the given site order the next larger option of each site in turn, otherwise always the one with the largest drop of harm per byte.
     Afterwards the bytes left over are fewer than the cheapest such upgrade.
     """
     picks, left = dict(picks), budget - table.cost(picks)
     for site in order or []:
         if found := _upgrades(table, picks, left, [site]):
-            left -= (best := max(found))[2]
-            picks[site] = best[3]
+            _, _, bytes_, picks[site], _ = min(found, key=lambda upgrade: upgrade[2])
+            left -= bytes_
     while found := _upgrades(table, picks, left, list(table.choices)):
         _, _, bytes_, index, site = max(found, key=lambda upgrade: (upgrade[1], upgrade[4]))
         picks[site], left = index, left - bytes_
