@@ -298,3 +298,12 @@ def test_a_cut_is_refused_where_the_target_cannot_hold_it(tmp_path):
     with pytest.raises(modicum.SettingError, match=r"Pass --target modicum\."):
         modicum.fit(model, method="flap keep=0.7", data=batches, out=tmp_path / "out", target="transformers")
     assert not Path(tmp_path / "out").exists()
+
+
+def test_gradients_stay_as_they_were_enabled():
+    module, batches = zoo.build("mlp")
+    modicum.fit(module, method="nearest bits=8", data=batches)
+    assert torch.is_grad_enabled()
+    with torch.no_grad():
+        modicum.fit(module, method="nearest bits=8", data=batches)
+        assert not torch.is_grad_enabled()

@@ -106,11 +106,11 @@ def _likelihood(log: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor) -> 
     return float(found[mask[1:]].mean())
 
 
+@torch.no_grad()
 def plain(module: torch.nn.Module, batches: Iterable[Batch]) -> Outputs:
     """Outputs of a module in memory."""
-    with torch.no_grad():
-        for index, batch in enumerate(batches):
-            yield index, call(module, batch)
+    for index, batch in enumerate(batches):
+        yield index, call(module, batch)
 
 
 def streamed(

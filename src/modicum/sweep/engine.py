@@ -80,16 +80,16 @@ class Sweep:
         stops = stop_names(model, script.stacks) if treat or values or biases else []
         self.chain = Chain(model.module, batches, stops, model.blocks)
 
+    @torch.no_grad()  # as a decorator: entered and left around each step, so that two sweeps may alternate
     def run(self) -> Iterator[tuple[int, Any]]:
         """Drive the sweep."""
-        with torch.no_grad():
-            self.model.weights.load(self.model.trunk)
-            self._place("")
-            try:
-                yield from self.chain.run(self._work)
-            finally:
-                for name in list(self._displaced):
-                    self._restore(name)
+        self.model.weights.load(self.model.trunk)
+        self._place("")
+        try:
+            yield from self.chain.run(self._work)
+        finally:
+            for name in list(self._displaced):
+                self._restore(name)
 
     def _place(self, block: str) -> None:
         """Put treated weights that no module's forward multiplies (used directly, or seen by no one) into the loaded block."""
