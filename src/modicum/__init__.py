@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "fit": "modicum.fit", "Result": "modicum.fit", "load": "modicum.export", "evaluate": "modicum.receipt", "find": "modicum.core.method",
-    "register": "modicum.core.method", "open_model": "modicum.models.open", "Budget": "modicum.core.budget", "Plan": "modicum.core.plan",
-    "Option": "modicum.core.option", "ModicumError": "modicum.core.errors", "SettingError": "modicum.core.errors",
+    "fit": "modicum.fit", "Result": "modicum.fit", "measure": "modicum.fit", "Measured": "modicum.fit",
+    "load": "modicum.export", "evaluate": "modicum.receipt", "frontier": "modicum.receipt", "find": "modicum.core.method",
+    "register": "modicum.core.method", "open_model": "modicum.models.open", "trim": "modicum.vocabulary",
+    "Budget": "modicum.core.budget", "Plan": "modicum.core.plan", "Option": "modicum.core.option",
+    "ModicumError": "modicum.core.errors", "SettingError": "modicum.core.errors",
     "ModelError": "modicum.core.errors", "DataError": "modicum.core.errors", "BudgetError": "modicum.core.errors",
 }  # fmt: skip
 
@@ -24,6 +26,7 @@ __all__ = [
     "Budget",
     "BudgetError",
     "DataError",
+    "Measured",
     "ModelError",
     "ModicumError",
     "Option",
@@ -34,9 +37,12 @@ __all__ = [
     "evaluate",
     "find",
     "fit",
+    "frontier",
     "load",
+    "measure",
     "open_model",
     "register",
+    "trim",
 ]
 
 if TYPE_CHECKING:
@@ -46,9 +52,11 @@ if TYPE_CHECKING:
     from modicum.core.option import Option
     from modicum.core.plan import Plan
     from modicum.export import load
-    from modicum.fit import Result, fit
+    from modicum.fit import Measured, Result, fit, measure
     from modicum.models.open import open_model
-    from modicum.receipt import evaluate
+    from modicum.receipt.evaluate import evaluate
+    from modicum.receipt.frontier import frontier
+    from modicum.vocabulary import trim
 
 
 def __getattr__(name: str) -> Any:

@@ -1,23 +1,31 @@
 import dataclasses
 import errno
+import inspect
 import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 from transformers.utils import logging
 
 from modicum import __version__
+from modicum.allocate import ALLOCATORS
 from modicum.cli import show
 from modicum.cli.main import fit as fit_command
+from modicum.cli.main import frontier as frontier_command
 from modicum.cli.main import main
+from modicum.cli.main import measure as measure_command
 from modicum.core.errors import ModelError
 from modicum.core.method import registry
-from modicum.fit.request import Request
+from modicum.fit.harm import HARMS
+from modicum.fit.request import Request, Settings
 from modicum.models.open import DEMO
+from modicum.receipt import frontier
 from modicum.testing import zoo
 
 SMALL = ("--samples", "4", "--tokens", "16", "--menu", "int4,int8", "--harm", "error")
@@ -36,10 +44,33 @@ def model(tmp_path_factory):
 def written(model, tmp_path_factory):
     """A directory that ``fit`` wrote through the command line, and what was printed; in a process of its own, as a shell would."""
     out = tmp_path_factory.mktemp("out") / "small"
-    words = [sys.executable, "-m", "modicum", "fit", str(model), "--bpw", "9", *SMALL, "--out", str(out)]
+    words = [sys.executable, "-m", "modicum", "fit", str(model), "--bpw", "9", *SMALL, "--search-time", "0", "--out", str(out)]
     done = subprocess.run(words, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return out, done
+
+
+@pytest.fixture(scope="module")
+def measured(model, tmp_path_factory):
+    """A directory that ``measure`` wrote through the command line, and what was printed."""
+    out = tmp_path_factory.mktemp("measured") / "m"
+    words = (
+        "measure",
+        model,
+        "--out",
+        out,
+        "--samples",
+        "4",
+        "--tokens",
+        "16",
+        "--test-samples",
+        "4",
+        "--menu",
+        "int4,int8,ziplm keep=0.5",
+    )
+    result = run(*words, "--harm", "error")
+    assert result.exit_code == 0, result.stderr
+    return out, result
 
 
 def run(*words):
@@ -58,7 +89,7 @@ def refused(*words):
 # Help
 
 
-@pytest.mark.parametrize("words", [("--help",), ("fit", "--help"), ("eval", "-h"), ("--version",)])
+@pytest.mark.parametrize("words", [("--help",), ("fit", "--help"), ("measure", "-h"), ("frontier", "-h"), ("eval", "-h"), ("--version",)])
 def test_help_answers_before_anything_heavy_is_imported(words):
     code = (
         "import sys\nfrom modicum.cli.main import main\ntry:\n    main(sys.argv[1:])\nfinally:\n"
@@ -72,15 +103,27 @@ def test_help_answers_before_anything_heavy_is_imported(words):
 
 def test_python_m_is_the_command():
     done = subprocess.run([sys.executable, "-m", "modicum", "fit", "--help"], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0 and done.stdout.startswith("Usage: modicum fit [OPTIONS] MODEL")
+    assert done.returncode == 0 and done.stdout.startswith("Usage: modicum fit [OPTIONS] [MODEL]")
 
 
-def test_defaults_shown_are_those_of_the_library():
-    known = {field.name: field.default for field in dataclasses.fields(Request)}
-    shown = {option.name: option.default for option in fit_command.params if option.name in known and option.name != "keep"}
-    stated = {name: default for name, default in shown.items() if isinstance(default, str | int) and not isinstance(default, bool)}
-    assert {"samples", "tokens", "batch", "group", "seed", "device", "allocator", "harm"} <= stated.keys()
+@pytest.mark.parametrize("command, settings", [(fit_command, Request), (measure_command, Settings)])
+def test_defaults_shown_are_those_of_the_library(command, settings):
+    known = {field.name: field.default for field in dataclasses.fields(settings)}
+    stated = {option.name: option.default for option in command.params if getattr(option, "show_default", False)}
+    assert {"samples", "tokens", "micro_batch", "test_samples", "gradient_samples", "group", "seed", "device", "harm"} <= stated.keys()
     assert stated == {name: known[name] for name in stated}
+
+
+def test_defaults_of_frontier_are_those_of_the_library():
+    known = {name: parameter.default for name, parameter in inspect.signature(frontier).parameters.items()}
+    stated = {option.name: option.default for option in frontier_command.params if getattr(option, "show_default", False)}
+    assert stated == {"points": known["points"], "measured_at": known["measured_at"]}
+
+
+@pytest.mark.parametrize("flag, registered", [("allocator", ALLOCATORS), ("harm", HARMS)])
+def test_help_names_all_there_are(flag, registered):
+    (said,) = (option.help for option in fit_command.params if option.name == flag)
+    assert set(said.partition(": ")[2].rstrip(".").replace(" or ", ", ").split(", ")) == set(registered)
 
 
 # Methods
@@ -143,11 +186,26 @@ def test_unknown_methods_offer_the_near_ones(command):
     [
         (("fit", "nowhere", "--bpw", "4"), "no such directory"),
         (("fit", "{model}"), "exactly one of a budget, a method or a plan must be given, got nothing"),
-        (("fit", "{model}", "--bpw", "4", "--size", "1MB"), "exactly one budget"),
+        (("fit", "{model}", "--bpw", "4", "--method", "gptq"), "exactly one of a budget, a method or a plan must be given, got budget and"),
         (("fit", "{model}", "--size", "4 apples"), "must be a size such as 4.5MB"),
         (("fit", "{model}", "--bpw", "4", "--target", "transformer"), "Did you mean transformers?"),
         (("fit", "{model}", "--bpw", "4", "--menu", "gptk"), "is not known"),
-        (("fit", "{model}", "--bpw", "4", "--harm", "none"), "must be fisher or error"),
+        (("fit", "{model}", "--bpw", "4", "--harm", "none"), "harm 'none': is not known"),
+        (("fit", "{model}", "--bpw", "4", "--allocator", "hawk"), "Did you mean hawq"),
+        (("fit", "{model}", "--params", "sixty"), "must be a share such as 60%"),
+        (("fit", "{model}", "--loss", "-1%"), "must be a share"),
+        (("fit", "{model}", "--memory", "4"), "must be a size such as 4.5MB"),
+        (("fit", "{model}", "--speed", "fast"), "must be a factor such as 1.5x"),
+        (("fit", "{model}", "--latency", "20"), "must be a time such as 20ms"),
+        (("fit", "{model}", "--bpw", "4", "--workers", "many"), "must be a number of processes or ray"),
+        (("fit", "{model}", "--bpw", "4", "--search-time", "-1"), "must be 0 or more seconds"),
+        (("fit", "{model}", "--memory", "1GB", "--context", "0"), "context: must be at least 1"),
+        (("fit", "--from", "{model}", "--bpw", "4"), "must be a folder that measure wrote"),
+        (("fit", "--from", "nowhere", "--bpw", "4"), "must be a folder that measure wrote"),
+        (("measure", "nowhere", "--out", "{model}/x"), "no such directory"),
+        (("measure", "{model}", "--out", "{model}", "--json"), "exists already"),
+        (("measure", "{model}", "--out", "{model}/x", "--harm", "fischer"), "Did you mean fisher?"),
+        (("frontier", "{model}", "--json"), "must be a folder that measure wrote"),
         (("fit", "{model}", "--plan", "{model}/config.json"), "must be an object of format modicum-plan"),
         (("fit", "{model}", "--bpw", "4", "--data", "{model}/nothing.txt", "--json"), "none is there"),
         (("fit", "{model}", "--bpw", "1", "--samples", "4", "--tokens", "16", "--out", "{model}/x", "--json"), "cannot be reached"),
@@ -162,9 +220,12 @@ def test_bad_input_is_told_in_one_sentence(model, words, said):
     assert not (model / "x").exists()
 
 
-@pytest.mark.parametrize("words", [("fit",), ("fit", "demo", "--bpw", "four"), ("frobnicate",), ("export", "demo")])
+WRONG = ["fit", "fit --bpw 4", "fit demo --bpw four", "frobnicate", "export demo", "measure demo", "frontier"]
+
+
+@pytest.mark.parametrize("words", WRONG)
 def test_wrong_usage_exits_with_two(words):
-    result = run(*words)
+    result = run(*words.split())
     assert result.exit_code == 2 and "Usage:" in result.stderr
 
 
@@ -261,18 +322,167 @@ def test_dry_run_tells_what_is_within_reach_and_writes_nothing(model, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_out_is_named_after_the_model_and_every_setting_arrives(monkeypatch, model):
+def settings_of(monkeypatch, command, *words):
+    """What a command hands to the library."""
     got = {}
 
-    def fit(source, **settings):
-        got.update(settings, source=source)
-        raise ModelError("fit: stops here.")
+    def stop(*sources, **settings):
+        got.update(settings, sources=sources)
+        raise ModelError("it: stops here.")
 
-    monkeypatch.setattr("modicum.fit.fit", fit)
-    run("fit", model, "--bpw", "4.5", "--keep", "head", "--keep", "layers.0", "--ram", "4GB", "--overwrite")
-    assert got["source"] == str(model) and got["out"].parts == ("out", "twin")
-    assert got["bpw"] == 4.5 and got["keep"] == ("head", "layers.0") and got["ram"] == "4GB" and got["overwrite"] is True
-    assert {field.name for field in dataclasses.fields(Request)} - got.keys() == {"budget", "test_samples", "gradient_samples"}
+    monkeypatch.setattr(command, stop)
+    assert run(*words).stderr == "modicum: it: stops here.\n"
+    got.pop("progress")
+    return got
+
+
+EVERY = {
+    **{"target": "modicum", "data": "a.txt", "samples": 5, "tokens": 6, "micro_batch": 7, "test_samples": 9, "gradient_samples": 4},
+    **{"menu": "int4", "group": 32, "ram": "4GB", "seed": 3, "device": "cpu", "keep": ("head", "layers.0"), "harm": "trace"},
+    **{"curvature": True, "overwrite": True, "allow_pickle": True, "trust_remote_code": True, "allow_fallback": True},
+}
+BUDGETS = {"size": "1MB", "bpw": 4.5, "params": "60%", "loss": "1%", "memory": "2GiB", "speed": "1.5x", "latency": "20ms"}
+FITTING = {"context": 4096, "batch": 2, "allocator": "hawq", "search_time": 1.5, "workers": "2", "dry_run": True}
+
+
+def as_words(settings):
+    for name, value in settings.items():
+        flag = f"--{name.replace('_', '-')}"
+        for item in value if isinstance(value, tuple) else (value,):
+            yield from [flag] if item is True else [flag, item]
+
+
+def test_out_is_named_after_the_model_and_every_setting_arrives(monkeypatch, model):
+    wanted = {**EVERY, **BUDGETS, **FITTING, "method": "gptq", "plan": "plan.json"}
+    got = settings_of(monkeypatch, "modicum.fit.fit", "fit", model, *as_words(wanted))
+    assert got.pop("sources") == (str(model),) and got.pop("out").parts == ("out", "twin")
+    assert got == wanted
+    assert {field.name for field in dataclasses.fields(Request)} - got.keys() == {"budget", "out"}
+
+
+def test_every_setting_of_a_measurement_arrives(monkeypatch, tmp_path):
+    got = settings_of(monkeypatch, "modicum.fit.measure", "measure", "demo", "--out", tmp_path / "m", *as_words(EVERY))
+    assert got == EVERY | {"sources": ("demo",), "out": tmp_path / "m"}
+    assert {field.name for field in dataclasses.fields(Settings)} == got.keys() - {"sources"}
+
+
+def test_what_is_not_said_is_left_to_the_library(monkeypatch, measured):
+    """Above all the time to search, which is another after a measurement."""
+    assert settings_of(monkeypatch, "modicum.fit.fit", "fit", "demo", "--bpw", "4").keys() == {"sources", "out", "bpw"}
+    got = settings_of(monkeypatch, "modicum.fit.fit", "fit", "--from", measured[0], "--bpw", "4")
+    assert got == {"sources": (None,), "out": Path("out") / "twin", "bpw": 4.0, "measured": str(measured[0])}
+    assert settings_of(monkeypatch, "modicum.receipt.frontier", "frontier", "m") == {"sources": ("m",)}
+
+
+# Measured once
+
+
+def lines(result):
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in result.stdout.splitlines())}
+
+
+def test_measure_tells_what_it_found_and_what_to_do_next(measured):
+    out, result = measured
+    said = lines(result)
+    assert said["targets"] == "transformers, modicum" and said["measurement"] == str(out)
+    assert said["next"].startswith(f"modicum frontier {out}, modicum fit --from {out} --size 4.07MB")
+    assert "random plans with Spearman r = " in said["prediction"]
+    assert [line.split()[-2:] for line in result.stdout.splitlines()[1:3]] == [["22", "108"], ["6", "6"]]
+    assert {path.name for path in out.iterdir()} == {"measurement.json", "findings.json", "sequences.safetensors"}
+
+
+def test_frontier_of_a_measurement(measured, tmp_path):
+    shutil.copytree(measured[0], tmp_path / "m")
+    result = run("frontier", tmp_path / "m", "--target", "modicum", "--points", "3", "--measured", "1")
+    assert result.exit_code == 0, result.stderr
+    said = lines(result)
+    assert said["picture"] == str(tmp_path / "m" / "frontier.svg") and Path(said["page"]).exists()
+    found = json.loads((tmp_path / "m" / "frontier.json").read_text())
+    point = found["curves"][0]["points"][0]["chosen"]
+    row = next(line for line in result.stdout.splitlines() if f" {point['measured']['mean']:.3g} " in line)
+    assert row.split()[-1] == str(len(point["cuts"])) == "6"
+    again = run("frontier", tmp_path / "m", "--target", "modicum", "--points", "3", "--measured", "1", "--json")
+    assert json.loads(again.stdout) == found
+
+
+def test_fit_from_a_measurement_measures_nothing_again(measured, tmp_path):
+    words = ("fit", "--from", measured[0], "--bpw", "3.5", "--target", "modicum", "--allocator", "integer_program", "--out", tmp_path / "x")
+    result = run(*words)
+    assert result.exit_code == 0, result.stderr
+    said, receipt = lines(result), json.loads((tmp_path / "x" / "receipt.json").read_text())
+    assert said["budget"] == "3.5 bpw" and said["choice"].startswith("integer_program, ")
+    assert said["prediction"] == lines(measured[1])["prediction"]
+    cuts = [site for site in receipt["sites"] if site["kind"] == "cut"]
+    assert said["cuts"] == f"ziplm keep=0.5 on {len(cuts)}" and cuts
+    assert not {"measure", "gradients", "scale"} & receipt["stages"].keys()
+    assert receipt["bytes"]["actual"] <= receipt["bytes"]["allowed"]
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (("--size", "10kB"), "the smallest for target transformers and this menu is 2.067 MB"),
+        (("--bpw", "0.1"), "(8.13 bpw)"),
+        (("--params", "1%"), "the smallest for target transformers and this menu is 100.0 % of the values"),
+        (("--params", "1%", "--target", "modicum"), "the smallest for target modicum"),
+        (("--memory", "1MB"), "Only cuts and dropped blocks help: transformers holds weights whole in memory"),
+        (("--speed", "100x", "--context", "16"), "100x speed: cannot be reached, the smallest for target transformers and this menu is"),
+        (("--latency", "1us", "--context", "16"), "Only cuts and dropped blocks help"),
+        (("--size", "3MB", "--params", "1%"), "budget 3.000 MB and 1 % of parameters: cannot be reached"),
+        (("--bpw", "9", "--samples", "5"), "samples: was 4 when"),
+        (("--bpw", "9", "--menu", "int3"), "'gptq bits=3' was not measured"),
+        (("demo", "--bpw", "9"), "demo: must be the model that was measured"),
+    ],
+)
+def test_what_a_measurement_cannot_give_is_told_in_one_sentence(measured, tmp_path, monkeypatch, words, said):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # where times are kept
+    assert said in refused("fit", "--from", measured[0], *words, "--out", tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_frontier_refuses_a_target_that_was_not_measured(measured):
+    assert "was not measured in" in refused("frontier", measured[0], "--target", "gguf")
+
+
+@pytest.mark.parametrize("name", ["measurement.json", "findings.json", "sequences.safetensors"])
+@pytest.mark.parametrize("spoil", [lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:100])])
+def test_a_damaged_measurement_is_told_in_one_sentence(measured, tmp_path, name, spoil):
+    spoil(Path(shutil.copytree(measured[0], tmp_path / "m")) / name)
+    assert str(tmp_path / "m") in refused("fit", "--from", tmp_path / "m", "--bpw", "9", "--out", tmp_path / "x")
+    assert str(tmp_path / "m") in refused("frontier", tmp_path / "m")
+
+
+def test_a_model_that_changed_since_is_refused(model, tmp_path):
+    shutil.copytree(model, tmp_path / "model")
+    words = ("--samples", "4", "--tokens", "16", "--test-samples", "4", "--menu", "int8", "--harm", "error", "--target", "transformers")
+    assert run("measure", tmp_path / "model", "--out", tmp_path / "m", *words).exit_code == 0
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    save_file({name: 2 * value for name, value in weights.items()}, tmp_path / "model" / "model.safetensors", {"format": "pt"})
+    for command in (("fit", "--from", tmp_path / "m", "--bpw", "9", "--out", tmp_path / "x"), ("frontier", tmp_path / "m")):
+        assert "must be the model that was measured, is not or has changed" in refused(*command)
+
+
+def test_interrupted_measurements_continue(monkeypatch):
+    def measure(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("modicum.fit.measure", measure)
+    result = run("measure", "demo", "--out", "m")
+    assert (result.exit_code, result.stderr) == (130, "modicum: interrupted. The same command continues from what is done.\n")
+
+
+def test_outcome_tells_how_the_plan_was_searched(written, capsys):
+    receipt = json.loads((written[0] / "receipt.json").read_text())
+    rank = {"plans": 30, "sequences": 8, "spearman": None}
+    receipt["search"] = {"allocator": "auto", "seconds": 41.25, "evaluations": 120, "hits": 15, "rank": rank}
+    gone = {**receipt["sites"][0], "option": "dropped"}
+    receipt["sites"] += [gone, gone, {**gone, "kind": "span", "option": "blocks count=1 first=1"}]
+    show.outcome(receipt, written[0])
+    said = capsys.readouterr().out
+    assert "auto, 120 candidates judged and 15 answered from memory, 41.2 s" in said and "Spearman" not in said
+    assert "blocks count=1 first=1, 2 choices with them" in said
+    show.outcome(receipt | {"search": {"skipped": "too slow"}}, written[0])
+    assert "left out: too slow" in capsys.readouterr().out
 
 
 # Progress

@@ -19,7 +19,7 @@ ORDER = [
     ("forms",),
     ("numerics", "models", "data", "sweep"),
     FAMILIES,
-    ("allocate",),
+    ("allocate", "vocabulary"),
     ("export",),
     ("fit",),
     ("receipt",),

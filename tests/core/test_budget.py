@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modicum.core.budget import Budget, readable
+from modicum.core.budget import Budget, every, readable
 from modicum.core.errors import BudgetError
 
 
@@ -30,10 +30,41 @@ def test_text_that_is_no_budget_is_told(text):
     assert str(error.value) == f"budget: must be a size such as 4.5MB or 2GiB, or bits per weight such as 4bpw, got {text!r}."
 
 
-@pytest.mark.parametrize("given_", [{}, {"size": 1, "bpw": 1.0}])
-def test_exactly_one_is_given(given_):
-    with pytest.raises(BudgetError, match="exactly one must be given"):
-        Budget(**given_)
+def test_at_least_one_is_given():
+    with pytest.raises(BudgetError, match="at least one must be given"):
+        Budget()
+
+
+def test_several_hold_together():
+    assert Budget(size=400, bpw=4.0).bytes(1000) == 400 and Budget(size=600, bpw=4.0).bytes(1000) == 500
+    both = Budget.of(size="1MB", params="60%", speed="1.5x", latency="20ms", loss="1%", memory="2GiB")
+    assert both == Budget(size=10**6, params=0.6, speed=1.5, latency=0.02, loss=0.01, memory=2**31)
+    assert both.bytes(10) == 10**6 and Budget(params=0.5).bytes(10) is None and Budget.of() is None
+    assert str(Budget(params=0.6, loss=0.01)) == "60 % of parameters and loss 1 %"
+
+
+def test_one_kind_is_given_once():
+    assert every([None, Budget(size=1), Budget(bpw=2.0)]) == Budget(size=1, bpw=2.0)
+    with pytest.raises(BudgetError, match="size: must be given once"):
+        every([Budget(size=1), Budget(size=2)])
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        ({"params": "much"}, "a share such as 60%"),
+        ({"loss": "-1%"}, "a share such as"),
+        ({"speed": "fast"}, "a factor such as 1.5x"),
+        ({"latency": "20"}, "a time such as 20ms"),
+        ({"memory": "2"}, "must be a size such as"),
+        ({"bpw": "four"}, "a number such as 4.5"),
+        ({"params": 0.0}, "must be a positive number"),
+        ({"loss": True}, "must be a positive number"),
+    ],
+)
+def test_words_that_are_no_budget_are_told(words, said):
+    with pytest.raises(BudgetError, match=said):
+        Budget.of(**words)
 
 
 @pytest.mark.parametrize("given_", [{"size": 0}, {"size": -1}, {"bpw": 0.0}, {"bpw": float("nan")}, {"bpw": float("inf")}])

@@ -45,15 +45,25 @@ def measured_fit(name, out, **settings):
     """A result, and the table and bytes its allocator was given."""
     model, batches = zoo.tied_twin() if name == "tied_twin" else zoo.build(name)
     seen, choose = [], ALLOCATORS["integer_program"]
-    ALLOCATORS["integer_program"] = lambda table, budget, judge=None: seen.append((table, budget)) or choose(table, budget, judge)
+
+    def watched(table, limits, judge=None, **ways):
+        seen.append((table, limits["bytes"]))
+        return choose(table, limits, judge, **ways)
+
+    ALLOCATORS["integer_program"] = watched
     try:
-        return modicum.fit(model, data=batches, out=out, **settings), *seen[0]
+        return modicum.fit(model, data=batches, out=out, allocator="integer_program", **settings), *seen[0]
     finally:
         ALLOCATORS["integer_program"] = choose
 
 
 def picks_of(plan, table):
-    return {site: next(i for i, choice in enumerate(found) if choice.option == plan.options[site]) for site, found in table.choices.items()}
+    """The selection a plan says: structure first, then what stands under it."""
+    picks = {}
+    for site, found in table.choices.items():
+        wanted = (plan.options[site],) if site in plan.options else ("gone", "keep")
+        picks[site] = next(index for text in wanted for index in table.allowed(site, picks) if found[index].option == text)
+    return picks
 
 
 def weight_bytes(out):
@@ -83,10 +93,11 @@ def test_what_is_left_over_buys_nothing_that_helps(fitted, name, target, bpw):
     result, table, allowed = fitted(name, target, bpw)
     picks = picks_of(result.plan, table)
     upgrades = [
-        choice.bytes - found[picks[site]].bytes
-        for site, found in table.choices.items()
-        for choice in found
-        if choice.harm < found[picks[site]].harm
+        table.choices[site][index].bytes - table.choices[site][picks[site]].bytes
+        for site in table.choices
+        if site not in table.children
+        for index in table.allowed(site, picks)
+        if table.choices[site][index].harm < table.choices[site][picks[site]].harm
     ]
     assert not upgrades or allowed - result.receipt["bytes"]["actual"] < min(upgrades)
 
@@ -218,7 +229,7 @@ def test_the_forecast_holds(fitted, llama):
     forecast = modicum.fit(llama[0], "8bpw", data=llama[1], dry_run=True, group=32).receipt
     _, table, _ = fitted("llama", "transformers", 11.0)
     assert forecast["smallest_bytes"] == table.cost(table.cheapest())
-    assert {site["name"] for site in forecast["sites"]} == set(table.choices)
+    assert {site["name"] for site in forecast["sites"]} == set(table.choices) - set(table.children)
 
 
 # The same bytes again

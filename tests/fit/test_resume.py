@@ -11,7 +11,7 @@ import torch
 import modicum
 from modicum.core.errors import ModelError, SettingError
 from modicum.fit.assemble import Assembly
-from modicum.fit.measure import Measurement
+from modicum.fit.measurement import Measurement
 from modicum.fit.run import Quiet, Run
 from modicum.fit.store import ChainStore, FormStore
 from modicum.quantize.gptq import Gptq
@@ -29,7 +29,15 @@ children.set_forkserver_preload(
 def fit(out, *, budget="6bpw", seed=0, weights_seed=0, progress=None, **settings):
     model, batches = zoo.build("llama", seed=weights_seed)
     return modicum.fit(
-        model, budget, data=batches, out=out, target="modicum", menu="int2,int4,int8", seed=seed, progress=progress, **settings
+        model,
+        budget,
+        data=batches,
+        out=out,
+        target="modicum",
+        menu="int2,int4,int8",
+        seed=seed,
+        progress=progress,
+        **{"search_time": 0.0, **settings},
     )
 
 
@@ -118,7 +126,7 @@ def die_within_write(count):
 
 # The model has three blocks: the first three of ChainStore.keep are the measurement's, the others the assembly's.
 KILLERS = {
-    "a gradient's file": die_before(modicum.fit.run, "save_sensitivities"),
+    "a gradient's file": die_before(modicum.fit.survey, "save_sensitivities"),
     "keep": die_before(ChainStore, "keep"),
     "kept": die_after(ChainStore, "keep"),
     "save": die_before(Measurement, "save"),

@@ -1,7 +1,6 @@
 import copy
 import json
 import re
-from html.parser import HTMLParser
 
 import matplotlib
 import pytest
@@ -60,31 +59,8 @@ def receipt(**changed):
     return copy.deepcopy(body | changed)
 
 
-class Page(HTMLParser):
-    """Text outside the charts, tags, addresses, and whether every tag is closed."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.tags, self.addresses, self.open, self.words = set(), [], [], []
-        self.feed(html)
-        self.text = " ".join(" ".join(self.words).split())
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.add(tag)
-        self.addresses += [value for name, value in attrs if name in ("href", "src", "xlink:href")]
-        if tag not in ("meta", "br"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if "svg" not in self.open and "style" not in self.open:
-            self.words.append(data)
-
-
-def test_says_what_was_done_measured_and_verified():
-    text = Page(report(receipt())).text
+def test_says_what_was_done_measured_and_verified(read):
+    text = read(report(receipt())).text
     for said in (
         *("models/toy", "80.000 kB → 36.123 kB", "36,123 bytes", "7.225 bits per weight", "budget 8 bpw, 40,000 bytes"),
         *("8.750 → 9.125", "0.02345", "0.02100 to 0.02500", "64 sequences", "The plan predicted 0.00200"),
@@ -95,9 +71,9 @@ def test_says_what_was_done_measured_and_verified():
         assert said in text, said
 
 
-def test_page_is_whole_and_needs_nothing_else():
+def test_page_is_whole_and_needs_nothing_else(read):
     html = report(receipt())
-    page = Page(html)
+    page = read(html)
     assert page.open == []
     assert not page.tags & {"script", "link", "img", "iframe", "object"}
     assert all(address.startswith("#") for address in page.addresses)
@@ -122,7 +98,7 @@ def test_same_receipt_gives_same_page_and_leaves_matplotlib_alone():
 
 
 @pytest.mark.parametrize("place", ["site", "option", "model", "event", "untreated", "note", "verification"])
-def test_names_are_text_never_markup(place):
+def test_names_are_text_never_markup(read, place):
     hostile = receipt()
     if place in ("site", "option"):
         hostile["sites"][0][place] = HOSTILE
@@ -138,30 +114,65 @@ def test_names_are_text_never_markup(place):
         hostile["verification"][HOSTILE] = HOSTILE
     html = report(hostile)
     assert "<script" not in html
-    assert HOSTILE in Page(html).text
+    assert HOSTILE in read(html).text
 
 
-def test_what_was_not_measured_is_left_out():
+def test_what_was_not_measured_is_left_out(read):
     bare = receipt(quality=None, verification={}, predicted_harm=None, events=[])
     bare["bytes"]["allowed"] = bare["request"]["budget"] = None
     bare["request"]["method"] = "gptq bits=4"
     bare["sites"] = [row | {"harm": None} for row in bare["sites"]]
     html = report(bare)
-    text = Page(html).text
+    text = read(html).text
     for said in ("Not measured.", "Not verified.", "no budget: gptq bits=4 was asked for"):
         assert said in text
     assert "perplexity" not in text and "predicted harm</text>" not in html and "predicted harm</text>" in report(receipt())
 
 
-def test_outputs_without_labels_have_no_perplexity():
+def test_tells_how_the_plan_was_chosen(read):
+    rank = {"plans": 30, "sequences": 8, "spearman": 0.98765, "unscaled": 0.9, "real_over_predicted": 1.1}
+    search = {"allocator": "auto", "seconds": 41.25, "evaluations": 120, "hits": 15, "harm": "fisher", "rank": rank}
+    text = read(report(receipt(search=search))).text
+    assert "divided by auto in 41.2 seconds, which judged 120 candidates" in text and "found 15 more to be known already" in text
+    assert "ranks 30 random plans, each judged on 8 validation sequences, with Spearman r = 0.988" in text
+    text = read(report(receipt(search={"allocator": "hawq", "seconds": 0.5, "rank": rank | {"spearman": None}}))).text
+    assert "divided by hawq in 0.5 seconds." in text and "judged" not in text.partition("Verification")[0].partition("Choice")[2]
+    assert "left out: too slow." in read(report(receipt(search=search | {"skipped": "too slow"}))).text
+
+
+@pytest.mark.parametrize("without", [{}, {"search": {}}])
+def test_a_run_that_chose_nothing_has_no_choice_to_tell(read, without):
+    assert "Choice" not in read(report(receipt(**without))).text
+
+
+def test_structure_is_told_apart_from_weights(read):
+    structure = [
+        site("model", "blocks count=1 first=1", 0, 0, 0.01, kind="span"),
+        site("layers.0.mlp:ffn", "ziplm keep=0.5", 0, 0, 0.002, kind="cut"),
+        site("layers.2.mlp:ffn", "ziplm keep=0.5", 0, 0, 0.003, kind="cut"),
+    ]
+    gone = [site("layers.1.up.weight", "dropped", 8_000, 0, None), site("layers.1.down.weight", "dropped", 8_000, 0, None)]
+    text = read(report(receipt(sites=structure + receipt()["sites"] + gone))).text
+    assert "Blocks left out: blocks count=1 first=1 ; 2 choices went with them." in text
+    assert "Cut by ziplm keep=0.5 : layers.0.mlp:ffn , layers.2.mlp:ffn ." in text
+    assert "layers.0.mlp:ffn cut ziplm keep=0.5 0.002" in text and "layers.1.up.weight dropped 8,000 16,000 0" in text
+
+
+def test_a_budget_need_not_be_one_of_bytes(read):
+    other = receipt()
+    other["bytes"]["allowed"], other["request"]["budget"] = None, "60 % of parameters"
+    assert "no budget" not in (text := read(report(other)).text) and "budget 60 % of parameters" in text
+
+
+def test_outputs_without_labels_have_no_perplexity(read):
     image = receipt()
     image["quality"] = {"metric": "relative squared error", "mean": 0.5, "low": 0.25, "high": 0.75, "sequences": 8, "tokens": 8}
-    text = Page(report(image)).text
+    text = read(report(image)).text
     assert "0.50000 relative squared error" in text and "perplexity" not in text
 
 
-def test_model_without_sites_has_no_chart():
-    page = Page(report(receipt(sites=[])))
+def test_model_without_sites_has_no_chart(read):
+    page = read(report(receipt(sites=[])))
     assert "svg" not in page.tags and "0 choices" in page.text
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from modicum import __version__
 from modicum.core.errors import ModicumError, SettingError, near
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
     from modicum.models.model import Model
 
 # Commands that write OUT.partial and continue from it.
-_CONTINUING = ("fit", "export")
+_CONTINUING = ("fit", "measure", "export")
+# Read off the folder, as the library does, without importing what is in it.
+_ALLOCATORS = sorted(path.stem for path in Path(__file__).parents[1].joinpath("allocate").glob("[!_]*.py"))
 
 
 class _Sentences(click.Group):
@@ -58,12 +61,36 @@ def _flag(name: str, help: str) -> Callable:
 
 
 _AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout, and nothing else.")
-_TRUST = _options(
-    _flag("--overwrite", "Replace the output directory where it exists."),
+_OPENING = _options(
     _flag("--allow-pickle", "Read pickled weights where there are no safetensors."),
     _flag("--trust-remote-code", "Let the model's directory run code of its own."),
+)
+_TRUST = _options(
+    _flag("--overwrite", "Replace the output directory where it exists."),
+    _OPENING,
     _flag("--allow-fallback", "Accept solves that needed more damping than asked for; the receipt names each."),
 )
+# What measuring and fitting have in common.
+_MEASURING = _options(
+    click.option("--target", metavar="NAME", help="transformers or modicum; by default the one that suits the model, to measure all."),
+    click.option("--data", metavar="PATH", help="Text to calibrate and judge with; by default the text shipped with modicum."),
+    click.option("--samples", default=128, show_default=True, help="Sequences to calibrate on."),
+    click.option("--tokens", default=512, show_default=True, help="Tokens per sequence."),
+    click.option("--micro-batch", default=8, show_default=True, help="Sequences run at once."),
+    click.option("--test-samples", default=64, show_default=True, help="Sequences to judge on; half as many to choose by."),
+    click.option("--gradient-samples", default=16, show_default=True, help="Sequences to take gradients on."),
+    click.option("--menu", metavar="OPTIONS", help="Options to choose from, by commas, such as int2,int3,int4."),
+    click.option("--group", default=64, show_default=True, help="Columns per scale for the menu's intN."),
+    click.option("--ram", metavar="SIZE", help="Memory to stay within, such as 4GB."),
+    click.option("--seed", default=0, show_default=True, help="Seed of every choice by chance."),
+    click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto or cpu."),
+    click.option("--keep", multiple=True, metavar="PATTERN", help="Leave matching layers as they are; may be repeated."),
+    click.option(
+        "--harm", default="covariance", show_default=True, metavar="NAME",
+        help="How harm is predicted: covariance, fisher, hessian, trace or error.",
+    ),
+    _flag("--curvature", "Also measure Hessian traces and top eigenvalues, with the model in memory."),
+)  # fmt: skip
 
 
 @click.group(cls=_Sentences, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -76,44 +103,97 @@ def main() -> None:
 
 
 @main.command()
-@click.argument("model")
+@click.argument("model", required=False)
 @_options(
+    click.option("--from", "measured", metavar="DIR", help="A directory that measure wrote: nothing is measured again."),
     click.option("--size", metavar="SIZE", help="Budget: bytes of the weight files, such as 4.5MB or 2GiB."),
-    click.option("--bpw", type=float, help="Budget: bits per original weight."),
+    click.option("--bpw", type=float, metavar="BITS", help="Budget: bits of the weight files per original weight."),
+    click.option("--params", metavar="SHARE", help="Budget: stored weight values, such as 60%; scales and tables apart."),
+    click.option("--loss", metavar="SHARE", help="Budget: rise of held-out perplexity, such as 1%; the smallest result within it."),
+    click.option("--memory", metavar="SIZE", help="Budget: memory in the target's runtime, with cache and activations, such as 2GiB."),
+    click.option("--context", default=2048, show_default=True, help="Tokens that --memory, --speed and --latency are for."),
+    click.option("--batch", default=1, show_default=True, help="Sequences served at once that they are for."),
+    click.option("--speed", metavar="FACTOR", help="Budget: times the original's speed in the target's runtime, such as 1.5x."),
+    click.option("--latency", metavar="TIME", help="Budget: time of one forward pass, such as 20ms."),
     click.option("--method", metavar="OPTION", help='Instead of a budget: one option everywhere, such as "gptq bits=4 group=128".'),
     click.option("--plan", metavar="FILE", help="Instead of a budget: a plan.json, as fit wrote it or edited."),
-    click.option("--target", metavar="NAME", help="transformers or modicum; by default the one that suits the model."),
-    click.option("--data", metavar="PATH", help="Text to calibrate and judge with; by default the text shipped with modicum."),
-    click.option("--samples", default=128, show_default=True, help="Sequences to calibrate on."),
-    click.option("--tokens", default=512, show_default=True, help="Tokens per sequence."),
-    click.option("--batch", default=8, show_default=True, help="Sequences run at once."),
-    click.option("--menu", metavar="OPTIONS", help="Options to choose from, by commas, such as int2,int3,int4."),
-    click.option("--group", default=64, show_default=True, help="Columns per scale for the menu's intN."),
-    click.option("--ram", metavar="SIZE", help="Memory to stay within, such as 4GB."),
-    click.option("--seed", default=0, show_default=True, help="Seed of every choice by chance."),
-    click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu or cuda."),
-    click.option("--keep", multiple=True, metavar="PATTERN", help="Leave matching layers as they are; may be repeated."),
-    click.option("--allocator", default="integer_program", show_default=True, metavar="NAME", help="How the budget is divided."),
-    click.option("--harm", default="fisher", show_default=True, metavar="NAME", help="What is predicted: fisher or error."),
+    click.option(
+        "--allocator", default="auto", show_default=True, metavar="NAME", help=f"How the budget is divided: {', '.join(_ALLOCATORS)}."
+    ),
+    click.option(
+        "--search-time", type=float, metavar="SECONDS",
+        help="Time to improve the choice by real divergences; by default 60, with --from 0: the choice is there in seconds.",
+    ),
+    click.option("--workers", default="1", show_default=True, metavar="N", help="Processes that judge candidates side by side, or ray."),
+    _MEASURING,
     click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Directory to write; by default out/<model name>."),
     _flag("--dry-run", "Say what would be done and what is within reach, then stop."),
-)
+)  # fmt: skip
 @_TRUST
 @_AS_JSON
-def fit(model: str, out: Path | None, as_json: bool, **settings: Any) -> None:
+def fit(model: str | None, measured: str | None, out: Path | None, as_json: bool, **settings: Any) -> None:
     """Give the best MODEL that fits a budget.
 
-    MODEL is demo, a directory, or a Hugging Face id. Give one of --size, --bpw, --method and --plan.
+    MODEL is demo, a directory, or a Hugging Face id; with --from it may be left out. Several budgets hold together: --size, --bpw, --params,
+    --loss, --memory, --speed and --latency. Instead of budgets one of --method and --plan.
     """
     from modicum.cli import show
 
-    receipt, written = _run(model, out or Path("out") / (Path(model).resolve().name or "model"), as_json, settings)
+    if model is None and measured is None:
+        raise click.UsageError("Missing argument 'MODEL', or --from DIR.")
+    given = _given(settings) | ({"measured": measured} if measured is not None else {})
+    receipt, written = _run(model, out or Path("out") / _name(model, measured), as_json, given)
     if as_json:
         _print_json(receipt)
     elif settings["dry_run"]:
         show.forecast(receipt)
     else:
         show.outcome(receipt, written)
+
+
+@main.command()
+@click.argument("model")
+@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Directory to write.")
+@_MEASURING
+@_TRUST
+@_AS_JSON
+def measure(model: str, out: Path, as_json: bool, **settings: Any) -> None:
+    """Measure MODEL once, for any budget.
+
+    MODEL is demo, a directory, or a Hugging Face id. Afterwards modicum frontier DIR draws what every size costs, and modicum fit --from DIR
+    chooses within any budget, for any measured target, without measuring again.
+    """
+    from modicum.cli import show
+    from modicum.fit import measure as run
+
+    with show.hushed(), show.Bar(visible=not as_json) as progress:
+        arguments: dict[str, Any] = {**_given(settings), "out": out, "progress": progress}
+        found = run(model, **arguments)
+    _print_json(show.measurement_facts(found)) if as_json else show.measurement(found)
+
+
+@main.command()
+@click.argument("directory", metavar="DIR")
+@_options(
+    click.option("--target", metavar="NAME", help="Only this target; by default all that were measured."),
+    click.option("--points", default=40, show_default=True, help="Sizes to choose at."),
+    click.option("--measured", "measured_at", default=6, show_default=True, help="Sizes at which the choice is made and measured."),
+    click.option("--ram", metavar="SIZE", help="Memory to stay within, such as 4GB."),
+)
+@_OPENING
+@_AS_JSON
+def frontier(directory: str, as_json: bool, **settings: Any) -> None:
+    """Draw what every size of a measured model costs.
+
+    DIR is a directory that measure wrote. Into it go frontier.svg, frontier.html and frontier.json.
+    """
+    from modicum.cli import show
+    from modicum.receipt import frontier as run
+
+    with show.hushed(), show.Bar(visible=not as_json) as progress:
+        arguments: dict[str, Any] = {**_given(settings), "progress": progress}
+        found = run(directory, **arguments)
+    _print_json(found) if as_json else show.frontier(found, Path(directory))
 
 
 @main.command("eval")
@@ -201,7 +281,22 @@ def cite(key: str) -> None:
     click.echo(cls.paper.bibtex(cls.key()))
 
 
-def _run(model: str | Model, out: Path, quiet: bool, settings: dict[str, Any]) -> tuple[dict[str, Any], Path]:
+def _given(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings that stand on the command line; what the others are by default, the library says."""
+    context = click.get_current_context()
+    return {name: value for name, value in settings.items() if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+
+
+def _name(model: str | None, measured: str | None) -> str:
+    """What the output is called by default: the model's name, of one that was measured as the measurement gives it."""
+    if model is None:
+        from modicum.fit import Measured
+
+        model = Measured.read(measured or "").meta["model"]["name"]
+    return Path(model).resolve().name or "model"
+
+
+def _run(model: str | Model | None, out: Path, quiet: bool, settings: dict[str, Any]) -> tuple[dict[str, Any], Path]:
     from modicum.cli import show
     from modicum.fit import fit as run
 
@@ -220,7 +315,7 @@ def _data(receipt: dict[str, Any]) -> dict[str, Any]:
     source = receipt["data"]["source"]
     if source == "batches":
         raise SettingError("export: the first run's data must be text, were batches from Python. Call modicum.fit with plan= and data=.")
-    known = {name: receipt["request"][name] for name in ("samples", "tokens", "batch", "test_samples") if name in receipt["request"]}
+    known = {name: receipt["request"][name] for name in ("samples", "tokens", "micro_batch", "test_samples") if name in receipt["request"]}
     return known | {"data": None if source == "shipped" else source}
 
 

@@ -20,6 +20,7 @@ from modicum.core.budget import readable
 
 if TYPE_CHECKING:
     from modicum.core.method import Method
+    from modicum.fit import Measured
 
 # Lines of a table that is written to a file or a pipe, where no window limits them.
 _PIPE_WIDTH = 200
@@ -80,17 +81,69 @@ def hushed() -> Iterator[None]:
 
 
 def outcome(receipt: Mapping[str, Any], out: Path) -> None:
-    """What ``fit`` made: sizes, quality, coverage, time, and where the report is."""
+    """What ``fit`` made: sizes, quality, how it was chosen, coverage, time, and where the report is."""
     sizes, coverage = receipt["bytes"], receipt["coverage"]
     seconds = sum(stage["seconds"] for stage in receipt["stages"].values())
     after = f"{readable(sizes['original'])} → {readable(sizes['actual'])} ({sizes['actual']} bytes, {sizes['bits_per_weight']:.3f} bpw)"
     allowed = [("allowed", f"{readable(sizes['allowed'])} ({sizes['allowed']} bytes)")] if sizes["allowed"] is not None else []
+    budget = [("budget", receipt["request"]["budget"])] if receipt["request"]["budget"] else []
     events = [("events", f"{len(receipt['events'])}, named in the receipt")] if receipt["events"] else []
     _print_rows(
-        ("size", after), *allowed, *_quality(receipt["quality"]),
+        ("size", after), *budget, *allowed, *_quality(receipt["quality"]), *_choice(receipt.get("search") or {}), *_structure(receipt["sites"]),
         ("coverage", f"{coverage['share']:.1%} of layer bytes treated, layers as they were: {len(coverage['untreated'])}"),
         ("target", f"{receipt['request']['target']}, reloaded and verified"), *events,
         ("time", f"{seconds:.1f} s"), ("report", str(out / "report.html")),
+    )  # fmt: skip
+
+
+def measurement_facts(measured: Measured) -> dict[str, Any]:
+    """What a measurement holds, as a JSON value."""
+    found = measured.findings
+    kinds: dict[str, Any] = {
+        "weights": found.units,
+        "coupled cuts": found.cuts,
+        "spans of blocks": {"depth": found.spans} if found.spans else {},
+    }
+    counts = {kind: {"sites": len(sites), "options": sum(map(len, sites.values()))} for kind, sites in kinds.items()}
+    return measured.meta | {"directory": str(measured.directory), "found": counts, "rank": found.rank, "events": found.events}
+
+
+def measurement(measured: Measured) -> None:
+    """What ``measure`` found: how much of what, how far predictions can be trusted, time, where it is, and what to do with it."""
+    facts, where = measurement_facts(measured), str(measured.directory)
+    model, data = facts["model"], facts["data"]["source"]
+    _print_table(
+        ("measured", "sites", "options"), [(kind, *map(str, count.values())) for kind, count in facts["found"].items() if count["sites"]]
+    )
+    seconds = sum(stage["seconds"] for stage in facts["stages"].values())
+    events = [("events", f"{len(facts['events'])}, named in the measurement")] if facts["events"] else []
+    _print_rows(
+        ("model", f"{model['name']}: {model['parameters']} parameters, {readable(model['bytes'])}"), ("targets", ", ".join(facts["targets"])),
+        ("data", f"{facts['settings']['samples']} sequences of {facts['settings']['tokens']} tokens, {data}"), *_rank(facts["rank"]), *events,
+        ("time", f"{seconds:.1f} s"), ("measurement", where),
+("next", f"modicum frontier {where}, modicum fit --from {where} --size {_half(model['bytes'])}"),
+    )  # fmt: skip
+
+
+def frontier(found: Mapping[str, Any], directory: Path) -> None:
+    """The frontier where it was measured, and where its picture is."""
+    for curve in found["curves"]:
+        points = [point for point in curve["points"] if point["chosen"]["measured"]] or curve["points"]
+        _print_line(f"target {curve['target']}")
+        names = ("size", "bpw", "predicted", "measured", "95 % interval", "perplexity", "uniform", "dropped", "cuts")
+        _print_table(names, [_point(point["chosen"], point["uniform"]) for point in points])
+        _print_line("")
+    _print_rows(*_rank(found["rank"]), ("picture", str(directory / "frontier.svg")), ("page", str(directory / "frontier.html")))
+
+
+def _point(chosen: Mapping[str, Any], uniform: Mapping[str, Any]) -> tuple[str, ...]:
+    quality, other = chosen["measured"], uniform["measured"]
+    measured = (f"{quality['mean']:.3g}", f"{quality['low']:.3g} to {quality['high']:.3g}") if quality else ("", "")
+    perplexity = f"{quality['perplexity']:.3f}" if quality and "perplexity" in quality else ""
+    blocks = str(len(chosen["dropped"]["blocks"])) if chosen["dropped"] else ""
+    return (
+        readable(chosen["bytes"]), f"{chosen['bits_per_weight']:.2f}", f"{chosen['harm']:.3g}", *measured, perplexity,
+        f"{other['mean'] if other else uniform['harm']:.3g}", blocks, str(len(chosen["cuts"]) or ""),
     )  # fmt: skip
 
 
@@ -106,7 +159,10 @@ def evaluation(found: Mapping[str, Any]) -> None:
 def forecast(value: Mapping[str, Any]) -> None:
     """What a run would do: sizes within reach, work, what would be treated and what not."""
     reach = f"{readable(value['smallest_bytes'])} ({value['smallest_bpw']:.3f} bpw) to {readable(value['largest_bytes'])}"
-    fits = {None: [], True: [("budget", "can be met")], False: [("budget", "cannot be met: it is below the smallest")]}[value["fits"]]
+    of = f"{value['budget']} " if value.get("budget") else ""
+    fits = {None: [], True: [("budget", f"{of}can be met")], False: [("budget", f"{of}cannot be met: it is below the smallest")]}[
+        value["fits"]
+    ]
     _print_rows(
         ("model", f"{value['model']}: {value['parameters']} parameters, {readable(value['original_bytes'])}"),
         ("target", value["target"]), ("within reach", reach), *fits,
@@ -126,6 +182,39 @@ def _quality(quality: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     if quality and "mean" in quality:
         rows.append((quality["metric"], f"{quality['mean']:.5f} (95 % interval {quality['low']:.5f} to {quality['high']:.5f})"))
     return rows
+
+
+def _choice(search: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """How the plan was chosen; nothing where a method or a plan was given."""
+    rows = []
+    if "allocator" in search:
+        hits = f" and {search['hits']} answered from memory" if search.get("hits") else ""
+        judged = f", {search['evaluations']} candidates judged{hits}" if search.get("evaluations") else ""
+        rows.append(("choice", f"{search['allocator']}{judged}, {search['seconds']:.1f} s"))
+    if "skipped" in search:
+        rows.append(("search", f"left out: {search['skipped']}"))
+    return rows + _rank(search.get("rank"))
+
+
+def _rank(rank: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    if not rank or rank["spearman"] is None:
+        return []
+    return [("prediction", f"harm ranks {rank['plans']} random plans with Spearman r = {rank['spearman']:.3f}")]
+
+
+def _structure(sites: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Blocks left out, and coupled cuts by option."""
+    sites = list(sites)
+    gone = sum(site["option"] == "dropped" for site in sites)
+    rows = [("blocks left out", f"{site['option']}, {gone} choices with them") for site in sites if site["kind"] == "span"]
+    cuts = Counter(site["option"] for site in sites if site["kind"] == "cut")
+    return rows + ([("cuts", ", ".join(f"{option} on {count}" for option, count in sorted(cuts.items())))] if cuts else [])
+
+
+def _half(size: int) -> str:
+    """A size to begin with: half of another, short."""
+    number, unit = readable(size / 2).split()
+    return f"{float(number):.3g}{unit}"
 
 
 def _offers(sites: Iterable[Mapping[str, Any]]) -> list[tuple[str, ...]]:

@@ -1,29 +1,44 @@
-"""What must fit: file bytes, or bits per weight over the original number of parameters."""
+"""What must fit: bytes of files, stored values, quality lost, run-time memory, time; one or several of them."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
 from fractions import Fraction
+from typing import Any
 
 from modicum.core.errors import BudgetError
 
 _UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+_SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6}
 
 
 @dataclass(frozen=True)
 class Budget:
-    """At most ``size`` bytes of weight files, or ``bpw`` bits per original parameter (tied parameters once); exactly one is set."""
+    """What the result may spend; at least one is set, and all that are set hold.
+
+    ``size`` bytes of weight files; ``bpw`` bits of them per original parameter (tied parameters once); ``params`` stored weight values (dense
+    entries, codes, nonzeros, low-rank factors; scales and tables apart) as a share of the original's; ``loss`` the share by which held-out
+    perplexity may rise; ``memory`` bytes in the target's runtime: weights as it holds them, cache and activations; ``speed`` times the
+    original's; ``latency`` seconds of one forward pass.
+    """
 
     size: int | None = None
     bpw: float | None = None
+    params: float | None = None
+    loss: float | None = None
+    memory: int | None = None
+    speed: float | None = None
+    latency: float | None = None
 
     def __post_init__(self) -> None:
-        if (self.size is None) == (self.bpw is None):
-            raise BudgetError("budget: exactly one must be given, a size or bits per weight. Pass --size 4.5MB or --bpw 4.")
-        value = self.size if self.size is not None else self.bpw
-        if value is None or not 0 < value < float("inf"):
-            raise BudgetError(f"budget: must be a positive number, got {value}.")
+        given = {field.name: getattr(self, field.name) for field in fields(self) if getattr(self, field.name) is not None}
+        if not given:
+            raise BudgetError("budget: at least one must be given, none came. Pass --size 4.5MB or --bpw 4.")
+        for name, value in given.items():
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+                raise BudgetError(f"{name}: must be a positive number, got {value}.")
 
     @classmethod
     def parse(cls, text: str) -> Budget:
@@ -35,12 +50,41 @@ class Budget:
             return cls(size=int(Fraction(found[1]) * _UNITS[found[2].lower()]))
         raise BudgetError(f"budget: must be a size such as 4.5MB or 2GiB, or bits per weight such as 4bpw, got {text!r}.")
 
-    def bytes(self, parameters: int) -> int:
-        """Largest number of bytes allowed for a model of ``parameters`` parameters."""
-        return self.size if self.size is not None else int(self.bpw * parameters / 8)  # type: ignore[operator]
+    @classmethod
+    def of(cls, **words: Any) -> Budget | None:
+        """Budgets as callers write them, texts or numbers, or None where none is given. Raises ``BudgetError``."""
+        readers = {
+            "size": parse_size, "bpw": _number, "params": _share, "loss": _share, "memory": parse_size, "speed": _times, "latency": _seconds,
+        }  # fmt: skip
+        given: dict[str, Any] = {
+            name: readers[name](word) if isinstance(word, str) else word for name, word in words.items() if word is not None
+        }
+        return cls(**given) if given else None
+
+    def together(self, other: Budget | None) -> Budget:
+        """Both budgets. Raises ``BudgetError`` where one kind stands in both."""
+        if other is None:
+            return self
+        mine, theirs = self._given(), other._given()
+        if twice := sorted(mine.keys() & theirs.keys()):
+            raise BudgetError(f"{twice[0]}: must be given once, was given twice. Leave one out.")
+        return Budget(**mine, **theirs)
+
+    def _given(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self) if getattr(self, field.name) is not None}
+
+    def bytes(self, parameters: int) -> int | None:
+        """Largest number of bytes of files for a model of ``parameters`` parameters, or None where files are free."""
+        bounds = [bound for bound in (self.size, None if self.bpw is None else int(self.bpw * parameters / 8)) if bound is not None]
+        return min(bounds, default=None)
 
     def __str__(self) -> str:
-        return f"{self.bpw:g} bpw" if self.bpw is not None else readable(self.size or 0)
+        words = {
+            "size": readable, "bpw": lambda value: f"{value:g} bpw", "params": lambda value: f"{100 * value:g} % of parameters",
+            "loss": lambda value: f"loss {100 * value:g} %", "memory": lambda value: f"{readable(value)} of memory",
+            "speed": lambda value: f"{value:g}x speed", "latency": lambda value: f"{1000 * value:g} ms",
+        }  # fmt: skip
+        return " and ".join(words[name](value) for name, value in self._given().items())
 
 
 def parse_size(text: str) -> int:
@@ -51,9 +95,45 @@ def parse_size(text: str) -> int:
     return size
 
 
+def _number(text: str) -> float:
+    try:
+        return float(text.lower().removesuffix("bpw"))
+    except ValueError:
+        raise BudgetError(f"bpw: must be a number such as 4.5, got {text!r}.") from None
+
+
+def _share(text: str) -> float:
+    found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(%?)\s*", text)
+    if not found:
+        raise BudgetError(f"budget: must be a share such as 60% or 0.6, got {text!r}.")
+    return float(found[1]) / (100 if found[2] else 1)
+
+
+def _times(text: str) -> float:
+    found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*x?\s*", text)
+    if not found:
+        raise BudgetError(f"speed: must be a factor such as 1.5x, got {text!r}.")
+    return float(found[1])
+
+
+def _seconds(text: str) -> float:
+    found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-zµ]+)\s*", text)
+    if not found or found[2] not in _SECONDS:
+        raise BudgetError(f"latency: must be a time such as 20ms, got {text!r}.")
+    return float(found[1]) * _SECONDS[found[2]]
+
+
 def readable(size: float) -> str:
     """Bytes as people read them, in decimal units."""
     for unit, scale in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if size >= scale:
             return f"{size / scale:.3f} {unit}"
     return f"{size:.0f} B"
+
+
+def every(budgets: Iterable[Budget | None]) -> Budget | None:
+    """All budgets together, or None where there is none. Raises ``BudgetError`` where one kind is given twice."""
+    total: Budget | None = None
+    for budget in budgets:
+        total = budget if total is None else total.together(budget)
+    return total

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cache
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from modicum.core import settings
 from modicum.core.errors import SettingError, near
@@ -71,6 +71,8 @@ class Method:
     needs: ClassVar[frozenset[Need]] = frozenset()
     known_gaps: ClassVar[dict[str, str]] = {}
     treats: ClassVar[frozenset[str]] = frozenset({"unit", "fused", "tied", "experts"})
+    # Settings at which the method stands on the menu of a budget; none where it does not.
+    menu: ClassVar[tuple[Mapping[str, Any], ...]] = ()
 
     def __post_init__(self) -> None:
         settings.check(self)

@@ -3,52 +3,151 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from modicum.core.errors import SettingError
 
 VERSION = 1
+# What a selection spends: bytes of files, stored weight values, bytes of memory and seconds in the target's runtime.
+RESOURCES = ("bytes", "values", "memory", "seconds")
+
+Picks = dict[str, int]
+# The most a selection may spend of each resource; resources not named are free.
+Limits = Mapping[str, float]
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One option on one site: its stored bytes, headers' share included, stored weight values, and predicted harm (KL per token, nats)."""
+    """One option on one site: what it spends, and its predicted harm (KL per token, nats).
+
+    ``bytes`` are stored bytes, headers' share included; ``values`` stored weight values; ``memory`` bytes and ``seconds`` what it takes in the
+    target's runtime. ``given`` names options of the parent site under which this choice stands; empty where there is no parent. ``distance``
+    is the squared change of the weights.
+    """
 
     option: str
     bytes: int
     values: int
     harm: float
+    memory: int = 0
+    seconds: float = 0.0
+    given: tuple[str, ...] = ()
+    distance: float = 0.0
+
+    def spends(self, resource: str) -> float:
+        """Amount of one resource."""
+        return float(getattr(self, resource))
 
 
 @dataclass
 class Table:
-    """Choices by site, in call order, and the bytes no choice changes."""
+    """Choices by site, and what no choice changes.
+
+    Sites may hang together: what can be chosen for a weight depends on how its coupled cut was chosen, and that on whether its block is
+    there at all. ``parents`` names the site that one depends on; parents stand before their children. For every option of the parent at
+    least one choice of the child stands. ``fixed`` is the amount of each resource that no choice changes. ``facts`` are figures of a site's
+    weights as they are: ``weights`` (how many), ``eigenvalue`` (largest of the loss's Hessian), ``trace`` (of that Hessian, per weight).
+    """
 
     choices: dict[str, list[Choice]] = field(default_factory=dict)
-    fixed: int = 0
+    fixed: dict[str, float] = field(default_factory=dict)
+    parents: dict[str, str] = field(default_factory=dict)
+    facts: dict[str, dict[str, float]] = field(default_factory=dict)
 
-    def cost(self, picks: dict[str, int]) -> int:
-        """Bytes of a selection of one choice index per site."""
-        return self.fixed + sum(self.choices[site][index].bytes for site, index in picks.items())
+    def cost(self, picks: Picks, resource: str = "bytes") -> float:
+        """What a selection of one choice index per site spends of a resource."""
+        spent = [self.choices[site][index].spends(resource) for site, index in picks.items()]
+        return math.fsum([self.fixed.get(resource, 0), *spent])
 
-    def harm(self, picks: dict[str, int]) -> float:
+    def fits(self, picks: Picks, limits: Limits) -> bool:
+        """Whether a selection stays within all limits."""
+        return all(self.cost(picks, resource) <= most for resource, most in limits.items())
+
+    def harm(self, picks: Picks) -> float:
         """Summed predicted harm of a selection."""
-        return sum(self.choices[site][index].harm for site, index in picks.items())
+        return math.fsum(self.choices[site][index].harm for site, index in picks.items())
 
-    def cheapest(self) -> dict[str, int]:
-        """The selection of fewest bytes, ties to the least harm."""
-        return {site: min(range(len(found)), key=lambda i: (found[i].bytes, found[i].harm)) for site, found in self.choices.items()}
+    def load(self, choice: Choice, limits: Limits) -> float:
+        """What a choice spends as a share of what the choices may spend in all, summed over the limited resources."""
+        return sum(choice.spends(resource) / max(most - self.fixed.get(resource, 0), 1e-30) for resource, most in limits.items())
+
+    # Sites that hang together
+
+    @cached_property
+    def children(self) -> dict[str, list[str]]:
+        """Sites by the site they depend on."""
+        found: dict[str, list[str]] = {}
+        for child, parent in self.parents.items():
+            found.setdefault(parent, []).append(child)
+        return found
+
+    def allowed(self, site: str, picks: Picks) -> list[int]:
+        """Choices of a site that stand under what its parent has chosen in ``picks``."""
+        if site not in self.parents:
+            return list(range(len(self.choices[site])))
+        return self.under(site, self.choices[self.parents[site]][picks[self.parents[site]]].option)
+
+    def under(self, site: str, option: str) -> list[int]:
+        """Choices of a site that stand where its parent chooses ``option``."""
+        return [index for index, choice in enumerate(self.choices[site]) if option in choice.given]
+
+    def consistent(self, picks: Picks) -> bool:
+        """Whether every choice stands under what its parent has chosen."""
+        return all(picks[site] in self.allowed(site, picks) for site in self.parents)
+
+    def settle(self, picks: Picks) -> Picks:
+        """The selection with every choice that no longer stands exchanged for the same option where it does, otherwise for the smallest."""
+        settled = dict(picks)
+        for site, parent in ((site, self.parents[site]) for site in self.choices if site in self.parents):
+            above, now = self.choices[parent][settled[parent]].option, self.choices[site][settled[site]]
+            if above not in now.given:
+                standing = self.under(site, above)
+                same = [index for index in standing if self.choices[site][index].option == now.option]
+                settled[site] = same[0] if same else min(standing, key=lambda i: (self.choices[site][i].bytes, self.choices[site][i].harm))
+        return settled
+
+    def cheapest(self, limits: Limits | None = None) -> Picks:
+        """The selection that spends least (bytes; or the summed shares of ``limits``), ties to the least harm."""
+        spent = (lambda choice: self.load(choice, limits)) if limits else (lambda choice: float(choice.bytes))
+        return self.best(lambda _, choice: (spent(choice), choice.harm))
+
+    def best(self, price: Any) -> Picks:
+        """The consistent selection whose summed ``price(site, choice)``, a tuple of numbers, is least."""
+        totals: dict[str, list[tuple[float, ...]]] = {}
+        for site in reversed(list(self.choices)):
+            rows = []
+            for choice in self.choices[site]:
+                total = tuple(price(site, choice))
+                for child in self.children.get(site, ()):
+                    least = min(totals[child][index] for index in self.under(child, choice.option))
+                    total = tuple(a + b for a, b in zip(total, least))
+                rows.append(total)
+            totals[site] = rows
+        picks: Picks = {}
+        for site in self.choices:
+            picks[site] = min(self.allowed(site, picks), key=lambda index: totals[site][index])
+        return picks
 
     def to_json(self) -> dict[str, Any]:
         """JSON value."""
-        return {"fixed": self.fixed, "choices": {site: [vars(choice) for choice in found] for site, found in self.choices.items()}}
+        return {
+            "fixed": self.fixed,
+            "parents": self.parents,
+            "facts": self.facts,
+            "choices": {site: [dict(vars(choice)) for choice in found] for site, found in self.choices.items()},
+        }
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Table:
-        """Inverse of ``to_json``."""
-        return cls({site: [Choice(**choice) for choice in found] for site, found in value["choices"].items()}, value["fixed"])
+        """Inverse of ``to_json``; parts that an older table lacks are empty."""
+        read = lambda choice: Choice(**{**choice, "given": tuple(choice.get("given", ()))})
+        choices = {site: [read(choice) for choice in found] for site, found in value["choices"].items()}
+        return cls(choices, value.get("fixed", {}), value.get("parents", {}), value.get("facts", {}))
 
 
 @dataclass

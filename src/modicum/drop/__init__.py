@@ -3,5 +3,6 @@
 from modicum.drop.blocks import Blocks
 from modicum.drop.flap import Flap
 from modicum.drop.replaceme import Replaceme
+from modicum.drop.ziplm import Ziplm
 
-__all__ = ["Blocks", "Flap", "Replaceme"]
+__all__ = ["Blocks", "Flap", "Replaceme", "Ziplm"]

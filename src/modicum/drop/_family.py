@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from modicum.core.errors import ModelError
-from modicum.core.method import Change, Method
+from modicum.core.method import Change, Method, Need
+from modicum.core.settings import param
 from modicum.core.unit import Site, Stats
 from modicum.data.splits import Batch
-from modicum.forms import Cut, Dense
+from modicum.drop._spans import least, span_changes
+from modicum.forms import Cut, Dense, Form
 from modicum.models.model import Model
 from modicum.sweep import Script, Stage, Sweep
 from modicum.sweep.coupling import coupled_cuts, kept_rows
@@ -27,6 +29,92 @@ class Dropper(Method):
     def reshape(self, model: Model, script: Script, batches: Sequence[Batch], pool: SpillPool, seed: int = 0) -> Change:
         """Forms of the units that change, biases, and blocks dropped. Raises ``ModelError`` where the model has nothing to drop."""
         raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spanner(Dropper):
+    """Methods that leave out a span of blocks; ``first`` says which, or that the method may choose."""
+
+    count: int = param(1, "blocks to leave out", between=(1, 10_000), dial=True)
+    first: int | None = param(None, "place of the first of them in call order; none: the span that changes least", between=(0, 10_000))
+
+    def span(self, model: Model, script: Script, batches: Sequence[Batch], pool: SpillPool) -> tuple[tuple[str, ...], str]:
+        """The blocks to leave out, and in words why. Raises ``ModelError`` where they cannot be."""
+        if self.first is None:
+            changes = span_changes(model, script, batches, self.count, pool)
+            chosen = least(changes)
+            return chosen, f"cosine distance {changes[chosen]:.4f}"
+        span = tuple(script.blocks[self.first : self.first + self.count])
+        lists = {model.blocks[name].list_name for name in script.blocks[max(self.first - 1, 0) : self.first + self.count]}
+        if self.first == 0 or len(span) < self.count or not set(span) <= script.droppable or len(lists) > 1:
+            raise ModelError(f"{self}: must name blocks that can be dropped after another block of their list, does not. Choose others.")
+        return span, "as asked for"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteCutter(Dropper):
+    """Methods that cut one coupled cut at a time from the covariance of its consumer's inputs, so that cuts may stand on a menu."""
+
+    keep: float = param(0.75, "share of each cut's groups kept", between=(0.0, 1.0), dial=True)
+
+    def order(self, weight: torch.Tensor, covariance: torch.Tensor, groups: Sequence[Sequence[int]]) -> list[int]:
+        """Groups in the order they go, from the consumer's float32 weight (rows, columns) and its inputs' covariance."""
+        raise NotImplementedError
+
+    def refit(self, weight: torch.Tensor, covariance: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        """The consumer's weight on the columns that remain (rows, kept)."""
+        return weight[:, columns]
+
+    def kept(self, order: Sequence[int]) -> list[int]:
+        """Groups that remain, at least one, from the order in which they go."""
+        count = max(1, round(self.keep * len(order)))
+        return sorted(order[len(order) - count :])
+
+    def _required(self, sites: list[Site], model: Model) -> list[Site]:
+        if not sites:
+            raise ModelError(f"{self.key()}: {model.name} must have coupled cuts (heads, channels), none was found. Try another method.")
+        return sites
+
+
+def cut_sites(
+    model: Model, script: Script, batches: Sequence[Batch], pool: SpillPool, wanted: Mapping[str, tuple[Site, SiteCutter, list[int] | None]],
+    *, start: Mapping[str, Form] | None = None, seed: int = 0,
+) -> Change:  # fmt: skip
+    """Carry out cuts, site name → (site, method, groups kept or None to choose them), with one survey of the original model.
+
+    ``start`` holds forms that a change of depth has made already; the cut works on their values.
+    """
+    consumers = {site.axes[-1].unit: (site, step, kept) for site, step, kept in wanted.values()}
+    start, change = start or {}, Change()
+
+    def survey(stage: Stage) -> None:
+        for unit in stage.units:
+            if unit.name not in consumers:
+                continue
+            site, step, kept = consumers[unit.name]
+            covariance = stage.stats[unit.name].covariance
+            assert covariance is not None
+            weight = start[unit.name].dense() if unit.name in start else model.matrix(unit)
+            groups = site.axes[-1].groups
+            chosen = step.kept(step.order(weight.float(), covariance, groups)) if kept is None else kept
+            columns = kept_rows(site.axes[-1], chosen, unit.shape[1])
+            refit = step.refit(weight.float(), covariance, columns.nonzero()[:, 0]).to(weight.dtype)
+            change.forms[unit.name] = Cut(Dense(refit.contiguous()), None, columns)
+            change.forms |= _producers(model, site, chosen, start)
+            change.events.append(f"{site.name}: keeps {len(chosen)} of {len(groups)} groups")
+
+    Sweep(model, batches, script, survey, needs={Need.COVARIANCE}, measured=set(consumers), seed=seed, pool=pool).finish()
+    return change
+
+
+def _producers(model: Model, site: Site, kept: list[int], start: Mapping[str, Form]) -> dict[str, Form]:
+    """Row cuts of the units that feed a cut's consumer."""
+    forms: dict[str, Form] = {}
+    for unit, axis in zip(site.units[:-1], site.axes[:-1]):
+        weight = start[unit.name].dense() if unit.name in start else model.matrix(unit)
+        mask = kept_rows(axis, kept, unit.shape[0])
+        forms[unit.name] = Cut(Dense(weight[mask].contiguous()), mask, None)
+    return forms
 
 
 @dataclass(frozen=True, kw_only=True)

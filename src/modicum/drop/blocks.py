@@ -6,17 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from modicum.core.method import Change, Need, Paper
-from modicum.core.settings import param
 from modicum.data.splits import Batch
-from modicum.drop._family import Dropper
-from modicum.drop._spans import least, span_changes
+from modicum.drop._family import Spanner
 from modicum.models.model import Model
 from modicum.sweep import Script
 from modicum.sweep.spill import SpillPool
 
 
 @dataclass(frozen=True, kw_only=True)
-class Blocks(Dropper):
+class Blocks(Spanner):
     """Leave out the contiguous span of blocks with the least cosine change between its input and output.
 
     The baseline for spans: ``argmin_i 1 - cos(x_i, x_{i+count})`` over the calibration tokens.
@@ -32,11 +30,9 @@ class Blocks(Dropper):
 
     paper = Paper("The Unreasonable Ineffectiveness of the Deeper Layers", "2403.17887", 2024, "Gromov, Andrey and others")
     needs = frozenset({Need.BLOCK_OUTPUTS})
-
-    count: int = param(1, "blocks to leave out", between=(1, 10_000), dial=True)
+    menu = ({},)
 
     def reshape(self, model: Model, script: Script, batches: Sequence[Batch], pool: SpillPool, seed: int = 0) -> Change:
         """Survey and drop."""
-        changes = span_changes(model, script, batches, self.count, pool)
-        span = least(changes)
-        return Change(dropped=span, events=[f"{span[0]} to {span[-1]}: dropped, cosine distance {changes[span]:.4f}"])
+        span, why = self.span(model, script, batches, pool)
+        return Change(dropped=span, events=[f"{span[0]} to {span[-1]}: dropped, {why}"])

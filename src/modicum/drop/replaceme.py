@@ -13,8 +13,8 @@ from modicum.core.method import Change, Need, Paper
 from modicum.core.settings import param
 from modicum.core.unit import Unit
 from modicum.data.splits import Batch
-from modicum.drop._family import Dropper
-from modicum.drop._spans import first, least, span_changes
+from modicum.drop._family import Spanner
+from modicum.drop._spans import hidden
 from modicum.forms import Dense
 from modicum.models.model import Model
 from modicum.sweep import Script, Stage, Sweep
@@ -23,7 +23,7 @@ from modicum.sweep.spill import SpillPool
 
 
 @dataclass(frozen=True, kw_only=True)
-class Replaceme(Dropper):
+class Replaceme(Spanner):
     """Drop the span of least cosine change and fold its least-squares linear stand-in into the block before.
 
     With M the last projection's output in the block before the span, Y the rest of that block's output, and L the output after the span:
@@ -48,14 +48,13 @@ class Replaceme(Dropper):
         "Shopkhoev, Dmitriy and others",
     )
     needs = frozenset({Need.BLOCK_OUTPUTS, Need.INPUTS})
+    menu = ({},)
 
-    count: int = param(1, "blocks to replace", between=(1, 10_000), dial=True)
     damping: float = param(0.01, "ridge, as a share of the mean energy of M", between=(0.0, 100.0))
 
     def reshape(self, model: Model, script: Script, batches: Sequence[Batch], pool: SpillPool, seed: int = 0) -> Change:
         """Survey, solve and fold."""
-        changes = span_changes(model, script, batches, self.count, pool)
-        span = least(changes)
+        span, why = self.span(model, script, batches, pool)
         names = [name for name in script.blocks if model.blocks[name].list_name == model.blocks[span[0]].list_name]
         before = names[names.index(span[0]) - 1]
         survey = _Survey(model, script, before, span[-1])
@@ -69,7 +68,7 @@ class Replaceme(Dropper):
         if bias in model.weights.first:
             value = model.weights.read(bias)
             change.biases[unit.module] = (transform.T @ value.float()).to(value.dtype)
-        change.events.append(f"{span[0]} to {span[-1]}: replaced by a linear map in {unit.module}, cosine distance {changes[span]:.4f}")
+        change.events.append(f"{span[0]} to {span[-1]}: replaced by a linear map in {unit.module}, {why}")
         return change
 
 
@@ -103,11 +102,11 @@ class _Survey:
     def on_block(self, name: str, outputs: dict[int, Any]) -> None:
         """Keep the rest of the block's output; at the span's end, accumulate."""
         if name == self.before:
-            flat = [first(outputs[index]).float().flatten(0, -2) for index in sorted(outputs)]
+            flat = [hidden(outputs[index]).float().flatten(0, -2) for index in sorted(outputs)]
             self.rest = [whole - part for whole, part in zip(flat, self.projected)]
         if name == self.last:
             for place, index in enumerate(sorted(outputs)):
-                after = first(outputs[index]).float().flatten(0, -2)
+                after = hidden(outputs[index]).float().flatten(0, -2)
                 part = self.projected[place]
                 self.gram += (part.T @ part).double()
                 self.cross += (part.T @ (after - self.rest[place])).double()

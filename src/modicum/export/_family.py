@@ -110,6 +110,10 @@ class Target(ABC):
         """Why a structural change cannot be stored here, or an empty string."""
         return ""
 
+    def common(self, option: Option) -> bool:
+        """Whether an option belongs on this target's default menu: all its readers agree on it."""
+        return True
+
     def refusal(self, unit: Unit) -> str:
         """Why a unit stays dense here whatever the plan, from the closed set of reasons, or an empty string."""
         return ""

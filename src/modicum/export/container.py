@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,22 @@ from modicum.core.errors import ModelError
 from modicum.core.option import Option
 from modicum.core.tensorfile import Shards
 from modicum.core.unit import Site, Unit
+from modicum.data.splits import Batch
 from modicum.export._family import Entries, Layout, Target, copy_companions, save_config
+from modicum.export.narrow import (
+    TOLERANCE,
+    Group,
+    Incision,
+    Trial,
+    dummy,
+    first_line,
+    fits,
+    group_units,
+    precise_output,
+    put_attributes,
+    relative_gap,
+    resize,
+)
 from modicum.forms import Dense, Form, restore
 from modicum.models.open import model_class, read_config, skeleton
 
@@ -42,7 +58,7 @@ class Container(Target):
 
     @override
     def unit_entries(self, unit: Unit, form: Form) -> Entries:
-        return {f"{unit.name}:{part}": (tensor.dtype, tuple(tensor.shape)) for part, tensor in form.tensors().items()}
+        return {f"{unit.name}:{part}": entry for part, entry in form.outline.items()}
 
     @override
     def layout(self, forms: Mapping[str, Form], biases: Mapping[str, torch.Tensor], dropped: frozenset[str]) -> Layout:
@@ -102,39 +118,128 @@ class Container(Target):
         copy_companions(self.model.directory, directory)
 
     @override
-    def verify(self, directory: Path, forms: Mapping[str, Form]) -> tuple[nn.Module, dict[str, Any]]:
-        into = None if self.model.config is not None else copy.deepcopy(self.model.module)
-        module = load(directory, into=into)
-        parameters = dict(module.named_parameters(remove_duplicate=False))
-        worst = 0.0
+    def verify(
+        self, directory: Path, forms: Mapping[str, Form], batch: Batch | None = None
+    ) -> tuple[nn.Module, dict[str, Any]]:  # fmt: skip
+        """Reload and compare every weight; then find, on ``batch``, which cuts may be loaded narrow, and note that beside the weights.
+
+        The module is the one whose cuts are zeros: it does what the forms do, to the bit. A narrow one sums in another order.
+        """
+        module, modules = self._reloaded(directory, narrow=False)
+        self._compare(directory, modules, forms, {})
+        found: dict[str, Any] = {"loader": "modicum.load", "units compared": len(forms), "largest weight difference": 0.0}
+        incisions = {name: cut for name, form in forms.items() if (cut := Incision.of(self.model.units[name], form)) is not None}
+        if not incisions:
+            return module, found
+        groups = group_units(incisions, [name for stage in self.script.stages for name in stage])
+        apart = dict.fromkeys(incisions.keys() - {unit for group in groups for unit in group.units}, "no coupled cut ends it")
+        try:
+            trial = Trial(module, modules, incisions, batch or dummy(module))
+        except Exception as error:  # a model's own forward on an input that may not suit it
+            _record(directory, [])
+            why = f"no input to try it on ({first_line(error)})"
+            return module, found | {"narrow": [], "as wide as before": apart | {group.units[-1]: why for group in groups}}
+        chosen = trial.run(groups)
+        narrow = {unit: incisions[unit] for group in chosen for unit in group.units}
+        _record(directory, chosen)
+        found |= {"narrow": sorted(narrow), "as wide as before": apart | trial.reasons}
+        if narrow:
+            reference, short = trial.reference, trial.batch
+            del module, modules, trial  # one copy in memory at a time
+            found["narrow difference"] = self._verify_narrow(directory, forms, narrow, reference, short)
+            module, modules = self._reloaded(directory, narrow=False)
+        return module, found
+
+    def _reloaded(self, directory: Path, *, narrow: bool) -> tuple[nn.Module, dict[str, nn.Module]]:
+        """A module filled from the files, and its modules by their names before blocks are dropped, which renumbers the others."""
+        module = copy.deepcopy(self.model.module) if self.model.config is None else _skeleton(directory)
+        modules = dict(module.named_modules())
+        return load(directory, into=module, narrow=narrow), modules
+
+    def _verify_narrow(
+        self, directory: Path, forms: Mapping[str, Form], narrow: Mapping[str, Incision], reference: torch.Tensor, batch: Batch
+    ) -> float:
+        """Reload narrow and compare with what the forms gave on ``batch``; the relative difference in float32. Raises ``ModelError``."""
+        module, modules = self._reloaded(directory, narrow=True)
+        self._compare(directory, modules, forms, narrow)
+        gap = relative_gap(precise_output(module, batch), reference)
+        if not gap <= TOLERANCE:
+            raise ModelError(f"{directory}: the narrow model must give what the wide one gives, differs by {gap:.2g}. Report this.")
+        return gap
+
+    def _compare(
+        self, directory: Path, modules: Mapping[str, nn.Module], forms: Mapping[str, Form], narrow: Mapping[str, Incision]
+    ) -> None:
+        """Raise ``ModelError`` unless every weight is the one that was made."""
         for name, form in forms.items():
             unit = self.model.units[name]
-            if unit.parameter in parameters:
-                got = unit.matrix(parameters[unit.parameter])
-                worst = max(worst, float((got.float() - form.dense().to(got.dtype).float()).abs().max()))
-        if worst > 0:
-            raise ModelError(
-                f"{directory}: a reloaded weight must equal the one that was made, differs by {worst:g}. Do not use these files."
-            )
-        return module, {"loader": "modicum.load", "units compared": len(forms), "largest weight difference": worst}
+            owner, _, attribute = unit.parameter.rpartition(".")
+            held = modules[owner]._parameters[attribute] if owner in modules else None
+            if held is None or held.device.type == "meta":
+                continue
+            got = narrow[name].narrow.matrix(held) if name in narrow else unit.matrix(held)
+            made = narrow[name].pick(form.dense()) if name in narrow else form.dense()
+            worst = float((got.float() - made.to(got.dtype).float()).abs().max())
+            if not worst <= 0:
+                raise ModelError(
+                    f"{directory}: a reloaded weight must equal the one that was made, {name} differs by {worst:g}. Do not use these files."
+                )
 
 
-def load(directory: str | Path, *, into: nn.Module | None = None) -> nn.Module:
+def load(directory: str | Path, *, into: nn.Module | None = None, narrow: bool = True) -> nn.Module:
     """A working module from a directory that ``fit`` wrote: our container, or one for Transformers.
 
-    ``into`` is the module to fill (changed in place) where the architecture is not one of Transformers. Raises ``ModelError``.
+    ``into`` is the module to fill (changed in place) where the architecture is not one of Transformers. Where heads or channels were cut, and
+    a trial at export found the outputs equal, the modules really are narrower, and faster; with ``narrow=False`` all keep their shapes, and
+    zeros stand where something was cut. A narrow model's config still tells the old head counts. Raises ``ModelError``.
     """
     directory = Path(directory)
     if not (directory / _FILE).exists():
         return _load_transformers(directory)
     body = _read_body(directory / _FILE)
     if into is None:
-        config = read_config(directory)
-        into = skeleton(model_class(config, str(directory)), config)
-    shards = Shards(directory)
-    _fill(into, shards, body, directory)
+        into = _skeleton(directory)
+    modules = dict(into.named_modules())
+    for name in body["dropped"]:
+        if name not in modules or not isinstance(modules.get(name.rpartition(".")[0]), nn.ModuleList):
+            raise ModelError(f"{directory}: dropped must name blocks of the model, {name!r:.80} is none. Check the module or config.")
+    _fill(into, Shards(directory), body, directory, _groups(body, directory) if narrow else [])
     _drop(into, body["dropped"])
     return into.eval()
+
+
+def _skeleton(directory: Path) -> nn.Module:
+    config = read_config(directory)
+    return skeleton(model_class(config, str(directory)), config)
+
+
+def _groups(body: dict[str, Any], directory: Path) -> list[Group]:
+    """The groups of cuts that were found equal when narrow; none where the key is missing."""
+    try:
+        if not isinstance(given := body.get("narrow", []), list):
+            raise ValueError("it is no list")
+        groups = [Group.from_json(value) for value in given]
+        units = [unit for group in groups for unit in group.units]
+        if unknown := sorted(set(units) - body["units"].keys()):
+            raise ValueError(f"{unknown[0]!r:.80} is no unit")
+        if len(set(units)) < len(units):
+            raise ValueError("a unit is named twice")
+        return groups
+    except ValueError as error:
+        raise _narrow_error(directory, error) from None
+
+
+def _narrow_error(directory: Path, why: object) -> ModelError:
+    return ModelError(f"{directory}: narrow must list groups of this model's cut units ({why}). Load with narrow=False, or write it anew.")
+
+
+def _record(directory: Path, groups: list[Group]) -> None:
+    """Note in the description which groups may be narrow."""
+    path = directory / _FILE
+    body = json.loads(path.read_text(encoding="utf-8")) | {"narrow": [group.to_json() for group in groups]}
+    fresh = path.with_name(path.name + ".new")
+    fresh.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+    fresh.replace(path)
 
 
 def _load_transformers(directory: Path) -> nn.Module:
@@ -150,40 +255,77 @@ def _read_body(path: Path) -> dict[str, Any]:
         body = json.loads(path.read_text(encoding="utf-8"))
         if body["format"] != FORMAT or body["version"] != VERSION:
             raise ValueError(f"is {body['format']} {body['version']}, not {FORMAT} {VERSION}")
-        if not isinstance(body["units"], dict) or not isinstance(body["dropped"], list):
+        if (
+            not isinstance(body["units"], dict)
+            or not isinstance(body["dropped"], list)
+            or not all(isinstance(n, str) for n in body["dropped"])
+        ):
             raise ValueError("units or dropped are malformed")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ModelError(f"{path}: must be the container's own description ({error}). Write the files anew.") from None
     return body
 
 
-def _fill(module: nn.Module, shards: Shards, body: dict[str, Any], directory: Path) -> None:
+def _fill(module: nn.Module, shards: Shards, body: dict[str, Any], directory: Path, groups: list[Group]) -> None:
     parts: dict[str, list[str]] = {}
     for name in shards.names():
         owner, _, part = name.rpartition(":")
         parts.setdefault(owner, []).append(part if owner else name)
+    modules, narrow = dict(module.named_modules()), {unit for group in groups for unit in group.units}
     treated: dict[str, torch.Tensor] = {}
+    incisions: list[Incision] = []
     for name, described in body["units"].items():
         unit = _unit(name, described, directory)
-        tensors = {part: shards.read(f"{name}:{part}") for part in parts.get(name, [])}
-        value = unit.stored(restore(described["form"], tensors).dense())
-        if unit.expert is None:
-            treated[unit.parameter] = value
+        form = restore(described["form"], {part: shards.read(f"{name}:{part}") for part in parts.get(name, [])})
+        if name in narrow:
+            incisions.append(_resized(unit, form, modules, directory))
+            treated[unit.parameter] = incisions[-1].narrow.stored(incisions[-1].matrix(form))
+        elif unit.expert is None:
+            treated[unit.parameter] = unit.stored(form.dense())
         else:
-            stack = treated.setdefault(unit.parameter, torch.empty(unit.stored_shape, dtype=value.dtype))
-            stack[unit.expert] = value
+            _stack(treated, unit, form.dense(), modules, directory)
     given = treated | {name: shards.read(name) for name in parts.get("", [])}
+    for incision in incisions:
+        if (bias := f"{incision.unit.module}.bias") in given:
+            given[bias] = incision.bias(given[bias])
     _assign(module, given, body["dropped"], directory)
+    try:
+        for group in groups:
+            put_attributes(modules, group)
+    except ValueError as error:
+        raise _narrow_error(directory, error) from None
+
+
+def _resized(unit: Unit, form: Form, modules: Mapping[str, nn.Module], directory: Path) -> Incision:
+    """Make room for what remains of a narrow unit."""
+    incision, owner = Incision.of(unit, form), modules.get(unit.module)
+    if incision is None or owner is None or not unit.parameter.endswith(".weight") or not fits(owner, incision):
+        raise _narrow_error(directory, f"{unit.name} is no cut of a linear module")
+    resize(owner, incision)
+    return incision
+
+
+def _stack(treated: dict[str, torch.Tensor], unit: Unit, matrix: torch.Tensor, modules: Mapping[str, nn.Module], directory: Path) -> None:
+    """Put one expert into its stack."""
+    owner, _, attribute = unit.parameter.rpartition(".")
+    held = modules[owner]._parameters.get(attribute) if owner in modules else None
+    if held is None or tuple(held.shape) != unit.stored_shape or type(unit.expert) is not int or not 0 <= unit.expert < len(held):
+        raise ModelError(f"{directory}: {unit.name} must be a slice of a stack of the model, is not. Check the module or config.")
+    treated.setdefault(unit.parameter, torch.empty(unit.stored_shape, dtype=matrix.dtype))[unit.expert] = unit.stored(matrix)
 
 
 def _unit(name: str, described: dict[str, Any], directory: Path) -> Unit:
     try:
         form, stored = described["form"], tuple(int(size) for size in described["stored_shape"])
-        return Unit(
-            name=name, parameter=described["parameter"], module="", kind="linear", shape=(form["shape"][0], form["shape"][1]),
-            stored_shape=stored, dtype=torch.float32, expert=described["expert"], transposed=bool(described["transposed"]),
+        unit = Unit(
+            name=name, parameter=described["parameter"], module=described["parameter"].rpartition(".")[0], kind="linear",
+            shape=(int(form["shape"][0]), int(form["shape"][1])), stored_shape=stored, dtype=torch.float32, expert=described["expert"],
+            transposed=bool(described["transposed"]),
         )  # fmt: skip
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+        if math.prod(stored[1:] if unit.expert is not None else stored) != unit.size:
+            raise ValueError(f"{unit.shape} is stored as {stored}")
+        return unit
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise ModelError(f"{directory}: unit {name} must be described in full ({error}). Write the files anew.") from None
 
 

@@ -31,6 +31,8 @@ from modicum.quantize._family import Quantizer
 from modicum.sweep import Script
 from modicum.sweep.rehearsal import weight_reads
 
+# Widths whose packing all readers agree on.
+_AGREED_BITS = (2, 4, 8)
 _FORMATS = {"integer": "pack-quantized", "float8": "float-quantized"}
 
 
@@ -110,6 +112,10 @@ class Transformers(Target):
                 return None
             return Option((dataclasses.replace(step, symmetric=True),))
         return fitted if step.key() == "quantize/float8" and site.kind != "experts" else None
+
+    @override
+    def common(self, option: Option) -> bool:
+        return all(step.bits in _AGREED_BITS for step in option.steps if isinstance(step, Quantizer))
 
     # Names on disk
 

@@ -34,6 +34,8 @@ class Svd(Method):
 
     """
 
+    menu = ({"keep": 0.25}, {"keep": 0.5})
+
     keep: float = param(0.5, "stored numbers as a share of the weight's", between=(0.0, 2.0))
     rank: int | None = param(None, "rank; overrides keep", between=(1, 1 << 20))
 

@@ -7,9 +7,10 @@ import sys
 from types import ModuleType
 from typing import Any
 
+from modicum.fit.measured import Measured, measure
 from modicum.fit.run import Result, fit
 
-__all__ = ["Result", "fit"]
+__all__ = ["Measured", "Result", "fit", "measure"]
 
 
 class _Callable(ModuleType):

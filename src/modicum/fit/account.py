@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from modicum.core.plan import Plan, Table
+from modicum.core.plan import Choice, Plan, Table
 from modicum.core.unit import Site, Unit
 from modicum.data.splits import count_tokens
+from modicum.fit.findings import DEPTH
 from modicum.fit.store import FormStore
 from modicum.sweep import Script
 
@@ -31,7 +32,7 @@ def untreated(run: Run, forms: Mapping[str, Any]) -> list[dict[str, Any]]:
             continue
         if reason := run.target.refusal(unit):
             rows.append(_row(unit, reason))
-        elif run.kept(in_sites[unit.name]) if unit.name in in_sites else False:
+        elif run.subject.kept(in_sites[unit.name]) if unit.name in in_sites else False:
             rows.append(_row(unit, "kept by request"))
         elif unit.name not in in_sites:
             rows.append(_row(unit, "no option fits"))
@@ -64,49 +65,72 @@ def build_receipt(
     gone = run.change.dropped
     treated = sum(unit.dense_bytes for unit in model.units.values() if unit.name in forms or Script.home(unit.name, gone))
     layer_bytes = sum(unit.dense_bytes for unit in model.units.values())
-    harms = {site: {choice.option: choice for choice in found} for site, found in table.choices.items()} if table else {}
-    rows = [_site_row(run, site, plan, forms, harms.get(site.name, {})) for site in run.sites]
+    chosen = {site: table.choices[site][index] for site, index in run.picks.items()} if table is not None else {}
+    rows = [_structural_row(run, name, plan.options[name], chosen.get(name)) for name in _structural(run, plan)]
+    rows += [_site_row(run, site, plan, forms, chosen.get(site.name)) for site in run.sites]
     return {
         "format": RECEIPT_FORMAT, "version": RECEIPT_VERSION,
         "model": {
             "name": model.name, "class": type(model.module).__name__, "parameters": model.parameters, "dtype": str(model.dtype)[6:],
-            "blocks": len(model.blocks), "units": len(model.units), "hash": run.model_hash(),
-            "files": {path.name: _sha256(path) for path in run.source_files()}, "notes": model.notes,
+            "blocks": len(model.blocks), "units": len(model.units), "hash": run.subject.model_hash(),
+            "files": {path.name: _sha256(path) for path in run.subject.source_files()}, "notes": model.notes,
         },
         "request": {
             "budget": str(request.budget) if request.budget else None, "method": str(request.method) if request.method else None,
             "plan": request.plan is not None, "target": run.target_name, "keep": list(request.keep), "allocator": request.allocator,
-            "menu": [str(option) for option in request.options(run.target_name)], "harm": request.harm,
-            "samples": request.samples, "tokens": request.tokens, "batch": request.batch, "test_samples": request.test_samples,
+            "menu": [str(option) for option in run.subject.menu(run.target_name)], "harm": request.harm,
+            "samples": request.samples, "tokens": request.tokens, "micro_batch": request.micro_batch, "test_samples": request.test_samples,
         },
         "data": {"source": run.data.source, "notes": list(run.data.notes), "hashes": run.data.hashes,
                  "calibration_tokens": count_tokens(run.data.calibration), "test_tokens": count_tokens(run.data.test)},
         "seed": request.seed,
         "versions": {"modicum": modicum.__version__, "torch": torch.__version__, "transformers": transformers.__version__,
-                     "python": platform.python_version(), "threads": torch.get_num_threads(), "device": str(run.device)},
+                     "python": platform.python_version(), "threads": torch.get_num_threads(), "device": "cpu"},
         "bytes": {
             "original": model.dense_bytes, "predicted": predicted, "actual": actual,
             "allowed": request.budget.bytes(model.parameters) if request.budget else None,
             "bits_per_weight": 8 * actual / model.parameters,
             "files": {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(final.glob("*.safetensors"))},
         },
+        "values": {"original": model.parameters, "actual": _values(run, forms)},
         "coverage": {
             "treated_bytes": treated, "layer_bytes": layer_bytes, "share": treated / max(layer_bytes, 1), "untreated": untreated(run, forms),
         },
-        "sites": rows, "predicted_harm": sum(row["harm"] or 0.0 for row in rows) if table else None,
+        "sites": rows, "search": run.search, "predicted_harm": table.harm(run.picks) if table is not None else None,
         "quality": quality, "verification": verification, "events": run.events, "stages": run.meter.stages,
     }  # fmt: skip
 
 
-def _site_row(run: Run, site: Site, plan: Plan, forms: FormStore, choices: Mapping[str, Any]) -> dict[str, Any]:
+def _site_row(run: Run, site: Site, plan: Plan, forms: FormStore, choice: Choice | None) -> dict[str, Any]:
     gone = {unit.name for unit in site.units if Script.home(unit.name, run.change.dropped)}
     named = [plan.options.get(site.name) or plan.options.get(unit.name, "keep") for unit in site.units]
     option = "dropped" if len(gone) == len(site.units) else ", ".join(dict.fromkeys(named))
-    choice = choices.get(option)
     sizes = [0 if u.name in gone else forms[u.name].nbytes if u.name in forms else u.dense_bytes for u in site.units]
     return {
         "site": site.name, "kind": site.kind, "option": option, "weights": site.size, "data_free": site.data_free,
         "original_bytes": sum(unit.dense_bytes for unit in site.units), "bytes": sum(sizes), "harm": choice.harm if choice else None,
+    }  # fmt: skip
+
+
+def _values(run: Run, forms: FormStore) -> int:
+    """Stored weight values: those of forms, and of every parameter that stands as it was."""
+    units, gone = run.model.units.values(), {name for block in run.change.dropped for name in run.model.blocks[block].parameters}
+    treated = {unit.parameter for unit in units if unit.name in forms}
+    dense = [name for name in run.model.weights.names if name not in treated and name not in gone]
+    beside = sum(unit.size for unit in units if unit.parameter in treated and unit.name not in forms)
+    return sum(forms[name].values for name in forms) + beside + sum(run.model.weights.held(name).numel() for name in dense)
+
+
+def _structural(run: Run, plan: Plan) -> list[str]:
+    """Names of the depth and of coupled cuts in a plan."""
+    units = {unit.name for unit in run.model.units.values()} | {site.name for site in run.sites}
+    return [name for name in plan.options if name not in units]
+
+
+def _structural_row(run: Run, name: str, option: str, choice: Choice | None) -> dict[str, Any]:
+    return {
+        "site": name, "kind": "span" if name == DEPTH else "cut", "option": option, "weights": 0, "data_free": "", "original_bytes": 0,
+        "bytes": 0, "harm": choice.harm if choice is not None else None,
     }  # fmt: skip
 
 

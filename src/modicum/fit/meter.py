@@ -1,4 +1,4 @@
-"""Time and peak memory by stage."""
+"""Progress, time and peak memory by stage."""
 
 from __future__ import annotations
 
@@ -21,6 +21,16 @@ def own_memory() -> int:
         if found:
             return sum(int(words[1]) for words in found) * 1024
     return psutil.Process().memory_info().rss
+
+
+class Quiet:
+    """Progress that shows nothing; the command line passes one that does."""
+
+    def start(self, stage: str, total: int) -> None:
+        """A stage of ``total`` steps begins."""
+
+    def step(self) -> None:
+        """One step is done."""
 
 
 class Meter:

@@ -67,6 +67,8 @@ def compare(original: Outputs, candidate: Outputs, batches: Sequence[Batch], cau
             if other not in waiting:
                 raise ModelError("quality: both runs must finish their batches in one order. Report this.")
             _add(quality, waiting.pop(other), theirs, batches[other], causal)
+    for _ in candidate:  # a sweep gives its model back only at its end
+        raise ModelError("quality: both runs must finish their batches in one order. Report this.")
     return quality
 
 

@@ -4,77 +4,119 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from modicum.core.budget import Budget
+from modicum.core.budget import Budget, parse_size
 from modicum.core.errors import BudgetError, SettingError, near
 from modicum.core.option import Option
 from modicum.core.plan import Plan
+from modicum.core.settings import param
 
-# Widths that all readers agree on, so that a plan loads wherever the target loads.
-MENUS = {"transformers": ("int2", "int4", "int8"), "modicum": ("int2", "int3", "int4", "int5", "int6", "int8")}
+# What changes how a run goes, and not what it makes.
+_WAYS = {"out", "overwrite", "dry_run", "ram", "device", "workers"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
-    """One run's settings; the same names as on the command line."""
+class Settings:
+    """What measuring and fitting have in common; the same names as on the command line."""
 
-    budget: Budget | None = None
-    method: Option | None = None
-    plan: Plan | None = None
-    target: str | None = None
-    data: str | None = None
-    samples: int = 128
-    tokens: int = 512
-    batch: int = 8
-    test_samples: int = 64
-    menu: tuple[Option, ...] | None = None
-    group: int = 64
-    ram: int | None = None
-    seed: int = 0
-    device: str = "auto"
-    keep: tuple[str, ...] = ()
-    allocator: str = "integer_program"
-    harm: str = "fisher"
-    gradient_samples: int = 16
-    out: Path | None = None
-    overwrite: bool = False
-    dry_run: bool = False
-    allow_pickle: bool = False
-    trust_remote_code: bool = False
-    allow_fallback: bool = field(default=False)
+    target: str | None = param(None, "format to write, by its runtime; none: the one that suits the model")
+    data: str | None = param(None, "path of a text; none: the texts shipped with modicum")
+    samples: int = param(128, "sequences to calibrate on")
+    tokens: int = param(512, "tokens per sequence")
+    micro_batch: int = param(8, "sequences run at once")
+    test_samples: int = param(64, "sequences to judge on; half as many to choose by")
+    menu: tuple[Option, ...] | None = param(None, "options to choose from; none: all that methods declare")
+    group: int = param(64, "columns per scale for the menu's integers")
+    ram: int | None = param(None, "bytes of memory to stay within")
+    seed: int = param(0, "seed of every choice by chance")
+    device: str = param("auto", "where the work runs")
+    keep: tuple[str, ...] = param((), "patterns of layers to leave as they are")
+    harm: str = param("covariance", "how harm is predicted")
+    gradient_samples: int = param(16, "sequences to take gradients on")
+    curvature: bool = param(False, "also measure Hessian traces and top eigenvalues, with the model in memory")
+    out: Path | None = param(None, "directory to write")
+    overwrite: bool = param(False, "replace the output directory where it exists")
+    allow_pickle: bool = param(False, "read pickled weights where there are no safetensors")
+    trust_remote_code: bool = param(False, "let the model's directory run code of its own")
+    allow_fallback: bool = param(False, "accept solves that needed more damping than asked for")
 
     def __post_init__(self) -> None:
+        from modicum.export import TARGETS
+        from modicum.fit.harm import HARMS
+
+        if self.target is not None and self.target not in TARGETS:
+            raise SettingError(f"target {self.target!r}: is not known. {near(self.target, TARGETS)}")
+        if self.harm not in HARMS:
+            raise SettingError(f"harm {self.harm!r}: is not known. {near(self.harm, HARMS)}")
+        for name in ("samples", "tokens", "micro_batch", "test_samples", "gradient_samples"):
+            if getattr(self, name) < 1:
+                raise SettingError(f"{name}: must be at least 1, got {getattr(self, name)}.")
+
+    def fingerprint(self, model_hash: str, data_hash: dict[str, str]) -> str:
+        """Hash of everything that decides the result: an interrupted run continues only where it is equal."""
+        words = {f.name: str(_plain(getattr(self, f.name))) for f in fields(self) if f.name not in _WAYS}
+        return hashlib.sha256(json.dumps([words, model_hash, data_hash], sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request(Settings):
+    """One fit's settings."""
+
+    budget: Budget | None = param(None, "what must fit; several budgets hold together")
+    method: Option | None = param(None, "instead of a budget: one option everywhere")
+    plan: Plan | None = param(None, "instead of a budget: options by site")
+    allocator: str = param("auto", "how the budget is divided")
+    search_time: float = param(60.0, "seconds to improve the choice by real divergences; 0: none")
+    workers: str = param("1", "processes that judge candidates side by side, or ray")
+    context: int = param(2048, "tokens the memory budget leaves room for")
+    batch: int = param(1, "sequences the memory, speed and latency budgets are for")
+    dry_run: bool = param(False, "only say what would be done and what is within reach")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         given = [name for name in ("budget", "method", "plan") if getattr(self, name) is not None]
         if len(given) != 1:
             came = " and ".join(given) or "nothing"
             raise BudgetError(f"fit: exactly one of a budget, a method or a plan must be given, got {came}. Pass --size 4.5MB or --bpw 4.")
         from modicum.allocate import ALLOCATORS
-        from modicum.export import TARGETS
 
-        if self.target is not None and self.target not in TARGETS:
-            raise SettingError(f"target {self.target!r}: is not known. {near(self.target, TARGETS)}")
         if self.allocator not in ALLOCATORS:
             raise SettingError(f"allocator {self.allocator!r}: is not known. {near(self.allocator, ALLOCATORS)}")
-        if self.harm not in ("fisher", "error"):
-            raise SettingError(f"harm {self.harm!r}: must be fisher or error.")
-        for name in ("samples", "tokens", "batch", "test_samples", "gradient_samples"):
+        for name in ("context", "batch"):
             if getattr(self, name) < 1:
                 raise SettingError(f"{name}: must be at least 1, got {getattr(self, name)}.")
+        if not 0 <= self.search_time < float("inf"):
+            raise SettingError(f"search_time: must be 0 or more seconds, got {self.search_time}.")
+        if self.workers != "ray" and not (self.workers.isdigit() and int(self.workers) >= 1):
+            raise SettingError(f"workers: must be a number of processes or ray, got {self.workers!r}.")
 
-    def options(self, target: str) -> tuple[Option, ...]:
-        """The menu for a target; ``intN`` takes the group of the request."""
-        if self.menu is not None:
-            return self.menu
-        return tuple(Option.parse(f"{name} group={self.group}") for name in MENUS[target])
 
-    def fingerprint(self, model_hash: str, data_hash: dict[str, str]) -> str:
-        """Hash of everything that decides the result: an interrupted run continues only where it is equal."""
-        skipped = {"out", "overwrite", "dry_run", "ram", "device"}
-        words = {f.name: str(_plain(getattr(self, f.name))) for f in fields(self) if f.name not in skipped}
-        return hashlib.sha256(json.dumps([words, model_hash, data_hash], sort_keys=True).encode()).hexdigest()
+def common(
+    *, menu: Iterable[str | Option] | str | None = None, ram: str | int | None = None, data: Any = None,
+    out: str | Path | None = None, keep: Iterable[str] = (), **settings: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """Settings as callers write them, in the types that ``Settings`` holds."""
+    words = [word for word in menu.split(",") if word.strip()] if isinstance(menu, str) else list(menu or [])
+    return {
+        **settings,
+        "menu": tuple(_menu_option(word, settings.get("group", 64)) for word in words) or None,
+        "ram": parse_size(ram) if isinstance(ram, str) else ram,
+        "data": str(data) if isinstance(data, str | Path) else None,
+        "out": Path(out) if out is not None else None,
+        "keep": tuple(keep),
+    }
+
+
+def _menu_option(word: str | Option, group: int) -> Option:
+    if isinstance(word, Option):
+        return word
+    word = word.strip()
+    short = word.startswith("int") and word[3:].isdigit()
+    return Option.parse(f"{word} group={group}" if short else word)
 
 
 def _plain(value: Any) -> Any:

@@ -35,6 +35,10 @@ def save_sensitivities(path: Path, found: Mapping[str, Sensitivity]) -> None:
     """Write what a reverse sweep found."""
     tensors = {f"{name}:gradient": s.gradient.contiguous() for name, s in found.items()}
     tensors |= {f"{name}:square": s.square.contiguous() for name, s in found.items() if s.square is not None}
+    tensors |= {f"{name}:covariance": s.covariance.contiguous() for name, s in found.items() if s.covariance is not None}
+    for key in ("trace", "hessian"):
+        given = {name: value for name, s in found.items() if (value := getattr(s, key)) is not None}
+        tensors |= {f"{name}:{key}": torch.tensor([value], dtype=torch.float64) for name, value in given.items()}
     with TensorWriter(path, {name: (t.dtype, tuple(t.shape)) for name, t in tensors.items()}) as writer:
         for name, tensor in tensors.items():
             writer.write(name, tensor)
@@ -44,8 +48,18 @@ def load_sensitivities(path: Path) -> dict[str, Sensitivity]:
     """Inverse of ``save_sensitivities``."""
     with TensorFile(path) as file:
         names = [name.removesuffix(":gradient") for name in file.entries if name.endswith(":gradient")]
-        squares = {name: file.read(f"{name}:square") for name in names if f"{name}:square" in file.entries}
-        return {name: Sensitivity(file.read(f"{name}:gradient"), squares.get(name)) for name in names}
+        part = lambda name, key: file.read(f"{name}:{key}") if f"{name}:{key}" in file.entries else None
+        number = lambda name, key: None if (value := part(name, key)) is None else float(value)
+        return {
+            name: Sensitivity(
+                file.read(f"{name}:gradient"),
+                part(name, "square"),
+                part(name, "covariance"),
+                number(name, "trace"),
+                number(name, "hessian"),
+            )
+            for name in names
+        }
 
 
 class FormStore(Mapping[str, Form]):
@@ -80,6 +94,9 @@ class FormStore(Mapping[str, Form]):
         with TensorFile(path) as file:
             prefix = f"{name}:"
             return restore(described, {part[len(prefix) :]: file.read(part) for part in file.entries if part.startswith(prefix)})
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._home
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._home)

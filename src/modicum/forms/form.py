@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -49,6 +50,11 @@ class Form(ABC):
     def nbytes(self) -> int:
         """Exact bytes of the stored tensors."""
         return sum(tensor.nbytes for tensor in self.tensors().values())
+
+    @cached_property
+    def outline(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        """Dtype and shape of each stored tensor; told once, forms do not change."""
+        return {part: (tensor.dtype, tuple(tensor.shape)) for part, tensor in self.tensors().items()}
 
     def product(self, inputs: torch.Tensor) -> torch.Tensor:
         """``inputs @ dense().T`` for inputs (..., columns)."""

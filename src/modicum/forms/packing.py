@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
 
 
@@ -25,8 +24,15 @@ def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
         for place in range(per):
             packed |= padded[:, :, place] << (place * bits)
         return packed
-    planes = np.unpackbits(codes.cpu().numpy()[:, :, None], axis=2, bitorder="little")[:, :, :bits]
-    return torch.from_numpy(np.packbits(planes.reshape(rows, columns * bits), axis=1, bitorder="little")).to(codes.device)
+    # Eight codes fill as many bytes as a code has bits; each code lies in one byte or two.
+    lots = torch.nn.functional.pad(codes, (0, -columns % 8)).view(rows, -1, 8).to(torch.int16)
+    packed = torch.zeros(rows, lots.shape[1], bits + 1, dtype=torch.int16, device=codes.device)
+    for place in range(8):
+        first, shift = divmod(place * bits, 8)
+        spread = lots[:, :, place] << shift
+        packed[:, :, first] |= spread & 255
+        packed[:, :, first + 1] |= spread >> 8
+    return packed[:, :, :bits].to(torch.uint8).flatten(1)[:, : math.ceil(columns * bits / 8)].contiguous()
 
 
 def unpack(packed: torch.Tensor, bits: int, columns: int) -> torch.Tensor:
@@ -38,6 +44,10 @@ def unpack(packed: torch.Tensor, bits: int, columns: int) -> torch.Tensor:
     if 8 % bits == 0:
         mask = 2**bits - 1
         return torch.stack([(packed >> (place * bits)) & mask for place in range(8 // bits)], 2).flatten(1)[:, :columns].contiguous()
-    planes = np.unpackbits(packed.cpu().numpy(), axis=1, bitorder="little")[:, : columns * bits]
-    planes = np.pad(planes.reshape(len(packed), columns, bits), ((0, 0), (0, 0), (0, 8 - bits)))
-    return torch.from_numpy(np.packbits(planes, axis=2, bitorder="little")[:, :, 0]).to(packed.device)
+    lots = torch.nn.functional.pad(packed, (0, -packed.shape[1] % bits)).view(len(packed), -1, bits).to(torch.int16)
+    lots = torch.nn.functional.pad(lots, (0, 1))
+    codes = torch.empty(len(packed), lots.shape[1], 8, dtype=torch.uint8, device=packed.device)
+    for place in range(8):
+        first, shift = divmod(place * bits, 8)
+        codes[:, :, place] = ((lots[:, :, first] | (lots[:, :, first + 1] << 8)) >> shift) & (2**bits - 1)
+    return codes.flatten(1)[:, :columns].contiguous()

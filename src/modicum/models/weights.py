@@ -176,6 +176,16 @@ class CheckpointWeights(Weights):
         for name in names:
             self.put(name, torch.empty_like(self.held(name), device="meta"))
 
+    def stored(self) -> Iterator[tuple[str, str, bool]]:
+        """Of every tensor stored: its name on disk, the module's name for it, and whether a conversion makes it."""
+        for target, (converter, sources) in self._sources.items():
+            yield from ((key, target, converter is not None) for key, _ in sources)
+
+    def converted(self, name: str) -> bool:
+        """Whether a parameter is stored in another layout than it is used in."""
+        target = self._made_by.get(name)
+        return target is not None and self._sources[target][0] is not None
+
     def load_buffers(self) -> None:
         """Fill the persistent buffers (batch statistics, position tables), which are small and stay."""
         for name, buffer in self.module.named_buffers():

@@ -38,6 +38,7 @@ class Sparsegpt(Pruner):
         "SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot", "2301.00774", 2023, "Frantar, Elias and Alistarh, Dan"
     )
     needs = frozenset({Need.COVARIANCE})
+    menu = ({"keep": 0.5},)
 
     damping: float = param(0.01, "share of the covariance's mean diagonal added to its diagonal", between=(0.0, 10.0))
     block: int = param(128, "columns whose mask is chosen together where no pattern is given", between=(1, 4096))

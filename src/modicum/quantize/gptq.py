@@ -45,6 +45,7 @@ class Gptq(Quantizer):
         "Frantar, Elias and Ashkboos, Saleh and Hoefler, Torsten and Alistarh, Dan",
     )  # fmt: skip
     needs = frozenset({Need.COVARIANCE})
+    menu = tuple({"bits": bits} for bits in range(2, 9))
 
     damping: float = param(0.01, "share of the covariance's mean diagonal added to its diagonal", between=(0.0, 10.0))
     order: str = param("static", "columns by falling input energy (static), or as they stand (none)", choices=("static", "none"))

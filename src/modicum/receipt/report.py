@@ -34,11 +34,18 @@ _MOST_LABELS = 12
 
 def report(receipt: Mapping[str, Any]) -> str:
     """One self-contained HTML page for a receipt, without scripts or other files; the same receipt gives the same page."""
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"size": readable, "words": _words}
-    template = environment.from_string(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
     charts = {scheme.name: Markup(chart(receipt, scheme)) for scheme in SCHEMES} if receipt["sites"] else {}
-    return template.render(charts=charts, **receipt)
+    return render("report.html", charts=charts, **receipt)
+
+
+def render(page: str, /, **values: Any) -> str:
+    """A page of this folder, with values as text unless they are marked as markup."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters |= {"size": readable, "words": _words}
+    return environment.get_template(page).render(**values)
 
 
 def read_receipt(path: str | Path) -> dict[str, Any]:
@@ -63,7 +70,9 @@ def read_receipt(path: str | Path) -> dict[str, Any]:
 def _misshapen(body: dict[str, Any]) -> str:
     """The first part of a receipt that a reader relies on and that is not what it should be."""
     expected = {("model", "name"): str, ("data", "source"): str, ("request", "target"): str, ("seed",): int}
-    expected |= {("request", name): int for name in ("samples", "tokens", "batch", "test_samples") if name in (body.get("request") or ())}
+    expected |= {
+        ("request", name): int for name in ("samples", "tokens", "micro_batch", "test_samples") if name in (body.get("request") or ())
+    }
     for path, kind in expected.items():
         value: Any = body
         for name in path:

@@ -38,6 +38,7 @@ class Eora(Repairer):
         "Liu, Shih-Yang and others",
     )  # fmt: skip
     needs = frozenset({Need.COVARIANCE})
+    menu = ({"rank": 8},)
 
     rank: int = param(8, "rank of the repair", between=(1, 1 << 20), dial=True)
     whiten: bool = param(True, "truncate in the eigenspace of the inputs, not of the weights")

@@ -24,6 +24,8 @@ from modicum.sweep.suspend import Arrival, Chain, Stop
 # Attributes under which attention modules keep the width of one head.
 _HEAD_WIDTH = ("head_dim", "attention_head_size", "key_value_proj_dim", "d_kv", "head_size")
 _KINDS = ("linear", "conv1d")
+# Tokens of a text that are enough to see what feeds what.
+_TOKENS = 16
 
 
 def coupled_cuts(model: Model, script: Script, batch: Batch) -> list[Site]:
@@ -31,15 +33,24 @@ def coupled_cuts(model: Model, script: Script, batch: Batch) -> list[Site]:
 
     A site's ``axes`` name, for each unit, the rows (producers) or columns (the consumer, last) that vanish with each group.
     """
-    return _Search(model, script, slice_rows(batch, 0, 1)).run()
+    return _Search(model, script, shortened(slice_rows(batch, 0, 1), _TOKENS)).run()
 
 
 def adds_output(model: Model, script: Script, batch: Batch, block: str, module: str) -> bool:
     """Whether a block's output is the output of ``module`` plus something: then a linear map after it can be folded into it."""
-    search = _Search(model, script, slice_rows(batch, 0, 1))
+    search = _Search(model, script, shortened(slice_rows(batch, 0, 1), _TOKENS))
     search.wanted = (block, module)
     search.run()
     return search.adds
+
+
+def shortened(row: Batch, tokens: int) -> Batch:
+    """The first ``tokens`` tokens where all tensors are tokens by rows; otherwise what came."""
+    if not isinstance(row, dict) or "input_ids" not in row or row["input_ids"].ndim != 2:
+        return row
+    if any(value.shape != row["input_ids"].shape or value.is_floating_point() for value in row.values()):
+        return row
+    return {name: value[:, :tokens] for name, value in row.items()}
 
 
 class _Search:

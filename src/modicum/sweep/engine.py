@@ -56,7 +56,7 @@ class Sweep:
     """One pass over all blocks for all micro-batches.
 
     ``treat(stage)`` may return forms by unit name; from there on the chain runs on their dense values. ``needs`` is the union of what to
-    collect; units in ``quiet`` are not measured. ``replayed`` gives stored outputs for blocks that are done already, ``on_block(name,
+    collect, of all units or of those in ``measured``. ``replayed`` gives stored outputs for blocks that are done already, ``on_block(name,
     outputs)`` is called when a block is done. ``run`` yields (index, output) one at a time, as batches finish.
     """
 
@@ -65,10 +65,12 @@ class Sweep:
         values: Mapping[str, Form] | None = None,
         biases: Mapping[str, torch.Tensor] | None = None, dropped: Set[str] = frozenset(), seed: int = 0, pool: SpillPool | None = None,
         replayed: Mapping[str, Callable[[int], Any]] | None = None, on_block: Callable[[str, dict[int, Any]], None] | None = None,
+        measured: Set[str] | None = None,
     ):  # fmt: skip
         self.model, self.batches, self.script, self.treat, self.needs = model, batches, script, treat, needs
         self.biases, self.dropped, self.seed = dict(biases or {}), dropped, seed
         self.forms: MutableMapping[str, Form] = ChainMap({}, dict(values) if isinstance(values, dict) else values or {})  # type: ignore[arg-type]
+        self.measured = measured
         self.pool, self.replayed, self.on_block = pool or SpillPool(None), replayed or {}, on_block
         self.units = module_units(model)
         self.done: set[str] = set()
@@ -186,7 +188,8 @@ class Sweep:
         inputs = [(index, next(v for v in (*a.args, *(a.kwargs or {}).values()) if isinstance(v, torch.Tensor))) for index, a in arrivals]
         if unit.kind == "embedding":
             return _looked_up(unit, [ids for _, ids in inputs])
-        if self.script.data_free(unit) or not has_rows(unit, owner):
+        unwanted = self.measured is not None and self.measured.isdisjoint(self.script.stage_of(unit.name))
+        if unwanted or self.script.data_free(unit) or not has_rows(unit, owner):
             return Stats(count=sum(value.numel() // value.shape[-1] for _, value in inputs))
         collector = Collector(self.needs, unit.shape[1], inputs[0][1].device)
         for index, value in inputs:

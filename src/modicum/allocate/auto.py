@@ -1,0 +1,239 @@
+"""Auto: the integer program's answer, improved by what the real divergence teaches."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from modicum.allocate._cache import Cached
+from modicum.allocate._family import Judge, fill, floor, step, switched
+from modicum.allocate._learned import NOISE, Learned, Terms
+from modicum.allocate._program import least_harm
+from modicum.allocate.integer_program import integer_program
+from modicum.allocate.uniform import uniform
+from modicum.core.plan import Choice, Limits, Picks, Table
+
+# Selections judged on the small sample where no time is given.
+EVALUATIONS = 60
+# Selections judged side by side, those of them that go on to all sequences, and rounds without progress before the end.
+ROUND, FINALISTS, PATIENCE = 6, 2, 4
+# Proposals of a round: exchanges the corrected table thinks nearly free, random ones, programs of drawn tables, changes of structure.
+TIES, SWITCHES, DRAWS, STRUCTURES = 64, 24, 2, 4
+# Standard deviations by which a proposal may be hoped better than expected.
+HOPE = 2.5
+# Standard errors that an improvement must exceed.
+BOUND = 1.0
+# Powers of the harms in other starts: below one, large harms are thought exaggerated.
+POWERS = (0.8, 1.25)
+# Single changes of which exchanges are made.
+_MOVES = 600
+# Most seconds of one integer program, and its share of the seconds given.
+_SOLVING, _PART = 10.0, 1 / 20
+
+_Key = tuple[int, ...]
+
+
+def auto(table: Table, limits: Limits, judge: Judge | None = None, *, seed: int = 0, seconds: float = 0.0) -> Picks:
+    """Improve the integer program's answer by selections judged on the real divergence, and correct the harms by what was judged.
+
+    Starts are the integer program's answer, that on tempered harms, and the uniform one. Then in rounds: a regression corrects the harms
+    (``Learned``); the integer program on the corrected table, and on some drawn from what is still possible, exchanges of two sites that the
+    corrected table thinks nearly free, random exchanges, and changed structure with the rest solved anew make a pool; those with the least
+    expected divergence less ``HOPE`` standard deviations are judged on a quarter of the sequences, the best of these on all. A selection
+    replaces the best where its mean over all sequences is lower by more than ``BOUND`` standard errors of the paired differences, or lower
+    at all and not more harmful by the table. So the answer is never worse than the integer program's on the judge's sequences.
+
+    Ends after ``PATIENCE`` rounds whose gains are inside the noise, where nothing new is left to judge, and when ``seconds`` are spent or, at
+    0, after ``EVALUATIONS`` selections. The round in progress is finished; one that would not fit, as long as the last, is not begun.
+
+    *Needs and cost:* a judge; a few dozen judgements of a quarter of the sequences and two of all per round; three and more integer
+    programs per round. *Reduces to* ``integer_program`` without a judge.
+    """
+    start = integer_program(table, limits, seconds=seconds)
+    if judge is None or not start or not table.fits(start, limits):
+        return start
+    small = min(judge.samples, max(4, -(-judge.samples // 4)))
+    return _Search(Terms.of(table), limits, Cached(judge, probe=small), start, np.random.default_rng(seed), seconds).run()
+
+
+@dataclass
+class _Search:
+    """The best selection so far and all outcomes: of every selection met on the small sample, of finalists on all sequences."""
+
+    terms: Terms
+    limits: Limits
+    judge: Cached
+    best: Picks
+    chance: np.random.Generator
+    seconds: float
+    met: dict[_Key, Picks] = field(default_factory=dict)
+    small: dict[_Key, np.ndarray] = field(default_factory=dict)
+    full: dict[_Key, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def table(self) -> Table:
+        return self.terms.table
+
+    def key(self, picks: Picks) -> _Key:
+        return tuple(picks[site] for site in self.table.choices)
+
+    def run(self) -> Picks:
+        began = time.monotonic()
+        self.meet(self.new(self.starts()))
+        self.full[self.key(self.best)] = self.judge(self.best, self.judge.samples)
+        self.improve()
+        idle, took = 0, 0.0
+        while idle < PATIENCE and (count := self.affordable(time.monotonic() - began + took)):
+            began_round = time.monotonic()
+            learned = self.learned()
+            if not (pool := self.new(self.proposals(learned))):
+                break
+            self.meet(hopeful(learned, pool, count))
+            idle = 0 if self.improve() else idle + 1
+            took = time.monotonic() - began_round
+        return self.best
+
+    def affordable(self, spent: float) -> int:
+        """How many selections the next round may judge."""
+        if self.seconds > 0:
+            return ROUND if spent <= self.seconds else 0
+        return max(min(ROUND, EVALUATIONS - len(self.small)), 0)
+
+    def starts(self) -> Iterator[Picks]:
+        yield self.best
+        yield uniform(self.table, self.limits)
+        for power in POWERS:
+            yield self.solved(self.terms.with_harms(np.maximum(self.terms.harms, 0) ** power))
+
+    def new(self, selections: Iterable[Picks]) -> list[Picks]:
+        """Those that fit and were not met before, with nothing left unspent."""
+        filled = [fill(self.table, picks, self.limits) for picks in selections if self.table.fits(picks, self.limits)]
+        return [picks for key, picks in {self.key(picks): picks for picks in filled}.items() if key not in self.met]
+
+    def meet(self, candidates: list[Picks]) -> None:
+        """Judge on the small sample."""
+        for picks, outcome in zip(candidates, self.judge.many(candidates, self.judge.probe)):
+            self.met[self.key(picks)], self.small[self.key(picks)] = picks, outcome
+
+    def improve(self) -> bool:
+        """Judge the most promising on all sequences; whether one of them became the best."""
+        mean = lambda key: float(self.small[key].mean())
+        least = mean(self.key(self.best))
+        finalists = sorted((key for key in self.small if key not in self.full and mean(key) < least), key=mean)[:FINALISTS]
+        self.full |= zip(finalists, self.judge.many([self.met[key] for key in finalists], self.judge.samples))
+        for key in sorted(self.full, key=lambda key: float(self.full[key].mean())):
+            if self.better(key):
+                self.best = self.met[key]
+                return True
+        return False
+
+    def better(self, key: _Key) -> bool:
+        """Whether a finalist replaces the best."""
+        now, other = self.full[self.key(self.best)], self.full[key]
+        if not other.mean() < now.mean():
+            return False
+        if not np.isfinite(now).all() or self.table.harm(self.met[key]) <= self.table.harm(self.best):
+            return True
+        return bool((now - other).mean() > BOUND * standard_error(now - other))
+
+    def learned(self) -> Learned:
+        """The regression on everything judged."""
+        kept = [key for key, outcome in self.small.items() if np.isfinite(outcome).all()]
+        means, errors = np.array([self.overall(key) for key in kept]).reshape(-1, 2).T
+        return Learned(self.terms, self.terms.rows(self.met[key] for key in kept), means, errors)
+
+    def overall(self, key: _Key) -> tuple[float, float]:
+        """Mean over all sequences and its standard error.
+
+        Where the small sample alone was judged, the best selection's ratio of the two carries over; the error of that is the standard error of
+        the differences from the best selection's outcome times a number.
+        """
+        if key in self.full:
+            return float(self.full[key].mean()), 0.0
+        best, other = self.small[self.key(self.best)], self.small[key]
+        if not 0 < best.mean() < np.inf:
+            return float(other.mean()), 0.0
+        ratio = float(self.full[self.key(self.best)].mean() / best.mean())
+        unseen = (1 - len(other) / self.judge.samples) ** 0.5
+        return ratio * float(other.mean()), ratio * unseen * standard_error(other - best * (other.mean() / best.mean()))
+
+    def proposals(self, learned: Learned) -> Iterator[Picks]:
+        """What the next round may judge."""
+        expected = learned.table()
+        yield self.solved(expected)
+        for _ in range(DRAWS):
+            yield self.solved(learned.table(self.chance))
+        yield from (self.solved(expected, structure) for structure in self.structures())
+        yield from near_ties(expected, self.best, self.limits)
+        for _ in range(SWITCHES):
+            if (picks := switched(self.table, self.best, self.limits, self.chance, int(self.chance.integers(1, 3)))) is not None:
+                yield picks
+
+    def solved(self, table: Table, structure: Picks | None = None) -> Picks:
+        """The least harm by a table, under a structure where one is given."""
+        known = floor(table, self.limits, structure)
+        if not table.fits(known, self.limits):
+            return known
+        seconds = min(_SOLVING, _PART * self.seconds) if self.seconds > 0 else _SOLVING
+        return least_harm(table, self.limits, fill(table, known, self.limits), structure, seconds=seconds)
+
+    def structures(self) -> Iterator[Picks]:
+        """Choices of the sites that others depend on, one of them moved a rung."""
+        moves = [(site, by) for site in self.table.children for by in (1, -1)]
+        for place in self.chance.permutation(len(moves))[:STRUCTURES]:
+            if (moved := step(self.table, self.best, moves[place][0], self.limits, moves[place][1])) is not None:
+                yield {site: moved[site] for site in self.table.children}
+
+
+def standard_error(values: np.ndarray) -> float:
+    """Of the mean; 0 for a single value, which has none."""
+    return float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else 0.0
+
+
+def hopeful(learned: Learned, pool: list[Picks], count: int) -> list[Picks]:
+    """The selections of least expected divergence less ``HOPE`` standard deviations, each as if those before it were judged already."""
+    mean, covariance = learned.predict(learned.terms.rows(pool))
+    unit = max(float(np.abs(mean).max()), 1e-300)
+    chosen: list[int] = []
+    for _ in range(min(count, len(pool))):
+        hoped = mean - HOPE * np.sqrt(np.maximum(covariance.diagonal(), 0))
+        hoped[chosen] = np.inf
+        # Rounded: which of two equals is taken must not hang on the last bits of a matrix product.
+        chosen.append(i := int(np.round(hoped / unit, 9).argmin()))
+        covariance = covariance - np.outer(covariance[i], covariance[i]) / max(covariance[i, i] + (NOISE * mean[i]) ** 2, 1e-300)
+    return [pool[i] for i in chosen]
+
+
+def near_ties(table: Table, picks: Picks, limits: Limits, count: int = TIES) -> list[Picks]:
+    """The ``count`` selections of least harm among those that fit and differ from ``picks`` in one site or two; structure stays."""
+    changes = _changes(table, picks, limits)
+    one, other = np.triu_indices(len(changes), 1)
+    left = np.array([most - table.cost(picks, resource) for resource, most in limits.items()])
+    fitting = (changes[one, 0] != changes[other, 0]) & (changes[one, 3:] + changes[other, 3:] <= left).all(1)
+    one, other = one[fitting], other[fitting]
+    order = np.argsort(changes[one, 2] + changes[other, 2], kind="stable")[:count]
+    sites = list(table.choices)
+    named = lambda pair: {sites[int(place)]: int(index) for place, index in changes[pair, :2] if place >= 0}
+    return [{**picks, **named([one[k], other[k]])} for k in order]
+
+
+def _changes(table: Table, picks: Picks, limits: Limits) -> np.ndarray:
+    """Rows of (site, choice, harm added, each resource added): no change at all, and the single changes that cost least at one price."""
+    rows = [(-1.0, 0.0, 0.0, *([0.0] * len(limits)))]
+    for place, (site, found) in enumerate(table.choices.items()):
+        if site not in table.children:
+            now, others = found[picks[site]], (index for index in table.allowed(site, picks) if index != picks[site])
+            rows += [(place, index, found[index].harm - now.harm, *_added(now, found[index], limits)) for index in others]
+    changes = np.array(rows)
+    loads = changes[:, 3:] @ np.array([1 / max(most - table.fixed.get(resource, 0), 1e-30) for resource, most in limits.items()])
+    gains = (changes[:, 2] < 0) & (loads > 0)
+    price = (-changes[gains, 2] / loads[gains]).max(initial=0.0)
+    cheapest = np.argsort(changes[1:, 2] + price * loads[1:], kind="stable")[:_MOVES]
+    return changes[[0, *(cheapest + 1)]]
+
+
+def _added(now: Choice, other: Choice, limits: Limits) -> list[float]:
+    return [other.spends(resource) - now.spends(resource) for resource in limits]

@@ -1,0 +1,206 @@
+"""Choosing: budgets become limits, an allocator divides them, and what the header's estimate held back is spent too."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from modicum.allocate import ALLOCATORS
+from modicum.allocate._cache import Cached
+from modicum.allocate._family import Judge, fill
+from modicum.allocate.integer_program import integer_program
+from modicum.core.budget import Budget, readable
+from modicum.core.errors import BudgetError, ModelError
+from modicum.core.option import KEEP, Option
+from modicum.core.plan import Picks, Table
+from modicum.export import TARGETS
+from modicum.fit.findings import DEPTH, GONE, Findings, remaining_shape
+from modicum.fit.judge import PlanJudge
+from modicum.fit.request import Request
+from modicum.fit.runtime import Runtime
+from modicum.fit.subject import Subject
+from modicum.forms import Form
+
+# Allocators that cannot do without a judge.
+JUDGED = {"auto", "evopress", "bisection", "nsga2", "proxies"}
+
+
+@dataclass
+class Chooser:
+    """Divides the request's budget for one target."""
+
+    subject: Subject
+    target: str
+    request: Request
+    report: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        assert self.request.budget is not None
+        self.budget: Budget = self.request.budget
+        self.sizing = self.subject.sizing(self.target)
+        self.runtime = Runtime(self.subject.model, self.subject.script, batch=self.request.batch, context=self.request.context)
+        if self.budget.memory or self.timed:
+            self.sizing.runtime = self.runtime.pricing(self.timed)
+
+    @property
+    def timed(self) -> bool:
+        """Whether time is limited."""
+        return self.budget.speed is not None or self.budget.latency is not None
+
+    def table(self, findings: Findings | None) -> Table:
+        """The table of the target, time outside all sites included."""
+        table = self.sizing.table(findings)
+        if self.timed:
+            table.fixed["seconds"] = self.runtime.rest()
+        return table
+
+    def limits(self) -> dict[str, float]:
+        """The most of each resource that the budgets allow."""
+        model, budget = self.subject.model, self.budget
+        limits: dict[str, float] = {}
+        if (allowed := budget.bytes(model.parameters)) is not None:
+            limits["bytes"] = allowed
+        if budget.params is not None:
+            limits["values"] = budget.params * model.parameters
+        if budget.memory is not None:
+            limits["memory"] = budget.memory - self.runtime.overhead()
+        if self.timed:
+            bounds = [budget.latency, None if budget.speed is None else self.runtime.original() / budget.speed]
+            limits["seconds"] = min(bound for bound in bounds if bound is not None)
+        return limits
+
+    # What cannot be
+
+    def check(self, table: Table) -> None:
+        """Raise ``BudgetError`` where no selection is within the limits: the smallest reachable, what blocks it, what to relax."""
+        limits = self.limits()
+        for resource, most in limits.items():
+            smallest = table.cost(table.cheapest({resource: max(most, 1e-9)}), resource)
+            if smallest > most:
+                raise BudgetError(self._sentence(resource, most, smallest))
+        if len(limits) > 1 and not table.fits(integer_program(table, limits), limits):
+            raise BudgetError(f"budget {self.budget}: each part can be reached alone, not all together. Relax {' or '.join(limits)}.")
+
+    def _sentence(self, resource: str, most: float, smallest: float) -> str:
+        kept = " with --keep" if self.request.keep else ""
+        where = f"the smallest for target {self.target} and this menu{kept} is"
+        if resource == "bytes":
+            bits = 8 * smallest / self.subject.model.parameters
+            tail = f"{self._blocked()}{' Keep less, or allow more bytes.' if kept else ''}{self._other_target(most)}"
+            return f"budget {self.budget}: {readable(most)} cannot be reached, {where} {readable(smallest)} ({bits:.2f} bpw).{tail}"
+        if resource == "values":
+            share = 100 * smallest / self.subject.model.parameters
+            return f"budget {self.budget}: cannot be reached, {where} {share:.1f} % of the values. Allow more, or add options that store fewer."
+        only = f"Only cuts and dropped blocks help: {self.target} holds weights whole in memory." + self._blocked()
+        if resource == "memory":
+            total, overhead = smallest + self.runtime.overhead(), self.runtime.overhead()
+            return (
+                f"budget {self.budget}: cannot be reached, {where} {readable(total)}, {readable(overhead)} of it cache and activations. "
+                f"{only} Allow more, or a shorter --context or smaller --batch."
+            )
+        return f"budget {self.budget}: cannot be reached, {where} {1000 * smallest:.3f} ms of {1000 * self.runtime.original():.3f}. {only}"
+
+    def _blocked(self) -> str:
+        target = self.subject.target(self.target)
+        parts = sorted(
+            ((u.dense_bytes, u.module, target.refusal(u)) for u in self.subject.model.units.values() if target.refusal(u)), reverse=True
+        )
+        return f" {parts[0][1]} stays dense there ({readable(parts[0][0])}, {parts[0][2]})." if parts else ""
+
+    def _other_target(self, allowed: float) -> str:
+        for name in TARGETS:
+            if name == self.target or name not in self.subject.possible_targets():
+                continue
+            table = self.subject.sizing(name).table()
+            smallest = table.cost(table.cheapest())
+            fits = "reaches it" if smallest <= allowed else "does not reach it either"
+            return f" --target {name} {fits}: its smallest is {readable(smallest)}."
+        return ""
+
+    # Choosing
+
+    def choose(self, table: Table, findings: Findings, judge: PlanJudge | None) -> Picks:
+        """A selection within all budgets. Raises ``BudgetError`` where there is none."""
+        limits = self.limits()
+        self.check(table)
+        begun = time.monotonic()
+        cached = Cached(judge) if judge is not None else None
+        if self.budget.loss is not None:
+            limits["bytes"] = self._smallest(table, findings, limits, judge)
+        if not limits:
+            raise BudgetError(f"budget {self.budget}: nothing is limited. Pass a size too.")
+        picks = self._spent(table, findings, limits, cached)
+        self.report |= {"allocator": self.request.allocator, "seconds": time.monotonic() - begun}
+        if judge is not None and cached is not None:
+            self.report |= {"evaluations": judge.evaluations, "hits": getattr(cached, "hits", 0)}
+        return picks
+
+    def _spent(self, table: Table, findings: Findings, limits: dict[str, float], judge: Judge | None) -> Picks:
+        """Choose, then spend what the header's estimate held back: the table assumes long offsets."""
+        choose = ALLOCATORS[self.request.allocator]
+        seconds = self.request.search_time if judge is not None else 0.0
+        best = choose(table, limits, judge, seed=self.request.seed, seconds=seconds)
+        for _ in range(4 if "bytes" in limits else 0):
+            room = {**limits, "bytes": table.cost(best) + limits["bytes"] - self.exact_bytes(table, best, findings)}
+            tried = [fill(table, best, room)]
+            if self.request.allocator not in JUDGED or judge is None:
+                tried.append(choose(table, room, judge, seed=self.request.seed, seconds=0.0))
+            better = [
+                picks for picks in tried
+                if table.harm(picks) < table.harm(best) and self.exact_bytes(table, picks, findings) <= limits["bytes"] and table.fits(picks, room)
+            ]  # fmt: skip
+            if not better:
+                break
+            best = min(better, key=table.harm)
+        return best
+
+    def exact_bytes(self, table: Table, picks: Picks, findings: Findings) -> int:
+        """Bytes of the files a selection gives, header and all, from forms of zeros."""
+        forms: dict[str, Form] = {}
+        owner = {unit.name: site for site in self.sizing.cuts.values() for unit in site.units}
+        for site in self.sizing.target.sites():
+            text = table.choices[site.name][picks[site.name]].option
+            if text == GONE:
+                continue
+            option, parent = Option.parse(text), table.parents.get(site.name, DEPTH)
+            level = table.choices[parent][picks[parent]].option if parent != DEPTH else KEEP
+            for unit in site.units:
+                shape = None
+                if level != KEEP:
+                    shape = remaining_shape(owner[unit.name], unit, findings.cuts[parent][level].kept)
+                if option.steps or shape is not None:
+                    forms[unit.name] = self.sizing.form(option, unit, shape)
+        span = table.choices[DEPTH][picks[DEPTH]].option if DEPTH in picks else KEEP
+        dropped = frozenset(findings.spans[span].blocks) if span != KEEP else frozenset()
+        forms = {name: form for name, form in forms.items() if not self.subject.script.home(name, dropped)}
+        return self.sizing.target.layout(forms, {}, dropped).nbytes()
+
+    def _smallest(self, table: Table, findings: Findings, limits: Mapping[str, float], judge: PlanJudge | None) -> float:
+        """Fewest bytes at which held-out perplexity, on validation text, rises by no more than the budget says; by bisection."""
+        assert self.budget.loss is not None
+        if judge is None or not self.subject.model.is_causal:
+            raise ModelError(f"--loss: needs perplexity, {self.subject.model.name} is no causal language model. Pass another budget.")
+        most = max(table.cost(table.best(lambda _, choice: (choice.harm, float(choice.bytes)))), table.cost(table.cheapest()))
+        high, low = min(limits.get("bytes", math.inf), most), table.cost(table.cheapest())
+        rise = self._rise(table, {**limits, "bytes": high}, judge)
+        if rise > self.budget.loss:
+            raise BudgetError(
+                f"budget {self.budget}: at {readable(high)}, the most the other budgets allow, perplexity rises by {100 * rise:.2f} %. "
+                "Allow more loss, or more bytes."
+            )
+        while high - low > 0.002 * high:
+            middle = math.sqrt(high * low)
+            if self._rise(table, {**limits, "bytes": middle}, judge) <= self.budget.loss:
+                high = middle
+            else:
+                low = middle
+        return math.ceil(high)
+
+    def _rise(self, table: Table, limits: Mapping[str, float], judge: PlanJudge) -> float:
+        quality = judge.quality(integer_program(table, limits), judge.samples)
+        return float(np.exp(np.mean(quality.candidate) - np.mean(quality.original)) - 1)

@@ -1,0 +1,366 @@
+"""What one measurement found, and the harm tables made of it: one for each target, menu and runtime, without another sweep."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from modicum.core.errors import ModelError, SettingError
+from modicum.core.option import KEEP, Option
+from modicum.core.plan import Choice, Plan, Table
+from modicum.core.unit import Site, Stats, Unit
+from modicum.drop._family import SiteCutter, Spanner
+from modicum.export import Target
+from modicum.export._family import METADATA, SHARD_BYTES, header_share, tensor_bytes
+from modicum.fit.menu import cutters, offered, spanners
+from modicum.forms import Cut, Dense, Form
+from modicum.sweep import Script
+
+# The site of choices over the whole model's depth.
+DEPTH = "model"
+# The choice of a weight whose block is left out.
+GONE = "gone"
+# Digits of file offsets assumed in a header: ten gigabytes.
+DIGITS = 10
+# What a cut's harm is multiplied by where no plans were judged: its error is large and lies in few directions. On the demo judged plans
+# gave 2.4 for feed-forward channels and 1.5 for heads (``docs/architecture.md``).
+CUT_PRIOR = 2.0
+# Lengths of spans that are tried, up to a third of the blocks.
+SPAN_LENGTHS = (1, 2, 3, 4, 6, 8)
+
+
+@dataclass
+class Finding:
+    """One option on one unit: harm in nats, None where its inputs or gradients were not seen; weight error relative and absolute (squared);
+    harm where a cut was chosen, by the cut's option.
+    """
+
+    harm: float | None
+    relative: float
+    distance: float
+    under: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Structural:
+    """One option of structure: what it leaves (groups kept, or blocks left out) and its own harm."""
+
+    kept: list[int]
+    blocks: list[str]
+    harm: float
+
+
+@dataclass
+class Findings:
+    """Everything a measurement found, by unit, by coupled cut, and by span; ``facts`` of a unit's loss surface (trace, eigenvalue);
+    ``scales`` by which each kind of option's harm is multiplied, and how the harms then ``rank`` random plans.
+    """
+
+    units: dict[str, dict[str, Finding]] = field(default_factory=dict)
+    energy: dict[str, float] = field(default_factory=dict)
+    cuts: dict[str, dict[str, Structural]] = field(default_factory=dict)
+    spans: dict[str, Structural] = field(default_factory=dict)
+    facts: dict[str, dict[str, float]] = field(default_factory=dict)
+    events: list[str] = field(default_factory=list)
+    scales: dict[str, float] = field(default_factory=dict)
+    rank: dict[str, Any] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON value."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Findings:
+        """Inverse of ``to_json``."""
+        units = {unit: {text: Finding(**found) for text, found in options.items()} for unit, options in value["units"].items()}
+        cuts = {site: {text: Structural(**found) for text, found in options.items()} for site, options in value["cuts"].items()}
+        spans = {text: Structural(**found) for text, found in value["spans"].items()}
+        return cls(units, value["energy"], cuts, spans, value["facts"], value["events"], value["scales"], value["rank"])
+
+    def harm(self, unit: str, text: str, cut: str) -> float:
+        """Harm of an option on a unit, under a cut's option where one was chosen.
+
+        A unit whose inputs or gradients were not seen takes the median energy of those that were, times its relative weight error.
+        """
+        found = self.units[unit][text]
+        if found.harm is None:
+            typical = sorted(self.energy.values())[len(self.energy) // 2] if self.energy else 1.0
+            return found.relative * typical
+        return found.under.get(cut, found.harm)
+
+
+def kind_of(site: str, option: str) -> str:
+    """The kind of an option, for its scale: methods and bits, for a cut what it cuts."""
+    words = [" ".join(word for word in step.split() if "=" not in word or word.startswith("bits=")) for step in option.split(" | ")]
+    what = site.rpartition(":")[2] if ":" in site and site.rpartition(":")[2] in ("ffn", "heads", "experts") else ""
+    return " | ".join(words) + (f" on {what}" if what else "")
+
+
+Priced = Callable[[Unit, Form], tuple[int, float]]
+
+
+@dataclass
+class Sizing:
+    """Makes tables for one target: bytes from forms of zeros, harms from ``findings`` (or none yet, for what is within reach).
+
+    ``cuts`` are the model's coupled cuts by name, ``kept`` says which sites stay as they are. ``runtime`` gives the memory and seconds that a
+    form takes in the target's runtime.
+    """
+
+    target: Target
+    menu: Sequence[Option]
+    cuts: Mapping[str, Site] = field(default_factory=dict)
+    kept: Callable[[Site], bool] = lambda site: False
+    runtime: Priced = lambda unit, form: (form.shape[0] * form.shape[1] * form.dtype.itemsize, 0.0)
+    scales: Mapping[str, float] = field(default_factory=dict)
+    _forms: dict[Any, Form] = field(default_factory=dict)
+
+    def table(self, findings: Findings | None = None) -> Table:
+        """The table of every choice on every site, structural sites first. Raises ``SettingError`` where a site has no choice."""
+        sites, self.scales = self.target.sites(), findings.scales if findings is not None else {}
+        table = Table(fixed=self._fixed(sites))
+        depth = dict(self._depth(findings))
+        if len(depth) > 1:
+            table.choices[DEPTH] = [self._left_out(text, found) for text, found in depth.items()]
+        else:
+            depth = {}
+        cuts = {name: dict(self._levels(name, site, findings)) for name, site in self._usable(sites).items()}
+        for name, levels in cuts.items():
+            self._add_cut(table, name, levels, depth)
+        owner = {unit.name: name for name in cuts for unit in self.cuts[name].units}
+        for site in sites:
+            self._add(table, site, findings, depth, owner.get(site.units[0].name, ""), cuts)
+        if findings is not None:
+            table.facts = {site.name: _summed([findings.facts.get(unit.name, {}) for unit in site.units], site) for site in sites}
+        return table
+
+    def plan(self, table: Table, picks: Mapping[str, int], findings: Findings) -> Plan:
+        """The plan of a selection: options by site, and the groups that cuts keep."""
+        plan = Plan(self.target.name)
+        for site, index in picks.items():
+            text = table.choices[site][index].option
+            if site in findings.cuts and text in findings.cuts[site]:
+                plan.cuts[site] = findings.cuts[site][text].kept
+            if text != GONE and not (text == KEEP and site in (DEPTH, *self.cuts)):
+                plan.options[site] = text
+        return plan
+
+    # Depth
+
+    def _depth(self, findings: Findings | None) -> Iterator[tuple[str, Structural]]:
+        yield KEEP, Structural([], [], 0.0)
+        if findings is not None:
+            texts = {str(step).split(" first=")[0].split(" ")[0] for step in spanners(self.menu)}
+            yield from ((text, found) for text, found in findings.spans.items() if text.split(" ")[0] in texts)
+        elif self.script.droppable:
+            for text, blocks in span_lengths(self.script, spanners(self.menu)):
+                yield text, Structural([], blocks, 0.0)
+
+    @property
+    def script(self) -> Script:
+        """The model's script."""
+        return self.target.script
+
+    def _left_out(self, text: str, found: Structural) -> Choice:
+        """A depth choice; what lies in its blocks beside the sites is saved with them."""
+        model = self.target.model
+        treated = {unit.parameter for site in self.target.sites() for unit in site.units}
+        rest = [name for block in found.blocks for name in model.blocks[block].parameters if name not in treated]
+        held = [model.weights.held(name) for name in rest]
+        sizes = sum(value.numel() * model.weights.dtype(name).itemsize for value, name in zip(held, rest))
+        return Choice(text, -sizes, -sum(value.numel() for value in held), found.harm, -sizes)
+
+    # Cuts
+
+    def _usable(self, sites: Sequence[Site]) -> dict[str, Site]:
+        """Coupled cuts whose units are sites of their own that may change; a unit belongs to the first cut that names it."""
+        alone = {site.units[0].name: site for site in sites if len(site.units) == 1}
+        taken: set[str] = set()
+        found = {}
+        for name, cut in self.cuts.items():
+            names = {unit.name for unit in cut.units}
+            if names <= alone.keys() and not names & taken and not any(self.kept(alone[unit]) for unit in names):
+                taken |= names
+                found[name] = cut
+        return found
+
+    def _levels(self, name: str, site: Site, findings: Findings | None) -> Iterator[tuple[str, Structural]]:
+        yield KEEP, Structural([], [], 0.0)
+        groups = list(range(len(site.axes[-1].groups)))
+        for step in cutters(self.menu):
+            option = self.target.adapt(site, Option((step,)))
+            kept = step.kept(groups)
+            if option is None or len(kept) == len(groups):
+                continue
+            if findings is None:
+                yield str(option), Structural(kept, [], 0.0)
+            elif (found := findings.cuts.get(name, {}).get(str(option))) is not None:
+                yield str(option), found
+
+    def _add_cut(self, table: Table, name: str, levels: Mapping[str, Structural], depth: Mapping[str, Structural]) -> None:
+        block = Script.home(self.cuts[name].units[0].name, self.target.model.blocks)
+        gone = tuple(text for text, found in depth.items() if block in found.blocks)
+        stays = tuple(text for text in depth if text not in gone)
+        scale = lambda text: self._scale(name, text, CUT_PRIOR)
+        table.choices[name] = [Choice(text, 0, 0, found.harm * scale(text), given=stays) for text, found in levels.items()]
+        if depth:
+            table.parents[name] = DEPTH
+        if gone:
+            table.choices[name].append(Choice(GONE, 0, 0, 0.0, given=gone))
+
+    # Weights
+
+    def _add(
+        self, table: Table, site: Site, findings: Findings | None, depth: Mapping[str, Structural], cut: str,
+        cuts: Mapping[str, Mapping[str, Structural]],
+    ) -> None:  # fmt: skip
+        options = offered(self.target, site, self.menu)
+        if self.kept(site):
+            options = {text: option for text, option in options.items() if text == KEEP} or options
+        if not options:
+            widths = ", ".join(str(width) for width in sorted({unit.shape[1] for unit in site.units}))
+            raise SettingError(
+                f"{site.name}: at least one option of the menu must fit target {self.target.name}, none does for rows of {widths}. "
+                "Pass a --group that divides them."
+            )
+        choices: list[Choice] = []
+        if cut:
+            table.parents[site.name] = cut
+            for level, found in cuts[cut].items():
+                choices += self._under(site, options, findings, cut, level, found)
+            gone = [choice.option for choice in table.choices[cut] if choice.option == GONE]
+            choices += [Choice(GONE, 0, 0, 0.0, given=(GONE,)) for _ in gone]
+        else:
+            for units, given in self._remaining(site, depth).items():
+                choices += self._standing(site, units, options, findings, given)
+            if depth:
+                table.parents[site.name] = DEPTH
+        table.choices[site.name] = choices
+
+    @staticmethod
+    def _remaining(site: Site, depth: Mapping[str, Structural]) -> dict[tuple[Unit, ...], tuple[str, ...]]:
+        """Depth options by the units of the site that remain under them."""
+        found: dict[tuple[Unit, ...], tuple[str, ...]] = {}
+        for text, span in (depth or {KEEP: Structural([], [], 0.0)}).items():
+            left = tuple(unit for unit in site.units if not Script.home(unit.name, span.blocks))
+            found[left] = (*found.get(left, ()), text)
+        return found if depth else {site.units: ()}
+
+    def _standing(
+        self, site: Site, units: tuple[Unit, ...], options: Mapping[str, Option], findings: Findings | None, given: tuple[str, ...]
+    ) -> Iterator[Choice]:
+        if not units:
+            yield Choice(GONE, 0, 0, 0.0, given=given)
+            return
+        for text, option in options.items():
+            yield self._choice(site.name, text, [(unit, self.form(option, unit)) for unit in units], findings, "", given)
+
+    def _under(
+        self, site: Site, options: Mapping[str, Option], findings: Findings | None, cut: str, level: str, found: Structural
+    ) -> Iterator[Choice]:
+        unit = site.units[0]
+        if level == KEEP:
+            yield from self._standing(site, site.units, options, findings, (KEEP,))
+            return
+        shape = remaining_shape(self.cuts[cut], unit, found.kept)
+        for text, option in options.items():
+            if len(option.steps) <= 1:
+                yield self._choice(site.name, text, [(unit, self.form(option, unit, shape))], findings, level, (level,))
+
+    def _scale(self, site: str, text: str, prior: float = 1.0) -> float:
+        return self.scales.get(kind_of(site, text), prior)
+
+    def _choice(
+        self, site: str, text: str, forms: Sequence[tuple[Unit, Form]], findings: Findings | None, level: str, given: tuple[str, ...]
+    ) -> Choice:
+        harm = 0.0 if findings is None else sum(findings.harm(unit.name, text, level) for unit, _ in forms) * self._scale(site, text)
+        distance = 0.0 if findings is None else sum(findings.units[unit.name][text].distance for unit, _ in forms)
+        taken = [self.runtime(unit, form) for unit, form in forms]
+        return Choice(
+            text, sum(self.target.unit_bytes(unit, form, DIGITS) for unit, form in forms), sum(form.values for _, form in forms), harm,
+            sum(memory for memory, _ in taken), sum(seconds for _, seconds in taken), given, distance=distance,
+        )  # fmt: skip
+
+    # Forms of zeros
+
+    def form(self, option: Option, unit: Unit, shape: tuple[int, int] | None = None) -> Form:
+        """A form of zeros with the bytes that ``option`` gives ``unit``, of which a cut leaves ``shape``."""
+        key = (str(option), unit.shape, unit.dtype, shape)
+        if key not in self._forms:
+            self._forms[key] = _zeros(option, unit, shape or unit.shape)
+        return self._forms[key]
+
+    def _fixed(self, sites: Sequence[Site]) -> dict[str, float]:
+        """What no choice changes: everything outside the sites, and the header's frame."""
+        target, weights = self.target, self.target.model.weights
+        units = {unit.parameter for site in sites for unit in site.units}
+        rest = [name for name in weights.names if name not in units]
+        values = sum(weights.held(name).numel() for name in rest)
+        held = sum(weights.held(name).numel() * weights.dtype(name).itemsize for name in rest)
+        return {"bytes": _fixed_bytes(target, sites), "values": values, "memory": held, "seconds": 0.0}
+
+
+def _fixed_bytes(target: Target, sites: Sequence[Site]) -> int:
+    units = {unit.parameter for site in sites for unit in site.units}
+    layout = target.layout({}, {}, frozenset())
+    inside = {name for site in sites for unit in site.units for name in target.unit_entries(unit, shadow(unit))} | units
+    rest = {name: entry for name, entry in layout.entries.items() if name not in inside}
+    frame = 8 + len(json.dumps({"__metadata__": METADATA}, separators=(",", ":"))) + 8
+    total = frame + sum(tensor_bytes(*entry) + header_share(name, *entry, DIGITS) for name, entry in rest.items())
+    dense = sum(tensor_bytes(*entry) for entry in layout.entries.values())
+    return total if dense < SHARD_BYTES else total + sum(len(name) + 64 for name in layout.entries) * 4
+
+
+def shadow(unit: Unit) -> Form:
+    """A unit as it is, without its values."""
+    return Dense(torch.empty(unit.shape, dtype=unit.dtype, device="meta"))
+
+
+def remaining_shape(cut: Site, unit: Unit, kept: Sequence[int]) -> tuple[int, int]:
+    """Rows and columns of a unit that remain when a cut keeps ``kept`` groups."""
+    (rows, columns), stays = unit.shape, set(kept)
+    for member, axis in zip(cut.units, cut.axes):
+        if member.name == unit.name:
+            gone = sum(len(group) for place, group in enumerate(axis.groups) if place not in stays)
+            rows, columns = (rows - gone, columns) if axis.side == "rows" else (rows, columns - gone)
+    return rows, columns
+
+
+def span_lengths(script: Script, steps: Sequence[Spanner]) -> Iterator[tuple[str, list[str]]]:
+    """Some span of each length worth trying, for sizes: (option, blocks)."""
+    droppable = [name for name in script.blocks if name in script.droppable]
+    for step in steps:
+        for count in SPAN_LENGTHS:
+            if count <= len(droppable) // 3:
+                yield f"{type(step).key().split('/')[1]} count={count}", droppable[-count:]
+
+
+def _zeros(option: Option, unit: Unit, shape: tuple[int, int]) -> Form:
+    masks = [None if kept == size else torch.arange(size) < kept for kept, size in zip(shape, unit.shape)]
+    if not option.steps:
+        inner = Dense(torch.empty(shape, dtype=unit.dtype, device="meta"))
+        return inner if shape == unit.shape else Cut(inner, *masks)
+    steps = tuple(step.blueprint() if hasattr(step, "blueprint") else step for step in option.steps)
+    fitted = Option(steps).without_data()
+    if fitted is None:
+        raise ModelError(f"{option}: its bytes cannot be told without data.")
+    zeros = torch.zeros(unit.shape, dtype=unit.dtype)
+    start: Form = Dense(zeros) if shape == unit.shape else Cut(Dense(torch.zeros(shape, dtype=unit.dtype)), *masks)
+    return fitted.apply(Site(unit.name, "unit", (unit,)), {unit.name: Stats(reference=zeros)}, {unit.name: start}).forms[unit.name]
+
+
+def _summed(facts: Sequence[Mapping[str, float]], site: Site) -> dict[str, float]:
+    """A site's facts from its units': traces add up, the largest eigenvalue leads."""
+    found: dict[str, float] = {"weights": float(site.size)}
+    if all("trace" in fact for fact in facts):
+        found["trace"] = sum(fact["trace"] for fact in facts) / site.size
+    if all("eigenvalue" in fact for fact in facts):
+        found["eigenvalue"] = max(fact["eigenvalue"] for fact in facts)
+    return found
+
+
+__all__ = ["DEPTH", "GONE", "Finding", "Findings", "SiteCutter", "Sizing", "Structural", "remaining_shape", "shadow", "span_lengths"]

@@ -1,0 +1,243 @@
+"""Real quality of a plan that is only considered: its forms are made once, on the original's inputs, and put together for each candidate."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from modicum.core.method import Change
+from modicum.core.option import KEEP, Option
+from modicum.core.plan import Picks, Table
+from modicum.core.unit import Site, Stats, Unit
+from modicum.data.splits import Batch, slice_rows
+from modicum.drop._family import Dropper, SiteCutter, cut_sites
+from modicum.fit.findings import DEPTH, GONE, Findings, Sizing
+from modicum.fit.quality import Quality, compare, streamed
+from modicum.fit.store import FormStore
+from modicum.forms import Dense, Form
+from modicum.sweep import Stage, Sweep
+from modicum.sweep.reverse import output_tensor
+from modicum.sweep.spill import SpillPool
+
+# Dequantized weights and original outputs kept in memory between candidates, in bytes each.
+_HELD_BYTES = 2_000_000_000
+
+_THEN = " > "
+
+Part = tuple[str, str, str]
+"""Unit, option, and what was done to the weight before: a cut's option, a span's option whose stand-in was folded into it, both (cut first,
+joined by ``_THEN``), or nothing."""
+
+
+class Levels:
+    """Forms of options on units by ``Part``, on disk in ``directory``; those not made yet are made together, by one sweep."""
+
+    def __init__(self, directory: Path, sizing: Sizing, findings: Findings, calibration: Sequence[Batch], pool: SpillPool, seed: int):
+        self.store = FormStore(directory)
+        self.sizing, self.findings, self.calibration, self.pool, self.seed = sizing, findings, calibration, pool, seed
+        self._changes: dict[str, Change] = {}
+        self._waiting: dict[str, Form] = {}
+        self._unit = ""
+
+    def keep(self, unit: Unit, option: Option, base: str, form: Form) -> None:
+        """Store a form that was made elsewhere (by the measurement)."""
+        if unit.name != self._unit:
+            self.flush()
+            self._unit = unit.name
+        if option.steps or base:
+            self._waiting[_name((unit.name, str(option), base))] = form
+
+    def flush(self) -> None:
+        """Write what waits."""
+        if self._waiting:
+            self.store.put(f"{len(list(self.store.directory.iterdir())):06d}", self._waiting)
+            self._waiting = {}
+
+    def __contains__(self, part: Part) -> bool:
+        return _name(part) in self.store
+
+    def __getitem__(self, part: Part) -> Form:
+        return self.store[_name(part)]
+
+    def require(self, parts: Iterable[Part]) -> None:
+        """Make what is missing of ``parts`` on the original's inputs."""
+        self.flush()
+        missing = {part for part in parts if part not in self and (part[1] != KEEP or part[2])}
+        if not missing:
+            return
+        model, script = self.sizing.target.model, self.sizing.target.script
+        wanted: dict[str, list[tuple[Option, str]]] = {}
+        for unit, text, base in sorted(missing):
+            wanted.setdefault(unit, []).append((Option.parse(text), base))
+        starts = self._bases({(unit, base) for unit, _, base in missing if base})
+        needs = frozenset().union(*(option.needs for options in wanted.values() for option, _ in options))
+
+        def treat(stage: Stage) -> None:
+            for unit in stage.units:
+                for option, base in wanted.pop(unit.name, []):
+                    self.keep(unit, option, base, self._made(unit, option, starts.get((unit.name, base)), stage.stats[unit.name]))
+
+        Sweep(model, self.calibration, script, treat, needs=needs, seed=self.seed, pool=self.pool, measured=set(wanted)).finish()
+        for name, options in wanted.items():
+            for option, base in options:
+                fitted = option.without_data() or option
+                self.keep(model.units[name], option, base, self._made(model.units[name], fitted, starts.get((name, base)), Stats()))
+        self.flush()
+
+    def _made(self, unit: Unit, option: Option, start: Form | None, stats: Stats) -> Form:
+        stored = self.sizing.target.model.matrix(unit)
+        begun = start or Dense(stored)
+        if not option.steps:
+            return begun
+        stats.reference = stored if start is None else start.dense()
+        return option.apply(Site(unit.name, "unit", (unit,)), {unit.name: stats}, {unit.name: begun}).forms[unit.name]
+
+    def change(self, span: str) -> Change:
+        """What leaving out a span does, once per span."""
+        if span not in self._changes:
+            (step,) = Option.parse(span).steps
+            assert isinstance(step, Dropper)
+            target = self.sizing.target
+            self._changes[span] = step.reshape(target.model, target.script, self.calibration, self.pool, self.seed)
+        return self._changes[span]
+
+    def _bases(self, wanted: set[tuple[str, str]]) -> dict[tuple[str, str], Form]:
+        """Weights after cuts and folds, before any other option, by unit and base."""
+        owner = {unit.name: site for site in self.sizing.cuts.values() for unit in site.units}
+        found: dict[tuple[str, str], Form] = {}
+        for base in sorted({base for _, base in wanted}):
+            units = {unit for unit, other in wanted if other == base}
+            words = base.split(_THEN)
+            folded = self.change(words[-1]).forms if words[-1] in self.findings.spans else {}
+            made: dict[str, Form] = {unit: folded[unit] for unit in units if unit in folded}
+            if words[0] not in self.findings.spans:
+                made = self._cut(words[0], {owner[unit].name: owner[unit] for unit in units}, folded)
+            found |= {(unit, base): made[unit] for unit in units}
+        return found
+
+    def _cut(self, text: str, sites: dict[str, Site], folded: dict[str, Form]) -> dict[str, Form]:
+        (step,) = Option.parse(text).steps
+        assert isinstance(step, SiteCutter)
+        carried = {name: (site, step, self.findings.cuts[name][text].kept) for name, site in sites.items()}
+        target = self.sizing.target
+        return cut_sites(
+            target.model, target.script, self.calibration, self.pool, carried, start=folded, seed=self.seed
+        ).forms  # fmt: skip
+
+
+class PlanJudge:
+    """KL per token of selections on ``batches``, sequence by sequence, from the forms in ``levels``."""
+
+    def __init__(self, table: Table, levels: Levels, batches: Sequence[Batch], causal: bool = False):
+        self.table, self.levels, self.batches, self.causal = table, levels, list(batches), causal
+        self.samples = sum(_rows(batch) for batch in batches)
+        self.target = levels.sizing.target
+        self.evaluations = 0
+        self._dense: OrderedDict[Part, Dense] = OrderedDict()
+        self._held = 0
+        self._originals: dict[int, list[tuple[int, Any]]] = {}
+
+    def __call__(self, picks: Picks, samples: int) -> np.ndarray:
+        """Judge one selection: (samples,) nats."""
+        return np.array(self.quality(picks, samples).divergence)
+
+    def prepare(self, candidates: Sequence[Picks]) -> None:
+        """Make together all forms that several selections will need."""
+        self.levels.require(part for picks in candidates for part in self.parts(picks))
+
+    def many(self, candidates: Sequence[Picks], samples: int) -> list[np.ndarray]:
+        """Judge several, one after the other; forms that are missing are made together."""
+        self.prepare(candidates)
+        return [self(picks, samples) for picks in candidates]
+
+    def quality(self, picks: Picks, samples: int) -> Quality:
+        """Divergence, and likelihoods where tokens predict the next, on the first ``samples`` sequences."""
+        parts = self.parts(picks)
+        self.levels.require(parts)
+        change = self.levels.change(span) if (span := self._span(picks)) else Change()
+        forms: dict[str, Form] = dict(change.forms)
+        for part in parts:
+            if part[1] != KEEP or part[2]:
+                forms[part[0]] = self._value(part)
+        batches = self._first(samples)
+        self.evaluations += 1
+        candidate = streamed(
+            self.target.model, batches, self.target.script, forms, biases=change.biases, dropped=frozenset(change.dropped),
+            pool=self.levels.pool,
+        )  # fmt: skip
+        return compare(self._original(samples, batches), candidate, batches, self.causal)
+
+    def parts(self, picks: Picks) -> list[Part]:
+        """What a selection is made of: every unit that stays, its option, and what was done to it before."""
+        span, found = self._span(picks), []
+        folded = self.levels.change(span).forms if span else {}
+        gone = set(self.levels.findings.spans[span].blocks) if span else set()
+        for site in self.target.sites():
+            text = self.table.choices[site.name][picks[site.name]].option
+            for unit in site.units:
+                if text != GONE and not self.target.script.home(unit.name, gone):
+                    bases = [self._cut_of(site.name, picks), span if unit.name in folded else ""]
+                    found.append((unit.name, text, _THEN.join(base for base in bases if base)))
+        return found
+
+    def _cut_of(self, site: str, picks: Picks) -> str:
+        parent = self.table.parents.get(site, DEPTH)
+        if parent == DEPTH:
+            return ""
+        text = self.table.choices[parent][picks[parent]].option
+        return "" if text in (KEEP, GONE) else text
+
+    def _span(self, picks: Picks) -> str:
+        text = self.table.choices[DEPTH][picks[DEPTH]].option if DEPTH in picks else KEEP
+        return "" if text == KEEP else text
+
+    def _value(self, part: Part) -> Dense:
+        if part not in self._dense:
+            value = Dense(self.levels[part].dense())
+            self._dense[part] = value
+            self._held += value.nbytes
+            while self._held > _HELD_BYTES and len(self._dense) > 1:
+                self._held -= self._dense.popitem(last=False)[1].nbytes
+        self._dense.move_to_end(part)
+        return self._dense[part]
+
+    def _first(self, samples: int) -> list[Batch]:
+        found: list[Batch] = []
+        for batch in self.batches:
+            if samples <= 0:
+                break
+            count = min(samples, _rows(batch))
+            found.append(batch if count == _rows(batch) else slice_rows(batch, 0, count))
+            samples -= count
+        return found
+
+    def _original(self, samples: int, batches: list[Batch]) -> Iterator[tuple[int, Any]]:
+        """The original's outputs: kept from the first time where they are small enough, otherwise run again."""
+        if samples in self._originals:
+            return iter(self._originals[samples])
+        outputs = streamed(self.target.model.twin(), batches, self.target.script, pool=self.levels.pool)
+        known: list[tuple[int, Any]] = []
+        held = 0
+        for index, output in outputs:
+            value, logits = output_tensor(output)
+            known.append((index, SimpleNamespace(logits=value) if logits else value))
+            held += value.nbytes
+            if held > _HELD_BYTES:
+                return chain(known, outputs)
+        self._originals[samples] = known
+        return iter(known)
+
+
+def _rows(batch: Batch) -> int:
+    values = batch.values() if isinstance(batch, dict) else batch
+    return len(next(iter(values)))
+
+
+def _name(part: Part) -> str:
+    return " @ ".join(part)

@@ -1,0 +1,174 @@
+"""A measurement on disk: harms and the sequences it was taken on, from which any budget, target or subset of the menu is served."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from modicum.core.errors import ModelError, SettingError
+from modicum.core.tensorfile import TensorFile, TensorWriter
+from modicum.data.splits import PARTS, Batch, Splits
+from modicum.fit.findings import Findings
+from modicum.fit.judge import Levels
+from modicum.fit.menu import everything
+from modicum.fit.meter import Meter, Quiet
+from modicum.fit.request import Settings, common
+from modicum.fit.store import write_json
+from modicum.fit.subject import Subject
+from modicum.fit.survey import Survey
+from modicum.fit.workdir import WorkDir
+from modicum.models.model import Model
+from modicum.sweep.spill import SpillPool
+
+FORMAT, VERSION = "modicum-measurement", 1
+_FILE, _FINDINGS, _TOKENS = "measurement.json", "findings.json", "sequences.safetensors"
+# What a measurement decides for every fit from it.
+_DECIDED = ("data", "samples", "tokens", "micro_batch", "test_samples", "seed", "harm", "gradient_samples", "curvature", "group")
+
+
+@dataclass
+class Measured:
+    """What ``measure`` wrote in ``directory``: ``meta`` as JSON, findings, and the sequences of all three parts."""
+
+    directory: Path
+    meta: dict[str, Any]
+    findings: Findings
+    source: Any = field(default=None, repr=False)
+
+    @classmethod
+    def read(cls, directory: str | Path) -> Measured:
+        """Read a measurement. Raises ``SettingError`` for anything else."""
+        directory = Path(directory)
+        try:
+            meta = json.loads((directory / _FILE).read_text(encoding="utf-8"))
+            if not isinstance(meta, dict) or meta.get("format") != FORMAT or meta.get("version") != VERSION:
+                raise ValueError(f"not of format {FORMAT}, version {VERSION}")
+            findings = Findings.from_json(json.loads((directory / _FINDINGS).read_text(encoding="utf-8")))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise SettingError(f"measurement {directory}: must be a folder that measure wrote ({error}). Measure again.") from None
+        return cls(directory, meta, findings)
+
+    @cached_property
+    def splits(self) -> Splits:
+        """The sequences, in their batches. Raises ``ModelError`` where the file is damaged."""
+        parts: dict[str, dict[int, dict[str, torch.Tensor]]] = {part: {} for part in PARTS}
+        with TensorFile(self.directory / _TOKENS) as file:
+            for name in file.entries:
+                part, index, key = name.split(".", 2)
+                if part not in parts or not index.isdigit():
+                    raise ModelError(f"{self.directory / _TOKENS}: holds {name!r}, which no measurement has. Measure again.")
+                parts[part].setdefault(int(index), {})[key] = file.read(name)
+        calibration, validation, test = ([_batch(found[index]) for index in sorted(found)] for found in parts.values())
+        said = self.meta["data"]
+        return Splits(calibration, validation, test, said["source"], tuple(said["notes"]), said["hashes"])
+
+    def adopt(self, settings: dict[str, Any], menu: Any, data: Any, model: Any) -> tuple[dict[str, Any], Any, Any, Any]:
+        """Settings of a fit from this measurement. Raises ``SettingError`` where the caller wants what was measured otherwise."""
+        said = self.meta["settings"]
+        for name in _DECIDED:
+            given = data if name == "data" else settings.get(name)
+            if given is not None and given != said[name]:
+                raise SettingError(f"{name}: was {said[name]} when {self.directory} was measured, cannot be {given} now. Measure again.")
+        adopted = {name: said[name] for name in _DECIDED if name != "data"} | settings
+        model = model if model is not None else self.source if self.source is not None else self.meta["model"]["source"]
+        if model is None:
+            raise SettingError(f"measurement {self.directory}: was taken of a module in memory. Give it again as the model.")
+        return adopted, menu if menu is not None else self.meta["menu"], said["data"], model
+
+    def check(self, subject: Subject) -> None:
+        """Raise ``SettingError`` where the model is not the one that was measured, or an option was not on the menu."""
+        if subject.model_hash() != self.meta["model"]["hash"]:
+            raise SettingError(f"{subject.model.name}: must be the model that was measured, is not or has changed. Measure again.")
+        wanted = {str(option) for option in subject.settings.menu or ()}
+        known = {str(option) for option in everything(subject.settings.group)} if self.meta["menu"] is None else set(self.meta["menu"])
+        if strange := sorted(wanted - known - {"keep"}):
+            raise SettingError(f"menu: {strange[0]!r} was not measured. Measure again with it on the menu.")
+
+
+def measure(
+    model: str | Path | nn.Module | Model, *, out: str | Path, data: Any = None, menu: Iterable[Any] | str | None = None,
+    ram: str | int | None = None, keep: Iterable[str] = (), progress: Quiet | None = None, **settings: Any,
+) -> Measured:  # fmt: skip
+    """Measure ``model`` once, for any budget: harms of every option on every site, into the directory ``out``.
+
+    ``model``, ``data``, ``menu``, ``ram`` and ``keep`` as for ``fit``; other settings: see ``Settings``. Without ``target`` every target that can
+    hold the model is measured for. Interrupted, the same call continues from ``OUT.partial``. What stays on disk: harms, and the sequences
+    of all three parts. Raises ``ModicumError`` kinds.
+    """
+    from modicum.fit.run import evaluating
+
+    request = Settings(**common(menu=menu, ram=ram, data=data, out=out, keep=keep, **settings))
+    batches = None if data is None or isinstance(data, str | Path) else data
+    place = WorkDir(Path(out), "modicum-measuring", request.overwrite)
+    place.check()
+    with evaluating(model if isinstance(model, nn.Module) else None):
+        return _measure(model, request, batches, place, progress or Quiet())
+
+
+def _measure(source: Any, request: Settings, batches: Any, place: WorkDir, progress: Quiet) -> Measured:
+    meter = Meter()
+    with meter.stage("open"):
+        subject = Subject.open(source, request, batches)
+        subject.check_kept()
+    targets = [request.target] if request.target is not None else subject.possible_targets()
+    pool = SpillPool(subject.activation_limit(), None)
+    with place.held():
+        partial = pool.directory = place.begin(request.fingerprint(subject.model_hash(), subject.data.hashes))
+        survey = Survey(subject, targets, partial / "measure", pool, meter, progress)
+        levels = _levels(subject, targets, partial / "levels", pool)
+        findings = survey.run(levels)
+        meta = _meta(subject, source, targets, meter)
+        final = partial / "final"
+        shutil.rmtree(final, ignore_errors=True)
+        final.mkdir()
+        write_json(final / _FINDINGS, findings.to_json())
+        _write_sequences(final / _TOKENS, subject.data)
+        write_json(final / _FILE, meta)
+        place.finish(final)
+    known = Measured.read(place.out)
+    known.source = None if isinstance(source, str | Path) else source
+    return known
+
+
+def _levels(subject: Subject, targets: list[str], directory: Path, pool: SpillPool) -> Levels:
+    """Where forms wait to be judged; the target that holds most kinds of option tells what each kind costs."""
+    target = "modicum" if "modicum" in targets else targets[0]
+    return Levels(directory, subject.sizing(target), Findings(), subject.data.calibration, pool, subject.settings.seed)
+
+
+def _meta(subject: Subject, source: Any, targets: list[str], meter: Meter) -> dict[str, Any]:
+    settings, data = subject.settings, subject.data
+    said = {f.name: getattr(settings, f.name) for f in fields(settings) if f.name in _DECIDED}
+    return {
+        "format": FORMAT, "version": VERSION,
+        "model": {"name": subject.model.name, "source": str(source) if isinstance(source, str | Path) else None, "hash": subject.model_hash(),
+                  "parameters": subject.model.parameters, "bytes": subject.model.dense_bytes},
+        "targets": targets, "menu": None if settings.menu is None else [str(option) for option in settings.menu], "settings": said,
+        "data": {"source": data.source, "notes": list(data.notes), "hashes": data.hashes}, "stages": meter.stages,
+    }  # fmt: skip
+
+
+def _write_sequences(path: Path, data: Splits) -> None:
+    tensors: dict[str, torch.Tensor] = {}
+    for part in PARTS:
+        for index, batch in enumerate(getattr(data, part)):
+            entries = batch.items() if isinstance(batch, dict) else enumerate(batch)
+            tensors |= {f"{part}.{index}.{key if isinstance(batch, dict) else f'#{key}'}": value.contiguous() for key, value in entries}
+    with TensorWriter(path, {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}) as writer:
+        for name, tensor in tensors.items():
+            writer.write(name, tensor)
+
+
+def _batch(found: dict[str, torch.Tensor]) -> Batch:
+    """A batch as it was: a dict, or a tuple whose places are numbered."""
+    if all(key.startswith("#") for key in found):
+        return tuple(found[key] for key in sorted(found, key=lambda key: int(key[1:])))
+    return found

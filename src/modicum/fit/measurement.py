@@ -1,0 +1,173 @@
+"""Measure: one sweep on the original model gives the harm of every option on every unit, of every cut, and of every span of blocks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from modicum.core.errors import ModelError
+from modicum.core.method import Need
+from modicum.core.option import Option
+from modicum.core.unit import Site, Stats, Unit
+from modicum.data.splits import Batch
+from modicum.drop._family import SiteCutter
+from modicum.export import Target
+from modicum.fit.findings import Finding, Findings, Structural
+from modicum.fit.harm import HARMS
+from modicum.fit.harm import rows as contributions
+from modicum.fit.menu import cutters, offered
+from modicum.fit.store import ChainStore, write_json
+from modicum.forms import Dense, Form
+from modicum.models.model import Model
+from modicum.sweep import Script, Sensitivity, Stage, Sweep
+from modicum.sweep.coupling import kept_rows
+from modicum.sweep.spill import SpillPool
+
+Keep = Callable[[Unit, Option, str, Form], None]
+
+
+class Measurement:
+    """Fills findings stage by stage; what is done survives an interruption after any block.
+
+    ``targets`` are those whose options are measured; ``harm`` names how harm is told; ``keep(unit, option, cut option, form)`` is shown every form
+    that was made.
+    """
+
+    def __init__(
+        self, model: Model, script: Script, targets: Sequence[Target], menus: Sequence[Sequence[Option]],
+        sensitivities: Mapping[str, Sensitivity], directory: Path | None = None, *, cuts: Mapping[str, Site] | None = None,
+        harm: str = "fisher", keep: Keep = lambda unit, option, cut, form: None,
+    ):  # fmt: skip
+        self.model, self.script, self.sensitivities = model, script, sensitivities
+        self.harm, self.keep, self.directory = harm, keep, directory
+        self.options: dict[str, dict[str, Option]] = {}
+        for target, menu in zip(targets, menus):
+            for site in target.sites():
+                for unit in site.units:
+                    self.options.setdefault(unit.name, {}).update(offered(target, site, menu))
+        self.cutters = list({str(step): step for menu in menus for step in cutters(menu)}.values())
+        self.cuts = {site.axes[-1].unit: site for site in (cuts or {}).values()}
+        self.producers = {unit.name: site for site in self.cuts.values() for unit in site.units[:-1]}
+        self.found = Findings()
+        self._rows: dict[str, dict[str, torch.Tensor]] = {}
+        if directory is not None and (directory / "harms.json").exists():
+            self.found = Findings.from_json(json.loads((directory / "harms.json").read_text()))
+
+    def treat(self, stage: Stage) -> None:
+        """Measure every option on every unit of the stage; nothing is changed."""
+        for unit in stage.units:
+            if unit.name in self.options and unit.name not in self.found.units:
+                self._unit(unit, stage.stats[unit.name])
+
+    def _unit(self, unit: Unit, stats: Stats) -> None:
+        stored = self.model.matrix(unit)
+        if not torch.isfinite(stored).all():
+            raise ModelError(f"{unit.name}: weights must be finite, hold NaN or Inf. Repair the checkpoint.")
+        weight, sensitivity = stored.float(), self.sensitivities.get(unit.name)
+        stats.reference = stored
+        whole = HARMS[self.harm](unit, weight, stats, sensitivity, weight)
+        if whole is not None:
+            self.found.energy[unit.name] = whole
+        findings = {text: self._finding(unit, option, stats, stored, weight) for text, option in self.options[unit.name].items()}
+        self.found.units[unit.name] = findings
+        if unit.name in self.cuts and stats.covariance is not None:
+            self._cut(self.cuts[unit.name], unit, stats, weight)
+        self.found.events += [f"{unit.name}: {event}" for event in dict.fromkeys(stats.events)]
+        stats.reference = None
+
+    def _finding(self, unit: Unit, option: Option, stats: Stats, stored: torch.Tensor, weight: torch.Tensor) -> Finding:
+        form = self.form(unit, option, stats, stored)
+        self.keep(unit, option, "", form)
+        if not option.steps:
+            return Finding(0.0, 0.0, 0.0)
+        error, sensitivity = weight - form.dense().float(), self.sensitivities.get(unit.name)
+        distance = float(error.square().sum())
+        if unit.name in self.producers:
+            rows = contributions(unit, error, stats, sensitivity)
+            if rows is not None:
+                self._rows.setdefault(unit.name, {})[str(option)] = rows
+        cost = HARMS[self.harm](unit, error, stats, sensitivity, weight)
+        return Finding(cost, distance / float(weight.square().sum().clamp_min(1e-30)), distance)
+
+    def form(self, unit: Unit, option: Option, stats: Stats, stored: torch.Tensor) -> Form:
+        """What ``option`` makes of a unit."""
+        if not option.steps:
+            return Dense(stored)
+        return option.apply(Site(unit.name, "unit", (unit,)), {unit.name: stats}, {unit.name: Dense(stored)}).forms[unit.name]
+
+    # Cuts: the consumer's stage comes last and tells the groups, which then says what of the producers' harm remains
+
+    def _cut(self, site: Site, consumer: Unit, stats: Stats, weight: torch.Tensor) -> None:
+        orders: dict[str, list[int]] = {}
+        for step in self.cutters:
+            same = str({**vars(step), "keep": 0})
+            assert stats.covariance is not None
+            if same not in orders:
+                orders[same] = step.order(weight, stats.covariance, site.axes[-1].groups)
+            kept = step.kept(orders[same])
+            if len(kept) < len(site.axes[-1].groups):
+                self._level(site, consumer, stats, weight, step, kept)
+
+    def _level(self, site: Site, consumer: Unit, stats: Stats, weight: torch.Tensor, step: SiteCutter, kept: list[int]) -> None:
+        assert stats.covariance is not None
+        columns = kept_rows(site.axes[-1], kept, consumer.shape[1])
+        error = weight.clone()
+        error[:, columns] -= step.refit(weight, stats.covariance, columns.nonzero()[:, 0])
+        harm = HARMS[self.harm](consumer, error, stats, self.sensitivities.get(consumer.name), weight)
+        self.found.cuts.setdefault(site.name, {})[str(step)] = Structural(kept, [], harm if harm is not None else float("inf"))
+        energy = stats.covariance.diagonal() * weight.square().sum(0)
+        self._scale(consumer.name, str(step), lambda text: float(energy[columns].sum() / energy.sum().clamp_min(1e-30)))
+        for unit, axis in zip(site.units[:-1], site.axes[:-1]):
+            mask = kept_rows(axis, kept, unit.shape[0])
+            self._scale(unit.name, str(step), lambda text, unit=unit, mask=mask: self._share(unit.name, text, mask))  # type: ignore[misc]
+
+    def _share(self, unit: str, text: str, mask: torch.Tensor) -> float:
+        """What of an option's harm lies in the rows that remain."""
+        rows = self._rows.get(unit, {}).get(text)
+        return float(mask.float().mean()) if rows is None else float(rows[mask].sum() / rows.sum().clamp_min(1e-30))
+
+    def _scale(self, unit: str, level: str, share: Callable[[str], float]) -> None:
+        for text, finding in self.found.units.get(unit, {}).items():
+            if finding.harm is not None:
+                finding.under[level] = finding.harm * share(text)
+
+    # The sweep
+
+    def save(self) -> None:
+        """Write what is done."""
+        self._rows.clear()
+        if self.directory is not None:
+            write_json(self.directory / "harms.json", self.found.to_json())
+
+    def needs(self) -> frozenset[Need]:
+        """Union of what all options need."""
+        found = frozenset().union(*(option.needs for options in self.options.values() for option in options.values()))
+        return found | {Need.COVARIANCE} if self.cuts and self.cutters else found
+
+    def run(self, batches: Sequence[Batch], *, seed: int, pool: SpillPool, tick: Callable[[str], None] = lambda _: None) -> Findings:
+        """Sweep and return what was found."""
+        chain = ChainStore(self.directory / "chain") if self.directory is not None else None
+
+        def on_block(name: str, outputs: dict) -> None:
+            self.save()
+            if chain is not None:
+                chain.keep(name, outputs)
+            tick(name)
+
+        sweep = Sweep(
+            self.model, batches, self.script, self.treat, needs=self.needs(), seed=seed, pool=pool, on_block=on_block,
+            replayed=chain.replayed() if chain is not None else None,
+        )  # fmt: skip
+        sweep.finish()
+        self.found.events += [event for event in sweep.chronicle.events if event not in self.found.events]
+        for unit in self.model.units.values():
+            if unit.name in self.options and unit.name not in self.found.units:
+                self._unit(unit, Stats())
+        for unit in self.model.units.values():
+            if unit.name in self.sensitivities and (trace := self.sensitivities[unit.name].trace) is not None:
+                self.found.facts.setdefault(unit.name, {})["trace"] = float(trace)
+        self.save()
+        return self.found

@@ -1,0 +1,168 @@
+"""What a run works on: an opened model, its data, and what a rehearsal saw."""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from modicum.core.budget import readable
+from modicum.core.errors import BudgetError, DataError, SettingError, near
+from modicum.core.option import Option
+from modicum.core.unit import Site
+from modicum.data.splits import Batch, Splits, from_batches, from_text
+from modicum.export import TARGETS, Target
+from modicum.fit.findings import Sizing
+from modicum.fit.menu import cutters, default_menu
+from modicum.fit.request import Settings
+from modicum.models.model import Model
+from modicum.models.open import open_model
+from modicum.sweep import Script, rehearse
+from modicum.sweep.coupling import coupled_cuts
+
+# What a run needs beside weights and activations: the interpreter, torch and Transformers.
+_BASE_BYTES = 700_000_000
+
+
+@dataclass
+class Subject:
+    """A model with its data and script, and its targets as they are asked for."""
+
+    settings: Settings
+    model: Model
+    data: Splits
+    script: Script
+    _targets: dict[str, Target] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, source: str | Path | nn.Module | Model, settings: Settings, batches: Any = None, data: Splits | None = None) -> Subject:
+        """Open the model, split the data (unless it is split already) and rehearse. Raises the errors of each."""
+        _check_device(settings.device)
+        model = open_model(source, allow_pickle=settings.allow_pickle, trust_remote_code=settings.trust_remote_code)
+        data = data or _split(model, settings, batches)
+        try:
+            script = rehearse(model, data.calibration[0])
+        except IndexError:
+            raise DataError(f"{model.name}: {_extent(data.calibration[0])} must fit the model{_limits(model)}.") from None
+        return cls(settings, model, data, script)
+
+    # Targets
+
+    def target(self, name: str) -> Target:
+        """The target of a name. Raises ``SettingError``."""
+        if name not in TARGETS:
+            raise SettingError(f"target {name!r}: is not known. {near(name, TARGETS)}")
+        if name not in self._targets:
+            self._targets[name] = TARGETS[name](self.model, self.script)
+        return self._targets[name]
+
+    @property
+    def default_target(self) -> str:
+        """Transformers for its causal language models, our container for all else."""
+        return "transformers" if self.model.is_causal else "modicum"
+
+    def possible_targets(self) -> list[str]:
+        """Targets that can hold this model."""
+        return [name for name in TARGETS if name != "transformers" or self.model.config is not None]
+
+    def menu(self, target: str) -> tuple[Option, ...]:
+        """What may be chosen for a target: the request's menu, or the default."""
+        return self.settings.menu if self.settings.menu is not None else default_menu(self.target(target), self.settings.group)
+
+    def sizing(self, target: str) -> Sizing:
+        """Makes tables for a target."""
+        menu = self.menu(target)
+        return Sizing(self.target(target), menu, self.cuts if cutters(menu) else {}, self.kept)
+
+    @cached_property
+    def cuts(self) -> dict[str, Site]:
+        """The model's coupled cuts by name."""
+        return {site.name: site for site in coupled_cuts(self.model, self.script, self.data.calibration[0])}
+
+    def kept(self, site: Site) -> bool:
+        """Whether the request keeps a site as it is."""
+        names = [site.name, *(name for unit in site.units for name in (unit.name, unit.module))]
+        return any(_matches(pattern, name) for pattern in self.settings.keep for name in names)
+
+    def check_kept(self) -> None:
+        """Raise ``SettingError`` for a pattern of ``keep`` that names nothing: a slip would cost what it was meant to save."""
+        units = self.model.units.values()
+        names = {name for unit in units for name in (unit.name, unit.module)}
+        for pattern in self.settings.keep:
+            if not any(_matches(pattern, name) for name in names):
+                raise SettingError(f"--keep {pattern!r}: must match a layer, matches none. {near(pattern, {u.module for u in units})}")
+
+    # Identity and memory
+
+    def model_hash(self) -> str:
+        """What tells this model from another without reading a checkpoint whole: names, shapes, and file sizes and times, or all values."""
+        digest = hashlib.sha256()
+        weights = self.model.weights
+        for name in weights.names:
+            held = weights.held(name)
+            digest.update(f"{name} {tuple(held.shape)} {weights.dtype(name)}".encode())
+            if not weights.lazy:
+                digest.update(held.contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
+        for path in self.source_files():
+            digest.update(f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}".encode())
+        return digest.hexdigest()
+
+    def source_files(self) -> list[Path]:
+        """Weight files the model was opened from; none for a module."""
+        return list(getattr(getattr(self.model.weights, "shards", None), "files", []))
+
+    def activation_limit(self) -> int | None:
+        """Bytes that activations may take in memory, or None. Raises ``BudgetError`` with the smallest workable ``--ram``."""
+        if self.settings.ram is None:
+            return None
+        weights, model = self.model.weights, self.model
+        size = lambda names: sum(weights.held(name).numel() * weights.dtype(name).itemsize for name in names)
+        blocks = max((size(block.parameters) for block in model.blocks.values()), default=0)
+        widest = max((unit.shape[1] for unit in model.units.values()), default=0)
+        largest = max((unit.size for unit in model.units.values()), default=0)
+        held = size(model.trunk) + blocks if weights.lazy else 0
+        needed = _BASE_BYTES + held + 20 * widest * widest + 24 * largest
+        left = self.settings.ram - needed
+        if left < 32_000_000:
+            raise BudgetError(f"--ram: must be at least {readable(needed + 64_000_000)} for this model, got {readable(self.settings.ram)}.")
+        return left
+
+
+def _split(model: Model, settings: Settings, batches: Any) -> Splits:
+    if batches is not None:
+        return from_batches(batches, seed=settings.seed)
+    return from_text(
+        settings.data, model.tokenizer, samples=settings.samples, tokens=settings.tokens, seed=settings.seed,
+        batch=settings.micro_batch, test_samples=settings.test_samples,
+    )  # fmt: skip
+
+
+def _matches(pattern: str, name: str) -> bool:
+    return fnmatch.fnmatch(name, pattern) or pattern in name.split(".")
+
+
+def _extent(batch: Batch) -> str:
+    """What of a batch can be too much for a model, in words."""
+    ids = batch.get("input_ids") if isinstance(batch, dict) else batch[0]
+    if ids is None or ids.is_floating_point():
+        return "the data's indices"
+    return f"windows of {ids.shape[-1]} tokens with ids up to {int(ids.max())}"
+
+
+def _limits(model: Model) -> str:
+    """What a model's config says it takes, in words."""
+    said = {"tokens": getattr(model.config, "vocab_size", None), "positions": getattr(model.config, "max_position_embeddings", None)}
+    known = " and ".join(f"{count} {what}" for what, count in said.items() if count is not None)
+    return f", which has {known}" if known else ", do not"
+
+
+def _check_device(name: str) -> None:
+    """Raises ``SettingError``: a GPU that was asked for is never replaced by the CPU without a word."""
+    if name not in ("auto", "cpu"):
+        raise SettingError(f"device {name!r}: must be auto or cpu, all work is on the CPU so far.")

@@ -1,0 +1,174 @@
+"""The measurement as a run carries it out: gradients, the sweep, the spans; each continues where it was interrupted."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from modicum.core.budget import readable
+from modicum.core.errors import BudgetError
+from modicum.data.splits import Batch, slice_rows
+from modicum.fit.findings import CUT_PRIOR, Findings, Structural, kind_of
+from modicum.fit.judge import Levels, PlanJudge
+from modicum.fit.measurement import Keep, Measurement
+from modicum.fit.menu import cutters, spanners
+from modicum.fit.meter import Meter, Quiet
+from modicum.fit.scale import learn
+from modicum.fit.spans import measure_spans
+from modicum.fit.store import load_sensitivities, save_sensitivities, write_json
+from modicum.fit.subject import Subject
+from modicum.models.model import Model
+from modicum.sweep import Sensitivity, output_gradients
+from modicum.sweep.coupling import shortened
+from modicum.sweep.curvature import curvature_bytes, fisher_traces, top_eigenvalues
+from modicum.sweep.spill import SpillPool
+
+# Sequences that spans are judged on, and calibration batches their stand-ins are fitted to.
+_SPAN_SEQUENCES, _SPAN_BATCHES = 8, 4
+# Top eigenvalues take many products of the Hessian: rows of text and tokens of each they are taken on.
+_EIGENVALUE_ROWS, _EIGENVALUE_TOKENS = 2, 128
+# Bytes that the covariances of output gradients may take in all; wider units keep the diagonal.
+_GRADIENT_BYTES = 2_000_000_000
+
+
+@dataclass
+class Survey:
+    """Measures a subject for some targets, keeping what is done in ``directory``."""
+
+    subject: Subject
+    targets: Sequence[str]
+    directory: Path
+    pool: SpillPool
+    meter: Meter
+    progress: Quiet
+
+    def run(self, levels: Levels | None = None, seconds: float = math.inf) -> Findings:
+        """Everything there is to know for choosing. ``levels`` keeps every form that is made, to judge plans by; scales are learnt from some in
+        ``seconds``.
+        """
+        self.directory.mkdir(exist_ok=True)
+        path = self.directory / "findings.json"
+        if path.exists():
+            return Findings.from_json(json.loads(path.read_text()))
+        sensitivities = self._sensitivities()
+        found = self._swept(sensitivities, levels.keep if levels is not None else None)
+        self._facts(found)
+        found.spans = self._spans()
+        if levels is not None:
+            self._scale(found, levels, seconds)
+        write_json(path, found.to_json())
+        return found
+
+    def _scale(self, found: Findings, levels: Levels, seconds: float) -> None:
+        """Learn what each kind of option really costs, in the table that ``levels`` serves."""
+        levels.findings = found
+        table = levels.sizing.table(found)
+        judge = PlanJudge(table, levels, self.subject.data.validation)
+        self.progress.start("scale", 1)
+        with self.meter.stage("scale"):
+            on_top, found.rank = learn(table, judge, self.subject.settings.seed, seconds)
+        priors = {kind_of(cut, text): CUT_PRIOR for cut, levels in found.cuts.items() for text in levels}
+        found.scales = {kind: priors.get(kind, 1.0) * factor for kind, factor in on_top.items()}
+
+    def _sensitivities(self) -> dict[str, Sensitivity]:
+        settings = self.subject.settings
+        if settings.harm == "error":
+            return {}
+        path = self.directory / "sensitivities.safetensors"
+        if path.exists():
+            return load_sensitivities(path)
+        self.progress.start("gradients", 1)
+        with self.meter.stage("gradients"):
+            model, batches = self.subject.model, first_rows(self.subject.data.calibration, settings.gradient_samples)
+            found = output_gradients(
+                model, batches, self.subject.script, settings.seed, covariance=settings.harm == "covariance", widest=_widest(model),
+                pool=self.pool,
+            )  # fmt: skip
+            if settings.harm == "hessian":
+                traces = fisher_traces(model, _single_rows(batches), seed=settings.seed)
+                found = {name: replace(one, hessian=traces.get(name)) for name, one in found.items()}
+        save_sensitivities(path, found)
+        return found
+
+    def _swept(self, sensitivities: dict[str, Sensitivity], keep: Keep | None) -> Findings:
+        subject = self.subject
+        targets, menus = [subject.target(name) for name in self.targets], [subject.menu(name) for name in self.targets]
+        cuts = subject.cuts if any(cutters(menu) for menu in menus) else {}
+        measurement = Measurement(
+            subject.model, subject.script, targets, menus, sensitivities, self.directory, cuts=cuts, harm=subject.settings.harm,
+            **({"keep": keep} if keep is not None else {}),
+        )  # fmt: skip
+        self.progress.start("measure", len(subject.model.blocks))
+        with self.meter.stage("measure"):
+            return measurement.run(
+                subject.data.calibration, seed=subject.settings.seed, pool=self.pool, tick=lambda _: self.progress.step()
+            )  # fmt: skip
+
+    def _facts(self, found: Findings) -> None:
+        """Exact curvature, where it was asked for."""
+        if not self.subject.settings.curvature:
+            return
+        model, seed = self.subject.model, self.subject.settings.seed
+        rows = _single_rows(first_rows(self.subject.data.calibration, self.subject.settings.gradient_samples))
+        self._check_curvature(rows[0])
+        self.progress.start("curvature", 2)
+        with self.meter.stage("curvature"):
+            for name, value in fisher_traces(model, rows, seed=seed).items():
+                found.facts.setdefault(name, {})["trace"] = value
+            self.progress.step()
+            for name, value in top_eigenvalues(
+                model, [shortened(row, _EIGENVALUE_TOKENS) for row in rows[:_EIGENVALUE_ROWS]], seed=seed
+            ).items():
+                found.facts.setdefault(name, {})["eigenvalue"] = value
+            self.progress.step()
+
+    def _check_curvature(self, row: Batch) -> None:
+        """Raise ``BudgetError`` where the model and one row's graph are more than ``--ram`` allows."""
+        needed, ram = curvature_bytes(self.subject.model, row), self.subject.settings.ram
+        if ram is not None and needed > ram:
+            raise BudgetError(f"--curvature: needs the model in memory, {readable(needed)}; --ram allows {readable(ram)}. Leave it out.")
+
+    def _spans(self) -> dict[str, Structural]:
+        subject = self.subject
+        steps = list({str(step): step for name in self.targets for step in spanners(subject.menu(name))}.values())
+        if not steps:
+            return {}
+        path = self.directory / "spans.json"
+        known = {text: Structural(**found) for text, found in json.loads(path.read_text()).items()} if path.exists() else {}
+        self.progress.start("spans", 1)
+        with self.meter.stage("spans"):
+            return measure_spans(
+                subject.model, subject.script, steps, subject.data.calibration[:_SPAN_BATCHES],
+                first_rows(subject.data.calibration, _SPAN_SEQUENCES), self.pool, subject.settings.seed, known,
+                lambda found: write_json(path, {text: vars(span) for text, span in found.items()}),
+            )  # fmt: skip
+
+
+def _widest(model: Model) -> int:
+    """Rows of the widest unit whose gradients' covariance is kept, so that all of them together stay small."""
+    left = _GRADIENT_BYTES
+    for rows in sorted(unit.shape[0] for unit in model.units.values() if unit.kind != "embedding"):
+        left -= 4 * rows * rows
+        if left < 0:
+            return rows - 1
+    return 1 << 30
+
+
+def _single_rows(batches: Sequence[Batch]) -> list[Batch]:
+    """Batches of one row each: a graph of two derivatives is large."""
+    counts = [len(next(iter(batch.values())) if isinstance(batch, dict) else batch[0]) for batch in batches]
+    return [slice_rows(batch, row, row + 1) for batch, count in zip(batches, counts) for row in range(count)]
+
+
+def first_rows(batches: Sequence[Batch], rows: int) -> list[Batch]:
+    """The first batches that together have at least ``rows`` rows."""
+    found, count = [], 0
+    for batch in batches:
+        found.append(batch)
+        count += len(next(iter(batch.values())) if isinstance(batch, dict) else batch[0])
+        if count >= rows:
+            break
+    return found

@@ -1,0 +1,97 @@
+"""The folder a run works in: locked, continued after an interruption, and moved into place in one step."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from modicum.core.errors import ModelError, SettingError
+from modicum.fit.store import write_json
+
+
+@dataclass
+class WorkDir:
+    """``out.partial`` until all is done, then ``out``; ``kind`` names what is made, so that nothing else is taken for it."""
+
+    out: Path
+    kind: str
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        self.partial = self.out.with_name(self.out.name + ".partial")
+
+    def check(self) -> None:
+        """Raise ``SettingError`` where ``out`` cannot be written."""
+        if self.out.exists() and not self.overwrite:
+            raise SettingError(f"{self.out}: exists already. Choose another --out, or pass --overwrite.")
+        parent = next(parent for parent in self.out.absolute().parents if parent.exists())
+        if not parent.is_dir() or not os.access(parent, os.W_OK):
+            raise SettingError(f"{self.out}: its folder must be writable, {parent} is not. Choose another --out.")
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Nobody else writes here meanwhile; a lock that dies with its process."""
+        lock = filelock.FileLock(str(self.partial) + ".lock")
+        try:
+            self.partial.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            raise SettingError(f"{self.out}: is being written by another run. Wait for it, or choose another --out.") from None
+        except OSError as error:
+            raise SettingError(f"{self.out}: must be writable, is not ({error.strerror or error}). Choose another --out.") from None
+        try:
+            yield
+        except OSError as error:
+            raise ModelError(
+                f"{self.partial}: cannot be written ({error.strerror or error}). Free space or choose another --out."
+            ) from None
+        finally:
+            lock.release()
+            with contextlib.suppress(OSError):
+                Path(lock.lock_file).unlink()
+
+    def begin(self, fingerprint: str) -> Path:
+        """Continue an interrupted run of the same request, or start afresh; the folder to work in."""
+        state = self.partial / "state.json"
+        if self.partial.exists():
+            known = _state(state)
+            if (self.partial / "replaced").exists() and not self.out.exists():
+                (self.partial / "replaced").rename(self.out)
+            if known.get("format") != self.kind and any(self.partial.iterdir()):
+                raise SettingError(f"{self.partial}: exists and is no interrupted run. Move it away, or choose another --out.")
+            if known.get("fingerprint") != fingerprint:
+                shutil.rmtree(self.partial)
+        self.partial.mkdir(exist_ok=True)
+        write_json(state, {"format": self.kind, "fingerprint": fingerprint})
+        return self.partial
+
+    def finish(self, final: Path) -> None:
+        """Put ``final``, a folder inside the partial one, in the place of ``out``."""
+        self.check()  # somebody else may have written it meanwhile
+        if self.out.exists():
+            self.out.rename(self.partial / "replaced")
+        final.rename(self.out)
+        shutil.rmtree(self.partial, ignore_errors=True)
+
+
+def temporary(prefix: str = "modicum-") -> Path:
+    """A folder of the caller's own."""
+    return Path(tempfile.mkdtemp(prefix=prefix))
+
+
+def _state(path: Path) -> dict[str, Any]:
+    """What an interrupted run wrote of itself; empty where nothing, or something foreign, stands there."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
