@@ -33,8 +33,8 @@ BUDGETS = {
     "minilm": (2.4, 2.6, 2.8, 3.0, 3.3, 3.6, 4.0, 4.5, 5.0, 6.0, 8.0, 10.0),
 }
 DATA = {
-    "demo": {"samples": 32, "tokens": 512, "test_samples": 64},
-    "minilm": {"samples": 64, "tokens": 128, "test_samples": 64, "target": "modicum"},
+    "demo": {"samples": 32, "tokens": 512, "test_samples": 32, "curvature": True, "gradient_samples": 8},
+    "minilm": {"samples": 64, "tokens": 128, "test_samples": 64, "target": "modicum", "gradient_samples": 8},
 }
 # Allocators beside the default that take a table, or a judge too, and the best of bits alone.
 BITS = "bits alone"

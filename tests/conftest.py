@@ -1,6 +1,8 @@
 """What all tests share: seeds, hypothesis without chance or deadlines, and one linear layer with inputs to compress."""
 
+import os
 import random
+import tempfile
 
 import hypothesis
 import numpy as np
@@ -17,6 +19,8 @@ hypothesis.settings.load_profile("modicum")
 
 
 def pytest_configure(config):
+    # What is timed on this machine is kept in the user's cache: not by tests.
+    os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="modicum-cache-")
     # Test files are named by what they test, so two folders may hold one name (numerics/test_svd.py, factor/test_svd.py).
     config.option.importmode = "importlib"
 

@@ -68,6 +68,32 @@ def drawn(seed, sites=5, options=4, tightness=None):
     return table, {"bytes": int(cheapest + share * (whole - cheapest))}
 
 
+def grown(seed, blocks=2, units=2):
+    """A random tree: one block may be dropped, channels of each other block may be cut, its units have bits; and a budget within reach."""
+    chance = np.random.default_rng([seed, 6])
+    names = [f"b{block}" for block in range(blocks)]
+    options = ["keep", *(f"drop {name}" for name in names)]
+    table = Table({"depth": [Choice(option, 0, 0, 0.0 if option == "keep" else 2 * chance.uniform(0.5, 2)) for option in options]})
+    for name in names:
+        alive, cut = tuple(option for option in options if option != f"drop {name}"), f"{name}.cut"
+        table.parents[cut] = "depth"
+        table.choices[cut] = [
+            Choice("keep", 20, 0, 0.0, given=alive),
+            Choice("half", 10, 0, float(chance.uniform(0.3, 1)), given=alive),
+            Choice("gone", 0, 0, 0.0, given=(f"drop {name}",)),
+        ]
+        for unit in range(units):
+            table.parents[f"{cut}.{unit}"] = cut
+            sensitivity = np.exp(chance.normal())
+            table.choices[f"{cut}.{unit}"] = [
+                Choice(f"int{bits}", bits * size, size, float(share * sensitivity * np.exp(-1.2 * (bits - 2))), given=(level,))
+                for level, size, share in (("keep", 100, 1.0), ("half", 50, 0.6))
+                for bits in (2, 3, 4, 8)
+            ] + [Choice("gone", 0, 0, 0.0, given=("gone",))]
+    least, most = (table.cost(table.best(lambda site, choice, sign=sign: (sign * choice.bytes,))) for sign in (1, -1))
+    return table, {"bytes": int(least + chance.uniform(0.2, 0.6) * (most - least))}
+
+
 def selections(table, limits):
     """All consistent selections that fit."""
     for picked in itertools.product(*(range(len(found)) for found in table.choices.values())):

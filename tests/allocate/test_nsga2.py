@@ -18,6 +18,7 @@ from modicum.allocate.uniform import uniform
 from modicum.core.errors import SettingError
 from modicum.core.plan import Choice, Table
 
+pytest.importorskip("pymoo")
 _spec = importlib.util.spec_from_file_location("synthetic_judge", Path(__file__).with_name("synthetic_judge.py"))
 _module = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(_module)

@@ -14,7 +14,7 @@ from modicum.core.plan import Choice, Table
 # Those that take one limit at a time.
 SINGLE = {"dynamic_program"}
 # Those that judge many selections: fewer examples.
-SEARCHES = ALLOCATORS.keys() & {"auto", "bisection", "evopress", "nsga2"}
+SEARCHES = ALLOCATORS.keys() & {"auto", "bisection", "evopress", "nsga2", "proxies"}
 each_allocator = pytest.mark.parametrize("name", sorted(ALLOCATORS))
 
 

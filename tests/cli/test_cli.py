@@ -445,17 +445,25 @@ def test_frontier_refuses_a_target_that_was_not_measured(measured):
 
 
 @pytest.mark.parametrize("name", ["measurement.json", "findings.json", "sequences.safetensors"])
-@pytest.mark.parametrize("spoil", [lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:100])])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda path: path.unlink(),
+        lambda path: path.write_bytes(path.read_bytes()[:100]),
+        lambda path: path.write_bytes(path.read_bytes()[:-9]),
+    ],
+)
 def test_a_damaged_measurement_is_told_in_one_sentence(measured, tmp_path, name, spoil):
     spoil(Path(shutil.copytree(measured[0], tmp_path / "m")) / name)
     assert str(tmp_path / "m") in refused("fit", "--from", tmp_path / "m", "--bpw", "9", "--out", tmp_path / "x")
     assert str(tmp_path / "m") in refused("frontier", tmp_path / "m")
 
 
-def test_a_model_that_changed_since_is_refused(model, tmp_path):
+def test_another_target_and_a_model_that_changed_since_are_refused(model, tmp_path):
     shutil.copytree(model, tmp_path / "model")
     words = ("--samples", "4", "--tokens", "16", "--test-samples", "4", "--menu", "int8", "--harm", "error", "--target", "transformers")
     assert run("measure", tmp_path / "model", "--out", tmp_path / "m", *words).exit_code == 0
+    assert "target modicum: was not measured" in refused("fit", "--from", tmp_path / "m", "--bpw", "9", "--target", "modicum", "--dry-run")
     weights = load_file(tmp_path / "model" / "model.safetensors")
     save_file({name: 2 * value for name, value in weights.items()}, tmp_path / "model" / "model.safetensors", {"format": "pt"})
     for command in (("fit", "--from", tmp_path / "m", "--bpw", "9", "--out", tmp_path / "x"), ("frontier", tmp_path / "m")):
@@ -474,12 +482,15 @@ def test_interrupted_measurements_continue(monkeypatch):
 def test_outcome_tells_how_the_plan_was_searched(written, capsys):
     receipt = json.loads((written[0] / "receipt.json").read_text())
     rank = {"plans": 30, "sequences": 8, "spearman": None}
-    receipt["search"] = {"allocator": "auto", "seconds": 41.25, "evaluations": 120, "hits": 15, "rank": rank}
+    receipt["search"] = {"allocator": "auto", "seconds": 41.25, "evaluations": 120, "hits": 15, "rank": rank, "start": 0.5, "end": 0.25}
     gone = {**receipt["sites"][0], "option": "dropped"}
     receipt["sites"] += [gone, gone, {**gone, "kind": "span", "option": "blocks count=1 first=1"}]
     show.outcome(receipt, written[0])
     said = capsys.readouterr().out
-    assert "auto, 120 candidates judged and 15 answered from memory, 41.2 s" in said and "Spearman" not in said
+    assert (
+        "auto, 120 candidates judged and 15 answered from memory, 41.2 s, mean divergence 0.50000 → 0.25000 on validation" in said
+        and "Spearman" not in said
+    )
     assert "blocks count=1 first=1, 2 choices with them" in said
     show.outcome(receipt | {"search": {"skipped": "too slow"}}, written[0])
     assert "left out: too slow" in capsys.readouterr().out

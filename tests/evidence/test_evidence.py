@@ -2,10 +2,12 @@ import ast
 import importlib.util
 import json
 import re
+import statistics
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -71,8 +73,25 @@ def test_a_result_has_its_fields_and_follows_from_its_own_numbers(row):
     for option in (row["measured"], row["baseline"], *row["others"]):
         assert all(len(option[key]) == len(row["seeds"]) for key in ("log_perplexity", "log_perplexity_original", "kl", "bytes"))
     assert row["measured"]["log_perplexity_original"] == row["baseline"]["log_perplexity_original"]
-    assert row["difference"] == common.judge(row["measured"], row["baseline"], row["margin"])
-    assert row["holds"] == common.holds(row["measured"], row["baseline"], row["margin"], row["setting"]["extra_bytes"])
+    if "gains" in row:
+        assert row["difference"] == common.verdict(row["gains"], row["margin"])
+        assert row["holds"] == (row["difference"]["clear"] and all(row["conditions"].values()))
+    else:
+        assert row["difference"] == common.judge(row["measured"], row["baseline"], row["margin"])
+        assert row["holds"] == common.holds(row["measured"], row["baseline"], row["margin"], row["setting"]["extra_bytes"])
+
+
+@pytest.mark.parametrize("row", [row for row in RESULTS if "gains" in row], ids=lambda row: row["id"])
+def test_a_result_on_allocation_has_intervals_and_follows_from_its_own_numbers(row):
+    method, baseline = row["measured"], row["baseline"]
+    for option in (method, baseline, *row["others"]):
+        assert all(low <= kl <= high for kl, (low, high) in zip(option["kl"], option["kl_interval"], strict=True))
+    if row["metric"].startswith("mean KL"):
+        assert row["gains"] == pytest.approx([b - a for a, b in zip(method["kl"], baseline["kl"], strict=True)])
+        assert statistics.mean(baseline["kl"]) == min(statistics.mean(other["kl"]) for other in (baseline, *row["others"]))
+    if "no more bytes than allowed" in row["conditions"]:
+        allowed = [size * (1 + row["setting"]["extra_bytes"]) for size in baseline["bytes"]]
+        assert row["conditions"]["no more bytes than allowed"] == all(size <= most for size, most in zip(method["bytes"], allowed))
 
 
 @pytest.mark.parametrize("row", RESULTS, ids=lambda row: row["id"])
@@ -97,7 +116,38 @@ def test_an_unknown_id_is_refused_with_the_known_ones():
     done = subprocess.run([sys.executable, EVIDENCE / "run.py", "S999"], capture_output=True, text=True, check=False)
 
     assert done.returncode == 2
-    assert "no script for S999; there are S181" in done.stderr
+    assert f"no script for S999; there are {next(iter(run.SCRIPTS))}" in done.stderr
+
+
+@pytest.fixture
+def allocation(monkeypatch):
+    monkeypatch.syspath_prepend(str(EVIDENCE))
+    yield load("allocation")
+    sys.modules.pop("common", None)
+
+
+def test_a_front_dominates_the_steps_below_its_corner(allocation):
+    front = [(0.2, -1.0), (0.5, -2.0)]
+
+    assert allocation.hypervolume(front, (1.0, 0.0)) == pytest.approx(0.3 * 1 + 0.5 * 2)
+    assert allocation.hypervolume([*front, (0.6, -1.5), (2.0, -9.0), (0.1, 0.5)], (1.0, 0.0)) == allocation.hypervolume(front, (1.0, 0.0))
+    assert allocation.hypervolume([], (1.0, 0.0)) == 0
+
+
+def test_a_claim_on_allocation_needs_its_conditions_too(allocation):
+    setting = allocation.Setting(method="a", baselines=("b",), extra_bytes=0.01)
+    claim = allocation.Claim(id="S000", system="", claim="", metric="", margin=2.0, setting=setting)
+    judged = lambda divergence, size: [
+        allocation.Outcome(np.array([divergence, divergence + shift]), 2.0, 1.9, size) for shift in (0.1, 0.2, 0.3)
+    ]
+    found = {"a": judged(0.1, 101), "b": judged(0.3, 100), "c": judged(0.2, 100)}
+
+    holding = allocation.compared(claim, found, met=True)
+    assert (holding["baseline"]["option"], holding["holds"]) == ("c", True)
+    assert holding["gains"] == pytest.approx([0.1, 0.1, 0.1])
+    assert not allocation.compared(claim, found, met=False)["holds"]
+    assert not allocation.compared(claim, found | {"a": judged(0.1, 102)})["holds"]
+    assert not allocation.compared(claim, found | {"a": judged(0.25, 100)})["holds"]
 
 
 @pytest.mark.parametrize(

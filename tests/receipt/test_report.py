@@ -131,9 +131,19 @@ def test_what_was_not_measured_is_left_out(read):
 
 def test_tells_how_the_plan_was_chosen(read):
     rank = {"plans": 30, "sequences": 8, "spearman": 0.98765, "unscaled": 0.9, "real_over_predicted": 1.1}
-    search = {"allocator": "auto", "seconds": 41.25, "evaluations": 120, "hits": 15, "harm": "fisher", "rank": rank}
+    search = {
+        "allocator": "auto",
+        "seconds": 41.25,
+        "evaluations": 120,
+        "hits": 15,
+        "start": 0.5,
+        "end": 0.25,
+        "harm": "fisher",
+        "rank": rank,
+    }
     text = read(report(receipt(search=search))).text
     assert "divided by auto in 41.2 seconds, which judged 120 candidates" in text and "found 15 more to be known already" in text
+    assert "what was chosen, the mean divergence on them went from 0.50000 to 0.25000." in text
     assert "ranks 30 random plans, each judged on 8 validation sequences, with Spearman r = 0.988" in text
     text = read(report(receipt(search={"allocator": "hawq", "seconds": 0.5, "rank": rank | {"spearman": None}}))).text
     assert "divided by hawq in 0.5 seconds." in text and "judged" not in text.partition("Verification")[0].partition("Choice")[2]

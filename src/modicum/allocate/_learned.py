@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -18,6 +18,7 @@ SHARED, OPTION, KIND, SITE, OWN = 0.5, 0.3, 0.3, 0.4, 0.2
 PAIR = 0.4
 # Least relative error of a judgement; interactions of more than two sites are in it.
 NOISE = 0.01
+_SMALL = 1e-3
 # A corrected harm stays above this share of the predicted one: a harm below nothing would be bought at any price.
 _LEAST = 0.1
 
@@ -50,18 +51,14 @@ class Terms:
 
     def rows(self, selections: Iterable[Picks]) -> np.ndarray:
         """Places of the picked choices, (selections, sites)."""
-        return np.array([[picks[site] for site in self.table.choices] for picks in selections], dtype=int) + self.first
+        picked = [[picks[site] for site in self.table.choices] for picks in selections]
+        return np.array(picked, dtype=int).reshape(-1, len(self.first)) + self.first
 
-    def with_harms(self, harms: Sequence[float]) -> Table:
+    def with_harms(self, harms: Iterable[float]) -> Table:
         """The table with other harms (choices,)."""
-        return with_harms(self.table, harms)
-
-
-def with_harms(table: Table, harms: Iterable[float]) -> Table:
-    """A table with other harms, in the order of its choices."""
-    following = iter(harms)
-    choices = {site: [replace(choice, harm=float(next(following))) for choice in found] for site, found in table.choices.items()}
-    return replace(table, choices=choices)
+        following = iter(harms)
+        choices = {site: [replace(choice, harm=float(next(following))) for choice in found] for site, found in self.table.choices.items()}
+        return replace(self.table, choices=choices)
 
 
 def _numbered(texts: Iterable[object]) -> np.ndarray:
@@ -129,9 +126,9 @@ class Learned:
     @cached_property
     def _rest(self) -> np.ndarray:
         """Covariance of what is no harm of a single choice: interactions and noise."""
-        floor = max(float(self.outcomes.max(initial=0.0)), 1e-150) * 1e-4
-        noise = np.maximum(NOISE * self.outcomes, floor) ** 2 + self.errors**2
-        return self.interactions(self.rows, self.rows) + np.diag(noise)
+        # The second keeps what was predicted and did not happen from making the matrix singular.
+        noise = np.maximum(NOISE * self.outcomes, _SMALL * np.abs(self.harms[self.rows]).sum(1))
+        return self.interactions(self.rows, self.rows) + np.diag(np.maximum(noise, 1e-150) ** 2 + self.errors**2)
 
     @cached_property
     def _factor(self) -> tuple[np.ndarray, bool]:

@@ -22,6 +22,8 @@ EVALUATIONS = 60
 ROUND, FINALISTS, PATIENCE = 6, 2, 4
 # Proposals of a round: exchanges the corrected table thinks nearly free, random ones, programs of drawn tables, changes of structure.
 TIES, SWITCHES, DRAWS, STRUCTURES = 64, 24, 2, 4
+# Proposals that are filled and ranked again.
+SHORTLIST = 24
 # Standard deviations by which a proposal may be hoped better than expected.
 HOPE = 2.5
 # Standard errors that an improvement must exceed.
@@ -46,8 +48,8 @@ def auto(table: Table, limits: Limits, judge: Judge | None = None, *, seed: int 
     replaces the best where its mean over all sequences is lower by more than ``BOUND`` standard errors of the paired differences, or lower
     at all and not more harmful by the table. So the answer is never worse than the integer program's on the judge's sequences.
 
-    Ends after ``PATIENCE`` rounds whose gains are inside the noise, where nothing new is left to judge, and when ``seconds`` are spent or, at
-    0, after ``EVALUATIONS`` selections. The round in progress is finished; one that would not fit, as long as the last, is not begun.
+    Ends after ``PATIENCE`` rounds whose gains are inside the noise, and when ``seconds`` are spent or, at 0, after ``EVALUATIONS`` selections.
+    A round that would not fit, as long as the last one, is not begun; the starts are judged in any case.
 
     *Needs and cost:* a judge; a few dozen judgements of a quarter of the sequences and two of all per round; three and more integer
     programs per round. *Reduces to* ``integer_program`` without a judge.
@@ -89,9 +91,8 @@ class _Search:
         while idle < PATIENCE and (count := self.affordable(time.monotonic() - began + took)):
             began_round = time.monotonic()
             learned = self.learned()
-            if not (pool := self.new(self.proposals(learned))):
-                break
-            self.meet(hopeful(learned, pool, count))
+            ranked = hopeful(learned, [picks for picks in self.proposals(learned) if self.table.fits(picks, self.limits)])
+            self.meet(hopeful(learned, self.new(ranked, SHORTLIST))[:count])
             idle = 0 if self.improve() else idle + 1
             took = time.monotonic() - began_round
         return self.best
@@ -108,10 +109,16 @@ class _Search:
         for power in POWERS:
             yield self.solved(self.terms.with_harms(np.maximum(self.terms.harms, 0) ** power))
 
-    def new(self, selections: Iterable[Picks]) -> list[Picks]:
-        """Those that fit and were not met before, with nothing left unspent."""
-        filled = [fill(self.table, picks, self.limits) for picks in selections if self.table.fits(picks, self.limits)]
-        return [picks for key, picks in {self.key(picks): picks for picks in filled}.items() if key not in self.met]
+    def new(self, selections: Iterable[Picks], most: int | None = None) -> list[Picks]:
+        """The first that fit and were not met before, with nothing left unspent."""
+        found: dict[_Key, Picks] = {}
+        for picks in selections:
+            if len(found) == most:
+                break
+            filled = fill(self.table, picks, self.limits)
+            if self.table.fits(filled, self.limits) and self.key(filled) not in self.met:
+                found[self.key(filled)] = filled
+        return list(found.values())
 
     def meet(self, candidates: list[Picks]) -> None:
         """Judge on the small sample."""
@@ -193,18 +200,19 @@ def standard_error(values: np.ndarray) -> float:
     return float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else 0.0
 
 
-def hopeful(learned: Learned, pool: list[Picks], count: int) -> list[Picks]:
-    """The selections of least expected divergence less ``HOPE`` standard deviations, each as if those before it were judged already."""
+def hopeful(learned: Learned, pool: list[Picks]) -> list[Picks]:
+    """Selections by expected divergence less ``HOPE`` standard deviations, the least first, each as if those before it were judged already."""
     mean, covariance = learned.predict(learned.terms.rows(pool))
-    unit = max(float(np.abs(mean).max()), 1e-300)
-    chosen: list[int] = []
-    for _ in range(min(count, len(pool))):
+    unit = max(float(np.abs(mean).max(initial=0.0)), 1e-300)
+    order: list[int] = []
+    while len(order) < len(pool):
         hoped = mean - HOPE * np.sqrt(np.maximum(covariance.diagonal(), 0))
-        hoped[chosen] = np.inf
-        # Rounded: which of two equals is taken must not hang on the last bits of a matrix product.
-        chosen.append(i := int(np.round(hoped / unit, 9).argmin()))
-        covariance = covariance - np.outer(covariance[i], covariance[i]) / max(covariance[i, i] + (NOISE * mean[i]) ** 2, 1e-300)
-    return [pool[i] for i in chosen]
+        hoped[order] = np.inf
+        # Rounded: which of two equals comes first must not hang on the last bits of a matrix product.
+        order.append(first := int(np.round(hoped / unit, 9).argmin()))
+        known = covariance[first]
+        covariance = covariance - np.outer(known, known) / max(known[first] + (NOISE * mean[first]) ** 2, 1e-300)
+    return [pool[place] for place in order]
 
 
 def near_ties(table: Table, picks: Picks, limits: Limits, count: int = TIES) -> list[Picks]:

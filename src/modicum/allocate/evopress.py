@@ -8,7 +8,6 @@ import numpy as np
 
 from modicum.allocate._cache import Cached, cached
 from modicum.allocate._family import Judge, fill, switched
-from modicum.allocate.integer_program import integer_program
 from modicum.allocate.uniform import uniform
 from modicum.core.plan import Limits, Picks, Table
 
@@ -42,8 +41,6 @@ def evopress(
     """
     known = cached(judge, "evopress")
     parent = uniform(table, limits)
-    if not table.fits(parent, limits):
-        parent = integer_program(table, limits)
     chance, began = np.random.default_rng(seed), time.monotonic()
     for _ in range(generations if table.fits(parent, limits) else 0):
         if seconds > 0 and time.monotonic() - began >= seconds:

@@ -127,7 +127,7 @@ def evolve(
     correlation less ``COST`` for each node. The first population holds what people use (``HANDMADE``) and random trees. A child has one parent
     that won a tournament, or a second one: of another tournament not the fittest but the one that ranks plans least like the first (selection
     that prompts diversity). Screened out are expressions that are not finite, that rank nothing, and that rank plans as a fitter one
-    does; a child less fit than its parents makes way for a random newcomer.
+    does; a child less fit than both its parents makes way for a random newcomer.
 
     *Needs and cost:* two dozen plans or more; each generation ``BORN`` passes over the table and the plans. *Raises:* ``SettingError`` for fewer
     than three plans of different finite divergence.
@@ -154,10 +154,11 @@ def _distinct(plans: Iterable[Picks]) -> list[Picks]:
 def _judged(plans: Sequence[Picks], judge: Judge, deadline: float) -> np.ndarray:
     """Mean KL of the plans, as many as there is time for, (judged,)."""
     found: list[float] = []
-    for start in range(0, len(plans), TOGETHER):
+    together = TOGETHER if np.isfinite(deadline) else max(len(plans), 1)
+    for start in range(0, len(plans), together):
         if time.monotonic() > deadline and len(found) >= FEWEST:
             break
-        outcomes = judge.many(plans[start : start + TOGETHER], min(SAMPLES, judge.samples))
+        outcomes = judge.many(plans[start : start + together], min(SAMPLES, judge.samples))
         found += [float(np.mean(outcome)) for outcome in outcomes]
     return np.array(found)
 

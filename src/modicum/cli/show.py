@@ -190,7 +190,8 @@ def _choice(search: Mapping[str, Any]) -> list[tuple[str, str]]:
     if "allocator" in search:
         hits = f" and {search['hits']} answered from memory" if search.get("hits") else ""
         judged = f", {search['evaluations']} candidates judged{hits}" if search.get("evaluations") else ""
-        rows.append(("choice", f"{search['allocator']}{judged}, {search['seconds']:.1f} s"))
+        gain = f", mean divergence {search['start']:.5f} → {search['end']:.5f} on validation sequences" if "start" in search else ""
+        rows.append(("choice", f"{search['allocator']}{judged}, {search['seconds']:.1f} s{gain}"))
     if "skipped" in search:
         rows.append(("search", f"left out: {search['skipped']}"))
     return rows + _rank(search.get("rank"))

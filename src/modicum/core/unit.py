@@ -89,8 +89,9 @@ class Stats:
 
     ``count`` tokens (or patches); ``total`` and ``square`` (columns,) sums of x and x²; ``covariance`` (columns, columns) sum of x xᵀ in
     float32; ``inputs`` a list of (tokens, columns) where a method asked for them; ``frequency`` (rows,) how often an embedding's entry
-    was looked up; ``reference`` (rows, columns) the weight before any step. ``cache`` holds what methods derive from one covariance
-    and share (a factorization); ``events`` is where a method says what it had to do beyond the ordinary.
+    was looked up, for an expert (1,) the tokens it met itself; ``reference`` (rows, columns) the weight before any step. ``cache`` holds
+    what methods derive from one covariance and share (a factorization); ``events`` is where a method says what it had to do beyond the
+    ordinary.
     """
 
     count: int = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -55,7 +56,14 @@ class Spanner(Dropper):
 class SiteCutter(Dropper):
     """Methods that cut one coupled cut at a time from the covariance of its consumer's inputs, so that cuts may stand on a menu."""
 
+    # Kinds of cut the method is for, as sites end in.
+    cuts: ClassVar[frozenset[str]] = frozenset({"ffn", "heads"})
+
     keep: float = param(0.75, "share of each cut's groups kept", between=(0.0, 1.0), dial=True)
+
+    def suits(self, site: Site) -> bool:
+        """Whether the method is for this kind of cut."""
+        return site.name.rpartition(":")[2] in self.cuts
 
     def order(self, weight: torch.Tensor, covariance: torch.Tensor, groups: Sequence[Sequence[int]]) -> list[int]:
         """Groups in the order they go, from the consumer's float32 weight (rows, columns) and its inputs' covariance."""

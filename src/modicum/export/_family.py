@@ -16,6 +16,7 @@ from modicum.core.method import Change
 from modicum.core.option import Option
 from modicum.core.tensorfile import TensorWriter, file_bytes
 from modicum.core.unit import Site, Unit
+from modicum.data.splits import Batch
 from modicum.forms import Form
 from modicum.models.model import Model
 from modicum.sweep import Script
@@ -103,8 +104,8 @@ class Target(ABC):
         """Write what stands beside the weights."""
 
     @abstractmethod
-    def verify(self, directory: Path, forms: Mapping[str, Form]) -> tuple[torch.nn.Module, dict[str, Any]]:
-        """Reload in the target's own loader; the module it gives, and what was checked. Raises ``ModelError``."""
+    def verify(self, directory: Path, forms: Mapping[str, Form], batch: Batch | None = None) -> tuple[torch.nn.Module, dict[str, Any]]:
+        """Reload in the target's own loader; the module it gives, and what was checked, on ``batch`` where outputs are. Raises ``ModelError``."""
 
     def holds(self, change: Change) -> str:
         """Why a structural change cannot be stored here, or an empty string."""

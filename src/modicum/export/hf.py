@@ -21,6 +21,7 @@ from modicum.core.errors import ModelError
 from modicum.core.method import Change
 from modicum.core.option import Option
 from modicum.core.unit import Site, Unit
+from modicum.data.splits import Batch
 from modicum.export._family import Entries, Layout, Target, copy_companions, save_config
 from modicum.export.container import persistent_buffers, trim_config
 from modicum.forms import Dense, Float8, Form, Integer
@@ -278,7 +279,7 @@ class Transformers(Target):
     # Verification
 
     @override
-    def verify(self, directory: Path, forms: Mapping[str, Form]) -> tuple[nn.Module, dict[str, Any]]:
+    def verify(self, directory: Path, forms: Mapping[str, Form], batch: Batch | None = None) -> tuple[nn.Module, dict[str, Any]]:
         cls = type(self.model.module)
         module, report = cls.from_pretrained(directory, dtype="auto", output_loading_info=True)  # type: ignore[attr-defined]
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):

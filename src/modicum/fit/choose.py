@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from modicum.allocate import ALLOCATORS
-from modicum.allocate._cache import Cached
 from modicum.allocate._family import Judge, fill
 from modicum.allocate.integer_program import integer_program
 from modicum.core.budget import Budget, readable
@@ -22,8 +21,8 @@ from modicum.export import TARGETS
 from modicum.fit.findings import DEPTH, GONE, Findings, remaining_shape
 from modicum.fit.judge import PlanJudge
 from modicum.fit.request import Request
-from modicum.fit.runtime import Runtime
 from modicum.fit.subject import Subject
+from modicum.fit.workers import workers
 from modicum.forms import Form
 
 # Allocators that cannot do without a judge.
@@ -43,9 +42,11 @@ class Chooser:
         assert self.request.budget is not None
         self.budget: Budget = self.request.budget
         self.sizing = self.subject.sizing(self.target)
-        self.runtime = Runtime(self.subject.model, self.subject.script, batch=self.request.batch, context=self.request.context)
+        self.runtime = self.subject.runtime(self.request.batch, self.request.context, self.sizing.cuts)
         if self.budget.memory or self.timed:
             self.sizing.runtime = self.runtime.pricing(self.timed)
+        if self.timed:
+            self.sizing.block_seconds = self.runtime.block_rest
 
     @property
     def timed(self) -> bool:
@@ -129,15 +130,21 @@ class Chooser:
         limits = self.limits()
         self.check(table)
         begun = time.monotonic()
-        cached = Cached(judge) if judge is not None else None
         if self.budget.loss is not None:
             limits["bytes"] = self._smallest(table, findings, limits, judge)
         if not limits:
             raise BudgetError(f"budget {self.budget}: nothing is limited. Pass a size too.")
-        picks = self._spent(table, findings, limits, cached)
-        self.report |= {"allocator": self.request.allocator, "seconds": time.monotonic() - begun}
-        if judge is not None and cached is not None:
-            self.report |= {"evaluations": judge.evaluations, "hits": getattr(cached, "hits", 0)}
+        self.report |= {"allocator": self.request.allocator, "events": []}
+        if judge is None or not self.request.search_time:
+            picks = self._spent(table, findings, limits, None)
+        else:
+            with workers(judge, self.request.workers, self.report["events"]) as spread:
+                picks = self._spent(table, findings, limits, spread)
+            self.report["evaluations"] = judge.evaluations
+        # What a search or the room in the header changed may lose more than what was found to lose little enough.
+        if self.budget.loss is not None and judge is not None and self._rise(picks, judge) > self.budget.loss:
+            picks = integer_program(table, limits)
+        self.report["seconds"] = time.monotonic() - begun
         return picks
 
     def _spent(self, table: Table, findings: Findings, limits: dict[str, float], judge: Judge | None) -> Picks:
@@ -187,7 +194,8 @@ class Chooser:
             raise ModelError(f"--loss: needs perplexity, {self.subject.model.name} is no causal language model. Pass another budget.")
         most = max(table.cost(table.best(lambda _, choice: (choice.harm, float(choice.bytes)))), table.cost(table.cheapest()))
         high, low = min(limits.get("bytes", math.inf), most), table.cost(table.cheapest())
-        rise = self._rise(table, {**limits, "bytes": high}, judge)
+        at = lambda size: self._rise(integer_program(table, {**limits, "bytes": size}), judge)
+        rise = at(high)
         if rise > self.budget.loss:
             raise BudgetError(
                 f"budget {self.budget}: at {readable(high)}, the most the other budgets allow, perplexity rises by {100 * rise:.2f} %. "
@@ -195,12 +203,13 @@ class Chooser:
             )
         while high - low > 0.002 * high:
             middle = math.sqrt(high * low)
-            if self._rise(table, {**limits, "bytes": middle}, judge) <= self.budget.loss:
+            if at(middle) <= self.budget.loss:
                 high = middle
             else:
                 low = middle
-        return math.ceil(high)
+        return math.floor(high)
 
-    def _rise(self, table: Table, limits: Mapping[str, float], judge: PlanJudge) -> float:
-        quality = judge.quality(integer_program(table, limits), judge.samples)
+    def _rise(self, picks: Picks, judge: PlanJudge) -> float:
+        """Share by which perplexity rises on the judge's sequences."""
+        quality = judge.quality(picks, judge.samples)
         return float(np.exp(np.mean(quality.candidate) - np.mean(quality.original)) - 1)

@@ -122,8 +122,9 @@ def time_linear(rows: int, columns: int, tokens: int, dtype: torch.dtype) -> flo
 
 @torch.no_grad()
 def timed(run: Callable[[], Any], *, seconds: float = _SECONDS, repeats: int = _REPEATS) -> list[float]:
-    """Seconds of each run, after one to warm up, until ``seconds`` or ``repeats`` have passed; three, where three are no longer than that
-    ten times over, and one at least.
+    """Seconds of each run, after one to warm up, until ``seconds`` or ``repeats`` have passed.
+
+    At least three runs, or one where three would take more than ten times ``seconds``.
     """
     begun = time.perf_counter()
     run()

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from modicum.core.errors import ModelError, SettingError
+from modicum.core.method import Change
 from modicum.core.option import KEEP, Option
 from modicum.core.plan import Choice, Plan, Table
 from modicum.core.unit import Site, Stats, Unit
@@ -47,11 +48,16 @@ class Finding:
 
 @dataclass
 class Structural:
-    """One option of structure: what it leaves (groups kept, or blocks left out) and its own harm."""
+    """One option of structure: what it leaves (groups kept, or blocks left out), its own harm, and modules whose biases it changes."""
 
     kept: list[int]
     blocks: list[str]
     harm: float
+    biases: list[str] = field(default_factory=list)
+
+    def change(self) -> Change:
+        """What a target must hold of it, without values."""
+        return Change(dropped=tuple(self.blocks), biases={module: torch.empty(0) for module in self.biases})
 
 
 @dataclass
@@ -100,6 +106,11 @@ def kind_of(site: str, option: str) -> str:
     return " | ".join(words) + (f" on {what}" if what else "")
 
 
+def prior_of(kind: str) -> float:
+    """The scale of a kind of option before any plan was judged."""
+    return CUT_PRIOR if kind.endswith((" on ffn", " on heads")) else 1.0
+
+
 Priced = Callable[[Unit, Form], tuple[int, float]]
 
 
@@ -108,7 +119,7 @@ class Sizing:
     """Makes tables for one target: bytes from forms of zeros, harms from ``findings`` (or none yet, for what is within reach).
 
     ``cuts`` are the model's coupled cuts by name, ``kept`` says which sites stay as they are. ``runtime`` gives the memory and seconds that a
-    form takes in the target's runtime.
+    form takes in the target's runtime, ``block_seconds`` what a block takes there outside its units.
     """
 
     target: Target
@@ -116,6 +127,7 @@ class Sizing:
     cuts: Mapping[str, Site] = field(default_factory=dict)
     kept: Callable[[Site], bool] = lambda site: False
     runtime: Priced = lambda unit, form: (form.shape[0] * form.shape[1] * form.dtype.itemsize, 0.0)
+    block_seconds: Callable[[str], float] = lambda block: 0.0
     scales: Mapping[str, float] = field(default_factory=dict)
     _forms: dict[Any, Form] = field(default_factory=dict)
 
@@ -125,7 +137,7 @@ class Sizing:
         table = Table(fixed=self._fixed(sites))
         depth = dict(self._depth(findings))
         if len(depth) > 1:
-            table.choices[DEPTH] = [self._left_out(text, found) for text, found in depth.items()]
+            table.choices[DEPTH] = [self._left_out(text, found, sites) for text, found in depth.items()]
         else:
             depth = {}
         cuts = {name: dict(self._levels(name, site, findings)) for name, site in self._usable(sites).items()}
@@ -155,24 +167,32 @@ class Sizing:
         yield KEEP, Structural([], [], 0.0)
         if findings is not None:
             texts = {str(step).split(" first=")[0].split(" ")[0] for step in spanners(self.menu)}
-            yield from ((text, found) for text, found in findings.spans.items() if text.split(" ")[0] in texts)
-        elif self.script.droppable:
-            for text, blocks in span_lengths(self.script, spanners(self.menu)):
-                yield text, Structural([], blocks, 0.0)
+            spans = {text: found for text, found in findings.spans.items() if text.split(" ")[0] in texts}
+        else:
+            spans = {text: Structural([], blocks, 0.0) for text, blocks in span_lengths(self.script, spanners(self.menu))}
+        yield from ((text, found) for text, found in spans.items() if not self.target.holds(found.change()))
 
     @property
     def script(self) -> Script:
         """The model's script."""
         return self.target.script
 
-    def _left_out(self, text: str, found: Structural) -> Choice:
+    def _left_out(self, text: str, found: Structural, sites: Sequence[Site]) -> Choice:
         """A depth choice; what lies in its blocks beside the sites is saved with them."""
         model = self.target.model
-        treated = {unit.parameter for site in self.target.sites() for unit in site.units}
+        treated = {unit.parameter for site in sites for unit in site.units}
         rest = [name for block in found.blocks for name in model.blocks[block].parameters if name not in treated]
         held = [model.weights.held(name) for name in rest]
         sizes = sum(value.numel() * model.weights.dtype(name).itemsize for value, name in zip(held, rest))
-        return Choice(text, -sizes, -sum(value.numel() for value in held), found.harm, -sizes)
+        saved = _fixed_bytes(self.target, sites) - _fixed_bytes(self.target, sites, frozenset(found.blocks)) if rest else 0
+        return Choice(
+            text,
+            -saved,
+            -sum(value.numel() for value in held),
+            found.harm,
+            -sizes,
+            -sum(self.block_seconds(block) for block in found.blocks),
+        )
 
     # Cuts
 
@@ -194,7 +214,7 @@ class Sizing:
         for step in cutters(self.menu):
             option = self.target.adapt(site, Option((step,)))
             kept = step.kept(groups)
-            if option is None or len(kept) == len(groups):
+            if option is None or not step.suits(site) or len(kept) == len(groups):
                 continue
             if findings is None:
                 yield str(option), Structural(kept, [], 0.0)
@@ -205,7 +225,7 @@ class Sizing:
         block = Script.home(self.cuts[name].units[0].name, self.target.model.blocks)
         gone = tuple(text for text, found in depth.items() if block in found.blocks)
         stays = tuple(text for text in depth if text not in gone)
-        scale = lambda text: self._scale(name, text, CUT_PRIOR)
+        scale = lambda text: self._scale(name, text, prior_of(kind_of(name, text)))
         table.choices[name] = [Choice(text, 0, 0, found.harm * scale(text), given=stays) for text, found in levels.items()]
         if depth:
             table.parents[name] = DEPTH
@@ -268,7 +288,7 @@ class Sizing:
             return
         shape = remaining_shape(self.cuts[cut], unit, found.kept)
         for text, option in options.items():
-            if len(option.steps) <= 1:
+            if not option.steps or (len(option.steps) == 1 and 0 not in shape):
                 yield self._choice(site.name, text, [(unit, self.form(option, unit, shape))], findings, level, (level,))
 
     def _scale(self, site: str, text: str, prior: float = 1.0) -> float:
@@ -304,9 +324,10 @@ class Sizing:
         return {"bytes": _fixed_bytes(target, sites), "values": values, "memory": held, "seconds": 0.0}
 
 
-def _fixed_bytes(target: Target, sites: Sequence[Site]) -> int:
+def _fixed_bytes(target: Target, sites: Sequence[Site], dropped: frozenset[str] = frozenset()) -> int:
+    """Bytes beside the sites, headers' share included, where blocks are ``dropped``."""
     units = {unit.parameter for site in sites for unit in site.units}
-    layout = target.layout({}, {}, frozenset())
+    layout = target.layout({}, {}, dropped)
     inside = {name for site in sites for unit in site.units for name in target.unit_entries(unit, shadow(unit))} | units
     rest = {name: entry for name, entry in layout.entries.items() if name not in inside}
     frame = 8 + len(json.dumps({"__metadata__": METADATA}, separators=(",", ":"))) + 8

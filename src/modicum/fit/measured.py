@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -14,11 +15,13 @@ import torch
 from torch import nn
 
 from modicum.core.errors import ModelError, SettingError
+from modicum.core.option import Option
 from modicum.core.tensorfile import TensorFile, TensorWriter
 from modicum.data.splits import PARTS, Batch, Splits
+from modicum.export import Target
 from modicum.fit.findings import Findings
 from modicum.fit.judge import Levels
-from modicum.fit.menu import everything
+from modicum.fit.menu import everything, offered
 from modicum.fit.meter import Meter, Quiet
 from modicum.fit.request import Settings, common
 from modicum.fit.store import write_json
@@ -51,6 +54,8 @@ class Measured:
             meta = json.loads((directory / _FILE).read_text(encoding="utf-8"))
             if not isinstance(meta, dict) or meta.get("format") != FORMAT or meta.get("version") != VERSION:
                 raise ValueError(f"not of format {FORMAT}, version {VERSION}")
+            if meta.get("hash") != _hash(directory, meta):
+                raise ValueError("not as it was written")
             findings = Findings.from_json(json.loads((directory / _FINDINGS).read_text(encoding="utf-8")))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise SettingError(f"measurement {directory}: must be a folder that measure wrote ({error}). Measure again.") from None
@@ -78,19 +83,32 @@ class Measured:
             if given is not None and given != said[name]:
                 raise SettingError(f"{name}: was {said[name]} when {self.directory} was measured, cannot be {given} now. Measure again.")
         adopted = {name: said[name] for name in _DECIDED if name != "data"} | settings
+        if adopted.get("target") is None and len(self.meta["targets"]) == 1:
+            adopted["target"] = self.meta["targets"][0]
         model = model if model is not None else self.source if self.source is not None else self.meta["model"]["source"]
         if model is None:
             raise SettingError(f"measurement {self.directory}: was taken of a module in memory. Give it again as the model.")
         return adopted, menu if menu is not None else self.meta["menu"], said["data"], model
 
-    def check(self, subject: Subject) -> None:
-        """Raise ``SettingError`` where the model is not the one that was measured, or an option was not on the menu."""
+    def check(self, subject: Subject, target: str | None = None) -> None:
+        """Raise ``SettingError`` where the model is not the one that was measured, or an option, or a ``target`` to choose for, was not measured."""
         if subject.model_hash() != self.meta["model"]["hash"]:
             raise SettingError(f"{subject.model.name}: must be the model that was measured, is not or has changed. Measure again.")
         wanted = {str(option) for option in subject.settings.menu or ()}
         known = {str(option) for option in everything(subject.settings.group)} if self.meta["menu"] is None else set(self.meta["menu"])
         if strange := sorted(wanted - known - {"keep"}):
             raise SettingError(f"menu: {strange[0]!r} was not measured. Measure again with it on the menu.")
+        if target is not None:
+            self._check_target(subject.target(target), subject.menu(target))
+
+    def _check_target(self, target: Target, menu: Sequence[Option]) -> None:
+        if target.name not in self.meta["targets"]:
+            raise SettingError(f"target {target.name}: was not measured, {' and '.join(self.meta['targets'])} was. Measure again for it.")
+        for site in target.sites():
+            known = [self.findings.units.get(unit.name, {}) for unit in site.units]
+            for text in offered(target, site, menu):
+                if not all(text in options for options in known):
+                    raise SettingError(f"menu: {text!r} was not measured for target {target.name}. Measure again with it on the menu.")
 
 
 def measure(
@@ -131,7 +149,7 @@ def _measure(source: Any, request: Settings, batches: Any, place: WorkDir, progr
         final.mkdir()
         write_json(final / _FINDINGS, findings.to_json())
         _write_sequences(final / _TOKENS, subject.data)
-        write_json(final / _FILE, meta)
+        write_json(final / _FILE, meta | {"hash": _hash(final, meta)})
         place.finish(final)
     known = Measured.read(place.out)
     known.source = None if isinstance(source, str | Path) else source
@@ -154,6 +172,15 @@ def _meta(subject: Subject, source: Any, targets: list[str], meter: Meter) -> di
         "targets": targets, "menu": None if settings.menu is None else [str(option) for option in settings.menu], "settings": said,
         "data": {"source": data.source, "notes": list(data.notes), "hashes": data.hashes}, "stages": meter.stages,
     }  # fmt: skip
+
+
+def _hash(directory: Path, meta: dict[str, Any]) -> str:
+    """Tells whether a measurement is as it was written."""
+    said = json.dumps({key: value for key, value in meta.items() if key != "hash"}, sort_keys=True)
+    digest = hashlib.sha256(said.encode())
+    for name in (_FINDINGS, _TOKENS):
+        digest.update((directory / name).read_bytes())
+    return digest.hexdigest()
 
 
 def _write_sequences(path: Path, data: Splits) -> None:

@@ -102,7 +102,7 @@ class Measurement:
 
     def _cut(self, site: Site, consumer: Unit, stats: Stats, weight: torch.Tensor) -> None:
         orders: dict[str, list[int]] = {}
-        for step in self.cutters:
+        for step in (step for step in self.cutters if step.suits(site)):
             same = str({**vars(step), "keep": 0})
             assert stats.covariance is not None
             if same not in orders:

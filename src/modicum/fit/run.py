@@ -139,11 +139,11 @@ class Run:
         with self.meter.stage("open"):
             self.subject = Subject.open(source, request, batches, measured.splits if measured is not None else None)
             self.model, self.data, self.script = self.subject.model, self.subject.data, self.subject.script
-            if measured is not None:
-                measured.check(self.subject)
             self.subject.check_kept()
             self.target_name = self._target_name()
             self.target = self.subject.target(self.target_name)
+            if measured is not None:
+                measured.check(self.subject, self.target_name if request.budget is not None else None)
             self.sites = self.target.sites()
         self.pool = SpillPool(self.subject.activation_limit(), None)
         self.events: list[str] = list(self.model.notes)
@@ -237,7 +237,8 @@ class Run:
     def _check_cuts(self, plan: Plan) -> None:
         for site, kept in plan.cuts.items():
             groups = len(self.subject.cuts[site].axes[-1].groups) if site in self.subject.cuts else 0
-            if site not in plan.options or not kept or not set(kept) <= set(range(groups)):
+            nothing = not kept and not site.endswith(":experts")  # an expert may be left out whole
+            if site not in plan.options or nothing or not set(kept) <= set(range(groups)):
                 raise SettingError(f"plan: cuts of {site!r} must list groups from 0 to {groups - 1} of a cut that has an option.")
 
     def _whole(self, option: Option, *, rest: bool = False) -> Option | None:
@@ -268,6 +269,7 @@ class Run:
             self.progress.start("choose", 1)
             with self.meter.stage("choose"):
                 self.picks = chooser.choose(table, findings, judge)
+            self.events += chooser.report.pop("events", [])
             self.search |= chooser.report | {"harm": self.request.harm, "rank": findings.rank}
             # A search that time ends would not end alike again: what it chose is kept.
             write_json(path, {"picks": self.picks, "search": self.search, "events": self.events})
@@ -394,7 +396,10 @@ class Run:
 
     def _verify(self, final: Path, forms: FormStore) -> dict[str, Any]:
         """Reload with the target's own loader and compare with the dequantized weights on test sequences."""
-        module, found = self.target.verify(final, forms)
+        module, found = self.target.verify(final, forms, self.data.test[0])
+        budget, wide = self.request.budget, found.get("as wide as before")
+        if wide and budget is not None and (budget.memory or budget.speed or budget.latency):
+            raise BudgetError(f"budget {budget}: cuts must load narrower for it, these do not: {', '.join(sorted(wide))}. Keep them whole.")
         batches = self.data.test[:1]
         judged = compare(self._candidate(batches, forms), plain(module, batches), batches, False)
         worst = max(judged.divergence)

@@ -18,7 +18,7 @@ from scipy.stats import spearmanr
 from modicum.allocate.random import spread
 from modicum.core.option import KEEP
 from modicum.core.plan import Picks, Table
-from modicum.fit.findings import GONE, kind_of
+from modicum.fit.findings import DEPTH, GONE, kind_of
 from modicum.fit.judge import PlanJudge
 
 # Random plans to learn from, and sequences to judge each on.
@@ -70,27 +70,33 @@ def _whole(table: Table, site: str) -> int:
 
 
 def parts(table: Table, picks: Picks) -> dict[str, float]:
-    """Summed harm of a selection by kind of option."""
+    """Summed harm of a selection by kind of option; what depth costs, under the name of its site."""
     found: dict[str, float] = {}
     for site, index in picks.items():
         choice = table.choices[site][index]
         if choice.harm > 0 and choice.option not in (KEEP, GONE):
-            kind = kind_of(site, choice.option)
+            kind = DEPTH if site == DEPTH else kind_of(site, choice.option)
             found[kind] = found.get(kind, 0.0) + choice.harm
     return found
 
 
 def fitted(plans: Sequence[Mapping[str, float]], real: Sequence[float]) -> dict[str, float]:
-    """Factors of least squared log error ``log Σ_k s_k h_pk - log KL_p``, each held at 1 in proportion to ``_TRUST``."""
-    kinds = sorted({kind for plan in plans for kind in plan})
+    """Factors of least squared log error ``log Σ_k s_k h_pk - log KL_p``, each held at 1 in proportion to ``_TRUST``.
+
+    Spans of blocks have none: what they cost was measured as a divergence.
+    """
+    kinds = sorted({kind for plan in plans for kind in plan} - {DEPTH})
     usable = [place for place, value in enumerate(real) if value > 0 and sum(plans[place].values()) > 0]
     if not usable or not kinds:
         return {}
     harms = np.array([[plans[place].get(kind, 0.0) for kind in kinds] for place in usable])
+    spans = np.array([plans[place].get(DEPTH, 0.0) for place in usable])
     wanted = np.log([real[place] for place in usable])
     # Arithmetic alone makes outputs differ a little: a floor under all divergences, which belongs to no kind.
     floor = np.log(1e-2 * np.exp(wanted).min())
-    error = lambda x: np.concatenate([np.log(harms @ np.exp(x[:-1]) + np.exp(x[-1])) - wanted, _TRUST * x[:-1], [0.1 * (x[-1] - floor)]])
+    error = lambda x: np.concatenate(
+        [np.log(harms @ np.exp(x[:-1]) + spans + np.exp(x[-1])) - wanted, _TRUST * x[:-1], [0.1 * (x[-1] - floor)]]
+    )
     return {kind: float(np.exp(log)) for kind, log in zip(kinds, least_squares(error, np.append(np.zeros(len(kinds)), floor)).x[:-1])}
 
 

@@ -43,7 +43,7 @@ def measure_spans(
                 model, judged, script, change.forms, biases=change.biases, dropped=frozenset(change.dropped), pool=pool
             )  # fmt: skip
             quality = compare(original, candidate, judged, False)
-            found[str(option)] = Structural([], list(change.dropped), float(np.mean(quality.divergence)))
+            found[str(option)] = Structural([], list(change.dropped), float(np.mean(quality.divergence)), sorted(change.biases))
             done(found)
     return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,10 +18,12 @@ from modicum.core.errors import BudgetError, DataError, SettingError, near
 from modicum.core.option import Option
 from modicum.core.unit import Site
 from modicum.data.splits import Batch, Splits, from_batches, from_text
+from modicum.drop.experts import expert_sites
 from modicum.export import TARGETS, Target
 from modicum.fit.findings import Sizing
 from modicum.fit.menu import cutters, default_menu
 from modicum.fit.request import Settings
+from modicum.fit.runtime import Runtime
 from modicum.models.model import Model
 from modicum.models.open import open_model
 from modicum.sweep import Script, rehearse
@@ -39,6 +42,7 @@ class Subject:
     data: Splits
     script: Script
     _targets: dict[str, Target] = field(default_factory=dict)
+    _runtimes: dict[tuple, Runtime] = field(default_factory=dict)
 
     @classmethod
     def open(cls, source: str | Path | nn.Module | Model, settings: Settings, batches: Any = None, data: Splits | None = None) -> Subject:
@@ -80,10 +84,20 @@ class Subject:
         menu = self.menu(target)
         return Sizing(self.target(target), menu, self.cuts if cutters(menu) else {}, self.kept)
 
+    def runtime(self, batch: int, context: int, cuts: Mapping[str, Site]) -> Runtime:
+        """Prices in the target's runtime, the same ones however often they are asked for."""
+        key = (batch, context, tuple(cuts))
+        if key not in self._runtimes:
+            self._runtimes[key] = Runtime(
+                self.model, self.script, batch=batch, context=context, example=self.data.calibration[0], cuts=cuts
+            )  # fmt: skip
+        return self._runtimes[key]
+
     @cached_property
     def cuts(self) -> dict[str, Site]:
-        """The model's coupled cuts by name."""
-        return {site.name: site for site in coupled_cuts(self.model, self.script, self.data.calibration[0])}
+        """The model's coupled cuts and experts by name."""
+        found = {site.name: site for site in coupled_cuts(self.model, self.script, self.data.calibration[0])}
+        return found | expert_sites(self.model, self.script)
 
     def kept(self, site: Site) -> bool:
         """Whether the request keeps a site as it is."""

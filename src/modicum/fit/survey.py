@@ -11,7 +11,7 @@ from pathlib import Path
 from modicum.core.budget import readable
 from modicum.core.errors import BudgetError
 from modicum.data.splits import Batch, slice_rows
-from modicum.fit.findings import CUT_PRIOR, Findings, Structural, kind_of
+from modicum.fit.findings import Findings, Structural, prior_of
 from modicum.fit.judge import Levels, PlanJudge
 from modicum.fit.measurement import Keep, Measurement
 from modicum.fit.menu import cutters, spanners
@@ -70,8 +70,7 @@ class Survey:
         self.progress.start("scale", 1)
         with self.meter.stage("scale"):
             on_top, found.rank = learn(table, judge, self.subject.settings.seed, seconds)
-        priors = {kind_of(cut, text): CUT_PRIOR for cut, levels in found.cuts.items() for text in levels}
-        found.scales = {kind: priors.get(kind, 1.0) * factor for kind, factor in on_top.items()}
+        found.scales = {kind: prior_of(kind) * factor for kind, factor in on_top.items()}
 
     def _sensitivities(self) -> dict[str, Sensitivity]:
         settings = self.subject.settings

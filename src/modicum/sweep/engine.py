@@ -273,6 +273,7 @@ class Sweep:
             if starved and not data_free:
                 self.chronicle.note(f"{name}.{attribute}: starved experts take the covariance of all experts of their stack")
             stats[unit.name] = self._own(unit, pooled if starved else mine)
+            stats[unit.name].frequency = torch.tensor([float(mine.count)])
             stats[unit.name].events += [f"starved: {mine.count} tokens"] if starved else []
         self._accept(self.treat(Stage(tuple(units), self.script.block_of.get(units[0].name, ""), stats)))
         self.done.update(stats)

@@ -1,0 +1,208 @@
+"""What the evidence on allocators shares: one measurement of the demo for each seed, and plans judged by real divergence at equal bytes."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common import Claim, Setting, verdict
+from modicum.core.budget import Budget
+from modicum.core.plan import Limits, Picks, Table
+from modicum.data.splits import slice_rows
+from modicum.fit.choose import Chooser
+from modicum.fit.findings import Findings
+from modicum.fit.judge import Levels, PlanJudge
+from modicum.fit.meter import Meter, Quiet
+from modicum.fit.quality import interval
+from modicum.fit.request import Request, common
+from modicum.fit.subject import Subject
+from modicum.fit.survey import Survey
+from modicum.sweep.coupling import shortened
+from modicum.sweep.curvature import fisher_traces, top_eigenvalues
+from modicum.sweep.spill import SpillPool
+
+# Bits alone, no cuts: what most claims on allocation are about.
+BITS = "int2,int3,int4,int6,int8"
+# The uniform plan whose bytes everybody may spend.
+WIDTH = 3
+# What stands for the width of weights that are kept.
+KEPT = 16
+# Gradients are taken on so many sequences at most.
+_GRADIENTS = 8
+# Curvature: sequences for traces; tokens of the one sequence, and iterations, for top eigenvalues.
+_TRACE_ROWS, _TOP_TOKENS, _TOP_ITERATIONS = 8, 32, 6
+
+
+@dataclass(frozen=True)
+class Scene:
+    """The demo as one seed measured it: its table, and judges on validation (to choose) and on test sequences (to report).
+
+    Harms are as predicted, layer by layer: no scales learnt from judged plans stand between a claim and its numbers.
+    """
+
+    seed: int
+    table: Table
+    validation: PlanJudge
+    test: PlanJudge
+    chooser: Chooser
+    findings: Findings
+
+    @classmethod
+    def measured(cls, setting: Setting, seed: int, folder: Path, menu: str = BITS, curved: bool = False) -> Scene:
+        """Measure, keeping every form that the judges need; with the curvature of every weight where ``curved``."""
+        data = {"samples": setting.samples, "tokens": setting.tokens, "test_samples": setting.test_samples, "gradient_samples": _GRADIENTS}
+        request = Request(budget=Budget(bpw=8.0), **common(menu=menu, target="modicum", seed=seed, **data))
+        subject, pool = Subject.open("demo", request), SpillPool(None)
+        chooser = Chooser(subject, "modicum", request)
+        levels = Levels(folder / "levels", chooser.sizing, Findings(), subject.data.calibration, pool, seed)
+        levels.findings = Survey(subject, ["modicum"], folder / "survey", pool, Meter(), Quiet()).run(levels, seconds=0.0)
+        levels.findings.scales = {}
+        levels.findings.facts = curvature(subject, seed) if curved else {}
+        table = chooser.table(levels.findings)
+        validation, test = (PlanJudge(table, levels, part, causal=True) for part in (subject.data.validation, subject.data.test))
+        return cls(seed, table, validation, test, chooser, levels.findings)
+
+    def everywhere(self, bits: int) -> Picks:
+        """The plan of one width; what has none stays as it is."""
+        widths = {site: _width(found) for site, found in self.table.choices.items()}
+        return {site: found.index(bits) if bits in found else found.index(KEPT) for site, found in widths.items()}
+
+    def limits(self, bits: int = WIDTH) -> Limits:
+        """The bytes of the plan of one width, as the table counts them."""
+        return {"bytes": self.table.cost(self.everywhere(bits))}
+
+    def outcome(self, picks: Picks) -> Outcome:
+        """What a plan really is, on the test sequences."""
+        quality = self.test.quality(picks, self.test.samples)
+        nbytes = self.chooser.exact_bytes(self.table, picks, self.findings)
+        return Outcome(np.array(quality.divergence), np.mean(quality.candidate), np.mean(quality.original), nbytes)
+
+
+def _width(choices: Sequence[Any]) -> list[int]:
+    """Bits of each choice by its text."""
+    return [int(choice.option.partition("bits=")[2].split()[0]) if "bits=" in choice.option else KEPT for choice in choices]
+
+
+def curvature(subject: Subject, seed: int) -> dict[str, dict[str, float]]:
+    """Trace and top eigenvalue of every unit's Hessian, on a few tokens and by few iterations: a minute is short."""
+    rows = [slice_rows(subject.data.calibration[0], place, place + 1) for place in range(_TRACE_ROWS)]
+    traces = fisher_traces(subject.model, rows, seed=seed)
+    tops = top_eigenvalues(subject.model, [shortened(rows[0], _TOP_TOKENS)], seed=seed, iterations=_TOP_ITERATIONS)
+    return {unit: {"trace": traces[unit], "eigenvalue": tops[unit]} for unit in traces}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """KL per token by test sequence, log perplexities, and bytes of the files."""
+
+    divergence: np.ndarray
+    log_perplexity: float
+    original: float
+    bytes: int
+
+    @property
+    def kl(self) -> float:
+        """Mean KL per token."""
+        return float(self.divergence.mean())
+
+
+def scenes(setting: Setting, menu: str = BITS, curved: bool = False) -> Iterator[Scene]:
+    """A scene for each seed; its files go with it."""
+    for seed in setting.seeds:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Scene.measured(setting, seed, Path(folder), menu, curved)
+
+
+def row(option: str, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """One option's numbers, seed by seed, the KL's with its interval over sequences."""
+    return {
+        "option": option,
+        "log_perplexity": [float(found.log_perplexity) for found in outcomes],
+        "log_perplexity_original": [float(found.original) for found in outcomes],
+        "kl": [found.kl for found in outcomes],
+        "kl_interval": [list(interval(found.divergence.tolist())[1:]) for found in outcomes],
+        "bytes": [found.bytes for found in outcomes],
+    }
+
+
+def result(
+    claim: Claim, rows: Sequence[dict[str, Any]], gains: Sequence[float], figures: dict[str, Any], conditions: dict[str, bool]
+) -> dict[str, Any]:
+    """A result: the method's row, then the baselines'; it holds where the gains are clear and every condition is met."""
+    difference = verdict(gains, claim.margin)
+    return {
+        **dataclasses.asdict(claim),
+        "seeds": claim.setting.seeds,
+        "measured": rows[0],
+        "baseline": rows[1],
+        "others": rows[2:],
+        "gains": list(gains),
+        "figures": figures,
+        "conditions": conditions,
+        "difference": difference,
+        "holds": difference["clear"] and all(conditions.values()),
+        "seconds": round(time.process_time(), 1),
+    }
+
+
+Chosen = Callable[[Scene, str, Limits], Picks]
+"""The plan of an allocator of a name within limits."""
+
+
+def compare(claim: Claim, chosen: Chosen, curved: bool = False) -> dict[str, Any]:
+    """Mean KL of the best baseline minus the method's, at the bytes of the uniform plan."""
+    names = [claim.setting.method, *claim.setting.baselines]
+    found: dict[str, list[Outcome]] = {name: [] for name in names}
+    for scene in scenes(claim.setting, curved=curved):
+        for name in names:
+            found[name].append(scene.outcome(chosen(scene, name, scene.limits())))
+    return compared(claim, found)
+
+
+def compared(claim: Claim, found: dict[str, list[Outcome]], figures: dict[str, Any] | None = None, **conditions: bool) -> dict[str, Any]:
+    """The result of outcomes by option, the method's first; of the baselines the one of least mean KL counts."""
+    method, *baselines = found
+    baselines.sort(key=lambda name: statistics.mean(outcome.kl for outcome in found[name]))
+    pairs = [(a.divergence - b.divergence).tolist() for a, b in zip(found[baselines[0]], found[method])]
+    rows = [row(name, found[name]) for name in (method, *baselines)]
+    within = no_larger(claim, rows)
+    return result(
+        claim,
+        rows,
+        [statistics.mean(pair) for pair in pairs],
+        {"intervals": [list(interval(pair)[1:]) for pair in pairs], **(figures or {})},
+        {"no more bytes than allowed": within, **conditions},
+    )
+
+
+def no_larger(claim: Claim, rows: Sequence[dict[str, Any]]) -> bool:
+    """Whether the method's files have, for every seed, no more bytes than the baseline's and the claim's share of them."""
+    return all(a <= b * (1 + claim.setting.extra_bytes) for a, b in zip(rows[0]["bytes"], rows[1]["bytes"]))
+
+
+def pearson(one: Sequence[float], other: Sequence[float]) -> float:
+    """Pearson's correlation."""
+    return float(np.corrcoef(one, other)[0, 1])
+
+
+def hypervolume(points: Sequence[tuple[float, float]], corner: tuple[float, float]) -> float:
+    """Area that points dominate (less is better in both) below a corner."""
+    inside = sorted((x, y) for x, y in points if x < corner[0] and y < corner[1])
+    lowest = list(itertools.accumulate((y for _, y in inside), min))
+    ends = [x for x, _ in inside[1:]] + [corner[0]]
+    return sum((end - x) * (corner[1] - y) for (x, _), end, y in zip(inside, ends, lowest))
+
+
+def show(found: dict[str, Any]) -> None:
+    """Print a result as JSON."""
+    print(json.dumps(found))

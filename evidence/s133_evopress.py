@@ -1,0 +1,45 @@
+"""S133, EvoPress: evolution by level switches judged on the real divergence, against uniform and against additive errors.
+
+The paper searches models of billions of weights over 150 generations of up to 128 children; here it is a small model, bits alone, and as few
+generations and children as a minute allows. Additive errors are divided by the dynamic program, exactly, where the paper's
+baseline is of the same kind. The search sees validation sequences, what is compared are test sequences.
+"""
+
+from __future__ import annotations
+
+from allocation import Scene, compare, show
+from common import Claim, Setting
+from modicum.allocate import ALLOCATORS
+from modicum.allocate.evopress import evopress
+from modicum.core.plan import Limits, Picks
+
+GENERATIONS, OFFSPRING, SURVIVORS, SHARES = 8, 12, (4, 2, 1), (1 / 8, 1 / 4, 1.0)
+CLAIM = Claim(
+    id="S133",
+    system="EvoPress",
+    claim="Over a database of per-layer levels, evolve with budget-preserving level-switch mutations and multi-step selection on growing "
+    "calibration sets (KL fitness); must beat uniform and additive-error allocation.",
+    metric="mean KL of the better baseline, uniform or additive errors, minus EvoPress's, at the same bytes",
+    margin=2.0,
+    setting=Setting(method="evopress", baselines=("uniform", "dynamic_program"), samples=8, tokens=128, test_samples=16, extra_bytes=0.001),
+)
+
+
+def chosen(scene: Scene, name: str, limits: Limits) -> Picks:
+    """A plan within the limits."""
+    if name != "evopress":
+        return ALLOCATORS[name](scene.table, limits)
+    return evopress(
+        scene.table,
+        limits,
+        scene.validation,
+        seed=scene.seed,
+        generations=GENERATIONS,
+        offspring=OFFSPRING,
+        survivors=SURVIVORS,
+        shares=SHARES,
+    )
+
+
+if __name__ == "__main__":
+    show(compare(CLAIM, chosen))
