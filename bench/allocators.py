@@ -33,7 +33,7 @@ BUDGETS = {
     "minilm": (2.4, 2.6, 2.8, 3.0, 3.3, 3.6, 4.0, 4.5, 5.0, 6.0, 8.0, 10.0),
 }
 DATA = {
-    "demo": {"samples": 32, "tokens": 512, "test_samples": 32, "curvature": True, "gradient_samples": 8},
+    "demo": {"samples": 32, "tokens": 512, "test_samples": 32, "curvature": True, "gradient_samples": 4},
     "minilm": {"samples": 64, "tokens": 128, "test_samples": 64, "target": "modicum", "gradient_samples": 8},
 }
 # Allocators beside the default that take a table, or a judge too, and the best of bits alone.
@@ -66,6 +66,7 @@ def compare(name: str, folder: Path, seconds: float, only: list[str] | None) -> 
     print(f"{name}: measured in {time.perf_counter() - begun:.1f} s, {measured.findings.rank}", flush=True)
     bench = Bench(name, measured, folder)
     names = [BITS, *(other for other in ALLOCATORS if only is None or other in only)]
+    bench.prepare([other for other in names if other not in JUDGED], BUDGETS[name])
     rows, choices = [], []
     for bpw in BUDGETS[name]:
         results = {other: bench.result(other, bpw, seconds) for other in names}
@@ -122,11 +123,21 @@ class Bench:
     def budgeted(self, bpw: float) -> Chooser:
         return Chooser(self.subject, "modicum", Request(budget=Budget(bpw=bpw), **self.settings))
 
-    def result(self, name: str, bpw: float, seconds: float) -> Outcome:
+    def prepare(self, names: list[str], budgets: tuple[float, ...]) -> None:
+        """Make the forms of all plans that need no search together, in one sweep."""
+        plans = [self.chosen(name, bpw, 0.0) for name in names for bpw in budgets]
+        plans += [ALLOCATORS["integer_program"](self.table, {"bytes": bpw * self.subject.model.parameters / 8}) for bpw in budgets]
+        self.test.prepare([picks for picks in plans if picks])
+
+    def chosen(self, name: str, bpw: float, seconds: float) -> Picks:
         limits = {"bytes": float(self.budgeted(bpw).limits()["bytes"])}
         judge = self.validation if name in JUDGED else None
+        return self.bits(limits) if name == BITS else ALLOCATORS[name](self.table, limits, judge, seed=0, seconds=seconds)
+
+    def result(self, name: str, bpw: float, seconds: float) -> Outcome:
+        limits = {"bytes": float(self.budgeted(bpw).limits()["bytes"])}
         begun = time.perf_counter()
-        picks = self.bits(limits) if name == BITS else ALLOCATORS[name](self.table, limits, judge, seed=0, seconds=seconds)
+        picks = self.chosen(name, bpw, seconds)
         taken = time.perf_counter() - begun
         if not self.table.fits(picks, limits):
             return Outcome(0, np.full(self.test.samples, np.inf), taken)

@@ -13,7 +13,7 @@ from modicum.allocate import ALLOCATORS
 from modicum.allocate.evopress import evopress
 from modicum.core.plan import Limits, Picks
 
-GENERATIONS, OFFSPRING, SURVIVORS, SHARES = 8, 12, (4, 2, 1), (1 / 8, 1 / 4, 1.0)
+GENERATIONS, OFFSPRING, SURVIVORS, SHARES = 9, 12, (4, 2, 1), (1 / 8, 1 / 4, 1.0)
 CLAIM = Claim(
     id="S133",
     system="EvoPress",

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 from transformers.utils import logging
 
+import modicum
 from modicum import __version__
 from modicum.allocate import ALLOCATORS
 from modicum.cli import show
@@ -25,6 +26,7 @@ from modicum.core.method import registry
 from modicum.fit.harm import HARMS
 from modicum.fit.request import Request, Settings
 from modicum.models.open import DEMO
+from modicum.models.quiet import hushed
 from modicum.receipt import frontier
 from modicum.testing import zoo
 
@@ -459,6 +461,16 @@ def test_a_damaged_measurement_is_told_in_one_sentence(measured, tmp_path, name,
     assert str(tmp_path / "m") in refused("frontier", tmp_path / "m")
 
 
+def test_fit_from_a_measurement_chooses_in_seconds_unless_asked_to_search(measured, tmp_path, capfd):
+    """From Python as well, and without other libraries' bars."""
+    receipt = modicum.fit(measured=measured[0], bpw=9, out=tmp_path / "x").receipt
+    assert receipt["search"]["allocator"] == "integer_program" and "evaluations" not in receipt["search"]
+    receipt = modicum.fit(measured=measured[0], bpw=9, out=tmp_path / "y", search_time=2).receipt
+    assert receipt["search"]["allocator"] == "auto" and receipt["search"]["evaluations"] > 1
+    assert 0 < receipt["search"]["end"] <= receipt["search"]["start"] * (1 + 1e-9)
+    assert capfd.readouterr().err == ""
+
+
 def test_another_target_and_a_model_that_changed_since_are_refused(model, tmp_path):
     shutil.copytree(model, tmp_path / "model")
     words = ("--samples", "4", "--tokens", "16", "--test-samples", "4", "--menu", "int8", "--harm", "error", "--target", "transformers")
@@ -504,7 +516,7 @@ def test_other_bars_are_hushed_for_as_long_as_ours_are_drawn(capsys):
         pass
 
     before = tqdm.__init__, logging.get_verbosity(), logging.is_progress_bar_enabled()
-    with show.hushed():
+    with hushed():
         list(tqdm([1], desc="loud", disable=False))
         list(logging.tqdm([1], desc="loud"))
         list(Download([1], desc="download"))
@@ -538,3 +550,14 @@ def test_progress_is_drawn_only_where_someone_watches(monkeypatch, visible):
             bar.start(stage, 3)
             bar.step()
     assert ("assemble" in terminal.text) is visible
+
+
+def test_trim_writes_a_smaller_vocabulary_and_says_so(tmp_path):
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("def add(one, two):\n    return one + two\n" * 50)
+    result = CliRunner().invoke(main, ["trim", "demo", "--to", str(corpus), "--out", str(tmp_path / "small"), "--json"])
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert told["kept"] < told["before"] == 1024 and told["saved"] > 0 and told["changed"] == 0
+    result = CliRunner().invoke(main, ["trim", "demo", "--to", str(corpus), "--out", str(tmp_path / "small")])
+    assert result.exit_code == 2 and "exists already" in result.stderr

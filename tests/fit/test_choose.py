@@ -263,7 +263,7 @@ def test_no_time_to_search_is_no_judge(llama, known, monkeypatch):
     monkeypatch.setattr("modicum.fit.run.PlanJudge", refuse)
     monkeypatch.setattr("modicum.fit.run.Levels", refuse)
     told = fit(llama, known, bpw=4).receipt["search"]
-    assert told.keys() == {"allocator", "seconds", "harm", "rank"} and told["allocator"] == "auto"
+    assert "evaluations" not in told and told["allocator"] == "integer_program"  # what auto is without a judge
     assert told["rank"] == known.findings.rank and told["rank"]["plans"] == 30
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import re
@@ -165,8 +166,9 @@ def measure(model: str, out: Path, as_json: bool, **settings: Any) -> None:
     """
     from modicum.cli import show
     from modicum.fit import measure as run
+    from modicum.models.quiet import hushed
 
-    with show.hushed(), show.Bar(visible=not as_json) as progress:
+    with hushed(), show.Bar(visible=not as_json) as progress:
         arguments: dict[str, Any] = {**_given(settings), "out": out, "progress": progress}
         found = run(model, **arguments)
     _print_json(show.measurement_facts(found)) if as_json else show.measurement(found)
@@ -188,9 +190,10 @@ def frontier(directory: str, as_json: bool, **settings: Any) -> None:
     DIR is a directory that measure wrote. Into it go frontier.svg, frontier.html and frontier.json.
     """
     from modicum.cli import show
+    from modicum.models.quiet import hushed
     from modicum.receipt import frontier as run
 
-    with show.hushed(), show.Bar(visible=not as_json) as progress:
+    with hushed(), show.Bar(visible=not as_json) as progress:
         arguments: dict[str, Any] = {**_given(settings), "progress": progress}
         found = run(directory, **arguments)
     _print_json(found) if as_json else show.frontier(found, Path(directory))
@@ -212,9 +215,10 @@ def judge(directory: str, as_json: bool, **settings: Any) -> None:
     DIR is a directory that fit wrote, one that Transformers loads, or demo.
     """
     from modicum.cli import show
+    from modicum.models.quiet import hushed
     from modicum.receipt import evaluate
 
-    with show.hushed():
+    with hushed():
         found = evaluate(directory, **settings)
     _print_json(found) if as_json else show.evaluation(found)
 
@@ -243,6 +247,36 @@ def export(directory: str, target: str, out: Path, as_json: bool, **settings: An
     if receipt["data"]["hashes"] != before["data"]["hashes"]:
         click.echo("modicum: the calibration sequences differ from those of the first run.", err=True)
     _print_json(receipt) if as_json else show.outcome(receipt, written)
+
+
+@main.command()
+@click.argument("model")
+@_options(
+    click.option("--to", "corpus", required=True, metavar="TEXT", help="What the model will work on: a text file, .jsonl, or a folder."),
+    click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Directory to write."),
+    click.option("--size", type=int, metavar="N", help="The most tokens to keep; the most frequent stay."),
+    click.option("--multiple", default=1, show_default=True, metavar="N", help="Pad the vocabulary with zeros to a multiple of N."),
+    _flag("--overwrite", "Replace the output directory where it exists."),
+)
+@_AS_JSON
+def trim(model: str, corpus: str, out: Path, as_json: bool, **settings: Any) -> None:
+    """Write MODEL with the part of its vocabulary that a text uses.
+
+    MODEL is demo, a directory, or a Hugging Face id. The logits of the tokens that stay are those of the original.
+    """
+    from modicum.core.budget import readable
+    from modicum.models.quiet import hushed
+    from modicum.vocabulary import trim as run
+
+    with hushed():
+        made = run(model, corpus, out, **settings)
+    if as_json:
+        _print_json(dataclasses.asdict(made) | {"out": str(made.out)})
+        return
+    saved = f"{made.kept} of {made.before} tokens, {readable(made.saved)} smaller"
+    click.echo(f"{made.out}: {saved}; {made.changed:.2%} of the text's tokens changed.")
+    for name in made.left_out:
+        click.echo(f"left out, since it holds the old vocabulary or an earlier receipt: {name}")
 
 
 @main.command("list")
@@ -299,8 +333,9 @@ def _name(model: str | None, measured: str | None) -> str:
 def _run(model: str | Model | None, out: Path, quiet: bool, settings: dict[str, Any]) -> tuple[dict[str, Any], Path]:
     from modicum.cli import show
     from modicum.fit import fit as run
+    from modicum.models.quiet import hushed
 
-    with show.hushed(), show.Bar(visible=not quiet) as progress:
+    with hushed(), show.Bar(visible=not quiet) as progress:
         arguments: dict[str, Any] = {**settings, "out": out, "progress": progress}
         result = run(model, **arguments)
     return result.receipt, result.out

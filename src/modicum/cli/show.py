@@ -6,8 +6,7 @@ import dataclasses
 import inspect
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,30 +50,6 @@ class Bar:
         """One step is done."""
         if self._task is not None:
             self._progress.advance(self._task)
-
-
-@contextmanager
-def hushed() -> Iterator[None]:
-    """Keep other libraries' bars and notices from mixing with ours; what matters of them reaches the receipt, and downloads still show."""
-    from tqdm import tqdm
-    from transformers.utils import logging
-
-    verbosity, bars, original = logging.get_verbosity(), logging.is_progress_bar_enabled(), tqdm.__init__
-
-    def silent(self: tqdm, *arguments: Any, **settings: Any) -> None:
-        # The plain bar is what quantization libraries draw, whatever is set; the hub's is a subclass.
-        original(self, *arguments, **settings | ({"disable": True} if type(self) is tqdm else {}))
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    tqdm.__init__ = silent
-    try:
-        yield
-    finally:
-        tqdm.__init__ = original
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
 
 
 # Results of runs

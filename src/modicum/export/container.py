@@ -36,6 +36,7 @@ from modicum.export.narrow import (
 )
 from modicum.forms import Dense, Form, restore
 from modicum.models.open import model_class, read_config, skeleton
+from modicum.models.quiet import hushed
 
 FORMAT, VERSION = "modicum-container", 1
 _FILE = "modicum.json"
@@ -245,7 +246,8 @@ def _record(directory: Path, groups: list[Group]) -> None:
 def _load_transformers(directory: Path) -> nn.Module:
     config = read_config(directory)
     try:
-        return model_class(config, str(directory)).from_pretrained(directory, dtype="auto").eval()  # type: ignore[attr-defined]
+        with hushed():
+            return model_class(config, str(directory)).from_pretrained(directory, dtype="auto").eval()  # type: ignore[attr-defined]
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise ModelError(f"{directory}: Transformers cannot load it ({(str(error).splitlines() or ['?'])[0][:200]}).") from None
 

@@ -27,6 +27,7 @@ from modicum.export.container import persistent_buffers, trim_config
 from modicum.forms import Dense, Float8, Form, Integer
 from modicum.models.model import Model
 from modicum.models.open import skeleton
+from modicum.models.quiet import hushed
 from modicum.models.structure import kind_of
 from modicum.quantize._family import Quantizer
 from modicum.sweep import Script
@@ -281,7 +282,8 @@ class Transformers(Target):
     @override
     def verify(self, directory: Path, forms: Mapping[str, Form], batch: Batch | None = None) -> tuple[nn.Module, dict[str, Any]]:
         cls = type(self.model.module)
-        module, report = cls.from_pretrained(directory, dtype="auto", output_loading_info=True)  # type: ignore[attr-defined]
+        with hushed():
+            module, report = cls.from_pretrained(directory, dtype="auto", output_loading_info=True)  # type: ignore[attr-defined]
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
             if report.get(kind):
                 raise ModelError(

@@ -134,13 +134,18 @@ class Chooser:
             limits["bytes"] = self._smallest(table, findings, limits, judge)
         if not limits:
             raise BudgetError(f"budget {self.budget}: nothing is limited. Pass a size too.")
-        self.report |= {"allocator": self.request.allocator, "events": []}
-        if judge is None or not self.request.search_time:
+        alone = judge is None or not self.request.search_time
+        # Alone, auto is what it starts from.
+        named = "integer_program" if alone and self.request.allocator == "auto" else self.request.allocator
+        self.report |= {"allocator": named, "events": []}
+        if judge is None or alone:
             picks = self._spent(table, findings, limits, None)
         else:
             with workers(judge, self.request.workers, self.report["events"]) as spread:
                 picks = self._spent(table, findings, limits, spread)
             self.report["evaluations"] = judge.evaluations
+            ends = {"start": integer_program(table, limits), "end": picks}
+            self.report |= {name: float(judge(found, judge.samples).mean()) for name, found in ends.items()}
         # What a search or the room in the header changed may lose more than what was found to lose little enough.
         if self.budget.loss is not None and judge is not None and self._rise(picks, judge) > self.budget.loss:
             picks = integer_program(table, limits)

@@ -82,7 +82,9 @@ class Measured:
             given = data if name == "data" else settings.get(name)
             if given is not None and given != said[name]:
                 raise SettingError(f"{name}: was {said[name]} when {self.directory} was measured, cannot be {given} now. Measure again.")
-        adopted = {name: said[name] for name in _DECIDED if name != "data"} | settings
+        # The choice is there in seconds, unless time to search is asked for, or an allocator that may need it.
+        quick = {} if settings.get("allocator") else {"search_time": 0.0}
+        adopted = quick | {name: said[name] for name in _DECIDED if name != "data"} | settings
         if adopted.get("target") is None and len(self.meta["targets"]) == 1:
             adopted["target"] = self.meta["targets"][0]
         model = model if model is not None else self.source if self.source is not None else self.meta["model"]["source"]

@@ -40,6 +40,7 @@ from modicum.fit.subject import Subject
 from modicum.fit.survey import Survey
 from modicum.fit.workdir import WorkDir, temporary
 from modicum.models.model import Model
+from modicum.models.quiet import hushed
 from modicum.sweep.spill import SpillPool
 
 # A search is worth its while where at least so many candidates can be judged in its time.
@@ -401,7 +402,8 @@ class Run:
         if wide and budget is not None and (budget.memory or budget.speed or budget.latency):
             raise BudgetError(f"budget {budget}: cuts must load narrower for it, these do not: {', '.join(sorted(wide))}. Keep them whole.")
         batches = self.data.test[:1]
-        judged = compare(self._candidate(batches, forms), plain(module, batches), batches, False)
+        with hushed():  # some loaders do their last steps on first use
+            judged = compare(self._candidate(batches, forms), plain(module, batches), batches, False)
         worst = max(judged.divergence)
         if worst > 1e-3:
             raise ModelError(

@@ -14,6 +14,7 @@ from torch import nn
 
 from modicum.core.errors import ModelError
 from modicum.core.unit import Unit
+from modicum.models.quiet import hushed
 from modicum.models.weights import Weights
 
 
@@ -55,7 +56,8 @@ class Model:
                 f"{self.name}: has no tokenizer, which text needs. Give token batches from Python, or add the tokenizer's files."
             )
         try:
-            return AutoTokenizer.from_pretrained(self.directory)
+            with hushed():
+                return AutoTokenizer.from_pretrained(self.directory)
         except Exception as error:
             raise ModelError(
                 f"{self.name}: its tokenizer cannot be read ({_first_line(error)}). Fetch the tokenizer's files again."

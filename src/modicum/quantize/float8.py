@@ -32,6 +32,7 @@ class Float8(Method):
 
     """
 
+    menu = ({},)
     paper = Paper("FP8 Formats for Deep Learning", "2209.05433", 2022, "Micikevicius, Paulius and others")
 
     def apply(self, site: Site, stats: Mapping[str, Stats], current: Mapping[str, forms.Form]) -> Change:
