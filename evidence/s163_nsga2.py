@@ -5,6 +5,7 @@ of the given model, and its weights' bits. The baseline searches cuts at eight b
 front, and searches its bits with what is left; all it judged counts, and of the joint search as many plans as it judged. Both use the same
 search and predictor. One measurement serves all seeds, which are those of the searches alone. What counts is the area that a front dominates
 in size, as a share of that of eight bits everywhere, and log KL, below eight bits everywhere and one nat, on test sequences.
+Another structure than the middle one would leave the baseline other bits to search; one alone is tried.
 """
 
 from __future__ import annotations

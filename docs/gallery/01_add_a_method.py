@@ -40,7 +40,10 @@ def main() -> None:
     print(f"{'asked for':<45} {'bytes':>9} {'KL':>8} {'perplexity':>11}")
     for method in ("nearest bits=2", "clipped bits=2", "clipped bits=2 reach=1.7"):
         show(method, modicum.fit("demo", method=method, **JUDGED))
-    show("4.5 bpw of clipped bits=2, 4 or 8", modicum.fit("demo", bpw=4.5, menu=[f"clipped bits={bits}" for bits in (2, 4, 8)], **JUDGED))
+    show(
+        "4.5 bpw of clipped bits=2, 4 or 8",
+        modicum.fit("demo", bpw=4.5, menu=[f"clipped bits={bits}" for bits in (2, 4, 8)], search_time=5, **JUDGED),
+    )
 
 
 def show(what: str, result: modicum.Result) -> None:

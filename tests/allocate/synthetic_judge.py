@@ -1,7 +1,5 @@
 """A judge whose truth is known, for tests of what searches by the real divergence: predicted harms, wrong in the ways that real ones are."""
 
-import itertools
-
 import numpy as np
 
 from modicum.core.plan import Choice, Table
@@ -13,6 +11,7 @@ class SyntheticJudge:
     ``by_site``, ``by_option`` and ``by_choice`` are the standard deviations of the errors' logarithms. ``pairs`` is that of ``rho`` in
     ``sum over pairs of rho_st sqrt(h_s h_t)``, divided by the square root of the number of sites so that it is comparable for all sizes.
     ``sequences`` is the spread among sequences, common to all selections; ``noise`` is relative and differs from selection to selection.
+    ``asked`` lists what was judged, with the number of sequences.
     """
 
     def __init__(
@@ -32,6 +31,7 @@ class SyntheticJudge:
         self.rho = np.clip(np.triu(rho, 1), -1.0, 2.0)
         self.common = np.exp(chance.normal(0, sequences, samples))
         self.calls = self.candidates = self.sequences = 0
+        self.asked = []
 
     def truth(self, picks):
         """Mean KL without noise."""
@@ -43,6 +43,7 @@ class SyntheticJudge:
         assert 1 <= samples <= self.samples
         self.candidates += 1
         self.sequences += samples
+        self.asked.append((dict(picks), samples))
         own = np.random.default_rng([self.seed, *(picks[site] for site in self.sites)]).normal(0, self.noise, self.samples)
         return (self.truth(picks) / self.common.mean() * self.common * np.maximum(1 + own, 0))[:samples]
 
@@ -94,12 +95,16 @@ def grown(seed, blocks=2, units=2):
     return table, {"bytes": int(least + chance.uniform(0.2, 0.6) * (most - least))}
 
 
-def selections(table, limits):
+def selections(table, limits, picks=None):
     """All consistent selections that fit."""
-    for picked in itertools.product(*(range(len(found)) for found in table.choices.values())):
-        picks = dict(zip(table.choices, picked))
-        if table.consistent(picks) and table.fits(picks, limits):
+    picks = picks or {}
+    if len(picks) == len(table.choices):
+        if table.fits(picks, limits):
             yield picks
+        return
+    site = list(table.choices)[len(picks)]
+    for index in table.allowed(site, picks):
+        yield from selections(table, limits, {**picks, site: index})
 
 
 def best(table, limits, judge):

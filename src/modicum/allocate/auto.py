@@ -174,7 +174,7 @@ class _Search:
         for _ in range(DRAWS):
             yield self.solved(learned.table(self.chance))
         yield from (self.solved(expected, structure) for structure in self.structures())
-        yield from near_ties(expected, self.best, self.limits)
+        yield from near_ties(expected, self.best, self.limits, TIES)
         for _ in range(SWITCHES):
             if (picks := switched(self.table, self.best, self.limits, self.chance, int(self.chance.integers(1, 3)))) is not None:
                 yield picks
@@ -204,6 +204,7 @@ def hopeful(learned: Learned, pool: list[Picks]) -> list[Picks]:
     """Selections by expected divergence less ``HOPE`` standard deviations, the least first, each as if those before it were judged already."""
     mean, covariance = learned.predict(learned.terms.rows(pool))
     unit = max(float(np.abs(mean).max(initial=0.0)), 1e-300)
+    least = max(1e-9 * float(covariance.diagonal().max(initial=0.0)), 1e-300)
     order: list[int] = []
     while len(order) < len(pool):
         hoped = mean - HOPE * np.sqrt(np.maximum(covariance.diagonal(), 0))
@@ -211,11 +212,11 @@ def hopeful(learned: Learned, pool: list[Picks]) -> list[Picks]:
         # Rounded: which of two equals comes first must not hang on the last bits of a matrix product.
         order.append(first := int(np.round(hoped / unit, 9).argmin()))
         known = covariance[first]
-        covariance = covariance - np.outer(known, known) / max(known[first] + (NOISE * mean[first]) ** 2, 1e-300)
+        covariance = covariance - np.outer(known, known) / max(known[first] + (NOISE * mean[first]) ** 2, least)
     return [pool[place] for place in order]
 
 
-def near_ties(table: Table, picks: Picks, limits: Limits, count: int = TIES) -> list[Picks]:
+def near_ties(table: Table, picks: Picks, limits: Limits, count: int) -> list[Picks]:
     """The ``count`` selections of least harm among those that fit and differ from ``picks`` in one site or two; structure stays."""
     changes = _changes(table, picks, limits)
     one, other = np.triu_indices(len(changes), 1)
