@@ -146,6 +146,26 @@ def test_no_round_begins_that_the_time_left_is_too_short_for(monkeypatch, second
     assert seconds - 80 <= judge.sequences <= seconds + module.FINALISTS * judge.samples
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_structure_moves_one_rung_and_all_else_is_the_best_under_it(seed):
+    table, limits = synthetic.grown(seed)
+    judge = module.Cached(synthetic.SyntheticJudge(table))
+    start = integer_program(table, limits)
+    search = module._Search(module.Terms.of(table), limits, judge, start, np.random.default_rng(seed), 0.0)
+    fitting = list(synthetic.selections(table, limits))
+    structures = list(search.structures())
+    assert structures
+    for structure in structures:
+        moved = [site for site in table.children if structure[site] != start[site]]
+        # Where a block goes or comes back its cut follows.
+        assert moved and (len(moved) == 1 or moved[0] == "depth")
+        harms = [table.harm(picks) for picks in fitting if all(picks[site] == index for site, index in structure.items())]
+        found = search.solved(table, structure)
+        assert all(found[site] == index for site, index in structure.items())
+        assert table.fits(found, limits) == bool(harms)
+        assert not harms or table.harm(found) == pytest.approx(min(harms), rel=1e-5)
+
+
 @settings(max_examples=25)
 @given(data=st.data())
 def test_near_ties_are_the_least_harmful_of_all_that_differ_little(data, tables, selections):

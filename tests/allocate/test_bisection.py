@@ -1,6 +1,8 @@
+import importlib
 import importlib.util
 import itertools
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from modicum.core.plan import Choice, Table
 _spec = importlib.util.spec_from_file_location("synthetic_judge", Path(__file__).with_name("synthetic_judge.py"))
 synthetic = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(synthetic)
+module = importlib.import_module("modicum.allocate.bisection")
 
 
 def coupled(seed, sites=16):
@@ -113,6 +116,18 @@ def test_only_the_most_harmful_pairs_are_measured_on_a_few_sequences():
     pairs = [tuple(sites) for sites in lowered if len(sites) == 2]
     size = lambda pair: table.choices[pair[0]][1].harm * table.choices[pair[1]][1].harm
     assert sorted(map(size, pairs)) == pytest.approx(sorted(map(size, itertools.pairwise(table.choices)))[-3:])
+
+
+def test_fewer_pairs_are_measured_where_time_is_short(monkeypatch):
+    table, limits = synthetic.drawn(0, sites=40)
+    judge = synthetic.SyntheticJudge(table)
+    # A second passes with every sequence judged.
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: float(judge.sequences)))
+    bisection(table, limits, judge, seconds=1)
+    first, judge.asked = len(judge.asked), []
+    bisection(table, limits, judge)
+    # Each is asked for the probe and for the sample.
+    assert first / 2 <= 1 + 3 * 8 < len(judge.asked) / 2
 
 
 @given(data=st.data())

@@ -54,11 +54,12 @@ def auto(table: Table, limits: Limits, judge: Judge | None = None, *, seed: int 
     *Needs and cost:* a judge; a few dozen judgements of a quarter of the sequences and two of all per round; three and more integer
     programs per round. *Reduces to* ``integer_program`` without a judge.
     """
+    began = time.monotonic()
     start = integer_program(table, limits, seconds=seconds)
     if judge is None or not start or not table.fits(start, limits):
         return start
     small = min(judge.samples, max(4, -(-judge.samples // 4)))
-    return _Search(Terms.of(table), limits, Cached(judge, probe=small), start, np.random.default_rng(seed), seconds).run()
+    return _Search(Terms.of(table), limits, Cached(judge, probe=small), start, np.random.default_rng(seed), seconds).run(began)
 
 
 @dataclass
@@ -82,8 +83,7 @@ class _Search:
     def key(self, picks: Picks) -> _Key:
         return tuple(picks[site] for site in self.table.choices)
 
-    def run(self) -> Picks:
-        began = time.monotonic()
+    def run(self, began: float) -> Picks:
         self.meet(self.new(self.starts()))
         self.full[self.key(self.best)] = self.judge(self.best, self.judge.samples)
         self.improve()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -19,6 +20,8 @@ from modicum.core.plan import Limits, Picks, Table
 PAIRS = 32
 # Share of the judge's sequences on which it is measured.
 SHARE = 1 / 4
+# Pairs measured side by side.
+_TOGETHER = 8
 
 
 def bisection(
@@ -33,7 +36,8 @@ def bisection(
     over is spent. Sites that others depend on stay whole unless nothing would fit then. Where nothing on the way down fits, which several
     limits can bring about, the integer program's answer is returned.
 
-    *Needs and cost:* a judge; at most 3 · ``pairs`` + 1 selections on a quarter of the sequences. *Reduces to* the ranking by the Hessian alone at
+    *Needs and cost:* a judge; at most 3 · ``pairs`` + 1 selections on a quarter of the sequences; fewer pairs where ``seconds`` are spent
+    before. *Reduces to* the ranking by the Hessian alone at
     ``pairs=0``, which needs no judge. *Raises* ``SettingError`` where a judge is needed and none was given.
 
     *Differences from the paper:* there a tolerance says where to stop, which is ``within``; here a budget does. Only neighbours in call order
@@ -41,7 +45,7 @@ def bisection(
     """
     measuring = cached(judge, "bisection") if pairs > 0 else None
     descent = Descent.of(table, skeleton(table, limits), limits)
-    interactions = descent.measured(measuring, pairs) if measuring is not None else {}
+    interactions = descent.measured(measuring, pairs, seconds) if measuring is not None else {}
     picks = descent.until(limits, interactions)
     return integer_program(table, limits) if picks is None else fill(table, picks, limits)
 
@@ -118,16 +122,27 @@ class Descent:
             picks[site] = index
         return picks if self.table.fits(picks, limits) else None
 
-    def measured(self, judge: Cached, pairs: int) -> dict[tuple[str, str], float]:
-        """Interaction of neighbours in call order, relative to the geometric mean of what each harms alone."""
-        middle = {site: len(found) // 2 for site, found in self.rungs.items() if len(found) > 1}
-        size = lambda pair: self.harm(pair[0], middle[pair[0]]) * self.harm(pair[1], middle[pair[1]])
-        chosen = sorted(pairwise(middle), key=size, reverse=True)[:pairs]
-        groups = list(dict.fromkeys([(), *((site,) for pair in chosen for site in pair), *chosen]))
-        lowered = [self.start | {site: self.rungs[site][middle[site]] for site in group} for group in groups]
+    def measured(self, judge: Cached, pairs: int, seconds: float = 0.0) -> dict[tuple[str, str], float]:
+        """Interaction of neighbours in call order, relative to the geometric mean of what each harms alone; the largest harms first."""
+        size = lambda pair: self.harm(pair[0], self.middle(pair[0])) * self.harm(pair[1], self.middle(pair[1]))
+        free = [site for site, found in self.rungs.items() if len(found) > 1]
+        chosen, found, began = sorted(pairwise(free), key=size, reverse=True)[:pairs], {}, time.monotonic()
+        for place in range(0, len(chosen), _TOGETHER):
+            if place and 0 < seconds <= time.monotonic() - began:
+                break
+            found |= self._interactions(judge, chosen[place : place + _TOGETHER])
+        return found
+
+    def middle(self, site: str) -> int:
+        """The level at which a site's interactions are measured."""
+        return len(self.rungs[site]) // 2
+
+    def _interactions(self, judge: Cached, pairs: list[tuple[str, str]]) -> dict[tuple[str, str], float]:
+        groups = list(dict.fromkeys([(), *((site,) for pair in pairs for site in pair), *pairs]))
+        lowered = [self.start | {site: self.rungs[site][self.middle(site)] for site in group} for group in groups]
         outcomes = judge.many(lowered, max(1, round(SHARE * judge.samples)))
         found = {group: float(outcome.mean()) for group, outcome in zip(groups, outcomes)}
-        return {pair: _interaction(found[pair], found[pair[:1]], found[pair[1:]], found[()]) for pair in chosen}
+        return {pair: _interaction(found[pair], found[pair[:1]], found[pair[1:]], found[()]) for pair in pairs}
 
 
 def _rungs(table: Table, site: str, picks: Picks, limits: Limits) -> list[int]:
