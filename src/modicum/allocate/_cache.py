@@ -97,6 +97,7 @@ def cached(judge: Judge | None, who: str) -> Cached:
     """The judge with a memory. Raises ``SettingError`` where there is none."""
     if judge is None:
         raise SettingError(
-            f"{who}: must judge selections by their real divergence, no judge was given. Choose integer_program, which needs the table alone."
+            f"{who}: must judge selections by their real divergence, no judge was given. "
+            "Choose integer_program, which needs the table alone."
         )
     return judge if isinstance(judge, Cached) else Cached(judge)

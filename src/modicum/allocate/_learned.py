@@ -12,7 +12,7 @@ from scipy.linalg import cho_factor, cho_solve
 
 from modicum.core.plan import Picks, Table
 
-# Prior standard deviations of a harm's relative error: what all harms share, those of one option, of one kind of site, of one site, its own.
+# Prior standard deviations of a harm's relative error: what all share, what one option's, one kind of site's, one site's share, its own.
 SHARED, OPTION, KIND, SITE, OWN = 0.5, 0.3, 0.3, 0.4, 0.2
 # Of what two sites harm together, relative to the geometric mean of their harms, over the square root of the number of sites.
 PAIR = 0.4
@@ -70,12 +70,13 @@ def _numbered(texts: Iterable[object]) -> np.ndarray:
 class Learned:
     """Harms after a number of judgements (Bayesian linear regression).
 
-    The divergence of a selection is ``s Σ_i h_i (1 + e_i) + Σ_ij ρ_ij s √(h_i h_j) + noise``: predicted harms h on one scale s, relative errors
-    e that are sums of five normal terms which choices share (``Terms``), and interactions ρ of pairs of sites, in part one for all options of
-    a pair as the second order has it, in part of the very choices. So one judgement of a whole selection says a little about every choice
-    in it, and choices never judged are corrected by those that are like them.
+    The divergence of a selection is ``s Σ_i h_i (1 + e_i) + Σ_ij ρ_ij s √(h_i h_j) + noise``: predicted harms h on one scale s, relative
+    errors e that are sums of five normal terms which choices share (``Terms``), and interactions ρ of pairs of sites, in part one for all
+    options of a pair as the second order has it, in part of the very choices. So one judgement of a whole selection says a little about
+    every choice in it, and choices never judged are corrected by those that are like them.
 
-    ``rows`` (judged, sites); ``outcomes`` (judged,) mean KL; ``errors`` (judged,) their standard errors. *Cost:* judged³ + judged² x choices.
+    ``rows`` (judged, sites); ``outcomes`` (judged,) mean KL; ``errors`` (judged,) their standard errors. *Cost:* judged³ + judged² x
+    choices.
     """
 
     terms: Terms

@@ -42,14 +42,14 @@ def auto(table: Table, limits: Limits, judge: Judge | None = None, *, seed: int 
     """Improve the integer program's answer by selections judged on the real divergence, and correct the harms by what was judged.
 
     Starts are the integer program's answer, that on tempered harms, and the uniform one. Then in rounds: a regression corrects the harms
-    (``Learned``); the integer program on the corrected table, and on some drawn from what is still possible, exchanges of two sites that the
-    corrected table thinks nearly free, random exchanges, and changed structure with the rest solved anew make a pool; those with the least
-    expected divergence less ``HOPE`` standard deviations are judged on a quarter of the sequences, the best of these on all. A selection
-    replaces the best where its mean over all sequences is lower by more than ``BOUND`` standard errors of the paired differences, or lower
-    at all and not more harmful by the table. So the answer is never worse than the integer program's on the judge's sequences.
+    (``Learned``); the integer program on the corrected table, and on some drawn from what is still possible, exchanges of two sites that
+    the corrected table thinks nearly free, random exchanges, and changed structure with the rest solved anew make a pool; those with the
+    least expected divergence less ``HOPE`` standard deviations are judged on a quarter of the sequences, the best of these on all. A
+    selection replaces the best where its mean over all sequences is lower by more than ``BOUND`` standard errors of the paired differences,
+    or lower at all and not more harmful by the table. So the answer is never worse than the integer program's on the judge's sequences.
 
-    Ends after ``PATIENCE`` rounds whose gains are inside the noise, and when ``seconds`` are spent or, at 0, after ``EVALUATIONS`` selections.
-    A round that would not fit, as long as the last one, is not begun; the starts are judged in any case.
+    Ends after ``PATIENCE`` rounds whose gains are inside the noise, and when ``seconds`` are spent or, at 0, after ``EVALUATIONS``
+    selections. A round that would not fit, as long as the last one, is not begun; the starts are judged in any case.
 
     *Needs and cost:* a judge; a few dozen judgements of a quarter of the sequences and two of all per round; three and more integer
     programs per round. *Reduces to* ``integer_program`` without a judge.
@@ -155,8 +155,8 @@ class _Search:
     def overall(self, key: _Key) -> tuple[float, float]:
         """Mean over all sequences and its standard error.
 
-        Where the small sample alone was judged, the best selection's ratio of the two carries over; the error of that is the standard error of
-        the differences from the best selection's outcome times a number.
+        Where the small sample alone was judged, the best selection's ratio of the two carries over; the error of that is the standard error
+        of the differences from the best selection's outcome times a number.
         """
         if key in self.full:
             return float(self.full[key].mean()), 0.0
@@ -201,7 +201,7 @@ def standard_error(values: np.ndarray) -> float:
 
 
 def hopeful(learned: Learned, pool: list[Picks]) -> list[Picks]:
-    """Selections by expected divergence less ``HOPE`` standard deviations, the least first, each as if those before it were judged already."""
+    """Selections by expected divergence less ``HOPE`` standard deviations, the least first, each as if those before it were judged."""
     mean, covariance = learned.predict(learned.terms.rows(pool))
     unit = max(float(np.abs(mean).max(initial=0.0)), 1e-300)
     least = max(1e-9 * float(covariance.diagonal().max(initial=0.0)), 1e-300)
@@ -212,7 +212,8 @@ def hopeful(learned: Learned, pool: list[Picks]) -> list[Picks]:
         # Rounded: which of two equals comes first must not hang on the last bits of a matrix product.
         order.append(first := int(np.round(hoped / unit, 9).argmin()))
         known = covariance[first]
-        covariance = covariance - np.outer(known, known) / max(known[first] + (NOISE * mean[first]) ** 2, least)
+        told = known / np.sqrt(max(known[first] + (NOISE * mean[first]) ** 2, least))
+        covariance = covariance - np.outer(told, told)
     return [pool[place] for place in order]
 
 

@@ -30,18 +30,18 @@ def bisection(
     """Send the least sensitive sites down, level by level, until the limits hold (arXiv 2306.04879).
 
     Sites start at their least harmful option. At every level they are ranked by their predicted harm, which is the second order's of the
-    weight error, and by what they harm together with their neighbours: ``h_i + ½ Σ_j ρ_ij √(h_i h_j)``. The interaction is measured on the real
-    divergence, ``ρ_ij = (KL_ij - KL_i - KL_j) / √(KL_i KL_j)``, with both sites at the middle of their levels and all others whole. As many
-    sites of the ranking go down as the limits ask for; what they spend is known, so no judgement is needed to find the place. What is left
-    over is spent. Sites that others depend on stay whole unless nothing would fit then. Where nothing on the way down fits, which several
-    limits can bring about, the integer program's answer is returned.
+    weight error, and by what they harm together with their neighbours: ``h_i + ½ Σ_j ρ_ij √(h_i h_j)``. The interaction is measured on the
+    real divergence, ``ρ_ij = (KL_ij - KL_i - KL_j) / √(KL_i KL_j)``, with both sites at the middle of their levels and all others whole. As
+    many sites of the ranking go down as the limits ask for; what they spend is known, so no judgement is needed to find the place. What is
+    left over is spent. Sites that others depend on stay whole unless nothing would fit then. Where nothing on the way down fits, which
+    several limits can bring about, the integer program's answer is returned.
 
-    *Needs and cost:* a judge; at most 3 · ``pairs`` + 1 selections on a quarter of the sequences; fewer pairs where ``seconds`` are spent
-    before. *Reduces to* the ranking by the Hessian alone at
-    ``pairs=0``, which needs no judge. *Raises* ``SettingError`` where a judge is needed and none was given.
+    *Needs and cost:* a judge; at most 3 · ``pairs`` + 1 selections on a quarter of the sequences, fewer where ``seconds`` are spent before.
+    *Reduces to* the ranking by the Hessian alone at ``pairs=0``, which needs no judge. *Raises* ``SettingError`` where a judge is needed
+    and none was given.
 
-    *Differences from the paper:* there a tolerance says where to stop, which is ``within``; here a budget does. Only neighbours in call order
-    are measured, those of the largest harms.
+    *Differences from the paper:* there a tolerance says where to stop, which is ``within``; here a budget does. Only neighbours in call
+    order are measured, those of the largest harms.
     """
     measuring = cached(judge, "bisection") if pairs > 0 else None
     descent = Descent.of(table, skeleton(table, limits), limits)
@@ -75,7 +75,7 @@ def within(table: Table, judge: Judge, tolerance: float, *, pairs: int = PAIRS) 
 
 @dataclass(frozen=True)
 class Descent:
-    """The levels of sites that nothing depends on, from the least harm to the least spent; options that spend more for more harm left out."""
+    """The levels of sites that nothing depends on, from the least harm to the least spent, without those that others better in both."""
 
     table: Table
     start: Picks
@@ -126,7 +126,8 @@ class Descent:
         """Interaction of neighbours in call order, relative to the geometric mean of what each harms alone; the largest harms first."""
         size = lambda pair: self.harm(pair[0], self.middle(pair[0])) * self.harm(pair[1], self.middle(pair[1]))
         free = [site for site, found in self.rungs.items() if len(found) > 1]
-        chosen, found, began = sorted(pairwise(free), key=size, reverse=True)[:pairs], {}, time.monotonic()
+        chosen, began = sorted(pairwise(free), key=size, reverse=True)[:pairs], time.monotonic()
+        found: dict[tuple[str, str], float] = {}
         for place in range(0, len(chosen), _TOGETHER):
             if place and 0 < seconds <= time.monotonic() - began:
                 break

@@ -26,18 +26,18 @@ def evopress(
     """Search by a (1 + λ) evolution on the real divergence (arXiv 2410.14649).
 
     The parent is the uniform selection at first. Every generation makes ``offspring`` children of it by level switches: as many sites up a
-    level as the lesser of two uniform draws from 1 to ``SWITCHES`` says, and others down until the limits hold again. Stage by stage the best
-    ``survivors`` go on to a larger share of the sequences; at the last stage the parent competes with its children, so that the divergence
-    over all sequences never rises. No predicted harm is looked at, but to spend what a switch leaves over.
+    level as the lesser of two uniform draws from 1 to ``SWITCHES`` says, and others down until the limits hold again. Stage by stage the
+    best ``survivors`` go on to a larger share of the sequences; at the last stage the parent competes with its children, so that the
+    divergence over all sequences never rises. No predicted harm is looked at, but to spend what a switch leaves over.
 
     Ends after ``generations``, or when ``seconds`` are spent: the generation in progress is finished.
 
-    *Needs and cost:* a judge; per generation ``offspring`` small samples, ``survivors[0]`` middle ones, and ``survivors[1]`` judgements of all
-    sequences (the parent's is remembered). *Reduces to* ``uniform`` with no generations. *Raises* ``SettingError`` without a judge.
+    *Needs and cost:* a judge; per generation ``offspring`` small samples, ``survivors[0]`` middle ones, and ``survivors[1]`` judgements of
+    all sequences (the parent's is remembered). *Reduces to* ``uniform`` with no generations. *Raises* ``SettingError`` without a judge.
 
-    *Differences from the paper:* sites of any size are switched with one another, and what a switch leaves is spent (``fill``); samples are the
-    first sequences, not drawn anew in each generation; budgets between two levels start at the filled uniform selection, not at the best of
-    random ones; fewer generations and children than the 150 of 128 used for large models, by default.
+    *Differences from the paper:* sites of any size are switched with one another, and what a switch leaves is spent (``fill``); samples are
+    the first sequences, not drawn anew in each generation; budgets between two levels start at the filled uniform selection, not at the
+    best of random ones; fewer generations and children than the 150 of 128 used for large models, by default.
     """
     known = cached(judge, "evopress")
     parent = uniform(table, limits)

@@ -165,6 +165,7 @@ class Chooser:
             better = [
                 picks for picks in tried
                 if table.harm(picks) < table.harm(best) and self.exact_bytes(table, picks, findings) <= limits["bytes"] and table.fits(picks, room)
+                and (judge is None or judge(picks, judge.samples).mean() <= judge(best, judge.samples).mean())
             ]  # fmt: skip
             if not better:
                 break

@@ -26,6 +26,9 @@ from modicum.sweep import Script, Sensitivity, Stage, Sweep
 from modicum.sweep.coupling import kept_rows
 from modicum.sweep.spill import SpillPool
 
+# Harm of a cut whose gradients were not seen, in nats: not to be chosen lightly.
+_UNKNOWN = 1.0
+
 Keep = Callable[[Unit, Option, str, Form], None]
 
 
@@ -117,7 +120,7 @@ class Measurement:
         error = weight.clone()
         error[:, columns] -= step.refit(weight, stats.covariance, columns.nonzero()[:, 0])
         harm = HARMS[self.harm](consumer, error, stats, self.sensitivities.get(consumer.name), weight)
-        self.found.cuts.setdefault(site.name, {})[str(step)] = Structural(kept, [], harm if harm is not None else float("inf"))
+        self.found.cuts.setdefault(site.name, {})[str(step)] = Structural(kept, [], harm if harm is not None else _UNKNOWN)
         energy = stats.covariance.diagonal() * weight.square().sum(0)
         self._scale(consumer.name, str(step), lambda text: float(energy[columns].sum() / energy.sum().clamp_min(1e-30)))
         for unit, axis in zip(site.units[:-1], site.axes[:-1]):
