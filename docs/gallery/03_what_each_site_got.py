@@ -12,7 +12,7 @@ from pathlib import Path
 import modicum
 from modicum.core.plan import Table
 from modicum.fit.choose import Chooser
-from modicum.fit.request import Request
+from modicum.fit.request import Request, common
 from modicum.fit.subject import Subject
 
 SMALL = {"samples": 8, "test_samples": 8, "tokens": 256, "menu": "int2,int3,int4,int8"}
@@ -22,8 +22,7 @@ def main() -> None:
     """Choose for the demo at 3 bits per weight, then say for the most and the least sensitive weights what another bit would have done."""
     with tempfile.TemporaryDirectory() as folder:
         measured = modicum.measure("demo", out=Path(folder) / "measured", target="modicum", **SMALL)
-        settings = {name: SMALL[name] for name in ("samples", "test_samples", "tokens")}
-        request = Request(budget=modicum.Budget(bpw=3.0), target="modicum", allocator="integer_program", **settings)
+        request = Request(budget=modicum.Budget(bpw=3.0), allocator="integer_program", **common(target="modicum", **SMALL))
         subject = Subject.open("demo", request, None, measured.splits)
         chooser = Chooser(subject, "modicum", request)
         table = chooser.table(measured.findings)
