@@ -182,7 +182,7 @@ class _Gradients:
         return forward
 
     def _see(self, unit: Unit, module: torch.nn.Module, inputs: torch.Tensor) -> torch.Tensor | None:
-        """Squared norms (positions,) of a unit's inputs, one for all of a look-up, whose squares are added up by column; None where they are no rows."""
+        """Squared norms (positions,) of a unit's inputs, added up by column too; one for all of a look-up; None where they are no rows."""
         if kind_of(module) == "embedding":
             return torch.ones((), device=inputs.device)  # looked up: a one and zeros, whatever is looked up how often
         # A tied embedding felt at its head has the inputs of a linear layer.
