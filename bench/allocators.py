@@ -10,17 +10,18 @@ import dataclasses
 import importlib.util
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 import modicum
 from bench.common import show
-from modicum.allocate import ALLOCATORS
+from modicum.allocate import ALLOCATORS, JUDGED
 from modicum.allocate.integer_program import integer_program
 from modicum.core.budget import Budget
 from modicum.core.plan import Picks, Table
-from modicum.fit.choose import JUDGED, Chooser
+from modicum.fit.choose import Chooser
 from modicum.fit.judge import Levels, PlanJudge
 from modicum.fit.measured import Measured
 from modicum.fit.quality import interval
@@ -49,15 +50,18 @@ def source(name: str) -> str:
     return str(Path(spec.origin).parent / "model")
 
 
-def main() -> None:
+def main(models: Sequence[str] = tuple(BUDGETS), seconds: float = 20.0, only: list[str] | None = None) -> None:
+    for name in models:
+        with tempfile.TemporaryDirectory() as folder:
+            compare(name, Path(folder), seconds, only)
+
+
+def asked() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    parser.add_argument("models", nargs="*", default=["demo"])
+    parser.add_argument("models", nargs="*", default=list(BUDGETS), help=f"{' or '.join(BUDGETS)}")
     parser.add_argument("--seconds", type=float, default=20.0, help="for each search by real divergence")
     parser.add_argument("--only", nargs="*", help="these allocators")
-    arguments = parser.parse_args()
-    for name in arguments.models:
-        with tempfile.TemporaryDirectory() as folder:
-            compare(name, Path(folder), arguments.seconds, arguments.only)
+    return parser.parse_args()
 
 
 def compare(name: str, folder: Path, seconds: float, only: list[str] | None) -> None:
@@ -167,4 +171,4 @@ class Bench:
 
 
 if __name__ == "__main__":
-    main()
+    main(**vars(asked()))

@@ -61,11 +61,11 @@ class Scene:
     def measured(cls, setting: Setting, seed: int, folder: Path, menu: str = BITS, curved: bool = False) -> Scene:
         """Measure, keeping every form that the judges need; with the curvature of every weight where ``curved``."""
         data = {"samples": setting.samples, "tokens": setting.tokens, "test_samples": setting.test_samples, "gradient_samples": _GRADIENTS}
-        request = Request(budget=Budget(bpw=8.0), **common(menu=menu, target="modicum", seed=seed, **data))
+        request = Request(budget=Budget(bpw=8.0), search_time=0.0, **common(menu=menu, target="modicum", seed=seed, **data))
         subject, pool = Subject.open("demo", request), SpillPool(None)
         chooser = Chooser(subject, "modicum", request)
         levels = Levels(folder / "levels", chooser.sizing, Findings(), subject.data.calibration, pool, seed)
-        levels.findings = Survey(subject, ["modicum"], folder / "survey", pool, Meter(), Quiet()).run(levels, seconds=0.0)
+        levels.findings = Survey(subject, ["modicum"], folder / "survey", pool, Meter(), Quiet()).run(levels)
         levels.findings.scales = {}
         levels.findings.facts = curvature(subject, seed) if curved else {}
         table = chooser.table(levels.findings)

@@ -342,9 +342,10 @@ EVERY = {
     **{"target": "modicum", "data": "a.txt", "samples": 5, "tokens": 6, "micro_batch": 7, "test_samples": 9, "gradient_samples": 4},
     **{"menu": "int4", "group": 32, "ram": "4GB", "seed": 3, "device": "cpu", "keep": ("head", "layers.0"), "harm": "trace"},
     **{"curvature": True, "overwrite": True, "allow_pickle": True, "trust_remote_code": True, "allow_fallback": True},
+    "search_time": 1.5,
 }
 BUDGETS = {"size": "1MB", "bpw": 4.5, "params": "60%", "loss": "1%", "memory": "2GiB", "speed": "1.5x", "latency": "20ms"}
-FITTING = {"context": 4096, "batch": 2, "allocator": "hawq", "search_time": 1.5, "workers": "2", "dry_run": True}
+FITTING = {"context": 4096, "batch": 2, "allocator": "hawq", "workers": "2", "dry_run": True}
 
 
 def as_words(settings):

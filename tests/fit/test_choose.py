@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import modicum
-from modicum.allocate import ALLOCATORS
+from modicum.allocate import ALLOCATORS, JUDGED
 from modicum.core.budget import Budget
 from modicum.core.errors import BudgetError
 from modicum.fit import choose as choosing
@@ -317,7 +317,7 @@ def test_every_allocator_serves_a_measurement(llama, known):
     for name in sorted(ALLOCATORS):
         one = chooser(llama, known, bpw=4, allocator=name)
         table = one.table(known.findings)
-        if name in choosing.JUDGED - {"auto"}:
+        if name in JUDGED - {"auto"}:
             continue
         try:
             picks = one.choose(table, known.findings, None)

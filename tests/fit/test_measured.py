@@ -224,6 +224,21 @@ def test_a_killed_measurement_continues_to_the_same_findings(uninterrupted, tmp_
 # Refusals
 
 
+def test_a_model_of_another_kind_is_refused_before_it_is_given_sequences_it_cannot_take(known):
+    other, _ = zoo.build("t5")
+    with pytest.raises(SettingError, match=r"must be the model that was measured, is not or has changed\. Measure again\."):
+        modicum.fit(other, bpw=8, measured=known)
+
+
+@pytest.mark.parametrize("seconds", [0, 1e-6])
+def test_without_time_to_judge_plans_harms_stand_as_predicted_and_the_events_say_so(llama, tmp_path, seconds):
+    model, batches = llama
+    found = measure(model, out=tmp_path / "m", data=batches, menu=MENU, search_time=seconds).findings
+    assert not found.scales and not found.rank
+    (event,) = [event for event in found.events if event.startswith("scales: left out")]
+    assert event.endswith("harms stand as predicted. Pass a longer --search-time.")
+
+
 def test_another_model_is_refused(known):
     other, _ = zoo.build("llama", seed=1)
     with pytest.raises(SettingError, match=r"must be the model that was measured, is not or has changed\. Measure again\."):

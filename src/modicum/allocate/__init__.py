@@ -2,13 +2,15 @@
 
 An allocator is a function ``choose(table, limits, judge, *, seed, seconds) -> picks``, alone in a file of its name. ``limits`` maps resources
 (``bytes``, ``values``, ``memory``, ``seconds``) to the most that may be spent. ``judge(picks, samples)`` returns the real KL per token of a
-selection on validation sequences; those that work on the table alone ignore it. ``seconds`` bounds the time a search may take.
+selection on validation sequences; those that work on the table alone ignore it, the others are marked ``judged``. ``seconds`` bounds the
+time a search may take.
 """
 
 import importlib
 import pkgutil
 from collections.abc import Callable
 
+from modicum.allocate._family import JUDGED
 from modicum.core.plan import Picks
 
 # Found by walking the folder: a new file is enough.
@@ -18,4 +20,4 @@ ALLOCATORS: dict[str, Callable[..., Picks]] = {
     if not info.name.startswith("_")
 }
 
-__all__ = ["ALLOCATORS"]
+__all__ = ["ALLOCATORS", "JUDGED"]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -16,6 +16,18 @@ from modicum.core.plan import Limits, Picks, Table
 _EQUAL = 1e-12
 # Of a limit: closer than this, what an upgrade spends is summed again, free of the rounding that taking one after the other leaves.
 _CLOSE = 1e-9
+
+
+_Choose = TypeVar("_Choose", bound=Callable[..., Picks])
+
+JUDGED: set[str] = set()
+"""Allocators that cannot do without a judge."""
+
+
+def judged(choose: _Choose) -> _Choose:
+    """Mark an allocator that asks its judge."""
+    JUDGED.add(choose.__name__)
+    return choose
 
 
 class Judge(Protocol):

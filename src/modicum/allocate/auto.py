@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from modicum.allocate._cache import Cached
-from modicum.allocate._family import Judge, fill, floor, step, switched
+from modicum.allocate._family import Judge, fill, floor, judged, step, switched
 from modicum.allocate._learned import NOISE, Learned, Terms
 from modicum.allocate._program import least_harm
 from modicum.allocate.integer_program import integer_program
@@ -38,6 +38,7 @@ _SOLVING, _PART = 10.0, 1 / 20
 _Key = tuple[int, ...]
 
 
+@judged
 def auto(table: Table, limits: Limits, judge: Judge | None = None, *, seed: int = 0, seconds: float = 0.0) -> Picks:
     """Improve the integer program's answer by selections judged on the real divergence, and correct the harms by what was judged.
 

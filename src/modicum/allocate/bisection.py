@@ -11,7 +11,7 @@ from itertools import pairwise
 import numpy as np
 
 from modicum.allocate._cache import Cached, cached
-from modicum.allocate._family import Judge, fill, skeleton
+from modicum.allocate._family import Judge, fill, judged, skeleton
 from modicum.allocate.integer_program import integer_program
 from modicum.core.errors import BudgetError
 from modicum.core.plan import Limits, Picks, Table
@@ -24,6 +24,7 @@ SHARE = 1 / 4
 _TOGETHER = 8
 
 
+@judged
 def bisection(
     table: Table, limits: Limits, judge: Judge | None = None, *, seed: int = 0, seconds: float = 0.0, pairs: int = PAIRS
 ) -> Picks:

@@ -7,7 +7,7 @@ import time
 import numpy as np
 
 from modicum.allocate._cache import Cached, cached
-from modicum.allocate._family import Judge, fill, switched
+from modicum.allocate._family import Judge, fill, judged, switched
 from modicum.allocate.uniform import uniform
 from modicum.core.plan import Limits, Picks, Table
 
@@ -19,6 +19,7 @@ SHARES = (1 / 16, 1 / 4, 1.0)
 SWITCHES = 3
 
 
+@judged
 def evopress(
     table: Table, limits: Limits, judge: Judge | None = None, *, seed: int = 0, seconds: float = 0.0, generations: int = GENERATIONS,
     offspring: int = OFFSPRING, survivors: tuple[int, ...] = SURVIVORS, shares: tuple[float, ...] = SHARES,

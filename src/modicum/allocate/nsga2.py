@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from modicum.allocate._cache import cached
-from modicum.allocate._family import Judge, fill
+from modicum.allocate._family import Judge, fill, judged
 from modicum.allocate.integer_program import integer_program
 from modicum.allocate.random import random, spread
 from modicum.core.errors import SettingError
@@ -38,6 +38,7 @@ Point = tuple[Picks, float, float]
 """A selection, what it spends, and its real KL per token."""
 
 
+@judged
 def nsga2(
     table: Table, limits: Limits, judge: Judge | None = None, *, seed: int = 0, seconds: float = 0.0, rounds: int = ROUNDS
 ) -> Picks:  # fmt: skip

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from modicum.allocate._cache import cached
-from modicum.allocate._family import Judge, fill
+from modicum.allocate._family import Judge, fill, judged
 from modicum.allocate.integer_program import integer_program
 from modicum.allocate.random import random, spread
 from modicum.core.errors import SettingError
@@ -82,6 +82,7 @@ class Proxy:
         )  # fmt: skip
 
 
+@judged
 def proxies(
     table: Table, limits: Limits, judge: Judge | None = None, *, seed: int = 0, seconds: float = 0.0, generations: int = GENERATIONS
 ) -> Picks:  # fmt: skip

@@ -90,6 +90,11 @@ _MEASURING = _options(
         "--harm", default="covariance", show_default=True, metavar="NAME",
         help="How harm is predicted: covariance, fisher, hessian, trace or error.",
     ),
+    click.option(
+        "--search-time", type=float, metavar="SECONDS",
+        help="Time to judge plans by real divergences, to learn what harms are worth and to improve the choice; by default 60, of "
+        "fit --from 0: the choice is there in seconds.",
+    ),
     _flag("--curvature", "Also measure Hessian traces and top eigenvalues, with the model in memory."),
 )  # fmt: skip
 
@@ -120,10 +125,6 @@ def main() -> None:
     click.option("--plan", metavar="FILE", help="Instead of a budget: a plan.json, as fit wrote it or edited."),
     click.option(
         "--allocator", default="auto", show_default=True, metavar="NAME", help=f"How the budget is divided: {', '.join(_ALLOCATORS)}."
-    ),
-    click.option(
-        "--search-time", type=float, metavar="SECONDS",
-        help="Time to improve the choice by real divergences; by default 60, with --from 0: the choice is there in seconds.",
     ),
     click.option("--workers", default="1", show_default=True, metavar="N", help="Processes that judge candidates side by side, or ray."),
     _MEASURING,

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from modicum.forms import Form
 
 KEEP = "keep"
+_LONGEST = 1000  # characters of an option's text
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Option:
         """Read an option's text. ``int4`` is short for ``gptq bits=4``, ``fp8`` for the eight-bit float. Raises ``SettingError``."""
         if text.strip() == KEEP:
             return cls()
+        if len(text) > _LONGEST:
+            raise SettingError(f"option {text[:40]!r}...: must have at most {_LONGEST} characters, has {len(text)}.")
         steps = []
         for part in text.split("|"):
             try:

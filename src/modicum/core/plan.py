@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from modicum.core.errors import SettingError
+from modicum.core.files import read_json
 
 VERSION = 1
 # What a selection spends: bytes of files, stored weight values, bytes of memory and seconds in the target's runtime.
@@ -175,8 +176,8 @@ class Plan:
     def read(cls, path: Path) -> Plan:
         """Read a plan. Raises ``SettingError`` for anything malformed."""
         try:
-            body = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
+            body = read_json(path)
+        except ValueError as error:
             raise SettingError(f"plan {path}: must be a readable JSON file ({error}).") from None
         if not isinstance(body, dict) or body.get("format") != "modicum-plan" or body.get("version") != VERSION:
             raise SettingError(
@@ -185,9 +186,7 @@ class Plan:
         options, cuts = body.get("options", {}), body.get("cuts", {})
         if not isinstance(options, dict) or not all(isinstance(text, str) for text in options.values()):
             raise SettingError(f"plan {path}: options must map site names to option texts.")
-        if not isinstance(cuts, dict) or not all(
-            isinstance(kept, list) and all(isinstance(i, int) for i in kept) for kept in cuts.values()
-        ):
+        if not isinstance(cuts, dict) or not all(isinstance(kept, list) and all(type(i) is int for i in kept) for kept in cuts.values()):
             raise SettingError(f"plan {path}: cuts must map site names to lists of kept group numbers.")
         if not isinstance(body.get("target"), str):
             raise SettingError(f"plan {path}: target must be a text.")

@@ -23,6 +23,7 @@ from typing import Any, TypeGuard
 import torch
 
 from modicum.core.errors import ModelError
+from modicum.core.files import leads_outside, parse_json
 
 __all__ = ["Entry", "Shards", "TensorFile", "TensorWriter", "file_bytes", "header_bytes"]
 
@@ -293,11 +294,10 @@ class Shards:
     def _inside(self, name: str) -> Path:
         if name in ("", ".", "..") or any(sign in name for sign in "/\\\0"):
             raise ModelError(f"{self._who}: a weight file must be named by a plain file name, got {_short.repr(name)}.")
-        path, home = self.directory / name, self.directory.resolve()
+        path = self.directory / name
         if not path.is_file():
             raise ModelError(f"{self._who}: file {_short.repr(name)} must be there, and it is missing. Fetch the checkpoint again.")
-        allowed = [home, *(parent.parent / "blobs" for parent in home.parents if parent.name == "snapshots")]
-        if not any(path.resolve().is_relative_to(folder) for folder in allowed):
+        if leads_outside(path, self.directory):
             raise ModelError(f"{self._who}: {_short.repr(name)} must lie in the directory, and it links outside. Copy it there.")
         return path
 
@@ -453,22 +453,13 @@ def _encoded(header: dict[str, Any], who: str) -> bytes:
 
 def _json_object(raw: bytes, who: str, what: str) -> dict[str, Any]:
     try:
-        value = json.loads(raw.decode(), object_pairs_hook=_unambiguous)
-    except (ValueError, RecursionError) as error:
+        value = parse_json(raw)
+    except ValueError as error:
         reason = _short.repr(str(error))
         raise ModelError(f"{who}: {what} must be JSON in UTF-8 without duplicate keys, and it is not: {reason}. Fetch it again.") from error
     if not isinstance(value, dict):
         raise ModelError(f"{who}: {what} must be a JSON object, got {_short.repr(value)}.")
     return value
-
-
-def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key comes twice")
-    # Half a surrogate pair passes Python's parser and then fails in every place that prints or opens the name.
-    "".join(text for pair in pairs for text in pair if isinstance(text, str)).encode()
-    return found
 
 
 def _checked_metadata(metadata: object, who: str) -> dict[str, str]:

@@ -116,6 +116,11 @@ def call(module: Callable[..., Any], batch: Batch) -> Any:
     return module(**batch) if isinstance(batch, Mapping) else module(*batch)
 
 
+def count_rows(batch: Batch) -> int:
+    """Count the rows of a batch: the length of its first tensor's first axis."""
+    return len(_entries(batch)[0][1])
+
+
 def count_tokens(batches: Iterable[Batch]) -> int:
     """Count rows × sequence length where a batch has integer ``input_ids``, else rows; padding counts."""
     return sum(_tokens(batch) for batch in batches)

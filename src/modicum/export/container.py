@@ -15,6 +15,7 @@ from torch import nn
 from typing_extensions import override
 
 from modicum.core.errors import ModelError
+from modicum.core.files import read_json, require_inside
 from modicum.core.option import Option
 from modicum.core.tensorfile import Shards
 from modicum.core.unit import Site, Unit
@@ -197,6 +198,7 @@ def load(directory: str | Path, *, into: nn.Module | None = None, narrow: bool =
     directory = Path(directory)
     if not (directory / _FILE).exists():
         return _load_transformers(directory)
+    require_inside(directory)
     body = _read_body(directory / _FILE)
     if into is None:
         into = _skeleton(directory)
@@ -211,7 +213,8 @@ def load(directory: str | Path, *, into: nn.Module | None = None, narrow: bool =
 
 def _skeleton(directory: Path) -> nn.Module:
     config = read_config(directory)
-    return skeleton(model_class(config, str(directory)), config)
+    with Shards(directory) as shards:
+        return skeleton(model_class(config, str(directory)), config, stored=len(shards.names()))
 
 
 def _groups(body: dict[str, Any], directory: Path) -> list[Group]:
@@ -244,17 +247,21 @@ def _record(directory: Path, groups: list[Group]) -> None:
 
 
 def _load_transformers(directory: Path) -> nn.Module:
-    config = read_config(directory)
+    cls = type(_skeleton(directory))  # ours refuses what Transformers would fill at random, unpickle, or follow out of the directory
     try:
         with hushed():
-            return model_class(config, str(directory)).from_pretrained(directory, dtype="auto").eval()  # type: ignore[attr-defined]
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise ModelError(f"{directory}: Transformers cannot load it ({(str(error).splitlines() or ['?'])[0][:200]}).") from None
+            module, report = cls.from_pretrained(directory, dtype="auto", use_safetensors=True, output_loading_info=True)  # type: ignore[attr-defined]
+    except Exception as error:
+        raise ModelError(f"{directory}: Transformers cannot load it ({first_line(error)}).") from None
+    for kind in ("missing_keys", "mismatched_keys", "error_msgs"):
+        if report.get(kind):
+            raise ModelError(f"{directory}: must hold the model's weights, {kind} are such as {sorted(map(str, report[kind]))[0]:.200}.")
+    return module.eval()
 
 
 def _read_body(path: Path) -> dict[str, Any]:
     try:
-        body = json.loads(path.read_text(encoding="utf-8"))
+        body = read_json(path)
         if body["format"] != FORMAT or body["version"] != VERSION:
             raise ValueError(f"is {body['format']} {body['version']}, not {FORMAT} {VERSION}")
         if (
@@ -263,7 +270,7 @@ def _read_body(path: Path) -> dict[str, Any]:
             or not all(isinstance(n, str) for n in body["dropped"])
         ):
             raise ValueError("units or dropped are malformed")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{path}: must be the container's own description ({error}). Write the files anew.") from None
     return body
 
@@ -275,9 +282,11 @@ def _fill(module: nn.Module, shards: Shards, body: dict[str, Any], directory: Pa
         parts.setdefault(owner, []).append(part if owner else name)
     modules, narrow = dict(module.named_modules()), {unit for group in groups for unit in group.units}
     treated: dict[str, torch.Tensor] = {}
+    experts: dict[str, set[int]] = {}
     incisions: list[Incision] = []
     for name, described in body["units"].items():
         unit = _unit(name, described, directory)
+        _check_place(unit, modules, experts.setdefault(unit.parameter, set()), directory)
         form = restore(described["form"], {part: shards.read(f"{name}:{part}") for part in parts.get(name, [])})
         if name in narrow:
             incisions.append(_resized(unit, form, modules, directory))
@@ -285,7 +294,10 @@ def _fill(module: nn.Module, shards: Shards, body: dict[str, Any], directory: Pa
         elif unit.expert is None:
             treated[unit.parameter] = unit.stored(form.dense())
         else:
-            _stack(treated, unit, form.dense(), modules, directory)
+            _stack(treated, unit, form.dense())
+    for name in treated:
+        if experts[name] and len(experts[name]) < len(treated[name]):
+            raise ModelError(f"{directory}: must hold every expert of {name}, {len(experts[name])} came. Write the files anew.")
     given = treated | {name: shards.read(name) for name in parts.get("", [])}
     for incision in incisions:
         if (bias := f"{incision.unit.module}.bias") in given:
@@ -307,12 +319,21 @@ def _resized(unit: Unit, form: Form, modules: Mapping[str, nn.Module], directory
     return incision
 
 
-def _stack(treated: dict[str, torch.Tensor], unit: Unit, matrix: torch.Tensor, modules: Mapping[str, nn.Module], directory: Path) -> None:
-    """Put one expert into its stack."""
+def _check_place(unit: Unit, modules: Mapping[str, nn.Module], experts: set[int], directory: Path) -> None:
+    """Raise ``ModelError`` unless the model has this weight, or a stack with this expert, not yet in ``experts``: before any of it is made."""
     owner, _, attribute = unit.parameter.rpartition(".")
     held = modules[owner]._parameters.get(attribute) if owner in modules else None
-    if held is None or tuple(held.shape) != unit.stored_shape or type(unit.expert) is not int or not 0 <= unit.expert < len(held):
-        raise ModelError(f"{directory}: {unit.name} must be a slice of a stack of the model, is not. Check the module or config.")
+    slices = len(held) if held is not None and held.ndim else 0
+    if held is None or tuple(held.shape) != unit.stored_shape:
+        raise ModelError(f"{directory}: {unit.name:.200} must be a weight of the model, is not. Check the module or config.")
+    if unit.expert is not None and (type(unit.expert) is not int or not 0 <= unit.expert < slices or unit.expert in experts):
+        raise ModelError(f"{directory}: {unit.name:.200} must be one slice of a stack of the model, is not. Check the module or config.")
+    experts |= set() if unit.expert is None else {unit.expert}
+
+
+def _stack(treated: dict[str, torch.Tensor], unit: Unit, matrix: torch.Tensor) -> None:
+    """Put one expert into its stack."""
+    assert unit.expert is not None
     treated.setdefault(unit.parameter, torch.empty(unit.stored_shape, dtype=matrix.dtype))[unit.expert] = unit.stored(matrix)
 
 
@@ -327,8 +348,8 @@ def _unit(name: str, described: dict[str, Any], directory: Path) -> Unit:
         if math.prod(stored[1:] if unit.expert is not None else stored) != unit.size:
             raise ValueError(f"{unit.shape} is stored as {stored}")
         return unit
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        raise ModelError(f"{directory}: unit {name} must be described in full ({error}). Write the files anew.") from None
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
+        raise ModelError(f"{directory}: unit {name:.200} must be described in full ({error}). Write the files anew.") from None
 
 
 def _assign(module: nn.Module, given: dict[str, torch.Tensor], dropped: list[str], directory: Path) -> None:
@@ -364,7 +385,9 @@ def _assign_rest(module: nn.Module, name: str, value: torch.Tensor, directory: P
         owner = module.get_submodule(prefix)
     except AttributeError:
         raise ModelError(f"{directory}: holds {name}, which the model does not have. Check the module or config.") from None
-    if attribute in owner._buffers:
+    if (buffer := owner._buffers.get(attribute)) is not None:
+        if buffer.shape != value.shape:
+            raise ModelError(f"{directory}: {name} must have shape {tuple(buffer.shape)}, has {tuple(value.shape)}. Check the config.")
         owner._buffers[attribute] = value
     elif attribute == "bias":
         owner.bias = nn.Parameter(value, requires_grad=False)

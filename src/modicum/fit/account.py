@@ -72,8 +72,8 @@ def build_receipt(
         "format": RECEIPT_FORMAT, "version": RECEIPT_VERSION,
         "model": {
             "name": model.name, "class": type(model.module).__name__, "parameters": model.parameters, "dtype": str(model.dtype)[6:],
-            "blocks": len(model.blocks), "units": len(model.units), "hash": run.subject.model_hash(),
-            "files": {path.name: _sha256(path) for path in run.subject.source_files()}, "notes": model.notes,
+            "blocks": len(model.blocks), "units": len(model.units), "hash": model.hash(),
+            "files": {path.name: _sha256(path) for path in model.files}, "notes": model.notes,
         },
         "request": {
             "budget": str(request.budget) if request.budget else None, "method": str(request.method) if request.method else None,

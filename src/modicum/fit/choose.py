@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from modicum.allocate import ALLOCATORS
+from modicum.allocate import ALLOCATORS, JUDGED
 from modicum.allocate._family import Judge, fill
 from modicum.allocate.integer_program import integer_program
 from modicum.core.budget import Budget, readable
@@ -24,9 +24,6 @@ from modicum.fit.request import Request
 from modicum.fit.subject import Subject
 from modicum.fit.workers import workers
 from modicum.forms import Form
-
-# Allocators that cannot do without a judge.
-JUDGED = {"auto", "evopress", "bisection", "nsga2", "proxies"}
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
@@ -15,18 +16,21 @@ from modicum.core.method import Change
 from modicum.core.option import KEEP, Option
 from modicum.core.plan import Picks, Table
 from modicum.core.unit import Site, Stats, Unit
-from modicum.data.splits import Batch, slice_rows
+from modicum.data.splits import Batch, count_rows, slice_rows
 from modicum.drop._family import Dropper, SiteCutter, cut_sites
 from modicum.fit.findings import DEPTH, GONE, Findings, Sizing
 from modicum.fit.quality import Quality, compare, streamed
 from modicum.fit.store import FormStore
 from modicum.forms import Dense, Form
-from modicum.sweep import Stage, Sweep
+from modicum.models.model import Model
+from modicum.sweep import Script, Stage, Sweep
 from modicum.sweep.reverse import output_tensor
 from modicum.sweep.spill import SpillPool
 
 # Dequantized weights and original outputs kept in memory between candidates, in bytes each.
 _HELD_BYTES = 2_000_000_000
+# Judging is worth its while where at least so many candidates can be, each on so many sequences.
+_FEWEST, _TIMED_SEQUENCES = 10, 8
 
 _THEN = " > "
 
@@ -131,12 +135,21 @@ class Levels:
         ).forms  # fmt: skip
 
 
+def too_slow(model: Model, script: Script, batch: Batch, seconds: float, pool: SpillPool) -> str:
+    """Why judging candidates is not worth its while within ``seconds``, told by the time ``batch`` takes; nothing where it is."""
+    begun = time.monotonic()
+    for _ in streamed(model, [batch], script, pool=pool):
+        pass
+    each = (time.monotonic() - begun) * _TIMED_SEQUENCES / max(1, count_rows(batch))
+    return f"judging one candidate takes about {each:.1f} s, {seconds:g} s are allowed" if each * _FEWEST > seconds else ""
+
+
 class PlanJudge:
     """KL per token of selections on ``batches``, sequence by sequence, from the forms in ``levels``."""
 
     def __init__(self, table: Table, levels: Levels, batches: Sequence[Batch], causal: bool = False):
         self.table, self.levels, self.batches, self.causal = table, levels, list(batches), causal
-        self.samples = sum(_rows(batch) for batch in batches)
+        self.samples = sum(count_rows(batch) for batch in batches)
         self.target = levels.sizing.target
         self.evaluations = 0
         self._dense: OrderedDict[Part, Dense] = OrderedDict()
@@ -212,8 +225,8 @@ class PlanJudge:
         for batch in self.batches:
             if samples <= 0:
                 break
-            count = min(samples, _rows(batch))
-            found.append(batch if count == _rows(batch) else slice_rows(batch, 0, count))
+            count = min(samples, count_rows(batch))
+            found.append(batch if count == count_rows(batch) else slice_rows(batch, 0, count))
             samples -= count
         return found
 
@@ -232,11 +245,6 @@ class PlanJudge:
                 return chain(known, outputs)
         self._originals[samples] = known
         return iter(known)
-
-
-def _rows(batch: Batch) -> int:
-    values = batch.values() if isinstance(batch, dict) else batch
-    return len(next(iter(values)))
 
 
 def _name(part: Part) -> str:

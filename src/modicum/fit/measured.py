@@ -20,12 +20,12 @@ from modicum.core.tensorfile import TensorFile, TensorWriter
 from modicum.data.splits import PARTS, Batch, Splits
 from modicum.export import Target
 from modicum.fit.findings import Findings
-from modicum.fit.judge import Levels
+from modicum.fit.judge import Levels, too_slow
 from modicum.fit.menu import everything, offered
 from modicum.fit.meter import Meter, Quiet
 from modicum.fit.request import Settings, common
 from modicum.fit.store import write_json
-from modicum.fit.subject import Subject
+from modicum.fit.subject import Subject, opened
 from modicum.fit.survey import Survey
 from modicum.fit.workdir import WorkDir
 from modicum.models.model import Model
@@ -92,10 +92,15 @@ class Measured:
             raise SettingError(f"measurement {self.directory}: was taken of a module in memory. Give it again as the model.")
         return adopted, menu if menu is not None else self.meta["menu"], said["data"], model
 
+    def open(self, source: Any, settings: Settings) -> Subject:
+        """The model with the sequences it was measured on. Raises ``SettingError`` where it is another, or has changed since."""
+        model = opened(source, settings)
+        if model.hash() != self.meta["model"]["hash"]:
+            raise SettingError(f"{model.name}: must be the model that was measured, is not or has changed. Measure again.")
+        return Subject.open(model, settings, None, self.splits)
+
     def check(self, subject: Subject, target: str | None = None) -> None:
-        """Raise ``SettingError`` where the model is not the one that was measured, or an option, or a ``target`` to choose for, was not measured."""
-        if subject.model_hash() != self.meta["model"]["hash"]:
-            raise SettingError(f"{subject.model.name}: must be the model that was measured, is not or has changed. Measure again.")
+        """Raise ``SettingError`` where an option, or a ``target`` to choose for, was not measured."""
         wanted = {str(option) for option in subject.settings.menu or ()}
         known = {str(option) for option in everything(subject.settings.group)} if self.meta["menu"] is None else set(self.meta["menu"])
         if strange := sorted(wanted - known - {"keep"}):
@@ -141,10 +146,15 @@ def _measure(source: Any, request: Settings, batches: Any, place: WorkDir, progr
     targets = [request.target] if request.target is not None else subject.possible_targets()
     pool = SpillPool(subject.activation_limit(), None)
     with place.held():
-        partial = pool.directory = place.begin(request.fingerprint(subject.model_hash(), subject.data.hashes))
+        partial = pool.directory = place.begin(request.fingerprint(subject.model.hash(), subject.data.hashes))
         survey = Survey(subject, targets, partial / "measure", pool, meter, progress)
         levels = _levels(subject, targets, partial / "levels", pool)
-        findings = survey.run(levels)
+        reason = "no time was given"
+        if request.search_time:
+            reason = too_slow(subject.model, subject.script, subject.data.validation[0], request.search_time, pool)
+        findings = survey.run(None if reason else levels)
+        if reason and not findings.scales:
+            findings.events.append(f"scales: left out, {reason}; harms stand as predicted. Pass a longer --search-time.")
         meta = _meta(subject, source, targets, meter)
         final = partial / "final"
         shutil.rmtree(final, ignore_errors=True)
@@ -169,7 +179,7 @@ def _meta(subject: Subject, source: Any, targets: list[str], meter: Meter) -> di
     said = {f.name: getattr(settings, f.name) for f in fields(settings) if f.name in _DECIDED}
     return {
         "format": FORMAT, "version": VERSION,
-        "model": {"name": subject.model.name, "source": str(source) if isinstance(source, str | Path) else None, "hash": subject.model_hash(),
+        "model": {"name": subject.model.name, "source": str(source) if isinstance(source, str | Path) else None, "hash": subject.model.hash(),
                   "parameters": subject.model.parameters, "bytes": subject.model.dense_bytes},
         "targets": targets, "menu": None if settings.menu is None else [str(option) for option in settings.menu], "settings": said,
         "data": {"source": data.source, "notes": list(data.notes), "hashes": data.hashes}, "stages": meter.stages,

@@ -37,6 +37,9 @@ class Settings:
     keep: tuple[str, ...] = param((), "patterns of layers to leave as they are")
     harm: str = param("covariance", "how harm is predicted")
     gradient_samples: int = param(16, "sequences to take gradients on")
+    search_time: float = param(
+        60.0, "seconds to judge plans by real divergences: to learn what harms are worth, to improve the choice; 0: none"
+    )
     curvature: bool = param(False, "also measure Hessian traces and top eigenvalues, with the model in memory")
     out: Path | None = param(None, "directory to write")
     overwrite: bool = param(False, "replace the output directory where it exists")
@@ -56,6 +59,9 @@ class Settings:
             if getattr(self, name) < 1:
                 raise SettingError(f"{name}: must be at least 1, got {getattr(self, name)}.")
 
+        if not 0 <= self.search_time < float("inf"):
+            raise SettingError(f"search_time: must be 0 or more seconds, got {self.search_time}.")
+
     def fingerprint(self, model_hash: str, data_hash: dict[str, str]) -> str:
         """Hash of everything that decides the result: an interrupted run continues only where it is equal."""
         words = {f.name: str(_plain(getattr(self, f.name))) for f in fields(self) if f.name not in _WAYS}
@@ -70,7 +76,6 @@ class Request(Settings):
     method: Option | None = param(None, "instead of a budget: one option everywhere")
     plan: Plan | None = param(None, "instead of a budget: options by site")
     allocator: str = param("auto", "how the budget is divided")
-    search_time: float = param(60.0, "seconds to improve the choice by real divergences; 0: none")
     workers: str = param("1", "processes that judge candidates side by side, or ray")
     context: int = param(2048, "tokens the memory budget leaves room for")
     batch: int = param(1, "sequences the memory, speed and latency budgets are for")
@@ -89,8 +94,6 @@ class Request(Settings):
         for name in ("context", "batch"):
             if getattr(self, name) < 1:
                 raise SettingError(f"{name}: must be at least 1, got {getattr(self, name)}.")
-        if not 0 <= self.search_time < float("inf"):
-            raise SettingError(f"search_time: must be 0 or more seconds, got {self.search_time}.")
         if self.workers != "ray" and not (self.workers.isdigit() and int(self.workers) >= 1):
             raise SettingError(f"workers: must be a number of processes or ray, got {self.workers!r}.")
 

@@ -6,7 +6,6 @@ import contextlib
 import copy
 import json
 import shutil
-import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from typing import Any
 
 from torch import nn
 
+from modicum.allocate import JUDGED
 from modicum.core.budget import Budget, every
 from modicum.core.errors import BudgetError, ModelError, SettingError, near
 from modicum.core.method import Change
@@ -27,9 +27,9 @@ from modicum.drop._family import Dropper, SiteCutter, cut_sites
 from modicum.export import load
 from modicum.fit.account import build_receipt, untreated
 from modicum.fit.assemble import Assembly
-from modicum.fit.choose import JUDGED, Chooser
+from modicum.fit.choose import Chooser
 from modicum.fit.findings import DEPTH, Findings
-from modicum.fit.judge import Levels, PlanJudge
+from modicum.fit.judge import Levels, PlanJudge, too_slow
 from modicum.fit.measured import Measured
 from modicum.fit.menu import offered
 from modicum.fit.meter import Meter, Quiet
@@ -42,11 +42,6 @@ from modicum.fit.workdir import WorkDir, temporary
 from modicum.models.model import Model
 from modicum.models.quiet import hushed
 from modicum.sweep.spill import SpillPool
-
-# A search is worth its while where at least so many candidates can be judged in its time.
-_FEWEST = 10
-# Sequences that tell how long judging one candidate takes.
-_TIMED_SEQUENCES = 8
 
 
 @dataclass
@@ -138,7 +133,7 @@ class Run:
         if request.out is not None and not request.dry_run:
             self.place.check()
         with self.meter.stage("open"):
-            self.subject = Subject.open(source, request, batches, measured.splits if measured is not None else None)
+            self.subject = Subject.open(source, request, batches) if measured is None else measured.open(source, request)
             self.model, self.data, self.script = self.subject.model, self.subject.data, self.subject.script
             self.subject.check_kept()
             self.target_name = self._target_name()
@@ -173,7 +168,7 @@ class Run:
             return self._held()
 
     def _held(self) -> Result:
-        fingerprint = self.request.fingerprint(self.subject.model_hash(), self.data.hashes)
+        fingerprint = self.request.fingerprint(self.model.hash(), self.data.hashes)
         partial = self.pool.directory = self.place.begin(fingerprint)
         plan, table = self._plan(partial)
         plan.write(partial / "plan.json")
@@ -260,7 +255,7 @@ class Run:
         chooser = Chooser(self.subject, self.target_name, self.request)
         path = partial / "choice.json"
         known = json.loads(path.read_text()) if path.exists() else None
-        findings, levels = self._findings(chooser, partial, searching=known is None and self._searching())
+        findings, levels = self._findings(chooser, partial, known is None)
         table = chooser.table(findings)
         if known is not None:
             self.picks, self.search = known["picks"], known["search"]
@@ -288,15 +283,17 @@ class Run:
                 plan.options[site.name] = str(fitted)
         return plan
 
-    def _findings(self, chooser: Chooser, partial: Path, *, searching: bool) -> tuple[Findings, Levels | None]:
-        """What is known for choosing: measured before or now; and the forms to judge by."""
-        make = lambda found: Levels(partial / "levels", chooser.sizing, found, self.data.calibration, self.pool, self.request.seed)
+    def _findings(self, chooser: Chooser, partial: Path, choosing: bool) -> tuple[Findings, Levels | None]:
+        """What is known for choosing: measured before or now; and the forms to judge by, where candidates are judged."""
+        known = self.measured.findings if self.measured is not None else Findings()
+        levels = None
+        if choosing and self._searching():
+            levels = Levels(partial / "levels", chooser.sizing, known, self.data.calibration, self.pool, self.request.seed)
         if self.measured is not None:
-            self.events += self.measured.findings.events
-            return self.measured.findings, make(self.measured.findings) if searching else None
-        levels = make(Findings()) if searching else None
+            self.events += known.events
+            return known, levels
         survey = Survey(self.subject, [self.target_name], partial / "measure", self.pool, self.meter, self.progress)
-        findings = survey.run(levels, max(10.0, self.request.search_time))
+        findings = survey.run(levels)
         self.events += findings.events
         if levels is not None:
             levels.findings = findings
@@ -309,14 +306,10 @@ class Run:
             return True
         if not seconds or self.request.allocator not in JUDGED:
             return False
-        begun = time.monotonic()
-        batches = self.data.validation[:1]
-        for _ in streamed(self.model, batches, self.script, pool=self.pool):
-            pass
-        each = (time.monotonic() - begun) * _TIMED_SEQUENCES / max(1, _count(batches))
-        if each * _FEWEST <= seconds:
+        reason = too_slow(self.model, self.script, self.data.validation[0], seconds, self.pool)
+        if not reason:
             return True
-        self.search = {"skipped": f"judging one candidate takes about {each:.1f} s, {seconds:g} s are allowed"}
+        self.search = {"skipped": reason}
         self.events.append(f"search: left out, {self.search['skipped']}; the integer program's answer stands. Pass a longer --search-time.")
         return False
 
@@ -454,10 +447,6 @@ class Run:
 
 def _is_cut(option: Option) -> bool:
     return len(option.steps) == 1 and isinstance(option.steps[0], SiteCutter)
-
-
-def _count(batches: list[Batch]) -> int:
-    return sum(len(next(iter(batch.values())) if isinstance(batch, dict) else batch[0]) for batch in batches)
 
 
 def _ticked(outputs: Iterator[tuple[int, Any]], tick: Callable[[], None]) -> Iterator[tuple[int, Any]]:

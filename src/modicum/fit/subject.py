@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import fnmatch
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from modicum.core.budget import readable
@@ -47,8 +45,7 @@ class Subject:
     @classmethod
     def open(cls, source: str | Path | nn.Module | Model, settings: Settings, batches: Any = None, data: Splits | None = None) -> Subject:
         """Open the model, split the data (unless it is split already) and rehearse. Raises the errors of each."""
-        _check_device(settings.device)
-        model = open_model(source, allow_pickle=settings.allow_pickle, trust_remote_code=settings.trust_remote_code)
+        model = opened(source, settings)
         data = data or _split(model, settings, batches)
         try:
             script = rehearse(model, data.calibration[0])
@@ -112,24 +109,7 @@ class Subject:
             if not any(_matches(pattern, name) for name in names):
                 raise SettingError(f"--keep {pattern!r}: must match a layer, matches none. {near(pattern, {u.module for u in units})}")
 
-    # Identity and memory
-
-    def model_hash(self) -> str:
-        """What tells this model from another without reading a checkpoint whole: names, shapes, and file sizes and times, or all values."""
-        digest = hashlib.sha256()
-        weights = self.model.weights
-        for name in weights.names:
-            held = weights.held(name)
-            digest.update(f"{name} {tuple(held.shape)} {weights.dtype(name)}".encode())
-            if not weights.lazy:
-                digest.update(held.contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
-        for path in self.source_files():
-            digest.update(f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}".encode())
-        return digest.hexdigest()
-
-    def source_files(self) -> list[Path]:
-        """Weight files the model was opened from; none for a module."""
-        return list(getattr(getattr(self.model.weights, "shards", None), "files", []))
+    # Memory
 
     def activation_limit(self) -> int | None:
         """Bytes that activations may take in memory, or None. Raises ``BudgetError`` with the smallest workable ``--ram``."""
@@ -146,6 +126,12 @@ class Subject:
         if left < 32_000_000:
             raise BudgetError(f"--ram: must be at least {readable(needed + 64_000_000)} for this model, got {readable(self.settings.ram)}.")
         return left
+
+
+def opened(source: str | Path | nn.Module | Model, settings: Settings) -> Model:
+    """Open the model as the settings allow."""
+    _check_device(settings.device)
+    return open_model(source, allow_pickle=settings.allow_pickle, trust_remote_code=settings.trust_remote_code)
 
 
 def _split(model: Model, settings: Settings, batches: Any) -> Splits:

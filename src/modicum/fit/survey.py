@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from modicum.core.budget import readable
 from modicum.core.errors import BudgetError
-from modicum.data.splits import Batch, slice_rows
+from modicum.data.splits import Batch, count_rows, slice_rows
 from modicum.fit.findings import Findings, Structural, prior_of
 from modicum.fit.judge import Levels, PlanJudge
 from modicum.fit.measurement import Keep, Measurement
@@ -45,9 +44,9 @@ class Survey:
     meter: Meter
     progress: Quiet
 
-    def run(self, levels: Levels | None = None, seconds: float = math.inf) -> Findings:
-        """Everything there is to know for choosing. ``levels`` keeps every form that is made, to judge plans by; scales are learnt from some in
-        ``seconds``.
+    def run(self, levels: Levels | None = None) -> Findings:
+        """Everything there is to know for choosing. ``levels`` keeps every form that is made, to judge plans by; scales are learnt from some
+        within the time to search.
         """
         self.directory.mkdir(exist_ok=True)
         path = self.directory / "findings.json"
@@ -57,19 +56,19 @@ class Survey:
         found = self._swept(sensitivities, levels.keep if levels is not None else None)
         self._facts(found)
         found.spans = self._spans()
-        if levels is not None:
-            self._scale(found, levels, seconds)
+        if levels is not None and self.subject.settings.search_time:
+            self._scale(found, levels)
         write_json(path, found.to_json())
         return found
 
-    def _scale(self, found: Findings, levels: Levels, seconds: float) -> None:
+    def _scale(self, found: Findings, levels: Levels) -> None:
         """Learn what each kind of option really costs, in the table that ``levels`` serves."""
         levels.findings = found
         table = levels.sizing.table(found)
         judge = PlanJudge(table, levels, self.subject.data.validation)
         self.progress.start("scale", 1)
         with self.meter.stage("scale"):
-            on_top, found.rank = learn(table, judge, self.subject.settings.seed, seconds)
+            on_top, found.rank = learn(table, judge, self.subject.settings.seed, self.subject.settings.search_time)
         found.scales = {kind: prior_of(kind) * factor for kind, factor in on_top.items()}
 
     def _sensitivities(self) -> dict[str, Sensitivity]:
@@ -158,8 +157,7 @@ def _widest(model: Model) -> int:
 
 def _single_rows(batches: Sequence[Batch]) -> list[Batch]:
     """Batches of one row each: a graph of two derivatives is large."""
-    counts = [len(next(iter(batch.values())) if isinstance(batch, dict) else batch[0]) for batch in batches]
-    return [slice_rows(batch, row, row + 1) for batch, count in zip(batches, counts) for row in range(count)]
+    return [slice_rows(batch, row, row + 1) for batch in batches for row in range(count_rows(batch))]
 
 
 def first_rows(batches: Sequence[Batch], rows: int) -> list[Batch]:
@@ -167,7 +165,7 @@ def first_rows(batches: Sequence[Batch], rows: int) -> list[Batch]:
     found, count = [], 0
     for batch in batches:
         found.append(batch)
-        count += len(next(iter(batch.values())) if isinstance(batch, dict) else batch[0])
+        count += count_rows(batch)
         if count >= rows:
             break
     return found

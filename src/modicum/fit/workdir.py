@@ -55,21 +55,23 @@ class WorkDir:
                 f"{self.partial}: cannot be written ({error.strerror or error}). Free space or choose another --out."
             ) from None
         finally:
-            lock.release()
+            # While it is held: a name that is removed later may be another run's by then.
             with contextlib.suppress(OSError):
                 Path(lock.lock_file).unlink()
+            lock.release()
 
     def begin(self, fingerprint: str) -> Path:
         """Continue an interrupted run of the same request, or start afresh; the folder to work in."""
         state = self.partial / "state.json"
         if self.partial.exists():
-            known = _state(state)
+            known = _state(state) or {"format": _state(self.partial / "stale.json").get("format")}
             if (self.partial / "replaced").exists() and not self.out.exists():
                 (self.partial / "replaced").rename(self.out)
-            if known.get("format") != self.kind and any(self.partial.iterdir()):
+            # A run that died as it began has left its state half written, and nothing else.
+            if known.get("format") != self.kind and any(path.name != "state.json.new" for path in self.partial.iterdir()):
                 raise SettingError(f"{self.partial}: exists and is no interrupted run. Move it away, or choose another --out.")
             if known.get("fingerprint") != fingerprint:
-                shutil.rmtree(self.partial)
+                self._clear()
         self.partial.mkdir(exist_ok=True)
         write_json(state, {"format": self.kind, "fingerprint": fingerprint})
         return self.partial
@@ -78,9 +80,23 @@ class WorkDir:
         """Put ``final``, a folder inside the partial one, in the place of ``out``."""
         self.check()  # somebody else may have written it meanwhile
         if self.out.exists():
+            shutil.rmtree(self.partial / "replaced", ignore_errors=True)
             self.out.rename(self.partial / "replaced")
         final.rename(self.out)
-        shutil.rmtree(self.partial, ignore_errors=True)
+        with contextlib.suppress(OSError):  # all is done, whether or not it can be cleared away
+            self._clear()
+
+    def _clear(self) -> None:
+        """Remove the partial folder so that, wherever this is interrupted, it is known as ours and never continued from."""
+        state, stale = self.partial / "state.json", self.partial / "stale.json"
+        if state.exists():
+            state.replace(stale)
+        for path in self.partial.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path != stale:
+                path.unlink()
+        shutil.rmtree(self.partial)
 
 
 def temporary(prefix: str = "modicum-") -> Path:

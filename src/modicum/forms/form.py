@@ -79,9 +79,12 @@ def restore(described: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -
         raise ModelError(f"container: a form's kind must be one of {', '.join(sorted(_KINDS))}, got {kind!r}. Write the file anew.")
     try:
         shape, dtype = (int(described["shape"][0]), int(described["shape"][1])), getattr(torch, str(described["dtype"]))
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise ValueError(f"dtype must be one of floats, is {described['dtype']!r:.40}")
         form = _KINDS[kind].restored(tensors, described, shape, dtype)
-        if not isinstance(dtype, torch.dtype) or tuple(form.dense().shape) != shape:
+        if tuple(form.dense().shape) != shape:
             raise ValueError(f"shape {shape} does not match the tensors")
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError, OverflowError) as error:
-        raise ModelError(f"container: a {kind} form's tensors and settings must fit together ({error}). Write the file anew.") from None
+        why = str(error).partition("\n")[0][:200]  # RuntimeError covers nesting without end
+        raise ModelError(f"container: a {kind} form's tensors and settings must fit together ({why}). Write the file anew.") from None
     return form

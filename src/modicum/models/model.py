@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -80,6 +81,23 @@ class Model:
         for name in self.weights.names:
             sizes[self.weights.dtype(name)] = sizes.get(self.weights.dtype(name), 0) + self.weights.held(name).numel()
         return max(sizes, key=lambda dtype: sizes[dtype])
+
+    @property
+    def files(self) -> list[Path]:
+        """Weight files it was opened from; none for a module."""
+        return list(getattr(getattr(self.weights, "shards", None), "files", []))
+
+    def hash(self) -> str:
+        """What tells it from another without reading a checkpoint whole: names, shapes, and file sizes and times, or all values."""
+        digest = hashlib.sha256()
+        for name in self.weights.names:
+            held = self.weights.held(name)
+            digest.update(f"{name} {tuple(held.shape)} {self.weights.dtype(name)}".encode())
+            if not self.weights.lazy:
+                digest.update(held.contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
+        for path in self.files:
+            digest.update(f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}".encode())
+        return digest.hexdigest()
 
     @cached_property
     def trunk(self) -> tuple[str, ...]:

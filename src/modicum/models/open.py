@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import pickle
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,16 @@ import torch
 from torch import nn
 
 from modicum.core.errors import ModelError
+from modicum.core.files import read_json, require_inside
 from modicum.core.tensorfile import Shards
 from modicum.models.model import Model
 from modicum.models.structure import find_blocks, find_units
 from modicum.models.weights import CheckpointWeights, Weights, require_finite, skeleton_parameters
 
 DEMO = Path(__file__).resolve().parents[1] / "demo" / "model"
+# Counts in a config that somebody builds a list of, and the most there can be: a larger one would fill the memory before a weight is read.
+_COUNTS = re.compile(r"(layers?|depths?|labels|experts|stages|blocks|heads)$")
+_MOST = 100_000
 
 
 def open_model(source: str | Path | nn.Module | Model, *, allow_pickle: bool = False, trust_remote_code: bool = False) -> Model:
@@ -36,10 +40,15 @@ def open_model(source: str | Path | nn.Module | Model, *, allow_pickle: bool = F
         raise ModelError(f"{source}: must not be quantized already, is ({method}). Start from the original checkpoint.")
     cls = model_class(config, str(source))
     if allow_pickle and not list(directory.glob("*.safetensors")):
-        return _from_pickle(cls, directory, str(source))
-    module = skeleton(cls, config)
-    weights = CheckpointWeights(module, Shards(directory))
-    weights.load_buffers()
+        return _from_pickle(cls, config, directory, str(source))
+    shards = Shards(directory)
+    try:
+        module = skeleton(cls, config, stored=len(shards.names()))
+        weights = CheckpointWeights(module, shards)
+        weights.load_buffers()
+    except BaseException:
+        shards.close()
+        raise
     model = _assembled(module, weights, name=str(source), directory=directory)
     if weights.unused:
         model.notes.append(f"{len(weights.unused)} tensors of the checkpoint are not part of the model, among them {weights.unused[0]}")
@@ -75,42 +84,84 @@ def read_config(directory: Path, trust_remote_code: bool = False) -> Any:
     path = directory / "config.json"
     if not path.exists():
         raise ModelError(f"{directory}: must hold config.json, does not. Give a directory saved by save_pretrained.")
+    require_inside(directory)
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = read_json(path)
         if not isinstance(raw, dict):
             raise ValueError("not an object")
-    except (ValueError, OSError, RecursionError) as error:
+    except ValueError as error:
         raise ModelError(f"{path}: must be a JSON object ({error}).") from None
-    if raw.get("auto_map") and not trust_remote_code:
+    if not trust_remote_code and (_foreign_code(raw) or _foreign_code(_tokenizer_config(directory))):
         raise ModelError(f"{directory}: wants to run code of its own. Pass --trust-remote-code if you trust it.")
+    for name, value in _entries(raw):
+        if _COUNTS.search(name) and isinstance(value, int | float) and not abs(value) <= _MOST:
+            raise ModelError(f"{path}: {name:.80} must be at most {_MOST}, is {value!r:.40}. Check the config.")
     try:
         return AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
     except Exception as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"{path}: is not a config that Transformers knows ({first[:200]}).") from None
+        raise ModelError(f"{path}: is not a config that Transformers knows ({_first_line(error)}).") from None
+
+
+def _tokenizer_config(directory: Path) -> Any:
+    """What stands in ``tokenizer_config.json``; nothing where it cannot be read: nobody can take code from there then."""
+    try:
+        return read_json(directory / "tokenizer_config.json")
+    except ValueError:
+        return None
+
+
+def _foreign_code(raw: Any) -> bool:
+    """Whether a config names code to fetch: classes of its own, or kernels of a hub repository."""
+    return any(
+        bool(value) if name == "auto_map" else name.endswith("_implementation") and "/" in str(value) for name, value in _entries(raw)
+    )
+
+
+def _entries(raw: Any) -> Iterator[tuple[str, Any]]:
+    """Every name and value in a JSON value, at any depth; of a list, its items under the list's name."""
+    waiting: list[tuple[str, Any]] = [("", raw)]
+    while waiting:
+        name, value = waiting.pop()
+        yield name, value
+        if isinstance(value, dict):
+            waiting += value.items()
+        elif isinstance(value, list):
+            waiting += [(name, item) for item in value]
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def model_class(config: Any, who: str) -> type[nn.Module]:
     """The class named by the config, in Transformers. Raises ``ModelError``."""
     import transformers
 
-    for name in getattr(config, "architectures", None) or []:
-        cls = getattr(transformers, name, None)
+    named = getattr(config, "architectures", None)
+    for name in named if isinstance(named, list) else []:
+        cls = getattr(transformers, name, None) if isinstance(name, str) else None
         if isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel):
             return cls
-    raise ModelError(
-        f"{who}: config.json must name a class of Transformers in 'architectures', names {getattr(config, 'architectures', None)}."
-    )
+    raise ModelError(f"{who}: config.json must name a class of Transformers in 'architectures', names {named!r:.200}.")
 
 
-def skeleton(cls: type[nn.Module], config: Any) -> nn.Module:
-    """The model without its weights: parameters on ``meta``, buffers real."""
+def skeleton(cls: type[nn.Module], config: Any, *, stored: int | None = None) -> nn.Module:
+    """The model without its weights: parameters on ``meta``, buffers real.
+
+    Raises ``ModelError`` where the class cannot be built from the config, and where it has far more parameters than the ``stored`` tensors.
+    """
     default = torch.get_default_dtype()
-    with torch.random.fork_rng(), skeleton_parameters():
-        module = cls(config)
-    torch.set_default_dtype(default)
-    if callable(tie := getattr(module, "tie_weights", None)):
-        tie()
+    try:
+        with torch.random.fork_rng(), skeleton_parameters(None if stored is None else 1000 + 100 * stored):
+            module = cls(config)
+            if callable(tie := getattr(module, "tie_weights", None)):
+                tie()
+    except ModelError:
+        raise
+    except Exception as error:  # whatever a class raises at numbers it was not made for
+        raise ModelError(f"{cls.__name__}: cannot be built from its config ({_first_line(error)}). Check the config.") from None
+    finally:
+        torch.set_default_dtype(default)
     return module.eval()
 
 
@@ -124,18 +175,23 @@ def _from_module(module: nn.Module) -> Model:
     return model
 
 
-def _from_pickle(cls: Any, directory: Path, name: str) -> Model:
-    files = sorted([*directory.glob("pytorch_model*.bin"), *directory.glob("*.pt"), *directory.glob("*.pth")])
+def _from_pickle(cls: Any, config: Any, directory: Path, name: str) -> Model:
+    found = [*directory.glob("pytorch_model*.bin"), *directory.glob("*.pt"), *directory.glob("*.pth")]
+    files = sorted(path for path in found if path.is_file())
     if not files:
         raise ModelError(f"{directory}: must hold weights (*.safetensors or *.bin), holds none.")
     state: dict[str, torch.Tensor] = {}
     for file in files:
         try:
             state |= torch.load(file, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError, TypeError, OSError) as error:
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise ModelError(f"{file}: must be a pickle of tensors alone, is not ({first[:160]}).") from None
-    module, report = cls.from_pretrained(None, config=read_config(directory), state_dict=state, output_loading_info=True)
+        except Exception as error:
+            raise ModelError(f"{file}: must be a pickle of tensors alone, is not ({_first_line(error)}).") from None
+    if strange := [name for name, value in state.items() if not isinstance(name, str) or not isinstance(value, torch.Tensor)]:
+        raise ModelError(f"{directory}: its pickled weights must be tensors by name, {strange[0]!r:.80} is none.")
+    try:
+        module, report = cls.from_pretrained(None, config=config, state_dict=state, output_loading_info=True)
+    except Exception as error:
+        raise ModelError(f"{directory}: its pickled weights must suit the config, do not ({_first_line(error)}).") from None
     if report["missing_keys"] or report["mismatched_keys"]:
         raise ModelError(f"{directory}: its pickled weights must fill the model, {sorted(report['missing_keys'])[:3]} are missing.")
     model = _from_module(module.eval())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -15,6 +16,8 @@ from typing_extensions import override
 
 from modicum.core.errors import ModelError
 from modicum.core.tensorfile import Shards
+
+_WEIGHT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class Weights:
@@ -112,9 +115,14 @@ class CheckpointWeights(Weights):
             target, pattern = rename_source_key(key, renamings, converters, getattr(self.module, "base_model_prefix", None), state)
             self._sources.setdefault(target, (by_pattern.get(pattern or ""), []))[1].append((key, pattern or ""))
         unused = []
-        for target, (converter, sources) in self._sources.items():
-            made = [target] if converter is None else list(self._convert(target, meta=True))
+        for target, (_, sources) in self._sources.items():
+            made = self._shapes(target)
             self._made_by.update({name: target for name in made if name in state})
+            for name in made.keys() & state.keys():
+                wanted = tuple(state[name].shape)
+                if made[name] != wanted:
+                    where = self.shards.directory
+                    raise ModelError(f"{where}: {name} must have shape {wanted} by the config, has {made[name]}. Check the config.")
             unused += [key for key, _ in sources if not any(name in state for name in made)]
         ignored = getattr(self.module, "_keys_to_ignore_on_load_unexpected", None) or []
         return [key for key in unused if not any(re.search(pattern, key) for pattern in ignored)]
@@ -128,12 +136,22 @@ class CheckpointWeights(Weights):
                     f"{where}: must hold the weight {first}, which no shard has. Fetch the checkpoint again or check its config."
                 )
             self._made_by[first] = self._made_by[source]
-            converter, sources = self._sources[self._made_by[source]]
-            entry = self.shards.entry(sources[0][0])
-            self._dtypes[first] = entry.dtype
-            wanted = tuple(self.held(first).shape)
-            if converter is None and tuple(entry.shape) != wanted:
-                raise ModelError(f"{where}: {first} must have shape {wanted} by the config, has {tuple(entry.shape)}. Check the config.")
+            sources = self._sources[self._made_by[source]][1]
+            self._dtypes[first] = dtype = self.shards.entry(sources[0][0]).dtype
+            if self.held(first).is_floating_point() and dtype not in _WEIGHT_DTYPES:
+                raise ModelError(f"{where}: {first} must be stored in float16, bfloat16, float32 or float64, is {dtype}. Dequantize it.")
+
+    def _shapes(self, target: str) -> dict[str, tuple[int, ...]]:
+        """Shapes of the parameters that a conversion makes, or of the one stored as it is."""
+        converter, sources = self._sources[target]
+        if converter is None:
+            return {target: self.shards.entry(sources[0][0]).shape}
+        try:
+            return {name: tuple(value.shape) for name, value in self._convert(target, meta=True).items()}
+        except Exception as error:  # whatever a conversion raises at shapes it was not made for
+            raise ModelError(
+                f"{self.shards.directory}: {target} cannot be made of what is stored ({error!s:.200}). Fetch it again."
+            ) from None
 
     def _convert(self, target: str, *, meta: bool = False) -> dict[str, torch.Tensor]:
         from transformers.core_model_loading import dot_natural_key
@@ -200,11 +218,16 @@ def require_finite(name: str, value: torch.Tensor) -> None:
 
 
 @contextmanager
-def skeleton_parameters() -> Iterator[None]:
-    """Inside, modules are built with parameters on the ``meta`` device and buffers really computed."""
-    register = nn.Module.register_parameter
+def skeleton_parameters(most: int | None = None) -> Iterator[None]:
+    """Inside, modules are built with parameters on the ``meta`` device and buffers really computed.
+
+    Raises ``ModelError`` at the first parameter above ``most``: a config's word is no reason to build without end.
+    """
+    register, count = nn.Module.register_parameter, itertools.count(1)
 
     def on_meta(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        if most is not None and next(count) > most:
+            raise ModelError(f"{type(self).__name__}: the config asks for far more weights than the checkpoint has. Check the config.")
         register(self, name, param)
         if param is not None and param.device.type != "meta":
             self._parameters[name] = nn.Parameter(torch.empty_like(param, device="meta"), requires_grad=False)

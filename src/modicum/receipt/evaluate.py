@@ -105,7 +105,7 @@ def _tokenizer(models: list[_Opened]) -> Any:
     for model in models:
         if model.directory and any((model.directory / name).exists() for name in _TOKENIZER_FILES):
             try:
-                return AutoTokenizer.from_pretrained(model.directory)
+                return AutoTokenizer.from_pretrained(model.directory, trust_remote_code=False)
             except Exception as error:
                 first = (str(error).strip().splitlines() or [type(error).__name__])[0]
                 raise ModelError(f"{model.name}: its tokenizer cannot be read ({first}). Fetch the tokenizer's files again.") from None

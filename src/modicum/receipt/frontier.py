@@ -91,7 +91,7 @@ class _Work:
         adopted, menu, data, source = known.adopt(settings, None, None, model)
         budget = Budget(size=known.meta["model"]["bytes"])
         request = Request(budget=budget, allocator="integer_program", **common(menu=menu, data=data, **adopted))
-        subject = Subject.open(source, request, None, known.splits)
+        subject = known.open(source, request)
         known.check(subject)
         return cls(known, subject, request, SpillPool(subject.activation_limit()), progress)
 

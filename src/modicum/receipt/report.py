@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from matplotlib.path import Path as Outline
 
 from modicum.core.budget import readable
 from modicum.core.errors import SettingError
+from modicum.core.files import read_json
 
 RECEIPT_FORMAT, RECEIPT_VERSION = "modicum-receipt", 1
 _PARTS = ("model", "request", "data", "seed", "versions", "bytes", "coverage", "sites", "quality", "verification", "events", "stages")
@@ -33,9 +33,16 @@ _MOST_LABELS = 12
 
 
 def report(receipt: Mapping[str, Any]) -> str:
-    """One self-contained HTML page for a receipt, without scripts or other files; the same receipt gives the same page."""
-    charts = {scheme.name: Markup(chart(receipt, scheme)) for scheme in SCHEMES} if receipt["sites"] else {}
-    return render("report.html", charts=charts, **receipt)
+    """One self-contained HTML page for a receipt, without scripts or other files; the same receipt gives the same page.
+
+    Raises ``SettingError`` for a receipt that is not as ``fit`` writes it.
+    """
+    try:
+        charts = {scheme.name: Markup(chart(receipt, scheme)) for scheme in SCHEMES} if receipt["sites"] else {}
+        return render("report.html", charts=charts, **receipt)
+    except Exception as error:  # whatever drawing and templates raise at values of another kind
+        said = str(error).partition("\n")[0]
+        raise SettingError(f"receipt: its parts must be as fit writes them, are not ({said:.200}). Run fit again.") from error
 
 
 def render(page: str, /, **values: Any) -> str:
@@ -51,8 +58,8 @@ def render(page: str, /, **values: Any) -> str:
 def read_receipt(path: str | Path) -> dict[str, Any]:
     """Read a receipt that ``fit`` wrote. Raises ``SettingError`` for anything else."""
     try:
-        body = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        body = read_json(path)
+    except ValueError as error:
         raise SettingError(f"receipt {path}: must be a readable JSON file ({error}). Name a receipt.json that fit wrote.") from None
     if not isinstance(body, dict) or body.get("format") != RECEIPT_FORMAT:
         raise SettingError(f"receipt {path}: must be an object of format {RECEIPT_FORMAT}, is another. Name a receipt.json that fit wrote.")

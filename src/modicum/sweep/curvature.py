@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from modicum.core.errors import ModelError, SettingError, near
 from modicum.core.unit import Unit
-from modicum.data.splits import Batch, call, slice_rows
+from modicum.data.splits import Batch, call, count_rows, slice_rows
 from modicum.models.model import Model
 from modicum.sweep.rehearsal import use_eager_experts
 from modicum.sweep.reverse import likelihood, output_tensor
@@ -295,10 +295,9 @@ def curvature_bytes(model: Model, batch: Batch, units: Iterable[str] | None = No
     parameters = {unit.parameter for unit in chosen(model, units).values()}
     numbers = {name: model.weights.held(name).numel() for name in model.weights.names}
     weights = 4 * (sum(numbers.values()) + 3 * sum(numbers[name] for name in parameters))
-    rows = len(next(iter(batch.values())) if isinstance(batch, Mapping) else batch[0])
     row = slice_rows(batch, 0, 1)
     alone = {key: value.clone() for key, value in row.items()} if isinstance(row, dict) else tuple(value.clone() for value in row)
-    return weights + int(_GRAPH * rows * _graph_bytes(model, alone, parameters))
+    return weights + int(_GRAPH * count_rows(batch) * _graph_bytes(model, alone, parameters))
 
 
 def _graph_bytes(model: Model, batch: Batch, parameters: set[str]) -> int:

@@ -1,0 +1,70 @@
+"""Files that came from elsewhere: JSON read with care, and links that lead outside a folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+from modicum.core.errors import ModelError
+
+MAX_JSON = 100_000_000  # bytes
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """The value in a JSON file.
+
+    *Raises*: ``ValueError`` saying why it cannot be had: no regular file (pipes and devices are not opened for reading), more than 100 MB, no
+    UTF-8, no JSON, nested too deeply, a key twice in one object.
+    """
+    try:
+        # A pipe without a writer would be waited for.
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError as error:
+        raise ValueError(error.strerror or str(error)) from None
+    with os.fdopen(fd, "rb", closefd=True) as file:
+        told = os.fstat(fd)
+        if not stat.S_ISREG(told.st_mode):
+            raise ValueError("it is no regular file")
+        if told.st_size > MAX_JSON:
+            raise ValueError(f"it has {told.st_size} bytes, more than {MAX_JSON}")
+        try:
+            return parse_json(file.read(MAX_JSON))
+        except OSError as error:
+            raise ValueError(error.strerror or str(error)) from None
+
+
+def parse_json(raw: bytes) -> Any:
+    """The value of a JSON text in UTF-8. Raises ``ValueError``, for a key that comes twice in one object too."""
+    try:
+        return json.loads(raw.decode(), object_pairs_hook=_unambiguous)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key comes twice")
+    # Half a surrogate pair passes Python's parser and then fails in every place that prints or opens the name.
+    "".join(text for pair in pairs for text in pair if isinstance(text, str)).encode()
+    return found
+
+
+def leads_outside(path: Path, directory: Path) -> bool:
+    """Whether a path in ``directory`` is a link out of it; the ``blobs`` beside a hub cache's snapshots count as inside."""
+    home = directory.resolve()
+    allowed = [home, *(parent.parent / "blobs" for parent in home.parents if parent.name == "snapshots")]
+    try:
+        return not any(path.resolve().is_relative_to(folder) for folder in allowed)
+    except (OSError, RuntimeError):  # links in a circle
+        return True
+
+
+def require_inside(directory: Path) -> None:
+    """Raise ``ModelError`` where something in ``directory`` is a link out of it."""
+    for path in sorted(directory.iterdir()):
+        if path.is_symlink() and leads_outside(path, directory):
+            raise ModelError(f"{directory}: {path.name!r:.80} must lie in the directory, and it links outside. Copy it there.")
