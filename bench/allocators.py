@@ -34,8 +34,8 @@ BUDGETS = {
     "minilm": (2.4, 2.6, 2.8, 3.0, 3.3, 3.6, 4.0, 4.5, 5.0, 6.0, 8.0, 10.0),
 }
 DATA = {
-    "demo": {"samples": 32, "tokens": 512, "test_samples": 32, "curvature": True, "gradient_samples": 4},
-    "minilm": {"samples": 64, "tokens": 128, "test_samples": 64, "target": "modicum", "gradient_samples": 8},
+    "demo": {"samples": 32, "tokens": 512, "test_samples": 32, "curvature": True, "gradient_samples": 4, "search_time": 600.0},
+    "minilm": {"samples": 64, "tokens": 128, "test_samples": 64, "target": "modicum", "gradient_samples": 8, "search_time": 600.0},
 }
 # Allocators beside the default that take a table, or a judge too, and the best of bits alone.
 BITS = "bits alone"

@@ -231,3 +231,54 @@ def test_a_covariance_that_is_not_finite_is_refused(value):
     covariance[1, 2] = value
     with pytest.raises(ModelError, match=r"covariance of inputs must be finite, holds NaN or Inf\. Check the calibration data"):
         factorize(covariance, DAMPING)
+
+
+# Precision
+
+
+HARD = {
+    "ordinary": lambda chance, columns: torch.randn(2 * columns, columns, generator=chance),
+    "rank of 16": lambda chance, columns: torch.randn(16, columns, generator=chance),
+    "rank of 1": lambda chance, columns: torch.randn(1, columns, generator=chance),
+    "outliers": lambda chance, columns: (
+        torch.randn(16, columns, generator=chance) * torch.where(torch.arange(columns) % 100 == 3, 1000.0, 1.0)
+    ),
+    "all but equal": lambda chance, columns: (
+        torch.randn(99, 1, generator=chance) + 1e-4 * torch.randn(99, columns, generator=chance)
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damping", [1e-2, 1e-4, 1e-6])
+@pytest.mark.parametrize("kind", HARD)
+def test_the_precision_that_is_taken_leaves_two_digits(kind, damping):
+    chance = torch.Generator().manual_seed(0)
+    inputs = HARD[kind](chance, 300)
+    covariance, weight = inputs.T @ inputs, torch.randn(64, 300, generator=chance)
+    factor = factorize(covariance, damping)
+    exact = torch.linalg.cholesky(damped(covariance, factor.damping).flip(0, 1)).diagonal().flip(0).square()
+    assert float((factor.curvature / exact - 1).abs().max()) < 1e-2
+    decide, h = rounder(Grid(3, 60), weight), damped(covariance, factor.damping)
+    # Values on the edge between two levels fall either way; that is chance, and small.
+    assert loss_of(weight, solve(weight, factor, decide)[0], h) == pytest.approx(loss_of(weight, textbook(weight, h, decide), h), rel=5e-2)
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_factors_have_the_same_bits_with_any_number_of_threads(threads):
+    covariance, before = problem(1, 700)[1], torch.get_num_threads()
+    found = []
+    try:
+        for count in (1, threads):
+            torch.set_num_threads(count)
+            found.append(factorize(covariance, DAMPING))
+            assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found[0].coupling, found[1].coupling) and torch.equal(found[0].curvature, found[1].curvature)
+
+
+def test_an_order_is_that_of_the_columns():
+    covariance = problem(1, 50)[1]
+    order = torch.randperm(50, generator=torch.Generator().manual_seed(0))
+    ordered, plain = factorize(covariance, DAMPING, order), factorize(covariance[order][:, order].clone(), DAMPING)
+    assert torch.equal(ordered.coupling, plain.coupling) and torch.equal(ordered.curvature, plain.curvature)

@@ -21,6 +21,17 @@ def test_everything_kept_is_the_weight_itself(layer):
     assert torch.equal(thing.apply(Magnitude(keep=1.0)).dense(), thing.weight)
 
 
+@pytest.mark.parametrize("scope, columns", [("tensor", 40), ("tensor", 4), ("row", 130), ("row", 8)])
+@pytest.mark.parametrize("keep", [0.0, 0.1, 0.5, 0.97, 1.0])
+def test_masks_are_those_of_a_stable_sort(scope, columns, keep):
+    """Few levels, so that most scores have their equals."""
+    scores = torch.randint(0, 9, (30, columns), generator=torch.Generator().manual_seed(columns)).float()
+    rows = scores.flatten()[None] if scope == "tensor" else scores
+    order = rows.argsort(dim=1, descending=True, stable=True)
+    expected = torch.zeros_like(rows, dtype=torch.bool).scatter_(1, order[:, : round(keep * rows.shape[1])], True)
+    assert torch.equal(Magnitude(keep=keep).mask(scores, scope), expected.view_as(scores))
+
+
 def test_ties_go_by_position(layer):
     thing = layer(2, 4)
     thing.weight = torch.ones(2, 4)

@@ -17,6 +17,10 @@ from modicum.forms import Form, Masked
 from modicum.forms.lift import on_dense
 
 
+# Up to so many scores are sorted; of more, the least one kept is found.
+_SHORT = 64
+
+
 @dataclass(frozen=True, kw_only=True)
 class Pruner(Method):
     """Settings that all unstructured and n:m pruners share."""
@@ -68,6 +72,16 @@ class Pruner(Method):
 
 
 def _top(scores: torch.Tensor, count: int) -> torch.Tensor:
-    """Boolean mask of the ``count`` highest scores along the last axis."""
-    mask = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
-    return mask.scatter_(-1, scores.argsort(stable=True, dim=-1, descending=True)[..., :count], True)
+    """Boolean mask of the ``count`` highest scores along the last axis; of equal ones the first."""
+    length = scores.shape[-1]
+    if count in (0, length):
+        return torch.full(scores.shape, count > 0, device=scores.device)
+    if length <= _SHORT:
+        mask = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
+        return mask.scatter_(-1, scores.argsort(stable=True, dim=-1, descending=True)[..., :count], True)
+    least = scores.kthvalue(length - count + 1, dim=-1, keepdim=True).values
+    mask, equal = scores > least, scores == least
+    wanted = count - mask.sum(-1, keepdim=True)
+    if bool((equal.sum(-1, keepdim=True) > wanted).any()):
+        equal &= equal.cumsum(-1) <= wanted
+    return mask.logical_or_(equal)

@@ -77,7 +77,7 @@ class Gptq(Quantizer):
             assert covariance is not None
             diagonal = covariance.diagonal()
             order = diagonal.argsort(descending=True, stable=True) if self.order == "static" else torch.arange(len(diagonal))
-            stats.cache[key] = (order, factorize(covariance[order][:, order], self.damping))
+            stats.cache[key] = (order, factorize(covariance, self.damping, order))
         order, factor = stats.cache[key]
         if factor.retries:
             stats.events.append(f"damping raised {factor.retries} times to {factor.damping:g}")

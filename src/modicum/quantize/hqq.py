@@ -10,7 +10,7 @@ from modicum.core.method import Paper
 from modicum.core.settings import param
 from modicum.core.unit import Stats
 from modicum.forms import Form
-from modicum.numerics.grid import Grid
+from modicum.numerics.grid import Grid, pieces
 from modicum.quantize._family import Quantizer
 
 
@@ -47,7 +47,12 @@ class Hqq(Quantizer):
         """Alternate from the best clipped range."""
         scale, zero = grid.fit(weight, dtype, clip=self.clip)
         if self.steps:
-            scale, zero = self._refine(grid, grid.grouped(weight), scale, zero)
+            groups = grid.grouped(weight)
+            for piece in pieces(groups):
+                better = self._refine(grid, groups[piece], scale[piece], None if zero is None else zero[piece])
+                scale[piece] = better[0]
+                if zero is not None and better[1] is not None:
+                    zero[piece] = better[1]
         return grid.encode(weight, scale, zero)
 
     def _refine(
@@ -61,21 +66,20 @@ class Hqq(Quantizer):
             rounded = now_scale.to(dtype).float()[..., None]
             codes = (groups / rounded + now_zero[..., None]).round_().clamp_(0, grid.top)
             error = groups - (codes - now_zero[..., None]) * rounded
-            loss = error.abs().pow(self.norm).sum(2)
+            unit = error.abs().mean(2, keepdim=True).clamp_min(1e-30)
+            size = error.abs().div_(unit)
+            power = size.clamp_min(1e-8).log_().mul_(self.norm - 1).exp_()  # a third of the time of pow
+            loss = unit[..., 0] ** self.norm * (size * power).sum(2)
             better = loss < best
             best = torch.where(better, loss, best)
             kept_scale = torch.where(better, now_scale.to(dtype), kept_scale)
             if kept_zero is not None:
                 kept_zero = torch.where(better, now_zero.to(torch.uint8), kept_zero)
-            target = groups - self._shrink(error)
+            # The proximal step of the norm, in units of the group's mean error.
+            shrunk = power.mul_(-1 / self.strength).add_(size).clamp_min_(0).mul_(unit).copysign_(error)
+            target = groups - shrunk
             now_scale, now_zero = _regress(target, codes, now_scale, now_zero, None if zero is None else grid.top)
         return kept_scale, kept_zero
-
-    def _shrink(self, error: torch.Tensor) -> torch.Tensor:
-        """Proximal step of the l_p norm, in units of the group's mean error."""
-        unit = error.abs().mean(2, keepdim=True).clamp_min(1e-30)
-        size = error.abs() / unit
-        return error.sign() * unit * (size - size.clamp_min(1e-8).pow(self.norm - 1) / self.strength).clamp_min(0)
 
 
 def _regress(

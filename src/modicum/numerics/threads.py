@@ -1,0 +1,22 @@
+"""Equal bits whatever the number of threads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+@contextmanager
+def single_threaded() -> Iterator[None]:
+    """One thread inside: factorizations, and sums over a whole tensor, take another order of additions with each number of threads.
+
+    Matrix products and sums along one axis do not: they are left to all threads.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
