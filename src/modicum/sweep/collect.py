@@ -10,9 +10,10 @@ from torch import nn
 
 from modicum.core.method import Need
 from modicum.core.unit import Stats, Unit
+from modicum.numerics.gram import add_gram, mirror
 
-# Token rows turned to float32 at a time.
-_CHUNK = 4096
+# Token rows turned to float32 at a time: few enough to stay in the cache, enough for a product at full speed.
+_CHUNK = 1024
 _MOMENTS = {Need.NORMS, Need.MEANS, Need.VARIANCES}
 
 
@@ -20,32 +21,37 @@ class Collector:
     """Accumulates the statistics of inputs given as rows (tokens, columns)."""
 
     def __init__(self, needs: Set[Need], columns: int, device: torch.device | str = "cpu"):
-        self.needs, self.stats = needs, Stats()
+        self._stats = Stats()
         if needs & _MOMENTS or Need.COVARIANCE in needs:
-            self.stats.total = torch.zeros(columns, device=device)
-            self.stats.square = torch.zeros(columns, device=device)
+            self._stats.total = torch.zeros(columns, device=device)
+            self._stats.square = torch.zeros(columns, device=device)
         if Need.COVARIANCE in needs:
-            self.stats.covariance = torch.zeros(columns, columns, device=device)
+            self._stats.covariance = torch.zeros(columns, columns, device=device)
         if Need.INPUTS in needs:
-            self.stats.inputs = []
+            self._stats.inputs = []
 
     def add(self, rows: torch.Tensor) -> None:
         """Add inputs (tokens, columns) of any float dtype; sums are float32."""
-        stats = self.stats
+        stats = self._stats
         stats.count += len(rows)
         if stats.inputs is not None:
             stats.inputs.append(rows)
         if stats.total is None or stats.square is None:
             return
+        buffer = torch.empty(min(_CHUNK, len(rows)), rows.shape[1], device=rows.device)
         for chunk in rows.split(_CHUNK):
-            value = chunk.float()
+            value = buffer[: len(chunk)].copy_(chunk)
             stats.total += value.sum(0)
             if stats.covariance is not None:
-                stats.covariance.addmm_(value.T, value)
+                add_gram(stats.covariance, value)
             else:
-                stats.square += value.square().sum(0)
-        if stats.covariance is not None:
-            stats.square = stats.covariance.diagonal().clone()
+                stats.square += value.square_().sum(0)
+
+    def stats(self) -> Stats:
+        """What was collected; nothing can be added afterwards."""
+        if self._stats.covariance is not None:
+            self._stats.square = mirror(self._stats.covariance).diagonal().clone()
+        return self._stats
 
 
 def input_rows(unit: Unit, module: nn.Module, inputs: torch.Tensor) -> torch.Tensor:

@@ -196,11 +196,12 @@ class Sweep:
             self.pool.admit(value)
             rows, mask = input_rows(unit, owner, value), token_mask(self.batches[index], value)
             collector.add(rows if mask is None else rows[mask])
-        if collector.stats.square is not None and not torch.isfinite(collector.stats.square).all():
+        stats = collector.stats()
+        if stats.square is not None and not torch.isfinite(stats.square).all():
             raise ModelError(
                 f"{unit.name}: its inputs must be finite, hold NaN or Inf. Check the weights before it and the calibration data."
             )
-        return collector.stats
+        return stats
 
     def _own(self, unit: Unit, stats: Stats) -> Stats:
         """The stage's statistics with what belongs to one unit; the large parts are shared."""
@@ -265,7 +266,7 @@ class Sweep:
             for _, arrival in arrivals:
                 with Watch(stacks, add):
                     self.chain.original(name)(*arrival.args, **(arrival.kwargs or {}))
-        found = [collector.stats for collector in collectors]
+        found = [collector.stats() for collector in collectors]
         pooled = _pool(found)
         stats = {}
         for unit, mine in zip(units, found):

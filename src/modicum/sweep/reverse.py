@@ -15,6 +15,7 @@ from modicum.core.unit import Unit
 from modicum.data.splits import Batch, call
 from modicum.models.model import Model
 from modicum.models.structure import kind_of
+from modicum.numerics.gram import add_gram, mirror
 from modicum.sweep.collect import has_rows, input_rows
 from modicum.sweep.experts import Use, Watch
 from modicum.sweep.rehearsal import Script, module_units
@@ -101,7 +102,7 @@ class _Gradients:
         return Sensitivity(
             self.totals[name] / draws,
             None if total is None else total / max(count, 1),
-            None if covariance is None else covariance.div_(draws),  # in place: it may lie in a file
+            None if covariance is None else mirror(covariance).div_(draws),  # in place: it may lie in a file
             None if trace is None else float(trace) / draws,
         )
 
@@ -203,7 +204,7 @@ class _Gradients:
             if name not in self.covariances:
                 self.covariances[name] = gradients.new_zeros(gradients.shape[1], gradients.shape[1])
                 self.pool.admit(self.covariances[name])
-            self.covariances[name].addmm_(gradients.T, gradients)
+            add_gram(self.covariances[name], gradients)
 
     @staticmethod
     def _hook(output: torch.Tensor, axis: int, keep: Callable[[torch.Tensor], None], part: int | None = None) -> None:
