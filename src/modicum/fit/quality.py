@@ -19,6 +19,8 @@ from modicum.sweep.reverse import output_tensor
 from modicum.sweep.spill import SpillPool
 
 _RESAMPLES = 2000
+# Tokens whose distributions are compared at a time.
+_TOKENS = 128
 Outputs = Iterator[tuple[int, Any]]
 
 
@@ -79,21 +81,38 @@ def _add(quality: Quality, original: Any, candidate: Any, batch: Batch, causal: 
             "quality: the compressed model's outputs must be finite, hold NaN or Inf. Choose a larger budget or another method."
         )
     for row in range(len(left)):
-        a, b = left[row].float(), right[row].float()
         if not logits:
+            a, b = left[row].float(), right[row].float()
             quality.metric = "relative squared error"
             quality.divergence.append(float((a - b).square().sum() / a.square().sum().clamp_min(1e-30)))
             quality.tokens += 1
             continue
-        p, q = a.log_softmax(-1), b.log_softmax(-1)
-        each = (p.exp() * (p - q)).sum(-1).reshape(-1)
+        labels = batch["input_ids"][row] if causal and isinstance(batch, dict) and "input_ids" in batch else None
+        each, losses = _by_token(left[row], right[row], labels)
         mask = _mask(batch, row, each)
         quality.divergence.append(float(each[mask].mean().clamp_min(0)))
         quality.tokens += int(mask.sum())
-        if causal and isinstance(batch, dict) and "input_ids" in batch:
-            labels = batch["input_ids"][row][1:].to(p.device)
-            quality.original.append(_likelihood(p, labels, mask))
-            quality.candidate.append(_likelihood(q, labels, mask))
+        if losses is not None:
+            kept = losses[:, mask[1:]].mean(1)
+            quality.original.append(float(kept[0]))
+            quality.candidate.append(float(kept[1]))
+
+
+def _by_token(original: torch.Tensor, candidate: torch.Tensor, labels: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """KL of every token (tokens,) of one sequence's logits; and both negative log-likelihoods (2, tokens - 1) of the next where labels are.
+
+    A few tokens at a time: a vocabulary is wide.
+    """
+    divergences, losses = [], []
+    flat = [logits.reshape(-1, logits.shape[-1]) for logits in (original, candidate)]
+    following = None if labels is None else labels[1:].to(original.device)
+    for low in range(0, len(flat[0]), _TOKENS):
+        p, q = (logits[low : low + _TOKENS].float().log_softmax(-1) for logits in flat)
+        divergences.append((p.exp() * (p - q)).sum(-1))
+        if following is not None:
+            chosen = following[low : low + _TOKENS, None]
+            losses.append(torch.stack([-log[: len(chosen)].gather(-1, chosen)[:, 0] for log in (p, q)]))
+    return torch.cat(divergences), torch.cat(losses, 1) if losses else None
 
 
 def _mask(batch: Batch, row: int, each: torch.Tensor) -> torch.Tensor:
@@ -101,11 +120,6 @@ def _mask(batch: Batch, row: int, each: torch.Tensor) -> torch.Tensor:
     if mask is not None and mask.ndim == 2 and mask.shape[1] == len(each):
         return mask[row].bool().to(each.device)
     return torch.ones(len(each), dtype=torch.bool, device=each.device)
-
-
-def _likelihood(log: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor) -> float:
-    found = -log[:-1].gather(-1, labels[:, None])[:, 0]
-    return float(found[mask[1:]].mean())
 
 
 @torch.no_grad()

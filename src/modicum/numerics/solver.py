@@ -20,6 +20,8 @@ from modicum.numerics.threads import single_threaded
 # Columns corrected one by one; above it, by matrix products. Measured: 16 and 32 are equally fast, 8 and 64 slower.
 _LEAF = 32
 _RETRIES = 6
+# Weights solved at a time; the solver holds 24 bytes for each.
+_SLAB = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -46,23 +48,22 @@ def factorize(covariance: torch.Tensor, damping: float, order: torch.Tensor | No
     if not math.isfinite(float(covariance.sum(dtype=torch.float64))):
         raise ModelError("solver: the covariance of inputs must be finite, holds NaN or Inf. Check the calibration data and the model.")
     backwards = (torch.arange(len(covariance), device=covariance.device) if order is None else order).flip(0)
-    work = covariance[backwards][:, backwards]
-    diagonal = work.diagonal().double()
+    diagonal = covariance.diagonal()[backwards].double()
     mean = float(diagonal.mean())
     base = mean if mean > 0 else 1.0
     diagonal[diagonal <= 0] = base
     for retry in range(_RETRIES + 1):
         damped = diagonal + damping * 10**retry * base
         for dtype in (torch.float32, torch.float64):
-            trial = work.to(dtype, copy=True)
-            trial.diagonal().copy_(damped)
+            # Seen by columns it is what LAPACK takes, and no copy is made.
+            work = covariance[backwards][:, backwards].to(dtype).mT
+            work.diagonal().copy_(damped)
             with single_threaded():
-                lower, failed = torch.linalg.cholesky_ex(trial)
-            scale = lower.diagonal().clone()
+                failed = torch.linalg.cholesky_ex(work, out=(work, torch.empty((), dtype=torch.int32, device=work.device))).info
+            scale = work.diagonal().clone()
             if not failed and (dtype == torch.float64 or _accurate(scale.square() / damped)):
-                return Factor(
-                    lower.div_(scale).mT.flip(0, 1).float().contiguous().mT, scale.flip(0).square().float(), damping * 10**retry, retry
-                )
+                coupling = work.div_(scale).mT.flip(0, 1).float().mT
+                return Factor(coupling, scale.flip(0).square().float(), damping * 10**retry, retry)
     raise ModelError(
         f"solver: no damping up to {damping * 10**_RETRIES:g} makes the covariance positive definite. Use more calibration tokens."
     )
@@ -74,6 +75,12 @@ def _accurate(left: torch.Tensor) -> bool:
     What remains is what elimination did not cancel; its rounding errors, relative to the energy, grow as the root of the columns.
     """
     return bool((left > 64 * torch.finfo(torch.float32).eps * len(left) ** 0.5).all())
+
+
+def slabs(weight: torch.Tensor) -> list[slice]:
+    """Slices of rows to solve one after the other: rows do not meet in the solver, and its memory then has a bound."""
+    count = max(1, _SLAB // max(1, weight.shape[1]))
+    return [slice(low, low + count) for low in range(0, len(weight), count)]
 
 
 def solve(weight: torch.Tensor, factor: Factor, decide: Callable[[int, torch.Tensor], torch.Tensor], *, span: int = 0,

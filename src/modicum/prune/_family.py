@@ -16,7 +16,6 @@ from modicum.core.unit import Site, Stats
 from modicum.forms import Form, Masked
 from modicum.forms.lift import on_dense
 
-
 # Up to so many scores are sorted; of more, the least one kept is found.
 _SHORT = 64
 

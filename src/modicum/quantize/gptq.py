@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -11,7 +12,7 @@ from modicum.core.settings import param
 from modicum.core.unit import Stats
 from modicum.forms import Form, Integer
 from modicum.numerics.grid import Grid
-from modicum.numerics.solver import Factor, factorize, solve
+from modicum.numerics.solver import Factor, factorize, slabs, solve
 from modicum.quantize._family import Quantizer
 from modicum.quantize.hqq import Hqq
 
@@ -63,12 +64,21 @@ class Gptq(Quantizer):
         order, factor = self._factor(stats)
         importance = stats.covariance.diagonal()
         scale, zero = grid.fit(weight, dtype, importance=importance, clip=self.clip)
-        rounding = _Rounding(grid, scale, zero, weight.shape, order)
         sequential = self.order == "none" and grid.width(weight.shape[1]) > 0
-        prepare = (lambda low, high, corrected: rounding.refit(low, corrected, dtype, importance, self.clip)) if sequential else None
-        _, loss = solve(weight[:, order], factor, rounding.decide, span=grid.group if sequential else 0, prepare=prepare)
-        stats.cache["loss"] = loss
-        return rounding.form()
+        codes, scales, zeros, total = [], [], [], 0.0
+        for rows in slabs(weight):
+            own = rows if len(scale) == len(weight) else slice(None)
+            rounding = _Rounding(grid, scale[own], None if zero is None else zero[own], weight[rows].shape, order)
+            prepare = partial(rounding.refit, dtype=dtype, importance=importance, clip=self.clip) if sequential else None
+            _, loss = solve(weight[rows][:, order], factor, rounding.decide, span=grid.group if sequential else 0, prepare=prepare)
+            codes.append(rounding.codes.T.contiguous())
+            scales.append(rounding.scale)
+            zeros += [] if rounding.zero is None else [rounding.zero]
+            total += loss
+        stats.cache["loss"] = total
+        if len(scale) == len(weight):
+            scale, zero = torch.cat(scales), torch.cat(zeros) if zeros else None
+        return Integer(torch.cat(codes), scale, zero, self.bits, grid.width(weight.shape[1]))
 
     def _factor(self, stats: Stats) -> tuple[torch.Tensor, Factor]:
         key = ("gptq", self.damping, self.order)
@@ -103,13 +113,10 @@ class _Rounding:
         self.codes[column] = code
         return code.sub_(offset).mul_(scale)
 
-    def refit(self, low: int, corrected: torch.Tensor, dtype: torch.dtype, importance: torch.Tensor, clip: float) -> None:
+    def refit(self, low: int, high: int, corrected: torch.Tensor, *, dtype: torch.dtype, importance: torch.Tensor, clip: float) -> None:
         group, one = low // self.width, Grid(self.grid.bits, 0, self.grid.symmetric)
-        weights = importance[low : low + len(corrected)]
+        weights = importance[low:high]
         scale, zero = one.fit(corrected.T, dtype, importance=weights, clip=clip)
         self.scale[:, group], self.scales[group] = scale[:, 0], scale[:, 0].float()
         if self.zero is not None and zero is not None:
             self.zero[:, group], self.offsets[group] = zero[:, 0], zero[:, 0].float()
-
-    def form(self) -> Form:
-        return Integer(self.codes.T.contiguous(), self.scale, self.zero, self.grid.bits, self.width)
