@@ -17,8 +17,9 @@ demo: .venv/.installed
 test: .venv/.test
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -m "not slow" -n 2
 
-# The long form of the tests.
+# The long form of the tests. Where atheris has no build for this machine, its search is skipped, and says so.
 stress: .venv/.test
+	-$(PYTHON) -m pip install -e ".[fuzz]"
 	$(PYTHON) -m pytest -m slow
 
 check: .venv/.test

@@ -247,3 +247,17 @@ def test_slice_rows_cuts_every_tensor():
     assert positional.shape == (2, 3)
     with pytest.raises(DataError, match=r"a: \[2, 3\], b: \[1\]"):
         slice_rows({"a": torch.zeros(2, 3), "b": torch.zeros(1)}, 0, 1)
+
+
+class Caching(torch.nn.Module):
+    """Says with what it was called."""
+
+    def forward(self, x, y=None, use_cache=True):
+        return y, use_cache
+
+
+@pytest.mark.parametrize(
+    "batch, wanted", [({"x": 1}, False), ((1,), False), ((1, 2), False), ({"x": 1, "use_cache": True}, True), ((1, 2, True), True)]
+)
+def test_models_run_without_the_cache_of_generation_unless_the_batch_asks_for_it(batch, wanted):
+    assert call(Caching(), batch)[1] is wanted

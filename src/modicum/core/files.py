@@ -20,20 +20,23 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     UTF-8, no JSON, nested too deeply, a key twice in one object.
     """
     try:
-        # A pipe without a writer would be waited for.
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe without a writer would be waited for
+        try:
+            return parse_json(_content(fd))
+        finally:
+            os.close(fd)
     except OSError as error:
         raise ValueError(error.strerror or str(error)) from None
-    with os.fdopen(fd, "rb", closefd=True) as file:
-        told = os.fstat(fd)
-        if not stat.S_ISREG(told.st_mode):
-            raise ValueError("it is no regular file")
-        if told.st_size > MAX_JSON:
-            raise ValueError(f"it has {told.st_size} bytes, more than {MAX_JSON}")
-        try:
-            return parse_json(file.read(MAX_JSON))
-        except OSError as error:
-            raise ValueError(error.strerror or str(error)) from None
+
+
+def _content(fd: int) -> bytes:
+    told = os.fstat(fd)
+    if not stat.S_ISREG(told.st_mode):
+        raise ValueError("it is no regular file")
+    if told.st_size > MAX_JSON:
+        raise ValueError(f"it has {told.st_size} bytes, more than {MAX_JSON}")
+    with os.fdopen(fd, "rb", closefd=False) as file:
+        return file.read(told.st_size)
 
 
 def parse_json(raw: bytes) -> Any:

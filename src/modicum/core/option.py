@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from modicum.core import settings
-from modicum.core.errors import SettingError
+from modicum.core.errors import ModelError, SettingError
 from modicum.core.method import Change, Method, Need, find
 from modicum.core.unit import Site, Stats
 
@@ -77,14 +77,23 @@ class Option:
         return None if any(step is None for step in steps) else Option(tuple(step for step in steps if step is not None))
 
     def apply(self, site: Site, stats: Mapping[str, Stats], current: Mapping[str, Form]) -> Change:
-        """Apply the steps in order, each seeing the forms of the one before."""
+        """Apply the steps in order, each seeing the forms of the one before.
+
+        Raises ``ModelError`` where a step fails on a weight, or makes NaN or Inf of it.
+        """
         total, forms = Change(), dict(current)
         for step in self.steps:
-            change = step.apply(site, stats, forms)
+            try:
+                change = step.apply(site, stats, forms)
+            except ModelError as error:
+                raise ModelError(str(error) if site.name in str(error) else f"{site.name}: {error}") from None
             forms.update(change.forms)
             total.forms.update(change.forms)
             total.biases.update(change.biases)
             total.dropped += change.dropped
             total.conflicts |= change.conflicts
             total.events += change.events
+        for name, form in total.forms.items():
+            if not form.finite():
+                raise ModelError(f"{name}: what {str(self)!r} makes of it must be finite, holds NaN or Inf. Choose another option for it.")
         return total

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -112,8 +113,14 @@ def from_batches(iterable: Iterable[Any], seed: int = 0) -> Splits:
 
 
 def call(module: Callable[..., Any], batch: Batch) -> Any:
-    """Run a module on a batch: a dict by keyword, a tuple by position."""
-    return module(**batch) if isinstance(batch, Mapping) else module(*batch)
+    """Run a module on a batch: a dict by keyword, a tuple by position.
+
+    Without the cache that generation wants, if the module has one and the batch does not ask for it: it holds two tensors of every block.
+    """
+    names = list(inspect.signature(getattr(module, "forward", module)).parameters)
+    given = batch if isinstance(batch, Mapping) else names[: len(batch)]
+    settings = {"use_cache": False} if "use_cache" in names and "use_cache" not in given else {}
+    return module(**batch, **settings) if isinstance(batch, Mapping) else module(*batch, **settings)
 
 
 def count_rows(batch: Batch) -> int:

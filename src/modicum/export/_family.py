@@ -12,9 +12,10 @@ from typing import Any, ClassVar
 
 import torch
 
+from modicum.core.errors import ModelError
 from modicum.core.method import Change
 from modicum.core.option import Option
-from modicum.core.tensorfile import TensorWriter, file_bytes
+from modicum.core.tensorfile import Shards, TensorWriter, file_bytes
 from modicum.core.unit import Site, Unit
 from modicum.data.splits import Batch
 from modicum.forms import Form
@@ -74,6 +75,17 @@ class Layout:
             (directory / "model.safetensors.index.json").write_bytes(_index(shards))
         return paths
 
+    def compare(self, directory: Path) -> int:
+        """Read all tensors back and compare them with what they are made of; their number. Raises ``ModelError`` where one differs."""
+        with Shards(directory) as shards:
+            for names, make in self.makers:
+                made = make()
+                for name in names:
+                    wanted, found = made[name], shards.read(name)
+                    if wanted.dtype != found.dtype or not torch.equal(_raw(wanted), _raw(found)):
+                        raise ModelError(f"{directory}: {name} must be read back as it was written, differs. Check the disk.")
+        return len(self.entries)
+
 
 class Target(ABC):
     """A format some runtime loads."""
@@ -129,6 +141,10 @@ class Target(ABC):
         """Bytes a unit adds to the file: tensors, and their share of the header with offsets of ``digits`` digits."""
         entries = self.unit_entries(unit, form)
         return sum(tensor_bytes(*entry) + header_share(name, *entry, digits) for name, entry in entries.items())
+
+
+def _raw(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.contiguous().reshape(-1).view(torch.uint8)
 
 
 def tensor_bytes(dtype: torch.dtype, shape: tuple[int, ...]) -> int:

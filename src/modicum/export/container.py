@@ -38,6 +38,7 @@ from modicum.export.narrow import (
 from modicum.forms import Dense, Form, restore
 from modicum.models.open import model_class, read_config, skeleton
 from modicum.models.quiet import hushed
+from modicum.models.weights import CheckpointWeights
 
 FORMAT, VERSION = "modicum-container", 1
 _FILE = "modicum.json"
@@ -247,10 +248,15 @@ def _record(directory: Path, groups: list[Group]) -> None:
 
 
 def _load_transformers(directory: Path) -> nn.Module:
-    cls = type(_skeleton(directory))  # ours refuses what Transformers would fill at random, unpickle, or follow out of the directory
+    # Transformers would unpickle, follow links out of the directory, and fill what is missing with random numbers.
+    bare = _skeleton(directory)
+    if getattr(bare.config, "quantization_config", None) is None:
+        with Shards(directory) as shards:
+            CheckpointWeights(bare, shards)
+    settings = {"dtype": "auto", "use_safetensors": True, "ignore_mismatched_sizes": True, "output_loading_info": True}
     try:
         with hushed():
-            module, report = cls.from_pretrained(directory, dtype="auto", use_safetensors=True, output_loading_info=True)  # type: ignore[attr-defined]
+            module, report = type(bare).from_pretrained(directory, **settings)  # type: ignore[attr-defined]
     except Exception as error:
         raise ModelError(f"{directory}: Transformers cannot load it ({first_line(error)}).") from None
     for kind in ("missing_keys", "mismatched_keys", "error_msgs"):
@@ -263,7 +269,7 @@ def _read_body(path: Path) -> dict[str, Any]:
     try:
         body = read_json(path)
         if body["format"] != FORMAT or body["version"] != VERSION:
-            raise ValueError(f"is {body['format']} {body['version']}, not {FORMAT} {VERSION}")
+            raise ValueError(f"is {body['format']!r:.40} {body['version']!r:.40}, not {FORMAT} {VERSION}")
         if (
             not isinstance(body["units"], dict)
             or not isinstance(body["dropped"], list)

@@ -44,7 +44,7 @@ class Svd(Method):
         rows, columns = weight.shape
         rank = self.rank or max(1, int(self.keep * rows * columns / (rows + columns)))
         left, right = truncated(weight.float(), min(rank, rows, columns))
-        scale = left.norm(dim=0).clamp_min(1e-30).sqrt()  # balanced factors lose least to a narrow dtype
+        scale = left.double().norm(dim=0).clamp_min(1e-60).sqrt()  # balanced factors lose least to a narrow dtype
         return LowRank((left / scale).to(weight.dtype), (right * scale[:, None]).to(weight.dtype))
 
     def apply(self, site: Site, stats: Mapping[str, Stats], current: Mapping[str, Form]) -> Change:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -59,14 +59,18 @@ class Assembly:
             raise ModelError(f"{unit.name}: weights must be finite, hold NaN or Inf. Repair the checkpoint.")
         stats.reference = stored if begun is None else begun.dense()  # a repair mends what the option lost, not what a drop removed
         form = option.apply(Site(unit.name, "unit", (unit,)), {unit.name: stats}, {unit.name: begun or Dense(stored)}).forms[unit.name]
-        self.events += [f"{unit.name}: {event}" for event in dict.fromkeys(stats.events)]
+        self._tell(f"{unit.name}: {event}" for event in stats.events)
         return form
+
+    def _tell(self, events: Iterable[str]) -> None:
+        self.events += [event for event in dict.fromkeys(events) if event not in self.events]
 
     def _flush(self, block: str) -> None:
         forms = self._pending.pop(block, {})
         if forms:
-            self.store.put(block or f"trunk-{next(iter(forms))}".replace("/", "_"), forms)
+            # Before the forms: a unit that is made again tells the same again, one that is not tells nothing.
             write_json(self.directory / "events.json", self.events)
+            self.store.put(block or f"trunk-{next(iter(forms))}".replace("/", "_"), forms)
 
     def run(self, batches: Sequence[Batch], *, seed: int, pool: SpillPool, tick: Callable[[str], None] = lambda _: None) -> FormStore:
         """Sweep and return the forms of every treated unit."""
@@ -78,6 +82,7 @@ class Assembly:
         chain = ChainStore(self.directory / "chain")
 
         def on_block(name: str, outputs: dict) -> None:
+            self._tell(sweep.chronicle.events)
             self._flush(name)
             chain.keep(name, outputs)
             tick(name)
@@ -91,7 +96,7 @@ class Assembly:
             dropped=self.dropped, on_block=on_block, replayed=chain.replayed(),
         )  # fmt: skip
         sweep.finish()
-        self.events += [event for event in sweep.chronicle.events if event not in self.events]
+        self._tell(sweep.chronicle.events)
         gone = {unit.name for unit in self.model.units.values() if Script.home(unit.name, self.dropped)}
         for name in [*self.options, *self.start]:
             if name not in self.store and name not in gone and (self.options.get(name, Option()).steps or name in self.start):

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 
 from modicum.core.unit import Stats, Unit
+from modicum.numerics.threads import total
 from modicum.sweep import Sensitivity
 
 # A unit's harm from its weight error (rows, columns), what was measured of its inputs and gradients, and its weight; None: not known.
@@ -25,7 +26,7 @@ def fisher(unit: Unit, error: torch.Tensor, stats: Stats, sensitivity: Sensitivi
     where the unit's inputs or gradients were not seen.
     """
     found = None if sensitivity is None else rows(unit, error, stats, sensitivity)
-    return None if found is None else float(found.sum())
+    return None if found is None else total(found)
 
 
 def covariance(unit: Unit, error: torch.Tensor, stats: Stats, sensitivity: Sensitivity | None, weight: torch.Tensor) -> float | None:
@@ -53,7 +54,7 @@ def covariance(unit: Unit, error: torch.Tensor, stats: Stats, sensitivity: Sensi
     if moved is None or (_looked_up(unit) and len(felt) != unit.shape[1]):
         return None
     weighed = error @ felt if _looked_up(unit) else felt @ error
-    return max(0.0, 0.5 * float(moved.mul_(weighed).sum()))
+    return max(0.0, 0.5 * total(moved.mul_(weighed)))
 
 
 def relative(unit: Unit, error: torch.Tensor, stats: Stats, sensitivity: Sensitivity | None, weight: torch.Tensor) -> float | None:
@@ -64,7 +65,7 @@ def relative(unit: Unit, error: torch.Tensor, stats: Stats, sensitivity: Sensiti
     *Needs and cost*: inputs; twice rows · columns² operations. None where they were not seen.
     """
     lost, whole = (_energy(unit, value, stats, sensitivity) for value in (error, weight))
-    return None if lost is None or whole is None else float(lost.sum() / whole.sum().clamp_min(1e-30))
+    return None if lost is None or whole is None else total(lost) / max(total(whole), 1e-30)
 
 
 def trace(unit: Unit, error: torch.Tensor, stats: Stats, sensitivity: Sensitivity | None, weight: torch.Tensor) -> float | None:
@@ -165,7 +166,7 @@ def _energy(unit: Unit, value: torch.Tensor, stats: Stats, sensitivity: Sensitiv
 
 
 def _averaged(unit: Unit, error: torch.Tensor, curvature: float | None) -> float | None:
-    return None if curvature is None else 0.5 * curvature / unit.size * float(error.square().sum())
+    return None if curvature is None else 0.5 * curvature / unit.size * total(error.square())
 
 
 def _looked_up(unit: Unit) -> bool:

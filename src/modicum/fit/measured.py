@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from modicum.core.errors import ModelError, SettingError
+from modicum.core.files import read_json
 from modicum.core.option import Option
 from modicum.core.tensorfile import TensorFile, TensorWriter
 from modicum.data.splits import PARTS, Batch, Splits
@@ -31,6 +32,7 @@ from modicum.fit.workdir import WorkDir
 from modicum.models.model import Model
 from modicum.sweep.spill import SpillPool
 
+_PARTS = {"model", "targets", "menu", "settings", "data", "stages", "hash"}
 FORMAT, VERSION = "modicum-measurement", 1
 _FILE, _FINDINGS, _TOKENS = "measurement.json", "findings.json", "sequences.safetensors"
 # What a measurement decides for every fit from it.
@@ -51,12 +53,14 @@ class Measured:
         """Read a measurement. Raises ``SettingError`` for anything else."""
         directory = Path(directory)
         try:
-            meta = json.loads((directory / _FILE).read_text(encoding="utf-8"))
+            meta = read_json(directory / _FILE)
             if not isinstance(meta, dict) or meta.get("format") != FORMAT or meta.get("version") != VERSION:
                 raise ValueError(f"not of format {FORMAT}, version {VERSION}")
-            if meta.get("hash") != _hash(directory, meta):
+            if missing := _PARTS - meta.keys():
+                raise ValueError(f"{min(missing)!r} is missing")
+            if meta["hash"] != _hash(directory, meta):
                 raise ValueError("not as it was written")
-            findings = Findings.from_json(json.loads((directory / _FINDINGS).read_text(encoding="utf-8")))
+            findings = Findings.from_json(read_json(directory / _FINDINGS))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise SettingError(f"measurement {directory}: must be a folder that measure wrote ({error}). Measure again.") from None
         return cls(directory, meta, findings)
@@ -67,8 +71,8 @@ class Measured:
         parts: dict[str, dict[int, dict[str, torch.Tensor]]] = {part: {} for part in PARTS}
         with TensorFile(self.directory / _TOKENS) as file:
             for name in file.entries:
-                part, index, key = name.split(".", 2)
-                if part not in parts or not index.isdigit():
+                part, index, key = (*name.split(".", 2), "", "")[:3]
+                if part not in parts or not (index.isascii() and index.isdigit()) or not key:
                     raise ModelError(f"{self.directory / _TOKENS}: holds {name!r}, which no measurement has. Measure again.")
                 parts[part].setdefault(int(index), {})[key] = file.read(name)
         calibration, validation, test = ([_batch(found[index]) for index in sorted(found)] for found in parts.values())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -22,6 +22,7 @@ from modicum.fit.menu import cutters, offered
 from modicum.fit.store import ChainStore, write_json
 from modicum.forms import Dense, Form
 from modicum.models.model import Model
+from modicum.numerics.threads import total
 from modicum.sweep import Script, Sensitivity, Stage, Sweep
 from modicum.sweep.coupling import kept_rows
 from modicum.sweep.spill import SpillPool
@@ -87,13 +88,13 @@ class Measurement:
         if not option.steps:
             return Finding(0.0, 0.0, 0.0)
         error, sensitivity = weight - form.dense().float(), self.sensitivities.get(unit.name)
-        distance = float(error.square().sum())
+        distance = total(error.square())
         if unit.name in self.producers:
             rows = contributions(unit, error, stats, sensitivity)
             if rows is not None:
                 self._rows.setdefault(unit.name, {})[str(option)] = rows
         cost = HARMS[self.harm](unit, error, stats, sensitivity, weight)
-        return Finding(cost, distance / float(weight.square().sum().clamp_min(1e-30)), distance)
+        return Finding(cost, distance / max(total(weight.square()), 1e-30), distance)
 
     def form(self, unit: Unit, option: Option, stats: Stats, stored: torch.Tensor) -> Form:
         """What ``option`` makes of a unit."""
@@ -139,6 +140,9 @@ class Measurement:
 
     # The sweep
 
+    def _tell(self, events: Iterable[str]) -> None:
+        self.found.events += [event for event in events if event not in self.found.events]
+
     def save(self) -> None:
         """Write what is done."""
         self._rows.clear()
@@ -155,6 +159,7 @@ class Measurement:
         chain = ChainStore(self.directory / "chain") if self.directory is not None else None
 
         def on_block(name: str, outputs: dict) -> None:
+            self._tell(sweep.chronicle.events)
             self.save()
             if chain is not None:
                 chain.keep(name, outputs)
@@ -165,7 +170,7 @@ class Measurement:
             replayed=chain.replayed() if chain is not None else None,
         )  # fmt: skip
         sweep.finish()
-        self.found.events += [event for event in sweep.chronicle.events if event not in self.found.events]
+        self._tell(sweep.chronicle.events)
         for unit in self.model.units.values():
             if unit.name in self.options and unit.name not in self.found.units:
                 self._unit(unit, Stats())

@@ -6,21 +6,10 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
-import psutil
+from modicum.core.memory import own_memory
 
-_STATUS = Path("/proc/self/status")
 _PERIOD = 0.02
-
-
-def own_memory() -> int:
-    """Anonymous plus shared memory of this process in bytes; resident memory where the system does not tell them apart."""
-    if _STATUS.exists():
-        found = [line.split() for line in _STATUS.read_text().splitlines() if line.startswith(("RssAnon:", "RssShmem:"))]
-        if found:
-            return sum(int(words[1]) for words in found) * 1024
-    return psutil.Process().memory_info().rss
 
 
 class Quiet:

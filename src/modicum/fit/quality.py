@@ -14,11 +14,14 @@ from modicum.core.errors import DataError, ModelError
 from modicum.data.splits import Batch, call
 from modicum.forms import Form
 from modicum.models.model import Model
+from modicum.numerics.threads import total
 from modicum.sweep import Script, Sweep
 from modicum.sweep.reverse import output_tensor
 from modicum.sweep.spill import SpillPool
 
 _RESAMPLES = 2000
+# Nats per token beyond which a perplexity is no number any more; it is told as that of so many.
+_RUINED = 700.0
 # Tokens whose distributions are compared at a time.
 _TOKENS = 128
 Outputs = Iterator[tuple[int, Any]]
@@ -41,10 +44,14 @@ class Quality:
         mean, low, high = interval(self.divergence, seed)
         found = {"metric": self.metric, "mean": mean, "low": low, "high": high, "sequences": len(self.divergence), "tokens": self.tokens}
         if self.candidate:
-            found |= {"perplexity": math.exp(float(np.mean(self.candidate)))}
+            found |= {"perplexity": _perplexity(self.candidate)}
             if self.original:
-                found |= {"perplexity_original": math.exp(float(np.mean(self.original)))}
+                found |= {"perplexity_original": _perplexity(self.original)}
         return found
+
+
+def _perplexity(losses: Sequence[float]) -> float:
+    return math.exp(min(float(np.mean(losses)), _RUINED))
 
 
 def interval(values: Sequence[float], seed: int = 0) -> tuple[float, float, float]:
@@ -82,9 +89,9 @@ def _add(quality: Quality, original: Any, candidate: Any, batch: Batch, causal: 
         )
     for row in range(len(left)):
         if not logits:
-            a, b = left[row].float(), right[row].float()
+            a, b = left[row].double(), right[row].double()
             quality.metric = "relative squared error"
-            quality.divergence.append(float((a - b).square().sum() / a.square().sum().clamp_min(1e-30)))
+            quality.divergence.append(total((a - b).square()) / max(total(a.square()), 1e-30))
             quality.tokens += 1
             continue
         labels = batch["input_ids"][row] if causal and isinstance(batch, dict) and "input_ids" in batch else None

@@ -11,14 +11,14 @@ from typing import Any
 
 from torch import nn
 
-from modicum.core.budget import readable
-from modicum.core.errors import BudgetError, DataError, SettingError, near
+from modicum.core.errors import DataError, SettingError, near
 from modicum.core.option import Option
 from modicum.core.unit import Site
 from modicum.data.splits import Batch, Splits, from_batches, from_text
 from modicum.drop.experts import expert_sites
 from modicum.export import TARGETS, Target
 from modicum.fit.findings import Sizing
+from modicum.fit.memory import spare
 from modicum.fit.menu import cutters, default_menu
 from modicum.fit.request import Settings
 from modicum.fit.runtime import Runtime
@@ -26,9 +26,6 @@ from modicum.models.model import Model
 from modicum.models.open import open_model
 from modicum.sweep import Script, rehearse
 from modicum.sweep.coupling import coupled_cuts
-
-# What a run needs beside weights and activations: the interpreter, torch and Transformers.
-_BASE_BYTES = 700_000_000
 
 
 @dataclass
@@ -109,23 +106,9 @@ class Subject:
             if not any(_matches(pattern, name) for name in names):
                 raise SettingError(f"--keep {pattern!r}: must match a layer, matches none. {near(pattern, {u.module for u in units})}")
 
-    # Memory
-
     def activation_limit(self) -> int | None:
         """Bytes that activations may take in memory, or None. Raises ``BudgetError`` with the smallest workable ``--ram``."""
-        if self.settings.ram is None:
-            return None
-        weights, model = self.model.weights, self.model
-        size = lambda names: sum(weights.held(name).numel() * weights.dtype(name).itemsize for name in names)
-        blocks = max((size(block.parameters) for block in model.blocks.values()), default=0)
-        widest = max((unit.shape[1] for unit in model.units.values()), default=0)
-        largest = max((unit.size for unit in model.units.values()), default=0)
-        held = size(model.trunk) + blocks if weights.lazy else 0
-        needed = _BASE_BYTES + held + 20 * widest * widest + 24 * largest
-        left = self.settings.ram - needed
-        if left < 32_000_000:
-            raise BudgetError(f"--ram: must be at least {readable(needed + 64_000_000)} for this model, got {readable(self.settings.ram)}.")
-        return left
+        return spare(self.model, self.data.calibration[0], self.settings.ram)
 
 
 def opened(source: str | Path | nn.Module | Model, settings: Settings) -> Model:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import tempfile
@@ -15,6 +14,7 @@ from typing import Any
 import filelock
 
 from modicum.core.errors import ModelError, SettingError
+from modicum.core.files import read_json
 from modicum.fit.store import write_json
 
 
@@ -107,7 +107,7 @@ def temporary(prefix: str = "modicum-") -> Path:
 def _state(path: Path) -> dict[str, Any]:
     """What an interrupted run wrote of itself; empty where nothing, or something foreign, stands there."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        found = read_json(path)
+    except ValueError:
         return {}
     return found if isinstance(found, dict) else {}

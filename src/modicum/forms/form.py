@@ -24,6 +24,10 @@ class Form(ABC):
     def __init_subclass__(cls) -> None:
         _KINDS[cls.kind] = cls
 
+    def finite(self) -> bool:
+        """Whether the dequantized value holds neither NaN nor Inf."""
+        return bool(torch.isfinite(self.dense()).all())
+
     @abstractmethod
     def dense(self) -> torch.Tensor:
         """Value as a (rows, columns) tensor of ``dtype``."""

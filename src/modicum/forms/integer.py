@@ -38,6 +38,11 @@ class Integer(Form):
         return (self.codes.to(self.dtype) - zero.to(self.dtype)) * self.spread(self.scale)
 
     @override
+    def finite(self) -> bool:
+        # No code is further from its zero point than all levels together.
+        return bool(torch.isfinite(self.scale * 2**self.bits).all()) or super().finite()
+
+    @override
     def tensors(self) -> dict[str, torch.Tensor]:
         found = {"codes": pack(self.codes, self.bits), "scale": self.scale.contiguous()}
         if self.zero is not None:

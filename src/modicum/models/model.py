@@ -40,6 +40,7 @@ class Model:
     name: str = "module"
     directory: Path | None = None
     notes: list[str] = field(default_factory=list)
+    trust_remote_code: bool = False
 
     @property
     def config(self) -> Any:
@@ -58,7 +59,7 @@ class Model:
             )
         try:
             with hushed():
-                return AutoTokenizer.from_pretrained(self.directory)
+                return AutoTokenizer.from_pretrained(self.directory, trust_remote_code=self.trust_remote_code)
         except Exception as error:
             raise ModelError(
                 f"{self.name}: its tokenizer cannot be read ({_first_line(error)}). Fetch the tokenizer's files again."

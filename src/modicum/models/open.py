@@ -49,7 +49,7 @@ def open_model(source: str | Path | nn.Module | Model, *, allow_pickle: bool = F
     except BaseException:
         shards.close()
         raise
-    model = _assembled(module, weights, name=str(source), directory=directory)
+    model = _assembled(module, weights, name=str(source), directory=directory, trust_remote_code=trust_remote_code)
     if weights.unused:
         model.notes.append(f"{len(weights.unused)} tensors of the checkpoint are not part of the model, among them {weights.unused[0]}")
     return model

@@ -88,6 +88,7 @@ class CheckpointWeights(Weights):
         self.shards = shards
         self._sources: dict[str, tuple[Any, list[tuple[str, str]]]] = {}  # conversion → its converter, (key on disk, pattern)
         self._made_by: dict[str, str] = {}  # parameter → conversion that makes it
+        self._made: dict[str, tuple[int, ...]] = {}  # parameter or buffer → its shape as a conversion makes it
         self._dtypes: dict[str, torch.dtype] = {}
         self._latest: tuple[str, dict[str, torch.Tensor]] = ("", {})
         self._finite: set[str] = set()
@@ -116,14 +117,10 @@ class CheckpointWeights(Weights):
             self._sources.setdefault(target, (by_pattern.get(pattern or ""), []))[1].append((key, pattern or ""))
         unused = []
         for target, (_, sources) in self._sources.items():
-            made = self._shapes(target)
-            self._made_by.update({name: target for name in made if name in state})
-            for name in made.keys() & state.keys():
-                wanted = tuple(state[name].shape)
-                if made[name] != wanted:
-                    where = self.shards.directory
-                    raise ModelError(f"{where}: {name} must have shape {wanted} by the config, has {made[name]}. Check the config.")
-            unused += [key for key, _ in sources if not any(name in state for name in made)]
+            made = {name: shape for name, shape in self._shapes(target).items() if name in state}
+            self._made_by.update(dict.fromkeys(made, target))
+            self._made.update(made)
+            unused += [] if made else [key for key, _ in sources]
         ignored = getattr(self.module, "_keys_to_ignore_on_load_unexpected", None) or []
         return [key for key in unused if not any(re.search(pattern, key) for pattern in ignored)]
 
@@ -136,10 +133,16 @@ class CheckpointWeights(Weights):
                     f"{where}: must hold the weight {first}, which no shard has. Fetch the checkpoint again or check its config."
                 )
             self._made_by[first] = self._made_by[source]
+            self._check_shape(source, self.held(first))
             sources = self._sources[self._made_by[source]][1]
             self._dtypes[first] = dtype = self.shards.entry(sources[0][0]).dtype
             if self.held(first).is_floating_point() and dtype not in _WEIGHT_DTYPES:
                 raise ModelError(f"{where}: {first} must be stored in float16, bfloat16, float32 or float64, is {dtype}. Dequantize it.")
+
+    def _check_shape(self, name: str, held: torch.Tensor) -> None:
+        wanted, has = tuple(held.shape), self._made[name]
+        if has != wanted:
+            raise ModelError(f"{self.shards.directory}: {name} must have shape {wanted} by the config, has {has}. Check the config.")
 
     def _shapes(self, target: str) -> dict[str, tuple[int, ...]]:
         """Shapes of the parameters that a conversion makes, or of the one stored as it is."""
@@ -208,6 +211,7 @@ class CheckpointWeights(Weights):
         """Fill the persistent buffers (batch statistics, position tables), which are small and stay."""
         for name, buffer in self.module.named_buffers():
             if name in self._made_by:
+                self._check_shape(name, buffer)
                 buffer.copy_(self._value(name))
 
 

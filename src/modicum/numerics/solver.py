@@ -9,7 +9,7 @@ is D_k. Columns are halved recursively: all but the smallest pieces' corrections
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -121,17 +121,23 @@ def solve(weight: torch.Tensor, factor: Factor, decide: Callable[[int, torch.Ten
             chosen[k] = value
             torch.sub(original[k], value, out=error[k])
 
-    def halve(low: int, high: int) -> None:
-        if high - low <= piece:
+    for low, middle, high in _halves(0, columns, piece, span):
+        if middle == low:
             leaf(low, high)
-            return
-        # While several spans remain, split between spans: then each is fully corrected before it is prepared.
-        unit = span if high - low > span > _LEAF else piece
-        middle = low + max(unit, (high - low) // 2 // unit * unit)
-        halve(low, middle)
-        corrected[middle:high].addmm_(coupling[low:middle, middle:high].T, error[low:middle])
-        halve(middle, high)
-
-    halve(0, columns)
+        else:
+            corrected[middle:high].addmm_(coupling[low:middle, middle:high].T, error[low:middle])
     loss = (factor.curvature.double() * (corrected - chosen).square().sum(1).double()).sum()
     return chosen.T, float(loss)
+
+
+def _halves(low: int, high: int, piece: int, span: int) -> Iterator[tuple[int, int, int]]:
+    """Steps (low, middle, high) in order: pieces [low, high) to decide where middle is low, else what [low, middle) does to [middle, high)."""
+    if high - low <= piece:
+        yield low, low, high
+        return
+    # While several spans remain, split between spans: then each is fully corrected before it is prepared.
+    unit = span if high - low > span > _LEAF else piece
+    middle = low + max(unit, (high - low) // 2 // unit * unit)
+    yield from _halves(low, middle, piece, span)
+    yield low, middle, high
+    yield from _halves(middle, high, piece, span)

@@ -20,3 +20,9 @@ def single_threaded() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def total(values: torch.Tensor) -> float:
+    """Sum of all values."""
+    with single_threaded():
+        return float(values.sum())

@@ -59,7 +59,8 @@ class Sparsegpt(Pruner):
         mask = torch.ones(weight.shape[1], weight.shape[0], dtype=torch.bool)
 
         def choose(low: int, high: int, corrected: torch.Tensor) -> None:
-            scores = corrected.square() * factor.curvature[low:high, None]
+            # The root of the score: the same order, and neither very large nor very small weights leave the range of float32.
+            scores = corrected.abs() * factor.curvature[low:high, None].sqrt()
             mask[low:high] = self.mask(scores.T, "tensor").T
 
         span = self.n_of_m()[1] if self.pattern is not None else self.block

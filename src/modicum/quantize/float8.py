@@ -41,5 +41,8 @@ class Float8(Method):
 
 
 def _encode(weight: torch.Tensor) -> forms.Form:
-    scale = (weight.float().abs().amax(1, keepdim=True) / _TOP).clamp_min(torch.finfo(weight.dtype).tiny).to(weight.dtype)
+    span = torch.finfo(weight.dtype)
+    scale = (weight.float().abs().amax(1, keepdim=True) / _TOP).clamp_min(span.tiny).to(weight.dtype)
+    # A scale that was rounded up must not carry the largest weights beyond their dtype.
+    scale = torch.where(scale.double() * _TOP > span.max, scale * (1 - span.eps), scale)
     return forms.Float8((weight.float() / scale.float()).clamp(-_TOP, _TOP).to(torch.float8_e4m3fn), scale)

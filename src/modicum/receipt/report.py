@@ -77,9 +77,8 @@ def read_receipt(path: str | Path) -> dict[str, Any]:
 def _misshapen(body: dict[str, Any]) -> str:
     """The first part of a receipt that a reader relies on and that is not what it should be."""
     expected = {("model", "name"): str, ("data", "source"): str, ("request", "target"): str, ("seed",): int}
-    expected |= {
-        ("request", name): int for name in ("samples", "tokens", "micro_batch", "test_samples") if name in (body.get("request") or ())
-    }
+    request = body["request"] if isinstance(body["request"], dict) else {}
+    expected |= {("request", name): int for name in ("samples", "tokens", "micro_batch", "test_samples") if name in request}
     for path, kind in expected.items():
         value: Any = body
         for name in path:

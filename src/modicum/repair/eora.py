@@ -58,5 +58,5 @@ class Eora(Repairer):
             left, right = whitened(error, stats.covariance, self.rank)
         else:
             left, right = truncated(error, self.rank)
-        scale = (left.norm(dim=0).clamp_min(1e-30) / right.norm(dim=1).clamp_min(1e-30)).sqrt()
+        scale = (left.double().norm(dim=0).clamp_min(1e-60) / right.double().norm(dim=1).clamp_min(1e-60)).sqrt()
         return LowRank((left / scale).to(dtype), (right * scale[:, None]).to(dtype))

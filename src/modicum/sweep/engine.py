@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import ChainMap
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -69,13 +69,15 @@ class Sweep:
     ):  # fmt: skip
         self.model, self.batches, self.script, self.treat, self.needs = model, batches, script, treat, needs
         self.biases, self.dropped, self.seed = dict(biases or {}), dropped, seed
-        self.forms: MutableMapping[str, Form] = ChainMap({}, dict(values) if isinstance(values, dict) else values or {})  # type: ignore[arg-type]
+        self._made: dict[str, Form] = {}
+        self.forms: Mapping[str, Form] = ChainMap(self._made, dict(values) if isinstance(values, dict) else values or {})  # type: ignore[arg-type]
         self.measured = measured
         self.pool, self.replayed, self.on_block = pool or SpillPool(None), replayed or {}, on_block
         self.units = module_units(model)
         self.done: set[str] = set()
         self.chronicle = Chronicle()
         self._inside: dict[str, int] = {}
+        self._passed: dict[str, int] = {}
         self._outputs: dict[str, dict[int, Any]] = {}
         self._dense: dict[str, torch.Tensor] = {}
         self._displaced: dict[str, dict[str, torch.Tensor]] = {}
@@ -147,16 +149,23 @@ class Sweep:
             self.pool.admit(arrival.output)
             outputs[index] = arrival.output
         self._inside[name] -= len(arrivals)
+        self._passed[name] = self._passed.get(name, 0) + len(arrivals)
         if self._inside[name] == 0:
             self._restore(name)
             self.model.weights.release(self.model.blocks[name].parameters)
-            for unit in [unit for unit in self._dense if self.script.block_of.get(unit) == name and unit not in self.script.reused]:
-                del self._dense[unit]
+            self._forget(name)
             if self.on_block is not None:
                 self.on_block(name, self._outputs.pop(name))
+            self.pool.trim()
         self._outputs.pop(name, None)
         for index, arrival in arrivals:
             yield index, arrival.output
+
+    def _forget(self, block: str) -> None:
+        """Let go of what only a finished block's forward needed; forms too, once all micro-batches have passed."""
+        for values in (self._dense, self._made) if self._passed[block] >= len(self.batches) else (self._dense,):
+            for unit in [unit for unit in values if self.script.block_of.get(unit) == block and unit not in self.script.reused]:
+                del values[unit]
 
     def _plain(self, name: str, arrivals: list[tuple[int, Arrival]]) -> Iterator[tuple[int, Any]]:
         for index, arrival in arrivals:
@@ -212,7 +221,7 @@ class Sweep:
 
     def _accept(self, forms: Mapping[str, Form] | None) -> None:
         for name, form in (forms or {}).items():
-            self.forms[name] = form
+            self._made[name] = form
             self._dense.pop(name, None)
 
     def _value(self, unit: Unit) -> torch.Tensor | None:

@@ -8,8 +8,12 @@ from pathlib import Path
 
 import torch
 
+from modicum.core.memory import own_memory, trim
+
 # Below this a tensor is not worth a file.
 _SMALL = 1 << 16
+# Bytes by which the process must have grown since memory was last given back.
+_GROWTH = 1 << 25
 
 
 class SpillPool:
@@ -19,6 +23,7 @@ class SpillPool:
         self.limit, self.directory = limit, directory
         self.held = 0
         self.spilled = 0
+        self._trimmed = 0
         self._known: set[int] = set()
 
     def admit(self, value: object) -> None:
@@ -31,6 +36,12 @@ class SpillPool:
         elif isinstance(value, dict):
             for item in value.values():
                 self.admit(item)
+
+    def trim(self) -> None:
+        """Under a limit, give freed memory back to the system, where it has grown enough to be worth the time."""
+        if self.limit is not None and own_memory() > self._trimmed + _GROWTH:
+            trim()
+            self._trimmed = own_memory()
 
     def _admit(self, tensor: torch.Tensor) -> None:
         size = tensor.untyped_storage().nbytes()

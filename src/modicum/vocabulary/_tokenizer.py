@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from modicum.core import files
 from modicum.core.errors import BudgetError, ModelError
 
 Number = Callable[[int], int]
@@ -43,8 +44,8 @@ def read_tokenizer(directory: Path) -> dict[str, Any]:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object in a file. Raises ``ModelError`` for anything else."""
     try:
-        body = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        body = files.read_json(path)
+    except ValueError as error:
         raise ModelError(f"{path}: must be a readable JSON file ({error}). Fetch it again.") from None
     if not isinstance(body, dict):
         raise ModelError(f"{path}: must hold a JSON object, holds {type(body).__name__}. Fetch it again.")

@@ -1,0 +1,145 @@
+"""The command in processes that may die, a small model for it, and when two outputs are the same."""
+
+import json
+import lzma
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import transformers
+
+from modicum.models.open import DEMO
+from modicum.receipt import report
+from modicum.testing import zoo
+
+SERVER = Path(__file__).with_name("server.py")
+# One of every family, and both kinds of structure.
+MENU = "int2,int8,gptq bits=3 | eora rank=2,svd keep=0.5,sparsegpt keep=0.5,ziplm keep=0.5,replaceme count=1"
+
+
+class Home:
+    """A folder in which one command writes ``out``."""
+
+    def __init__(self, path, server, words):
+        self.path, self.server, self.words = path, server, [*words, "--out", path / "out"]
+        self.out, self.log = path / "out", path.with_name(path.name + ".log")
+        path.mkdir()
+
+    def run(self, *more, **fault):
+        """Exit code of the command in a process of its own; negative for a signal. Of one that a fault stops, which process it is."""
+        asked = {"words": [str(word) for word in (*self.words, *more)], "log": str(self.log), "home": str(self.path), "fault": fault}
+        self.server.stdin.write(json.dumps(asked) + "\n")
+        self.server.stdin.flush()
+        return json.loads(self.server.stdout.readline())
+
+    @property
+    def said(self):
+        return self.log.read_text()
+
+    def trace(self, *more):
+        """What the uninterrupted command does to the disk, and its reads of the weights, line by line."""
+        trace = self.path.with_name(self.path.name + ".trace")
+        assert self.run(*more, trace=str(trace)) == 0, self.said
+        return trace.read_text().splitlines()
+
+    def files(self):
+        """Everything in ``out`` but times: contents by name."""
+        return {path.name: timeless(path) for path in sorted(self.out.iterdir())}
+
+
+def timeless(path):
+    """What a file says beside the time and memory that its run took."""
+    if path.name == "report.html":
+        assert path.read_text() == report(json.loads(path.with_name("receipt.json").read_text()))
+        return "as its receipt says"
+    if path.suffix != ".json":
+        return path.read_bytes()
+    found = json.loads(path.read_text())
+    if path.name in ("receipt.json", "measurement.json"):
+        assert found.pop("stages")
+        found.pop("hash", None)  # of the times too
+        found.get("search", {}).pop("seconds", None)
+    return found
+
+
+@pytest.fixture(scope="session")
+def server():
+    """The process that all others are forked from, with one thread: a fork has no other. Skips where there is no /proc."""
+    if not Path("/proc/self/fd").is_dir():
+        pytest.skip("which file a process writes is read from /proc")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    with subprocess.Popen([sys.executable, SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout.readline() == "ready\n"
+        yield process
+
+
+def make_model(path, cls, **settings):
+    """A random model with the demo's tokenizer, in a directory, and beside it a text."""
+    config = cls(vocab_size=1024, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512, **settings)
+    zoo.random_checkpoint(path, config)
+    (path / "model.safetensors.index.json").unlink()
+    (path / "model-00001-of-00001.safetensors").rename(path / "model.safetensors")
+    for file in DEMO.glob("tokenizer*"):
+        shutil.copy(file, path)
+    text = lzma.decompress(DEMO.with_name("test.txt.xz").read_bytes())
+    path.with_suffix(".txt").write_bytes(text[:30_000])
+    return path
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory):
+    """Three blocks, 64 wide."""
+    path = tmp_path_factory.mktemp("model")
+    return make_model(path, transformers.LlamaConfig, hidden_size=64, intermediate_size=128, num_hidden_layers=3)
+
+
+@pytest.fixture(scope="session")
+def wide_model(tmp_path_factory):
+    """Two blocks, wide enough for threads to share the work."""
+    path = tmp_path_factory.mktemp("wide_model")
+    return make_model(path, transformers.LlamaConfig, hidden_size=320, intermediate_size=640, num_hidden_layers=2)
+
+
+@pytest.fixture(scope="session")
+def starved_model(tmp_path_factory):
+    """Three blocks of experts, more than a few tokens can feed: there is something to tell of each."""
+    path, experts = tmp_path_factory.mktemp("starved_model"), {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    return make_model(path, transformers.Qwen3MoeConfig, hidden_size=64, head_dim=16, num_hidden_layers=3, mlp_only_layers=[], **experts)
+
+
+@pytest.fixture(scope="session")
+def small(model):
+    """Settings that make a run short."""
+    sizes = ("--samples", 4, "--tokens", 32, "--test-samples", 4, "--micro-batch", 2, "--gradient-samples", 2)
+    return (model, "--data", model.with_suffix(".txt"), *sizes, "--menu", MENU, "--target", "modicum")
+
+
+@pytest.fixture(scope="session")
+def home(server, tmp_path_factory):
+    """Make a folder for one command."""
+    return lambda *words: Home(tmp_path_factory.mktemp("home") / "home", server, words)
+
+
+@pytest.fixture(scope="session")
+def whole(home, small):
+    """By a command's name: its words, where it wrote uninterrupted, its moments, and how often it read weights."""
+    words = {
+        "budget": ("fit", *small, "--bpw", "6", "--search-time", "0"),
+        "method": ("fit", *small, "--method", "ziplm keep=0.75 | gptq bits=3 | eora rank=2"),
+        "measure": ("measure", *small),
+    }
+    known = {}
+
+    def get(name):
+        if name == "from":
+            words[name] = ("fit", "--from", get("measure")[1].out, "--bpw", "5")
+        if name not in known:
+            one = home(*words[name])
+            trace = one.trace()
+            known[name] = (words[name], one, [line for line in trace if line != "read"], trace.count("read"))
+        return known[name]
+
+    return get

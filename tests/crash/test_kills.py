@@ -1,0 +1,65 @@
+"""A command that is killed at any moment is continued by the same command, to the same files."""
+
+import random
+
+import pytest
+
+MOMENTS = 25
+
+
+def dies_and_goes_on(home, whole, command, place, of):
+    """Killed at a moment in the ``place``-th of ``of`` equal parts of all there are."""
+    words, uninterrupted, moments, _ = whole(command)
+    moment = 1 + int((place + random.Random(place).random()) * len(moments) / of)
+    one = home(*words)
+    assert one.run(kill=moment) == -9
+    if not one.out.exists():
+        assert one.run() == 0, (moments[moment - 1], one.said)
+    assert one.files() == uninterrupted.files(), moments[moment - 1]
+
+
+@pytest.mark.parametrize("place", range(2))
+def test_a_killed_fit_continues_to_the_same_files(home, whole, place):
+    dies_and_goes_on(home, whole, "budget", place, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", range(MOMENTS))
+@pytest.mark.parametrize("command", ["budget", "measure", "from", "method"])
+def test_every_command_continues_wherever_it_is_killed(home, whole, command, place):
+    dies_and_goes_on(home, whole, command, place, MOMENTS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", range(MOMENTS))
+def test_an_output_that_is_replaced_is_there_old_or_new(home, whole, place):
+    """The last moments, in which folders change places."""
+    words, uninterrupted, moments, _ = whole("method")
+    one = home(*words, "--overwrite")
+    one.out.mkdir()
+    (one.out / "old").write_text("old")
+    assert one.run(kill=len(moments) - place) == -9
+    assert not one.out.exists() or (one.out / "old").exists() or one.files() == uninterrupted.files()
+    assert one.run() == 0, one.said
+    assert one.files() == uninterrupted.files()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "command, file",
+    [
+        (("measure", "--menu", "int4", "--search-time", "0"), "chain.json.new"),
+        (("fit", "--method", "gptq bits=3"), "chain.json.new"),
+        (("fit", "--method", "gptq bits=3 damping=1e-10"), "events.json.new"),
+    ],
+    ids=["measure", "fit", "damping"],
+)
+def test_what_a_killed_run_had_to_tell_is_told(home, starved_model, command, file):
+    """Starved experts, and solves that took more damping than was asked for; killed before the last such file is written."""
+    data = ("--data", starved_model.with_suffix(".txt"), "--samples", 1, "--tokens", 32, "--test-samples", 2, "--gradient-samples", 1)
+    words = (command[0], starved_model, *data, "--target", "modicum", "--allow-fallback", *command[1:])
+    whole, one = home(*words), home(*words)
+    moments = [line for line in whole.trace() if line != "read"]
+    assert one.run(kill=max(number for number, line in enumerate(moments, 1) if line.endswith(file))) == -9
+    assert one.run() == 0, one.said
+    assert one.files() == whole.files()

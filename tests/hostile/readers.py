@@ -1,0 +1,307 @@
+"""Every reader of files that may come from elsewhere, a small valid folder for each, ways to spoil it, and a watch over what is touched.
+
+``choose(n)`` is a number below n from whoever looks for faults: hypothesis, or atheris. Both spoil files by the same grammar.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import transformers
+
+import modicum
+from modicum.core.errors import ModicumError
+from modicum.core.option import Option
+from modicum.core.plan import Plan
+from modicum.core.tensorfile import Shards, TensorFile
+from modicum.fit.measured import Measured
+from modicum.models.open import DEMO, open_model
+from modicum.models.quiet import hushed
+from modicum.receipt import read_receipt, report
+from modicum.receipt.evaluate import _opened, _tokenizer
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+Choose = Callable[[int], int]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """``build`` makes a valid folder, ``read`` reads it; the ``files`` are spoilt, by patterns."""
+
+    build: Callable[[Path], None]
+    read: Callable[[Path], object]
+    files: tuple[str, ...]
+
+
+# Valid folders
+
+
+def model():
+    """A Llama of 12,000 parameters, and its batches."""
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        **{"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2},
+        **{"vocab_size": 64, "max_position_embeddings": 32},
+    )
+    module = transformers.LlamaForCausalLM(config).eval()
+    return module, [{"input_ids": torch.randint(3, 64, (2, 16))} for _ in range(2)]
+
+
+def _checkpoint(folder, **settings):
+    with hushed():
+        model()[0].save_pretrained(folder, **settings)
+
+
+def _sharded(folder):
+    _checkpoint(folder, max_shard_size="20KB")
+
+
+def _fitted(method, target="modicum"):
+    def build(folder):
+        module, batches = model()
+        with hushed():
+            modicum.fit(module, method=method, data=batches, target=target, out=folder, overwrite=True, allow_fallback=True)
+
+    return build
+
+
+def _measured(folder):
+    module, batches = model()
+    with hushed():
+        modicum.measure(module, data=batches, menu="int4", harm="error", search_time=0.0, out=folder, overwrite=True)
+
+
+def _with_tokenizer(folder):
+    _checkpoint(folder)
+    for file in DEMO.glob("tokenizer*"):
+        shutil.copy(file, folder)
+
+
+# Readers
+
+
+def _tensors(folder):
+    with TensorFile(folder / SINGLE) as file:
+        for name in file.entries:
+            file.read(name)
+
+
+def _shards(folder):
+    with Shards(folder) as shards:
+        for name in shards.names():
+            shards.read(name)
+
+
+def _plan(folder):
+    for text in Plan.read(folder / "plan.json").options.values():
+        Option.parse(text)
+
+
+def _opened_whole(folder):
+    opened = open_model(folder)
+    opened.weights.load(opened.weights.names)
+
+
+READERS = {
+    "tensors": Reader(_checkpoint, _tensors, (SINGLE,)),
+    "index": Reader(_sharded, _shards, (INDEX, "model-0000[12]*.safetensors")),
+    "plan": Reader(_fitted("nearest bits=4"), _plan, ("plan.json",)),
+    "receipt": Reader(_fitted("nearest bits=4"), lambda folder: report(read_receipt(folder / "receipt.json")), ("receipt.json",)),
+    "measurement": Reader(_measured, lambda folder: Measured.read(folder).splits, ("*.json", "*.safetensors")),
+    "checkpoint": Reader(_sharded, _opened_whole, ("config.json", INDEX, "model-00001*.safetensors")),
+    "container": Reader(
+        _fitted("gptq bits=3 group=16 | eora rank=2"), modicum.load, ("modicum.json", "modicum.json", "config.json", SINGLE)
+    ),
+    "masked": Reader(_fitted("sparsegpt keep=0.5"), modicum.load, ("modicum.json", SINGLE)),
+    "narrow": Reader(_fitted("ziplm keep=0.5"), modicum.load, ("modicum.json", SINGLE)),
+    "transformers": Reader(_fitted("nearest bits=4 group=16", "transformers"), modicum.load, ("config.json", SINGLE)),
+    "tokenizer": Reader(_with_tokenizer, lambda folder: _tokenizer([_opened(folder)]), ("tokenizer_config.json",)),
+}
+
+
+def attempt(read, folder) -> str:
+    """What a reader says of a folder, nothing where it is content; any error but the project's own comes through."""
+    try:
+        with hushed():
+            read(folder)
+    except ModicumError as error:
+        said = str(error)
+        assert said.encode() and len(said) < 3000, said
+        return said
+    return ""
+
+
+# Spoiling
+
+VALUES = (
+    *(None, True, False, 0, -1, 1, 2, 255, 10**5, 2**31, 2**63 - 1, 2**64, 10**30, -(2**63), 0.5, -0.0, 1e300, 1e400, -1e400, float("nan")),
+    *("", "x", ".", "..", "../canary", "/etc/passwd", "a/b", "\0", "\ud800", "0" * 5000, "F32", "I64", "bits8", "float8_e4m3fn", "keep"),
+    *([], {}, [1], [[]], [None], {"a": 1}, [0, 0], [2**40, 2**40], [1.5, 2], "@deep@", "@digits@", "@twice@"),
+)
+_WRITTEN = {'"@deep@"': "[" * 20000 + "]" * 20000, '"@digits@"': "9" * 6000, '"@twice@"': '{"a": 1, "a": 2}'}
+
+
+def spoil(choose: Choose, name: str, raw: bytes) -> bytes:
+    """A file with one to three things wrong."""
+    for _ in range((1, 1, 1, 2, 3)[choose(5)]):
+        raw = _spoilt_tensors(choose, raw) if name.endswith(".safetensors") else _spoilt_json(choose, raw)
+    return raw
+
+
+def _spoilt_tensors(choose: Choose, raw: bytes) -> bytes:
+    length = int.from_bytes(raw[:8], "little")
+    header, data = raw[8 : 8 + length], raw[8 + length :]
+    kind = choose(16)
+    if kind == 0:
+        return _spliced(choose, raw)
+    if kind == 1:
+        return (choose(2**64)).to_bytes(8, "little") + header + data
+    if kind == 2:
+        data = data[: choose(len(data) + 1)] + bytes(choose(64))
+    else:
+        header = _spoilt_json(choose, header)
+    return len(header).to_bytes(8, "little") + header + data
+
+
+def _spoilt_json(choose: Choose, raw: bytes) -> bytes:
+    if choose(16) == 0:
+        return _spliced(choose, raw)
+    try:
+        body = json.loads(raw)
+    except (ValueError, RecursionError):
+        return _spliced(choose, raw)
+    box = {"": body}
+    owner, key = box, ""
+    while isinstance(owner[key], dict | list) and owner[key] and choose(12):
+        owner = owner[key]
+        key = list(owner)[choose(len(owner))] if isinstance(owner, dict) else choose(len(owner))
+    _exchange(choose, owner, key, body)
+    text = json.dumps(box[""])
+    for mark, written in _WRITTEN.items():
+        text = text.replace(mark, written, 1)
+    return text.encode()
+
+
+def _exchange(choose: Choose, owner, key, body) -> None:
+    kind, value = choose(8), owner[key]
+    if kind == 0 and key != "":
+        del owner[key]
+    elif kind == 1 and isinstance(owner, dict):
+        owner[str(VALUES[choose(len(VALUES))])] = value
+    elif kind == 2 and isinstance(value, int | float):
+        owner[key] = value * (1, -1, 2, 1000)[choose(4)] + choose(3) - 1
+    elif kind == 3 and isinstance(owner, dict) and len(owner) > 1:
+        owner[key] = list(owner.values())[choose(len(owner))]
+    elif kind == 4 and isinstance(value, list):
+        owner[key] = value[: choose(len(value) + 1)] * (1 + choose(3))
+    else:
+        owner[key] = VALUES[choose(len(VALUES))]
+
+
+def _spliced(choose: Choose, raw: bytes) -> bytes:
+    start = choose(len(raw) + 1)
+    stop = min(len(raw), start + choose(40))
+    put = bytes(choose(256) for _ in range(choose(9)))
+    return raw[:start] + put + (raw[stop:] if choose(2) else b"")
+
+
+class Spoilt:
+    """A valid folder of a reader, whose files are spoilt for one reading at a time."""
+
+    def __init__(self, reader: Reader, folder: Path):
+        self.reader, self.folder = reader, folder
+        reader.build(folder)
+        self.whole = {path.name: path.read_bytes() for pattern in reader.files for path in folder.glob(pattern)}
+        self.names = [path.name for pattern in reader.files for path in sorted(folder.glob(pattern))]
+        assert not attempt(reader.read, folder)
+
+    def read(self, choose: Choose) -> str:
+        """Spoil one file, or two, and read; what was said."""
+        spoilt = {self.names[choose(len(self.names))] for _ in range(1 + choose(2))}
+        written = {name: spoil(choose, name, self.whole[name]) for name in sorted(spoilt)}
+        return self.read_with(written)
+
+    def read_with(self, written: dict[str, bytes]) -> str:
+        """Read with other bytes in some files; what was said."""
+        try:
+            for name, raw in written.items():
+                (self.folder / name).write_bytes(raw)
+            with WATCH.over(self.folder):
+                return attempt(self.reader.read, self.folder)
+        finally:
+            for name in written:
+                (self.folder / name).write_bytes(self.whole[name])
+
+
+def sign(folder: Path) -> None:
+    """Give a changed measurement the hash that belongs to it."""
+    meta = json.loads((folder / "measurement.json").read_text())
+    digest = hashlib.sha256(json.dumps({key: value for key, value in meta.items() if key != "hash"}, sort_keys=True).encode())
+    for name in ("findings.json", "sequences.safetensors"):
+        digest.update((folder / name).read_bytes())
+    (folder / "measurement.json").write_text(json.dumps(meta | {"hash": digest.hexdigest()}))
+
+
+# The watch
+
+_TOUCHING = ("os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate", "os.chmod", "shutil.rmtree")
+_NEVER = (
+    "os.system",
+    "os.exec",
+    "os.posix_spawn",
+    "os.fork",
+    "subprocess.Popen",
+    "socket.connect",
+    "socket.getaddrinfo",
+    "pickle.find_class",
+)
+_CODE = tuple(
+    map(os.path.realpath, (sys.prefix, sys.base_prefix, Path(modicum.__file__).parent, "/usr/lib", "/usr/share", "/proc", "/sys"))
+)
+
+
+class Watch:
+    """Notes every file that Python opens outside a folder, and every program, connection or pickle; code of installed packages apart."""
+
+    def __init__(self) -> None:
+        self.folder, self.seen = "", []
+        sys.addaudithook(self._hook)
+
+    @contextlib.contextmanager
+    def over(self, folder: Path):
+        """Inside, nothing but ``folder`` may be touched."""
+        self.folder, self.seen = os.path.realpath(folder), []
+        try:
+            yield
+        finally:
+            self.folder = ""
+        assert not self.seen, self.seen
+
+    def _hook(self, event, arguments):
+        if not self.folder:
+            return
+        if event in _NEVER:
+            self.seen.append((event, str(arguments)))
+        elif event == "open" and isinstance(arguments[0], str | bytes | os.PathLike):
+            flags = arguments[2] if isinstance(arguments[2], int) else 0
+            writing = bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC))
+            self._note(event, arguments[0], writing)
+        elif event in _TOUCHING:
+            self._note(event, arguments[0], True)
+
+    def _note(self, event, path, writing):
+        real = os.path.realpath(os.fsdecode(path))
+        inside = real == self.folder or real.startswith(self.folder + os.sep)
+        code = real.startswith(_CODE) and (not writing or "__pycache__" in real)
+        if not inside and not code and real != os.devnull:
+            self.seen.append((event, real, "write" if writing else "read"))
+
+
+WATCH = Watch()
