@@ -9,7 +9,14 @@ Bring a model and a budget; get the best model that fits, in a format that runti
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 from typing import TYPE_CHECKING, Any
+
+# Threads that wait for each other sleep instead of spinning: beside other work on the machine, spinning is ten times slower, alone it gains
+# nothing. OpenMP reads it once, when torch is loaded; what the caller has set stands.
+if "torch" not in sys.modules:
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.1.0"
 

@@ -12,8 +12,8 @@ from modicum.core.method import Need
 from modicum.core.unit import Stats, Unit
 from modicum.numerics.gram import add_gram, mirror
 
-# Token rows turned to float32 at a time: few enough to stay in the cache, enough for a product at full speed.
-_CHUNK = 1024
+# Values turned to float32 at a time: enough rows for products at full speed, and a bound on memory.
+_CHUNK = 1 << 23
 _MOMENTS = {Need.NORMS, Need.MEANS, Need.VARIANCES}
 
 
@@ -38,8 +38,9 @@ class Collector:
             stats.inputs.append(rows)
         if stats.total is None or stats.square is None:
             return
-        buffer = torch.empty(min(_CHUNK, len(rows)), rows.shape[1], device=rows.device)
-        for chunk in rows.split(_CHUNK):
+        count = max(1, _CHUNK // rows.shape[1])
+        buffer = torch.empty(min(count, len(rows)), rows.shape[1], device=rows.device)
+        for chunk in rows.split(count):
             value = buffer[: len(chunk)].copy_(chunk)
             stats.total += value.sum(0)
             if stats.covariance is not None:
