@@ -20,7 +20,7 @@ test: .venv/.test
 # The long form of the tests. Where atheris has no build for this machine, its search is skipped, and says so.
 stress: .venv/.test
 	-$(PYTHON) -m pip install -e ".[fuzz]"
-	$(PYTHON) -m pytest -m slow
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -m slow -n 2
 
 check: .venv/.test
 	$(PYTHON) -m ruff check $(CODE)

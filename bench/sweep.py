@@ -1,22 +1,43 @@
-"""The sweep against the model's own forward over the same tokens, in one process."""
+"""The sweep against the model's own forward, and against its matrix products alone, over the same tokens in one process."""
 
 from __future__ import annotations
 
 import statistics
+import tempfile
 import time
+from pathlib import Path
 
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 from bench.common import SAMPLES, TOKENS, show
 from modicum.core.method import Need
 from modicum.data.splits import call, from_text
+from modicum.models.model import Model
 from modicum.models.open import open_model
-from modicum.sweep import Sweep, output_gradients, rehearse
+from modicum.numerics.gram import add_gram
+from modicum.sweep import Script, Sweep, output_gradients, rehearse
+from modicum.testing import random_checkpoint
+
+# A decoder of 160 million parameters.
+LARGE = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12, "num_key_value_heads": 12}
+VOCABULARY = 32000
 
 
 def main() -> None:
     model = open_model("demo")
-    batches = from_text(None, model.tokenizer, samples=SAMPLES, tokens=TOKENS).calibration
+    compare("demo", model, from_text(None, model.tokenizer, samples=SAMPLES, tokens=TOKENS).calibration)
+    import transformers
+
+    with tempfile.TemporaryDirectory() as folder:
+        config = transformers.LlamaConfig(**LARGE, vocab_size=VOCABULARY, max_position_embeddings=1024)
+        chance = torch.Generator().manual_seed(0)
+        batches = [{"input_ids": torch.randint(0, VOCABULARY, (8, TOKENS), generator=chance)} for _ in range(2)]
+        compare("160m", open_model(random_checkpoint(Path(folder), config)), batches)
+
+
+def compare(name: str, model: Model, batches: list) -> None:
     script = rehearse(model, batches[0])
     model.weights.load(model.weights.names)
 
@@ -26,14 +47,57 @@ def main() -> None:
                 call(model.module, batch)
 
     works = {
+        "its matrix products": products(model, script, batches, covariances=False),
+        "its matrix products, covariances among them": products(model, script, batches, covariances=True),
         "plain forward": plain,
         "suspended at every unit": lambda: Sweep(model, batches, script, lambda stage: None).finish(),
         "with every covariance": lambda: Sweep(model, batches, script, lambda stage: None, needs={Need.COVARIANCE}).finish(),
-        "output gradients, two batches": lambda: output_gradients(model, batches[:2], script),
     }
-    seconds = {name: statistics.median(_seconds(work) for _ in range(3)) for name, work in works.items()}
-    rows = [(name, f"{spent:.2f} s", f"{spent / seconds['plain forward']:.2f}") for name, spent in seconds.items()]
-    show(f"Sweep: demo, {SAMPLES} x {TOKENS} tokens, bfloat16", ("work", "seconds", "times the plain forward"), rows)
+    if name == "demo":
+        works["output gradients, two batches"] = lambda: output_gradients(model, batches[:2], script)
+    # In turns: what else the machine does falls on all alike.
+    found: dict[str, list[float]] = {work: [] for work in works}
+    for _ in range(3):
+        for work, run in works.items():
+            found[work].append(_seconds(run))
+    seconds = {work: statistics.median(times) for work, times in found.items()}
+    against = {"with every covariance": "its matrix products, covariances among them", "plain forward": "its matrix products"}
+    rows = [
+        (
+            work,
+            f"{spent:.2f} s",
+            f"{spent / seconds['plain forward']:.2f}",
+            f"{spent / seconds[against[work]]:.2f}" if work in against else "",
+        )
+        for work, spent in seconds.items()
+    ]
+    tokens = sum(batch["input_ids"].numel() for batch in batches)
+    show(f"Sweep {name}: {tokens} tokens, bfloat16", ("work", "seconds", "times the plain forward", "times its products"), rows)
+
+
+def products(model: Model, script: Script, batches: list, *, covariances: bool):
+    """The products of every unit's weight with its inputs, of attention, and of covariances, on values of no meaning."""
+    tokens, length = batches[0]["input_ids"].numel(), batches[0]["input_ids"].shape[1]
+    modules = [part for part in model.module.modules() if isinstance(part, nn.Linear)]
+    widths = {part.in_features for part in modules}
+    inputs = {width: torch.randn(tokens, width).bfloat16() for width in widths}
+    rows = {width: inputs[width].float() for width in widths}
+    totals = {width: torch.zeros(width, width) for width in widths}
+    grams = [model.units[stage[0]].shape[1] for stage in script.stages if model.units[stage[0]].kind != "embedding"]
+    heads = model.config.num_attention_heads
+    states = torch.randn(len(batches[0]["input_ids"]), heads, length, model.config.hidden_size // heads).bfloat16()
+
+    def run() -> None:
+        with torch.no_grad():
+            for _ in batches:
+                for part in modules:
+                    F.linear(inputs[part.in_features], part.weight)
+                for _ in model.blocks:
+                    F.scaled_dot_product_attention(states, states, states, is_causal=True)
+                for width in grams if covariances else []:
+                    add_gram(totals[width], rows[width])
+
+    return run
 
 
 def _seconds(work) -> float:

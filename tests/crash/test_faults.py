@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-PLACES = 25
+PLACES = 8
 
 
 def sentence(home, **fault):
