@@ -16,10 +16,11 @@ from modicum.core.budget import readable
 from modicum.testing import random_checkpoint
 
 # Shape, calibration sequences of 512 tokens, and memory allowed.
+SHAPE = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
 MODELS = {
-    "1.1b": ({"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "num_attention_heads": 32, "num_key_value_heads": 4}, 128, "3.2GB"),
-    "7b": ({"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32}, 16, "6GB"),
-}  # fmt: skip
+    "1.1b": (dict(zip(SHAPE, (2048, 5632, 22, 32, 4))), 128, "3.2GB"),
+    "7b": (dict(zip(SHAPE, (4096, 11008, 32, 32, 32))), 16, "6GB"),
+}
 TOKENS, VOCABULARY, METHOD = 512, 32000, "gptq bits=4 group=128"
 CHILD = """
 import json, sys

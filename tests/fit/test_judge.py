@@ -1,20 +1,23 @@
 """Judging plans that nobody assembled: the divergence is that of the files a fit would write."""
 
 import copy
+from collections import OrderedDict
 
 import numpy as np
 import pytest
 
 import modicum
 from modicum.core.budget import Budget
+from modicum.core.errors import ModelError
 from modicum.core.option import KEEP
 from modicum.fit.findings import DEPTH, GONE, Findings
 from modicum.fit.judge import Levels, PlanJudge
 from modicum.fit.meter import Meter, Quiet
-from modicum.fit.quality import compare, plain, streamed
+from modicum.fit.quality import RUINED, compare, plain, streamed
 from modicum.fit.request import Request, common
 from modicum.fit.subject import Subject
 from modicum.fit.survey import Survey
+from modicum.forms import Dense
 from modicum.sweep import Sweep
 from modicum.sweep.spill import SpillPool
 from modicum.testing import zoo
@@ -112,6 +115,18 @@ def test_keeping_everything_changes_nothing(llama):
     picks = {site: 0 for site in llama.table.choices}
     assert all(llama.table.choices[site][0].option == KEEP for site in picks)
     assert llama.judge(picks, llama.judge.samples).max() < 1e-6
+
+
+def test_a_selection_that_ruins_the_model_is_judged_by_a_number(llama):
+    """And the search goes on."""
+    judge = PlanJudge(llama.table, llama.levels, llama.subject.data.validation, True)
+    picks = llama.picks(0)
+    judge(picks, 1)
+    judge._dense = OrderedDict((part, Dense(value.dense() * float("nan"))) for part, value in judge._dense.items())
+    found = judge(picks, 2)
+    assert found.tolist() == [RUINED] * judge.samples
+    with pytest.raises(ModelError, match="must be finite"):
+        judge.quality(picks, 2)
 
 
 def test_a_selection_is_judged_to_the_same_values_again(llama):

@@ -19,7 +19,7 @@ from modicum.core.unit import Site, Stats, Unit
 from modicum.data.splits import Batch, count_rows, slice_rows
 from modicum.drop._family import Dropper, SiteCutter, cut_sites
 from modicum.fit.findings import DEPTH, GONE, Findings, Sizing
-from modicum.fit.quality import Quality, compare, streamed
+from modicum.fit.quality import RUINED, Quality, RuinedError, compare, streamed
 from modicum.fit.store import FormStore
 from modicum.forms import Dense, Form
 from modicum.models.model import Model
@@ -158,7 +158,10 @@ class PlanJudge:
 
     def __call__(self, picks: Picks, samples: int) -> np.ndarray:
         """Judge one selection: (samples,) nats."""
-        return np.array(self.quality(picks, samples).divergence)
+        try:
+            return np.array(self.quality(picks, samples).divergence)
+        except RuinedError:  # no reason to end a search
+            return np.full(min(samples, self.samples), RUINED)
 
     def prepare(self, candidates: Sequence[Picks]) -> None:
         """Make together all forms that several selections will need."""

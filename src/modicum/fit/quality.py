@@ -20,11 +20,15 @@ from modicum.sweep.reverse import output_tensor
 from modicum.sweep.spill import SpillPool
 
 _RESAMPLES = 2000
-# Nats per token beyond which a perplexity is no number any more; it is told as that of so many.
-_RUINED = 700.0
+# Nats per token beyond which a perplexity is no number any more; it is told as that of so many, and so is the divergence of what ruins a model.
+RUINED = 700.0
 # Tokens whose distributions are compared at a time.
 _TOKENS = 128
 Outputs = Iterator[tuple[int, Any]]
+
+
+class RuinedError(ModelError):
+    """Outputs that hold NaN or Inf."""
 
 
 @dataclass
@@ -51,7 +55,7 @@ class Quality:
 
 
 def _perplexity(losses: Sequence[float]) -> float:
-    return math.exp(min(float(np.mean(losses)), _RUINED))
+    return math.exp(min(float(np.mean(losses)), RUINED))
 
 
 def interval(values: Sequence[float], seed: int = 0) -> tuple[float, float, float]:
@@ -63,7 +67,7 @@ def interval(values: Sequence[float], seed: int = 0) -> tuple[float, float, floa
 
 
 def compare(original: Outputs, candidate: Outputs, batches: Sequence[Batch], causal: bool) -> Quality:
-    """Compare two runs over the same batches, batch by batch as their outputs appear. Raises ``ModelError`` for NaN."""
+    """Compare two runs over the same batches, batch by batch as their outputs appear. Raises ``RuinedError`` for NaN."""
     quality = Quality()
     waiting: dict[int, Any] = {}
     for index, output in original:
@@ -84,7 +88,7 @@ def compare(original: Outputs, candidate: Outputs, batches: Sequence[Batch], cau
 def _add(quality: Quality, original: Any, candidate: Any, batch: Batch, causal: bool) -> None:
     (left, logits), (right, _) = output_tensor(original), output_tensor(candidate)
     if not torch.isfinite(right).all():
-        raise ModelError(
+        raise RuinedError(
             "quality: the compressed model's outputs must be finite, hold NaN or Inf. Choose a larger budget or another method."
         )
     for row in range(len(left)):
