@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-PARTS = ("start", "methods", "allocators", "solver", "sweep", "large", "side_by_side")
+PARTS = ("start", "methods", "allocators", "exhaustive", "solver", "sweep", "large", "side_by_side")
 
 
 def main() -> None:
