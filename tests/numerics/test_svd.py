@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modicum.numerics.svd import truncated, whitened
+from modicum.numerics.svd import Eigenspace, truncated, whitened
 
 SHAPES = st.tuples(st.integers(1, 12), st.integers(1, 12), st.integers(1, 14))
 
@@ -44,7 +44,7 @@ def test_whitening_truncates_the_outputs():
     inputs = torch.randn(200, 12) @ torch.randn(12, 12)
     matrix, covariance = torch.randn(8, 12), inputs.T @ inputs
     for rank in (1, 3, 8):
-        left, right = whitened(matrix, covariance, rank)
+        left, right = whitened(matrix, Eigenspace.of(covariance), rank)
         lost = float((inputs.double() @ (left @ right - matrix).double().T).norm())
         assert left.shape == (8, rank) and right.shape == (rank, 12)
         assert lost == pytest.approx(tail(matrix.double() @ inputs.double().T, rank), rel=1e-3, abs=1e-2)
@@ -54,12 +54,14 @@ def test_whitening_truncates_the_outputs():
 
 def test_white_inputs_change_nothing():
     matrix = torch.randn(6, 9)
-    torch.testing.assert_close(torch.mm(*whitened(matrix, 3 * torch.eye(9), 2)), torch.mm(*truncated(matrix, 2)), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        torch.mm(*whitened(matrix, Eigenspace.of(3 * torch.eye(9)), 2)), torch.mm(*truncated(matrix, 2)), rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("covariance", [torch.zeros(6, 6), torch.ones(6, 6), torch.diag(torch.tensor([1e6, 1.0, 0, 0, 0, 0]))])
 def test_directions_never_taken_stay_bounded(covariance):
     matrix = torch.randn(4, 6)
-    value = torch.mm(*whitened(matrix, covariance, 2))
+    value = torch.mm(*whitened(matrix, Eigenspace.of(covariance), 2))
     assert torch.isfinite(value).all() and float(value.norm()) < 10 * float(matrix.norm())
-    torch.testing.assert_close(torch.mm(*whitened(matrix, covariance, 4)), matrix, rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(torch.mm(*whitened(matrix, Eigenspace.of(covariance), 4)), matrix, rtol=1e-2, atol=1e-2)

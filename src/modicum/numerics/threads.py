@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from threadpoolctl import ThreadpoolController
+
+
+@functools.cache
+def _libraries() -> ThreadpoolController:
+    """Linear algebra that is loaded beside torch: scipy's has threads of its own."""
+    import scipy.linalg  # noqa: F401
+
+    return ThreadpoolController()
 
 
 @contextmanager
@@ -17,7 +27,8 @@ def single_threaded() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield
+        with _libraries().limit(limits=1, user_api="blas"):
+            yield
     finally:
         torch.set_num_threads(before)
 

@@ -11,7 +11,7 @@ from modicum.core.method import Need, Paper
 from modicum.core.settings import param
 from modicum.core.unit import Stats
 from modicum.forms import Form, LowRank
-from modicum.numerics.svd import truncated, whitened
+from modicum.numerics.svd import Eigenspace, truncated, whitened
 from modicum.repair._family import Repairer
 
 
@@ -55,7 +55,9 @@ class Eora(Repairer):
         """Low-rank form of ``error``."""
         if self.whiten:
             assert stats.covariance is not None
-            left, right = whitened(error, stats.covariance, self.rank)
+            if "eigenspace" not in stats.cache:
+                stats.cache["eigenspace"] = Eigenspace.of(stats.covariance)
+            left, right = whitened(error, stats.cache["eigenspace"], self.rank)
         else:
             left, right = truncated(error, self.rank)
         scale = (left.double().norm(dim=0).clamp_min(1e-60) / right.double().norm(dim=1).clamp_min(1e-60)).sqrt()
