@@ -17,6 +17,7 @@ from modicum.drop._family import Spanner
 from modicum.drop._spans import hidden
 from modicum.forms import Dense
 from modicum.models.model import Model
+from modicum.numerics.threads import single_threaded
 from modicum.sweep import Script, Stage, Sweep
 from modicum.sweep.coupling import adds_output
 from modicum.sweep.spill import SpillPool
@@ -115,4 +116,5 @@ class _Survey:
     def solve(self, damping: float) -> torch.Tensor:
         """T (width, width), float32, pulled towards the identity."""
         ridge = damping * self.gram.diagonal().mean().clamp_min(1e-30) * torch.eye(len(self.gram), dtype=torch.float64)
-        return torch.linalg.solve(self.gram + ridge, self.cross + ridge).float()
+        with single_threaded():
+            return torch.linalg.solve(self.gram + ridge, self.cross + ridge).float()

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from modicum.core.errors import ModelError
+from modicum.numerics.threads import single_threaded
 
 
 class Elimination:
@@ -20,7 +21,8 @@ class Elimination:
 
     def __init__(self, weight: torch.Tensor, covariance: torch.Tensor, groups: Sequence[Sequence[int]], damping: float):
         self.groups = [torch.tensor(group, dtype=torch.long) for group in groups]
-        self.inverse = torch.cholesky_inverse(_factor(damped_covariance(covariance, damping), damping))
+        with single_threaded():
+            self.inverse = torch.cholesky_inverse(_factor(damped_covariance(covariance, damping), damping))
         self.weight = weight.double()
         self.left = list(range(len(groups)))
         self._place = torch.arange(len(covariance))  # of each column among those left
@@ -30,7 +32,8 @@ class Elimination:
         if all(len(self.groups[group]) == 1 for group in self.left):
             columns = self._columns(self.left)
             return self.weight[:, columns].square().sum(0) / self.inverse.diagonal()[columns]
-        return torch.stack([self._score(self._columns([group])) for group in self.left])
+        with single_threaded():
+            return torch.stack([self._score(self._columns([group])) for group in self.left])
 
     def _columns(self, groups: Sequence[int]) -> torch.Tensor:
         return self._place[torch.cat([self.groups[group] for group in groups])]
@@ -45,7 +48,8 @@ class Elimination:
         stays = torch.ones(len(self.inverse), dtype=torch.bool)
         stays[columns] = False
         across = self.inverse[columns]
-        solved = torch.linalg.solve(across[:, columns], across[:, stays])
+        with single_threaded():
+            solved = torch.linalg.solve(across[:, columns], across[:, stays])
         self.weight = self.weight[:, stays] - self.weight[:, columns] @ solved
         self.inverse = self.inverse[stays][:, stays] - across[:, stays].T @ solved
         self._place = (stays.cumsum(0) - 1)[self._place]
@@ -72,7 +76,8 @@ def refitted(weight: torch.Tensor, covariance: torch.Tensor, columns: torch.Tens
     damped, goes = damped_covariance(covariance, damping), torch.ones(len(covariance), dtype=torch.bool)
     goes[columns] = False
     missing = weight[:, goes].double() @ damped[goes][:, columns]
-    absorbed = torch.cholesky_solve(missing.T, _factor(damped[columns][:, columns], damping)).T
+    with single_threaded():
+        absorbed = torch.cholesky_solve(missing.T, _factor(damped[columns][:, columns], damping)).T
     return (weight[:, columns].double() + absorbed).to(weight.dtype)
 
 
