@@ -39,6 +39,8 @@ DATA = {
 }
 # Allocators beside the default that take a table, or a judge too, and the best of bits alone.
 BITS = "bits alone"
+# Those that need exact curvature, which is measured on the smaller model alone.
+CURVED = {"hawq", "hawq_v2"}
 
 
 def source(name: str) -> str:
@@ -69,7 +71,8 @@ def compare(name: str, folder: Path, seconds: float, only: list[str] | None) -> 
     measured = modicum.measure(source(name), out=folder / "measured", **DATA[name])
     print(f"{name}: measured in {time.perf_counter() - begun:.1f} s, {measured.findings.rank}", flush=True)
     bench = Bench(name, measured, folder)
-    names = [BITS, *(other for other in ALLOCATORS if only is None or other in only)]
+    unknown = set() if DATA[name].get("curvature") else CURVED
+    names = [BITS, *(other for other in ALLOCATORS if (only is None or other in only) and other not in unknown)]
     bench.prepare([other for other in names if other not in JUDGED], BUDGETS[name])
     rows, choices = [], []
     for bpw in BUDGETS[name]:
