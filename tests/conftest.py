@@ -3,16 +3,19 @@
 import os
 import random
 import tempfile
+import threading
 
 import hypothesis
 import numpy as np
 import pytest
 import torch
+from torch import distributed
 
 from modicum.core.method import Need
 from modicum.core.option import Option
 from modicum.core.unit import Site, Stats, Unit
 from modicum.forms import Dense
+from modicum.sweep.ranks import connected
 
 hypothesis.settings.register_profile("modicum", deadline=None, derandomize=True, database=None, max_examples=40)
 hypothesis.settings.load_profile("modicum")
@@ -74,3 +77,28 @@ class Layer:
 def layer():
     """The class of synthetic layers; call it for one."""
     return Layer
+
+
+@pytest.fixture(scope="session")
+def together():
+    """Runs ``work(ranks)`` on some ranks side by side, each a thread with connections of its own; what each gave or raised, by rank."""
+
+    def run(work, count=2):
+        store, found = distributed.HashStore(), [None] * count
+
+        def one(rank):
+            try:
+                with connected(store, rank, count) as ranks:
+                    found[rank] = work(ranks)
+            except Exception as error:
+                found[rank] = error
+
+        threads = [threading.Thread(target=one, args=(rank,), daemon=True) for rank in range(count)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(120)
+        assert not any(thread.is_alive() for thread in threads), "a rank waits for one that does not come"
+        return found
+
+    return run

@@ -335,6 +335,7 @@ def settings_of(monkeypatch, command, *words):
     monkeypatch.setattr(command, stop)
     assert run(*words).stderr == "modicum: it: stops here.\n"
     got.pop("progress")
+    got.pop("ranks", None)
     return got
 
 

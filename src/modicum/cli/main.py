@@ -19,6 +19,7 @@ from modicum.core.errors import ModicumError, SettingError, near
 if TYPE_CHECKING:
     from modicum.core.plan import Plan
     from modicum.models.model import Model
+    from modicum.sweep.ranks import Ranks
 
 # Commands that write OUT.partial and continue from it.
 _CONTINUING = ("fit", "measure", "export")
@@ -168,10 +169,12 @@ def measure(model: str, out: Path, as_json: bool, **settings: Any) -> None:
     from modicum.cli import show
     from modicum.fit import measure as run
     from modicum.models.quiet import hushed
+    from modicum.sweep.ranks import joined
 
-    with hushed(), show.Bar(visible=not as_json) as progress:
-        arguments: dict[str, Any] = {**_given(settings), "out": out, "progress": progress}
+    with hushed(), joined() as ranks, show.Bar(visible=ranks.leads and not as_json) as progress:
+        arguments: dict[str, Any] = {**_given(settings), "out": out, "progress": progress, "ranks": ranks}
         found = run(model, **arguments)
+    _only_first(ranks)
     _print_json(show.measurement_facts(found)) if as_json else show.measurement(found)
 
 
@@ -335,11 +338,19 @@ def _run(model: str | Model | None, out: Path, quiet: bool, settings: dict[str, 
     from modicum.cli import show
     from modicum.fit import fit as run
     from modicum.models.quiet import hushed
+    from modicum.sweep.ranks import joined
 
-    with hushed(), show.Bar(visible=not quiet) as progress:
-        arguments: dict[str, Any] = {**settings, "out": out, "progress": progress}
+    with hushed(), joined() as ranks, show.Bar(visible=ranks.leads and not quiet) as progress:
+        arguments: dict[str, Any] = {**settings, "out": out, "progress": progress, "ranks": ranks}
         result = run(model, **arguments)
+    _only_first(ranks)
     return result.receipt, result.out
+
+
+def _only_first(ranks: Ranks) -> None:
+    """End all ranks but the first, which says what was made."""
+    if not ranks.leads:
+        click.get_current_context().exit()
 
 
 def _print_json(value: Any) -> None:

@@ -85,7 +85,8 @@ def build_receipt(
                  "calibration_tokens": count_tokens(run.data.calibration), "test_tokens": count_tokens(run.data.test)},
         "seed": request.seed,
         "versions": {"modicum": modicum.__version__, "torch": torch.__version__, "transformers": transformers.__version__,
-                     "python": platform.python_version(), "threads": torch.get_num_threads(), "device": "cpu"},
+                     "python": platform.python_version(), "threads": torch.get_num_threads(),
+                     "ranks": run.ranks.count, "device": "cpu"},
         "bytes": {
             "original": model.dense_bytes, "predicted": predicted, "actual": actual,
             "allowed": request.budget.bytes(model.parameters) if request.budget else None,

@@ -15,6 +15,7 @@ from modicum.fit.store import ChainStore, FormStore, write_json
 from modicum.forms import Dense, Form
 from modicum.models.model import Model
 from modicum.sweep import Script, Stage, Sweep
+from modicum.sweep.ranks import LONE, Ranks, operations
 from modicum.sweep.spill import SpillPool
 
 
@@ -22,15 +23,15 @@ class Assembly:
     """Makes the forms of a plan, block by block; what is done survives an interruption after any block.
 
     ``options`` maps unit names to what is applied; ``start`` gives units that a structural change has altered already, ``biases`` and
-    ``dropped`` belong to it.
+    ``dropped`` belong to it. Of several ``ranks`` each makes the forms that fall to it, and all go on with the forms of all.
     """
 
     def __init__(
         self, model: Model, script: Script, options: Mapping[str, Option], directory: Path, *, start: Mapping[str, Form] | None = None,
-        biases: Mapping[str, torch.Tensor] | None = None, dropped: frozenset[str] = frozenset(),
+        biases: Mapping[str, torch.Tensor] | None = None, dropped: frozenset[str] = frozenset(), ranks: Ranks = LONE,
     ):  # fmt: skip
         self.model, self.script, self.options = model, script, options
-        self.start, self.biases, self.dropped = start or {}, biases or {}, dropped
+        self.start, self.biases, self.dropped, self.ranks = start or {}, biases or {}, dropped, ranks
         self.store = FormStore(directory / "forms")
         self.directory = directory
         self.events: list[str] = []
@@ -38,29 +39,38 @@ class Assembly:
 
     def treat(self, stage: Stage) -> dict[str, Form]:
         """Apply each unit's option to the stage."""
-        forms = {}
-        for unit in stage.units:
-            if unit.name in self.store:
-                forms[unit.name] = self.store[unit.name]
-            elif (made := self._make(unit, stage.stats[unit.name])) is not None:
-                forms[unit.name] = made
-                self._pending.setdefault(stage.block, {})[unit.name] = made
+        forms = {unit.name: self.store[unit.name] for unit in stage.units if unit.name in self.store}
+        made = self._made({unit.name: stage.stats[unit.name] for unit in stage.units if unit.name not in forms})
+        if made:
+            self._pending.setdefault(stage.block, {}).update(made)
         if not stage.block:
             self._flush("")
+        return forms | made
+
+    def _made(self, stats: Mapping[str, Stats]) -> dict[str, Form]:
+        """Forms of the units that are altered, each made by one rank."""
+        units = self.model.units
+        forms = {}
+        for name, (form, events) in self.ranks.deal(
+            ", ".join(stats), {name: operations(units[name]) for name in stats}, lambda name: self._make(units[name], stats[name])
+        ):
+            self._tell(events)
+            if form is not None:
+                forms[name] = form
         return forms
 
-    def _make(self, unit: Unit, stats: Stats) -> Form | None:
+    def _make(self, unit: Unit, stats: Stats) -> tuple[Form | None, list[str]]:
+        """A unit's form, or None where it stays, and what there is to tell of it."""
         option = self.options.get(unit.name, Option())
         begun = self.start.get(unit.name)
         if not option.steps:
-            return begun
+            return begun, []
         stored = self.model.matrix(unit)
         if not torch.isfinite(stored).all():
             raise ModelError(f"{unit.name}: weights must be finite, hold NaN or Inf. Repair the checkpoint.")
         stats.reference = stored if begun is None else begun.dense()  # a repair mends what the option lost, not what a drop removed
         form = option.apply(Site(unit.name, "unit", (unit,)), {unit.name: stats}, {unit.name: begun or Dense(stored)}).forms[unit.name]
-        self._tell(f"{unit.name}: {event}" for event in stats.events)
-        return form
+        return form, [f"{unit.name}: {event}" for event in stats.events]
 
     def _tell(self, events: Iterable[str]) -> None:
         self.events += [event for event in dict.fromkeys(events) if event not in self.events]
@@ -79,12 +89,14 @@ class Assembly:
 
             self.events = json.loads((self.directory / "events.json").read_text())
         needs = frozenset().union(*(option.needs for option in self.options.values()))
-        chain = ChainStore(self.directory / "chain")
+        # Several ranks start afresh: each would have to find what all the others have.
+        chain = ChainStore(self.directory / "chain") if self.ranks.count == 1 else None
 
         def on_block(name: str, outputs: dict) -> None:
             self._tell(sweep.chronicle.events)
             self._flush(name)
-            chain.keep(name, outputs)
+            if chain is not None:
+                chain.keep(name, outputs)
             tick(name)
 
         apart = {name for name in self.script.uncalled if name in self.options or name in self.start}
@@ -93,19 +105,16 @@ class Assembly:
         }
         sweep = Sweep(
             self.model, batches, self.script, self.treat, needs=needs, seed=seed, pool=pool, values=values, biases=self.biases,
-            dropped=self.dropped, on_block=on_block, replayed=chain.replayed(),
+            dropped=self.dropped, on_block=on_block, replayed=chain.replayed() if chain is not None else None, ranks=self.ranks,
         )  # fmt: skip
         sweep.finish()
         self._tell(sweep.chronicle.events)
         gone = {unit.name for unit in self.model.units.values() if Script.home(unit.name, self.dropped)}
         for name in [*self.options, *self.start]:
             if name not in self.store and name not in gone and (self.options.get(name, Option()).steps or name in self.start):
-                unit = self.model.units[name]
                 option = self.options[name].without_data() if name in self.options else Option()
                 if option is None:
                     raise ModelError(f"{name}: was never called, and its option needs data. Choose another option for it.")
                 self.options = {**self.options, name: option}
-                made = self._make(unit, Stats())
-                if made is not None:
-                    self.store.put(f"late-{name}".replace("/", "_"), {name: made})
+                self.store.put(f"late-{name}".replace("/", "_"), self._made({name: Stats()}))
         return self.store

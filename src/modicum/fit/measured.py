@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -30,6 +31,7 @@ from modicum.fit.subject import Subject, opened
 from modicum.fit.survey import Survey
 from modicum.fit.workdir import WorkDir
 from modicum.models.model import Model
+from modicum.sweep.ranks import LONE, Ranks
 from modicum.sweep.spill import SpillPool
 
 _PARTS = {"model", "targets", "menu", "settings", "data", "stages", "hash"}
@@ -124,12 +126,13 @@ class Measured:
 
 def measure(
     model: str | Path | nn.Module | Model, *, out: str | Path, data: Any = None, menu: Iterable[Any] | str | None = None,
-    ram: str | int | None = None, keep: Iterable[str] = (), progress: Quiet | None = None, **settings: Any,
+    ram: str | int | None = None, keep: Iterable[str] = (), progress: Quiet | None = None, ranks: Ranks = LONE,
+    **settings: Any,
 ) -> Measured:  # fmt: skip
     """Measure ``model`` once, for any budget: harms of every option on every site, into the directory ``out``.
 
-    ``model``, ``data``, ``menu``, ``ram`` and ``keep`` as for ``fit``; other settings: see ``Settings``. Without ``target`` every target that can
-    hold the model is measured for. Interrupted, the same call continues from ``OUT.partial``. What stays on disk: harms, and the sequences
+    ``model``, ``data``, ``menu``, ``ram``, ``keep`` and ``ranks`` as for ``fit``; other settings: see ``Settings``. Without ``target`` every target
+    that can hold the model is measured for. Interrupted, the same call continues from ``OUT.partial``. What stays on disk: harms, and the sequences
     of all three parts. Raises ``ModicumError`` kinds.
     """
     from modicum.fit.run import evaluating
@@ -137,39 +140,49 @@ def measure(
     request = Settings(**common(menu=menu, ram=ram, data=data, out=out, keep=keep, **settings))
     batches = None if data is None or isinstance(data, str | Path) else data
     place = WorkDir(Path(out), "modicum-measuring", request.overwrite)
-    place.check()
-    with evaluating(model if isinstance(model, nn.Module) else None):
-        return _measure(model, request, batches, place, progress or Quiet())
+    ranks.first("out", place.check)
+    with evaluating(model if isinstance(model, nn.Module) else None), tempfile.TemporaryDirectory(prefix="modicum-") as elsewhere:
+        if not ranks.leads:
+            place = WorkDir(Path(elsewhere) / "measured", place.kind)
+        return _measure(model, request, batches, place, progress or Quiet(), ranks)
 
 
-def _measure(source: Any, request: Settings, batches: Any, place: WorkDir, progress: Quiet) -> Measured:
+def _measure(source: Any, request: Settings, batches: Any, place: WorkDir, progress: Quiet, ranks: Ranks) -> Measured:
     meter = Meter()
     with meter.stage("open"):
         subject = Subject.open(source, request, batches)
         subject.check_kept()
+        ranks.share(subject.data.calibration)
     targets = [request.target] if request.target is not None else subject.possible_targets()
     pool = SpillPool(subject.activation_limit(), None)
     with place.held():
-        partial = pool.directory = place.begin(request.fingerprint(subject.model.hash(), subject.data.hashes))
-        survey = Survey(subject, targets, partial / "measure", pool, meter, progress)
+        partial = pool.directory = place.begin(ranks.agreed(request.fingerprint(subject.model.hash(), subject.data.hashes)))
+        survey = Survey(subject, targets, partial / "measure", pool, meter, progress, ranks)
         levels = _levels(subject, targets, partial / "levels", pool)
-        reason = "no time was given"
-        if request.search_time:
-            reason = too_slow(subject.model, subject.script, subject.data.validation[0], request.search_time, pool)
+        reason = ranks.first("search", lambda: _unjudged(subject, pool))
         findings = survey.run(None if reason else levels)
         if reason and not findings.scales:
             findings.events.append(f"scales: left out, {reason}; harms stand as predicted. Pass a longer --search-time.")
-        meta = _meta(subject, source, targets, meter)
-        final = partial / "final"
-        shutil.rmtree(final, ignore_errors=True)
-        final.mkdir()
-        write_json(final / _FINDINGS, findings.to_json())
-        _write_sequences(final / _TOKENS, subject.data)
-        write_json(final / _FILE, meta | {"hash": _hash(final, meta)})
-        place.finish(final)
-    known = Measured.read(place.out)
+        known = ranks.first("measured", lambda: _written(place, findings, subject, _meta(subject, source, targets, meter)))
     known.source = None if isinstance(source, str | Path) else source
     return known
+
+
+def _unjudged(subject: Subject, pool: SpillPool) -> str:
+    """Why no plans are judged; nothing where they are."""
+    seconds = subject.settings.search_time
+    return too_slow(subject.model, subject.script, subject.data.validation[0], seconds, pool) if seconds else "no time was given"
+
+
+def _written(place: WorkDir, findings: Findings, subject: Subject, meta: dict[str, Any]) -> Measured:
+    final = place.partial / "final"
+    shutil.rmtree(final, ignore_errors=True)
+    final.mkdir()
+    write_json(final / _FINDINGS, findings.to_json())
+    _write_sequences(final / _TOKENS, subject.data)
+    write_json(final / _FILE, meta | {"hash": _hash(final, meta)})
+    place.finish(final)
+    return Measured.read(place.out)
 
 
 def _levels(subject: Subject, targets: list[str], directory: Path, pool: SpillPool) -> Levels:

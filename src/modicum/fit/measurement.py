@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -25,6 +26,7 @@ from modicum.models.model import Model
 from modicum.numerics.threads import total
 from modicum.sweep import Script, Sensitivity, Stage, Sweep
 from modicum.sweep.coupling import kept_rows
+from modicum.sweep.ranks import LONE, Ranks, operations
 from modicum.sweep.spill import SpillPool
 
 # Harm of a cut whose gradients were not seen, in nats: not to be chosen lightly.
@@ -33,20 +35,31 @@ _UNKNOWN = 1.0
 Keep = Callable[[Unit, Option, str, Form], None]
 
 
+@dataclass
+class _Piece:
+    """What was measured of one unit: its energy, every option's finding, row sums and form, and what there is to tell."""
+
+    energy: float | None
+    findings: dict[str, Finding] = field(default_factory=dict)
+    rows: dict[str, torch.Tensor] = field(default_factory=dict)
+    forms: list[tuple[Option, Form]] = field(default_factory=list)
+    events: list[str] = field(default_factory=list)
+
+
 class Measurement:
     """Fills findings stage by stage; what is done survives an interruption after any block.
 
     ``targets`` are those whose options are measured; ``harm`` names how harm is told; ``keep(unit, option, cut option, form)`` is shown every form
-    that was made.
+    that was made. Of several ``ranks`` each measures the units that fall to it, and all find the same.
     """
 
     def __init__(
         self, model: Model, script: Script, targets: Sequence[Target], menus: Sequence[Sequence[Option]],
         sensitivities: Mapping[str, Sensitivity], directory: Path | None = None, *, cuts: Mapping[str, Site] | None = None,
-        harm: str = "fisher", keep: Keep = lambda unit, option, cut, form: None,
+        harm: str = "fisher", keep: Keep | None = None, ranks: Ranks = LONE,
     ):  # fmt: skip
         self.model, self.script, self.sensitivities = model, script, sensitivities
-        self.harm, self.keep, self.directory = harm, keep, directory
+        self.harm, self.keep, self.directory, self.ranks = harm, keep, directory, ranks
         self.options: dict[str, dict[str, Option]] = {}
         for target, menu in zip(targets, menus):
             for site in target.sites():
@@ -62,29 +75,46 @@ class Measurement:
 
     def treat(self, stage: Stage) -> None:
         """Measure every option on every unit of the stage; nothing is changed."""
-        for unit in stage.units:
-            if unit.name in self.options and unit.name not in self.found.units:
-                self._unit(unit, stage.stats[unit.name])
+        self._measured({
+            unit.name: stage.stats[unit.name] for unit in stage.units if unit.name in self.options and unit.name not in self.found.units
+        })  # fmt: skip
 
-    def _unit(self, unit: Unit, stats: Stats) -> None:
+    def _measured(self, stats: Mapping[str, Stats]) -> None:
+        """Each unit by one rank; what it found goes to all."""
+        units = self.model.units
+        tasks = {name: operations(units[name]) for name in stats}
+        for name, piece in self.ranks.deal(", ".join(stats), tasks, lambda name: self._unit(units[name], stats[name])):
+            for option, form in piece.forms:
+                if self.keep is not None:
+                    self.keep(units[name], option, "", form)
+            if piece.energy is not None:
+                self.found.energy[name] = piece.energy
+            if piece.rows:
+                self._rows[name] = piece.rows
+            self.found.units[name] = piece.findings
+            if name in self.cuts and stats[name].covariance is not None:
+                self._cut(self.cuts[name], units[name], stats[name], self.model.matrix(units[name]).float())
+            self.found.events += piece.events
+
+    def _unit(self, unit: Unit, stats: Stats) -> _Piece:
         stored = self.model.matrix(unit)
         if not torch.isfinite(stored).all():
             raise ModelError(f"{unit.name}: weights must be finite, hold NaN or Inf. Repair the checkpoint.")
         weight, sensitivity = stored.float(), self.sensitivities.get(unit.name)
         stats.reference = stored
-        whole = HARMS[self.harm](unit, weight, stats, sensitivity, weight)
-        if whole is not None:
-            self.found.energy[unit.name] = whole
-        findings = {text: self._finding(unit, option, stats, stored, weight) for text, option in self.options[unit.name].items()}
-        self.found.units[unit.name] = findings
-        if unit.name in self.cuts and stats.covariance is not None:
-            self._cut(self.cuts[unit.name], unit, stats, weight)
-        self.found.events += [f"{unit.name}: {event}" for event in dict.fromkeys(stats.events)]
+        piece = _Piece(HARMS[self.harm](unit, weight, stats, sensitivity, weight))
+        for text, option in self.options[unit.name].items():
+            piece.findings[text] = self._finding(unit, option, stats, stored, weight, piece)
+        piece.events = [f"{unit.name}: {event}" for event in dict.fromkeys(stats.events)]
         stats.reference = None
+        return piece
 
-    def _finding(self, unit: Unit, option: Option, stats: Stats, stored: torch.Tensor, weight: torch.Tensor) -> Finding:
+    def _finding(self, unit: Unit, option: Option, stats: Stats, stored: torch.Tensor, weight: torch.Tensor, piece: _Piece) -> Finding:
         form = self.form(unit, option, stats, stored)
-        self.keep(unit, option, "", form)
+        if self.keep is not None and self.ranks.count == 1:
+            self.keep(unit, option, "", form)
+        elif self.keep is not None:
+            piece.forms.append((option, form))
         if not option.steps:
             return Finding(0.0, 0.0, 0.0)
         error, sensitivity = weight - form.dense().float(), self.sensitivities.get(unit.name)
@@ -92,7 +122,7 @@ class Measurement:
         if unit.name in self.producers:
             rows = contributions(unit, error, stats, sensitivity)
             if rows is not None:
-                self._rows.setdefault(unit.name, {})[str(option)] = rows
+                piece.rows[str(option)] = rows
         cost = HARMS[self.harm](unit, error, stats, sensitivity, weight)
         return Finding(cost, distance / max(total(weight.square()), 1e-30), distance)
 
@@ -156,7 +186,8 @@ class Measurement:
 
     def run(self, batches: Sequence[Batch], *, seed: int, pool: SpillPool, tick: Callable[[str], None] = lambda _: None) -> Findings:
         """Sweep and return what was found."""
-        chain = ChainStore(self.directory / "chain") if self.directory is not None else None
+        # Several ranks start afresh: each would have to find what all the others have.
+        chain = ChainStore(self.directory / "chain") if self.directory is not None and self.ranks.count == 1 else None
 
         def on_block(name: str, outputs: dict) -> None:
             self._tell(sweep.chronicle.events)
@@ -167,13 +198,13 @@ class Measurement:
 
         sweep = Sweep(
             self.model, batches, self.script, self.treat, needs=self.needs(), seed=seed, pool=pool, on_block=on_block,
-            replayed=chain.replayed() if chain is not None else None,
+            replayed=chain.replayed() if chain is not None else None, ranks=self.ranks,
         )  # fmt: skip
         sweep.finish()
         self._tell(sweep.chronicle.events)
         for unit in self.model.units.values():
             if unit.name in self.options and unit.name not in self.found.units:
-                self._unit(unit, Stats())
+                self._measured({unit.name: Stats()})
         for unit in self.model.units.values():
             if unit.name in self.sensitivities and (trace := self.sensitivities[unit.name].trace) is not None:
                 self.found.facts.setdefault(unit.name, {})["trace"] = float(trace)

@@ -43,6 +43,7 @@ from modicum.fit.survey import Survey
 from modicum.fit.workdir import WorkDir, temporary
 from modicum.models.model import Model
 from modicum.models.quiet import hushed
+from modicum.sweep.ranks import LONE, Ranks
 from modicum.sweep.spill import SpillPool
 
 
@@ -72,7 +73,7 @@ def fit(
     speed: str | float | None = None, latency: str | float | None = None, method: str | Option | None = None,
     plan: str | Path | Plan | None = None, measured: str | Path | Measured | None = None, data: Any = None, out: str | Path | None = None,
     menu: Iterable[str | Option] | str | None = None, ram: str | int | None = None, keep: Iterable[str] = (), progress: Quiet | None = None,
-    **settings: Any,
+    ranks: Ranks = LONE, **settings: Any,
 ) -> Result:  # fmt: skip
     """Give the best ``model`` that fits ``budget``, in files that the target's runtime loads, with a receipt.
 
@@ -81,7 +82,8 @@ def fit(
     ``latency`` (``20ms``): those given hold together. Instead of budgets ``method`` (an option applied everywhere) or ``plan``. ``measured``: a
     directory that ``measure`` wrote, which then is not measured again; its model and data are taken. ``data``: a path to text, or any
     iterable of batches; without it the shipped text. ``out``: the directory to write; without it a temporary one that lives as long as the
-    result. Other settings as on the command line: see ``Request``. Raises ``ModicumError`` kinds; nothing is left behind but
+    result. ``ranks``: the processes that call this together, the first of which writes (``modicum.sweep.ranks.joined``). Other settings as on
+    the command line: see ``Request``. Raises ``ModicumError`` kinds; nothing is left behind but
     ``OUT.partial``, from which the same call continues.
     """
     parsed = Budget.parse(budget) if isinstance(budget, str) else budget
@@ -101,7 +103,7 @@ def fit(
     run = None
     try:
         with evaluating(model if isinstance(model, nn.Module) else None):
-            run = Run(model, request, batches, progress or Quiet(), known)
+            run = Run(model, request, batches, progress or Quiet(), known, ranks)
             return run.run()
     except BaseException:
         if run is not None and run.temporary is not None:
@@ -126,18 +128,21 @@ class Run:
     """One run, from the request to the files."""
 
     def __init__(
-        self, source: str | Path | nn.Module | Model, request: Request, batches: Any, progress: Quiet, measured: Measured | None = None
-    ):
-        self.request, self.meter, self.progress, self.measured = request, Meter(), progress, measured
-        self.temporary = temporary() if request.out is None and not request.dry_run else None
-        self.out = request.out or (self.temporary or Path()) / "model"
+        self, source: str | Path | nn.Module | Model, request: Request, batches: Any, progress: Quiet, measured: Measured | None = None,
+        ranks: Ranks = LONE,
+    ):  # fmt: skip
+        self.request, self.meter, self.progress, self.measured, self.ranks = request, Meter(), progress, measured, ranks
+        out = request.out if ranks.leads else None
+        self.temporary = temporary() if out is None and not request.dry_run else None
+        self.out = out or (self.temporary or Path()) / "model"
         self.place = WorkDir(self.out, "modicum-run", request.overwrite)
         if request.out is not None and not request.dry_run:
-            self.place.check()
+            ranks.first("out", self.place.check)
         with self.meter.stage("open"):
             self.subject = Subject.open(source, request, batches) if measured is None else measured.open(source, request)
             self.model, self.data, self.script = self.subject.model, self.subject.data, self.subject.script
             self.subject.check_kept()
+            ranks.share(self.data.calibration)
             self.target_name = self._target_name()
             self.target = self.subject.target(self.target_name)
             if measured is not None:
@@ -163,29 +168,36 @@ class Run:
             return Result(self.out, self._forecast(), Plan(self.target_name), self.model)
         if self.request.budget is not None:
             chooser = Chooser(self.subject, self.target_name, self.request)
-            chooser.check(chooser.table(None))
+            self.ranks.first("budget", lambda: chooser.check(chooser.table(None)))
         else:
             self._explicit()
         with self.place.held():
             return self._held()
 
     def _held(self) -> Result:
-        fingerprint = self.request.fingerprint(self.model.hash(), self.data.hashes)
+        fingerprint = self.ranks.agreed(self.request.fingerprint(self.model.hash(), self.data.hashes))
         partial = self.pool.directory = self.place.begin(fingerprint)
         plan, table = self._plan(partial)
         plan.write(partial / "plan.json")
         shutil.rmtree(partial / "levels", ignore_errors=True)
-        change = self.change = self._reshaped(plan)
+        change = self.change = self.ranks.first("change", lambda: self._reshaped(plan))
         dropped = frozenset(change.dropped)
         options = {name: option for name, option in self._unit_options(plan).items() if not self.script.home(name, dropped)}
         assembly = Assembly(
-            self.model, self.script, options, partial / "assembly", start=change.forms, biases=change.biases, dropped=dropped
+            self.model, self.script, options, partial / "assembly", start=change.forms, biases=change.biases, dropped=dropped,
+            ranks=self.ranks,
         )  # fmt: skip
         self.progress.start("assemble", len(self.model.blocks))
         with self.meter.stage("assemble"):
             forms = assembly.run(self.data.calibration, seed=self.request.seed, pool=self.pool, tick=lambda _: self.progress.step())
         self.events += assembly.events
+        receipt, out = self.ranks.first("receipt", lambda: self._written(partial, plan, table, forms))
+        return Result(out, receipt, plan, self.model, self.temporary)
+
+    def _written(self, partial: Path, plan: Plan, table: Table | None, forms: FormStore) -> tuple[dict[str, Any], Path]:
+        """Files and receipt, verified and in place; the receipt, and where they are."""
         self._refuse_fallbacks()
+        change, dropped = self.change, frozenset(self.change.dropped)
         final = partial / "final"
         shutil.rmtree(final, ignore_errors=True)
         final.mkdir()
@@ -201,7 +213,7 @@ class Run:
 
         (final / "report.html").write_text(report(receipt), encoding="utf-8")
         self.place.finish(final)
-        return Result(self.out, receipt, plan, self.model, self.temporary)
+        return receipt, self.out
 
     # Choosing
 
@@ -257,6 +269,12 @@ class Run:
         path = partial / "choice.json"
         known = json.loads(path.read_text()) if path.exists() else None
         findings, levels = self._findings(chooser, partial, known is None)
+        return self.ranks.first("plan", lambda: self._chosen(chooser, findings, levels, path, known))
+
+    def _chosen(
+        self, chooser: Chooser, findings: Findings, levels: Levels | None, path: Path, known: dict[str, Any] | None
+    ) -> tuple[Plan, Table]:
+        """The choice, made now or as it was ``known``, and the table it was made from."""
         table = chooser.table(findings)
         if known is not None:
             self.picks, self.search = known["picks"], known["search"]
@@ -288,12 +306,12 @@ class Run:
         """What is known for choosing: measured before or now; and the forms to judge by, where candidates are judged."""
         known = self.measured.findings if self.measured is not None else Findings()
         levels = None
-        if choosing and self._searching():
+        if choosing and self.ranks.first("search", self._searching):
             levels = Levels(partial / "levels", chooser.sizing, known, self.data.calibration, self.pool, self.request.seed)
         if self.measured is not None:
             self.events += known.events
             return known, levels
-        survey = Survey(self.subject, [self.target_name], partial / "measure", self.pool, self.meter, self.progress)
+        survey = Survey(self.subject, [self.target_name], partial / "measure", self.pool, self.meter, self.progress, self.ranks)
         findings = survey.run(levels)
         self.events += findings.events
         if levels is not None:

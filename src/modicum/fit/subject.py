@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from modicum.core.errors import DataError, SettingError, near
@@ -147,5 +148,7 @@ def _limits(model: Model) -> str:
 
 def _check_device(name: str) -> None:
     """Raises ``SettingError``: a GPU that was asked for is never replaced by the CPU without a word."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise SettingError("device 'cuda': must be auto or cpu, there is no GPU that torch can use.")
     if name not in ("auto", "cpu"):
         raise SettingError(f"device {name!r}: must be auto or cpu, all work is on the CPU so far.")

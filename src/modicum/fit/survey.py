@@ -9,6 +9,8 @@ from pathlib import Path
 
 from modicum.core.budget import readable
 from modicum.core.errors import BudgetError
+from modicum.core.option import Option
+from modicum.core.unit import Unit
 from modicum.data.splits import Batch, count_rows, slice_rows
 from modicum.fit.findings import Findings, Structural, prior_of
 from modicum.fit.judge import Levels, PlanJudge
@@ -19,10 +21,12 @@ from modicum.fit.scale import learn
 from modicum.fit.spans import measure_spans
 from modicum.fit.store import load_sensitivities, save_sensitivities, write_json
 from modicum.fit.subject import Subject
+from modicum.forms import Form
 from modicum.models.model import Model
 from modicum.sweep import Sensitivity, output_gradients
 from modicum.sweep.coupling import shortened
 from modicum.sweep.curvature import curvature_bytes, fisher_traces, top_eigenvalues
+from modicum.sweep.ranks import LONE, Ranks
 from modicum.sweep.spill import SpillPool
 
 # Sequences that spans are judged on, and calibration batches their stand-ins are fitted to.
@@ -43,6 +47,7 @@ class Survey:
     pool: SpillPool
     meter: Meter
     progress: Quiet
+    ranks: Ranks = LONE
 
     def run(self, levels: Levels | None = None) -> Findings:
         """Everything there is to know for choosing. ``levels`` keeps every form that is made, to judge plans by; scales are learnt from some
@@ -53,12 +58,19 @@ class Survey:
         if path.exists():
             return Findings.from_json(json.loads(path.read_text()))
         sensitivities = self._sensitivities()
-        found = self._swept(sensitivities, levels.keep if levels is not None else None)
+        # What others made is kept where plans are judged.
+        keep = levels.keep if self.ranks.leads and levels is not None else None if levels is None else _let_go
+        found = self._swept(sensitivities, keep)
+        found = self.ranks.first("findings", lambda: self._completed(found, levels))
+        write_json(path, found.to_json())
+        return found
+
+    def _completed(self, found: Findings, levels: Levels | None) -> Findings:
+        """With what is not told unit by unit."""
         self._facts(found)
         found.spans = self._spans()
         if levels is not None and self.subject.settings.search_time:
             self._scale(found, levels)
-        write_json(path, found.to_json())
         return found
 
     def _scale(self, found: Findings, levels: Levels) -> None:
@@ -83,10 +95,10 @@ class Survey:
             model, batches = self.subject.model, first_rows(self.subject.data.calibration, settings.gradient_samples)
             found = output_gradients(
                 model, batches, self.subject.script, settings.seed, covariance=settings.harm == "covariance", widest=_widest(model),
-                pool=self.pool,
+                pool=self.pool, ranks=self.ranks,
             )  # fmt: skip
             if settings.harm == "hessian":
-                traces = fisher_traces(model, _single_rows(batches), seed=settings.seed)
+                traces = self.ranks.first("traces", lambda: fisher_traces(model, _single_rows(batches), seed=settings.seed))
                 found = {name: replace(one, hessian=traces.get(name)) for name, one in found.items()}
         save_sensitivities(path, found)
         return found
@@ -97,7 +109,7 @@ class Survey:
         cuts = subject.cuts if any(cutters(menu) for menu in menus) else {}
         measurement = Measurement(
             subject.model, subject.script, targets, menus, sensitivities, self.directory, cuts=cuts, harm=subject.settings.harm,
-            **({"keep": keep} if keep is not None else {}),
+            keep=keep, ranks=self.ranks,
         )  # fmt: skip
         self.progress.start("measure", len(subject.model.blocks))
         with self.meter.stage("measure"):
@@ -143,6 +155,10 @@ class Survey:
                 first_rows(subject.data.calibration, _SPAN_SEQUENCES), self.pool, subject.settings.seed, known,
                 lambda found: write_json(path, {text: vars(span) for text, span in found.items()}),
             )  # fmt: skip
+
+
+def _let_go(unit: Unit, option: Option, cut: str, form: Form) -> None:
+    """Keep no form."""
 
 
 def _widest(model: Model) -> int:

@@ -24,6 +24,10 @@ class Form(ABC):
     def __init_subclass__(cls) -> None:
         _KINDS[cls.kind] = cls
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as its exact parts, whatever larger tensors they are views of."""
+        return restore, (self.describe(), {part: tensor.clone() for part, tensor in self.tensors().items()})
+
     def finite(self) -> bool:
         """Whether the dequantized value holds neither NaN nor Inf."""
         return bool(torch.isfinite(self.dense()).all())

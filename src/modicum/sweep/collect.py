@@ -11,6 +11,7 @@ from torch import nn
 from modicum.core.method import Need
 from modicum.core.unit import Stats, Unit
 from modicum.numerics.gram import add_gram, mirror
+from modicum.sweep.ranks import LONE, Ranks
 
 # Values turned to float32 at a time: enough rows for products at full speed, and a bound on memory.
 _CHUNK = 1 << 23
@@ -48,11 +49,21 @@ class Collector:
             else:
                 stats.square += value.square_().sum(0)
 
-    def stats(self) -> Stats:
-        """What was collected; nothing can be added afterwards."""
+    def stats(self, ranks: Ranks = LONE, who: str = "") -> Stats:
+        """What was collected, over all ranks, of the unit ``who``; nothing can be added afterwards."""
+        summed(self._stats, ranks, who)
         if self._stats.covariance is not None:
             self._stats.square = mirror(self._stats.covariance).diagonal().clone()
         return self._stats
+
+
+def summed(stats: Stats, ranks: Ranks, who: str) -> Stats:
+    """Statistics of the unit ``who`` summed over all ranks, in place."""
+    count = torch.tensor(stats.count)
+    parts = (stats.total, stats.square, stats.covariance, stats.frequency)
+    ranks.sum(who, count, *(part for part in parts if part is not None))
+    stats.count = int(count)
+    return stats
 
 
 def input_rows(unit: Unit, module: nn.Module, inputs: torch.Tensor) -> torch.Tensor:

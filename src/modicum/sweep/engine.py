@@ -12,14 +12,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from modicum.core.errors import ModelError
+from modicum.core.errors import ModelError, SettingError
 from modicum.core.method import Need
 from modicum.core.unit import Stats, Unit
 from modicum.data.splits import Batch
 from modicum.forms import Form
 from modicum.models.model import Model
-from modicum.sweep.collect import Collector, has_rows, input_rows, token_mask
+from modicum.sweep.collect import Collector, has_rows, input_rows, summed, token_mask
 from modicum.sweep.experts import Use, Watch
+from modicum.sweep.ranks import LONE, Ranks
 from modicum.sweep.rehearsal import Script, module_units, stop_names
 from modicum.sweep.spill import SpillPool
 from modicum.sweep.suspend import Answer, Arrival, Chain, Stop
@@ -57,7 +58,8 @@ class Sweep:
 
     ``treat(stage)`` may return forms by unit name; from there on the chain runs on their dense values. ``needs`` is the union of what to
     collect, of all units or of those in ``measured``. ``replayed`` gives stored outputs for blocks that are done already, ``on_block(name,
-    outputs)`` is called when a block is done. ``run`` yields (index, output) one at a time, as batches finish.
+    outputs)`` is called when a block is done. ``run`` yields (index, output) one at a time, as batches finish. Of several ``ranks`` each runs its
+    share of the batches; what ``treat`` is shown is summed over all, and it must give all the same forms.
     """
 
     def __init__(
@@ -65,9 +67,12 @@ class Sweep:
         values: Mapping[str, Form] | None = None,
         biases: Mapping[str, torch.Tensor] | None = None, dropped: Set[str] = frozenset(), seed: int = 0, pool: SpillPool | None = None,
         replayed: Mapping[str, Callable[[int], Any]] | None = None, on_block: Callable[[str, dict[int, Any]], None] | None = None,
-        measured: Set[str] | None = None,
+        measured: Set[str] | None = None, ranks: Ranks = LONE,
     ):  # fmt: skip
-        self.model, self.batches, self.script, self.treat, self.needs = model, batches, script, treat, needs
+        if ranks.count > 1 and Need.INPUTS in needs:
+            raise SettingError("ranks: must be one where a method needs the inputs themselves, which are not sent. Start one process.")
+        self.model, self.batches, self.script, self.treat, self.needs = model, ranks.share(batches), script, treat, needs
+        self.ranks = ranks
         self.biases, self.dropped, self.seed = dict(biases or {}), dropped, seed
         self._made: dict[str, Form] = {}
         self.forms: Mapping[str, Form] = ChainMap(self._made, dict(values) if isinstance(values, dict) else values or {})  # type: ignore[arg-type]
@@ -82,7 +87,7 @@ class Sweep:
         self._dense: dict[str, torch.Tensor] = {}
         self._displaced: dict[str, dict[str, torch.Tensor]] = {}
         stops = stop_names(model, script.stacks) if treat or values or biases else []
-        self.chain = Chain(model.module, batches, stops, model.blocks)
+        self.chain = Chain(model.module, self.batches, stops, model.blocks)
 
     @torch.no_grad()  # as a decorator: entered and left around each step, so that two sweeps may alternate
     def run(self) -> Iterator[tuple[int, Any]]:
@@ -196,16 +201,16 @@ class Sweep:
         owner = self.chain.owner(name)
         inputs = [(index, next(v for v in (*a.args, *(a.kwargs or {}).values()) if isinstance(v, torch.Tensor))) for index, a in arrivals]
         if unit.kind == "embedding":
-            return _looked_up(unit, [ids for _, ids in inputs])
+            return summed(_looked_up(unit, [ids for _, ids in inputs]), self.ranks, unit.name)
         unwanted = self.measured is not None and self.measured.isdisjoint(self.script.stage_of(unit.name))
         if unwanted or self.script.data_free(unit) or not has_rows(unit, owner):
-            return Stats(count=sum(value.numel() // value.shape[-1] for _, value in inputs))
+            return summed(Stats(count=sum(value.numel() // value.shape[-1] for _, value in inputs)), self.ranks, unit.name)
         collector = Collector(self.needs, unit.shape[1], inputs[0][1].device)
         for index, value in inputs:
             self.pool.admit(value)
             rows, mask = input_rows(unit, owner, value), token_mask(self.batches[index], value)
             collector.add(rows if mask is None else rows[mask])
-        stats = collector.stats()
+        stats = collector.stats(self.ranks, unit.name)
         if stats.square is not None and not torch.isfinite(stats.square).all():
             raise ModelError(
                 f"{unit.name}: its inputs must be finite, hold NaN or Inf. Check the weights before it and the calibration data."
@@ -275,7 +280,7 @@ class Sweep:
             for _, arrival in arrivals:
                 with Watch(stacks, add):
                     self.chain.original(name)(*arrival.args, **(arrival.kwargs or {}))
-        found = [collector.stats() for collector in collectors]
+        found = [collector.stats(self.ranks, unit.name) for collector, unit in zip(collectors, units)]
         pooled = _pool(found)
         stats = {}
         for unit, mine in zip(units, found):

@@ -18,6 +18,7 @@ from modicum.models.structure import kind_of
 from modicum.numerics.gram import add_gram, mirror
 from modicum.sweep.collect import has_rows, input_rows
 from modicum.sweep.experts import Use, Watch
+from modicum.sweep.ranks import LONE, Ranks
 from modicum.sweep.rehearsal import Script, module_units
 from modicum.sweep.spill import SpillPool
 
@@ -44,14 +45,14 @@ class Sensitivity:
 
 def output_gradients(
     model: Model, batches: Sequence[Batch], script: Script, seed: int = 0, *, covariance: bool = False, widest: int = WIDEST,
-    pool: SpillPool | None = None,
+    pool: SpillPool | None = None, ranks: Ranks = LONE,
 ) -> dict[str, Sensitivity]:  # fmt: skip
     """Sum over positions of the squared gradient of the output's log-likelihood, per draw, by unit and row: the diagonal Fisher of outputs.
 
     Labels are drawn from the model's own distribution (seeded), so that half the sum over rows of gradient × squared output error is the
     second-order KL per draw (token, image). For models without logits the gradient is that of random projections of the output,
     scaled so that the same sum is half the relative squared error. Units whose output is not one tensor, or that are never called, are
-    absent.
+    absent. Of several ``ranks`` each takes its share of the batches, of the others' only a forward that draws their labels; all get the sums.
 
     With ``covariance`` the outer products ``Σ g gᵀ`` are summed too, for units of at most ``widest`` rows; the others keep their diagonal.
     The trace ``Σ |g|² |x|²`` over positions with gradient g and input x always comes along. It is the exact Fisher trace where each draw
@@ -70,8 +71,12 @@ def output_gradients(
     """
     collected = _Gradients(model, script, torch.Generator().manual_seed(seed), widest if covariance else 0, pool or SpillPool(None))
     model.weights.load(model.trunk)
-    for batch in batches:
-        collected.add(batch)
+    for place, batch in enumerate(batches):
+        if place % ranks.count == ranks.rank:
+            collected.add(batch)
+        else:
+            collected.skip(batch)
+    collected.sum(ranks)
     return collected.found()
 
 
@@ -82,7 +87,8 @@ class _Gradients:
         self.totals: dict[str, torch.Tensor] = {}
         self.traces: dict[str, torch.Tensor] = {}
         self.covariances: dict[str, torch.Tensor] = {}
-        self.squares: dict[str, tuple[torch.Tensor, int]] = {}
+        self.squares: dict[str, torch.Tensor] = {}
+        self.counts: dict[str, torch.Tensor] = {}
         self.draws = 0
         # A tied weight is felt at the head, where its rows are outputs; where no alias multiplies, at the look-up.
         self.felt: dict[str, str] = {}
@@ -97,14 +103,25 @@ class _Gradients:
 
     def _per_draw(self, name: str) -> Sensitivity:
         draws = max(self.draws, 1)
-        total, count = self.squares.get(name, (None, 0))
+        total, count = self.squares.get(name), self.counts.get(name, torch.ones(()))
         covariance, trace = self.covariances.get(name), self.traces.get(name)
         return Sensitivity(
             self.totals[name] / draws,
-            None if total is None else total / max(count, 1),
+            None if total is None else total / max(int(count), 1),
             None if covariance is None else mirror(covariance).div_(draws),  # in place: it may lie in a file
             None if trace is None else float(trace) / draws,
         )
+
+    def sum(self, ranks: Ranks) -> None:
+        """Add up what all ranks collected."""
+        for part in ("totals", "traces", "covariances", "squares", "counts"):
+            setattr(self, part, ranks.union(part, getattr(self, part)))
+        self.draws = sum(ranks.gather("draws", self.draws))
+
+    def skip(self, batch: Batch) -> None:
+        """Draw the labels of a batch that another rank has: those after it are then the same as in one process."""
+        with self._patched(felt=False), torch.no_grad():
+            likelihood(call(self.model.module, batch), self.generator)
 
     def add(self, batch: Batch) -> None:
         with self._patched(), _frozen(self.model.module), torch.enable_grad():
@@ -119,13 +136,14 @@ class _Gradients:
         self.draws += draws
 
     @contextmanager
-    def _patched(self) -> Iterator[None]:
-        names = [*self.units, *self.script.stacks, *self.model.blocks]
+    def _patched(self, felt: bool = True) -> Iterator[None]:
+        units, stacks = (self.units, self.script.stacks) if felt else ({}, {})
+        names = [*units, *stacks, *self.model.blocks]
         had = {name: self.modules[name].__dict__.get("forward") for name in names}
         try:
-            for name in self.units:
+            for name in units:
                 self.modules[name].forward = self._unit(name, self.modules[name].forward)
-            for name in self.script.stacks:
+            for name in stacks:
                 self.modules[name].forward = self._stack(name, self.modules[name].forward)
             for name in self.model.blocks:
                 self.modules[name].forward = self._block(name, self.modules[name].forward)
@@ -190,8 +208,8 @@ class _Gradients:
         if not inputs.is_floating_point() or not (has_rows(unit, module) or unit.kind == "embedding"):
             return None
         squares = input_rows(unit, module, inputs.detach()).float().square()
-        total, count = self.squares.get(unit.name, (torch.zeros(unit.shape[1], device=squares.device), 0))
-        self.squares[unit.name] = (total + squares.sum(0), count + len(squares))
+        self.squares[unit.name] = self.squares.get(unit.name, 0) + squares.sum(0)
+        self.counts[unit.name] = self.counts.get(unit.name, 0) + torch.tensor(len(squares))
         return squares.sum(1)
 
     def _keep(self, unit: Unit, gradients: torch.Tensor, norms: torch.Tensor | None) -> None:

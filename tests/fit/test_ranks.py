@@ -1,0 +1,200 @@
+"""Several ranks make what one process makes, each weight once; one of them writes, and a rank that dies ends all."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from safetensors.torch import load_file
+
+from modicum.core.errors import ModelError, SettingError
+from modicum.fit import fit, measure
+from modicum.fit.assemble import Assembly
+from modicum.fit.measurement import Measurement
+from modicum.sweep.ranks import LONE
+from modicum.testing import zoo
+
+GPTQ = {"method": "gptq bits=3 group=32"}
+BUDGET = {"bpw": 5, "menu": "int2,int4,gptq bits=3 | eora rank=2,ziplm keep=0.5,replaceme count=1", "group": 32, "search_time": 0.0}
+
+
+def given(name, count=3):
+    """A model for each of two ranks, and one for a process alone; batches of several builds."""
+    return [zoo.build(name)[0] for _ in range(3)], [batch for seed in range(count) for batch in zoo.build(name, seed=seed)[1]]
+
+
+@pytest.fixture
+def noted(monkeypatch):
+    """(rank, unit) of every unit that is made or measured."""
+    did = {Assembly: [], Measurement: []}
+    for cls, name in ((Assembly, "_make"), (Measurement, "_unit")):
+        plain = getattr(cls, name)
+
+        def noting(self, unit, stats, plain=plain, cls=cls):
+            did[cls].append((self.ranks.rank, unit.name))
+            return plain(self, unit, stats)
+
+        monkeypatch.setattr(cls, name, noting)
+    return did
+
+
+def units(did):
+    """What was made or measured, by whom it may have been."""
+    return sorted(unit for _, unit in did)
+
+
+def equal_codes(one, other):
+    """Share of equal entries over all tensors of two outputs."""
+    pairs = [(load_file(path), load_file(other / path.name)) for path in sorted(one.glob("*.safetensors"))]
+    counts = [((a[key] == b[key]).sum().item(), a[key].numel()) for a, b in pairs for key in a]
+    return sum(same for same, _ in counts) / sum(size for _, size in counts)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("llama", GPTQ),
+        ("llama", {"method": "replaceme count=1 | gptq bits=4"}),
+        ("llama", BUDGET),
+        pytest.param("qwen3_moe", GPTQ, marks=pytest.mark.slow),
+        pytest.param("qwen3_moe", BUDGET, marks=pytest.mark.slow),
+        pytest.param("cnn", {**BUDGET, "menu": "int2,int4"}, marks=pytest.mark.slow),
+    ],
+    ids=["gptq", "span", "budget", "experts", "experts-budget", "convolutions"],
+)
+def test_ranks_make_what_one_process_makes(together, tmp_path, noted, name, settings):
+    models, batches = given(name)
+
+    def work(ranks):
+        # The second rank is told a place of its own, where nothing may appear.
+        out = tmp_path / ("lone" if ranks is LONE else f"rank-{ranks.rank}") / "out"
+        return fit(models[2 if ranks is LONE else ranks.rank], data=batches, out=out, target="modicum", ranks=ranks, **settings)
+
+    alone = work(LONE)
+    did = {cls: list(theirs) for cls, theirs in noted.items()}
+    for theirs in noted.values():
+        theirs.clear()
+    first, second = together(work)
+    assert first.out == second.out == tmp_path / "rank-0" / "out" and not (tmp_path / "rank-1").exists()
+    assert [path.name for path in first.out.parent.iterdir()] == ["out"]
+    assert first.receipt == second.receipt and first.plan == second.plan and first.receipt["versions"]["ranks"] == 2
+    for cls, ours in noted.items():
+        assert units(ours) == units(did[cls])
+        # A chain of single weights leaves the second nothing to make.
+        assert {rank for rank, _ in ours} in ([{0}] if name == "cnn" else [{0, 1}] if did[cls] else [set()])
+    # Sums in another order: a code at the border of two may fall to the other, which moves what comes after it.
+    assert first.plan == alone.plan and first.receipt["bytes"]["actual"] == alone.receipt["bytes"]["actual"]
+    assert equal_codes(first.out, alone.out) > 0.99
+    mean = [found.receipt["quality"]["mean"] for found in (first, alone)]
+    assert mean[0] == pytest.approx(mean[1], rel=0.02)
+
+
+def test_plans_are_judged_by_one_on_the_forms_of_all(together, tmp_path, noted):
+    models, batches = given("llama")
+    first, second = together(
+        lambda ranks: fit(
+            models[ranks.rank], data=batches, out=tmp_path / "out", target="modicum", ranks=ranks, **BUDGET | {"search_time": 0.5}
+        )
+    )  # fmt: skip
+    assert first.receipt == second.receipt and first.receipt["search"]["evaluations"] > 0 and first.receipt["search"]["rank"]
+    assert len(set(noted[Measurement])) == len(noted[Measurement]) and {rank for rank, _ in noted[Measurement]} == {0, 1}
+
+
+def test_a_measurement_of_ranks_is_that_of_one(together, tmp_path):
+    models, batches = given("llama")
+
+    def work(ranks):
+        return measure(
+            models[2 if ranks is LONE else ranks.rank], data=batches, out=tmp_path / f"of-{ranks.count}", menu="int2,int4,ziplm keep=0.5", group=32,
+            search_time=0.0, target="modicum", ranks=ranks,
+        )  # fmt: skip
+
+    alone, found = work(LONE), together(work)
+    assert found[0].findings == found[1].findings and sorted(path.name for path in tmp_path.iterdir()) == ["of-1", "of-2"]
+    for unit, options in alone.findings.units.items():
+        for text, finding in options.items():
+            other = found[0].findings.units[unit][text]
+            assert other.harm == pytest.approx(finding.harm, rel=1e-3) and other.under == pytest.approx(finding.under, rel=1e-3)
+    assert fit(models[2], measured=found[0], bpw=5, out=tmp_path / "chosen").receipt["bytes"]["actual"] > 0
+
+
+def test_an_error_of_one_ends_all(together, tmp_path, monkeypatch):
+    models, batches = given("llama")
+    plain = Assembly._make
+
+    def broken(self, unit, stats):
+        if self.ranks.rank == 1 and "layers.1" in unit.name:
+            raise ZeroDivisionError
+        return plain(self, unit, stats)
+
+    monkeypatch.setattr(Assembly, "_make", broken)
+    first, second = together(
+        lambda ranks: fit(models[ranks.rank], data=batches, out=tmp_path / "out", target="modicum", ranks=ranks, **GPTQ)
+    )  # fmt: skip
+    assert isinstance(second, ZeroDivisionError)
+    assert isinstance(first, ModelError) and "another has stopped" in str(first) and not (tmp_path / "out").exists()
+
+
+def test_what_cannot_be_done_is_said_before_any_work(together, tmp_path, noted):
+    models, batches = given("llama", 1)
+    run = lambda ranks, **settings: fit(
+        models[ranks.rank], target="modicum", ranks=ranks, **{"data": batches, "out": tmp_path / "out"} | settings
+    )
+    wanted = {
+        "must be at most 2, the number of calibration batches": (3, lambda ranks: GPTQ),
+        "must all be given the same settings": (2, lambda ranks: {"method": f"nearest bits={ranks.rank + 3}"}),
+        "exists already": (2, lambda ranks: {**GPTQ, "out": tmp_path}),
+    }
+    for sentence, (count, settings) in wanted.items():
+        found = together(lambda ranks, settings=settings: run(ranks, **settings(ranks)), count)
+        assert all(isinstance(error, SettingError) and sentence in str(error) for error in found), (sentence, found)
+    assert not noted[Assembly] and not (tmp_path / "out").exists()
+
+
+# Processes
+
+DIES = """
+import os
+from modicum.fit.assemble import Assembly
+plain, calls = Assembly._make, []
+def dying(self, unit, stats):
+    calls.append(unit.name)
+    if self.ranks.rank == 1 and len(calls) == 3:
+        os._exit(9)
+    return plain(self, unit, stats)
+Assembly._make = dying
+from modicum.cli.main import main
+main()
+"""
+SIZES = ("--samples", "4", "--micro-batch", "1", "--tokens", "64", "--test-samples", "2", "--gradient-samples", "2")
+
+
+def torchrun(*words):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+@pytest.mark.slow
+def test_the_command_under_torchrun(tmp_path):
+    fitting = ("fit", "demo", "--bpw", "4", "--menu", "int2,int4,int8", "--search-time", "0", "--json", *SIZES)
+    done = torchrun("-m", "modicum", *fitting, "--out", tmp_path / "two")
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)  # of one rank alone
+    one = subprocess.run(
+        [sys.executable, "-m", "modicum", *fitting, "--out", str(tmp_path / "one")], capture_output=True, text=True, timeout=240
+    )
+    alone = json.loads(one.stdout)
+    assert said["versions"]["ranks"] == 2 and sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
+    assert said["bytes"]["actual"] <= said["bytes"]["allowed"] and "loader" in said["verification"]
+    options = [[(site["site"], site["option"]) for site in receipt["sites"]] for receipt in (said, alone)]
+    assert options[0] == options[1] and said["predicted_harm"] == pytest.approx(alone["predicted_harm"], rel=1e-4)
+    # 256 tokens do not determine a covariance of 1024 columns: a sum in another order moves many codes, and the divergence either way.
+    assert said["quality"]["mean"] == pytest.approx(alone["quality"]["mean"], rel=0.2)
+
+
+@pytest.mark.slow
+def test_a_killed_rank_ends_all(tmp_path):
+    (tmp_path / "dies.py").write_text(DIES)
+    done = torchrun(tmp_path / "dies.py", "fit", "demo", "--method", "gptq bits=4", *SIZES, "--out", tmp_path / "out")
+    assert done.returncode != 0 and not (tmp_path / "out").exists()
