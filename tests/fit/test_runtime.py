@@ -278,7 +278,7 @@ def test_parts_never_make_more_than_the_whole(monkeypatch):
 def test_the_cache_is_what_the_model_really_keeps(name):
     runtime = opened(name, torch.bfloat16)
     with torch.no_grad():
-        kept = call(runtime.model.module, runtime._input(2, 32)).past_key_values
+        kept = call(runtime.model.module, runtime._input(2, 32), cached=True).past_key_values
     assert runtime.cache() == sum(layer.keys.nbytes + layer.values.nbytes for layer in kept.layers)
     runtime.model.module.config.use_cache = False
     assert runtime.cache() == 0

@@ -216,7 +216,7 @@ class Runtime:
 
     def _watch(self, batch: int, context: int, share: float) -> Watched:
         example = self._input(batch, context)
-        run = lambda: call(self.model.module, example)
+        run = lambda: call(self.model.module, example, cached=True)
         try:
             return watch(self.model, self.script, run, self.cuts.values(), seconds=share * _SECONDS)
         except IndexError:
@@ -316,7 +316,7 @@ class _Alive(TorchDispatchMode):
 def alive(module: nn.Module, batch: Batch) -> int:
     """Most bytes that tensors beside the weights hold at once while ``module`` runs on ``batch``; what a kernel needs inside is not seen."""
     with _Alive((*module.parameters(), *module.buffers())) as count:
-        call(module, batch)
+        call(module, batch, cached=True)
     return count.most
 
 
