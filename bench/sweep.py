@@ -38,8 +38,9 @@ def main() -> None:
 
 
 def compare(name: str, model: Model, batches: list) -> None:
-    script = rehearse(model, batches[0])
     model.weights.load(model.weights.names)
+    model = open_model(model.module)  # one that stays in memory
+    script = rehearse(model, batches[0])
 
     def plain() -> None:
         with torch.no_grad():
