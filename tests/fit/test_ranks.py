@@ -94,7 +94,7 @@ def test_plans_are_judged_by_one_on_the_forms_of_all(together, tmp_path, noted):
     models, batches = given("llama")
     first, second = together(
         lambda ranks: fit(
-            models[ranks.rank], data=batches, out=tmp_path / "out", target="modicum", ranks=ranks, **BUDGET | {"search_time": 0.5}
+            models[ranks.rank], data=batches, out=tmp_path / "out", target="modicum", ranks=ranks, **BUDGET | {"search_time": 5.0}
         )
     )  # fmt: skip
     assert first.receipt == second.receipt and first.receipt["search"]["evaluations"] > 0 and first.receipt["search"]["rank"]
