@@ -116,5 +116,7 @@ class Assembly:
                 if option is None:
                     raise ModelError(f"{name}: was never called, and its option needs data. Choose another option for it.")
                 self.options = {**self.options, name: option}
-                self.store.put(f"late-{name}".replace("/", "_"), self._made({name: Stats()}))
+                made = self._made({name: Stats()})
+                write_json(self.directory / "events.json", self.events)
+                self.store.put(f"late-{name}".replace("/", "_"), made)
         return self.store
