@@ -18,7 +18,7 @@ from modicum.testing import random_checkpoint
 # Shape, calibration sequences of 512 tokens, and memory allowed.
 SHAPE = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
 MODELS = {
-    "1.1b": (dict(zip(SHAPE, (2048, 5632, 22, 32, 4))), 128, "3.2GB"),
+    "1.1b": (dict(zip(SHAPE, (2048, 5632, 22, 32, 4))), 128, "3GB"),
     "7b": (dict(zip(SHAPE, (4096, 11008, 32, 32, 32))), 16, "6GB"),
 }
 TOKENS, VOCABULARY, METHOD = 512, 32000, "gptq bits=4 group=128"

@@ -14,9 +14,9 @@ from modicum.models.model import Model
 _LATER_BYTES = 120_000_000
 # Activations that must have room at the least.
 _LEAST_BYTES = 32_000_000
-# Bytes per entry of the widest covariance: it, and its factorization where float64 is needed.
+# Bytes per entry of a covariance: it, and its factorization where float64 is needed.
 _FACTORING = 20
-# Bytes per weight of the widest unit: in float32, its codes, and its dense value while it is checked; more while a slab of it is solved.
+# Bytes per weight of a unit: in float32, its codes, and its dense value while it is checked; more while a slab of it is solved.
 _WHOLE, _SOLVING, _SLAB = 14, 24, 1 << 24
 # Tensors of a layer's width that a forward holds at once for each token, and of the vocabulary's width.
 _INNER, _LOGITS = 6, 3
@@ -48,11 +48,9 @@ def weights_held(model: Model) -> int:
 
 
 def solving(model: Model) -> int:
-    """Bytes of the largest solve."""
-    units = model.units.values()
-    widest = max((unit.shape[1] for unit in units), default=0)
-    largest = max((unit.size for unit in units), default=0)
-    return _FACTORING * widest * widest + _WHOLE * largest + _SOLVING * min(largest, _SLAB)
+    """Bytes of the largest solve: a stage's covariances go with it, so that those of one unit are there at a time."""
+    each = lambda unit: _FACTORING * unit.shape[1] ** 2 + _WHOLE * unit.size + _SOLVING * min(unit.size, _SLAB)
+    return max(map(each, model.units.values()), default=0)
 
 
 def forward(model: Model, batch: Batch) -> int:
