@@ -73,7 +73,9 @@ def compare(name: str, folder: Path, seconds: float, only: list[str] | None) -> 
     bench = Bench(name, measured, folder)
     unknown = set() if DATA[name].get("curvature") else CURVED
     names = [BITS, *(other for other in ALLOCATORS if (only is None or other in only) and other not in unknown)]
-    bench.prepare([other for other in names if other not in JUDGED], BUDGETS[name])
+    begun = time.perf_counter()
+    bench.prepare()
+    print(f"{name}: all forms made in {time.perf_counter() - begun:.1f} s", flush=True)
     rows, choices = [], []
     for bpw in BUDGETS[name]:
         results = {other: bench.result(other, bpw, seconds) for other in names}
@@ -130,11 +132,21 @@ class Bench:
     def budgeted(self, bpw: float) -> Chooser:
         return Chooser(self.subject, "modicum", Request(budget=Budget(bpw=bpw), **self.settings))
 
-    def prepare(self, names: list[str], budgets: tuple[float, ...]) -> None:
-        """Make the forms of all plans that need no search together, in one sweep."""
-        plans = [self.chosen(name, bpw, 0.0) for name in names for bpw in budgets]
-        plans += [ALLOCATORS["integer_program"](self.table, {"bytes": bpw * self.subject.model.parameters / 8}) for bpw in budgets]
-        self.test.prepare([picks for picks in plans if picks])
+    def prepare(self) -> None:
+        """Make all forms there are in one sweep, so that the seconds of a search are those of choosing and judging for every allocator."""
+        table, most = self.table, max(map(len, self.table.choices.values()))
+        upper = [site for site in table.choices if site in table.children]
+        levels = dict.fromkeys(choice.option for site in upper for choice in table.choices[site])
+        self.test.prepare([self._every(upper, level, place) for level in levels for place in range(most)])
+
+    def _every(self, upper: list[str], level: str, place: int) -> Picks:
+        """All structure at one level where it has it, otherwise whole, and of every weight one of the options that stand there."""
+        picks: Picks = {}
+        for site, found in self.table.choices.items():
+            allowed = self.table.allowed(site, picks)
+            named = [index for index in allowed if found[index].option == level] or allowed[:1]
+            picks[site] = named[0] if site in upper else allowed[place % len(allowed)]
+        return picks
 
     def chosen(self, name: str, bpw: float, seconds: float) -> Picks:
         limits = {"bytes": float(self.budgeted(bpw).limits()["bytes"])}

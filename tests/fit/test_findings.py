@@ -26,6 +26,7 @@ from modicum.fit.findings import (
     Sizing,
     Structural,
     kind_of,
+    level_of,
     remaining_shape,
 )
 from modicum.fit.harm import fisher
@@ -69,7 +70,7 @@ def selection(table, depth, level, place):
     for site, found in table.choices.items():
         allowed = table.allowed(site, picks)
         wanted = {DEPTH: depth}.get(site, level) if site in table.children else None
-        named = [index for index in allowed if found[index].option == wanted]
+        named = [index for index in allowed if level_of(found[index].option) == wanted]
         picks[site] = named[0] if named else allowed[place % len(allowed)]
     return picks
 
@@ -77,7 +78,9 @@ def selection(table, depth, level, place):
 def selections(table, cuts):
     """Every option of every weight under every level of its cut and every depth."""
     depths = [choice.option for choice in table.choices.get(DEPTH, [Choice(KEEP, 0, 0, 0.0)])]
-    levels = dict.fromkeys([KEEP, *(choice.option for name in cuts for choice in table.choices.get(name, []) if choice.option != GONE)])
+    levels = dict.fromkeys(
+        [KEEP, *(level_of(choice.option) for name in cuts for choice in table.choices.get(name, []) if choice.option != GONE)]
+    )
     for depth in depths:
         for level in levels:
             most = max(len(table.allowed(site, selection(table, depth, level, 0))) for site in table.choices if site not in table.children)
@@ -99,7 +102,7 @@ def test_the_table_knows_the_files(tmp_path, name, target, menu):
     chooser = Chooser(run, target, run.settings)
     table = chooser.table(found)
     judge = PlanJudge(table, levels, run.data.validation)
-    candidates = list(selections(table, run.cuts))
+    candidates = list(selections(table, chooser.sizing.groups))
     judge.prepare(candidates)
     seen = set()
     for picks in candidates:
@@ -146,8 +149,9 @@ def test_what_is_within_reach_is_known_before_anything_is_measured(name):
 def test_every_choice_of_a_parent_leaves_a_child_something(name):
     run = subject(name)
     for target in run.possible_targets():
-        table = run.sizing(target).table()
-        assert [site for site in table.choices if site != DEPTH and site not in run.cuts] == [
+        sizing = run.sizing(target)
+        table = sizing.table()
+        assert [site for site in table.choices if site != DEPTH and site not in sizing.groups] == [
             site.name for site in run.target(target).sites()
         ]
         places = {site: place for place, site in enumerate(table.choices)}
@@ -180,13 +184,40 @@ def test_what_lies_beside_the_weights_goes_with_a_block():
     assert {(span.bytes, span.values, span.memory) for span in spans} == {(-saved, -2 * 64, -2 * 64 * 4)}
 
 
-def test_a_target_without_cuts_still_leaves_out_blocks():
-    run = subject("llama")
+def test_where_the_config_has_no_width_to_narrow_blocks_are_still_left_out():
+    run = subject("bloom")
     table = run.sizing("transformers").table()
     assert len(table.choices[DEPTH]) == 3 and set(table.parents.values()) == {DEPTH}
-    assert not table.choices.keys() & run.cuts.keys()
-    fused = [site for site in run.target("transformers").sites() if site.kind == "fused"]
-    assert fused and all(table.parents[site.name] == DEPTH for site in fused)
+    assert run.cuts and not table.choices.keys() & {*run.cuts, *run.sizing("transformers").groups}
+
+
+def test_blocks_that_must_be_cut_alike_have_one_choice():
+    """It stands under every span; what the span leaves out is gone, the rest is cut."""
+    run = subject("llama")
+    sizing = run.sizing("transformers")
+    found = Findings(spans={"blocks count=1 first=1": Structural([], ["model.layers.1"], 0.5)})
+    _fill(found, sizing)
+    for place, (name, site) in enumerate(run.cuts.items()):
+        half = "ziplm keep=0.5 multiple=16" if name.endswith(":ffn") else "ziplm keep=0.5"
+        found.cuts[name] = {half: Structural(list(range(len(site.axes[-1].groups) // 2)), [], 0.125 * (place + 1))}
+    table = sizing.table(found)
+    assert set(sizing.groups) == {"blocks:ffn", "blocks:heads"} == table.choices.keys() - {DEPTH} - {s.name for s in sizing.target.sites()}
+    for kind in ("ffn", "heads"):
+        harms = {choice.option: choice.harm / CUT_PRIOR for choice in table.choices[f"blocks:{kind}"]}
+        mine = {name: next(iter(levels.values())).harm for name, levels in found.cuts.items() if name.endswith(f":{kind}")}
+        (whole, cut), (beside, both) = [list(harms)[:2], list(harms)[2:]]
+        assert harms == {whole: 0, cut: sum(mine.values()), beside: 0, both: sum(h for name, h in mine.items() if "layers.1." not in name)}
+    picks = selection(table, "blocks count=1 first=1", level_of(cut), 0)
+    picks["blocks:ffn"] = [choice.option for choice in table.choices["blocks:ffn"]].index(
+        list(choice.option for choice in table.choices["blocks:ffn"] if level_of(choice.option) != KEEP and "beside" in choice.option)[0]
+    )
+    picks = table.settle(picks)
+    plan = sizing.plan(table, picks, found)
+    assert plan.options[DEPTH] == "blocks count=1 first=1"
+    assert {name: len(kept) for name, kept in plan.cuts.items()} == {
+        name: len(site.axes[-1].groups) // 2 for name, site in run.cuts.items() if "layers.1." not in name
+    }
+    assert not any("layers.1." in name for name in plan.options)
 
 
 def test_tied_weights_stand_under_every_depth():

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import transformers
 
 from modicum.core.method import Need
 from modicum.data.splits import call
@@ -97,3 +98,26 @@ def test_an_error_inside_leaves_the_module_as_it_was():
     with pytest.raises(ZeroDivisionError):
         Sweep(model, batches, script, fail, needs={Need.NORMS}).finish()
     assert not any("forward" in vars(part) for part in module.modules())
+
+
+def test_covariances_of_experts_may_lie_in_files(tmp_path):
+    """A stack has one for each expert, all at once: without room they spill, and are the same."""
+    config = transformers.MixtralConfig(
+        hidden_size=160, intermediate_size=192, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4, vocab_size=64,
+        num_local_experts=4,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = open_model(transformers.MixtralForCausalLM(config).eval())
+        batches = [{"input_ids": torch.randint(0, 64, (4, 32))}]
+    script, experts = rehearse(model, batches[0]), [unit for unit in model.units.values() if unit.kind == "expert"]
+    found = []
+    for limit in (None, 0):
+        pool, mine = SpillPool(limit, tmp_path), {}
+        keep = lambda stage, mine=mine: mine.update(
+            {unit.name: stage.stats[unit.name].covariance.clone() for unit in stage.units if unit.kind == "expert"}
+        )
+        Sweep(model, batches, script, keep, needs={Need.COVARIANCE}, pool=pool, measured={unit.name for unit in experts}).finish()
+        found.append({unit.name: mine[unit.name] for unit in experts})
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+    assert pool.spilled >= sum(4 * unit.shape[1] ** 2 for unit in experts)

@@ -60,6 +60,7 @@ class SiteCutter(Dropper):
     cuts: ClassVar[frozenset[str]] = frozenset({"ffn", "heads"})
 
     keep: float = param(0.75, "share of each cut's groups kept", between=(0.0, 1.0), dial=True)
+    multiple: int = param(1, "what the number of groups kept is rounded to a multiple of", between=(1, 65536))
 
     def suits(self, site: Site) -> bool:
         """Whether the method is for this kind of cut."""
@@ -75,8 +76,8 @@ class SiteCutter(Dropper):
 
     def kept(self, order: Sequence[int]) -> list[int]:
         """Groups that remain, at least one, from the order in which they go."""
-        count = max(1, round(self.keep * len(order)))
-        return sorted(order[len(order) - count :])
+        count = max(1, self.multiple * round(self.keep * len(order) / self.multiple))
+        return sorted(order[max(len(order) - count, 0) :])
 
     def _required(self, sites: list[Site], model: Model) -> list[Site]:
         if not sites:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -122,6 +122,14 @@ class Target(ABC):
     def holds(self, change: Change) -> str:
         """Why a structural change cannot be stored here, or an empty string."""
         return ""
+
+    def together(self, cuts: Mapping[str, Site]) -> dict[str, tuple[Site, ...]]:
+        """Coupled cuts that can be held here, by the name of the choice that binds those that must be cut alike."""
+        return {name: (site,) for name, site in cuts.items()}
+
+    def narrows(self, members: Sequence[Site], kept: Mapping[str, Sequence[int]]) -> bool:
+        """Whether cuts that go ``together`` can leave these groups of each, by name."""
+        return True
 
     def common(self, option: Option) -> bool:
         """Whether an option belongs on this target's default menu: all its readers agree on it."""

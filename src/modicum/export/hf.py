@@ -8,7 +8,7 @@ import dataclasses
 import json
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
@@ -22,9 +22,12 @@ from modicum.core.method import Change
 from modicum.core.option import Option
 from modicum.core.unit import Site, Unit
 from modicum.data.splits import Batch
+from modicum.drop._family import SiteCutter
 from modicum.export._family import Entries, Layout, Target, copy_companions, save_config
 from modicum.export.container import persistent_buffers, trim_config
-from modicum.forms import Dense, Float8, Form, Integer
+from modicum.export.narrow import Incision
+from modicum.export.uniform import narrower
+from modicum.forms import Cut, Dense, Float8, Form, Integer
 from modicum.models.model import Model
 from modicum.models.open import skeleton
 from modicum.models.quiet import hushed
@@ -35,6 +38,8 @@ from modicum.sweep.rehearsal import weight_reads
 
 # Widths whose packing all readers agree on.
 _AGREED_BITS = (2, 4, 8)
+# Channels that go together where a cut leaves some, the most that divides them and leaves so many lots.
+_STEPS, _FEWEST = (64, 32, 16, 8), 8
 _FORMATS = {"integer": "pack-quantized", "float8": "float-quantized"}
 
 
@@ -44,13 +49,14 @@ class Transformers(Target):
     Rules of the runtimes that load them: units of one module that share an input (q, k, v; gate, up) have one scheme; the experts of the
     whole model have one scheme, and where anything is quantized they are too; grids are symmetric, because the loader gives packed zero
     points the shape of unpacked ones and refuses them; embeddings, tied weights, convolutions and GPT-2's ``Conv1D`` stay dense; groups
-    divide the row.
+    divide the row. Blocks are as wide as the config says: coupled cuts leave the same number of channels, or of heads, in all of them.
     """
 
     name = "transformers"
 
     def __init__(self, model: Model, script: Script):
         super().__init__(model, script)
+        self._tried: dict[tuple[tuple[str, int], ...], bool] = {}
         if model.config is None or not hasattr(model.module, "save_pretrained"):
             raise ModelError(f"{model.name}: must be a model of Transformers for this target, is a plain module. Pass --target modicum.")
 
@@ -71,11 +77,48 @@ class Transformers(Target):
 
     @override
     def holds(self, change: Change) -> str:
-        if change.biases or any(not isinstance(form, Dense) for form in change.forms.values()):
-            return "it cannot hold cuts of uneven width or biases that compression adds"
+        if change.biases or any(not isinstance(form, Dense | Cut) for form in change.forms.values()):
+            return "it cannot hold biases that compression adds"
+        cuts = self._incisions(change.forms)
+        if cuts is None or (cuts and narrower(self.model.module, self.model.config, cuts, change.dropped) is None):
+            return "its config has no numbers for these widths, which must be the same in all blocks"
         if change.dropped and not hasattr(self.model.config, "num_hidden_layers"):
             return "its config does not say how many blocks there are"
         return ""
+
+    @override
+    def together(self, cuts: Mapping[str, Site]) -> dict[str, tuple[Site, ...]]:
+        """All of one kind at once: the config has one number for them."""
+        kinds: dict[str, list[Site]] = {}
+        for site in cuts.values():
+            kinds.setdefault(f"blocks:{site.name.rpartition(':')[2]}", []).append(site)
+        return {name: tuple(members) for name, members in kinds.items()}
+
+    @override
+    def narrows(self, members: Sequence[Site], kept: Mapping[str, Sequence[int]]) -> bool:
+        counts = tuple((member.name, len(kept[member.name])) for member in members)
+        if counts not in self._tried:
+            cuts = {
+                unit.name: Incision.along(unit, axis, kept[member.name])
+                for member in members
+                for unit, axis in zip(member.units, member.axes)
+            }
+            self._tried[counts] = narrower(self.model.module, self.model.config, cuts) is not None
+        return self._tried[counts]
+
+    def _config(self, forms: Mapping[str, Form], dropped: frozenset[str]) -> Any:
+        """The config as cuts leave it; blocks that are dropped still count."""
+        cuts = self._incisions(forms)
+        config = narrower(self.model.module, self.model.config, cuts, dropped) if cuts else self.model.config
+        if cuts is None or config is None:
+            raise ModelError(f"{self.model.name}: its config has no numbers for the widths that cuts leave. Pass --target modicum.")
+        return config
+
+    def _incisions(self, forms: Mapping[str, Form]) -> dict[str, Incision] | None:
+        """What cuts leave of each unit; None where a unit is no plain matrix of its own."""
+        found = {name: Incision.of(self.model.units[name], form) for name, form in forms.items() if isinstance(form, Cut)}
+        kept = {name: incision for name, incision in found.items() if incision is not None}
+        return kept if len(kept) == len(found) else None
 
     @override
     def sites(self) -> list[Site]:
@@ -109,6 +152,8 @@ class Transformers(Target):
         if len(fitted.steps) > 1:
             return None
         step = fitted.steps[0]
+        if isinstance(step, SiteCutter):
+            return Option((dataclasses.replace(step, multiple=_step(len(site.axes[-1].groups))),)) if site.kind == "cut" else None
         if isinstance(step, Quantizer):
             if step.group < 0 or (step.group and any(unit.shape[1] % step.group for unit in site.units)):
                 return None
@@ -180,21 +225,25 @@ class Transformers(Target):
     def unit_entries(self, unit: Unit, form: Form) -> Entries:
         entries: Entries = {}
         for module, rows in self.pieces(unit):
-            count = form.shape[0] if rows is None else len(rows)
-            entries |= {f"{module}.{part}": entry for part, entry in _entries(form, count).items()}
+            inner = _inside(form)
+            count = inner.shape[0] if rows is None else len(rows)
+            entries |= {f"{module}.{part}": entry for part, entry in _entries(inner, count).items()}
         return entries
 
     def _parts(self, unit: Unit, form: Form) -> dict[str, torch.Tensor]:
         tensors: dict[str, torch.Tensor] = {}
         for module, rows in self.pieces(unit):
-            tensors |= {f"{module}.{part}": tensor for part, tensor in _tensors(form, rows).items()}
+            tensors |= {f"{module}.{part}": tensor for part, tensor in _tensors(_inside(form), rows).items()}
         return tensors
 
     def _renamed_parts(self, unit: Unit, forms: Mapping[str, Form], rename: Mapping[str, str]) -> dict[str, torch.Tensor]:
         return _renamed(self._parts(unit, forms[unit.name]), rename)
 
-    def _renamed_dense(self, first: str, forms: Mapping[str, Form], rename: Mapping[str, str]) -> dict[str, torch.Tensor]:
-        return _renamed(self.on_disk({first: self.dense_value(first, forms)}), rename)
+    def _renamed_dense(
+        self, first: str, forms: Mapping[str, Form], rename: Mapping[str, str], rows: torch.Tensor | None
+    ) -> dict[str, torch.Tensor]:
+        value = self.dense_value(first, forms)
+        return _renamed(self.on_disk({first: value if rows is None else value[rows]}), rename)
 
     @override
     def layout(self, forms: Mapping[str, Form], biases: Mapping[str, torch.Tensor], dropped: frozenset[str]) -> Layout:
@@ -202,6 +251,7 @@ class Transformers(Target):
             raise ModelError(f"{self.model.name}: this target cannot hold biases that compression adds. Pass --target modicum.")
         layout, weights = Layout(), self.model.weights
         rename = _renumbering(dropped)
+        left = {f"{self.model.units[name].module}.bias": form.rows for name, form in forms.items() if isinstance(form, Cut)}
         gone = {parameter for block in dropped for parameter in self.model.blocks[block].parameters}
         for first in (name for name in weights.names if name not in gone):
             units = [unit for unit in self.model.units.values() if unit.parameter == first]
@@ -214,9 +264,12 @@ class Transformers(Target):
                 entries = self.unit_entries(unit, forms[unit.name])
                 layout.add(_renamed(entries, rename), partial(self._renamed_parts, unit, forms, rename))
             if not treated:
-                shown = torch.empty(weights.held(first).shape, dtype=weights.dtype(first), device="meta")
+                shape = list(weights.held(first).shape)
+                if (rows := left.get(first)) is not None:
+                    shape[0] = int(rows.sum())
+                shown = torch.empty(shape, dtype=weights.dtype(first), device="meta")
                 entries = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in self.on_disk({first: shown}).items()}
-                layout.add(_renamed(entries, rename), partial(self._renamed_dense, first, forms, rename))
+                layout.add(_renamed(entries, rename), partial(self._renamed_dense, first, forms, rename, rows))
         for name, buffer in self.on_disk(persistent_buffers(self.model.module)).items():
             layout.add({name: (buffer.dtype, tuple(buffer.shape))}, partial(dict, {name: buffer}))
         return layout
@@ -225,7 +278,7 @@ class Transformers(Target):
 
     @override
     def finish(self, directory: Path, forms: Mapping[str, Form], dropped: frozenset[str]) -> None:
-        config = copy.deepcopy(self.model.config)
+        config = copy.deepcopy(self._config(forms, dropped))
         for list_name in {name.rpartition(".")[0] for name in dropped}:
             trim_config(config, {self.model.blocks[name].index for name in dropped if name.rpartition(".")[0] == list_name})
         config.dtype = self.model.dtype
@@ -245,7 +298,7 @@ class Transformers(Target):
         from compressed_tensors.quantization import QuantizationArgs, QuantizationConfig, QuantizationScheme
 
         groups: dict[str, list[str]] = defaultdict(list)
-        for name, form in forms.items():
+        for name, form in ((name, _inside(form)) for name, form in forms.items()):
             if not isinstance(form, Dense):
                 unit = self.model.units[name]
                 modules = [module for module, _ in self.pieces(unit)] if unit.kind == "expert" else [unit.module]
@@ -292,6 +345,16 @@ class Transformers(Target):
         if callable(choose := getattr(module, "set_experts_implementation", None)):
             choose("eager")  # the arithmetic of the sweep: what remains to differ is the weights
         return module.eval(), {"loader": "transformers.from_pretrained", "class": cls.__name__}
+
+
+def _inside(form: Form) -> Form:
+    """A form without the rows and columns that a cut took: the module is as narrow."""
+    return form.inner if isinstance(form, Cut) else form
+
+
+def _step(groups: int) -> int:
+    """What numbers of channels that remain are a multiple of, so that scales of as many columns divide the row as before."""
+    return next((step for step in _STEPS if groups % step == 0 and groups >= _FEWEST * step), 1)
 
 
 def _entries(form: Form, rows: int) -> Entries:

@@ -71,6 +71,13 @@ class Incision:
             return None
         return cls(unit, first.rows, first.columns)
 
+    @classmethod
+    def along(cls, unit: Unit, axis: Axis, kept: Sequence[int]) -> Incision:
+        """The incision that leaves the groups ``kept`` of one axis of a coupled cut."""
+        rows = axis.side == "rows"
+        mask = kept_rows(axis, list(kept), unit.shape[0 if rows else 1])
+        return cls(unit, mask if rows else None, None if rows else mask)
+
     @property
     def shape(self) -> tuple[int, int]:
         """Rows and columns that remain."""
@@ -282,17 +289,12 @@ def narrowable(module: nn.Module, sites: Sequence[Site], batch: Batch) -> set[st
     tried = {members[0].units[-1].name: members for members in kinds.values()}
     modules, incisions = dict(module.named_modules()), dict[str, Incision]()
     for members in tried.values():
-        incisions |= {unit.name: _every_second(unit, axis) for unit, axis in zip(members[0].units, members[0].axes)}
+        kept = range(0, len(members[0].axes[-1].groups), 2)
+        incisions |= {unit.name: Incision.along(unit, axis, kept) for unit, axis in zip(members[0].units, members[0].axes)}
     groups = [Group(tuple(unit.name for unit in members[0].units)) for members in tried.values()]
     with _blanked(modules, [incisions[name] for name in tried]):
         found = Trial(module, modules, incisions, batch).run(groups)
     return {site.name for group in found for site in tried[group.units[-1]]}
-
-
-def _every_second(unit: Unit, axis: Axis) -> Incision:
-    rows = axis.side == "rows"
-    mask = kept_rows(axis, list(range(0, len(axis.groups), 2)), unit.shape[0 if rows else 1])
-    return Incision(unit, mask if rows else None, None if rows else mask)
 
 
 @contextmanager

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from modicum.core.option import KEEP
 from modicum.core.plan import Choice, Plan, Table
 from modicum.core.unit import Site, Unit
 from modicum.data.splits import count_tokens
-from modicum.fit.findings import DEPTH
+from modicum.fit.findings import DEPTH, GONE, level_of
 from modicum.fit.store import FormStore
 from modicum.sweep import Script
 
@@ -67,6 +68,16 @@ def build_receipt(
     layer_bytes = sum(unit.dense_bytes for unit in model.units.values())
     chosen = {site: table.choices[site][index] for site, index in run.picks.items()} if table is not None else {}
     rows = [_structural_row(run, name, plan.options[name], chosen.get(name)) for name in _structural(run, plan)]
+    alike = (
+        {site: choice for site, choice in chosen.items() if site in table.children and site not in plan.options}
+        if table is not None
+        else {}
+    )
+    rows += [
+        _structural_row(run, site, level, choice)
+        for site, choice in alike.items()
+        if (level := level_of(choice.option)) not in (KEEP, GONE)
+    ]
     rows += [_site_row(run, site, plan, forms, chosen.get(site.name)) for site in run.sites]
     return {
         "format": RECEIPT_FORMAT, "version": RECEIPT_VERSION,

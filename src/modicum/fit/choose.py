@@ -18,7 +18,7 @@ from modicum.core.errors import BudgetError, ModelError
 from modicum.core.option import KEEP, Option
 from modicum.core.plan import Picks, Table
 from modicum.export import TARGETS
-from modicum.fit.findings import DEPTH, GONE, Findings, remaining_shape
+from modicum.fit.findings import DEPTH, GONE, Findings, level_of, remaining_shape
 from modicum.fit.judge import PlanJudge
 from modicum.fit.request import Request
 from modicum.fit.subject import Subject
@@ -178,11 +178,12 @@ class Chooser:
             if text == GONE:
                 continue
             option, parent = Option.parse(text), table.parents.get(site.name, DEPTH)
-            level = table.choices[parent][picks[parent]].option if parent != DEPTH else KEEP
+            level = level_of(table.choices[parent][picks[parent]].option) if parent != DEPTH else KEEP
             for unit in site.units:
                 shape = None
                 if level != KEEP:
-                    shape = remaining_shape(owner[unit.name], unit, findings.cuts[parent][level].kept)
+                    cut = owner[unit.name]
+                    shape = remaining_shape(cut, unit, findings.cuts[cut.name][level].kept)
                 if option.steps or shape is not None:
                     forms[unit.name] = self.sizing.form(option, unit, shape)
         span = table.choices[DEPTH][picks[DEPTH]].option if DEPTH in picks else KEEP

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from modicum.core.unit import Site, Stats, Unit
 from modicum.drop._family import SiteCutter, Spanner
 from modicum.export import Target
 from modicum.export._family import METADATA, SHARD_BYTES, header_share, tensor_bytes
-from modicum.fit.menu import cutters, offered, spanners
+from modicum.fit.menu import levels, offered, spanners
 from modicum.forms import Cut, Dense, Form
 from modicum.sweep import Script
 
@@ -25,6 +26,8 @@ from modicum.sweep import Script
 DEPTH = "model"
 # The choice of a weight whose block is left out.
 GONE = "gone"
+# Between the choice of a cut that binds several blocks and the change of depth it stands beside.
+_BESIDE = " beside "
 # Digits of file offsets assumed in a header: ten gigabytes.
 DIGITS = 10
 # What a cut's harm is multiplied by where no plans were judged: its error is large and lies in few directions. On the demo judged plans
@@ -99,6 +102,11 @@ class Findings:
         return found.under.get(cut, found.harm)
 
 
+def level_of(option: str) -> str:
+    """The option of a cut in a choice's text, whatever change of depth it stands beside."""
+    return option.partition(_BESIDE)[0]
+
+
 def kind_of(site: str, option: str) -> str:
     """The kind of an option, for its scale: methods and bits, for a cut what it cuts."""
     words = [" ".join(word for word in step.split() if "=" not in word or word.startswith("bits=")) for step in option.split(" | ")]
@@ -112,6 +120,20 @@ def prior_of(kind: str) -> float:
 
 
 Priced = Callable[[Unit, Form], tuple[int, float]]
+
+
+@dataclass(frozen=True)
+class _Variant:
+    """A choice of a cut: its text, what is ``left`` of each member that is there, and the choices of depth it stands under."""
+
+    option: str
+    left: Mapping[str, Structural]
+    given: tuple[str, ...]
+
+    @property
+    def harm(self) -> float:
+        """Of all members that are there."""
+        return sum(found.harm for found in self.left.values())
 
 
 @dataclass
@@ -140,10 +162,11 @@ class Sizing:
             table.choices[DEPTH] = [self._left_out(text, found, sites) for text, found in depth.items()]
         else:
             depth = {}
-        cuts = {name: dict(self._levels(name, site, findings)) for name, site in self._usable(sites).items()}
-        for name, levels in cuts.items():
-            self._add_cut(table, name, levels, depth)
-        owner = {unit.name: name for name in cuts for unit in self.cuts[name].units}
+        known = {name: dict(self._levels(members, findings)) for name, members in self.groups.items()}
+        cuts = {name: self._variants(self.groups[name], found, depth) for name, found in known.items() if len(found) > 1}
+        for name, variants in cuts.items():
+            self._add_cut(table, name, variants, depth)
+        owner = {unit.name: name for name in cuts for member in self.groups[name] for unit in member.units}
         for site in sites:
             self._add(table, site, findings, depth, owner.get(site.units[0].name, ""), cuts)
         if findings is not None:
@@ -153,11 +176,15 @@ class Sizing:
     def plan(self, table: Table, picks: Mapping[str, int], findings: Findings) -> Plan:
         """The plan of a selection: options by site, and the groups that cuts keep."""
         plan = Plan(self.target.name)
+        span = table.choices[DEPTH][picks[DEPTH]].option if DEPTH in picks else KEEP
+        gone = findings.spans[span].blocks if span != KEEP else []
         for site, index in picks.items():
-            text = table.choices[site][index].option
-            if site in findings.cuts and text in findings.cuts[site]:
-                plan.cuts[site] = findings.cuts[site][text].kept
-            if text != GONE and not (text == KEEP and site in (DEPTH, *self.cuts)):
+            text = level_of(table.choices[site][index].option)
+            for member in self.groups.get(site, ()):
+                if text not in (KEEP, GONE) and not Script.home(member.units[0].name, gone):
+                    plan.cuts[member.name] = findings.cuts[member.name][text].kept
+                    plan.options[member.name] = text
+            if text != GONE and site not in self.groups and not (text == KEEP and site == DEPTH):
                 plan.options[site] = text
         return plan
 
@@ -196,47 +223,68 @@ class Sizing:
 
     # Cuts
 
-    def _usable(self, sites: Sequence[Site]) -> dict[str, Site]:
-        """Coupled cuts whose units are sites of their own that may change; a unit belongs to the first cut that names it."""
-        alone = {site.units[0].name: site for site in sites if len(site.units) == 1}
+    @cached_property
+    def groups(self) -> dict[str, tuple[Site, ...]]:
+        """Coupled cuts that one choice binds, by its name: those whose units' sites may change and lie within them.
+
+        A unit belongs to the first cut that names it.
+        """
+        home = {unit.name: site for site in self.target.sites() for unit in site.units}
         taken: set[str] = set()
         found = {}
         for name, cut in self.cuts.items():
             names = {unit.name for unit in cut.units}
-            if names <= alone.keys() and not names & taken and not any(self.kept(alone[unit]) for unit in names):
+            sites = [home[unit] for unit in names if unit in home]
+            inside = len(sites) == len(names) and all(unit.name in names for site in sites for unit in site.units)
+            if inside and not names & taken and not any(map(self.kept, sites)):
                 taken |= names
                 found[name] = cut
-        return found
+        return self.target.together(found)
 
-    def _levels(self, name: str, site: Site, findings: Findings | None) -> Iterator[tuple[str, Structural]]:
-        yield KEEP, Structural([], [], 0.0)
-        groups = list(range(len(site.axes[-1].groups)))
-        for step in cutters(self.menu):
-            option = self.target.adapt(site, Option((step,)))
-            kept = step.kept(groups)
-            if option is None or not step.suits(site) or len(kept) == len(groups):
+    def _levels(self, members: Sequence[Site], findings: Findings | None) -> Iterator[tuple[str, dict[str, Structural]]]:
+        """Options that cut all members, with what they leave of each."""
+        yield KEEP, {member.name: Structural([], [], 0.0) for member in members}
+        for text, step in levels(self.target, members[0], self.menu).items():
+            kept = {member.name: step.kept(range(len(member.axes[-1].groups))) for member in members}
+            whole = any(len(kept[member.name]) == len(member.axes[-1].groups) for member in members)
+            if whole or not self.target.narrows(members, kept):
                 continue
             if findings is None:
-                yield str(option), Structural(kept, [], 0.0)
-            elif (found := findings.cuts.get(name, {}).get(str(option))) is not None:
-                yield str(option), found
+                yield text, {name: Structural(groups, [], 0.0) for name, groups in kept.items()}
+            elif all(text in findings.cuts.get(name, {}) for name in kept):
+                yield text, {name: findings.cuts[name][text] for name in kept}
 
-    def _add_cut(self, table: Table, name: str, levels: Mapping[str, Structural], depth: Mapping[str, Structural]) -> None:
-        block = Script.home(self.cuts[name].units[0].name, self.target.model.blocks)
-        gone = tuple(text for text, found in depth.items() if block in found.blocks)
-        stays = tuple(text for text in depth if text not in gone)
+    def _variants(
+        self, members: Sequence[Site], options: Mapping[str, Mapping[str, Structural]], depth: Mapping[str, Structural]
+    ) -> list[_Variant]:  # fmt: skip
+        """Every option of a cut under every change of depth that leaves something of it."""
+        classes: dict[frozenset[str], tuple[str, ...]] = {}
+        for text, span in (depth or {KEEP: Structural([], [], 0.0)}).items():
+            gone = frozenset(member.name for member in members if Script.home(member.units[0].name, span.blocks))
+            classes[gone] = (*classes.get(gone, ()), text)
+        found = []
+        for gone, given in classes.items():
+            beside = f"{_BESIDE}{given[0]}" if gone else ""
+            if len(gone) == len(members):
+                found.append(_Variant(GONE, {}, given))
+                continue
+            for text, left in options.items():
+                found.append(_Variant(f"{text}{beside}", {name: one for name, one in left.items() if name not in gone}, given))
+        return found
+
+    def _add_cut(self, table: Table, name: str, variants: Sequence[_Variant], depth: Mapping[str, Structural]) -> None:
         scale = lambda text: self._scale(name, text, prior_of(kind_of(name, text)))
-        table.choices[name] = [Choice(text, 0, 0, found.harm * scale(text), given=stays) for text, found in levels.items()]
+        table.choices[name] = [
+            Choice(one.option, 0, 0, one.harm * scale(level_of(one.option)), given=one.given if depth else ()) for one in variants
+        ]
         if depth:
             table.parents[name] = DEPTH
-        if gone:
-            table.choices[name].append(Choice(GONE, 0, 0, 0.0, given=gone))
 
     # Weights
 
     def _add(
         self, table: Table, site: Site, findings: Findings | None, depth: Mapping[str, Structural], cut: str,
-        cuts: Mapping[str, Mapping[str, Structural]],
+        cuts: Mapping[str, Sequence[_Variant]],
     ) -> None:  # fmt: skip
         options = offered(self.target, site, self.menu)
         if self.kept(site):
@@ -250,10 +298,13 @@ class Sizing:
         choices: list[Choice] = []
         if cut:
             table.parents[site.name] = cut
-            for level, found in cuts[cut].items():
-                choices += self._under(site, options, findings, cut, level, found)
-            gone = [choice.option for choice in table.choices[cut] if choice.option == GONE]
-            choices += [Choice(GONE, 0, 0, 0.0, given=(GONE,)) for _ in gone]
+            (member,) = (member for member in self.groups[cut] if site.units[0] in member.units)
+            remaining: dict[str, list[_Variant]] = {}
+            for variant in cuts[cut]:
+                remaining.setdefault(level_of(variant.option) if member.name in variant.left else GONE, []).append(variant)
+            for level, variants in remaining.items():
+                given = tuple(variant.option for variant in variants)
+                choices += self._under(site, options, findings, member, level, variants[0].left, given)
         else:
             for units, given in self._remaining(site, depth).items():
                 choices += self._standing(site, units, options, findings, given)
@@ -280,16 +331,19 @@ class Sizing:
             yield self._choice(site.name, text, [(unit, self.form(option, unit)) for unit in units], findings, "", given)
 
     def _under(
-        self, site: Site, options: Mapping[str, Option], findings: Findings | None, cut: str, level: str, found: Structural
-    ) -> Iterator[Choice]:
-        unit = site.units[0]
-        if level == KEEP:
-            yield from self._standing(site, site.units, options, findings, (KEEP,))
+        self, site: Site, options: Mapping[str, Option], findings: Findings | None, cut: Site, level: str, left: Mapping[str, Structural],
+        given: tuple[str, ...],
+    ) -> Iterator[Choice]:  # fmt: skip
+        if level in (KEEP, GONE):
+            yield from self._standing(site, site.units if level == KEEP else (), options, findings, given)
             return
-        shape = remaining_shape(self.cuts[cut], unit, found.kept)
+        shapes = {unit: remaining_shape(cut, unit, left[cut.name].kept) for unit in site.units}
+        narrow = replace(site, units=tuple(replace(unit, shape=shape) for unit, shape in shapes.items()))
         for text, option in options.items():
-            if not option.steps or (len(option.steps) == 1 and 0 not in shape):
-                yield self._choice(site.name, text, [(unit, self.form(option, unit, shape))], findings, level, (level,))
+            whole = all(0 not in shape for shape in shapes.values())
+            if not option.steps or (len(option.steps) == 1 and whole and self.target.adapt(narrow, option) == option):
+                forms = [(unit, self.form(option, unit, shape)) for unit, shape in shapes.items()]
+                yield self._choice(site.name, text, forms, findings, level, given)
 
     def _scale(self, site: str, text: str, prior: float = 1.0) -> float:
         return self.scales.get(kind_of(site, text), prior)

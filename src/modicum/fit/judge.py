@@ -18,7 +18,7 @@ from modicum.core.plan import Picks, Table
 from modicum.core.unit import Site, Stats, Unit
 from modicum.data.splits import Batch, count_rows, slice_rows
 from modicum.drop._family import Dropper, SiteCutter, cut_sites
-from modicum.fit.findings import DEPTH, GONE, Findings, Sizing
+from modicum.fit.findings import DEPTH, GONE, Findings, Sizing, level_of
 from modicum.fit.quality import RUINED, Quality, RuinedError, compare, streamed
 from modicum.fit.store import FormStore
 from modicum.forms import Dense, Form
@@ -206,7 +206,7 @@ class PlanJudge:
         parent = self.table.parents.get(site, DEPTH)
         if parent == DEPTH:
             return ""
-        text = self.table.choices[parent][picks[parent]].option
+        text = level_of(self.table.choices[parent][picks[parent]].option)
         return "" if text in (KEEP, GONE) else text
 
     def _span(self, picks: Picks) -> str:

@@ -19,7 +19,7 @@ from modicum.export import Target
 from modicum.fit.findings import Finding, Findings, Structural
 from modicum.fit.harm import HARMS
 from modicum.fit.harm import rows as contributions
-from modicum.fit.menu import cutters, offered
+from modicum.fit.menu import levels, offered
 from modicum.fit.store import ChainStore, write_json
 from modicum.forms import Dense, Form
 from modicum.models.model import Model
@@ -65,8 +65,11 @@ class Measurement:
             for site in target.sites():
                 for unit in site.units:
                     self.options.setdefault(unit.name, {}).update(offered(target, site, menu))
-        self.cutters = list({str(step): step for menu in menus for step in cutters(menu)}.values())
         self.cuts = {site.axes[-1].unit: site for site in (cuts or {}).values()}
+        self.levels: dict[str, dict[str, SiteCutter]] = {site.name: {} for site in self.cuts.values()}
+        for site in self.cuts.values():
+            for target, menu in zip(targets, menus):
+                self.levels[site.name].update(levels(target, site, menu))
         self.producers = {unit.name: site for site in self.cuts.values() for unit in site.units[:-1]}
         self.found = Findings()
         self._rows: dict[str, dict[str, torch.Tensor]] = {}
@@ -136,8 +139,8 @@ class Measurement:
 
     def _cut(self, site: Site, consumer: Unit, stats: Stats, weight: torch.Tensor) -> None:
         orders: dict[str, list[int]] = {}
-        for step in (step for step in self.cutters if step.suits(site)):
-            same = str({**vars(step), "keep": 0})
+        for step in self.levels[site.name].values():
+            same = str({**vars(step), "keep": 0, "multiple": 0})
             assert stats.covariance is not None
             if same not in orders:
                 orders[same] = step.order(weight, stats.covariance, site.axes[-1].groups)
@@ -182,7 +185,7 @@ class Measurement:
     def needs(self) -> frozenset[Need]:
         """Union of what all options need."""
         found = frozenset().union(*(option.needs for options in self.options.values() for option in options.values()))
-        return found | {Need.COVARIANCE} if self.cuts and self.cutters else found
+        return found | {Need.COVARIANCE} if any(self.levels.values()) else found
 
     def run(self, batches: Sequence[Batch], *, seed: int, pool: SpillPool, tick: Callable[[str], None] = lambda _: None) -> Findings:
         """Sweep and return what was found."""

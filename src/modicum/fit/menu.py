@@ -49,6 +49,16 @@ def cutters(menu: Sequence[Option]) -> list[SiteCutter]:
     return [option.steps[0] for option in menu if len(option.steps) == 1 and isinstance(option.steps[0], SiteCutter)]
 
 
+def levels(target: Target, cut: Site, menu: Sequence[Option]) -> dict[str, SiteCutter]:
+    """Methods of the menu that cut a coupled cut, as the target can hold what they leave, by their text."""
+    found = {}
+    for step in cutters(menu):
+        fitted = target.adapt(cut, Option((step,))) if step.suits(cut) else None
+        if fitted is not None and isinstance(fitted.steps[0], SiteCutter):
+            found[str(fitted)] = fitted.steps[0]
+    return found
+
+
 def spanners(menu: Sequence[Option]) -> list[Spanner]:
     """Methods of the menu that leave out blocks."""
     return [option.steps[0] for option in menu if len(option.steps) == 1 and isinstance(option.steps[0], Spanner)]

@@ -354,9 +354,9 @@ class Run:
                 cut = cut_sites(
                     self.model, self.script, self.data.calibration, self.pool, wanted, start=change.forms, seed=self.request.seed
                 )  # fmt: skip
-            self._hold("the cuts", cut)
             change.forms |= cut.forms
             change.events += cut.events
+            self._hold("the cuts", change)
         self.events += change.events
         return change
 

@@ -18,7 +18,7 @@ from scipy.stats import spearmanr
 from modicum.allocate.random import spread
 from modicum.core.option import KEEP
 from modicum.core.plan import Picks, Table
-from modicum.fit.findings import DEPTH, GONE, kind_of
+from modicum.fit.findings import DEPTH, GONE, kind_of, level_of
 from modicum.fit.judge import PlanJudge
 
 # Random plans to learn from, and sequences to judge each on.
@@ -75,7 +75,7 @@ def parts(table: Table, picks: Picks) -> dict[str, float]:
     for site, index in picks.items():
         choice = table.choices[site][index]
         if choice.harm > 0 and choice.option not in (KEEP, GONE):
-            kind = DEPTH if site == DEPTH else kind_of(site, choice.option)
+            kind = DEPTH if site == DEPTH else kind_of(site, level_of(choice.option))
             found[kind] = found.get(kind, 0.0) + choice.harm
     return found
 

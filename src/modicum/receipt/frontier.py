@@ -19,7 +19,7 @@ from modicum.core.errors import ModelError, SettingError, near
 from modicum.core.option import KEEP
 from modicum.core.plan import Picks, Table
 from modicum.fit.choose import Chooser
-from modicum.fit.findings import DEPTH, GONE, Findings
+from modicum.fit.findings import DEPTH, GONE, Findings, level_of
 from modicum.fit.judge import Levels, PlanJudge
 from modicum.fit.measured import Measured
 from modicum.fit.meter import Quiet
@@ -211,7 +211,8 @@ def shares(table: Table, picks: Picks) -> dict[str, float]:
 
 
 def _structure(table: Table, picks: Picks, chooser: Chooser, findings: Findings) -> dict[str, Any]:
-    chosen = {site: table.choices[site][index].option for site, index in picks.items() if site == DEPTH or site in chooser.sizing.cuts}
+    structural = {DEPTH, *chooser.sizing.groups}
+    chosen = {site: level_of(table.choices[site][index].option) for site, index in picks.items() if site in structural}
     changed = {site: option for site, option in chosen.items() if option not in (KEEP, GONE)}
     span = changed.pop(DEPTH, None)
     return {"cuts": changed, "dropped": {"option": span, "blocks": findings.spans[span].blocks} if span else None}

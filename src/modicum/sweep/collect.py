@@ -12,6 +12,7 @@ from modicum.core.method import Need
 from modicum.core.unit import Stats, Unit
 from modicum.numerics.gram import add_gram, mirror
 from modicum.sweep.ranks import LONE, Ranks
+from modicum.sweep.spill import SpillPool
 
 # Values turned to float32 at a time: enough rows for products at full speed, and a bound on memory.
 _CHUNK = 1 << 23
@@ -19,15 +20,17 @@ _MOMENTS = {Need.NORMS, Need.MEANS, Need.VARIANCES}
 
 
 class Collector:
-    """Accumulates the statistics of inputs given as rows (tokens, columns)."""
+    """Accumulates the statistics of inputs given as rows (tokens, columns); a covariance the ``pool`` has no room for lies in a file."""
 
-    def __init__(self, needs: Set[Need], columns: int, device: torch.device | str = "cpu"):
+    def __init__(self, needs: Set[Need], columns: int, device: torch.device | str = "cpu", pool: SpillPool | None = None):
         self._stats = Stats()
         if needs & _MOMENTS or Need.COVARIANCE in needs:
             self._stats.total = torch.zeros(columns, device=device)
             self._stats.square = torch.zeros(columns, device=device)
         if Need.COVARIANCE in needs:
             self._stats.covariance = torch.zeros(columns, columns, device=device)
+            if pool is not None:
+                pool.admit(self._stats.covariance)
         if Need.INPUTS in needs:
             self._stats.inputs = []
 

@@ -7,6 +7,7 @@ from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any
 
 import torch
@@ -268,7 +269,7 @@ class Sweep:
     def _treat_experts(self, name: str, attribute: str, units: list[Unit], arrivals: list[tuple[int, Arrival]]) -> None:
         assert self.treat is not None
         data_free = bool(self.script.data_free(units[0]))
-        collectors = [Collector(frozenset() if data_free else self.needs, unit.shape[1]) for unit in units]
+        collectors = [Collector(frozenset() if data_free else self.needs, unit.shape[1], pool=self.pool) for unit in units]
 
         def add(use: Use) -> None:
             if use.attribute == attribute:
@@ -281,10 +282,11 @@ class Sweep:
                 with Watch(stacks, add):
                     self.chain.original(name)(*arrival.args, **(arrival.kwargs or {}))
         found = [collector.stats(self.ranks, unit.name) for collector, unit in zip(collectors, units)]
-        pooled = _pool(found)
+        starving = {unit.name for unit, mine in zip(units, found) if mine.count < STARVED * unit.shape[1]}
+        pooled = _pool(found) if starving else Stats()
         stats = {}
         for unit, mine in zip(units, found):
-            starved = mine.count < STARVED * unit.shape[1]
+            starved = unit.name in starving
             if starved and not data_free:
                 self.chronicle.note(f"{name}.{attribute}: starved experts take the covariance of all experts of their stack")
             stats[unit.name] = self._own(unit, pooled if starved else mine)
@@ -330,7 +332,7 @@ def seed_of(seed: int, name: str) -> int:
 
 
 def _pool(found: list[Stats]) -> Stats:
-    total = lambda values: None if values[0] is None else torch.stack(values).sum(0)
+    total = lambda values: None if values[0] is None else reduce(torch.Tensor.add_, values[1:], values[0].clone())
     inputs = None if found[0].inputs is None else [rows for stats in found for rows in stats.inputs or []]
     return Stats(
         count=sum(stats.count for stats in found), total=total([s.total for s in found]), square=total([s.square for s in found]),
