@@ -57,15 +57,6 @@ def measured_fit(name, out, **settings):
         ALLOCATORS["integer_program"] = choose
 
 
-def picks_of(plan, table):
-    """The selection a plan says: structure first, then what stands under it."""
-    picks = {}
-    for site, found in table.choices.items():
-        wanted = (plan.options[site],) if site in plan.options else ("gone", "keep")
-        picks[site] = next(index for text in wanted for index in table.allowed(site, picks) if found[index].option == text)
-    return picks
-
-
 def weight_bytes(out):
     return sum(path.stat().st_size for path in out.iterdir() if path.name.endswith((".safetensors", ".safetensors.index.json")))
 
@@ -79,7 +70,7 @@ def llama():
 
 
 @pytest.mark.parametrize("name, target, bpw", RUNGS)
-def test_bytes_are_those_predicted_told_and_allowed(fitted, name, target, bpw):
+def test_bytes_are_those_predicted_told_and_allowed(fitted, name, target, bpw, picks_of):
     result, table, allowed = fitted(name, target, bpw)
     told = result.receipt["bytes"]
     assert weight_bytes(result.out) == told["predicted"] == told["actual"]
@@ -89,7 +80,7 @@ def test_bytes_are_those_predicted_told_and_allowed(fitted, name, target, bpw):
 
 
 @pytest.mark.parametrize("name, target, bpw", RUNGS)
-def test_what_is_left_over_buys_nothing_that_helps(fitted, name, target, bpw):
+def test_what_is_left_over_buys_nothing_that_helps(fitted, name, target, bpw, picks_of):
     result, table, allowed = fitted(name, target, bpw)
     picks = picks_of(result.plan, table)
     upgrades = [
@@ -121,7 +112,7 @@ def test_a_budget_with_room_for_all_keeps_all(fitted, llama):
     assert all(torch.equal(value, state[name]) for name, value in load_file(result.out / "model.safetensors").items())
 
 
-def test_predicted_harm_is_that_of_the_plan_in_the_table(fitted):
+def test_predicted_harm_is_that_of_the_plan_in_the_table(fitted, picks_of):
     result, table, _ = fitted("llama", "modicum", 6.0)
     assert result.receipt["predicted_harm"] == pytest.approx(table.harm(picks_of(result.plan, table)), rel=1e-9)
 

@@ -51,19 +51,10 @@ def fit(llama, known, **words):
     return modicum.fit(llama[0], measured=known, **{"target": "modicum", "search_time": 0, **words})
 
 
-def picks_of(plan, table):
-    """The selection a plan says: structure first, then what stands under it."""
-    picks = {}
-    for site, found in table.choices.items():
-        wanted = (plan.options[site],) if site in plan.options else ("gone", "keep")
-        picks[site] = next(index for text in wanted for index in table.allowed(site, picks) if found[index].option == text)
-    return picks
-
-
 # What holds
 
 
-def test_stored_values_are_within_a_share_and_counted_as_stored(llama, known):
+def test_stored_values_are_within_a_share_and_counted_as_stored(llama, known, picks_of):
     result = fit(llama, known, params="60%")
     values = result.receipt["values"]
     assert values["actual"] <= 0.6 * values["original"] == 0.6 * result.source.parameters
@@ -93,7 +84,7 @@ def test_memory_holds_what_a_cut_leaves(llama, known):
     assert smaller
 
 
-def test_bytes_told_are_those_written(llama, known):
+def test_bytes_told_are_those_written(llama, known, picks_of):
     for bpw in (2.5, 4.0):
         one = chooser(llama, known, bpw=bpw)
         table = one.table(known.findings)
