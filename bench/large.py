@@ -57,7 +57,8 @@ def main(names: tuple[str, ...] = ("1.1b",)) -> None:
             ),
             [row],
             "Peak is anonymous plus shared memory of the whole process, sampled 50 times a second. Minutes are from opening to the receipt; those "
-            "of one processor are all that the two cores worked for it, whatever ran beside.",
+            "of one processor are all that the two cores worked for it, whatever ran beside. "
+            f"`python bench/large.py {name}`.",
         )
 
 

@@ -1,6 +1,6 @@
 """Side by side with llm-compressor in its own environment (bench/peer/setup.sh): same weights, tokens, bits, groups, damping, order.
 
-python -m bench.side_by_side
+`python -m bench.side_by_side [equal best 160m 1.1b]`; the last two are random weights, of which time and memory are compared.
 """
 
 from __future__ import annotations
@@ -9,15 +9,20 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import torch
+import transformers
 from safetensors.torch import save_file
 
 import modicum
 from bench.common import ROOT, SAMPLES, TEST, TOKENS, interval, show
+from bench.large import MODELS
+from bench.sweep import LARGE, VOCABULARY
 from modicum.data.splits import from_text
 from modicum.models.open import DEMO, open_model
+from modicum.testing import random_checkpoint
 
 PEER = ROOT / ".venv-llmcompressor" / "bin" / "python"
 WORK = ROOT / "build" / "peer"
@@ -37,7 +42,23 @@ BEST = {
 COMMON = {"group": 64, "symmetric": True, "damping": 0.01, "order": "static", "pattern": "0:0", "ignore": ["lm_head"], "batch_size": 8}
 
 
-def main() -> None:
+# Random weights of these shapes, and how many sequences they are calibrated on.
+SIZES = {"160m": (LARGE, 64), "1.1b": (MODELS["1.1b"][0], 32)}
+OURS = """
+import json, sys
+import modicum
+from safetensors.torch import load_file
+
+model, tokens, out, method = sys.argv[1:]
+rows = load_file(tokens)["input_ids"]
+data = [{"input_ids": part} for part in rows.chunk(26)]
+receipt = modicum.fit(model, data=data, method=method, target="modicum", keep=["lm_head", "model.embed_tokens"], out=out, overwrite=True).receipt
+print(json.dumps({"stages": receipt["stages"], "tokens": receipt["data"]["calibration_tokens"]}))
+"""
+
+
+def main(parts: list[str] | None = None) -> None:
+    parts = parts or ["equal", "best", *SIZES]
     if not PEER.exists():
         print("side by side: bench/peer/setup.sh has not been run, skipped")
         return
@@ -45,20 +66,69 @@ def main() -> None:
     data = from_text(None, open_model("demo").tokenizer, samples=SAMPLES, tokens=TOKENS)
     save_file({"input_ids": torch.cat([batch["input_ids"] for batch in data.calibration])}, WORK / "tokens.safetensors")  # type: ignore[call-overload,index]
     head = ("setting", "tool", "mean KL [95 %]", "perplexity", "seconds", "extra memory")
-    for title, settings in (("equal: same weights, tokens, bits, groups, damping, order", EQUAL), ("best: each tool at its best", BEST)):
+    for size in (part for part in parts if part in SIZES):
+        sized(size)
+    whole = {"equal": ("equal: same weights, tokens, bits, groups, damping, order", EQUAL), "best": ("best: each tool at its best", BEST)}
+    for title, settings in (whole[part] for part in parts if part in whole):
         rows: list[tuple] = []
         for name, (recipe, method) in settings.items():
             rows += [peer(name, {**COMMON, **recipe, "dtype": "bfloat16"}), ours(name, method)]
             show(f"Side by side {title}", head, rows)
 
 
-def peer(name: str, recipe: dict) -> tuple:
-    out = WORK / "out"
+def sized(size: str) -> None:
+    """Time and extra memory on random weights; by the clock, and what all cores worked together, which other work beside hardly moves."""
+    shape, sequences = SIZES[size]
+    chance = torch.Generator().manual_seed(0)
+    # The first 16 of 26 parts calibrate.
+    tokens = torch.randint(0, VOCABULARY, (sequences * 26 // 16, TOKENS), generator=chance)
+    with tempfile.TemporaryDirectory() as folder:
+        config = transformers.LlamaConfig(**shape, vocab_size=VOCABULARY, max_position_embeddings=1024, tie_word_embeddings=False)
+        model = random_checkpoint(Path(folder) / "model", config)
+        save_file({"input_ids": tokens}, WORK / "all.safetensors")
+        words = [model, WORK / "all.safetensors", Path(folder) / "ours", EQUAL["gptq 4 bits"][1]]
+        done = subprocess.run([sys.executable, "-c", OURS, *map(str, words)], check=True, stdout=subprocess.PIPE, text=True)
+        told = json.loads(done.stdout.splitlines()[-1])
+        mine, begun = told["stages"]["assemble"], told["stages"]["open"]["peak_bytes"]
+        save_file({"input_ids": tokens[:sequences]}, WORK / "some.safetensors")
+        theirs = run_peer(
+            model, WORK / "some.safetensors", {**COMMON, **EQUAL["gptq 4 bits"][0], "dtype": "bfloat16"}, Path(folder) / "theirs"
+        )
+    grown = (theirs["memory"]["growth_bytes"], max(mine["peak_bytes"] - begun, 0))
+    seconds, worked = (theirs["seconds"], mine["seconds"]), (theirs["cpu_seconds"], mine["processor_seconds"])
+    rows = [
+        (tool, f"{seconds[place]:.0f}", f"{worked[place]:.0f}", f"{grown[place] / 1e6:.0f} MB")
+        for place, tool in enumerate(("llm-compressor", "modicum"))
+    ]
+    rows.append(("modicum's share", *(f"{mine / theirs:.2f}" for theirs, mine in (seconds, worked, grown))))
+    note = f"{sequences} sequences of {TOKENS} tokens, gptq 4 bits, group 64, bf16 weights; modicum's weights are read as they are needed. "
+    note += f"`python -m bench.side_by_side {size}`, {torch.get_num_threads()} threads."
+    show(f"Side by side {size}: random weights", ("tool", "seconds", "seconds of one processor", "extra memory"), rows, note)
+
+
+def run_peer(model: Path, tokens: Path, recipe: dict, out: Path) -> dict:
+    """What the peer's run says of itself."""
     shutil.rmtree(out, ignore_errors=True)
     (WORK / "recipe.json").write_text(json.dumps(recipe))
-    command = [PEER, ROOT / "bench/peer/llmcompressor_run.py", "--model", DEMO, "--tokens", WORK / "tokens.safetensors"]
-    subprocess.run([*map(str, command), "--recipe", str(WORK / "recipe.json"), "--out", str(out)], check=True, stdout=sys.stderr)
-    run = json.loads((out / "run.json").read_text())
+    command = [
+        PEER,
+        ROOT / "bench/peer/llmcompressor_run.py",
+        "--model",
+        model,
+        "--tokens",
+        tokens,
+        "--recipe",
+        WORK / "recipe.json",
+        "--out",
+        out,
+    ]
+    subprocess.run(list(map(str, command)), check=True, stdout=sys.stderr)
+    return json.loads((out / "run.json").read_text())
+
+
+def peer(name: str, recipe: dict) -> tuple:
+    out = WORK / "out"
+    run = run_peer(DEMO, WORK / "tokens.safetensors", recipe, out)
     quality = modicum.evaluate(out, reference="demo", samples=TEST, tokens=TOKENS)
     return name, "llm-compressor", *judged(quality), f"{run['seconds']:.1f}", f"{run['memory']['growth_bytes'] / 1e6:.0f} MB"
 
@@ -82,4 +152,4 @@ def judged(quality: dict) -> tuple[str, str]:
 
 if __name__ == "__main__":
     Path(WORK).mkdir(parents=True, exist_ok=True)
-    main()
+    main(sys.argv[1:])

@@ -30,7 +30,7 @@ class Meter:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Measure what runs inside under ``name``; seconds add up, peaks take the largest."""
+        """Measure what runs inside under ``name``; seconds add up, by the clock and those all threads worked, peaks take the largest."""
         stop, peak = threading.Event(), [own_memory()]
 
         def watch() -> None:
@@ -38,14 +38,16 @@ class Meter:
                 peak[0] = max(peak[0], own_memory())
 
         thread = threading.Thread(target=watch, daemon=True)
-        started = time.perf_counter()
+        started, worked = time.perf_counter(), time.process_time()
         thread.start()
         try:
             yield
         finally:
             stop.set()
             thread.join()
-            before = self.stages.get(name, {"seconds": 0.0, "peak_bytes": 0})
+            before = self.stages.get(name, {"seconds": 0.0, "processor_seconds": 0.0, "peak_bytes": 0})
             self.stages[name] = {
-                "seconds": round(before["seconds"] + time.perf_counter() - started, 3), "peak_bytes": max(before["peak_bytes"], peak[0]),
-            }  # fmt: skip
+                "seconds": round(before["seconds"] + time.perf_counter() - started, 3),
+                "processor_seconds": round(before["processor_seconds"] + time.process_time() - worked, 3),
+                "peak_bytes": max(before["peak_bytes"], peak[0]),
+            }
