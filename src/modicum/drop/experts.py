@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,8 +14,18 @@ from modicum.core.unit import Axis, Site, Stats, Unit
 from modicum.data.splits import Batch
 from modicum.drop._family import SiteCutter, cut_sites
 from modicum.models.model import Model
+from modicum.numerics.mixture import Mixture
+from modicum.numerics.threads import total
 from modicum.sweep import Script, Stage, Sweep
 from modicum.sweep.spill import SpillPool
+
+
+# Rounds in which experts are fitted in turn, at most.
+_ROUNDS = 8
+# Dampings from which one is chosen.
+_DAMPINGS = (0.01, 0.1, 1.0, 10.0)
+# Experts that make up for one that is measured; and one of how many is left out to choose the damping.
+_NEAREST, _EVERY = 4, 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,11 +53,14 @@ class Experts(SiteCutter):
         2024,
         "Muzio, Alexandre and others",
     )
-    needs = frozenset({Need.COVARIANCE})
+    needs = frozenset({Need.COVARIANCE, Need.ROUTED})
     menu = ({"keep": 0.0},)
     cuts = frozenset({"experts"})
 
     keep: float = param(0.75, "share of each block's experts kept; on a menu 0: the expert is left out", between=(0.0, 1.0), dial=True)
+    damping: float | None = param(
+        None, "share of the mean diagonal of the others' Gram matrices added to it; none: what serves tokens held out best", between=(0.0, 10.0)
+    )  # fmt: skip
 
     def order(self, weight: torch.Tensor, covariance: torch.Tensor, groups: Sequence[Sequence[int]]) -> list[int]:
         """One expert, one group."""
@@ -57,12 +70,62 @@ class Experts(SiteCutter):
         """Nothing of an expert that is left out."""
         return []
 
+    def make_up(
+        self, stage: Stage, gone: Sequence[str], weight: Callable[[Unit], torch.Tensor], pool: SpillPool
+    ) -> tuple[dict[str, torch.Tensor], list[str]]:
+        """The last products of the experts that remain, refit to what those that go added."""
+        units, mixture = {unit.name: unit for unit in stage.units}, self._mixture(stage.stats, pool)
+        if not set(gone) <= set(mixture.parts):
+            return {}, []
+        lost, left = {name: weight(units[name]) for name in gone}, [name for name in mixture.parts if name not in gone]
+        damping, share = mixture.best_damping(lost, left, self._dampings)
+        event = f"{stage.units[0].module}: {len(gone)} of {len(units)} experts left out"
+        if damping is None:
+            return {}, [f"{event}, the others cannot make up for what they added"]
+        found = mixture.refit(lost, left, damping, _ROUNDS)
+        return {name: weight(units[name]) + change for name, change in found.changes.items()}, [
+            f"{event}, the others make up for {1 - share:.0%} of what they added (on tokens held out, damping {damping:g})"
+        ]
+
+    def remaining(
+        self, units: Sequence[Unit], stats: Mapping[str, Stats], weight: Callable[[Unit], torch.Tensor], feels: Mapping[str, torch.Tensor]
+    ) -> dict[str, float]:
+        """Share of an expert's output that is left, on half of the tokens, where the few experts that share most tokens with it were refit to the
+        other half.
+        """
+        mixture, named = self._mixture(stats), {unit.name: unit for unit in units}
+        names = [name for name in named if name in mixture.parts]
+        if not names:
+            return {}
+        some = names[:: _EVERY]
+        damping, _ = mixture.best_damping(
+            {name: weight(named[name]) for name in some}, [name for name in names if name not in some], self._dampings
+        )  # fmt: skip
+        if damping is None:
+            return {}
+        (seen, unseen), found = mixture.halves(), {}
+        for name in names:
+            lost = {name: weight(named[name])}
+            changes = seen.refit(lost, seen.nearest(name, _NEAREST), damping, 1).changes
+            before, after = (float((error * feels.get(name, 1.0)).sum()) for error in unseen.remaining(lost, changes))
+            found[name] = min(1.0, after / before) if before > 0 else 1.0
+        return found
+
+    @property
+    def _dampings(self) -> tuple[float, ...]:
+        return _DAMPINGS if self.damping is None else (self.damping,)
+
+    @staticmethod
+    def _mixture(stats: Mapping[str, Stats], pool: SpillPool | None = None) -> Mixture:
+        parts = {name: mine.routed for name, mine in stats.items() if mine.routed is not None}
+        return Mixture(parts, pool.admit) if pool is not None else Mixture(parts)
+
     def reshape(self, model: Model, script: Script, batches: Sequence[Batch], pool: SpillPool, seed: int = 0) -> Change:
         """Leave out the least of every block's experts."""
         sites = expert_sites(model, script)
         if not sites:
             raise ModelError(f"{self.key()}: {model.name} must have stacked experts, has none. Try another method.")
-        energies = _energies(model, script, batches, pool, seed, {site.axes[-1].unit for site in sites.values()})
+        energies = _energies(model, script, batches, pool, seed, self, {site.axes[-1].unit for site in sites.values()})
         wanted: dict[str, tuple[Site, SiteCutter, list[int] | None]] = {}
         for stack in dict.fromkeys(site.units[-1].module for site in sites.values()):
             mine = sorted(
@@ -91,19 +154,28 @@ def expert_sites(model: Model, script: Script) -> dict[str, Site]:
 
 
 def _energies(
-    model: Model, script: Script, batches: Sequence[Batch], pool: SpillPool, seed: int, wanted: set[str]
+    model: Model, script: Script, batches: Sequence[Batch], pool: SpillPool, seed: int, step: Experts, wanted: set[str]
 ) -> Mapping[str, float]:  # fmt: skip
-    """Energy of each unit's output over the tokens it met."""
+    """Energy of what each expert adds, times what others cannot make up for."""
     found: dict[str, float] = {}
 
-    def energy(unit: Unit, stats: Stats) -> float:
-        if stats.covariance is None or stats.frequency is None or not stats.count:
-            return 0.0
-        weight, met = model.matrix(unit).float(), float(stats.frequency.sum()) / stats.count  # a starved one has its stack's covariance
-        return met * float((weight @ stats.covariance * weight).sum())
-
     def survey(stage: Stage) -> None:
-        found.update({unit.name: energy(unit, stage.stats[unit.name]) for unit in stage.units if unit.name in wanted})
+        weight = lambda unit: model.matrix(unit).float()
+        mine = [unit for unit in stage.units if unit.name in wanted]
+        left = step.remaining(mine, stage.stats, weight, {})
+        found.update({unit.name: energy(weight(unit), stage.stats[unit.name]) * left.get(unit.name, 1.0) for unit in mine})
 
-    Sweep(model, batches, script, survey, needs={Need.COVARIANCE}, measured=wanted, seed=seed, pool=pool).finish()
+    Sweep(model, batches, script, survey, needs=step.needs, measured=wanted, seed=seed, pool=pool).finish()
     return found
+
+
+def energy(weight: torch.Tensor, stats: Stats) -> float:
+    """Squared sum of what an expert with the last product's ``weight`` (rows, columns) adds to its block's output over the tokens it met; before
+    routing weights where these are not known.
+    """
+    if stats.routed is not None:
+        return sum(total((met.inputs.float() @ weight.T).square().sum(1) * met.weights.square()) for met in stats.routed)
+    if stats.covariance is None or stats.frequency is None or not stats.count:
+        return 0.0
+    met = float(stats.frequency.sum()) / stats.count  # a starved one has its stack's covariance
+    return met * float((weight @ stats.covariance * weight).sum())
