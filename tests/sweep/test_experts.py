@@ -84,6 +84,25 @@ def gated(owner, states, expert):
     return (owner.act_fn(gate) * up).detach()
 
 
+def test_several_ranks_find_what_one_finds(together):
+    """In the same order of tokens, however the micro-batches are shared."""
+    _, _, alone, _, _ = swept("qwen3_moe")
+    models = [open_model(zoo.build("qwen3_moe")[0]) for _ in range(2)]
+
+    def work(ranks):
+        model, found = models[ranks.rank], {}
+        _, batches = zoo.build("qwen3_moe")
+        treat = lambda stage: found.update({unit: stats.routed for unit, stats in stage.stats.items() if stats.routed is not None})
+        Sweep(model, batches, rehearse(model, batches[0]), treat, needs={Need.ROUTED}, ranks=ranks).finish()
+        return found
+
+    for found in together(work):
+        assert found.keys() == alone.keys()
+        for unit in found:
+            for field in ("inputs", "tokens", "weights"):
+                assert torch.equal(*(torch.cat([getattr(part, field) for part in parts[unit]]) for parts in (found, alone)))
+
+
 def test_a_module_that_answers_each_expert_by_itself_has_nobody_to_share_with():
     _, _, found, _, _ = swept("llama4")
     owners = [set(torch.cat([part.tokens for part in parts]).tolist()) for parts in found.values()]

@@ -84,8 +84,7 @@ class Measurement:
         """Each unit by one rank; what it found goes to all."""
         units = self.model.units
         tasks = {name: operations(units[name]) for name in stats}
-        for step in self.cutters:
-            self._left[str(step)] = self._remaining(step, stats)
+        self._left = {str(step): self._remaining(step, stats) for step in self.cutters}
         for name, piece in self.ranks.deal(", ".join(stats), tasks, lambda name: self._unit(units[name], stats[name])):
             for option, form in piece.forms:
                 if self.keep is not None:
@@ -166,7 +165,8 @@ class Measurement:
         """What of each consumer's harm others cannot make up for."""
         consumers = [self.model.units[name] for name in stats if name in self.cuts and step.suits(self.cuts[name])]
         feels = {unit.name: self.sensitivities[unit.name].gradient for unit in consumers if unit.name in self.sensitivities}
-        return step.remaining(consumers, stats, lambda unit: self.model.matrix(unit).float(), feels)
+        weight = lambda unit: self.model.matrix(unit).float()
+        return self.ranks.first(f"{step}: {', '.join(stats)}", lambda: step.remaining(consumers, stats, weight, feels)) if consumers else {}
 
     def _share(self, unit: str, text: str, mask: torch.Tensor) -> float:
         """What of an option's harm lies in the rows that remain."""

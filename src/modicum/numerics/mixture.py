@@ -12,6 +12,8 @@ from modicum.numerics.gram import add_gram, mirror
 from modicum.numerics.groups import damped_covariance, factor
 from modicum.numerics.threads import single_threaded
 
+# Rows squared at a time.
+_CHUNK = 4096
 # Rounds end when one lowers what is left by less than this share of it.
 _STEP = 1e-3
 
@@ -50,10 +52,10 @@ class Mixture:
         """A part's inputs times its routing weights (met, columns)."""
         return torch.cat([met.inputs.float() * met.weights[:, None] for met in self.parts[name]])
 
-    def nearest(self, name: str, count: int) -> list[str]:
-        """The parts, ``count`` at most, that share most tokens with the part ``name``."""
+    def nearest(self, name: str, among: Iterable[str], count: int) -> list[str]:
+        """The parts ``among`` others, ``count`` at most, that share most tokens with the part ``name``."""
         mine = self.tokens(name)
-        shared = {other: int(torch.isin(self.tokens(other), mine).sum()) for other in self.parts if other != name}
+        shared = {other: int(torch.isin(self.tokens(other), mine).sum()) for other in among}
         return sorted((other for other in shared if shared[other]), key=lambda other: -shared[other])[:count]
 
     def halves(self) -> tuple[Mixture, Mixture]:
@@ -67,17 +69,18 @@ class Mixture:
             second[name] = [Routed(met.inputs[cut:], met.tokens[cut:], met.weights[cut:]) for met, cut in zip(mine, cuts)]
         return Mixture(first, self.admit), Mixture(second, self.admit)
 
-    def best_damping(self, lost: Mapping[str, torch.Tensor], fitting: Sequence[str], dampings: Sequence[float]) -> tuple[float | None, float]:
+    def best_damping(
+        self, lost: Mapping[str, torch.Tensor], fitting: Sequence[str], dampings: Sequence[float]
+    ) -> tuple[float | None, float]:
         """Which damping, fitted to half of the tokens, leaves the least squared error on the other half, and its share of the error before; None
         and 1 where no fit is better than none.
         """
         seen, unseen = self.halves()
         best: tuple[float | None, float] = None, 1.0
         for damping in dampings:
-            before, after = unseen.remaining(lost, seen.refit(lost, fitting, damping, 1).changes)
-            share = float(after.sum()) / max(float(before.sum()), 1e-30)
-            if share < best[1]:
-                best = damping, share
+            before, after = (float(rows.sum()) for rows in unseen.remaining(lost, seen.refit(lost, fitting, damping, 1).changes))
+            if after < best[1] * before:
+                best = damping, after / before
         return best
 
     def refit(self, lost: Mapping[str, torch.Tensor], fitting: Sequence[str], damping: float, rounds: int) -> Refit:
@@ -88,12 +91,12 @@ class Mixture:
             self._factors, self._damping = {}, damping
         places = self._places([*lost, *fitting])
         residual = self._residual(lost, places)
-        before = after = residual.square().sum(0)
+        before = after = _squares(residual)
         changes: dict[str, torch.Tensor] = {}
         for _ in range(rounds):
             for name in fitting:
                 self._fit(name, residual, places[name], changes)
-            last, after = after, residual.square().sum(0)
+            last, after = after, _squares(residual)
             if float(after.sum()) > (1 - _STEP) * float(last.sum()):
                 break
         return Refit(changes, before, after)
@@ -102,11 +105,11 @@ class Mixture:
         """Squared error of the sum in each row (rows,) without the parts ``lost``, and with the ``changes`` of others."""
         places = self._places([*lost, *changes])
         residual = self._residual(lost, places)
-        before = residual.square().sum(0)
+        before = _squares(residual)
         for name, change in changes.items():
             if len(places[name]):
                 residual.index_add_(0, places[name], self.inputs(name) @ change.T, alpha=-1)
-        return before, residual.square().sum(0)
+        return before, _squares(residual)
 
     def _fit(self, name: str, residual: torch.Tensor, places: torch.Tensor, changes: dict[str, torch.Tensor]) -> None:
         """Bring one part's change up to date with the residual."""
@@ -149,3 +152,8 @@ class Mixture:
             if len(places[name]):
                 residual.index_add_(0, places[name], self.inputs(name) @ weight.T)
         return residual
+
+
+def _squares(residual: torch.Tensor) -> torch.Tensor:
+    """Sum of squares of each column (rows,)."""
+    return torch.stack([torch.zeros(residual.shape[1]), *(chunk.square().sum(0) for chunk in residual.split(_CHUNK))]).sum(0)

@@ -7,6 +7,8 @@ from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -292,8 +294,8 @@ class Sweep:
             stats[unit.name].frequency = torch.tensor([float(mine.count)])
             stats[unit.name].events += [f"starved: {mine.count} tokens"] if starved else []
         if Need.ROUTED in self.needs and attribute == self.script.stacks[name].attributes[-1] and self._wanted(units) and not data_free:
-            for unit, met in self._routed(name, attribute, units, arrivals).items():
-                stats[unit].routed = met
+            for member, met in self._routed(name, attribute, units, arrivals).items():
+                stats[member].routed = met
         self._accept(self.treat(Stage(tuple(units), self.script.block_of.get(units[0].name, ""), stats)))
         self.done.update(stats)
 
@@ -301,27 +303,27 @@ class Sweep:
         return self.measured is None or any(unit.name in self.measured for unit in units)
 
     def _routed(self, name: str, attribute: str, units: list[Unit], arrivals: list[tuple[int, Arrival]]) -> dict[str, list[Routed]]:
-        """What each expert's last product met, and where it went; rows of the module's outputs are counted through all micro-batches.
+        """What each expert's last product met on all ranks, and where it went; rows of the module's outputs are counted through all micro-batches.
 
-        Nothing where the module's output is not a sum of its experts' outputs, or where other ranks have other micro-batches.
+        Nothing where the module's output is not a sum of its experts' outputs.
         """
-        if self.ranks.count > 1:
-            self.chronicle.note(f"{name}: of several ranks none sees all that its experts met; harms are those of experts without others' help")
-            return {}
-        found: dict[str, list[Routed]] = {unit.name: [] for unit in units}
-        rows = 0
+        mine: list[tuple[dict[int, Routed], int] | None] = []
         with self._swapped_stacks(name):
             owner = self.chain.owner(name)
             stacks = {other: owner._parameters[other].detach() for other in self.script.stacks[name].attributes}  # type: ignore[union-attr]
             for _, arrival in arrivals:
-                met = routed(lambda arrival=arrival: self.chain.original(name)(*arrival.args, **(arrival.kwargs or {})), stacks, attribute)  # type: ignore[misc]
-                if met is None:
-                    self.chronicle.note(f"{name}: its output is not a weighted sum of its experts' outputs; they cannot make up for each other")
-                    return {}
-                for expert, mine in met[0].items():
-                    self.pool.admit(mine.inputs)
-                    found[units[expert].name].append(replace(mine, tokens=mine.tokens + rows))
-                rows += met[1]
+                forward = partial(self.chain.original(name), *arrival.args, **(arrival.kwargs or {}))
+                mine.append(routed(forward, stacks, attribute))
+                self.pool.admit([met.inputs for met in mine[-1][0].values()] if mine[-1] is not None else [])
+        found: dict[str, list[Routed]] = {unit.name: [] for unit in units}
+        rows = 0
+        for call in (call for calls in zip_longest(*self.ranks.gather(f"{name} routed", mine), fillvalue=({}, 0)) for call in calls):
+            if call is None:
+                self.chronicle.note(f"{name}: its output is not a weighted sum of its experts'; they cannot make up for each other")
+                return {}
+            for expert, met in call[0].items():
+                found[units[expert].name].append(replace(met, tokens=met.tokens + rows))
+            rows += call[1]
         return found
 
     @contextmanager

@@ -7,7 +7,7 @@ same way: the module runs again with codes in place of the products, and its own
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
