@@ -5,12 +5,14 @@ import torch
 
 import modicum
 from modicum.core.errors import ModelError
+from modicum.core.method import Need
 from modicum.drop import Experts
 from modicum.drop._family import SiteCutter, cut_sites
 from modicum.drop.experts import expert_sites
 from modicum.forms import Dense
 from modicum.models.open import open_model
-from modicum.sweep import rehearse
+from modicum.numerics.mixture import Mixture
+from modicum.sweep import Sweep, rehearse
 from modicum.sweep.ranks import LONE
 from modicum.sweep.spill import SpillPool
 from modicum.testing import zoo
@@ -100,6 +102,64 @@ def test_others_make_up_for_what_is_left_out_on_other_tokens_too(pairs):
     told = [event for event in change.events if "1 of 8 experts left out, the others make up for" in event]
     assert len(told) == len(script.stacks) and all(int(event.partition("for ")[2].partition("%")[0]) >= 95 for event in told)
     assert divergence(module, change.forms, model, batches[4:]) < 0.05 * divergence(module, cuts, model, batches[4:])
+
+
+def test_refit_experts_are_written_and_loaded(pairs, tmp_path):
+    module, batches, model, script = pairs
+    result = modicum.fit(module, method="experts keep=0.875", data=batches, target="modicum", out=tmp_path / "out")
+    loaded, kept = dict(result.model.named_parameters()), dict(module.named_parameters())
+    for name in (f"{stack}.down_proj" for stack in script.stacks):
+        gone = [e for e in range(8) if not loaded[name][e].any()]
+        moved = [e for e in range(8) if not torch.equal(loaded[name][e], kept[name][e]) and e not in gone]
+        assert len(gone) == 1 and gone[0] ^ 1 in moved
+        both = kept[name][gone[0]] + kept[name][gone[0] ^ 1]  # what two add that see the same with the same weight
+        assert (loaded[name][gone[0] ^ 1] - both).norm() < 0.2 * kept[name][gone[0]].norm()
+    assert sum("the others make up for" in event for event in result.receipt["events"]) == len(script.stacks)
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe", "deepseek_v3", "gpt_oss", "llama4", "jamba"])
+def test_a_module_loses_what_the_refit_says(name):
+    """The output of the first stack's module without its first expert, and with the others refit, on all tokens of calibration."""
+    module, batches = zoo.build(name)
+    model = open_model(module)
+    script, found = rehearse(model, batches[0]), {}
+    Sweep(model, batches, script, lambda stage: found.update(stage.stats), needs={Need.ROUTED}).finish()
+    stack = next(iter(script.stacks))
+    parts = {unit: stats.routed for unit, stats in found.items() if stats.routed is not None and model.units[unit].module == stack}
+    gone = next(unit for unit, met in parts.items() if met)
+    refit = Mixture(parts).refit({gone: model.matrix(model.units[gone])}, [unit for unit in parts if unit != gone], 0.01, 2)
+
+    def outputs(values):
+        changed, seen = copy.deepcopy(module), []
+        owner = changed.get_submodule(stack)
+        owner.register_forward_hook(lambda _, args, output: seen.append(output.reshape(-1, output.shape[-1])))
+        with torch.no_grad():
+            for unit, value in values.items():
+                dict(changed.named_parameters())[unit.parameter][unit.expert] = unit.stored(value)
+            for batch in batches:
+                changed(**batch)
+        return torch.cat(seen)
+
+    cut = {model.units[gone]: torch.zeros(model.units[gone].shape)}
+    after = cut | {model.units[unit]: model.matrix(model.units[unit]) + change for unit, change in refit.changes.items()}
+    whole = outputs({})
+    assert float((outputs(cut) - whole).square().sum()) == pytest.approx(float(refit.before.sum()), rel=1e-3)
+    assert float((outputs(after) - whole).square().sum()) == pytest.approx(float(refit.after.sum()), rel=1e-3)
+    assert bool(refit.changes) == (name != "llama4")  # whose module adds nothing up
+
+
+def test_rows_that_are_felt_more_count_more(pairs):
+    _, batches, model, script = pairs
+    stages = []
+    Sweep(model, batches, script, stages.append, needs=Experts.needs).finish()
+    stage = next(stage for stage in stages if stage.units[0].name.endswith("down_proj[0]"))
+    weight, felt = lambda unit: model.matrix(unit), torch.zeros(stage.units[0].shape[0])
+    felt[3] = 5.0
+    plain = Experts(damping=10.0).remaining(stage.units, stage.stats, weight, {})
+    third = Experts(damping=10.0).remaining(stage.units, stage.stats, lambda unit: weight(unit)[3:4], {})
+    weighed = Experts(damping=10.0).remaining(stage.units, stage.stats, weight, {unit.name: felt for unit in stage.units})
+    least = min(plain, key=lambda name: plain[name])
+    assert weighed[least] == pytest.approx(third[least], rel=1e-3) and weighed[least] != pytest.approx(plain[least], rel=1e-4)
 
 
 def test_a_fixed_damping_is_obeyed(pairs):

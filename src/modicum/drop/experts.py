@@ -40,8 +40,9 @@ class Experts(SiteCutter):
 
     *Shapes:* the last product's weight (rows, columns), what it met (tokens, columns). *Needs and cost:* the covariance of each expert's last
     input; the inputs of one stack's last products at a time, which may spill; the module's forward three times or more, all but one without its
-    products. Each expert that is refit takes about ``5 tokens · columns · rows`` multiply-adds a round, of which there are at most eight, and
-    ``columns³ / 3`` once. *Reduces to:* the original model at ``keep=1``. *Raises:* ``ModelError`` where the model has no stacked experts.
+    products. Each expert that is refit takes about ``(2 tokens + columns) · columns · rows`` multiply-adds a round, of which there are at most eight,
+    once more on half of the tokens for each damping tried, and ``columns³ / 3`` for each; to measure an expert takes up to four such refits, twice.
+    *Reduces to:* the original model at ``keep=1``. *Raises:* ``ModelError`` where the model has no stacked experts.
 
     *Differences from the paper:* the router stays as it is, so that any architecture's own routing remains right and experts may differ in
     number from block to block; tokens are not sent elsewhere. Pruning is one-shot, with least squares in place of fine-tuning.
