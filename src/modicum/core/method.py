@@ -31,6 +31,7 @@ class Need(Enum):
     VARIANCES = "variances"
     COVARIANCE = "covariance"
     INPUTS = "inputs"
+    ROUTED = "routed inputs"
     BLOCK_OUTPUTS = "block outputs"
 
 

@@ -83,15 +83,26 @@ class Site:
         return sum(unit.size for unit in self.units)
 
 
+@dataclass(frozen=True)
+class Routed:
+    """What a router sent to one expert: inputs of its last product (met, columns), the rows of the block's output that the products are added to
+    (met,), and their weights there (met,).
+    """
+
+    inputs: torch.Tensor
+    tokens: torch.Tensor
+    weights: torch.Tensor
+
+
 @dataclass
 class Stats:
     """What one sweep measured of a unit's inputs (columns of its matrix view), and of the gradient of its outputs.
 
     ``count`` tokens (or patches); ``total`` and ``square`` (columns,) sums of x and x²; ``covariance`` (columns, columns) sum of x xᵀ in
     float32; ``inputs`` a list of (tokens, columns) where a method asked for them; ``frequency`` (rows,) how often an embedding's entry
-    was looked up, for an expert (1,) the tokens it met itself; ``reference`` (rows, columns) the weight before any step. ``cache`` holds
-    what methods derive from one covariance and share (a factorization); ``events`` is where a method says what it had to do beyond the
-    ordinary.
+    was looked up, for an expert (1,) the tokens it met itself; ``routed`` what its last product met, micro-batch by micro-batch, and where it
+    went; ``reference`` (rows, columns) the weight before any step. ``cache`` holds what methods derive from one covariance and share (a
+    factorization); ``events`` is where a method says what it had to do beyond the ordinary.
     """
 
     count: int = 0
@@ -100,6 +111,7 @@ class Stats:
     covariance: torch.Tensor | None = None
     inputs: list[torch.Tensor] | None = None
     frequency: torch.Tensor | None = None
+    routed: list[Routed] | None = None
     reference: torch.Tensor | None = None
     site_seed: int = 0
     cache: dict = field(default_factory=dict)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
 from modicum.core.errors import ModelError
-from modicum.core.method import Change, Method, Need
+from modicum.core.method import Change, Method
 from modicum.core.settings import param
-from modicum.core.unit import Site, Stats
+from modicum.core.unit import Site, Stats, Unit
 from modicum.data.splits import Batch
 from modicum.drop._spans import least, span_changes
 from modicum.forms import Cut, Dense, Form
@@ -74,6 +74,22 @@ class SiteCutter(Dropper):
         """The consumer's weight on the columns that remain (rows, kept)."""
         return weight[:, columns]
 
+    def make_up(
+        self, stage: Stage, gone: Sequence[str], weight: Callable[[Unit], torch.Tensor], pool: SpillPool
+    ) -> tuple[dict[str, torch.Tensor], list[str]]:
+        """New weights (rows, columns) of units of a stage that make up for the consumers ``gone`` whole, and what there is to tell; ``weight`` of
+        any unit is float32.
+        """
+        return {}, []
+
+    def remaining(
+        self, units: Sequence[Unit], stats: Mapping[str, Stats], weight: Callable[[Unit], torch.Tensor], feels: Mapping[str, torch.Tensor]
+    ) -> dict[str, float]:
+        """Share of each consumer's harm that is left where it alone goes whole and others make up for it; those not named keep theirs. ``feels``
+        gives a unit's squared gradient in each output row (rows,).
+        """
+        return {}
+
     def kept(self, order: Sequence[int]) -> list[int]:
         """Groups that remain, at least one, from the order in which they go."""
         count = max(1, self.multiple * round(self.keep * len(order) / self.multiple))
@@ -95,15 +111,20 @@ def cut_sites(
     """
     consumers = {site.axes[-1].unit: (site, step, kept) for site, step, kept in wanted.values()}
     start, change = start or {}, Change()
+    needs = frozenset().union(*(step.needs for _, step, _ in consumers.values()))
+
+    def begun(unit: Unit) -> torch.Tensor:
+        return start[unit.name].dense() if unit.name in start else model.matrix(unit)
 
     def survey(stage: Stage) -> None:
+        gone: dict[str, SiteCutter] = {}
         for unit in stage.units:
             if unit.name not in consumers:
                 continue
             site, step, kept = consumers[unit.name]
             covariance = stage.stats[unit.name].covariance
             assert covariance is not None
-            weight = start[unit.name].dense() if unit.name in start else model.matrix(unit)
+            weight = begun(unit)
             groups = site.axes[-1].groups
             chosen = step.kept(step.order(weight.float(), covariance, groups)) if kept is None else kept
             columns = kept_rows(site.axes[-1], chosen, unit.shape[1])
@@ -111,8 +132,14 @@ def cut_sites(
             change.forms[unit.name] = Cut(Dense(refit.contiguous()), None, columns)
             change.forms |= _producers(model, site, chosen, start)
             change.events.append(f"{site.name}: keeps {len(chosen)} of {len(groups)} groups")
+            if not chosen:
+                gone[unit.name] = step
+        if gone:
+            made, events = next(iter(gone.values())).make_up(stage, list(gone), lambda unit: begun(unit).float(), pool)
+            change.forms |= {name: Dense(value.to(begun(model.units[name]).dtype).contiguous()) for name, value in made.items()}
+            change.events += events
 
-    Sweep(model, batches, script, survey, needs={Need.COVARIANCE}, measured=set(consumers), seed=seed, pool=pool).finish()
+    Sweep(model, batches, script, survey, needs=needs, measured=set(consumers), seed=seed, pool=pool).finish()
     return change
 
 

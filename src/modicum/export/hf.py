@@ -153,7 +153,8 @@ class Transformers(Target):
             return None
         step = fitted.steps[0]
         if isinstance(step, SiteCutter):
-            return Option((dataclasses.replace(step, multiple=_step(len(site.axes[-1].groups))),)) if site.kind == "cut" else None
+            plain = site.kind == "cut" and all(unit.kind == "linear" for unit in site.units)  # an expert's router would keep its rows
+            return Option((dataclasses.replace(step, multiple=_step(len(site.axes[-1].groups))),)) if plain else None
         if isinstance(step, Quantizer):
             if step.group < 0 or (step.group and any(unit.shape[1] % step.group for unit in site.units)):
                 return None

@@ -73,6 +73,7 @@ class Measurement:
         self.producers = {unit.name: site for site in self.cuts.values() for unit in site.units[:-1]}
         self.found = Findings()
         self._rows: dict[str, dict[str, torch.Tensor]] = {}
+        self._left: dict[str, dict[str, float]] = {}
         if directory is not None and (directory / "harms.json").exists():
             self.found = Findings.from_json(json.loads((directory / "harms.json").read_text()))
 
@@ -86,6 +87,8 @@ class Measurement:
         """Each unit by one rank; what it found goes to all."""
         units = self.model.units
         tasks = {name: operations(units[name]) for name in stats}
+        cutters = {text: step for levels in self.levels.values() for text, step in levels.items()}
+        self._left = {text: self._remaining(step, stats) for text, step in cutters.items()}
         for name, piece in self.ranks.deal(", ".join(stats), tasks, lambda name: self._unit(units[name], stats[name])):
             for option, form in piece.forms:
                 if self.keep is not None:
@@ -154,12 +157,20 @@ class Measurement:
         error = weight.clone()
         error[:, columns] -= step.refit(weight, stats.covariance, columns.nonzero()[:, 0])
         harm = HARMS[self.harm](consumer, error, stats, self.sensitivities.get(consumer.name), weight)
-        self.found.cuts.setdefault(site.name, {})[str(step)] = Structural(kept, [], harm if harm is not None else _UNKNOWN)
+        harm = _UNKNOWN if harm is None else harm * self._left[str(step)].get(consumer.name, 1.0)
+        self.found.cuts.setdefault(site.name, {})[str(step)] = Structural(kept, [], harm)
         energy = stats.covariance.diagonal() * weight.square().sum(0)
         self._scale(consumer.name, str(step), lambda text: float(energy[columns].sum() / energy.sum().clamp_min(1e-30)))
         for unit, axis in zip(site.units[:-1], site.axes[:-1]):
             mask = kept_rows(axis, kept, unit.shape[0])
             self._scale(unit.name, str(step), lambda text, unit=unit, mask=mask: self._share(unit.name, text, mask))  # type: ignore[misc]
+
+    def _remaining(self, step: SiteCutter, stats: Mapping[str, Stats]) -> dict[str, float]:
+        """What of each consumer's harm others cannot make up for."""
+        consumers = [self.model.units[name] for name in stats if name in self.cuts and step.suits(self.cuts[name])]
+        feels = {unit.name: self.sensitivities[unit.name].gradient for unit in consumers if unit.name in self.sensitivities}
+        weight = lambda unit: self.model.matrix(unit).float()
+        return self.ranks.first(f"{step}: {', '.join(stats)}", lambda: step.remaining(consumers, stats, weight, feels)) if consumers else {}
 
     def _share(self, unit: str, text: str, mask: torch.Tensor) -> float:
         """What of an option's harm lies in the rows that remain."""
@@ -185,7 +196,7 @@ class Measurement:
     def needs(self) -> frozenset[Need]:
         """Union of what all options need."""
         found = frozenset().union(*(option.needs for options in self.options.values() for option in options.values()))
-        return found | {Need.COVARIANCE} if any(self.levels.values()) else found
+        return found.union(*(step.needs for levels in self.levels.values() for step in levels.values()))
 
     def run(self, batches: Sequence[Batch], *, seed: int, pool: SpillPool, tick: Callable[[str], None] = lambda _: None) -> Findings:
         """Sweep and return what was found."""

@@ -22,7 +22,7 @@ class Elimination:
     def __init__(self, weight: torch.Tensor, covariance: torch.Tensor, groups: Sequence[Sequence[int]], damping: float):
         self.groups = [torch.tensor(group, dtype=torch.long) for group in groups]
         with single_threaded():
-            self.inverse = torch.cholesky_inverse(_factor(damped_covariance(covariance, damping), damping))
+            self.inverse = torch.cholesky_inverse(factor(damped_covariance(covariance, damping), damping))
         self.weight = weight.double()
         self.left = list(range(len(groups)))
         self._place = torch.arange(len(covariance))  # of each column among those left
@@ -77,7 +77,7 @@ def refitted(weight: torch.Tensor, covariance: torch.Tensor, columns: torch.Tens
     goes[columns] = False
     missing = weight[:, goes].double() @ damped[goes][:, columns]
     with single_threaded():
-        absorbed = torch.cholesky_solve(missing.T, _factor(damped[columns][:, columns], damping)).T
+        absorbed = torch.cholesky_solve(missing.T, factor(damped[columns][:, columns], damping)).T
     return (weight[:, columns].double() + absorbed).to(weight.dtype)
 
 
@@ -88,7 +88,8 @@ def damped_covariance(covariance: torch.Tensor, damping: float) -> torch.Tensor:
     return damped + (damping + 1e-12) * (mean if mean > 0 else 1.0) * torch.eye(len(damped), dtype=torch.float64)
 
 
-def _factor(damped: torch.Tensor, damping: float) -> torch.Tensor:
+def factor(damped: torch.Tensor, damping: float) -> torch.Tensor:
+    """Lower Cholesky factor of a damped covariance. Raises ``ModelError`` where it is not finite or not positive definite."""
     if not torch.isfinite(damped).all():
         raise ModelError("cut: the covariance of inputs must be finite, holds NaN or Inf. Check the calibration data and the model.")
     lower, failed = torch.linalg.cholesky_ex(damped)

@@ -6,8 +6,9 @@ import hashlib
 from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import reduce
+from dataclasses import dataclass, field, replace
+from functools import partial, reduce
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -15,12 +16,12 @@ from torch import nn
 
 from modicum.core.errors import ModelError, SettingError
 from modicum.core.method import Need
-from modicum.core.unit import Stats, Unit
+from modicum.core.unit import Routed, Stats, Unit
 from modicum.data.splits import Batch
 from modicum.forms import Form
 from modicum.models.model import Model
 from modicum.sweep.collect import Collector, has_rows, input_rows, summed, token_mask
-from modicum.sweep.experts import Use, Watch
+from modicum.sweep.experts import Use, Watch, routed
 from modicum.sweep.ranks import LONE, Ranks
 from modicum.sweep.rehearsal import Script, module_units, stop_names
 from modicum.sweep.spill import SpillPool
@@ -269,7 +270,8 @@ class Sweep:
     def _treat_experts(self, name: str, attribute: str, units: list[Unit], arrivals: list[tuple[int, Arrival]]) -> None:
         assert self.treat is not None
         data_free = bool(self.script.data_free(units[0]))
-        collectors = [Collector(frozenset() if data_free else self.needs, unit.shape[1], pool=self.pool) for unit in units]
+        needs = frozenset() if data_free or not self._wanted(units) else self.needs
+        collectors = [Collector(needs, unit.shape[1], pool=self.pool) for unit in units]
 
         def add(use: Use) -> None:
             if use.attribute == attribute:
@@ -292,8 +294,38 @@ class Sweep:
             stats[unit.name] = self._own(unit, pooled if starved else mine)
             stats[unit.name].frequency = torch.tensor([float(mine.count)])
             stats[unit.name].events += [f"starved: {mine.count} tokens"] if starved else []
+        if Need.ROUTED in self.needs and attribute == self.script.stacks[name].attributes[-1] and self._wanted(units) and not data_free:
+            for member, met in self._routed(name, attribute, units, arrivals).items():
+                stats[member].routed = met
         self._accept(self.treat(Stage(tuple(units), self.script.block_of.get(units[0].name, ""), stats)))
         self.done.update(stats)
+
+    def _wanted(self, units: Sequence[Unit]) -> bool:
+        return self.measured is None or any(unit.name in self.measured for unit in units)
+
+    def _routed(self, name: str, attribute: str, units: list[Unit], arrivals: list[tuple[int, Arrival]]) -> dict[str, list[Routed]]:
+        """What each expert's last product met on all ranks, and where it went; rows of the module's outputs are counted through all micro-batches.
+
+        Nothing where the module's output is not a sum of its experts' outputs.
+        """
+        mine: list[tuple[dict[int, Routed], int] | None] = []
+        with self._swapped_stacks(name):
+            owner = self.chain.owner(name)
+            stacks = {other: owner._parameters[other].detach() for other in self.script.stacks[name].attributes}  # type: ignore[union-attr]
+            for _, arrival in arrivals:
+                forward = partial(self.chain.original(name), *arrival.args, **(arrival.kwargs or {}))
+                mine.append(routed(forward, stacks, attribute))
+                self.pool.admit([met.inputs for met in mine[-1][0].values()] if mine[-1] is not None else [])
+        found: dict[str, list[Routed]] = {unit.name: [] for unit in units}
+        rows = 0
+        for call in (call for calls in zip_longest(*self.ranks.gather(f"{name} routed", mine), fillvalue=({}, 0)) for call in calls):
+            if call is None:
+                self.chronicle.note(f"{name}: its output is not a weighted sum of its experts'; they cannot make up for each other")
+                return {}
+            for expert, met in call[0].items():
+                found[units[expert].name].append(replace(met, tokens=met.tokens + rows))
+            rows += call[1]
+        return found
 
     @contextmanager
     def _swapped_stacks(self, name: str) -> Iterator[None]:
