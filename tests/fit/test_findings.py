@@ -185,9 +185,9 @@ def test_what_lies_beside_the_weights_goes_with_a_block():
 
 
 def test_where_the_config_has_no_width_to_narrow_blocks_are_still_left_out():
-    run = subject("bloom")
+    run = subject("deepseek_v3")
     table = run.sizing("transformers").table()
-    assert len(table.choices[DEPTH]) == 3 and set(table.parents.values()) == {DEPTH}
+    assert set(table.parents.values()) == {DEPTH}
     assert run.cuts and not table.choices.keys() & {*run.cuts, *run.sizing("transformers").groups}
 
 

@@ -15,7 +15,7 @@ _LATER_BYTES = 120_000_000
 # Activations that must have room at the least.
 _LEAST_BYTES = 32_000_000
 # Bytes per entry of a covariance: it, and its factorization where float64 is needed.
-_FACTORING = 20
+_FACTORING = 16
 # Bytes per weight of a unit: in float32, its codes, and its dense value while it is checked; more while a slab of it is solved.
 _WHOLE, _SOLVING, _SLAB = 14, 24, 1 << 24
 # Tensors of a layer's width that a forward holds at once for each token, and of the vocabulary's width.
@@ -40,11 +40,14 @@ def whole_model(model: Model, batch: Batch) -> int:
 
 
 def weights_held(model: Model) -> int:
-    """Bytes of the weights that a streaming sweep loads: all outside blocks, one block of each of two sweeps, and its treated values."""
+    """Bytes of the weights that a streaming sweep will load: all outside blocks that are not there yet, one block of each of two sweeps, and its
+    treated values.
+    """
     if not model.weights.lazy:
         return 0
+    trunk = [name for name in model.trunk if model.weights.held(name).device.type == "meta"]
     blocks = max((_size(model, block.parameters) for block in model.blocks.values()), default=0)
-    return _size(model, model.trunk) + 3 * blocks
+    return _size(model, trunk) + 3 * blocks
 
 
 def solving(model: Model) -> int:

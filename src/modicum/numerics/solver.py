@@ -20,6 +20,8 @@ from modicum.numerics.threads import single_threaded
 # Columns corrected one by one; above it, by matrix products. Measured: 16 and 32 are equally fast, 8 and 64 slower.
 _LEAF = 32
 _RETRIES = 6
+# Rows of a covariance that are put in order at a time.
+_ROWS = 512
 # Weights solved at a time; the solver holds 24 bytes for each.
 _SLAB = 1 << 24
 
@@ -56,17 +58,28 @@ def factorize(covariance: torch.Tensor, damping: float, order: torch.Tensor | No
         damped = diagonal + damping * 10**retry * base
         for dtype in (torch.float32, torch.float64):
             # Seen by columns it is what LAPACK takes, and no copy is made.
-            work = covariance[backwards][:, backwards].to(dtype).mT
+            work = torch.empty(covariance.shape, dtype=dtype, device=covariance.device).mT
+            for low in range(0, len(backwards), _ROWS):
+                rows = backwards[low : low + _ROWS]
+                work.mT[low : low + len(rows)] = covariance[rows][:, backwards]
             work.diagonal().copy_(damped)
             with single_threaded():
                 failed = torch.linalg.cholesky_ex(work, out=(work, torch.empty((), dtype=torch.int32, device=work.device))).info
             scale = work.diagonal().clone()
             if not failed and (dtype == torch.float64 or _accurate(scale.square() / damped)):
-                coupling = work.div_(scale).mT.flip(0, 1).float().mT
-                return Factor(coupling, scale.flip(0).square().float(), damping * 10**retry, retry)
+                return Factor(_flipped(work.div_(scale).mT).mT, scale.flip(0).square().float(), damping * 10**retry, retry)
     raise ModelError(
         f"solver: no damping up to {damping * 10**_RETRIES:g} makes the covariance positive definite. Use more calibration tokens."
     )
+
+
+def _flipped(matrix: torch.Tensor) -> torch.Tensor:
+    """A square matrix with both axes turned round, in float32."""
+    turned = torch.empty(matrix.shape, device=matrix.device)
+    for low in range(0, len(matrix), _ROWS):
+        rows = matrix[low : low + _ROWS]
+        turned[len(matrix) - low - len(rows) : len(matrix) - low] = rows.flip(0, 1)
+    return turned
 
 
 def _accurate(left: torch.Tensor) -> bool:
