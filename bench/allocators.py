@@ -52,10 +52,12 @@ def source(name: str) -> str:
     return str(Path(spec.origin).parent / "model")
 
 
-def main(models: Sequence[str] = tuple(BUDGETS), seconds: float = 20.0, only: list[str] | None = None) -> None:
+def main(
+    models: Sequence[str] = tuple(BUDGETS), seconds: float = 20.0, only: list[str] | None = None, folder: Path | None = None
+) -> None:  # fmt: skip
     for name in models:
-        with tempfile.TemporaryDirectory() as folder:
-            compare(name, Path(folder), seconds, only)
+        with tempfile.TemporaryDirectory() as temporary:
+            compare(name, folder or Path(temporary), seconds, only)
 
 
 def asked() -> argparse.Namespace:
@@ -63,12 +65,14 @@ def asked() -> argparse.Namespace:
     parser.add_argument("models", nargs="*", default=list(BUDGETS), help=f"{' or '.join(BUDGETS)}")
     parser.add_argument("--seconds", type=float, default=20.0, help="for each search by real divergence")
     parser.add_argument("--only", nargs="*", help="these allocators")
+    parser.add_argument("--folder", type=Path, help="where one model's measurement and forms are kept, and taken from if they are there")
     return parser.parse_args()
 
 
 def compare(name: str, folder: Path, seconds: float, only: list[str] | None) -> None:
     begun = time.perf_counter()
-    measured = modicum.measure(source(name), out=folder / "measured", **DATA[name])
+    known = folder / "measured"
+    measured = Measured.read(known) if known.exists() else modicum.measure(source(name), out=known, **DATA[name])
     print(f"{name}: measured in {time.perf_counter() - begun:.1f} s, {measured.findings.rank}", flush=True)
     bench = Bench(name, measured, folder)
     unknown = set() if DATA[name].get("curvature") else CURVED

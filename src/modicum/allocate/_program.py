@@ -14,6 +14,8 @@ from scipy.sparse import coo_matrix, vstack
 
 from modicum.core.plan import Choice, Limits, Picks, Table
 
+# Share of the price within which an answer is exact.
+GAP = 1e-9
 # A limit in the solver's units. Its tolerance is absolute, 1e-6, so that large units make it a small share of the limit.
 _ROOM = 1e4
 # Shares of a limit held back where the solver's answer missed it by its tolerance.
@@ -41,13 +43,13 @@ def holding(table: Table, held: Picks) -> np.ndarray:
 
 def solve(
     table: Table, limits: Limits, prices: np.ndarray, allowed: np.ndarray, *,
-    beside: Sequence[LinearConstraint] = (), below: float = np.inf, seconds: float = 60.0,
+    beside: Sequence[LinearConstraint] = (), below: float = np.inf, seconds: float = 60.0, gap: float = GAP,
 ) -> Picks | None:  # fmt: skip
     """The consistent selection within all limits whose summed ``prices`` are least, or None where none was found.
 
     ``prices`` and ``allowed`` (choices) by ``columns``. Prices should be of the order of one: the solver's gap is absolute, 1e-6. ``beside`` are
     further constraints on the binaries. Only selections whose price is ``below`` are asked for. ``seconds`` bounds the time, after which the
-    best selection met is returned.
+    best selection met is returned; ``gap`` is the share of the price within which the answer may miss the least.
     """
     flat = columns(table)
     room = {resource: most - table.fixed.get(resource, 0) for resource, most in limits.items()}
@@ -59,7 +61,7 @@ def solve(
     if np.isfinite(below):
         allowed = allowed & problem.promising(allowed, below)
     for margin in _MARGINS if min(room.values(), default=0.0) >= 0 else ():
-        chosen = problem.solved(allowed, margin, seconds)
+        chosen = problem.solved(allowed, margin, seconds, gap)
         if chosen is None:
             return None
         picks = {flat[column][0]: flat[column][1] for column in np.flatnonzero(chosen)}
@@ -77,13 +79,13 @@ class _Problem:
     scarce: np.ndarray
     rules: list[LinearConstraint]
 
-    def solved(self, allowed: np.ndarray, margin: float, seconds: float) -> np.ndarray | None:
+    def solved(self, allowed: np.ndarray, margin: float, seconds: float, gap: float) -> np.ndarray | None:
         """Whether each binary is set, (columns,), where all limits are less by a share of ``margin``."""
         limited = [LinearConstraint(self.scarce, -np.inf, _ROOM * (1 - margin))] if len(self.scarce) else []
         with _quiet():
             result = milp(
                 self.prices, constraints=[*self.rules, *limited], integrality=np.ones(len(self.prices)),
-                bounds=Bounds(0, allowed.astype(float)), options={"mip_rel_gap": 1e-9, "time_limit": seconds},
+                bounds=Bounds(0, allowed.astype(float)), options={"mip_rel_gap": gap, "time_limit": seconds},
             )  # fmt: skip
         return None if result.x is None else result.x > 0.5
 
@@ -143,11 +145,12 @@ def _rows(table: Table, place: dict[Column, int]) -> Iterator[tuple[list[tuple[i
 
 
 def least_harm(
-    table: Table, limits: Limits, known: Picks, held: Picks | None = None, *, beside: Sequence[LinearConstraint] = (), seconds: float = 60.0
+    table: Table, limits: Limits, known: Picks, held: Picks | None = None, *, beside: Sequence[LinearConstraint] = (), seconds: float = 60.0,
+    gap: float = GAP,
 ) -> Picks:  # fmt: skip
     """The selection of least summed harm within all limits, exactly, where the sites of ``held`` take the choice named there.
 
-    ``known`` is one that may be returned; ``beside`` and ``seconds`` as in ``solve``. The solver's gap is absolute, so that one ruinous choice
+    ``known`` is one that may be returned; ``beside``, ``seconds`` and ``gap`` as in ``solve``. The solver's gap is absolute, so that one ruinous choice
     would blunt it: harms are scaled to those of the best selection known, choices that alone harm more are forbidden, and where the answer
     harms far less it is asked again.
     """
@@ -166,7 +169,7 @@ def least_harm(
             scale = float(np.abs(harms[np.isfinite(harms)]).sum()) or 1.0
         found = solve(
             table, limits, harms / scale, free & (harms <= scale * (1 + 1e-9)), beside=beside,
-            below=table.harm(known) / scale if fits else np.inf, seconds=max(until - time.monotonic(), 0.1),
+            below=table.harm(known) / scale if fits else np.inf, seconds=max(until - time.monotonic(), 0.1), gap=gap,
         )  # fmt: skip
         if found is None or (fits and table.harm(found) >= table.harm(known)):
             break

@@ -18,10 +18,12 @@ from modicum.core.plan import Choice, Limits, Picks, Table
 
 # Selections judged on the small sample where no time is given.
 EVALUATIONS = 60
+# The small sample: one of how many sequences, at the least.
+PART, LEAST = 8, 4
 # Selections judged side by side, those of them that go on to all sequences, and rounds without progress before the end.
-ROUND, FINALISTS, PATIENCE = 6, 2, 4
+ROUND, FINALISTS, PATIENCE = 6, 1, 4
 # Proposals of a round: exchanges the corrected table thinks nearly free, random ones, programs of drawn tables, changes of structure.
-TIES, SWITCHES, DRAWS, STRUCTURES = 64, 24, 2, 4
+TIES, SWITCHES, DRAWS, STRUCTURES = 64, 24, 2, 2
 # Proposals that are filled and ranked again.
 SHORTLIST = 24
 # Standard deviations by which a proposal may be hoped better than expected.
@@ -32,6 +34,8 @@ BOUND = 1.0
 POWERS = (0.8, 1.25)
 # Single changes of which exchanges are made.
 _MOVES = 600
+# Share of the harm within which an integer program's answer is good enough to be judged.
+_GAP = 1e-3
 # Most seconds of one integer program, and its share of the seconds given.
 _SOLVING, _PART = 10.0, 1 / 20
 
@@ -45,21 +49,21 @@ def auto(table: Table, limits: Limits, judge: Judge | None = None, *, seed: int 
     Starts are the integer program's answer, that on tempered harms, and the uniform one. Then in rounds: a regression corrects the harms
     (``Learned``); the integer program on the corrected table, and on some drawn from what is still possible, exchanges of two sites that
     the corrected table thinks nearly free, random exchanges, and changed structure with the rest solved anew make a pool; those with the
-    least expected divergence less ``HOPE`` standard deviations are judged on a quarter of the sequences, the best of these on all. A
+    least expected divergence less ``HOPE`` standard deviations are judged on an eighth of the sequences, the best of these on all. A
     selection replaces the best where its mean over all sequences is lower by more than ``BOUND`` standard errors of the paired differences,
     or lower at all and not more harmful by the table. So the answer is never worse than the integer program's on the judge's sequences.
 
     Ends after ``PATIENCE`` rounds whose gains are inside the noise, and when ``seconds`` are spent or, at 0, after ``EVALUATIONS``
     selections. A round that would not fit, as long as the last one, is not begun; the starts are judged in any case.
 
-    *Needs and cost:* a judge; a few dozen judgements of a quarter of the sequences and two of all per round; three and more integer
+    *Needs and cost:* a judge; a few dozen judgements of an eighth of the sequences and two of all per round; three and more integer
     programs per round. *Reduces to* ``integer_program`` without a judge.
     """
     began = time.monotonic()
     start = integer_program(table, limits, seconds=seconds)
     if judge is None or not start or not table.fits(start, limits):
         return start
-    small = min(judge.samples, max(4, -(-judge.samples // 4)))
+    small = min(judge.samples, max(LEAST, -(-judge.samples // PART)))
     return _Search(Terms.of(table), limits, Cached(judge, probe=small), start, np.random.default_rng(seed), seconds).run(began)
 
 
@@ -186,7 +190,7 @@ class _Search:
         if not table.fits(known, self.limits):
             return known
         seconds = min(_SOLVING, _PART * self.seconds) if self.seconds > 0 else _SOLVING
-        return least_harm(table, self.limits, fill(table, known, self.limits), structure, seconds=seconds)
+        return least_harm(table, self.limits, fill(table, known, self.limits), structure, seconds=seconds, gap=_GAP)
 
     def structures(self) -> Iterator[Picks]:
         """Choices of the sites that others depend on, one of them moved a rung."""
