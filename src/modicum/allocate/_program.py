@@ -150,9 +150,9 @@ def least_harm(
 ) -> Picks:  # fmt: skip
     """The selection of least summed harm within all limits, exactly, where the sites of ``held`` take the choice named there.
 
-    ``known`` is one that may be returned; ``beside``, ``seconds`` and ``gap`` as in ``solve``. The solver's gap is absolute, so that one ruinous choice
-    would blunt it: harms are scaled to those of the best selection known, choices that alone harm more are forbidden, and where the answer
-    harms far less it is asked again.
+    ``known`` is one that may be returned; ``beside``, ``seconds`` and ``gap`` as in ``solve``. The solver's gap is absolute too, so that one
+    ruinous choice would blunt it: harms are scaled to those of the best selection known, choices that alone harm more are forbidden, and where
+    the answer harms far less it is asked again.
     """
     harms = prices_of(table, lambda _, choice: choice.harm)
     # No selection harms less than this: a choice is out of question only where even the least of all others cannot make up for it.

@@ -49,14 +49,14 @@ def auto(table: Table, limits: Limits, judge: Judge | None = None, *, seed: int 
     Starts are the integer program's answer, that on tempered harms, and the uniform one. Then in rounds: a regression corrects the harms
     (``Learned``); the integer program on the corrected table, and on some drawn from what is still possible, exchanges of two sites that
     the corrected table thinks nearly free, random exchanges, and changed structure with the rest solved anew make a pool; those with the
-    least expected divergence less ``HOPE`` standard deviations are judged on an eighth of the sequences, the best of these on all. A
+    least expected divergence less ``HOPE`` standard deviations are judged on an eighth of the sequences, the best of all these on all. A
     selection replaces the best where its mean over all sequences is lower by more than ``BOUND`` standard errors of the paired differences,
     or lower at all and not more harmful by the table. So the answer is never worse than the integer program's on the judge's sequences.
 
     Ends after ``PATIENCE`` rounds whose gains are inside the noise, and when ``seconds`` are spent or, at 0, after ``EVALUATIONS``
     selections. A round that would not fit, as long as the last one, is not begun; the starts are judged in any case.
 
-    *Needs and cost:* a judge; a few dozen judgements of an eighth of the sequences and two of all per round; three and more integer
+    *Needs and cost:* a judge; a few dozen judgements of an eighth of the sequences and one of all per round; three and more integer
     programs per round. *Reduces to* ``integer_program`` without a judge.
     """
     began = time.monotonic()
