@@ -130,7 +130,7 @@ def test_evaluations_are_bounded_and_begin_small():
     table, limits = synthetic.drawn(0, sites=24, options=6)
     judge = synthetic.SyntheticJudge(table, samples=32, by_site=0.8, noise=0.01)
     auto(table, limits, judge)
-    small, full = (sum(samples == size for _, samples in judge.asked) for size in (8, 32))
+    small, full = (sum(samples == size for _, samples in judge.asked) for size in (4, 32))
     assert small <= module.EVALUATIONS and small + full == len(judge.asked)
     assert full <= 1 + module.FINALISTS * (1 + module.EVALUATIONS // module.ROUND)
     assert all(table.fits(picks, limits) for picks, _ in judge.asked)

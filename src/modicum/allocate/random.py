@@ -16,14 +16,17 @@ def random(table: Table, limits: Limits, judge: Judge | None = None, *, seed: in
     From the selection that spends least, every site that others depend on moves to a random one of its choices that fits. Then the other
     sites are visited in a random order, again and again, and each moves to a random one of its choices that harm less and fit. Where none of
     them can harm less and something is left, structure does. What any better allocator must beat, and, over many seeds, the selections on which
-    predictions are compared with measurements. Returns the selection that spends least where none fits.
+    predictions are compared with measurements. Returns the selection that spends least where none fits, and the one of
+    least harm where that fits.
 
     *Needs and cost:* the table; a pass over it for each rung that a site goes up and each move of structure.
     """
     chance = np.random.default_rng(seed)
-    picks = floor(table, limits)
+    picks, whole = floor(table, limits), table.best(lambda _, choice: (choice.harm, table.load(choice, limits)))
     if not table.fits(picks, limits):
         return picks
+    if table.fits(whole, limits):
+        return whole
     for site in _shuffled(table.children, chance):
         picks = _moved(table, picks, limits, site, table.allowed(site, picks), chance) or picks
     risen: Picks | None = picks
