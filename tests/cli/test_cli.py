@@ -391,7 +391,7 @@ def test_measure_tells_what_it_found_and_what_to_do_next(measured):
     assert said["targets"] == "transformers, modicum" and said["measurement"] == str(out)
     assert said["next"].startswith(f"modicum frontier {out}, modicum fit --from {out} --size 4.07MB")
     assert "random plans with Spearman r = " in said["prediction"]
-    assert [line.split()[-2:] for line in result.stdout.splitlines()[1:3]] == [["22", "108"], ["6", "6"]]
+    assert [line.split()[-2:] for line in result.stdout.splitlines()[1:3]] == [["22", "108"], ["6", "9"]]
     assert {path.name for path in out.iterdir()} == {"measurement.json", "findings.json", "sequences.safetensors"}
 
 
@@ -425,9 +425,9 @@ def test_fit_from_a_measurement_measures_nothing_again(measured, tmp_path):
 @pytest.mark.parametrize(
     "words, said",
     [
-        (("--size", "10kB"), "the smallest for target transformers and this menu is 2.067 MB"),
-        (("--bpw", "0.1"), "(8.13 bpw)"),
-        (("--params", "1%"), "the smallest for target transformers and this menu is 100.0 % of the values"),
+        (("--size", "10kB"), "the smallest for target transformers and this menu is 1.569 MB"),
+        (("--bpw", "0.1"), "(6.17 bpw)"),
+        (("--params", "1%"), "the smallest for target transformers and this menu is 56.5 % of the values"),
         (("--params", "1%", "--target", "modicum"), "the smallest for target modicum"),
         (("--memory", "1MB"), "Only cuts and dropped blocks help: transformers holds weights whole in memory"),
         (("--speed", "100x", "--context", "16"), "100x speed: cannot be reached, the smallest for target transformers and this menu is"),
