@@ -131,4 +131,6 @@ def test_a_budget_is_met_by_cuts_where_bits_alone_cannot(tmp_path):
     """Below two bits by every weight, uniform cuts are what is left: the smallest that can be reached is smaller with them."""
     with_cuts = modicum.fit("demo", "1.9bpw", samples=16, test_samples=8, search_time=0, target="transformers", out=tmp_path / "out")
     assert with_cuts.receipt["bytes"]["actual"] <= with_cuts.receipt["bytes"]["allowed"]
-    assert any("ziplm" in row["option"] for row in with_cuts.receipt["sites"])
+    (cut,) = [row for row in with_cuts.receipt["sites"] if row["kind"] == "cut"]
+    assert cut["site"] == "blocks:ffn" and cut["option"].startswith("ziplm")
+    assert sum(row["harm"] for row in with_cuts.receipt["sites"]) == pytest.approx(with_cuts.receipt["predicted_harm"])

@@ -67,17 +67,7 @@ def build_receipt(
     treated = sum(unit.dense_bytes for unit in model.units.values() if unit.name in forms or Script.home(unit.name, gone))
     layer_bytes = sum(unit.dense_bytes for unit in model.units.values())
     chosen = {site: table.choices[site][index] for site, index in run.picks.items()} if table is not None else {}
-    rows = [_structural_row(run, name, plan.options[name], chosen.get(name)) for name in _structural(run, plan)]
-    alike = (
-        {site: choice for site, choice in chosen.items() if site in table.children and site not in plan.options}
-        if table is not None
-        else {}
-    )
-    rows += [
-        _structural_row(run, site, level, choice)
-        for site, choice in alike.items()
-        if (level := level_of(choice.option)) not in (KEEP, GONE)
-    ]
+    rows = [_structural_row(run, name, option, chosen.get(name)) for name, option in _structural(run, plan, table, chosen).items()]
     rows += [_site_row(run, site, plan, forms, chosen.get(site.name)) for site in run.sites]
     return {
         "format": RECEIPT_FORMAT, "version": RECEIPT_VERSION,
@@ -133,10 +123,14 @@ def _values(run: Run, forms: FormStore) -> int:
     return sum(forms[name].values for name in forms) + beside + sum(run.model.weights.held(name).numel() for name in dense)
 
 
-def _structural(run: Run, plan: Plan) -> list[str]:
-    """Names of the depth and of coupled cuts in a plan."""
+def _structural(run: Run, plan: Plan, table: Table | None, chosen: Mapping[str, Choice]) -> dict[str, str]:
+    """Options of the depth and of coupled cuts; those that were chosen alike in all blocks under the name of their choice."""
     units = {unit.name for unit in run.model.units.values()} | {site.name for site in run.sites}
-    return [name for name in plan.options if name not in units]
+    named = {name: option for name, option in plan.options.items() if name not in units}
+    above = set() if table is None else table.children.keys() - named.keys()
+    alike = {site: level for site in above if (level := level_of(chosen[site].option)) not in (KEEP, GONE)}
+    kinds = {site.rpartition(":")[2] for site in alike}
+    return {name: option for name, option in named.items() if name == DEPTH or name.rpartition(":")[2] not in kinds} | alike
 
 
 def _structural_row(run: Run, name: str, option: str, choice: Choice | None) -> dict[str, Any]:
