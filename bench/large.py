@@ -1,6 +1,7 @@
 """Models of a billion parameters and more on this machine: random weights of a known shape, one fit in a process of its own.
 
-`python bench/large.py [1.1b] [7b]`; the checkpoint and the output lie in a temporary folder (`TMPDIR`), which needs three times the model's room.
+`python bench/large.py [1.1b] [7b] [7b-4]`; the checkpoint and the output lie in a temporary folder (`TMPDIR`), which needs three times the
+model's room.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ SHAPE = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention
 MODELS = {
     "1.1b": (dict(zip(SHAPE, (2048, 5632, 22, 32, 4))), 128, "2.8GB"),
     "7b": (dict(zip(SHAPE, (4096, 11008, 32, 32, 32))), 16, "6GB"),
+    "7b-4": (dict(zip(SHAPE, (4096, 11008, 4, 32, 32))), 16, "6GB"),  # four of its blocks: the peak does not grow with depth
 }
 TOKENS, VOCABULARY, METHOD = 512, 32000, "gptq bits=4 group=128"
 CHILD = """
