@@ -39,8 +39,8 @@ def planned(subject, kinds, weights=""):
     sizing, options = subject.sizing("transformers"), {}
     table = sizing.table()
     for kind in kinds:
-        for member in sizing.groups[f"blocks:{kind}"]:
-            options[member.name] = table.choices[f"blocks:{kind}"][1].option
+        for member in sizing.groups[f"all blocks:{kind}"]:
+            options[member.name] = table.choices[f"all blocks:{kind}"][1].option
     for site in sizing.target.sites() if weights else ():
         if sizing.target.adapt(site, Option.parse(weights)) is not None:
             options[site.name] = weights
@@ -51,7 +51,7 @@ def planned(subject, kinds, weights=""):
 def test_what_is_offered_is_loaded_by_transformers(tmp_path, name):
     """All kinds at once, quantized as well; outputs are compared with those of the dequantized weights inside ``fit``."""
     model, batches, subject = opened(name)
-    offered = {site.rpartition(":")[2] for site in subject.sizing("transformers").table().choices if site.startswith("blocks:")}
+    offered = {site.rpartition(":")[2] for site in subject.sizing("transformers").table().choices if site.startswith("all blocks:")}
     assert offered == WIDTHS[name]
     if not offered:
         return
@@ -97,8 +97,8 @@ def test_a_number_the_config_refuses_is_not_offered():
     batches = [{"input_ids": torch.randint(0, 256, (1, 16), generator=chance)} for _ in range(3)]
     request = Request(budget=Budget(size=10**9), **common(menu="ziplm keep=0.75,ziplm keep=0.5,nearest bits=4 group=8", group=8))
     table = Subject.open(model, request, batches).sizing("transformers").table()
-    assert [choice.option for choice in table.choices["blocks:heads"]] == ["keep", "ziplm keep=0.5"]
-    assert [choice.option for choice in table.choices["blocks:ffn"]] == [
+    assert [choice.option for choice in table.choices["all blocks:heads"]] == ["keep", "ziplm keep=0.5"]
+    assert [choice.option for choice in table.choices["all blocks:ffn"]] == [
         "keep",
         "ziplm keep=0.75 multiple=16",
         "ziplm keep=0.5 multiple=16",
@@ -132,5 +132,5 @@ def test_a_budget_is_met_by_cuts_where_bits_alone_cannot(tmp_path):
     with_cuts = modicum.fit("demo", "1.9bpw", samples=16, test_samples=8, search_time=0, target="transformers", out=tmp_path / "out")
     assert with_cuts.receipt["bytes"]["actual"] <= with_cuts.receipt["bytes"]["allowed"]
     (cut,) = [row for row in with_cuts.receipt["sites"] if row["kind"] == "cut"]
-    assert cut["site"] == "blocks:ffn" and cut["option"].startswith("ziplm")
+    assert cut["site"] == "all blocks:ffn" and cut["option"].startswith("ziplm")
     assert sum(row["harm"] for row in with_cuts.receipt["sites"]) == pytest.approx(with_cuts.receipt["predicted_harm"])

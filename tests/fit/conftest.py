@@ -10,7 +10,7 @@ def picks_of():
     """The selection a plan says: structure first, then what stands under it; cuts that are made alike are one choice of the table."""
 
     def read(plan, table):
-        alike = {f"blocks:{name.rpartition(':')[2]}": text for name, text in plan.options.items() if ":" in name}
+        alike = {f"all blocks:{name.rpartition(':')[2]}": text for name, text in plan.options.items() if ":" in name}
         picks = {}
         for site, found in table.choices.items():
             named = {**alike, **plan.options}.get(site)

@@ -201,15 +201,21 @@ def test_blocks_that_must_be_cut_alike_have_one_choice():
         half = "ziplm keep=0.5 multiple=16" if name.endswith(":ffn") else "ziplm keep=0.5"
         found.cuts[name] = {half: Structural(list(range(len(site.axes[-1].groups) // 2)), [], 0.125 * (place + 1))}
     table = sizing.table(found)
-    assert set(sizing.groups) == {"blocks:ffn", "blocks:heads"} == table.choices.keys() - {DEPTH} - {s.name for s in sizing.target.sites()}
+    assert (
+        set(sizing.groups)
+        == {"all blocks:ffn", "all blocks:heads"}
+        == table.choices.keys() - {DEPTH} - {s.name for s in sizing.target.sites()}
+    )
     for kind in ("ffn", "heads"):
-        harms = {choice.option: choice.harm / CUT_PRIOR for choice in table.choices[f"blocks:{kind}"]}
+        harms = {choice.option: choice.harm / CUT_PRIOR for choice in table.choices[f"all blocks:{kind}"]}
         mine = {name: next(iter(levels.values())).harm for name, levels in found.cuts.items() if name.endswith(f":{kind}")}
         (whole, cut), (beside, both) = [list(harms)[:2], list(harms)[2:]]
         assert harms == {whole: 0, cut: sum(mine.values()), beside: 0, both: sum(h for name, h in mine.items() if "layers.1." not in name)}
     picks = selection(table, "blocks count=1 first=1", level_of(cut), 0)
-    picks["blocks:ffn"] = [choice.option for choice in table.choices["blocks:ffn"]].index(
-        list(choice.option for choice in table.choices["blocks:ffn"] if level_of(choice.option) != KEEP and "beside" in choice.option)[0]
+    picks["all blocks:ffn"] = [choice.option for choice in table.choices["all blocks:ffn"]].index(
+        list(choice.option for choice in table.choices["all blocks:ffn"] if level_of(choice.option) != KEEP and "beside" in choice.option)[
+            0
+        ]
     )
     picks = table.settle(picks)
     plan = sizing.plan(table, picks, found)

@@ -183,7 +183,7 @@ def _structure(sites: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
     sites = list(sites)
     gone = sum(site["option"] == "dropped" for site in sites)
     rows = [("blocks left out", f"{site['option']}, {gone} choices with them") for site in sites if site["kind"] == "span"]
-    cuts = [(site["option"], *site["site"].split("blocks:")[1:]) for site in sites if site["kind"] == "cut"]
+    cuts = [(site["option"], *site["site"].split("all blocks:")[1:]) for site in sites if site["kind"] == "cut"]
     told = [f"{option} on {f'{kind[0]} of all blocks' if kind else count}" for (option, *kind), count in sorted(Counter(cuts).items())]
     return rows + ([("cuts", ", ".join(told))] if told else [])
 

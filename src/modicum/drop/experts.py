@@ -133,7 +133,7 @@ class Experts(SiteCutter):
             mine = sorted(
                 (site for site in sites.values() if site.units[-1].module == stack), key=lambda site: energies[site.axes[-1].unit]
             )  # fmt: skip
-            gone = len(mine) - max(1, round(self.keep * len(mine)))
+            gone = len(mine) - len(super().kept(range(len(mine))))
             wanted |= {site.name: (site, self, []) for site in mine[:gone]}
         return cut_sites(model, script, batches, pool, wanted, seed=seed)
 

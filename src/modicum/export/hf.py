@@ -91,7 +91,7 @@ class Transformers(Target):
         """All of one kind at once: the config has one number for them."""
         kinds: dict[str, list[Site]] = {}
         for site in cuts.values():
-            kinds.setdefault(f"blocks:{site.name.rpartition(':')[2]}", []).append(site)
+            kinds.setdefault(f"all blocks:{site.name.rpartition(':')[2]}", []).append(site)
         return {name: tuple(members) for name, members in kinds.items()}
 
     @override

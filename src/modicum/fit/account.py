@@ -127,7 +127,7 @@ def _structural(run: Run, plan: Plan, table: Table | None, chosen: Mapping[str, 
     """Options of the depth and of coupled cuts; those that were chosen alike in all blocks under the name of their choice."""
     units = {unit.name for unit in run.model.units.values()} | {site.name for site in run.sites}
     named = {name: option for name, option in plan.options.items() if name not in units}
-    above = set() if table is None else table.children.keys() - named.keys()
+    above = [] if table is None else [site for site in table.children if site not in named]
     alike = {site: level for site in above if (level := level_of(chosen[site].option)) not in (KEEP, GONE)}
     kinds = {site.rpartition(":")[2] for site in alike}
     return {name: option for name, option in named.items() if name == DEPTH or name.rpartition(":")[2] not in kinds} | alike

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import weakref
 from pathlib import Path
@@ -12,6 +13,8 @@ from modicum.core.memory import own_memory, trim
 
 # Below this a tensor is not worth a file.
 _SMALL = 1 << 16
+# Takes room on the disk: a full one is an error here, through the mapping it would end the process.
+_reserve = getattr(os, "posix_fallocate", lambda file, start, size: os.ftruncate(file, start + size))
 # Bytes by which the process must have grown since memory was last given back.
 _GROWTH = 1 << 25
 
@@ -61,6 +64,6 @@ class SpillPool:
 
     def _to_file(self, tensor: torch.Tensor) -> torch.Tensor:
         with tempfile.NamedTemporaryFile(dir=self.directory, prefix="activations-") as file:
-            file.truncate(tensor.nbytes)
+            _reserve(file.fileno(), 0, tensor.nbytes)
             mapped = torch.from_file(file.name, shared=True, size=tensor.numel(), dtype=tensor.dtype).view(tensor.shape)
         return mapped.copy_(tensor)
