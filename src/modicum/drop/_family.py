@@ -101,56 +101,73 @@ class SiteCutter(Dropper):
         return sites
 
 
+Wanted = Mapping[str, tuple[Site, SiteCutter, list[int] | None]]
+"""Cuts by site name: the site, the method, and the groups kept or None to choose them."""
+
+
 def cut_sites(
-    model: Model, script: Script, batches: Sequence[Batch], pool: SpillPool, wanted: Mapping[str, tuple[Site, SiteCutter, list[int] | None]],
-    *, start: Mapping[str, Form] | None = None, seed: int = 0,
+    model: Model, script: Script, batches: Sequence[Batch], pool: SpillPool, wanted: Wanted, *, start: Mapping[str, Form] | None = None,
+    seed: int = 0,
 ) -> Change:  # fmt: skip
-    """Carry out cuts, site name → (site, method, groups kept or None to choose them), with one survey of the original model.
+    """Carry out cuts with one survey of the original model.
 
     ``start`` holds forms that a change of depth has made already; the cut works on their values.
     """
-    consumers = {site.axes[-1].unit: (site, step, kept) for site, step, kept in wanted.values()}
-    start, change = start or {}, Change()
-    needs = frozenset().union(*(step.needs for _, step, _ in consumers.values()))
-
-    def begun(unit: Unit) -> torch.Tensor:
-        return start[unit.name].dense() if unit.name in start else model.matrix(unit)
-
-    def survey(stage: Stage) -> None:
-        gone: dict[str, SiteCutter] = {}
-        for unit in stage.units:
-            if unit.name not in consumers:
-                continue
-            site, step, kept = consumers[unit.name]
-            covariance = stage.stats[unit.name].covariance
-            assert covariance is not None
-            weight = begun(unit)
-            groups = site.axes[-1].groups
-            chosen = step.kept(step.order(weight.float(), covariance, groups)) if kept is None else kept
-            columns = kept_rows(site.axes[-1], chosen, unit.shape[1])
-            refit = step.refit(weight.float(), covariance, columns.nonzero()[:, 0]).to(weight.dtype)
-            change.forms[unit.name] = Cut(Dense(refit.contiguous()), None, columns)
-            change.forms |= _producers(model, site, chosen, start)
-            change.events.append(f"{site.name}: keeps {len(chosen)} of {len(groups)} groups")
-            if not chosen:
-                gone[unit.name] = step
-        if gone:
-            made, events = next(iter(gone.values())).make_up(stage, list(gone), lambda unit: begun(unit).float(), pool)
-            change.forms |= {name: Dense(value.to(begun(model.units[name]).dtype).contiguous()) for name, value in made.items()}
-            change.events += events
-
-    Sweep(model, batches, script, survey, needs=needs, measured=set(consumers), seed=seed, pool=pool).finish()
+    (change,) = cut_each(model, script, batches, pool, [(wanted, start or {})], seed=seed)
     return change
 
 
-def _producers(model: Model, site: Site, kept: list[int], start: Mapping[str, Form]) -> dict[str, Form]:
-    """Row cuts of the units that feed a cut's consumer."""
-    forms: dict[str, Form] = {}
-    for unit, axis in zip(site.units[:-1], site.axes[:-1]):
-        weight = start[unit.name].dense() if unit.name in start else model.matrix(unit)
-        mask = kept_rows(axis, kept, unit.shape[0])
-        forms[unit.name] = Cut(Dense(weight[mask].contiguous()), mask, None)
-    return forms
+def cut_each(
+    model: Model, script: Script, batches: Sequence[Batch], pool: SpillPool, asked: Sequence[tuple[Wanted, Mapping[str, Form]]], *, seed: int = 0
+) -> list[Change]:  # fmt: skip
+    """What each of several alternatives makes, its cuts and the forms it starts from, with one survey for all."""
+    cuttings = [_Cutting(model, wanted, start, pool) for wanted, start in asked]
+    needs = frozenset().union(*(cutting.needs for cutting in cuttings))
+    measured = {name for cutting in cuttings for name in cutting.consumers}
+
+    def survey(stage: Stage) -> None:
+        for cutting in cuttings:
+            cutting.carry_out(stage)
+
+    Sweep(model, batches, script, survey, needs=needs, measured=measured, seed=seed, pool=pool).finish()
+    return [cutting.change for cutting in cuttings]
+
+
+class _Cutting:
+    """The change that some cuts make, stage by stage of one survey."""
+
+    def __init__(self, model: Model, wanted: Wanted, start: Mapping[str, Form], pool: SpillPool):
+        self.model, self.start, self.pool, self.change = model, start, pool, Change()
+        self.consumers = {site.axes[-1].unit: (site, step, kept) for site, step, kept in wanted.values()}
+        self.needs = frozenset().union(*(step.needs for _, step, _ in wanted.values()))
+
+    def carry_out(self, stage: Stage) -> None:
+        """Make what falls to the units of a stage."""
+        gone = [unit.name for unit in stage.units if unit.name in self.consumers and not self._cut(unit, stage.stats[unit.name])]
+        if gone:
+            _, step, _ = self.consumers[gone[0]]
+            made, events = step.make_up(stage, gone, lambda unit: self._begun(unit).float(), self.pool)
+            dtype = lambda name: self._begun(self.model.units[name]).dtype
+            self.change.forms |= {name: Dense(value.to(dtype(name)).contiguous()) for name, value in made.items()}
+            self.change.events += events
+
+    def _cut(self, consumer: Unit, stats: Stats) -> list[int]:
+        """Cut one site; the groups that remain."""
+        site, step, kept = self.consumers[consumer.name]
+        assert stats.covariance is not None
+        weight, groups = self._begun(consumer), site.axes[-1].groups
+        chosen = step.kept(step.order(weight.float(), stats.covariance, groups)) if kept is None else kept
+        columns = kept_rows(site.axes[-1], chosen, consumer.shape[1])
+        refit = step.refit(weight.float(), stats.covariance, columns.nonzero()[:, 0]).to(weight.dtype)
+        self.change.forms[consumer.name] = Cut(Dense(refit.contiguous()), None, columns)
+        for unit, axis in zip(site.units[:-1], site.axes[:-1]):
+            mask = kept_rows(axis, chosen, unit.shape[0])
+            self.change.forms[unit.name] = Cut(Dense(self._begun(unit)[mask].contiguous()), mask, None)
+        self.change.events.append(f"{site.name}: keeps {len(chosen)} of {len(groups)} groups")
+        return chosen
+
+    def _begun(self, unit: Unit) -> torch.Tensor:
+        return self.start[unit.name].dense() if unit.name in self.start else self.model.matrix(unit)
 
 
 @dataclass(frozen=True, kw_only=True)

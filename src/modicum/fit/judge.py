@@ -17,7 +17,7 @@ from modicum.core.option import KEEP, Option
 from modicum.core.plan import Picks, Table
 from modicum.core.unit import Site, Stats, Unit
 from modicum.data.splits import Batch, count_rows, slice_rows
-from modicum.drop._family import Dropper, SiteCutter, cut_sites
+from modicum.drop._family import Dropper, SiteCutter, Wanted, cut_each
 from modicum.fit.findings import DEPTH, GONE, Findings, Sizing, level_of
 from modicum.fit.quality import RUINED, Quality, RuinedError, compare, streamed
 from modicum.fit.store import FormStore
@@ -114,25 +114,25 @@ class Levels:
     def _bases(self, wanted: set[tuple[str, str]]) -> dict[tuple[str, str], Form]:
         """Weights after cuts and folds, before any other option, by unit and base."""
         owner = {unit.name: site for site in self.sizing.cuts.values() for unit in site.units}
-        found: dict[tuple[str, str], Form] = {}
+        made: dict[str, dict[str, Form]] = {}
+        asked: dict[str, tuple[Wanted, dict[str, Form]]] = {}
         for base in sorted({base for _, base in wanted}):
             units = {unit for unit, other in wanted if other == base}
             words = base.split(_THEN)
             folded = self.change(words[-1]).forms if words[-1] in self.findings.spans else {}
-            made: dict[str, Form] = {unit: folded[unit] for unit in units if unit in folded}
+            made[base] = {unit: folded[unit] for unit in units if unit in folded}
             if words[0] not in self.findings.spans:
-                made = self._cut(words[0], {owner[unit].name: owner[unit] for unit in units}, folded)
-            found |= {(unit, base): made[unit] for unit in units}
-        return found
+                asked[base] = self._cuts(words[0], {owner[unit].name: owner[unit] for unit in units}), folded
+        target = self.sizing.target
+        if asked:
+            cut = cut_each(target.model, target.script, self.calibration, self.pool, list(asked.values()), seed=self.seed)
+            made |= {base: change.forms for base, change in zip(asked, cut)}
+        return {(unit, base): made[base][unit] for unit, base in wanted}
 
-    def _cut(self, text: str, sites: dict[str, Site], folded: dict[str, Form]) -> dict[str, Form]:
+    def _cuts(self, text: str, sites: dict[str, Site]) -> Wanted:
         (step,) = Option.parse(text).steps
         assert isinstance(step, SiteCutter)
-        carried = {name: (site, step, self.findings.cuts[name][text].kept) for name, site in sites.items()}
-        target = self.sizing.target
-        return cut_sites(
-            target.model, target.script, self.calibration, self.pool, carried, start=folded, seed=self.seed
-        ).forms  # fmt: skip
+        return {name: (site, step, self.findings.cuts[name][text].kept) for name, site in sites.items()}
 
 
 def too_slow(model: Model, script: Script, batch: Batch, seconds: float, pool: SpillPool) -> str:
