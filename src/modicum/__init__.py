@@ -13,10 +13,13 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-# Threads that wait for each other sleep instead of spinning: beside other work on the machine, spinning is ten times slower, alone it gains
-# nothing. OpenMP reads it once, when torch is loaded; what the caller has set stands.
+# Read once, when torch is loaded; what the caller has set stands. Threads that wait for each other spin for a fraction of a millisecond, then
+# sleep: spinning on is many times slower beside other work on the machine, sleeping at once as much slower between small operations. Large
+# tensors lie in large pages: a tenth of the page faults.
 if "torch" not in sys.modules:
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if os.environ.keys().isdisjoint({"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}):
+        os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "5000"}
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 __version__ = "0.1.0"
 

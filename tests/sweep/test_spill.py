@@ -1,29 +1,28 @@
 """Activations in files: a disk that is full is told before anything is mapped."""
 
-import errno
+import resource
 
 import pytest
 import torch
 
-from modicum.sweep import spill
 from modicum.sweep.spill import SpillPool
 
 
-def test_a_full_disk_is_an_error_and_not_the_end_of_the_process(tmp_path, monkeypatch):
-    asked = []
-
-    def full(descriptor, offset, length):
-        asked.append(length)
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(spill, "_reserve", full)
-    value = torch.ones(1 << 16)
-    with pytest.raises(OSError, match="No space left"):
-        SpillPool(0, tmp_path).admit(value)
-    assert asked == [value.nbytes] and torch.equal(value, torch.ones(1 << 16)) and not list(tmp_path.iterdir())
+def test_no_room_is_an_error_and_not_the_end_of_the_process(tmp_path):
+    value, limits = torch.ones(1 << 16), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (value.nbytes // 2, limits[1]))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            SpillPool(0, tmp_path).admit(value)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert torch.equal(value, torch.ones(1 << 16)) and not list(tmp_path.iterdir())
 
 
-def test_room_is_taken_when_a_tensor_moves(tmp_path):
-    pool, value = SpillPool(0, tmp_path), torch.arange(1 << 16)
-    pool.admit(value)
-    assert pool.spilled == value.nbytes and torch.equal(value, torch.arange(1 << 16))
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.int64, torch.bool], ids=str)
+def test_a_tensor_moves_once_whatever_it_is_called(tmp_path, dtype):
+    pool, value = SpillPool(0, tmp_path), torch.arange(1 << 16).to(dtype)
+    before = value.clone()
+    pool.admit({"here": [value]})
+    pool.admit((value, value.view(256, 256)))
+    assert pool.spilled == value.nbytes and torch.equal(value, before) and not list(tmp_path.iterdir())

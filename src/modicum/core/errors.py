@@ -21,6 +21,10 @@ class ModelError(ModicumError, ValueError):
     """A model or checkpoint cannot be read, or holds something that cannot be treated."""
 
 
+class UnsuitableError(ModelError):
+    """A method cannot do its work on this model, or on this part of it; another may."""
+
+
 class DataError(ModicumError, ValueError):
     """Text or batches cannot be used for what they were given for."""
 

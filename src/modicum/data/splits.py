@@ -15,6 +15,7 @@ from torch import Tensor
 
 from modicum.core.errors import DataError, SettingError
 from modicum.data.text import SHIPPED_PARTS, encode, read_documents, shipped, windows
+from modicum.numerics.finite import finite
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -216,7 +217,7 @@ def _check(value: Any, who: str) -> None:
     """Refuse what is no dense tensor, or not finite."""
     if not isinstance(value, Tensor) or value.layout != torch.strided:
         raise DataError(f"{who} must be a dense tensor, {type(value).__name__} came. Convert it, or leave it out.")
-    if not torch.isfinite(value).all():
+    if not finite(value):
         raise DataError(f"{who} must be finite, NaN or infinity came. Mend or leave out the batch; masks may use the type's lowest number.")
 
 

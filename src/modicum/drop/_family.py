@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch
 
-from modicum.core.errors import ModelError
+from modicum.core.errors import ModelError, UnsuitableError
 from modicum.core.method import Change, Method
 from modicum.core.settings import param
 from modicum.core.unit import Site, Stats, Unit
@@ -48,7 +48,9 @@ class Spanner(Dropper):
         span = tuple(script.blocks[self.first : self.first + self.count])
         lists = {model.blocks[name].list_name for name in script.blocks[max(self.first - 1, 0) : self.first + self.count]}
         if self.first == 0 or len(span) < self.count or not set(span) <= script.droppable or len(lists) > 1:
-            raise ModelError(f"{self}: must name blocks that can be dropped after another block of their list, does not. Choose others.")
+            raise UnsuitableError(
+                f"{self}: must name blocks that can be dropped after another block of their list, does not. Choose others."
+            )
         return span, "as asked for"
 
 

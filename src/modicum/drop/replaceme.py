@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from modicum.core.errors import ModelError
+from modicum.core.errors import UnsuitableError
 from modicum.core.method import Change, Need, Paper
 from modicum.core.settings import param
 from modicum.core.unit import Unit
@@ -31,7 +31,7 @@ class Replaceme(Spanner):
     ``T = argmin ‖M T + Y - L‖²``, folded as ``W ← Tᵀ W``: no parameter is added.
 
     *Shapes:* M, Y, L (tokens, width), T (width, width). *Needs and cost:* block outputs; two surveys and one solve of size width.
-    *Reduces to:* plain block drop with T the identity. *Raises:* ``ModelError`` where the block before the span does not end by adding
+    *Reduces to:* plain block drop with T the identity. *Raises:* ``UnsuitableError`` where the block before the span does not end by adding
     one projection's output.
 
     *Differences from the paper:* a ridge of ``damping`` times the mean energy of M pulls T towards the identity, not towards zero.
@@ -60,7 +60,9 @@ class Replaceme(Spanner):
         before = names[names.index(span[0]) - 1]
         survey = _Survey(model, script, before, span[-1])
         if not adds_output(model, script, batches[0], before, survey.unit.module):
-            raise ModelError(f"{before}: must end by adding {survey.unit.module} for a stand-in to be folded into it. Use blocks instead.")
+            raise UnsuitableError(
+                f"{before}: must end by adding {survey.unit.module} for a stand-in to be folded into it. Use blocks instead."
+            )
         Sweep(model, batches, script, survey.treat, needs={Need.INPUTS}, seed=seed, pool=pool, on_block=survey.on_block).finish()
         unit, transform = survey.unit, survey.solve(self.damping)
         weight = model.matrix(unit)
@@ -88,7 +90,7 @@ class _Survey:
     def _last(model: Model, inside: list[str], before: str) -> Unit:
         units = [model.units[name] for name in inside if model.units[name].kind in ("linear", "conv1d")]
         if not units or inside[-1] != units[-1].name:
-            raise ModelError(f"{before}: must end with one projection for a stand-in to be folded into it. Use blocks instead.")
+            raise UnsuitableError(f"{before}: must end with one projection for a stand-in to be folded into it. Use blocks instead.")
         return units[-1]
 
     def treat(self, stage: Stage) -> None:

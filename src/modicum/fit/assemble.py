@@ -14,6 +14,7 @@ from modicum.data.splits import Batch
 from modicum.fit.store import ChainStore, FormStore, write_json
 from modicum.forms import Dense, Form
 from modicum.models.model import Model
+from modicum.numerics.finite import finite
 from modicum.sweep import Script, Stage, Sweep
 from modicum.sweep.ranks import LONE, Ranks, operations
 from modicum.sweep.spill import SpillPool
@@ -66,7 +67,7 @@ class Assembly:
         if not option.steps:
             return begun, []
         stored = self.model.matrix(unit)
-        if not torch.isfinite(stored).all():
+        if not finite(stored):
             raise ModelError(f"{unit.name}: weights must be finite, hold NaN or Inf. Repair the checkpoint.")
         stats.reference = stored if begun is None else begun.dense()  # a repair mends what the option lost, not what a drop removed
         form = option.apply(Site(unit.name, "unit", (unit,)), {unit.name: stats}, {unit.name: begun or Dense(stored)}).forms[unit.name]
@@ -107,7 +108,7 @@ class Assembly:
             self.model, batches, self.script, self.treat, needs=needs, seed=seed, pool=pool, values=values, biases=self.biases,
             dropped=self.dropped, on_block=on_block, replayed=chain.replayed() if chain is not None else None, ranks=self.ranks,
         )  # fmt: skip
-        sweep.finish()
+        sweep.finish(self.options.keys() - self.script.uncalled)
         self._tell(sweep.chronicle.events)
         gone = {unit.name for unit in self.model.units.values() if Script.home(unit.name, self.dropped)}
         for name in [*self.options, *self.start]:

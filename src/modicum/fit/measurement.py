@@ -23,6 +23,7 @@ from modicum.fit.menu import levels, offered
 from modicum.fit.store import ChainStore, write_json
 from modicum.forms import Dense, Form
 from modicum.models.model import Model
+from modicum.numerics.finite import finite
 from modicum.numerics.threads import total
 from modicum.sweep import Script, Sensitivity, Stage, Sweep
 from modicum.sweep.coupling import kept_rows
@@ -104,7 +105,7 @@ class Measurement:
 
     def _unit(self, unit: Unit, stats: Stats) -> _Piece:
         stored = self.model.matrix(unit)
-        if not torch.isfinite(stored).all():
+        if not finite(stored):
             raise ModelError(f"{unit.name}: weights must be finite, hold NaN or Inf. Repair the checkpoint.")
         weight, sensitivity = stored.float(), self.sensitivities.get(unit.name)
         stats.reference = stored

@@ -14,6 +14,7 @@ from modicum.core.errors import DataError, ModelError
 from modicum.data.splits import Batch, call
 from modicum.forms import Form
 from modicum.models.model import Model
+from modicum.numerics.finite import finite
 from modicum.numerics.threads import total
 from modicum.sweep import Script, Sweep
 from modicum.sweep.reverse import output_tensor
@@ -87,7 +88,7 @@ def compare(original: Outputs, candidate: Outputs, batches: Sequence[Batch], cau
 
 def _add(quality: Quality, original: Any, candidate: Any, batch: Batch, causal: bool) -> None:
     (left, logits), (right, _) = output_tensor(original), output_tensor(candidate)
-    if not torch.isfinite(right).all():
+    if not finite(right):
         raise RuinedError(
             "quality: the compressed model's outputs must be finite, hold NaN or Inf. Choose a larger budget or another method."
         )

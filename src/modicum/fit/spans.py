@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from modicum.core.errors import ModelError
+from modicum.core.errors import UnsuitableError
 from modicum.data.splits import Batch
 from modicum.drop._family import Spanner
 from modicum.drop._spans import every_change
@@ -24,7 +24,7 @@ def measure_spans(
 ) -> dict[str, Structural]:  # fmt: skip
     """For each method and length the span of least cosine change, with the mean KL per token that leaving it out costs on ``judged``.
 
-    Lengths go up to a third of the blocks that can be dropped. A method that cannot stand in for a span (its ``ModelError``) is left out for
+    Lengths go up to a third of the blocks that can be dropped. A method that cannot stand in for a span (``UnsuitableError``) is left out for
     it. ``known`` are spans measured before an interruption; ``done`` is shown what is measured after each.
     """
     found = dict(known or {})
@@ -36,7 +36,7 @@ def measure_spans(
                 continue
             try:
                 change = option.reshape(model, script, calibration, pool, seed)
-            except ModelError:
+            except UnsuitableError:
                 continue
             original = streamed(model.twin(), judged, script, pool=pool)
             candidate = streamed(

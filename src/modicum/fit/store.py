@@ -69,6 +69,7 @@ class FormStore(Mapping[str, Form]):
         self.directory = directory
         directory.mkdir(parents=True, exist_ok=True)
         self._home: dict[str, tuple[Path, dict]] = {}
+        self._known: set[str] = set()
         for path in sorted(directory.glob("*.safetensors")):
             self._register(path)
 
@@ -88,12 +89,16 @@ class FormStore(Mapping[str, Form]):
             for name, tensor in tensors.items():
                 writer.write(name, tensor)
         self._register(path)
+        self._known.update(forms)
 
     def __getitem__(self, name: str) -> Form:
         path, described = self._home[name]
         with TensorFile(path) as file:
             prefix = f"{name}:"
-            return restore(described, {part[len(prefix) :]: file.read(part) for part in file.entries if part.startswith(prefix)})
+            tensors = {part[len(prefix) :]: file.read(part) for part in file.entries if part.startswith(prefix)}
+        form = restore(described, tensors, known=name in self._known)
+        self._known.add(name)
+        return form
 
     def __contains__(self, name: object) -> bool:
         return name in self._home

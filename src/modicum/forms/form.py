@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 
 from modicum.core.errors import ModelError
+from modicum.numerics.finite import finite
 
 _KINDS: dict[str, type[Form]] = {}
 
@@ -30,7 +31,7 @@ class Form(ABC):
 
     def finite(self) -> bool:
         """Whether the dequantized value holds neither NaN nor Inf."""
-        return bool(torch.isfinite(self.dense()).all())
+        return finite(self.dense())
 
     @abstractmethod
     def dense(self) -> torch.Tensor:
@@ -80,8 +81,11 @@ def expect(tensor: torch.Tensor, shape: tuple[int, ...], *dtypes: torch.dtype) -
     return tensor
 
 
-def restore(described: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Form:
-    """Form from ``describe()`` and its tensors. Raises ``ModelError`` for an unknown kind or parts that do not fit together."""
+def restore(described: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], *, known: bool = False) -> Form:
+    """Form from ``describe()`` and its tensors. Raises ``ModelError`` for an unknown kind or parts that do not fit together.
+
+    ``known`` parts were found to fit before: their dense value is not made to see.
+    """
     kind = described.get("kind") if isinstance(described, Mapping) else None
     if not isinstance(kind, str) or kind not in _KINDS:
         raise ModelError(f"container: a form's kind must be one of {', '.join(sorted(_KINDS))}, got {kind!r}. Write the file anew.")
@@ -90,7 +94,7 @@ def restore(described: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -
         if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
             raise ValueError(f"dtype must be one of floats, is {described['dtype']!r:.40}")
         form = _KINDS[kind].restored(tensors, described, shape, dtype)
-        if tuple(form.dense().shape) != shape:
+        if not known and tuple(form.dense().shape) != shape:
             raise ValueError(f"shape {shape} does not match the tensors")
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError, OverflowError) as error:
         why = str(error).partition("\n")[0][:200]  # RuntimeError covers nesting without end

@@ -16,6 +16,7 @@ from typing_extensions import override
 
 from modicum.core.errors import ModelError
 from modicum.core.tensorfile import Shards
+from modicum.numerics.finite import finite
 
 _WEIGHT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -217,7 +218,7 @@ class CheckpointWeights(Weights):
 
 def require_finite(name: str, value: torch.Tensor) -> None:
     """Raise ``ModelError`` where a weight holds NaN or Inf."""
-    if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+    if value.is_floating_point() and not finite(value):
         raise ModelError(f"{name}: weights must be finite, hold NaN or Inf. Repair the checkpoint.")
 
 

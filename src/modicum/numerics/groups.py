@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from modicum.core.errors import ModelError
+from modicum.numerics.finite import finite
 from modicum.numerics.threads import single_threaded
 
 
@@ -90,7 +91,7 @@ def damped_covariance(covariance: torch.Tensor, damping: float) -> torch.Tensor:
 
 def factor(damped: torch.Tensor, damping: float) -> torch.Tensor:
     """Lower Cholesky factor of a damped covariance. Raises ``ModelError`` where it is not finite or not positive definite."""
-    if not torch.isfinite(damped).all():
+    if not finite(damped):
         raise ModelError("cut: the covariance of inputs must be finite, holds NaN or Inf. Check the calibration data and the model.")
     lower, failed = torch.linalg.cholesky_ex(damped)
     if failed:

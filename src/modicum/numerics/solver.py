@@ -8,13 +8,13 @@ is D_k. Columns are halved recursively: all but the smallest pieces' corrections
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 
 from modicum.core.errors import ModelError
+from modicum.numerics.finite import finite
 from modicum.numerics.threads import single_threaded
 
 # Columns corrected one by one; above it, by matrix products. Measured: 16 and 32 are equally fast, 8 and 64 slower.
@@ -46,8 +46,7 @@ def factorize(covariance: torch.Tensor, damping: float, order: torch.Tensor | No
     can say so. Columns whose inputs were always zero get the mean diagonal. In float32 where that leaves two digits of every curvature,
     otherwise in float64. Raises ``ModelError`` where nothing helps.
     """
-    # A sum in float64 is finite where all of its float32 terms are.
-    if not math.isfinite(float(covariance.sum(dtype=torch.float64))):
+    if not finite(covariance):
         raise ModelError("solver: the covariance of inputs must be finite, holds NaN or Inf. Check the calibration data and the model.")
     backwards = (torch.arange(len(covariance), device=covariance.device) if order is None else order).flip(0)
     diagonal = covariance.diagonal()[backwards].double()

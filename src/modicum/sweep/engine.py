@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial, reduce
 from itertools import zip_longest
@@ -20,6 +20,7 @@ from modicum.core.unit import Routed, Stats, Unit
 from modicum.data.splits import Batch
 from modicum.forms import Form
 from modicum.models.model import Model
+from modicum.numerics.finite import finite
 from modicum.sweep.collect import Collector, has_rows, input_rows, summed, token_mask
 from modicum.sweep.experts import Use, Watch, routed
 from modicum.sweep.ranks import LONE, Ranks
@@ -85,6 +86,7 @@ class Sweep:
         self.chronicle = Chronicle()
         self._inside: dict[str, int] = {}
         self._passed: dict[str, int] = {}
+        self._awaited: Set[str] | None = None
         self._outputs: dict[str, dict[int, Any]] = {}
         self._dense: dict[str, torch.Tensor] = {}
         self._displaced: dict[str, dict[str, torch.Tensor]] = {}
@@ -116,10 +118,12 @@ class Sweep:
         for parameter, value in self._displaced.pop(block, {}).items():
             self.model.weights.put(parameter, value)
 
-    def finish(self) -> None:
-        """Drive the sweep where outputs are not wanted."""
-        for _ in self.run():
-            pass
+    def finish(self, awaited: Set[str] | None = None) -> None:
+        """Drive the sweep where outputs are not wanted: to its end, or until the units of ``awaited`` are treated and no block is left."""
+        self._awaited = awaited
+        with suppress(_EnoughError):
+            for _ in self.run():
+                pass
 
     def _work(self, stop: Stop, arrivals: list[tuple[int, Arrival]], complete: bool) -> Iterator[tuple[int, Any]]:
         if stop.kind == "enter":
@@ -183,6 +187,8 @@ class Sweep:
     def _unit(self, unit: Unit, name: str, arrivals: list[tuple[int, Arrival]]) -> Iterator[tuple[int, Any]]:
         if unit.name not in self.done and self.treat is not None:
             self._treat_stage(unit, name, arrivals)
+        if self._awaited is not None and self._awaited <= self.done and not any(self._inside.values()):
+            raise _EnoughError  # the head's own products are the widest of all
         value = self._value(unit)
         for index, arrival in arrivals:
             with self._swapped(name, value):
@@ -213,7 +219,7 @@ class Sweep:
             rows, mask = input_rows(unit, owner, value), token_mask(self.batches[index], value)
             collector.add(rows if mask is None else rows[mask])
         stats = collector.stats(self.ranks, unit.name)
-        if stats.square is not None and not torch.isfinite(stats.square).all():
+        if stats.square is not None and not finite(stats.square):
             raise ModelError(
                 f"{unit.name}: its inputs must be finite, hold NaN or Inf. Check the weights before it and the calibration data."
             )
@@ -348,6 +354,10 @@ class Sweep:
             yield
         finally:
             owner._parameters.update(before)
+
+
+class _EnoughError(Exception):
+    """Nobody waits for what remains of a sweep."""
 
 
 def _looked_up(unit: Unit, inputs: list[torch.Tensor]) -> Stats:

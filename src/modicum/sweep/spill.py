@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 import weakref
 from pathlib import Path
@@ -13,8 +12,6 @@ from modicum.core.memory import own_memory, trim
 
 # Below this a tensor is not worth a file.
 _SMALL = 1 << 16
-# Takes room on the disk: a full one is an error here, through the mapping it would end the process.
-_reserve = getattr(os, "posix_fallocate", lambda file, start, size: os.ftruncate(file, start + size))
 # Bytes by which the process must have grown since memory was last given back.
 _GROWTH = 1 << 25
 
@@ -50,6 +47,8 @@ class SpillPool:
         size = tensor.untyped_storage().nbytes()
         if self.limit is None or size < _SMALL or tensor.device.type != "cpu" or id(tensor) in self._known:
             return
+        if tensor.untyped_storage().filename is not None:  # moved already, met again as a view or by another name
+            return
         if self.held + size > self.limit and tensor.is_contiguous():
             tensor.data = self._to_file(tensor)
             self.spilled += tensor.nbytes
@@ -63,7 +62,8 @@ class SpillPool:
         self.held -= size
 
     def _to_file(self, tensor: torch.Tensor) -> torch.Tensor:
+        # Written, then mapped: a full disk is an error here, through the mapping it would end the process.
         with tempfile.NamedTemporaryFile(dir=self.directory, prefix="activations-") as file:
-            _reserve(file.fileno(), 0, tensor.nbytes)
-            mapped = torch.from_file(file.name, shared=True, size=tensor.numel(), dtype=tensor.dtype).view(tensor.shape)
-        return mapped.copy_(tensor)
+            file.write(tensor.detach().view(-1).view(torch.uint8).numpy().data)
+            file.flush()
+            return torch.from_file(file.name, shared=True, size=tensor.numel(), dtype=tensor.dtype).view(tensor.shape)

@@ -20,6 +20,7 @@ from modicum.data.text import read_documents
 from modicum.models.model import Model
 from modicum.models.open import locate, model_class, open_model, read_config, skeleton
 from modicum.models.weights import CheckpointWeights
+from modicum.numerics.finite import finite
 from modicum.sweep import Script, Sweep
 from modicum.sweep.reverse import output_tensor
 from modicum.vocabulary import _rows, _tokenizer
@@ -302,7 +303,7 @@ def _difference(old: _Checkpoint, new: Model, kept: Sequence[int], rows: int, sa
     ours, theirs = (_outputs(old.model, sample), _outputs(new, torch.searchsorted(chosen, sample)))
     if ours.shape[-1] == old.rows and theirs.shape[-1] == rows:
         ours, theirs = ours[..., chosen], theirs[..., : len(kept)]
-    if ours.shape != theirs.shape or not torch.isfinite(theirs).all():
+    if ours.shape != theirs.shape or not finite(theirs):
         raise ModelError(f"{old.name}: its outputs must be finite and keep their shape {list(ours.shape)}, became {list(theirs.shape)}.")
     difference = float((ours.double() - theirs.double()).abs().max())
     if difference > max(_ROUNDING, torch.finfo(ours.dtype).eps) * float(ours.abs().max()):
