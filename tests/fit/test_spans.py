@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import modicum
+from modicum.core.errors import ModelError, UnsuitableError
 from modicum.drop.blocks import Blocks
 from modicum.drop.replaceme import Replaceme
 from modicum.fit import spans as spanning
@@ -111,7 +112,7 @@ def test_a_method_that_cannot_stand_in_is_left_out(nine, monkeypatch):
     subject, _ = nine
 
     def refuse(*_, **__):
-        raise modicum.ModelError("cannot.")
+        raise UnsuitableError("cannot.")
 
     monkeypatch.setattr(Replaceme, "reshape", refuse)
     assert {text.split()[0] for text in measured(subject)} == {"blocks"}
@@ -133,3 +134,12 @@ def test_biases_that_change_are_named():
     assert {text.split()[0]: span.biases for text, span in found.items()} == {
         "blocks": [], "replaceme": [f"transformer.h.{int(next(iter(found.values())).blocks[0].rpartition('.')[2]) - 1}.mlp.c_proj"],
     }  # fmt: skip
+
+
+def test_any_other_error_of_a_method_is_told(monkeypatch):
+    def unreadable(*_, **__):
+        raise ModelError("what happened.")
+
+    monkeypatch.setattr(Replaceme, "reshape", unreadable)
+    with pytest.raises(ModelError, match="what happened"):
+        measured(opened())

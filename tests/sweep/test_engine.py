@@ -121,3 +121,27 @@ def test_covariances_of_experts_may_lie_in_files(tmp_path):
         found.append({unit.name: mine[unit.name] for unit in experts})
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
     assert pool.spilled >= sum(4 * unit.shape[1] ** 2 for unit in experts)
+
+
+def test_one_micro_batch_at_a_time_is_between_what_is_treated():
+    module, batches = zoo.build("llama")
+    assert len(batches) > 1
+    model, order = open_model(module), []
+    script = rehearse(model, batches[0])
+    for name in ("up_proj", "down_proj"):
+        module.model.layers[0].mlp.get_submodule(name).register_forward_pre_hook(lambda _, __, name=name: order.append(name))
+    Sweep(model, batches, script, lambda stage: None).finish()
+    assert order == ["up_proj", "down_proj"] * len(batches)
+
+
+def test_the_head_is_not_run_for_nobody():
+    module, batches = zoo.build("llama")
+    model = open_model(module)
+    script, seen, left = rehearse(model, batches[0]), [], []
+    module.model.norm.register_forward_hook(lambda *_: seen.append("norm"))
+    head = module.lm_head.forward
+    module.lm_head.forward = lambda inputs: seen.append("head") or head(inputs)
+    sweep = Sweep(model, batches, script, lambda stage: None, on_block=lambda name, outputs: left.append(name))
+    sweep.finish(set(model.units))
+    # All stand before the head when it is treated; its product is not made for them.
+    assert seen == ["norm"] * len(batches) and "lm_head.weight" in sweep.done and left == list(model.blocks)

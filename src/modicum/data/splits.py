@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from modicum.core.errors import DataError, SettingError
+from modicum.core.finite import finite
 from modicum.data.text import SHIPPED_PARTS, encode, read_documents, shipped, windows
-from modicum.numerics.finite import finite
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

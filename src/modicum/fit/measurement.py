@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from modicum.core.errors import ModelError
+from modicum.core.finite import finite
 from modicum.core.method import Need
 from modicum.core.option import Option
 from modicum.core.unit import Site, Stats, Unit
@@ -23,7 +24,6 @@ from modicum.fit.menu import levels, offered
 from modicum.fit.store import ChainStore, write_json
 from modicum.forms import Dense, Form
 from modicum.models.model import Model
-from modicum.numerics.finite import finite
 from modicum.numerics.threads import total
 from modicum.sweep import Script, Sensitivity, Stage, Sweep
 from modicum.sweep.coupling import kept_rows

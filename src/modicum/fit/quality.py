@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from modicum.core.errors import DataError, ModelError
+from modicum.core.finite import finite
 from modicum.data.splits import Batch, call
 from modicum.forms import Form
 from modicum.models.model import Model
-from modicum.numerics.finite import finite
 from modicum.numerics.threads import total
 from modicum.sweep import Script, Sweep
 from modicum.sweep.reverse import output_tensor

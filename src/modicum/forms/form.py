@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 
 from modicum.core.errors import ModelError
-from modicum.numerics.finite import finite
+from modicum.core.finite import finite
 
 _KINDS: dict[str, type[Form]] = {}
 

@@ -15,8 +15,8 @@ from torch import nn
 from typing_extensions import override
 
 from modicum.core.errors import ModelError
+from modicum.core.finite import finite
 from modicum.core.tensorfile import Shards
-from modicum.numerics.finite import finite
 
 _WEIGHT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from modicum.core.errors import ModelError
-from modicum.numerics.finite import finite
+from modicum.core.finite import finite
 from modicum.numerics.threads import single_threaded
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from modicum.core.errors import ModelError
-from modicum.numerics.finite import finite
+from modicum.core.finite import finite
 from modicum.numerics.threads import single_threaded
 
 # Columns corrected one by one; above it, by matrix products. Measured: 16 and 32 are equally fast, 8 and 64 slower.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections import ChainMap
+from collections import ChainMap, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -15,12 +15,12 @@ import torch
 from torch import nn
 
 from modicum.core.errors import ModelError, SettingError
+from modicum.core.finite import finite
 from modicum.core.method import Need
 from modicum.core.unit import Routed, Stats, Unit
 from modicum.data.splits import Batch
 from modicum.forms import Form
 from modicum.models.model import Model
-from modicum.numerics.finite import finite
 from modicum.sweep.collect import Collector, has_rows, input_rows, summed, token_mask
 from modicum.sweep.experts import Use, Watch, routed
 from modicum.sweep.ranks import LONE, Ranks
@@ -82,6 +82,9 @@ class Sweep:
         self.measured = measured
         self.pool, self.replayed, self.on_block = pool or SpillPool(None), replayed or {}, on_block
         self.units = module_units(model)
+        self._at: dict[str, list[str]] = defaultdict(list)  # units by the module they are met at
+        for module, unit in [*self.units.items(), *((unit.module, unit) for unit in model.units.values() if unit.kind == "expert")]:
+            self._at[module].append(unit.name)
         self.done: set[str] = set()
         self.chronicle = Chronicle()
         self._inside: dict[str, int] = {}
@@ -99,7 +102,7 @@ class Sweep:
         self.model.weights.load(self.model.trunk)
         self._place("")
         try:
-            yield from self.chain.run(self._work)
+            yield from self.chain.run(self._work, self._passes)
         finally:
             for name in list(self._displaced):
                 self._restore(name)
@@ -137,6 +140,10 @@ class Sweep:
         if stop.name not in self.units:
             return self._plain(stop.name, arrivals)
         return self._unit(self.units[stop.name], stop.name, arrivals)
+
+    def _passes(self, stop: Stop) -> bool:
+        """Whether nobody needs the inputs of all micro-batches together at a unit: it is treated, or nothing is."""
+        return stop.kind == "unit" and (self.treat is None or all(unit in self.done for unit in self._at[stop.name]))
 
     def _enter(self, name: str, arrivals: list[tuple[int, Arrival]]) -> Iterator[tuple[int, Any]]:
         skip = name in self.dropped

@@ -99,15 +99,23 @@ class Chain:
 
         return forward
 
-    def run(self, work: Callable[[Stop, list[tuple[int, Arrival]], bool], Iterator[tuple[int, Any]]]) -> Iterator[tuple[int, Any]]:
+    def run(
+        self,
+        work: Callable[[Stop, list[tuple[int, Arrival]], bool], Iterator[tuple[int, Any]]],
+        passes: Callable[[Stop], bool] = lambda stop: False,
+    ) -> Iterator[tuple[int, Any]]:
         """Drive all forwards. ``work(stop, arrivals, complete)`` yields (index, value) to resume each arrival with; ``complete`` says that every
-        live micro-batch stands there.
+        live micro-batch stands there. Where ``passes(stop)`` a micro-batch does not wait for the others, so that only one has what is
+        between its stops.
         """
         lets = [greenlet.greenlet(lambda batch=batch: call(self.module, batch)) for batch in self.batches]
         waiting: dict[int, Arrival] = {}
 
         def resume(index: int, value: Any) -> Iterator[tuple[int, Any]]:
             got = lets[index].switch(*value)
+            while not lets[index].dead and passes(got.stop):
+                for _, answer in work(got.stop, [(index, got)], True):
+                    got = lets[index].switch(answer)
             if lets[index].dead:
                 yield index, got
             else:

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 
 from modicum.core.errors import DataError, ModelError, SettingError
+from modicum.core.finite import finite
 from modicum.data.splits import Batch
 from modicum.data.text import read_documents
 from modicum.models.model import Model
 from modicum.models.open import locate, model_class, open_model, read_config, skeleton
 from modicum.models.weights import CheckpointWeights
-from modicum.numerics.finite import finite
 from modicum.sweep import Script, Sweep
 from modicum.sweep.reverse import output_tensor
 from modicum.vocabulary import _rows, _tokenizer
