@@ -352,3 +352,24 @@ def test_an_output_is_replaced_where_asked(uninterrupted, old, tmp_path):
 def test_a_partial_is_not_left_behind_by_success(uninterrupted):
     out, _ = uninterrupted
     assert not out.with_name("out.partial").exists() and not out.with_name("out.partial.lock").exists()
+
+
+@pytest.mark.parametrize("method", ["ziplm keep=0.5 | gptq bits=4", "flap keep=0.5", "replaceme count=1"])
+def test_what_a_structural_step_made_is_not_made_again(tmp_path, monkeypatch, method):
+    model, batches = zoo.build("gpt2" if method.startswith("flap") else "llama")
+    again = lambda name: modicum.fit(model, method=method, data=batches, out=tmp_path / name, target="modicum")
+    again("whole")
+
+    def dies(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Assembly, "run", dies)
+        with pytest.raises(KeyboardInterrupt):
+            again("resumed")
+    monkeypatch.setattr(Run, "_structural", None)
+    again("resumed")
+    for path in (tmp_path / "whole").glob("*.safetensors"):
+        assert path.read_bytes() == (tmp_path / "resumed" / path.name).read_bytes()
+    receipts = [json.loads((tmp_path / name / "receipt.json").read_text()) for name in ("whole", "resumed")]
+    assert receipts[0]["events"] == receipts[1]["events"]

@@ -37,7 +37,7 @@ from modicum.fit.menu import offered
 from modicum.fit.meter import Meter, Quiet
 from modicum.fit.quality import Outputs, Quality, compare, plain, streamed
 from modicum.fit.request import Request, common
-from modicum.fit.store import FormStore, write_json
+from modicum.fit.store import FormStore, load_change, save_change, write_json
 from modicum.fit.subject import Subject
 from modicum.fit.survey import Survey
 from modicum.fit.workdir import WorkDir, temporary
@@ -180,7 +180,7 @@ class Run:
         plan, table = self._plan(partial)
         plan.write(partial / "plan.json")
         shutil.rmtree(partial / "levels", ignore_errors=True)
-        change = self.change = self.ranks.first("change", lambda: self._reshaped(plan))
+        change = self.change = self.ranks.first("change", lambda: self._reshaped(plan, partial / "change.safetensors"))
         dropped = frozenset(change.dropped)
         options = {name: option for name, option in self._unit_options(plan).items() if not self.script.home(name, dropped)}
         assembly = Assembly(
@@ -332,8 +332,19 @@ class Run:
         self.events.append(f"search: left out, {self.search['skipped']}; the integer program's answer stands. Pass a longer --search-time.")
         return False
 
-    def _reshaped(self, plan: Plan) -> Change:
-        """The structural change a plan asks for: of the whole model's depth, then of coupled cuts."""
+    def _reshaped(self, plan: Plan, path: Path) -> Change:
+        """The structural change a plan asks for, made now or kept at ``path`` before an interruption."""
+        if path.exists():
+            change = load_change(path)
+        else:
+            change = self._structural(plan)
+            if change.forms or change.dropped:
+                save_change(path, change)
+        self.events += change.events
+        return change
+
+    def _structural(self, plan: Plan) -> Change:
+        """Of the whole model's depth first, then of coupled cuts."""
         change = Change()
         if DEPTH in plan.options:
             (step,) = Option.parse(plan.options[DEPTH]).steps
@@ -357,7 +368,6 @@ class Run:
             change.forms |= cut.forms
             change.events += cut.events
             self._hold("the cuts", change)
-        self.events += change.events
         return change
 
     def _hold(self, who: str, change: Change) -> None:

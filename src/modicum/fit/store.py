@@ -13,9 +13,13 @@ from typing import Any
 import torch
 
 from modicum.core.errors import ModelError
+from modicum.core.method import Change
 from modicum.core.tensorfile import TensorFile, TensorWriter
 from modicum.forms import Form, restore
 from modicum.sweep import Sensitivity
+
+# Before the module's name, where a file holds biases beside forms.
+_BIAS = "bias of "
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -31,6 +35,26 @@ def write_json(path: Path, value: Any) -> None:
         raise ModelError(f"{path}: cannot be written ({error.strerror}). Free space or choose another --out.") from None
 
 
+def _write(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    with TensorWriter(path, {name: (t.dtype, tuple(t.shape)) for name, t in tensors.items()}, metadata) as writer:
+        for name, tensor in tensors.items():
+            writer.write(name, tensor)
+
+
+def _parts(forms: Mapping[str, Form]) -> dict[str, torch.Tensor]:
+    return {f"{unit}:{part}": tensor for unit, form in forms.items() for part, tensor in form.tensors().items()}
+
+
+def _described(forms: Mapping[str, Form]) -> str:
+    return json.dumps({unit: form.describe() for unit, form in forms.items()})
+
+
+def _restored(file: TensorFile, name: str, described: Mapping[str, Any], *, known: bool = False) -> Form:
+    prefix = f"{name}:"
+    parts = {part.removeprefix(prefix): file.read(part) for part in file.entries if part.startswith(prefix)}
+    return restore(described, parts, known=known)
+
+
 def save_sensitivities(path: Path, found: Mapping[str, Sensitivity]) -> None:
     """Write what a reverse sweep found."""
     tensors = {f"{name}:gradient": s.gradient.contiguous() for name, s in found.items()}
@@ -39,9 +63,7 @@ def save_sensitivities(path: Path, found: Mapping[str, Sensitivity]) -> None:
     for key in ("trace", "hessian"):
         given = {name: value for name, s in found.items() if (value := getattr(s, key)) is not None}
         tensors |= {f"{name}:{key}": torch.tensor([value], dtype=torch.float64) for name, value in given.items()}
-    with TensorWriter(path, {name: (t.dtype, tuple(t.shape)) for name, t in tensors.items()}) as writer:
-        for name, tensor in tensors.items():
-            writer.write(name, tensor)
+    _write(path, tensors)
 
 
 def load_sensitivities(path: Path) -> dict[str, Sensitivity]:
@@ -60,6 +82,26 @@ def load_sensitivities(path: Path) -> dict[str, Sensitivity]:
             )
             for name in names
         }
+
+
+def save_change(path: Path, change: Change) -> None:
+    """Write what a structural step made of a model."""
+    parts = _parts(change.forms) | {f"{_BIAS}{module}": bias for module, bias in change.biases.items()}
+    told = {"dropped": list(change.dropped), "conflicts": sorted(change.conflicts), "events": change.events}
+    _write(path, parts, {"forms": _described(change.forms), "change": json.dumps(told)})
+
+
+def load_change(path: Path) -> Change:
+    """Inverse of ``save_change``."""
+    with TensorFile(path) as file:
+        told = json.loads(file.metadata["change"])
+        return Change(
+            forms={name: _restored(file, name, described) for name, described in json.loads(file.metadata["forms"]).items()},
+            biases={name.removeprefix(_BIAS): file.read(name) for name in file.entries if name.startswith(_BIAS)},
+            dropped=tuple(told["dropped"]),
+            conflicts=frozenset(told["conflicts"]),
+            events=told["events"],
+        )
 
 
 class FormStore(Mapping[str, Form]):
@@ -83,20 +125,14 @@ class FormStore(Mapping[str, Form]):
         if not forms:
             return
         path = self.directory / f"{key or 'trunk'}.safetensors"
-        tensors = {f"{unit}:{part}": tensor for unit, form in forms.items() for part, tensor in form.tensors().items()}
-        described = json.dumps({unit: form.describe() for unit, form in forms.items()})
-        with TensorWriter(path, {name: (t.dtype, tuple(t.shape)) for name, t in tensors.items()}, {"forms": described}) as writer:
-            for name, tensor in tensors.items():
-                writer.write(name, tensor)
+        _write(path, _parts(forms), {"forms": _described(forms)})
         self._register(path)
         self._known.update(forms)
 
     def __getitem__(self, name: str) -> Form:
         path, described = self._home[name]
         with TensorFile(path) as file:
-            prefix = f"{name}:"
-            tensors = {part[len(prefix) :]: file.read(part) for part in file.entries if part.startswith(prefix)}
-        form = restore(described, tensors, known=name in self._known)
+            form = _restored(file, name, described, known=name in self._known)
         self._known.add(name)
         return form
 
@@ -139,9 +175,7 @@ class ChainStore:
             return False
         name = f"{len(self.done):05d}.safetensors"
         tensors = {f"{index}.{place}": t for index, (_, found) in flat.items() for place, t in enumerate(found)}  # type: ignore[misc]
-        with TensorWriter(self.directory / name, {key: (t.dtype, tuple(t.shape)) for key, t in tensors.items()}) as writer:
-            for key, tensor in tensors.items():
-                writer.write(key, tensor)
+        _write(self.directory / name, tensors)
         shapes = {key: [str(t.dtype)[6:], list(t.shape)] for key, t in tensors.items()}
         self.done.append({"block": block, "file": name, "shapes": shapes, "structure": {str(i): v[0] for i, v in flat.items()}})  # type: ignore[index]
         stale = self._stale()
