@@ -105,7 +105,7 @@ def fit_refused(tmp_path, model, *words, budget=("--bpw", "14"), **settings):
         (("--bpw", "4", "--target", "tranformers"), "Did you mean transformers?"),
         (("--bpw", "4", "--allocator", "integer_programme"), "Did you mean integer_program"),
         (("--bpw", "4", "--harm", "fishers"), "Did you mean fisher?"),
-        (("--bpw", "14", "--device", "gpu"), "must be auto or cpu"),
+        (("--bpw", "14", "--device", "gpu"), "must be auto, cpu, cuda"),
         (("--bpw", "14", "--device", "cuda"), "must be auto or cpu"),
         (("--bpw", "4", "--samples", "0"), "samples: must be at least 1, got 0"),
         (("--bpw", "4", "--tokens", "0"), "tokens: must be at least 1, got 0"),

@@ -85,7 +85,7 @@ _MEASURING = _options(
     click.option("--group", default=64, show_default=True, help="Columns per scale for the menu's intN."),
     click.option("--ram", metavar="SIZE", help="Memory to stay within, such as 4GB."),
     click.option("--seed", default=0, show_default=True, help="Seed of every choice by chance."),
-    click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto or cpu."),
+    click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto or cpu; cuda or cuda:N for a GPU."),
     click.option("--keep", multiple=True, metavar="PATTERN", help="Leave matching layers as they are; may be repeated."),
     click.option(
         "--harm", default="covariance", show_default=True, metavar="NAME",

@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +44,16 @@ class Splits:
     source: str
     notes: tuple[str, ...]
     hashes: dict[str, str]
+
+    def on(self, device: torch.device) -> Splits:
+        """The same on ``device``."""
+        there = lambda part: [placed(batch, device) for batch in part]
+        return replace(self, calibration=there(self.calibration), validation=there(self.validation), test=there(self.test))
+
+
+def placed(batch: Batch, device: torch.device | str) -> Batch:
+    """The batch on ``device``."""
+    return _map(batch, lambda value: value.to(device))
 
 
 def from_text(

@@ -105,11 +105,11 @@ class _Survey:
     def on_block(self, name: str, outputs: dict[int, Any]) -> None:
         """Keep the rest of the block's output; at the span's end, accumulate."""
         if name == self.before:
-            flat = [hidden(outputs[index]).float().flatten(0, -2) for index in sorted(outputs)]
+            flat = [hidden(outputs[index]).cpu().float().flatten(0, -2) for index in sorted(outputs)]
             self.rest = [whole - part for whole, part in zip(flat, self.projected)]
         if name == self.last:
             for place, index in enumerate(sorted(outputs)):
-                after = hidden(outputs[index]).float().flatten(0, -2)
+                after = hidden(outputs[index]).cpu().float().flatten(0, -2)
                 part = self.projected[place]
                 self.gram += (part.T @ part).double()
                 self.cross += (part.T @ (after - self.rest[place])).double()

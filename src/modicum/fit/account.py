@@ -87,7 +87,7 @@ def build_receipt(
         "seed": request.seed,
         "versions": {"modicum": modicum.__version__, "torch": torch.__version__, "transformers": transformers.__version__,
                      "python": platform.python_version(), "threads": torch.get_num_threads(),
-                     "ranks": run.ranks.count, "device": "cpu"},
+                     "ranks": run.ranks.count, "device": str(run.model.weights.device)},
         "bytes": {
             "original": model.dense_bytes, "predicted": predicted, "actual": actual,
             "allowed": request.budget.bytes(model.parameters) if request.budget else None,

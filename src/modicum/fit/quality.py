@@ -88,6 +88,7 @@ def compare(original: Outputs, candidate: Outputs, batches: Sequence[Batch], cau
 
 def _add(quality: Quality, original: Any, candidate: Any, batch: Batch, causal: bool) -> None:
     (left, logits), (right, _) = output_tensor(original), output_tensor(candidate)
+    right = right.to(left.device)
     if not finite(right):
         raise RuinedError(
             "quality: the compressed model's outputs must be finite, hold NaN or Inf. Choose a larger budget or another method."

@@ -33,7 +33,7 @@ class Settings:
     group: int = param(64, "columns per scale for the menu's integers")
     ram: int | None = param(None, "bytes of memory to stay within")
     seed: int = param(0, "seed of every choice by chance")
-    device: str = param("auto", "where the work runs")
+    device: str = param("auto", "where models run and their inputs are measured")
     keep: tuple[str, ...] = param((), "patterns of layers to leave as they are")
     harm: str = param("covariance", "how harm is predicted")
     gradient_samples: int = param(16, "sequences to take gradients on")

@@ -22,7 +22,7 @@ from modicum.core.method import Change
 from modicum.core.option import Option
 from modicum.core.plan import Picks, Plan, Table
 from modicum.core.unit import Site
-from modicum.data.splits import Batch, count_tokens
+from modicum.data.splits import Batch, count_tokens, placed
 from modicum.drop._family import Dropper, SiteCutter, cut_sites
 from modicum.export import load
 from modicum.export._family import Layout
@@ -142,6 +142,7 @@ class Run:
             self.subject = Subject.open(source, request, batches) if measured is None else measured.open(source, request)
             self.model, self.data, self.script = self.subject.model, self.subject.data, self.subject.script
             self.subject.check_kept()
+            self._check_device()
             ranks.share(self.data.calibration)
             self.target_name = self._target_name()
             self.target = self.subject.target(self.target_name)
@@ -153,6 +154,18 @@ class Run:
         self.change = Change()
         self.search: dict[str, Any] = {}
         self.picks: Picks = {}
+
+    def _check_device(self) -> None:
+        """Raise ``SettingError`` for what is done by processors alone."""
+        budget, device = self.request.budget, self.model.weights.device
+        if device.type == "cpu":
+            return
+        if self.request.workers != "1":
+            raise SettingError(
+                f"workers: must be 1 on --device {device}, which they would share, got {self.request.workers}. Leave it out."
+            )
+        if budget is not None and (budget.speed or budget.latency):
+            raise SettingError(f"budget {budget}: is timed on the processor, cannot be with --device {device}. Use --device cpu.")
 
     def _target_name(self) -> str:
         plan = self.request.plan
@@ -420,13 +433,14 @@ class Run:
 
     def _verify(self, final: Path, forms: FormStore) -> dict[str, Any]:
         """Reload with the target's own loader and compare with the dequantized weights on test sequences."""
-        module, found = self.target.verify(final, forms, self.data.test[0])
+        here = [placed(self.data.test[0], "cpu")]  # whatever the device: loaders load to the computer's own memory
+        module, found = self.target.verify(final, forms, here[0])
         budget, wide = self.request.budget, found.get("as wide as before")
         if wide and budget is not None and (budget.memory or budget.speed or budget.latency):
             raise BudgetError(f"budget {budget}: cuts must load narrower for it, these do not: {', '.join(sorted(wide))}. Keep them whole.")
         batches = self.data.test[:1]
         with hushed():  # some loaders do their last steps on first use
-            judged = compare(self._candidate(batches, forms), plain(module, batches), batches, False)
+            judged = compare(self._candidate(batches, forms), plain(module, here), batches, False)
         worst = max(judged.divergence)
         if worst > 1e-3:
             raise ModelError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -45,6 +46,8 @@ class Subject:
         """Open the model, split the data (unless it is split already) and rehearse. Raises the errors of each."""
         model = opened(source, settings)
         data = data or _split(model, settings, batches)
+        if (device := chosen_device(settings.device)).type != "cpu":
+            model, data = model.on(device), data.on(device)
         try:
             script = rehearse(model, data.calibration[0])
         except IndexError:
@@ -114,7 +117,7 @@ class Subject:
 
 def opened(source: str | Path | nn.Module | Model, settings: Settings) -> Model:
     """Open the model as the settings allow."""
-    _check_device(settings.device)
+    chosen_device(settings.device)  # before anything is read
     return open_model(source, allow_pickle=settings.allow_pickle, trust_remote_code=settings.trust_remote_code)
 
 
@@ -146,9 +149,16 @@ def _limits(model: Model) -> str:
     return f", which has {known}" if known else ", do not"
 
 
-def _check_device(name: str) -> None:
-    """Raises ``SettingError``: a GPU that was asked for is never replaced by the CPU without a word."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise SettingError("device 'cuda': must be auto or cpu, there is no GPU that torch can use.")
-    if name not in ("auto", "cpu"):
-        raise SettingError(f"device {name!r}: must be auto or cpu, all work is on the CPU so far.")
+def chosen_device(name: str) -> torch.device:
+    """Where models run and their inputs are measured.
+
+    Raises ``SettingError``: a GPU that was asked for is never replaced by the CPU without a word.
+    """
+    if name in ("auto", "cpu"):
+        return torch.device("cpu")
+    kind, _, number = name.partition(":")
+    if kind != "cuda" or not (number.isdecimal() or name == kind):
+        raise SettingError(f"device {name!r}: must be auto, cpu, cuda or a GPU's number as in cuda:0.")
+    if not torch.cuda.is_available():
+        raise SettingError(f"device {name!r}: must be auto or cpu, there is no GPU that torch can use.")
+    return torch.device(kind, int(number or os.environ.get("LOCAL_RANK", "0")))  # each rank its own

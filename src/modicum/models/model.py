@@ -119,6 +119,12 @@ class Model:
         module = copy.deepcopy(self.module, {id(tensor): tensor for tensor in tensors})
         return dataclasses.replace(self, module=module, weights=self.weights.over(module))
 
+    def on(self, device: torch.device) -> Model:
+        """The same model whose weights are loaded to ``device``, in modules of its own."""
+        other = self.twin()
+        other.weights = self.weights.on(other.module, device)
+        return other
+
     def matrix(self, unit: Unit) -> torch.Tensor:
         """Matrix view (rows, columns) of a unit's original weight."""
         return unit.matrix(self.weights.read(unit.parameter))

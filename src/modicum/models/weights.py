@@ -18,19 +18,22 @@ from modicum.core.errors import ModelError
 from modicum.core.finite import finite
 from modicum.core.tensorfile import Shards
 
+CPU = torch.device("cpu")
 _WEIGHT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class Weights:
     """Loads and releases the parameters of ``module``; this class serves a module whose parameters are all in memory.
 
-    ``names`` maps each distinct parameter's first name to every name it has: tied parameters are one.
+    ``names`` maps each distinct parameter's first name to every name it has: tied parameters are one. Loaded parameters are on ``device``; what is
+    read is in the computer's own memory.
     """
 
     lazy = False
 
-    def __init__(self, module: nn.Module):
-        self.module = module
+    def __init__(self, module: nn.Module, device: torch.device = CPU):
+        self.module, self.device = module, device
+        self._here: dict[str, torch.Tensor] = {}  # what is loaded elsewhere
         by_identity: dict[int, list[str]] = defaultdict(list)
         self._homes: dict[str, tuple[nn.Module, str]] = {}
         for prefix, owner in module.named_modules():
@@ -44,7 +47,17 @@ class Weights:
 
     def over(self, module: nn.Module) -> Weights:
         """The same source of values for another instance of the module."""
-        return Weights(module)
+        other = Weights(module, self.device)
+        other._here = dict(self._here)
+        return other
+
+    def on(self, module: nn.Module, device: torch.device) -> Weights:
+        """The same values for another instance of the module, loaded to ``device``; its buffers are put there now."""
+        for owner in module.modules():
+            owner._buffers.update({name: buffer.to(device) for name, buffer in owner._buffers.items() if buffer is not None})
+        other = self.over(module)
+        other.device = device
+        return other
 
     def held(self, name: str) -> torch.Tensor:
         """The parameter as the module holds it now, on ``meta`` where it is not loaded."""
@@ -59,13 +72,20 @@ class Weights:
 
     def read(self, name: str) -> torch.Tensor:
         """One parameter's value, whether loaded or not."""
-        return self.held(name)
+        return self._here.get(self.first[name], self.held(name))
 
     def load(self, names: Iterable[str]) -> None:
         """Put the named parameters into the module."""
+        for name in names:
+            if self.held(name).device != self.device:
+                self._here[self.first[name]] = self.held(name)
+                self.put(name, self.held(name).to(self.device))
 
     def release(self, names: Iterable[str]) -> None:
         """Free the named parameters, if they can be read again."""
+        for name in names:
+            if (value := self._here.pop(self.first[name], None)) is not None:
+                self.put(name, value)
 
     def put(self, name: str, value: torch.Tensor) -> None:
         """Set a parameter under all of its names."""
@@ -84,8 +104,8 @@ class CheckpointWeights(Weights):
 
     lazy = True
 
-    def __init__(self, module: nn.Module, shards: Shards):
-        super().__init__(module)
+    def __init__(self, module: nn.Module, shards: Shards, device: torch.device = CPU):
+        super().__init__(module, device)
         self.shards = shards
         self._sources: dict[str, tuple[Any, list[tuple[str, str]]]] = {}  # conversion → its converter, (key on disk, pattern)
         self._made_by: dict[str, str] = {}  # parameter → conversion that makes it
@@ -102,7 +122,7 @@ class CheckpointWeights(Weights):
 
     @override
     def over(self, module: nn.Module) -> CheckpointWeights:
-        return CheckpointWeights(module, self.shards)
+        return CheckpointWeights(module, self.shards, self.device)
 
     def _index(self) -> list[str]:
         from transformers.conversion_mapping import get_model_conversion_mapping
@@ -180,7 +200,7 @@ class CheckpointWeights(Weights):
     @override
     def read(self, name: str) -> torch.Tensor:
         held = self.held(name)
-        return held if held.device.type != "meta" else self._value(self.first[name])
+        return held.to(CPU) if held.device.type != "meta" else self._value(self.first[name])
 
     @override
     def load(self, names: Iterable[str]) -> None:
@@ -190,7 +210,7 @@ class CheckpointWeights(Weights):
                 if name not in self._finite:
                     require_finite(name, value)
                     self._finite.add(name)
-                self.put(name, value)
+                self.put(name, value.to(self.device))
         self._latest = ("", {})
 
     @override

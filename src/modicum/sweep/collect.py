@@ -39,7 +39,7 @@ class Collector:
         stats = self._stats
         stats.count += len(rows)
         if stats.inputs is not None:
-            stats.inputs.append(rows)
+            stats.inputs.append(rows.cpu())
         if stats.total is None or stats.square is None:
             return
         count = max(1, _CHUNK // rows.shape[1])
@@ -53,7 +53,10 @@ class Collector:
                 stats.square += value.square_().sum(0)
 
     def stats(self, ranks: Ranks = LONE, who: str = "") -> Stats:
-        """What was collected, over all ranks, of the unit ``who``; nothing can be added afterwards."""
+        """What was collected, over all ranks, of the unit ``who``, in the computer's own memory; nothing can be added afterwards."""
+        for part in ("total", "square", "covariance"):
+            if (value := getattr(self._stats, part)) is not None:
+                setattr(self._stats, part, value.cpu())
         summed(self._stats, ranks, who)
         if self._stats.covariance is not None:
             self._stats.square = mirror(self._stats.covariance).diagonal().clone()

@@ -204,11 +204,12 @@ class _Record:
 
     def reached(self, name: str, columns: list[int], producers: list[str]) -> list[torch.Tensor]:
         """For each producer, which output channels (boolean) the given input columns of ``name`` depend on."""
-        value = self.inputs[name][..., columns].double()
-        weights = torch.linspace(0.5, 1.5, value.numel(), dtype=torch.float64).view(value.shape)
+        value = self.inputs[name]
+        value = value.index_select(-1, torch.tensor(columns).to(value.device)).double()
+        weights = torch.linspace(0.5, 1.5, value.numel(), dtype=torch.float64, device=value.device).view(value.shape)
         gradients = torch.autograd.grad((value * weights).sum(), [self.outputs[p] for p in producers], retain_graph=True, allow_unused=True)
         return [
-            torch.zeros(self.outputs[p].shape[-1], dtype=torch.bool) if g is None else g.reshape(-1, g.shape[-1]).abs().amax(0) > 0
+            torch.zeros(self.outputs[p].shape[-1], dtype=torch.bool) if g is None else (g.reshape(-1, g.shape[-1]).abs().amax(0) > 0).cpu()
             for p, g in zip(producers, gradients)
         ]
 
@@ -218,7 +219,7 @@ class _Record:
         output = self.outputs.get(name)
         if output is None or output.shape != result.shape or not result.requires_grad:
             return False
-        weights = torch.linspace(0.5, 1.5, result.numel(), dtype=result.dtype).view(result.shape)
+        weights = torch.linspace(0.5, 1.5, result.numel(), dtype=result.dtype, device=result.device).view(result.shape)
         gradient = torch.autograd.grad((result * weights).sum(), output, allow_unused=True)[0]
         return gradient is not None and bool(torch.equal(gradient, weights))
 

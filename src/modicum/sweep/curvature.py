@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from modicum.core.errors import ModelError, SettingError, near
 from modicum.core.unit import Unit
-from modicum.data.splits import Batch, call, count_rows, slice_rows
+from modicum.data.splits import Batch, call, count_rows, placed, slice_rows
 from modicum.models.model import Model
 from modicum.sweep.rehearsal import use_eager_experts
 from modicum.sweep.reverse import likelihood, output_tensor
@@ -179,7 +179,7 @@ class _Surface:
         values = {name: _full(model.weights.read(name)).detach() for name in model.weights.names}
         self.leaves = {name: values[name].requires_grad_() for name in values if name in wanted}
         self.state = {alias: values[name] for name, aliases in model.weights.names.items() for alias in aliases}
-        self.state |= {name: _full(buffer) for name, buffer in model.module.named_buffers(remove_duplicate=False)}
+        self.state |= {name: _full(buffer).cpu() for name, buffer in model.module.named_buffers(remove_duplicate=False)}
 
     def output(self, batch: Batch) -> Any:
         """The model's output, with its graph."""
@@ -361,7 +361,8 @@ def _full(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _full_batch(batch: Batch) -> Batch:
-    return {key: _full(value) for key, value in batch.items()} if isinstance(batch, dict) else tuple(_full(value) for value in batch)
+    full = placed(batch, "cpu")
+    return {key: _full(value) for key, value in full.items()} if isinstance(full, dict) else tuple(_full(value) for value in full)
 
 
 def _signs(like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map_only
 
 from modicum.core.errors import ModelError, SettingError
 from modicum.core.finite import finite
@@ -156,7 +157,7 @@ class Sweep:
             if skip:
                 yield index, Answer((first,) if name in self.script.tuples else first)
             elif name in self.replayed:
-                yield index, Answer(self.replayed[name](index))
+                yield index, Answer(_placed(self.replayed[name](index), self.model.weights.device))
             else:
                 self._inside[name] = self._inside.get(name, 0) + 1
                 yield index, None
@@ -249,7 +250,8 @@ class Sweep:
         if unit.name not in self.forms:
             return None
         if unit.name not in self._dense:
-            self._dense[unit.name] = unit.stored(self.forms[unit.name].dense().to(self.model.weights.held(unit.parameter).dtype))
+            dtype, device = self.model.weights.held(unit.parameter).dtype, self.model.weights.device
+            self._dense[unit.name] = unit.stored(self.forms[unit.name].dense().to(device, dtype))
         return self._dense[unit.name]
 
     @contextmanager
@@ -259,7 +261,7 @@ class Sweep:
         if value is not None:
             owner._parameters["weight"] = nn.Parameter(value, requires_grad=False)
         if bias is not None:
-            owner._parameters["bias"] = nn.Parameter(bias, requires_grad=False)
+            owner._parameters["bias"] = nn.Parameter(bias.to(self.model.weights.device), requires_grad=False)
         try:
             yield
         finally:
@@ -284,7 +286,7 @@ class Sweep:
         assert self.treat is not None
         data_free = bool(self.script.data_free(units[0]))
         needs = frozenset() if data_free or not self._wanted(units) else self.needs
-        collectors = [Collector(needs, unit.shape[1], pool=self.pool) for unit in units]
+        collectors = [Collector(needs, unit.shape[1], self.model.weights.device, self.pool) for unit in units]
 
         def add(use: Use) -> None:
             if use.attribute == attribute:
@@ -363,6 +365,11 @@ class Sweep:
             owner._parameters.update(before)
 
 
+def _placed(value: Any, device: torch.device) -> Any:
+    """Every tensor of a block's output on ``device``."""
+    return tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), value)
+
+
 class _EnoughError(Exception):
     """Nobody waits for what remains of a sweep."""
 
@@ -371,7 +378,7 @@ def _looked_up(unit: Unit, inputs: list[torch.Tensor]) -> Stats:
     """How often each entry was looked up; unknown where the module derives its indices itself."""
     if any(ids.is_floating_point() or ids.numel() == 0 or int(ids.max()) >= unit.shape[0] or int(ids.min()) < 0 for ids in inputs):
         return Stats()
-    frequency = torch.stack([torch.bincount(ids.reshape(-1).long(), minlength=unit.shape[0]) for ids in inputs]).sum(0).float()
+    frequency = torch.stack([torch.bincount(ids.reshape(-1).long(), minlength=unit.shape[0]) for ids in inputs]).sum(0).float().cpu()
     return Stats(count=int(frequency.sum()), frequency=frequency)
 
 

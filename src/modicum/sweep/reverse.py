@@ -115,7 +115,7 @@ class _Gradients:
     def sum(self, ranks: Ranks) -> None:
         """Add up what all ranks collected."""
         for part in ("totals", "traces", "covariances", "squares", "counts"):
-            setattr(self, part, ranks.union(part, getattr(self, part)))
+            setattr(self, part, ranks.union(part, {name: value.cpu() for name, value in getattr(self, part).items()}))
         self.draws = sum(ranks.gather("draws", self.draws))
 
     def skip(self, batch: Batch) -> None:
