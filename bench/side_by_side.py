@@ -1,6 +1,6 @@
 """Side by side with llm-compressor in its own environment (bench/peer/setup.sh): same weights, tokens, bits, groups, damping, order.
 
-`python -m bench.side_by_side [equal best 160m 1.1b]`; the last two are random weights, of which time and memory are compared.
+`python -m bench.side_by_side [equal best 160m 1.1b-4 1.1b]`; the last three are random weights, of which time and memory are compared.
 """
 
 from __future__ import annotations
@@ -42,23 +42,26 @@ BEST = {
 COMMON = {"group": 64, "symmetric": True, "damping": 0.01, "order": "static", "pattern": "0:0", "ignore": ["lm_head"], "batch_size": 8}
 
 
-# Random weights of these shapes, and how many sequences they are calibrated on.
-SIZES = {"160m": (LARGE, 64), "1.1b": (MODELS["1.1b"][0], 32)}
+# Random weights of these shapes, how many sequences they are calibrated on, and a bound on memory that is tried beside none; 1.1b-4 has four of
+# the 22 blocks, of which each costs the same.
+WIDE = MODELS["1.1b"][0]
+SIZES = {"160m": (LARGE, 64, "1.4GB"), "1.1b-4": (WIDE | {"num_hidden_layers": 4}, 32, "2.45GB"), "1.1b": (WIDE, 32, "2.45GB")}
 OURS = """
 import json, sys
 import modicum
 from safetensors.torch import load_file
 
-model, tokens, out, method = sys.argv[1:]
+model, tokens, out, method, ram = sys.argv[1:]
 rows = load_file(tokens)["input_ids"]
 data = [{"input_ids": part} for part in rows.chunk(26)]
-receipt = modicum.fit(model, data=data, method=method, target="modicum", keep=["lm_head", "model.embed_tokens"], out=out, overwrite=True).receipt
+keep = ["lm_head", "model.embed_tokens"]
+receipt = modicum.fit(model, data=data, method=method, target="modicum", keep=keep, out=out, overwrite=True, ram=ram or None).receipt
 print(json.dumps({"stages": receipt["stages"], "tokens": receipt["data"]["calibration_tokens"]}))
 """
 
 
 def main(parts: list[str] | None = None) -> None:
-    parts = parts or ["equal", "best", *SIZES]
+    parts = parts or ["equal", "best", "160m", "1.1b-4"]
     if not PEER.exists():
         print("side by side: bench/peer/setup.sh has not been run, skipped")
         return
@@ -78,7 +81,7 @@ def main(parts: list[str] | None = None) -> None:
 
 def sized(size: str) -> None:
     """Time and extra memory on random weights; by the clock, and what all cores worked together, which other work beside hardly moves."""
-    shape, sequences = SIZES[size]
+    shape, sequences, ram = SIZES[size]
     chance = torch.Generator().manual_seed(0)
     # The first 16 of 26 parts calibrate.
     tokens = torch.randint(0, VOCABULARY, (sequences * 26 // 16, TOKENS), generator=chance)
@@ -86,23 +89,24 @@ def sized(size: str) -> None:
         config = transformers.LlamaConfig(**shape, vocab_size=VOCABULARY, max_position_embeddings=1024, tie_word_embeddings=False)
         model = random_checkpoint(Path(folder) / "model", config)
         save_file({"input_ids": tokens}, WORK / "all.safetensors")
-        words = [model, WORK / "all.safetensors", Path(folder) / "ours", EQUAL["gptq 4 bits"][1]]
-        done = subprocess.run([sys.executable, "-c", OURS, *map(str, words)], check=True, stdout=subprocess.PIPE, text=True)
-        told = json.loads(done.stdout.splitlines()[-1])
-        mine, begun = told["stages"]["assemble"], told["stages"]["open"]["peak_bytes"]
+        runs: list[tuple[str, float, float, int]] = []  # tool, seconds, seconds of one processor, bytes
+        for tool, allowed in (("modicum", ""), (f"modicum --ram {ram}", ram)):
+            words = [model, WORK / "all.safetensors", Path(folder) / "ours", EQUAL["gptq 4 bits"][1], allowed]
+            done = subprocess.run([sys.executable, "-c", OURS, *map(str, words)], check=True, stdout=subprocess.PIPE, text=True)
+            stages = json.loads(done.stdout.splitlines()[-1])["stages"]
+            grown = max(stages["assemble"]["peak_bytes"] - stages["open"]["peak_bytes"], 0)
+            runs.append((tool, stages["assemble"]["seconds"], stages["assemble"]["processor_seconds"], grown))
         save_file({"input_ids": tokens[:sequences]}, WORK / "some.safetensors")
         theirs = run_peer(
             model, WORK / "some.safetensors", {**COMMON, **EQUAL["gptq 4 bits"][0], "dtype": "bfloat16"}, Path(folder) / "theirs"
         )
-    grown = (theirs["memory"]["growth_bytes"], max(mine["peak_bytes"] - begun, 0))
-    seconds, worked = (theirs["seconds"], mine["seconds"]), (theirs["cpu_seconds"], mine["processor_seconds"])
-    rows = [
-        (tool, f"{seconds[place]:.0f}", f"{worked[place]:.0f}", f"{grown[place] / 1e6:.0f} MB")
-        for place, tool in enumerate(("llm-compressor", "modicum"))
-    ]
-    rows.append(("modicum's share", *(f"{mine / theirs:.2f}" for theirs, mine in (seconds, worked, grown))))
-    note = f"{sequences} sequences of {TOKENS} tokens, gptq 4 bits, group 64, bf16 weights; modicum's weights are read as they are needed. "
-    note += f"`python -m bench.side_by_side {size}`, {torch.get_num_threads()} threads."
+    whole = (theirs["seconds"], theirs["cpu_seconds"], theirs["memory"]["growth_bytes"])
+    rows = [("llm-compressor", f"{whole[0]:.0f}", f"{whole[1]:.0f}", f"{whole[2] / 1e6:.0f} MB")]
+    for tool, *found in runs:
+        shares = [f"{mine / its:.2f}" for mine, its in zip(found, whole)]
+        rows.append((tool, f"{found[0]:.0f} ({shares[0]})", f"{found[1]:.0f} ({shares[1]})", f"{found[2] / 1e6:.0f} MB ({shares[2]})"))
+    note = f"{sequences} sequences of {TOKENS} tokens, gptq 4 bits, group 64, bf16 weights; modicum's are read as they are needed. In brackets its "
+    note += f"share. `python -m bench.side_by_side {size}`, {torch.get_num_threads()} threads."
     show(f"Side by side {size}: random weights", ("tool", "seconds", "seconds of one processor", "extra memory"), rows, note)
 
 

@@ -22,8 +22,9 @@ def own_memory() -> int:
     return psutil.Process().memory_info().rss
 
 
-def trim() -> None:
-    """Free what only refers to itself, and give freed memory back to the system: the C library would keep it in pieces."""
-    gc.collect()
+def trim(*, circles: bool = True) -> None:
+    """Give freed memory back to the system, which the C library would keep in pieces; before that, free what only refers to itself (``circles``)."""
+    if circles:
+        gc.collect()
     if _TRIM is not None:
         _TRIM(0)

@@ -193,9 +193,9 @@ class Sweep:
     # Units with a module of their own
 
     def _unit(self, unit: Unit, name: str, arrivals: list[tuple[int, Arrival]]) -> Iterator[tuple[int, Any]]:
-        if unit.name not in self.done and self.treat is not None:
+        if unit.name not in self.done and self.treat is not None and not self._enough():
             self._treat_stage(unit, name, arrivals)
-        if self._awaited is not None and self._awaited <= self.done and not any(self._inside.values()):
+        if self._enough():
             raise _EnoughError  # the head's own products are the widest of all
         value = self._value(unit)
         for index, arrival in arrivals:
@@ -204,6 +204,9 @@ class Sweep:
             self.pool.admit(output)
             arrival.args, arrival.kwargs = (), None
             yield index, output
+
+    def _enough(self) -> bool:
+        return self._awaited is not None and self._awaited <= self.done and not any(self._inside.values())
 
     def _treat_stage(self, unit: Unit, name: str, arrivals: list[tuple[int, Arrival]]) -> None:
         assert self.treat is not None

@@ -38,9 +38,9 @@ class SpillPool:
                 self.admit(item)
 
     def trim(self) -> None:
-        """Under a limit, give freed memory back to the system, where it has grown enough to be worth the time."""
-        if self.limit is not None and own_memory() > self._trimmed + _GROWTH:
-            trim()
+        """Give freed memory back to the system, where it has grown enough to be worth the time; under a limit, look for what is in circles too."""
+        if own_memory() > self._trimmed + _GROWTH:
+            trim(circles=self.limit is not None)
             self._trimmed = own_memory()
 
     def _admit(self, tensor: torch.Tensor) -> None:
