@@ -109,6 +109,19 @@ def test_a_device_gives_what_the_processor_gives(tmp_path, device, way):
     assert there["quality"]["mean"] == pytest.approx(here["quality"]["mean"], rel=0.05)
 
 
+def test_a_module_stays_where_its_owner_has_put_it(device, tmp_path):
+    model, batches = zoo.build("cnn")
+    for owner in model.modules():
+        owner._parameters.update(
+            {name: torch.nn.Parameter(value.detach().to(GPU)) for name, value in owner._parameters.items() if value is not None}
+        )
+        owner._buffers.update({name: value.to(GPU) for name, value in owner._buffers.items()})
+    before = [parameter.detach().cpu().clone() for parameter in model.parameters()]
+    receipt = modicum.fit(model, data=batches, method="wanda keep=0.5", out=tmp_path / "out").receipt
+    assert receipt["versions"]["device"] == "cuda:0"
+    assert all(parameter.device == GPU and torch.equal(parameter.cpu(), old) for parameter, old in zip(model.parameters(), before))
+
+
 @pytest.mark.parametrize("name", ["gpu", "cuda:x", "meta", "mps"])
 def test_other_names_are_refused(name):
     with pytest.raises(SettingError, match="must be auto, cpu, cuda"):

@@ -46,7 +46,9 @@ class Subject:
         """Open the model, split the data (unless it is split already) and rehearse. Raises the errors of each."""
         model = opened(source, settings)
         data = data or _split(model, settings, batches)
-        if (device := chosen_device(settings.device)).type != "cpu":
+        # A module in memory is left where the caller has put it, unless told otherwise.
+        device = model.weights.home if settings.device == "auto" else chosen_device(settings.device)
+        if {device.type, model.weights.home.type} != {"cpu"}:
             model, data = model.on(device), data.on(device)
         try:
             script = rehearse(model, data.calibration[0])

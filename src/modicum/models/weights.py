@@ -72,7 +72,12 @@ class Weights:
 
     def read(self, name: str) -> torch.Tensor:
         """One parameter's value, whether loaded or not."""
-        return self._here.get(self.first[name], self.held(name))
+        return self._here.get(self.first[name], self.held(name)).to(CPU)
+
+    @property
+    def home(self) -> torch.device:
+        """Where the parameters lie while nothing is loaded."""
+        return CPU if self.lazy else next((self.held(name).device for name in self.names), CPU)
 
     def load(self, names: Iterable[str]) -> None:
         """Put the named parameters into the module."""
