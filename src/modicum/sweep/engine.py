@@ -96,17 +96,23 @@ class Sweep:
         self._displaced: dict[str, dict[str, torch.Tensor]] = {}
         stops = stop_names(model, script.stacks) if treat or values or biases else []
         self.chain = Chain(model.module, self.batches, stops, model.blocks)
+        # Weights outside blocks that are loaded when their module is called, and those of them that nothing needs after the last micro-batch.
+        trunk = set(model.trunk) if stops else set()
+        apart = [unit for unit in model.units.values() if unit.parameter in trunk and self._called_alone(unit)]
+        self._later = {unit.parameter for unit in apart}
+        self._once = {unit.parameter for unit in apart if not unit.aliases and unit.name not in script.reused}
 
     @torch.no_grad()  # as a decorator: entered and left around each step, so that two sweeps may alternate
     def run(self) -> Iterator[tuple[int, Any]]:
         """Drive the sweep."""
-        self.model.weights.load(self.model.trunk)
+        self.model.weights.load(name for name in self.model.trunk if name not in self._later)
         self._place("")
         try:
             yield from self.chain.run(self._work, self._passes)
         finally:
             for name in list(self._displaced):
                 self._restore(name)
+            self.model.weights.release(self.model.trunk)
 
     def _place(self, block: str) -> None:
         """Put treated weights that no module's forward multiplies (used directly, or seen by no one) into the loaded block."""
@@ -193,10 +199,14 @@ class Sweep:
     # Units with a module of their own
 
     def _unit(self, unit: Unit, name: str, arrivals: list[tuple[int, Arrival]]) -> Iterator[tuple[int, Any]]:
-        if unit.name not in self.done and self.treat is not None and not self._enough():
-            self._treat_stage(unit, name, arrivals)
         if self._enough():
             raise _EnoughError  # the head's own products are the widest of all
+        if unit.parameter in self._later:
+            self.model.weights.load([unit.parameter])
+        if unit.name not in self.done and self.treat is not None:
+            self._treat_stage(unit, name, arrivals)
+            if self._enough():
+                raise _EnoughError
         value = self._value(unit)
         for index, arrival in arrivals:
             with self._swapped(name, value):
@@ -204,6 +214,16 @@ class Sweep:
             self.pool.admit(output)
             arrival.args, arrival.kwargs = (), None
             yield index, output
+        if unit.parameter in self._once:
+            self._passed[unit.name] = self._passed.get(unit.name, 0) + len(arrivals)
+            if self._passed[unit.name] >= len(self.batches):
+                self.model.weights.release([unit.parameter])
+                self._dense.pop(unit.name, None)
+
+    def _called_alone(self, unit: Unit) -> bool:
+        """Whether a unit's weight is used by nothing but the calls of its module."""
+        modules = {unit.module, *(alias.rpartition(".")[0] for alias in unit.aliases)}
+        return unit.kind != "expert" and unit.name not in self.script.uncalled and self.script.read.isdisjoint(modules)
 
     def _enough(self) -> bool:
         return self._awaited is not None and self._awaited <= self.done and not any(self._inside.values())

@@ -131,6 +131,7 @@ class _Rehearsal:
             self.model.weights.load(self.model.trunk)
             for _ in self.chain.run(self._work):
                 pass
+            self.model.weights.release(self.model.trunk)
         self._group()
         return self.script
 
