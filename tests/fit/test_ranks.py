@@ -1,5 +1,6 @@
 """Several ranks make what one process makes, each weight once; one of them writes, and a rank that dies ends all."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -12,6 +13,8 @@ from modicum.core.errors import ModelError, SettingError
 from modicum.fit import fit, measure
 from modicum.fit.assemble import Assembly
 from modicum.fit.measurement import Measurement
+from modicum.fit.run import Run
+from modicum.fit.store import ChainStore
 from modicum.sweep.ranks import LONE
 from modicum.testing import zoo
 
@@ -67,7 +70,7 @@ def test_ranks_make_what_one_process_makes(together, tmp_path, noted, name, sett
     models, batches = given(name)
 
     def work(ranks):
-        # The second rank is told a place of its own, where nothing may appear.
+        # The second rank is told a place of its own, where nothing may stay.
         out = tmp_path / ("lone" if ranks is LONE else f"rank-{ranks.rank}") / "out"
         return fit(models[2 if ranks is LONE else ranks.rank], data=batches, out=out, target="modicum", ranks=ranks, **settings)
 
@@ -76,7 +79,7 @@ def test_ranks_make_what_one_process_makes(together, tmp_path, noted, name, sett
     for theirs in noted.values():
         theirs.clear()
     first, second = together(work)
-    assert first.out == second.out == tmp_path / "rank-0" / "out" and not (tmp_path / "rank-1").exists()
+    assert first.out == second.out == tmp_path / "rank-0" / "out" and not any((tmp_path / "rank-1").iterdir())
     assert [path.name for path in first.out.parent.iterdir()] == ["out"]
     assert first.receipt == second.receipt and first.plan == second.plan and first.receipt["versions"]["ranks"] == 2
     for cls, ours in noted.items():
@@ -88,6 +91,89 @@ def test_ranks_make_what_one_process_makes(together, tmp_path, noted, name, sett
     assert equal_codes(first.out, alone.out) > 0.99
     mean = [found.receipt["quality"]["mean"] for found in (first, alone)]
     assert mean[0] == pytest.approx(mean[1], rel=0.02)
+
+
+# Interrupted
+
+
+class DiedError(Exception):
+    """Stands for whatever ends a rank."""
+
+
+@contextlib.contextmanager
+def dying(rank, cls, name, count, after=False):
+    """One rank ends at the ``count``-th call of a method, or behind it."""
+    plain, calls = getattr(cls, name), []
+
+    def counted(self, *arguments):
+        if self.ranks.rank == rank:
+            calls.append(name)
+        end = self.ranks.rank == rank and len(calls) == count
+        if end and not after:
+            raise DiedError
+        result = plain(self, *arguments)
+        if end:
+            raise DiedError
+        return result
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cls, name, counted)
+        yield
+
+
+# The model has three blocks: the first three of ChainStore are the measurement's, the others the assembly's.
+ENDS = {
+    "a block measured": (1, ChainStore, "keep", 2),
+    "its outputs written by one": (0, ChainStore, "_stored", 2, True),
+    "its harms written by one": (1, Measurement, "save", 2, True),
+    "the choice": (0, Run, "_chosen", 1, True),
+    "a block made": (1, ChainStore, "keep", 5, True),
+    "its forms written by the other": (1, Assembly, "_flush", 2),
+    "all but the last": (0, ChainStore, "_stored", 6, True),
+    "the receipt": (0, Run, "_receipt", 1),
+}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(together, tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole") / "out"
+    return together(fitting(out))[0]
+
+
+def fitting(out):
+    """What each of some ranks does; models are made before, by nobody's chance but their own."""
+    models, batches = given("llama")
+    settings = {"bpw": 5, "menu": "int2,int4,gptq bits=3", "group": 32, "search_time": 0.0}
+    return lambda ranks: fit(models[ranks.rank], data=batches, out=out, target="modicum", ranks=ranks, **settings)
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_interrupted_ranks_continue_to_the_same_bytes(together, uninterrupted, tmp_path, noted, end):
+    with dying(*ENDS[end]):
+        found = together(fitting(tmp_path / "out"))
+    assert isinstance(found[ENDS[end][0]], DiedError) and isinstance(found[1 - ENDS[end][0]], ModelError)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.partial", "out.rank-1.partial"]
+    before = {cls: set(units(did)) for cls, did in noted.items()}
+    for did in noted.values():
+        did.clear()
+    first, second = together(fitting(tmp_path / "out"))
+    assert [path.name for path in tmp_path.iterdir()] == ["out"] and first.receipt == second.receipt
+    for path in uninterrupted.out.glob("*.safetensors"):
+        assert path.read_bytes() == (first.out / path.name).read_bytes()
+    assert first.plan == uninterrupted.plan and first.receipt["quality"] == uninterrupted.receipt["quality"]
+    # What all have kept is not done again, by nobody: at most the block in hand is, with a unit or two outside blocks.
+    for cls, did in noted.items():
+        again = before[cls] & set(units(did))
+        assert len({unit.split(".")[2] for unit in again if ".layers." in unit}) <= 1, (cls, again)
+
+
+def test_a_run_of_fewer_ranks_clears_away_what_more_have_left(together, tmp_path):
+    with dying(1, ChainStore, "keep", 2):
+        together(fitting(tmp_path / "out"), 3)
+    assert (tmp_path / "out.rank-2.partial").exists()
+    (tmp_path / "out.rank-3.partial").mkdir()  # of somebody else
+    fitting(tmp_path / "out")(LONE)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.rank-3.partial"]
 
 
 def test_plans_are_judged_by_one_on_the_forms_of_all(together, tmp_path, noted):
@@ -160,7 +246,7 @@ from modicum.fit.assemble import Assembly
 plain, calls = Assembly._make, []
 def dying(self, unit, stats):
     calls.append(unit.name)
-    if self.ranks.rank == 1 and len(calls) == 3:
+    if self.ranks.rank == 1 and len(calls) == 12:
         os._exit(9)
     return plain(self, unit, stats)
 Assembly._make = dying
@@ -194,7 +280,11 @@ def test_the_command_under_torchrun(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_rank_ends_all(tmp_path):
+def test_a_killed_rank_ends_all_and_all_continue(tmp_path):
     (tmp_path / "dies.py").write_text(DIES)
     done = torchrun(tmp_path / "dies.py", "fit", "demo", "--method", "gptq bits=4", *SIZES, "--out", tmp_path / "out")
     assert done.returncode != 0 and not (tmp_path / "out").exists()
+    for out in ("out", "whole"):  # continued, and never interrupted
+        assert torchrun("-m", "modicum", "fit", "demo", "--method", "gptq bits=4", *SIZES, "--out", tmp_path / out).returncode == 0
+    assert (tmp_path / "out/model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dies.py", "out", "whole"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -33,7 +34,7 @@ class Assembly:
     ):  # fmt: skip
         self.model, self.script, self.options = model, script, options
         self.start, self.biases, self.dropped, self.ranks = start or {}, biases or {}, dropped, ranks
-        self.store = FormStore(directory / "forms")
+        self.store = FormStore(directory / "forms", ranks)
         self.directory = directory
         self.events: list[str] = []
         self._pending: dict[str, dict[str, Form]] = {}
@@ -76,6 +77,10 @@ class Assembly:
     def _tell(self, events: Iterable[str]) -> None:
         self.events += [event for event in dict.fromkeys(events) if event not in self.events]
 
+    def _kept_events(self) -> list[str]:
+        path = self.directory / "events.json"
+        return json.loads(path.read_text()) if path.exists() else []
+
     def _flush(self, block: str) -> None:
         forms = self._pending.pop(block, {})
         if forms:
@@ -85,19 +90,14 @@ class Assembly:
 
     def run(self, batches: Sequence[Batch], *, seed: int, pool: SpillPool, tick: Callable[[str], None] = lambda _: None) -> FormStore:
         """Sweep and return the forms of every treated unit."""
-        if (self.directory / "events.json").exists():
-            import json
-
-            self.events = json.loads((self.directory / "events.json").read_text())
+        self.events = self.ranks.first("events kept", self._kept_events)
         needs = frozenset().union(*(option.needs for option in self.options.values()))
-        # Several ranks start afresh: each would have to find what all the others have.
-        chain = ChainStore(self.directory / "chain") if self.ranks.count == 1 else None
+        chain = ChainStore(self.directory / "chain", self.ranks)
 
         def on_block(name: str, outputs: dict) -> None:
             self._tell(sweep.chronicle.events)
             self._flush(name)
-            if chain is not None:
-                chain.keep(name, outputs)
+            chain.keep(name, outputs)
             tick(name)
 
         apart = {name for name in self.script.uncalled if name in self.options or name in self.start}
@@ -106,7 +106,7 @@ class Assembly:
         }
         sweep = Sweep(
             self.model, batches, self.script, self.treat, needs=needs, seed=seed, pool=pool, values=values, biases=self.biases,
-            dropped=self.dropped, on_block=on_block, replayed=chain.replayed() if chain is not None else None, ranks=self.ranks,
+            dropped=self.dropped, on_block=on_block, replayed=chain.replayed(), ranks=self.ranks,
         )  # fmt: skip
         sweep.finish(self.options.keys() - self.script.uncalled)
         self._tell(sweep.chronicle.events)

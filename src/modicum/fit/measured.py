@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -29,7 +28,7 @@ from modicum.fit.request import Settings, common
 from modicum.fit.store import write_json
 from modicum.fit.subject import Subject, opened
 from modicum.fit.survey import Survey
-from modicum.fit.workdir import WorkDir
+from modicum.fit.workdir import WorkDir, beside
 from modicum.models.model import Model
 from modicum.sweep.ranks import LONE, Ranks
 from modicum.sweep.spill import SpillPool
@@ -141,9 +140,8 @@ def measure(
     batches = None if data is None or isinstance(data, str | Path) else data
     place = WorkDir(Path(out), "modicum-measuring", request.overwrite)
     ranks.first("out", place.check)
-    with evaluating(model if isinstance(model, nn.Module) else None), tempfile.TemporaryDirectory(prefix="modicum-") as elsewhere:
-        if not ranks.leads:
-            place = WorkDir(Path(elsewhere) / "measured", place.kind)
+    place = WorkDir(beside(place.out, ranks.rank), place.kind, place.overwrite)
+    with evaluating(model if isinstance(model, nn.Module) else None):
         return _measure(model, request, batches, place, progress or Quiet(), ranks)
 
 
@@ -157,6 +155,8 @@ def _measure(source: Any, request: Settings, batches: Any, place: WorkDir, progr
     pool = SpillPool(subject.activation_limit(), None)
     with place.held():
         partial = pool.directory = place.begin(ranks.agreed(request.fingerprint(subject.model.hash(), subject.data.hashes)))
+        if ranks.leads:
+            place.forget_ranks(ranks.count)
         survey = Survey(subject, targets, partial / "measure", pool, meter, progress, ranks)
         levels = _levels(subject, targets, partial / "levels", pool)
         reason = ranks.first("search", lambda: _unjudged(subject, pool))
@@ -164,6 +164,8 @@ def _measure(source: Any, request: Settings, batches: Any, place: WorkDir, progr
         if reason and not findings.scales:
             findings.events.append(f"scales: left out, {reason}; harms stand as predicted. Pass a longer --search-time.")
         known = ranks.first("measured", lambda: _written(place, findings, subject, _meta(subject, source, targets, meter)))
+        if not ranks.leads:
+            place.discard()
     known.source = None if isinstance(source, str | Path) else source
     return known
 

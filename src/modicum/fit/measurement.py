@@ -201,8 +201,9 @@ class Measurement:
 
     def run(self, batches: Sequence[Batch], *, seed: int, pool: SpillPool, tick: Callable[[str], None] = lambda _: None) -> Findings:
         """Sweep and return what was found."""
-        # Several ranks start afresh: each would have to find what all the others have.
-        chain = ChainStore(self.directory / "chain") if self.directory is not None and self.ranks.count == 1 else None
+        chain = ChainStore(self.directory / "chain", self.ranks) if self.directory is not None else None
+        # Of several ranks the first has the harms of every block that all have kept: they are written before.
+        self.found = self.ranks.first("harms kept", lambda: self.found)
 
         def on_block(name: str, outputs: dict) -> None:
             self._tell(sweep.chronicle.events)

@@ -40,7 +40,7 @@ from modicum.fit.request import Request, common
 from modicum.fit.store import FormStore, load_change, save_change, write_json
 from modicum.fit.subject import Subject
 from modicum.fit.survey import Survey
-from modicum.fit.workdir import WorkDir, temporary
+from modicum.fit.workdir import WorkDir, beside, temporary
 from modicum.models.model import Model
 from modicum.models.quiet import hushed
 from modicum.sweep.ranks import LONE, Ranks
@@ -84,7 +84,7 @@ def fit(
     iterable of batches; without it the shipped text. ``out``: the directory to write; without it a temporary one that lives as long as the
     result. ``ranks``: the processes that call this together, the first of which writes (``modicum.sweep.ranks.joined``). Other settings as on
     the command line: see ``Request``. Raises ``ModicumError`` kinds; nothing is left behind but
-    ``OUT.partial``, from which the same call continues.
+    ``OUT.partial`` (``OUT.rank-N.partial`` of the other ranks), from which the same call continues.
     """
     parsed = Budget.parse(budget) if isinstance(budget, str) else budget
     words = Budget.of(size=size, bpw=bpw, params=params, loss=loss, memory=memory, speed=speed, latency=latency)
@@ -132,9 +132,8 @@ class Run:
         ranks: Ranks = LONE,
     ):  # fmt: skip
         self.request, self.meter, self.progress, self.measured, self.ranks = request, Meter(), progress, measured, ranks
-        out = request.out if ranks.leads else None
-        self.temporary = temporary() if out is None and not request.dry_run else None
-        self.out = out or (self.temporary or Path()) / "model"
+        self.temporary = temporary() if request.out is None and not request.dry_run else None
+        self.out = beside(request.out or (self.temporary or Path()) / "model", ranks.rank)
         self.place = WorkDir(self.out, "modicum-run", request.overwrite)
         if request.out is not None and not request.dry_run:
             ranks.first("out", self.place.check)
@@ -190,6 +189,8 @@ class Run:
     def _held(self) -> Result:
         fingerprint = self.ranks.agreed(self.request.fingerprint(self.model.hash(), self.data.hashes))
         partial = self.pool.directory = self.place.begin(fingerprint)
+        if self.ranks.leads:
+            self.place.forget_ranks(self.ranks.count)
         plan, table = self._plan(partial)
         plan.write(partial / "plan.json")
         shutil.rmtree(partial / "levels", ignore_errors=True)
@@ -205,6 +206,8 @@ class Run:
             forms = assembly.run(self.data.calibration, seed=self.request.seed, pool=self.pool, tick=lambda _: self.progress.step())
         self.events += assembly.events
         receipt, out = self.ranks.first("receipt", lambda: self._written(partial, plan, table, forms))
+        if not self.ranks.leads:
+            self.place.discard()
         return Result(out, receipt, plan, self.model, self.temporary)
 
     def _written(self, partial: Path, plan: Plan, table: Table | None, forms: FormStore) -> tuple[dict[str, Any], Path]:
@@ -280,7 +283,7 @@ class Run:
             return self._applied(self.request.method), None
         chooser = Chooser(self.subject, self.target_name, self.request)
         path = partial / "choice.json"
-        known = json.loads(path.read_text()) if path.exists() else None
+        known = self.ranks.first("choice kept", lambda: json.loads(path.read_text()) if path.exists() else None)
         findings, levels = self._findings(chooser, partial, known is None)
         return self.ranks.first("plan", lambda: self._chosen(chooser, findings, levels, path, known))
 

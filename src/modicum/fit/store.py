@@ -7,6 +7,7 @@ import os
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from modicum.core.method import Change
 from modicum.core.tensorfile import TensorFile, TensorWriter
 from modicum.forms import Form, restore
 from modicum.sweep import Sensitivity
+from modicum.sweep.ranks import LONE, Ranks
 
 # Before the module's name, where a file holds biases beside forms.
 _BIAS = "bias of "
@@ -105,15 +107,23 @@ def load_change(path: Path) -> Change:
 
 
 class FormStore(Mapping[str, Form]):
-    """Forms by unit name, each group in a file of its own; reading one touches only its tensors."""
+    """Forms by unit name, each group in a file of its own; reading one touches only its tensors.
 
-    def __init__(self, directory: Path):
+    Of several ``ranks`` all begin with what all have.
+    """
+
+    def __init__(self, directory: Path, ranks: Ranks = LONE):
         self.directory = directory
         directory.mkdir(parents=True, exist_ok=True)
         self._home: dict[str, tuple[Path, dict]] = {}
         self._known: set[str] = set()
-        for path in sorted(directory.glob("*.safetensors")):
-            self._register(path)
+        paths = {path.name: path for path in sorted(directory.glob("*.safetensors"))}
+        kept = set.intersection(*ranks.gather("forms kept", set(paths)))
+        for name, path in paths.items():
+            if name in kept:
+                self._register(path)
+            else:
+                path.unlink()
 
     def _register(self, path: Path) -> None:
         with TensorFile(path) as file:
@@ -150,16 +160,23 @@ class ChainStore:
     """Outputs of finished blocks, so that a sweep continues where it stopped on bit-identical inputs.
 
     A block's outputs are kept while somebody still needs them: until the next block of the chain is done and the model holds them no
-    longer, which the tensors' own lifetime tells. Blocks nobody needs answer with empty tensors of the right shape.
+    longer, which the tensors' own lifetime tells. Blocks nobody needs answer with empty tensors of the right shape. Of several ``ranks`` each keeps
+    the outputs of its own micro-batches, and all continue from the last block that all have kept.
     """
 
-    def __init__(self, directory: Path):
-        self.directory = directory
+    def __init__(self, directory: Path, ranks: Ranks = LONE):
+        self.directory, self.ranks = directory, ranks
         directory.mkdir(parents=True, exist_ok=True)
         self._state = directory / "chain.json"
         self.done: list[dict[str, Any]] = json.loads(self._state.read_text()) if self._state.exists() else []
         self._alive: dict[str, list[weakref.ref]] = {}
         self.storable = True
+        found = ranks.gather("blocks kept", [entry["block"] for entry in self.done])
+        common = sum(1 for _ in takewhile(lambda blocks: len(set(blocks)) == 1, zip(*found)))
+        if surplus := self.done[common:]:
+            self.done = self.done[:common]
+            write_json(self._state, self.done)
+            self._remove(surplus)
 
     def replayed(self) -> dict[str, Callable[[int], Any]]:
         """For each finished block, what gives its output for a micro-batch."""
@@ -167,33 +184,39 @@ class ChainStore:
 
     def keep(self, block: str, outputs: dict[int, Any]) -> bool:
         """Store a finished block's outputs; False where they are not tensors, and the sweep cannot be continued."""
-        if not self.storable:
-            return False
+        self.storable = self.storable and self._stored(block, outputs)
+        # What no rank needs once all have kept this block may go, and not before: one of them may yet have to begin with the block before.
+        self.storable = all(self.ranks.gather(f"{block} kept", self.storable))
+        if self.storable and (stale := self._stale()):
+            gone = [dict(entry) for entry in stale]
+            for entry in stale:
+                entry["file"] = None
+            write_json(self._state, self.done)
+            self._remove(gone)
+        return self.storable
+
+    def _stored(self, block: str, outputs: dict[int, Any]) -> bool:
         flat = {index: _flatten(output) for index, output in outputs.items()}
         if any(value is None for value in flat.values()) or any(entry["block"] == block for entry in self.done):
-            self.storable = False
             return False
         name = f"{len(self.done):05d}.safetensors"
         tensors = {f"{index}.{place}": t for index, (_, found) in flat.items() for place, t in enumerate(found)}  # type: ignore[misc]
         _write(self.directory / name, tensors)
         shapes = {key: [str(t.dtype)[6:], list(t.shape)] for key, t in tensors.items()}
         self.done.append({"block": block, "file": name, "shapes": shapes, "structure": {str(i): v[0] for i, v in flat.items()}})  # type: ignore[index]
-        stale = self._stale()
         self._alive[block] = [weakref.ref(tensor) for tensor in tensors.values()]
         write_json(self._state, self.done)
-        for path in stale:
-            path.unlink(missing_ok=True)
         return True
 
-    def _stale(self) -> list[Path]:
-        """Files of blocks at least two back whose tensors nobody holds any more."""
-        stale = []
-        for entry in self.done[:-2]:
-            refs = self._alive.get(entry["block"])
-            if entry["file"] and refs is not None and all(ref() is None for ref in refs):
-                stale.append(self.directory / entry["file"])
-                entry["file"] = None
-        return stale
+    def _stale(self) -> list[dict[str, Any]]:
+        """Blocks at least two back with a file, whose tensors nobody holds any more."""
+        held = lambda entry: any(ref() is not None for ref in self._alive[entry["block"]]) if entry["block"] in self._alive else True
+        return [entry for entry in self.done[:-2] if entry["file"] and not held(entry)]
+
+    def _remove(self, entries: list[dict[str, Any]]) -> None:
+        for entry in entries:
+            if entry["file"]:
+                (self.directory / entry["file"]).unlink(missing_ok=True)
 
     def _read(self, entry: dict[str, Any], index: int) -> Any:
         keys = sorted((key for key in entry["shapes"] if key.split(".")[0] == str(index)), key=lambda key: int(key.split(".")[1]))

@@ -55,8 +55,9 @@ class Survey:
         """
         self.directory.mkdir(exist_ok=True)
         path = self.directory / "findings.json"
-        if path.exists():
-            return Findings.from_json(json.loads(path.read_text()))
+        known = self.ranks.first("findings kept", lambda: json.loads(path.read_text()) if path.exists() else None)
+        if known is not None:
+            return Findings.from_json(known)
         sensitivities = self._sensitivities()
         # What others made is kept where plans are judged.
         keep = levels.keep if self.ranks.leads and levels is not None else None if levels is None else _let_go
@@ -88,7 +89,7 @@ class Survey:
         if settings.harm == "error":
             return {}
         path = self.directory / "sensitivities.safetensors"
-        if path.exists():
+        if all(self.ranks.gather("gradients kept", path.exists())):
             return load_sensitivities(path)
         self.progress.start("gradients", 1)
         with self.meter.stage("gradients"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -76,6 +77,18 @@ class WorkDir:
         write_json(state, {"format": self.kind, "fingerprint": fingerprint})
         return self.partial
 
+    def forget_ranks(self, count: int) -> None:
+        """Remove what ranks of an interrupted run left beside ``out`` whom a run of ``count`` does not have."""
+        name = re.compile(re.escape(self.out.name) + r"\.rank-(\d+)\.partial")
+        for path in self.partial.parent.iterdir():
+            if (found := name.fullmatch(path.name)) and int(found[1]) >= count and _state(path / "state.json").get("format") == self.kind:
+                WorkDir(path.with_suffix(""), self.kind).discard()
+
+    def discard(self) -> None:
+        """Clear away what was made, as far as it can be."""
+        with contextlib.suppress(OSError):
+            self._clear()
+
     def finish(self, final: Path) -> None:
         """Put ``final``, a folder inside the partial one, in the place of ``out``."""
         self.check()  # somebody else may have written it meanwhile
@@ -83,8 +96,7 @@ class WorkDir:
             shutil.rmtree(self.partial / "replaced", ignore_errors=True)
             self.out.rename(self.partial / "replaced")
         final.rename(self.out)
-        with contextlib.suppress(OSError):  # all is done, whether or not it can be cleared away
-            self._clear()
+        self.discard()  # all is done, whether or not it can be cleared away
 
     def _clear(self) -> None:
         """Remove the partial folder so that, wherever this is interrupted, it is known as ours and never continued from."""
@@ -97,6 +109,11 @@ class WorkDir:
             elif path != stale:
                 path.unlink()
         shutil.rmtree(self.partial)
+
+
+def beside(out: Path, rank: int) -> Path:
+    """Where a rank that does not write keeps what it must have to be continued."""
+    return out.with_name(f"{out.name}.rank-{rank}") if rank else out
 
 
 def temporary(prefix: str = "modicum-") -> Path:

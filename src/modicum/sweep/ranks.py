@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import os
 import pickle
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -42,16 +41,15 @@ class Ranks:
         return self.rank == 0
 
     def agreed(self, fingerprint: str) -> str:
-        """The fingerprint of the run that all were asked for; of several ranks one that no other run has, so that they start afresh.
+        """The fingerprint of the run that all were asked for, with the own share of it.
 
         Raises ``SettingError`` where they were asked for different ones.
         """
-        found = self.gather("request", (fingerprint, uuid.uuid4().hex))
-        if len({asked for asked, _ in found}) > 1:
+        if len(set(self.gather("request", fingerprint))) > 1:
             raise SettingError(
                 "ranks: must all be given the same settings, model and data, were not. Run the same command on all machines."
             )
-        return fingerprint if self.count == 1 else " ".join(found[0])
+        return fingerprint if self.count == 1 else f"{fingerprint} {self.rank} of {self.count}"
 
     def share(self, items: Sequence[T]) -> Sequence[T]:
         """Every ``count``-th of the items, from the own place on. Raises ``SettingError`` where there are fewer items than ranks."""
