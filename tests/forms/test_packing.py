@@ -33,6 +33,17 @@ def test_codes_are_packed_lowest_bit_first_and_come_back(case):
     assert torch.equal(unpack(packed, bits, codes.shape[1]), codes)
 
 
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_codes_may_lie_anywhere_and_be_many(bits):
+    codes = torch.randint(0, 2**bits, (3 + 600 * 1024,), generator=torch.Generator().manual_seed(bits)).to(torch.uint8)
+    wide = codes[3:].view(600, 1024)  # more than are packed at a time, at an odd place
+    for given_codes in (wide, wide.T, wide[:, 5:77], wide[::3, ::2]):
+        packed = pack(given_codes, bits)
+        assert torch.equal(packed, pack(given_codes.clone(memory_format=torch.contiguous_format), bits))
+        assert torch.equal(unpack(packed, bits, given_codes.shape[1]), given_codes)
+        assert torch.equal(packed[:7], naive(given_codes[:7], bits))
+
+
 @pytest.mark.parametrize(
     "packed, bits, columns",
     [
