@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 from bench.common import SAMPLES, TOKENS, show
 from modicum.core.method import Need
@@ -73,7 +74,26 @@ def compare(name: str, model: Model, batches: list) -> None:
         for work, spent in seconds.items()
     ]
     tokens = sum(batch["input_ids"].numel() for batch in batches)
+    if name != "demo":
+        profiled(name, works["with every covariance"], tokens)
     show(f"Sweep {name}: {tokens} tokens, bfloat16", ("work", "seconds", "times the plain forward", "times its products"), rows)
+
+
+def profiled(name: str, work, tokens: int) -> None:
+    """Where a sweep's time goes, by torch's operations, of one processor."""
+    with profile(activities=[ProfilerActivity.CPU]) as found:
+        started = time.process_time()
+        work()
+        whole = time.process_time() - started
+    operations = {event.key: (event.self_cpu_time_total / 1e6, event.count) for event in found.key_averages()}
+    clock = sum(seconds for seconds, _ in operations.values())
+    most = sorted(operations, key=lambda key: -operations[key][0])[:12]
+    rows = [(key, operations[key][1], f"{operations[key][0]:.2f} s", f"{operations[key][0] / clock:.0%}") for key in most]
+    left = sum(operations[key][0] for key in operations if key not in most)
+    rows.append(("all others", "", f"{left:.2f} s", f"{left / clock:.0%}"))
+    note = "aten::addmm_ are the covariances, aten::mm the model's own products. Watching each operation "
+    note += f"takes time of its own; all threads together worked {whole:.1f} s. `python bench/run.py sweep`."
+    show(f"Sweep {name} profile: {tokens} tokens with every covariance", ("operation", "calls", "seconds", "share"), rows, note)
 
 
 def products(model: Model, script: Script, batches: list, *, covariances: bool):
