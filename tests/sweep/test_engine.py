@@ -6,6 +6,7 @@ import transformers
 
 from modicum.core.method import Need
 from modicum.data.splits import call
+from modicum.forms import Dense
 from modicum.models.open import open_model
 from modicum.sweep import Sweep, rehearse
 from modicum.sweep.reverse import output_tensor
@@ -145,3 +146,34 @@ def test_the_head_is_not_run_for_nobody():
     sweep.finish(set(model.units))
     # All stand before the head when it is treated; its product is not made for them.
     assert seen == ["norm"] * len(batches) and "lm_head.weight" in sweep.done and left == list(model.blocks)
+
+
+CHECKPOINTS = [name for name in zoo.names() if name not in ("mlp", "cnn")]
+
+
+@pytest.mark.parametrize("name", [*CHECKPOINTS, *(pytest.param(name, marks=pytest.mark.slow) for name in zoo.extra_names())])
+def test_weights_outside_blocks_come_and_go(tmp_path, name):
+    module, batches = zoo.build(name)
+    module.save_pretrained(tmp_path)
+    with torch.no_grad():
+        wanted = [output_tensor(call(module, batch))[0] for batch in batches]
+    model = open_model(tmp_path)
+    script, held = rehearse(model, batches[0]), {}
+    is_held = lambda: {parameter for parameter in model.trunk if model.weights.held(parameter).device.type != "meta"}
+    assert not is_held()
+
+    def treat(stage):
+        held.update({unit.name: is_held() for unit in stage.units})
+        if stage.block:
+            return None
+        return {unit.name: Dense(model.matrix(unit)) for unit in stage.units if unit.kind == "linear" and unit.name not in script.reused}
+
+    got = dict(Sweep(model, batches, script, treat).run())
+    for index, expected in enumerate(wanted):
+        assert torch.allclose(output_tensor(got[index])[0], expected, atol=1e-5)
+    assert not is_held()
+    if name == "llama":
+        inside = {frozenset(held[unit]) for unit in held if ".layers." in unit}
+        assert inside == {frozenset({"model.norm.weight"})} and held["lm_head.weight"] == {"model.norm.weight", "lm_head.weight"}
+    if name == "qwen2":  # the embedding is the head too
+        assert all("model.embed_tokens.weight" in held[unit] for unit in held)
