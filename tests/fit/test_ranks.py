@@ -167,6 +167,21 @@ def test_interrupted_ranks_continue_to_the_same_bytes(together, uninterrupted, t
         assert len({unit.split(".")[2] for unit in again if ".layers." in unit}) <= 1, (cls, again)
 
 
+def test_an_interrupted_measurement_of_ranks_continues(together, tmp_path, noted):
+    models, batches = given("llama")
+    settings = {"menu": "int2,int4,ziplm keep=0.5", "group": 32, "search_time": 0.0, "target": "modicum"}
+    work = lambda out: together(lambda ranks: measure(models[ranks.rank], data=batches, out=tmp_path / out, ranks=ranks, **settings))
+    whole = work("whole")[0]
+    wanted = units(noted[Measurement])
+    noted[Measurement].clear()
+    with dying(0, ChainStore, "keep", 2, True):
+        work("out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.partial", "out.rank-1.partial", "whole"]
+    found = work("out")
+    assert found[0].findings == found[1].findings == whole.findings and units(noted[Measurement]) == wanted
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
+
+
 def test_a_run_of_fewer_ranks_clears_away_what_more_have_left(together, tmp_path):
     with dying(1, ChainStore, "keep", 2):
         together(fitting(tmp_path / "out"), 3)
