@@ -148,6 +148,30 @@ def test_the_head_is_not_run_for_nobody():
     assert seen == ["norm"] * len(batches) and "lm_head.weight" in sweep.done and left == list(model.blocks)
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3_moe", "bert", "whisper"])
+def test_weights_that_others_stand_for_are_not_read(tmp_path, name):
+    module, batches = zoo.build(name)
+    module.save_pretrained(tmp_path)
+    model = open_model(tmp_path)
+    script, read = rehearse(model, batches[0]), []
+    forms = {
+        unit.name: Dense(model.matrix(unit) * 0.5)
+        for unit in model.units.values()
+        if unit.kind == "linear" and script.block_of.get(unit.name)
+    }
+    values = {unit.parameter: unit for unit in model.units.values() if unit.name in forms}
+    with torch.no_grad():
+        for parameter, unit in values.items():
+            module.get_parameter(parameter).copy_(unit.stored(forms[unit.name].dense()))
+        wanted = [output_tensor(call(module, batch))[0] for batch in batches]
+    source = model.weights._value
+    model.weights._value = lambda first: read.append(first) or source(first)
+    for index, output in Sweep(model, batches, script, values=forms).run():
+        assert torch.allclose(output_tensor(output)[0], wanted[index], atol=1e-5)
+    outside = {parameter for parameter, unit in values.items() if unit.module in script.read or unit.name in script.uncalled}
+    assert forms and set(values) & set(read) == outside and len(read) == len(set(read))
+
+
 CHECKPOINTS = [name for name in zoo.names() if name not in ("mlp", "cnn")]
 
 

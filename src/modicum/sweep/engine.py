@@ -99,6 +99,9 @@ class Sweep:
         # Weights outside blocks that are loaded when their module is called, and those of them that nothing needs after the last micro-batch.
         trunk = set(model.trunk) if stops else set()
         apart = [unit for unit in model.units.values() if unit.parameter in trunk and self._called_alone(unit)]
+        # What every call gets another value for is not read at all.
+        alone = (unit for unit in model.units.values() if treat is None and unit.name in self.forms and self._called_alone(unit))
+        self._given = {unit.parameter for unit in alone}
         self._later = {unit.parameter for unit in apart}
         self._once = {unit.parameter for unit in apart if not unit.aliases and unit.name not in script.reused}
 
@@ -155,7 +158,7 @@ class Sweep:
     def _enter(self, name: str, arrivals: list[tuple[int, Arrival]]) -> Iterator[tuple[int, Any]]:
         skip = name in self.dropped
         if not skip and name not in self.replayed:
-            self.model.weights.load(self.model.blocks[name].parameters)
+            self.model.weights.load(each for each in self.model.blocks[name].parameters if each not in self._given)
             self._place(name)
         for index, arrival in arrivals:
             first = arrival.args[0] if arrival.args else (arrival.kwargs or {})["hidden_states"]
@@ -201,7 +204,7 @@ class Sweep:
     def _unit(self, unit: Unit, name: str, arrivals: list[tuple[int, Arrival]]) -> Iterator[tuple[int, Any]]:
         if self._enough():
             raise _EnoughError  # the head's own products are the widest of all
-        if unit.parameter in self._later:
+        if unit.parameter in self._later - self._given:
             self.model.weights.load([unit.parameter])
         if unit.name not in self.done and self.treat is not None:
             self._treat_stage(unit, name, arrivals)
