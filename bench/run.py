@@ -29,11 +29,12 @@ def document() -> str:
     lines = [
         "# Benchmarks",
         "",
-        "Measured by `make bench` (`python bench/run.py NAME` for one); generated from `bench/results`, do not edit.",
+        "Measured by `make bench` (`python bench/run.py NAME` for one); generated from `bench/aims.md` and `bench/results`, do not edit.",
         "",
     ]
     machine = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     lines += [f"{machine}. Seconds are of a shared, noisy machine: read ratios."]
+    lines += ["", (ROOT / "bench" / "aims.md").read_text(encoding="utf-8").rstrip()]
     for path in sorted((ROOT / "bench" / "results").glob("*.json")):
         table = json.loads(path.read_text(encoding="utf-8"))
         lines += ["", f"## {table['title']}", "", f"| {' | '.join(table['head'])} |", f"|{'---|' * len(table['head'])}"]

@@ -9,6 +9,7 @@ import torch
 
 from bench.common import show
 from modicum.core.unit import Stats
+from modicum.numerics.gram import add_gram, mirror
 from modicum.numerics.grid import Grid
 from modicum.numerics.solver import factorize
 from modicum.prune import Sparsegpt
@@ -53,7 +54,30 @@ def main() -> None:
         rows,
         "The floor is half a product for the corrections and a sixth for the factorization in float32, which is tried first.",
     )
+    covariances()
     rounding()
+
+
+def covariances(tokens: int = 4096) -> None:
+    """Half of the matrix of one micro-batch's inner products against the whole by one product; errors against float64."""
+    rows = []
+    for size in (1024, 2048, 4096, 5632):
+        inputs = torch.randn(tokens, size, generator=torch.Generator().manual_seed(0)).bfloat16()
+        values, total = inputs.float(), torch.zeros(size, size)
+        whole = seconds(lambda values=values: values.T @ values)
+        half = seconds(lambda values=values, total=total: add_gram(total, values))
+        exact = values.double().T @ values.double()
+        error = lambda found, exact=exact: f"{float((found.double() - exact).norm() / exact.norm()):.1e}"
+        ours = torch.zeros(size, size)
+        add_gram(ours, values)
+        speed = f"{2 * tokens * size**2 / half / 1e9:.0f}"
+        rows.append((size, f"{whole:.3f} s", f"{half:.3f} s", f"{half / whole:.2f}", speed, error(mirror(ours)), error(inputs.T @ inputs)))
+    show(
+        "Covariances: one micro-batch in float32",
+        ("columns", "one product", "half of it", "ratio", "gigaflops of the whole", "error", "error of a bfloat16 product"),
+        rows,
+        f"{tokens} tokens. Errors are relative to the float64 matrix, in the Frobenius norm. `python bench/run.py solver`.",
+    )
 
 
 def rounding(size: int = 4096) -> None:
