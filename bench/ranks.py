@@ -17,7 +17,7 @@ from bench.common import TOKENS, show
 from bench.sweep import LARGE, VOCABULARY
 from modicum.testing import random_checkpoint
 
-SEQUENCES, ROUNDS = 64, 3
+SEQUENCES, ROUNDS = 32, 3
 # Processes, and threads of each: one core, two cores in one process, and one core for each of two.
 ARRANGEMENTS = {"1 process, 1 thread": (1, 1), "1 process, 2 threads": (1, 2), "2 ranks, 1 thread each": (2, 1)}
 CHILD = """
@@ -33,7 +33,7 @@ with joined() as ranks:
 if ranks.leads:
     print(json.dumps(receipt["stages"]["assemble"]))
 """
-JUDGING = ("fit", "demo", "--bpw", "4", "--allocator", "random", "--search-time", "40", "--json", "--overwrite")
+JUDGING = ["fit", "demo", "--bpw", "4", "--allocator", "random", "--search-time", "30", "--samples", "16", "--json", "--overwrite"]
 
 
 def main() -> None:
