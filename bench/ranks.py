@@ -33,10 +33,16 @@ with joined() as ranks:
 if ranks.leads:
     print(json.dumps(receipt["stages"]["assemble"]))
 """
-JUDGING = ["fit", "demo", "--bpw", "4", "--allocator", "random", "--search-time", "30", "--samples", "16", "--json", "--overwrite"]
+JUDGING = ["fit", "demo", "--bpw", "4", "--allocator", "evopress", "--search-time", "30", "--samples", "16", "--json", "--overwrite"]
 
 
 def main() -> None:
+    sweeping()
+    judging()
+
+
+def sweeping() -> None:
+    """One sweep by one process and by two ranks."""
     import transformers
 
     chance = torch.Generator().manual_seed(0)
@@ -56,14 +62,17 @@ def main() -> None:
         note = f"160 million random weights, {SEQUENCES} sequences of {TOKENS} tokens, gptq 4 bits: seconds of calibrating and solving, the median "
         note += f"of {ROUNDS} rounds and their range. The peak is the first rank's. `python bench/run.py ranks`."
         show("Ranks: one sweep by several processes", ("arrangement", "seconds", "times as fast", "peak of one"), rows, note)
-        judged = []
+
+
+def judging() -> None:
+    """Candidates of a search, judged by one process of two threads and by two of one."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
         for workers in (1, 2):
-            search = _run(1, 2, "-m", "modicum", *JUDGING, "--workers", workers, "--out", out)["search"]
-            judged.append((workers, search["evaluations"], f"{search['seconds']:.0f}", f"{search['evaluations'] / search['seconds']:.2f}"))
-        note = (
-            "The demo, random plans at 4 bits per weight, two threads in all: starting the workers is in it. `python bench/run.py ranks`."
-        )
-        show("Workers: candidates judged", ("workers", "candidates", "seconds", "candidates a second"), judged, note)
+            search = _run(1, 2, "-m", "modicum", *JUDGING, "--workers", workers, "--out", Path(folder) / "out")["search"]
+            rows.append((workers, search["evaluations"], f"{search['seconds']:.0f}", f"{search['evaluations'] / search['seconds']:.2f}"))
+    note = "The demo, EvoPress at 4 bits per weight, two threads in all: starting the workers is in it. `python bench/run.py ranks`."
+    show("Workers: candidates judged", ("workers", "candidates", "seconds", "candidates a second"), rows, note)
 
 
 def _run(processes: int, threads: int, *words: Any) -> dict[str, Any]:
