@@ -1,6 +1,7 @@
 """Side by side with llm-compressor in its own environment (bench/peer/setup.sh): same weights, tokens, bits, groups, damping, order.
 
-`python -m bench.side_by_side [equal best 160m 1.1b-4 1.1b]`; the last three are random weights, of which time and memory are compared.
+`python -m bench.side_by_side [equal best 160m 160m-fp32 1.1b-4 1.1b]`; of
+all but the first two, random weights, time and memory are compared.
 """
 
 from __future__ import annotations
@@ -42,10 +43,15 @@ BEST = {
 COMMON = {"group": 64, "symmetric": True, "damping": 0.01, "order": "static", "pattern": "0:0", "ignore": ["lm_head"], "batch_size": 8}
 
 
-# Random weights of these shapes, how many sequences they are calibrated on, and a bound on memory that is tried beside none; 1.1b-4 has four of
-# the 22 blocks, of which each costs the same.
+# Random weights of these shapes and kinds, how many sequences they are calibrated on, and bounds on memory, of which none is one; 1.1b-4 has four
+# of the 22 blocks, of which each costs the same.
 WIDE = MODELS["1.1b"][0]
-SIZES = {"160m": (LARGE, 64, "1.4GB"), "1.1b-4": (WIDE | {"num_hidden_layers": 4}, 32, "2.45GB"), "1.1b": (WIDE, 32, "2.45GB")}
+SIZES = {
+    "160m": (LARGE, "bfloat16", 64, ("", "1.4GB")),
+    "160m-fp32": (LARGE, "float32", 64, ("",)),
+    "1.1b-4": (WIDE | {"num_hidden_layers": 4}, "bfloat16", 32, ("", "2.45GB")),
+    "1.1b": (WIDE, "bfloat16", 32, ("", "2.45GB")),
+}
 OURS = """
 import json, sys
 import modicum
@@ -61,7 +67,7 @@ print(json.dumps({"stages": receipt["stages"], "tokens": receipt["data"]["calibr
 
 
 def main(parts: list[str] | None = None) -> None:
-    parts = parts or ["equal", "best", "160m", "1.1b-4"]
+    parts = parts or ["equal", "best", "160m", "160m-fp32", "1.1b-4"]
     if not PEER.exists():
         print("side by side: bench/peer/setup.sh has not been run, skipped")
         return
@@ -81,33 +87,37 @@ def main(parts: list[str] | None = None) -> None:
 
 def sized(size: str) -> None:
     """Time and extra memory on random weights; by the clock, and what all cores worked together, which other work beside hardly moves."""
-    shape, sequences, ram = SIZES[size]
+    shape, dtype, sequences, bounds = SIZES[size]
     chance = torch.Generator().manual_seed(0)
     # The first 16 of 26 parts calibrate.
     tokens = torch.randint(0, VOCABULARY, (sequences * 26 // 16, TOKENS), generator=chance)
     with tempfile.TemporaryDirectory() as folder:
         config = transformers.LlamaConfig(**shape, vocab_size=VOCABULARY, max_position_embeddings=1024, tie_word_embeddings=False)
-        model = random_checkpoint(Path(folder) / "model", config)
+        model = random_checkpoint(Path(folder) / "model", config, getattr(torch, dtype))
         save_file({"input_ids": tokens}, WORK / "all.safetensors")
-        runs: list[tuple[str, float, float, int]] = []  # tool, seconds, seconds of one processor, bytes
-        for tool, allowed in (("modicum", ""), (f"modicum --ram {ram}", ram)):
+        runs: list[tuple[str, float, float, int, int]] = []  # tool, seconds, seconds of one processor, extra bytes, bytes in all
+        for allowed in bounds:
             words = [model, WORK / "all.safetensors", Path(folder) / "ours", EQUAL["gptq 4 bits"][1], allowed]
             done = subprocess.run([sys.executable, "-c", OURS, *map(str, words)], check=True, stdout=subprocess.PIPE, text=True)
             stages = json.loads(done.stdout.splitlines()[-1])["stages"]
-            grown = max(stages["assemble"]["peak_bytes"] - stages["open"]["peak_bytes"], 0)
-            runs.append((tool, stages["assemble"]["seconds"], stages["assemble"]["processor_seconds"], grown))
+            made = stages["assemble"]
+            grown = max(made["peak_bytes"] - stages["open"]["peak_bytes"], 0)
+            tool = f"modicum --ram {allowed}" if allowed else "modicum"
+            runs.append((tool, made["seconds"], made["processor_seconds"], grown, made["peak_bytes"]))
         save_file({"input_ids": tokens[:sequences]}, WORK / "some.safetensors")
-        theirs = run_peer(
-            model, WORK / "some.safetensors", {**COMMON, **EQUAL["gptq 4 bits"][0], "dtype": "bfloat16"}, Path(folder) / "theirs"
-        )
-    whole = (theirs["seconds"], theirs["cpu_seconds"], theirs["memory"]["growth_bytes"])
-    rows = [("llm-compressor", f"{whole[0]:.0f}", f"{whole[1]:.0f}", f"{whole[2] / 1e6:.0f} MB")]
+        theirs = run_peer(model, WORK / "some.safetensors", {**COMMON, **EQUAL["gptq 4 bits"][0], "dtype": dtype}, Path(folder) / "theirs")
+    memory = theirs["memory"]
+    whole = (theirs["seconds"], theirs["cpu_seconds"], memory["growth_bytes"], memory["before_bytes"] + memory["growth_bytes"])
+    rows = [("llm-compressor", f"{whole[0]:.0f}", f"{whole[1]:.0f}", f"{whole[2] / 1e6:.0f} MB", f"{whole[3] / 1e6:.0f} MB")]
     for tool, *found in runs:
         shares = [f"{mine / its:.2f}" for mine, its in zip(found, whole)]
-        rows.append((tool, f"{found[0]:.0f} ({shares[0]})", f"{found[1]:.0f} ({shares[1]})", f"{found[2] / 1e6:.0f} MB ({shares[2]})"))
-    note = f"{sequences} sequences of {TOKENS} tokens, gptq 4 bits, group 64, bf16 weights; modicum's are read as they are needed. In brackets its "
-    note += f"share. `python -m bench.side_by_side {size}`, {torch.get_num_threads()} threads."
-    show(f"Side by side {size}: random weights", ("tool", "seconds", "seconds of one processor", "extra memory"), rows, note)
+        seconds = [f"{value:.0f} ({share})" for value, share in zip(found[:2], shares)]
+        rows.append((tool, *seconds, *(f"{value / 1e6:.0f} MB ({share})" for value, share in zip(found[2:], shares[2:]))))
+    note = f"{sequences} sequences of {TOKENS} tokens, gptq 4 bits, group 64, {dtype} weights. Extra is the peak above that of opening the model: "
+    note += "modicum's weights are read as they are needed and count as extra, the other's are there before. In brackets modicum's share."
+    note += f" `python -m bench.side_by_side {size}`, {torch.get_num_threads()} threads."
+    head = ("tool", "seconds", "seconds of one processor", "extra memory", "memory in all")
+    show(f"Side by side {size}: random weights", head, rows, note)
 
 
 def run_peer(model: Path, tokens: Path, recipe: dict, out: Path) -> dict:
