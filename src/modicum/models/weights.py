@@ -164,6 +164,8 @@ class CheckpointWeights(Weights):
             self._dtypes[first] = dtype = self.shards.entry(sources[0][0]).dtype
             if self.held(first).is_floating_point() and dtype not in _WEIGHT_DTYPES:
                 raise ModelError(f"{where}: {first} must be stored in float16, bfloat16, float32 or float64, is {dtype}. Dequantize it.")
+            if self.held(first).is_floating_point() and self.held(first).device.type == "meta":
+                self.put(first, torch.empty_like(self.held(first), dtype=dtype))  # a model may look at its dtype before it is loaded
 
     def _check_shape(self, name: str, held: torch.Tensor) -> None:
         wanted, has = tuple(held.shape), self._made[name]

@@ -276,8 +276,8 @@ class Sweep:
         if unit.name not in self.forms:
             return None
         if unit.name not in self._dense:
-            dtype, device = self.model.weights.held(unit.parameter).dtype, self.model.weights.device
-            self._dense[unit.name] = unit.stored(self.forms[unit.name].dense().to(device, dtype))
+            weights = self.model.weights
+            self._dense[unit.name] = unit.stored(self.forms[unit.name].dense().to(weights.device, weights.dtype(unit.parameter)))
         return self._dense[unit.name]
 
     @contextmanager
