@@ -1,7 +1,6 @@
 """Side by side with llm-compressor in its own environment (bench/peer/setup.sh): same weights, tokens, bits, groups, damping, order.
 
-`python -m bench.side_by_side [equal best 160m 160m-fp32 1.1b-4 1.1b]`; of
-all but the first two, random weights, time and memory are compared.
+`python -m bench.side_by_side [equal best 160m 160m-fp32 1.1b-4 1.1b]`; all but the first two are random weights, whose time and memory count.
 """
 
 from __future__ import annotations
