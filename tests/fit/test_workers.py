@@ -55,6 +55,15 @@ def same(one, other):
     return len(one) == len(other) and all(np.array_equal(a, b) for a, b in zip(one, other))
 
 
+def test_a_checkpoint_is_judged_in_its_own_dtype(llama, tmp_path):
+    """Workers open it and load nothing before they judge."""
+    zoo.build("llama", dtype=torch.bfloat16)[0].save_pretrained(tmp_path / "model")
+    judge = judged_by(tmp_path / "model", tmp_path, llama[1], MENU[:1])
+    plans = spread(judge.table, 3, 0)
+    with workers(judge, "2") as pooled:
+        assert same(pooled.many(plans, judge.samples), judge.many(plans, judge.samples))
+
+
 def test_processes_answer_as_one_does_though_one_is_killed(judge, monkeypatch):
     plans, events = spread(judge.table, 8, 0), []
     assert kinds(judge, plans) >= {"keep", "gone", "nearest", "gptq", "replaceme", "ziplm"}
