@@ -8,6 +8,7 @@ import filelock
 import pytest
 
 from modicum.core.errors import SettingError
+from modicum.core.output import mark
 from modicum.fit.workdir import WorkDir
 
 
@@ -81,6 +82,7 @@ def test_an_output_replaced_twice_is_the_last(tmp_path):
     for name in ("out", "out.partial/replaced", "out.partial/final"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "which").write_text(name)
+    mark(tmp_path / "out")
     place(tmp_path, overwrite=True).finish(partial / "final")
     assert (tmp_path / "out" / "which").read_text() == "out.partial/final"
     assert contents(tmp_path) == ["out"]

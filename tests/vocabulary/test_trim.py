@@ -541,10 +541,14 @@ def test_an_out_that_exists_is_replaced_only_where_asked(tmp_path):
     (out / "mine").write_text("")
     with pytest.raises(SettingError, match="exists already. Choose another out, or pass overwrite"):
         trim("demo", CORPUS, out)
+    with pytest.raises(SettingError, match="is not replaced: no run wrote it, and it holds mine"):
+        trim("demo", CORPUS, out, overwrite=True)
     assert alone(out) == ["mine"]
-    trim("demo", CORPUS, out, overwrite=True)
-    assert "mine" not in alone(out) and "model.safetensors" in alone(out) and alone(tmp_path) == ["out"]
-    with pytest.raises(SettingError, match="must not be the model's own directory"):
+    (out / "mine").unlink()
+    for _ in range(2):  # an empty folder, then what the first has written
+        trim("demo", CORPUS, out, overwrite=True)
+    assert "model.safetensors" in alone(out) and alone(tmp_path) == ["out"]
+    with pytest.raises(SettingError, match="must not be what is read"):
         trim(out, CORPUS, out, overwrite=True)
 
 

@@ -28,7 +28,7 @@ from modicum.fit.request import Settings, common
 from modicum.fit.store import write_json
 from modicum.fit.subject import Subject, opened
 from modicum.fit.survey import Survey
-from modicum.fit.workdir import WorkDir, beside
+from modicum.fit.workdir import WorkDir, beside, read_from
 from modicum.models.model import Model
 from modicum.sweep.ranks import LONE, Ranks
 from modicum.sweep.spill import SpillPool
@@ -138,9 +138,9 @@ def measure(
 
     request = Settings(**common(menu=menu, ram=ram, data=data, out=out, keep=keep, **settings))
     batches = None if data is None or isinstance(data, str | Path) else data
-    place = WorkDir(Path(out), "modicum-measuring", request.overwrite)
+    place = WorkDir(Path(out), "modicum-measuring", request.overwrite, read_from(model, request.data))
     ranks.first("out", place.check)
-    place = WorkDir(beside(place.out, ranks.rank), place.kind, place.overwrite)
+    place = WorkDir(beside(place.out, ranks.rank), place.kind, place.overwrite, place.inputs)
     with evaluating(model if isinstance(model, nn.Module) else None):
         return _measure(model, request, batches, place, progress or Quiet(), ranks)
 

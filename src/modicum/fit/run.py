@@ -40,7 +40,7 @@ from modicum.fit.request import Request, common
 from modicum.fit.store import FormStore, load_change, save_change, write_json
 from modicum.fit.subject import Subject
 from modicum.fit.survey import Survey
-from modicum.fit.workdir import WorkDir, beside, temporary
+from modicum.fit.workdir import WorkDir, beside, read_from, temporary
 from modicum.models.model import Model
 from modicum.models.quiet import hushed
 from modicum.sweep.ranks import LONE, Ranks
@@ -134,7 +134,7 @@ class Run:
         self.request, self.meter, self.progress, self.measured, self.ranks = request, Meter(), progress, measured, ranks
         self.temporary = temporary() if request.out is None and not request.dry_run else None
         self.out = beside(request.out or (self.temporary or Path()) / "model", ranks.rank)
-        self.place = WorkDir(self.out, "modicum-run", request.overwrite)
+        self.place = WorkDir(self.out, "modicum-run", request.overwrite, read_from(source, measured, request.data))
         if request.out is not None and not request.dry_run:
             ranks.first("out", self.place.check)
         with self.meter.stage("open"):

@@ -16,24 +16,32 @@ import filelock
 
 from modicum.core.errors import ModelError, SettingError
 from modicum.core.files import read_json
+from modicum.core.output import mark, require_apart, require_ours
 from modicum.fit.store import write_json
 
 
 @dataclass
 class WorkDir:
-    """``out.partial`` until all is done, then ``out``; ``kind`` names what is made, so that nothing else is taken for it."""
+    """``out.partial`` until all is done, then ``out``; ``kind`` names what is made, so that nothing else is taken for it.
+
+    ``inputs`` are read by the run: ``out`` is none of them, and neither above nor inside one.
+    """
 
     out: Path
     kind: str
     overwrite: bool = False
+    inputs: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
         self.partial = self.out.with_name(self.out.name + ".partial")
 
     def check(self) -> None:
         """Raise ``SettingError`` where ``out`` cannot be written."""
-        if self.out.exists() and not self.overwrite:
-            raise SettingError(f"{self.out}: exists already. Choose another --out, or pass --overwrite.")
+        require_apart(self.out, self.inputs, "--out")
+        if os.path.lexists(self.out):
+            if not self.overwrite:
+                raise SettingError(f"{self.out}: exists already. Choose another --out, or pass --overwrite.")
+            require_ours(self.out, "--out")
         parent = next(parent for parent in self.out.absolute().parents if parent.exists())
         if not parent.is_dir() or not os.access(parent, os.W_OK):
             raise SettingError(f"{self.out}: its folder must be writable, {parent} is not. Choose another --out.")
@@ -92,7 +100,8 @@ class WorkDir:
     def finish(self, final: Path) -> None:
         """Put ``final``, a folder inside the partial one, in the place of ``out``."""
         self.check()  # somebody else may have written it meanwhile
-        if self.out.exists():
+        mark(final)
+        if os.path.lexists(self.out):
             shutil.rmtree(self.partial / "replaced", ignore_errors=True)
             self.out.rename(self.partial / "replaced")
         final.rename(self.out)
@@ -114,6 +123,12 @@ class WorkDir:
 def beside(out: Path, rank: int) -> Path:
     """Where a rank that does not write keeps what it must have to be continued."""
     return out.with_name(f"{out.name}.rank-{rank}") if rank else out
+
+
+def read_from(*given: Any) -> tuple[Path, ...]:
+    """Files and folders on this machine among what a caller gave: paths, and models opened from a folder."""
+    named = [item if isinstance(item, str | Path) else getattr(item, "directory", None) for item in given]
+    return tuple(path for path in (Path(item) for item in named if isinstance(item, str | Path) and item != "demo") if path.exists())
 
 
 def temporary(prefix: str = "modicum-") -> Path:

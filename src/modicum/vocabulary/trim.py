@@ -16,6 +16,7 @@ import torch
 
 from modicum.core.errors import DataError, ModelError, SettingError
 from modicum.core.finite import finite
+from modicum.core.output import mark, require_apart, require_ours
 from modicum.data.splits import Batch
 from modicum.data.text import read_documents
 from modicum.models.model import Model
@@ -97,7 +98,8 @@ def trim(
     if multiple < 1 or (size is not None and size < 1):
         raise SettingError(f"trim: size and multiple must be at least 1, {size} and {multiple} came. Raise them.")
     directory, out = locate(model_dir), Path(out)
-    _require_free(out, directory, overwrite)
+    inputs = [directory, *([Path(corpus)] if isinstance(corpus, str | os.PathLike) and Path(corpus).exists() else [])]
+    _require_free(out, inputs, overwrite)
     old = _Checkpoint(str(model_dir), directory)
     texts = _texts(corpus, old.model)
     counts = _counts(old, texts)
@@ -110,23 +112,25 @@ def trim(
             made.mkdir()
             written, left_out = old.write(made, kept, rows)
             changed, difference = _compare(old, made, kept, rows, texts)
-            _require_free(out, directory, overwrite)  # somebody else may have written it meanwhile
+            mark(made)
+            _require_free(out, inputs, overwrite)  # somebody else may have written it meanwhile
             _put(made, out, Path(folder) / "replaced")
     except OSError as error:
         raise SettingError(f"{out}: must be writable, is not ({error.strerror or error}). Free space, or choose another out.") from None
     return Trimmed(out, old.rows, len(kept), rows, old.weights.shards.nbytes - written, changed, difference, left_out)
 
 
-def _require_free(out: Path, source: Path, overwrite: bool) -> None:
-    if out.resolve() == source.resolve():
-        raise SettingError(f"{out}: must not be the model's own directory, is. Choose another out.")
-    if out.exists() and not overwrite:
-        raise SettingError(f"{out}: exists already. Choose another out, or pass overwrite.")
+def _require_free(out: Path, inputs: Sequence[Path], overwrite: bool) -> None:
+    require_apart(out, inputs, "out")
+    if os.path.lexists(out):
+        if not overwrite:
+            raise SettingError(f"{out}: exists already. Choose another out, or pass overwrite.")
+        require_ours(out, "out")
 
 
 def _put(made: Path, out: Path, aside: Path) -> None:
     """Give ``made`` the name ``out``; what was there comes back if that fails."""
-    if out.exists():
+    if os.path.lexists(out):
         out.rename(aside)
     try:
         made.rename(out)

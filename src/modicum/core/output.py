@@ -1,0 +1,91 @@
+"""Folders that a run may replace: those it wrote itself, known by a list of their files."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from modicum.core.errors import SettingError
+from modicum.core.files import read_json
+
+# Hidden, so that it is not copied into what is made of an output later.
+_LIST = ".modicum-files.json"
+_FORMAT = "modicum-files"
+# What other commands put beside it later.
+_LATER = ("report.html", "frontier.json", "frontier.svg", "frontier.html")
+# What earlier versions wrote without a list: files that name the format, and the names of what stood beside the weights.
+_FIRST_WORDS = {"receipt.json": "modicum-receipt", "modicum.json": "modicum-container", "measurement.json": "modicum-measurement"}
+_BESIDE = (
+    "receipt.json", "plan.json", "modicum.json", "measurement.json", "findings.json", "sequences.safetensors",
+    "config.json", "generation_config.json", "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json",
+    "tokenizer*.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt",
+    "spiece.model", "chat_template.*", "*processor_config.json", "README.md", "LICENSE*",
+)  # fmt: skip
+
+
+def mark(directory: Path) -> None:
+    """List the files of a finished folder in it: nothing else in it is ours to remove."""
+    body = {"format": _FORMAT, "version": 1, "files": sorted(str(path.relative_to(directory)) for path in _files(directory))}
+    (directory / _LIST).write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+
+
+def require_apart(out: Path, inputs: Iterable[Path], flag: str) -> None:
+    """Raise ``SettingError`` where writing ``out`` would touch what is read: the same folder, one above it, or one inside it."""
+    place = out.resolve()
+    for path in inputs:
+        given = path.resolve()
+        if place == given:
+            raise SettingError(f"{out}: must not be what is read, is. Choose another {flag}.")
+        if given.is_relative_to(place):
+            raise SettingError(f"{out}: must not contain what is read, contains {path}. Choose another {flag}.")
+        if given.is_dir() and place.is_relative_to(given):
+            raise SettingError(f"{out}: must not lie in the folder that is read ({path}), does. Choose another {flag}.")
+
+
+def require_ours(out: Path, flag: str) -> None:
+    """Raise ``SettingError`` where something at ``out`` was not written by a run: it would be lost."""
+    if not out.is_dir():
+        raise SettingError(f"{out}: must be a folder that a run wrote to be replaced, is none. Choose another {flag}.")
+    written = _written(out)
+    foreign = sorted(path for path in map(str, (file.relative_to(out) for file in _files(out))) if not _listed(path, written))
+    if foreign:
+        why = f"holds {foreign[0]}, which no run wrote" if written else f"no run wrote it, and it holds {foreign[0]}"
+        raise SettingError(f"{out}: is not replaced: {why}. Move it away, or choose another {flag}.")
+
+
+def _files(directory: Path) -> list[Path]:
+    """Files and links in a folder, at any depth; links are not followed."""
+    found = []
+    for folder, folders, files in os.walk(directory):
+        found += [Path(folder) / name for name in (*files, *(name for name in folders if (Path(folder) / name).is_symlink()))]
+    return found
+
+
+def _written(directory: Path) -> tuple[str, ...]:
+    """Patterns of the files that a run wrote here; none where none did."""
+    body = _json(directory / _LIST)
+    if body.get("format") == _FORMAT and isinstance(listed := body.get("files"), list):
+        return (_LIST, *_LATER, *(_literal(name) for name in listed if isinstance(name, str)))
+    known = any(_json(directory / name).get("format") == word for name, word in _FIRST_WORDS.items())
+    return (*_LATER, *_BESIDE) if known else ()
+
+
+def _listed(path: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
+
+
+def _literal(name: str) -> str:
+    """A pattern that only this name matches."""
+    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = read_json(path)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
