@@ -89,6 +89,8 @@ def has_rows(unit: Unit, module: nn.Module) -> bool:
 
 
 def _patches(module: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+    if inputs.ndim == len(module.kernel_size) + 1:  # type: ignore[arg-type]
+        inputs = inputs.unsqueeze(0)  # one image, without an axis for the batch
     pads = list(module._reversed_padding_repeated_twice)  # type: ignore[arg-type]
     padded = F.pad(inputs, pads)
     kernel, stride, dilation = tuple(module.kernel_size), tuple(module.stride), tuple(module.dilation)  # type: ignore[arg-type]

@@ -18,6 +18,10 @@ from modicum.models.structure import expert_units, find_stacks
 from modicum.sweep.experts import Use, Watch
 from modicum.sweep.suspend import Arrival, Chain, Stop
 
+# Torch's own modules whose output is the product of their input and their weight, and the methods that make it so.
+_PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_PRODUCT = ("forward", "_conv_forward")
+
 
 @dataclass(frozen=True)
 class StackUse:
@@ -32,8 +36,9 @@ class StackUse:
 class Script:
     """What a rehearsal saw.
 
-    ``stages``: unit names in call order, grouped where consecutive units of one block got the very same input. ``block_of`` each unit's
-    module. ``droppable``: blocks whose output has the shape of their input and nothing beside it; ``tuples``: those that wrap it in a tuple.
+    ``stages``: unit names in call order, grouped where units of one block got the very same input, unchanged, and take the same rows of it.
+    ``block_of`` each unit's module. ``opaque``: units whose module gives something else than the product of its input and its weight.
+    ``droppable``: blocks whose output has the shape of their input and nothing beside it; ``tuples``: those that wrap it in a tuple.
     ``read``: modules whose weight is read from outside their own forward, if only for its dtype.
     """
 
@@ -42,6 +47,7 @@ class Script:
     blocks: list[str] = field(default_factory=list)
     reused: set[str] = field(default_factory=set)
     uncalled: set[str] = field(default_factory=set)
+    opaque: set[str] = field(default_factory=set)
     stacks: dict[str, StackUse] = field(default_factory=dict)
     droppable: set[str] = field(default_factory=set)
     tuples: set[str] = field(default_factory=set)
@@ -66,6 +72,8 @@ class Script:
             return "reused"
         if unit.name in self.uncalled:
             return "never called"
+        if unit.name in self.opaque:
+            return "own forward"
         return "grouped convolution" if unit.groups > 1 else ""
 
 
@@ -113,6 +121,19 @@ def weight_reads(names: Mapping[int, str], report: Callable[[str], None]) -> Ite
         nn.Module.__getattr__ = lookup  # type: ignore[method-assign]
 
 
+@dataclass(frozen=True)
+class _Call:
+    """One call of a unit in ``block``. Calls of one ``key`` see the same rows; None shares with nobody.
+
+    ``held`` keeps the input alive, so that no other tensor gets its identity.
+    """
+
+    unit: str
+    block: str
+    key: tuple | None = None
+    held: torch.Tensor | None = None
+
+
 class _Rehearsal:
     calling = False
 
@@ -120,14 +141,19 @@ class _Rehearsal:
         self.model, self.script = model, Script()
         self.units = module_units(model)
         self.candidates = {name: shapes for name, shapes in find_stacks(model.module, model.weights).items() if name not in self.units}
-        self.calls: list[tuple[str, str, torch.Tensor | None]] = []
+        self.calls: list[_Call] = []
         self.inside: list[str] = []
         names = [*self.units, *self.candidates]
         self.chain = Chain(model.module, [slice_rows(batch, 0, 1)], names, model.blocks)
         self.entered: dict[str, Any] = {}
 
     def run(self) -> Script:
-        with torch.no_grad(), weight_reads({id(self.chain.owner(name)): name for name in self.units}, self._read):
+        # Outside inference mode, under which torch does not count a tensor's changes.
+        with (
+            torch.inference_mode(False),
+            torch.no_grad(),
+            weight_reads({id(self.chain.owner(name)): name for name in self.units}, self._read),
+        ):
             self.model.weights.load(self.model.trunk)
             for _ in self.chain.run(self._work):
                 pass
@@ -167,11 +193,14 @@ class _Rehearsal:
             self.script.droppable.add(name)
 
     def _unit(self, name: str, arrival: Arrival) -> Any:
-        got = next((value for value in (*arrival.args, *(arrival.kwargs or {}).values()) if isinstance(value, torch.Tensor)), None)
-        self.calls.append((self.units[name].name, self.inside[-1] if self.inside else "", got))
+        unit, owner, got = self.units[name], self.chain.owner(name), arrival.tensor
+        self.calls.append(_Call(unit.name, block := self.inside[-1] if self.inside else "", input_key(unit, owner, block, got), got))
         self.calling = True
         try:
-            return self.chain.original(name)(*arrival.args, **(arrival.kwargs or {}))
+            output = self.chain.original(name)(*arrival.args, **(arrival.kwargs or {}))
+            if not is_product(owner, got, output):
+                self.script.opaque.add(unit.name)
+            return output
         finally:
             self.calling = False
 
@@ -190,25 +219,48 @@ class _Rehearsal:
             for attribute, transposed in uses.items():
                 self.model.units.update({unit.name: unit for unit in expert_units(name, attribute, self.model.weights, transposed)})
         block = self.inside[-1] if self.inside else ""
-        self.calls += [(unit.name, block, None) for unit in self.model.units.values() if unit.kind == "expert" and unit.module == name]
+        self.calls += [_Call(unit.name, block) for unit in self.model.units.values() if unit.kind == "expert" and unit.module == name]
         return output
 
     def _group(self) -> None:
-        counts = Counter(name for name, _, _ in self.calls)
+        counts = Counter(call.unit for call in self.calls)
         self.script.reused |= {name for name, count in counts.items() if count > 1}
-        self.script.uncalled = {name for name, unit in self.model.units.items() if name not in counts}
-        shared: tuple[str, torch.Tensor | None] = ("", None)  # block and input of the stage being gathered
-        for name, block, got in self.calls:
-            self.script.block_of.setdefault(name, block)
-            if name in self.script.reused or got is None or not got.is_floating_point():
-                shared = ("", None)
-                if not any(name in stage for stage in self.script.stages):
-                    self.script.stages.append((name,))
-            elif shared[1] is got and shared[0] == block:
-                self.script.stages[-1] += (name,)
-            else:
-                self.script.stages.append((name,))
-                shared = (block, got)
+        self.script.uncalled = {name for name in self.model.units if name not in counts}
+        stages: dict[object, list[str]] = {}
+        for call in self.calls:
+            self.script.block_of.setdefault(call.unit, call.block)
+            alone = call.key is None or call.unit in self.script.reused | self.script.opaque
+            members = stages.setdefault(call.unit if alone else call.key, [])
+            if call.unit not in members:
+                members.append(call.unit)
+        self.script.stages = [tuple(members) for members in stages.values()]
+
+
+def input_key(unit: Unit, module: nn.Module, block: str, inputs: torch.Tensor | None) -> tuple | None:
+    """What two calls in one block have in common where their units see the same rows: the tensor, its version, and how rows are taken of it.
+
+    None where that cannot be told: an input of indices, or one made under inference mode, whose changes torch does not count.
+    """
+    if inputs is None or not inputs.is_floating_point() or inputs.is_inference():
+        return None
+    patches: tuple = ()
+    if unit.kind == "convolution":
+        names = ("kernel_size", "stride", "dilation", "padding", "padding_mode", "groups")
+        patches = (type(module), *(getattr(module, name) for name in names))
+    return block, id(inputs), inputs._version, unit.shape[1], patches
+
+
+def is_product(module: nn.Module, inputs: torch.Tensor | None, output: Any) -> bool:
+    """Whether a module with a forward of its own gives what torch's does, so that its input is what its weight multiplies."""
+    plain = next((base for base in type(module).__mro__ if base in _PLAIN), None)
+    if plain is None or inputs is None or all(getattr(type(module), name, None) is getattr(plain, name, None) for name in _PRODUCT):
+        return True
+    try:
+        expected = plain.forward(module, inputs)
+    except Exception:  # whatever torch raises where only the module's own forward knows what to do
+        return False
+    same = isinstance(output, torch.Tensor) and output.shape == expected.shape
+    return same and torch.allclose(output.float(), expected.float(), rtol=1e-3, atol=1e-5)
 
 
 def rehearse(model: Model, batch: Batch) -> Script:

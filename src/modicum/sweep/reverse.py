@@ -177,7 +177,7 @@ class _Gradients:
             if not output.requires_grad:
                 output = output.detach().requires_grad_().clone()
             if self.felt[unit.name] == name:
-                axis = 1 if unit.kind == "convolution" else output.ndim - 1
+                axis = output.ndim - 1 - len(self.modules[name].kernel_size) if unit.kind == "convolution" else output.ndim - 1  # type: ignore[arg-type]
                 norms = self._see(unit, self.modules[name], args[0] if args else next(iter(kwargs.values())))
                 self._hook(output, axis, lambda gradients: self._keep(unit, gradients, norms))
             return output
@@ -205,7 +205,7 @@ class _Gradients:
         if kind_of(module) == "embedding":
             return torch.ones((), device=inputs.device)  # looked up: a one and zeros, whatever is looked up how often
         # A tied embedding felt at its head has the inputs of a linear layer.
-        if not inputs.is_floating_point() or not (has_rows(unit, module) or unit.kind == "embedding"):
+        if not inputs.is_floating_point() or unit.name in self.script.opaque or not (has_rows(unit, module) or unit.kind == "embedding"):
             return None
         squares = input_rows(unit, module, inputs.detach()).float().square()
         self.squares[unit.name] = self.squares.get(unit.name, 0) + squares.sum(0)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import greenlet
+import torch
 from torch import nn
 
 from modicum.data.splits import Batch, call
@@ -34,6 +35,11 @@ class Arrival:
     args: tuple = ()
     kwargs: dict | None = None
     output: Any = None
+
+    @property
+    def tensor(self) -> torch.Tensor | None:
+        """The first tensor among the arguments, by position before by keyword."""
+        return next((value for value in (*self.args, *(self.kwargs or {}).values()) if isinstance(value, torch.Tensor)), None)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,92 @@
+"""Units are one stage where they see the same rows: the same tensor, unchanged, and of convolutions the same patches."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from modicum.core.method import Need
+from modicum.models.open import open_model
+from modicum.sweep import Sweep, output_gradients, rehearse
+
+
+class Branches(nn.Module):
+    def __init__(self, **other):
+        super().__init__()
+        self.near, self.far = nn.Conv2d(4, 6, 3, padding=1), nn.Conv2d(4, 6, **({"kernel_size": 3, "padding": 1} | other))
+
+    def forward(self, x):
+        return self.near(x).mean((2, 3)) + self.far(x).mean((2, 3))
+
+
+class Edited(nn.Module):
+    """Three maps read one tensor, the last of them after it was written to."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.between, self.b, self.c = (nn.Linear(8, 8) for _ in range(4))
+
+    def forward(self, x):
+        x = x * 1
+        y = self.between(self.a(x))
+        y = y + self.b(x)
+        x.mul_(2)
+        return y + self.c(x)
+
+
+class Padded(nn.Conv2d):
+    def forward(self, x):
+        return F.conv2d(F.pad(x, (1, 1, 1, 1)), self.weight, self.bias)
+
+
+def stages(module, *inputs):
+    return rehearse(open_model(module.eval()), inputs).stages
+
+
+def statistics(module, *inputs):
+    found, model = {}, open_model(module.eval())
+    Sweep(model, [inputs], rehearse(model, inputs), lambda stage: found.update(stage.stats), needs={Need.COVARIANCE}).finish()
+    return found
+
+
+def test_convolutions_share_a_stage_where_their_patches_are_alike():
+    image = torch.randn(2, 4, 8, 8)
+    assert len(stages(Branches(), image)) == 1
+    for other in ({"dilation": 2}, {"stride": 2}, {"padding": 0}, {"kernel_size": 1}, {"groups": 2}, {"padding_mode": "circular"}):
+        assert len(stages(Branches(**other), image)) == 2, other
+
+
+def test_a_tensor_written_to_is_another_input_and_calls_between_do_not_matter():
+    assert stages(Edited(), torch.randn(3, 8)) == [("a.weight", "b.weight"), ("between.weight",), ("c.weight",)]
+    found = statistics(Edited(), inputs := torch.randn(3, 8))
+    torch.testing.assert_close(found["b.weight"].covariance, inputs.T @ inputs)
+    torch.testing.assert_close(found["c.weight"].covariance, 4 * inputs.T @ inputs)
+
+
+def test_under_inference_mode_stages_are_the_same():
+    with torch.inference_mode():
+        assert stages(Edited(), torch.randn(3, 8))[0] == ("a.weight", "b.weight")
+
+
+def test_a_convolution_that_pads_as_it_goes_takes_options_without_data():
+    module = nn.Sequential(Padded(4, 6, 3), nn.Flatten(), nn.LazyLinear(5))
+    image = torch.randn(2, 4, 2, 2)
+    module(image)
+    model = open_model(module.eval())
+    script = rehearse(model, (image,))
+    assert script.data_free(model.units["0.weight"]) == "own forward"
+    assert statistics(module, image)["0.weight"].covariance is None
+    assert output_gradients(model, [(image,)], script)["0.weight"].trace is None
+
+
+def test_an_image_without_a_batch_axis_is_measured_as_one():
+    class Unbatched(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x):
+            return self.conv(x[0])
+
+    image = torch.randn(1, 3, 5, 5)
+    rows = F.unfold(image, 3)[0].T
+    torch.testing.assert_close(statistics(Unbatched(), image)["conv.weight"].covariance, rows.T @ rows)
