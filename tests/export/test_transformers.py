@@ -61,7 +61,7 @@ def test_every_width_is_what_the_library_decompresses(tmp_path):
     from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 
     from modicum.core.unit import Stats
-    from modicum.export.hf import _tensors
+    from modicum.export.schemes import tensors
     from modicum.numerics.grid import Grid
     from modicum.quantize import Nearest
 
@@ -72,7 +72,7 @@ def test_every_width_is_what_the_library_decompresses(tmp_path):
             form = Nearest(bits=bits).quantize(weight.float(), Grid(bits, group, True), Stats(), torch.bfloat16)
             strategy = {"strategy": "group", "group_size": group} if group else {"strategy": "channel"}
             scheme = QuantizationScheme(targets=["Linear"], weights=QuantizationArgs(num_bits=bits, type="int", symmetric=True, **strategy))
-            assert torch.equal(compressor.decompress(_tensors(form, None), scheme)["weight"], form.dense())
+            assert torch.equal(compressor.decompress(tensors(form, None), scheme)["weight"], form.dense())
 
 
 def test_companions_and_shards(tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +25,6 @@ Entries = dict[str, tuple[torch.dtype, tuple[int, ...]]]
 METADATA = {"format": "pt"}
 # As Transformers shards; one file where all fits.
 SHARD_BYTES = 5_000_000_000
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack", ".index.json")
 
 
 @dataclass
@@ -167,21 +165,6 @@ def header_share(name: str, dtype: torch.dtype, shape: tuple[int, ...], digits: 
     """Bytes of one entry in a safetensors header whose offsets have ``digits`` digits."""
     body = {"dtype": "F8_E4M3" if dtype.itemsize == 1 else "BF16", "shape": list(shape), "data_offsets": [10**digits - 1, 10**digits - 1]}
     return len(json.dumps({name: body}, separators=(",", ":"))) - 1
-
-
-def save_config(model: Model, config: Any, directory: Path) -> None:
-    """Write a config that names the model's class."""
-    config.architectures = [type(model.module).__name__]
-    config.save_pretrained(directory)
-
-
-def copy_companions(source: Path | None, directory: Path) -> None:
-    """Copy what stands beside the weights: tokenizer, chat template, generation config, processor, licence, card."""
-    if source is None:
-        return
-    for path in sorted(source.iterdir()):
-        if path.is_file() and not path.name.startswith(".") and not path.name.endswith(_WEIGHTS) and path.name != "config.json":
-            shutil.copyfile(path, directory / path.name)
 
 
 def _names(count: int) -> list[str]:

@@ -20,7 +20,8 @@ from modicum.core.option import Option
 from modicum.core.tensorfile import Shards
 from modicum.core.unit import Site, Unit
 from modicum.data.splits import Batch
-from modicum.export._family import Entries, Layout, Target, copy_companions, save_config
+from modicum.export._family import Entries, Layout, Target
+from modicum.export.companions import copy_companions, save_config, save_generation
 from modicum.export.narrow import (
     TOLERANCE,
     Group,
@@ -118,6 +119,7 @@ class Container(Target):
         (directory / _FILE).write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
         if self.model.config is not None and hasattr(self.model.config, "save_pretrained"):
             save_config(self.model, copy.deepcopy(self.model.config), directory)
+            save_generation(self.model, directory)
         copy_companions(self.model.directory, directory)
 
     @override

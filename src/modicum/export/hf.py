@@ -6,7 +6,6 @@ import contextlib
 import copy
 import dataclasses
 import json
-import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
@@ -23,11 +22,13 @@ from modicum.core.option import Option
 from modicum.core.unit import Site, Unit
 from modicum.data.splits import Batch
 from modicum.drop._family import SiteCutter
-from modicum.export._family import Entries, Layout, Target, copy_companions, save_config
+from modicum.export._family import Entries, Layout, Target
+from modicum.export.companions import copy_companions, save_config, save_generation
 from modicum.export.container import persistent_buffers, trim_config
 from modicum.export.narrow import Incision
+from modicum.export.schemes import Targets, entries, inside, quantization, scheme, tensors
 from modicum.export.uniform import narrower
-from modicum.forms import Cut, Dense, Float8, Form, Integer
+from modicum.forms import Cut, Dense, Form
 from modicum.models.model import Model
 from modicum.models.open import skeleton
 from modicum.models.quiet import hushed
@@ -40,7 +41,6 @@ from modicum.sweep.rehearsal import weight_reads
 _AGREED_BITS = (2, 4, 8)
 # Channels that go together where a cut leaves some, the most that divides them and leaves so many lots.
 _STEPS, _FEWEST = (64, 32, 16, 8), 8
-_FORMATS = {"integer": "pack-quantized", "float8": "float-quantized"}
 
 
 class Transformers(Target):
@@ -224,18 +224,18 @@ class Transformers(Target):
 
     @override
     def unit_entries(self, unit: Unit, form: Form) -> Entries:
-        entries: Entries = {}
+        found: Entries = {}
         for module, rows in self.pieces(unit):
-            inner = _inside(form)
+            inner = inside(form)
             count = inner.shape[0] if rows is None else len(rows)
-            entries |= {f"{module}.{part}": entry for part, entry in _entries(inner, count).items()}
-        return entries
+            found |= {f"{module}.{part}": entry for part, entry in entries(inner, count).items()}
+        return found
 
     def _parts(self, unit: Unit, form: Form) -> dict[str, torch.Tensor]:
-        tensors: dict[str, torch.Tensor] = {}
+        found: dict[str, torch.Tensor] = {}
         for module, rows in self.pieces(unit):
-            tensors |= {f"{module}.{part}": tensor for part, tensor in _tensors(_inside(form), rows).items()}
-        return tensors
+            found |= {f"{module}.{part}": tensor for part, tensor in tensors(inside(form), rows).items()}
+        return found
 
     def _renamed_parts(self, unit: Unit, forms: Mapping[str, Form], rename: Mapping[str, str]) -> dict[str, torch.Tensor]:
         return _renamed(self._parts(unit, forms[unit.name]), rename)
@@ -262,15 +262,14 @@ class Transformers(Target):
                     f"{first}: all experts of a stack must be treated alike for this target, {len(treated)} of {len(units)} are."
                 )
             for unit in treated:
-                entries = self.unit_entries(unit, forms[unit.name])
-                layout.add(_renamed(entries, rename), partial(self._renamed_parts, unit, forms, rename))
+                layout.add(_renamed(self.unit_entries(unit, forms[unit.name]), rename), partial(self._renamed_parts, unit, forms, rename))
             if not treated:
                 shape = list(weights.held(first).shape)
                 if (rows := left.get(first)) is not None:
                     shape[0] = int(rows.sum())
                 shown = torch.empty(shape, dtype=weights.dtype(first), device="meta")
-                entries = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in self.on_disk({first: shown}).items()}
-                layout.add(_renamed(entries, rename), partial(self._renamed_dense, first, forms, rename, rows))
+                shapes = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in self.on_disk({first: shown}).items()}
+                layout.add(_renamed(shapes, rename), partial(self._renamed_dense, first, forms, rename, rows))
         for name, buffer in self.on_disk(persistent_buffers(self.model.module)).items():
             layout.add({name: (buffer.dtype, tuple(buffer.shape))}, partial(dict, {name: buffer}))
         return layout
@@ -290,40 +289,24 @@ class Transformers(Target):
             body = json.loads(path.read_text(encoding="utf-8"))
             body["quantization_config"] = quantized
             path.write_text(json.dumps(body, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        generation = getattr(self.model.module, "generation_config", None)
-        if generation is not None and self.model.directory is None:
-            generation.save_pretrained(directory)
+        save_generation(self.model, directory)
         copy_companions(self.model.directory, directory)
 
     def _quantization(self, forms: Mapping[str, Form], rename: Mapping[str, str]) -> dict[str, Any] | None:
-        from compressed_tensors.quantization import QuantizationArgs, QuantizationConfig, QuantizationScheme
-
-        groups: dict[str, list[str]] = defaultdict(list)
-        for name, form in ((name, _inside(form)) for name, form in forms.items()):
-            if not isinstance(form, Dense):
-                unit = self.model.units[name]
-                modules = [module for module, _ in self.pieces(unit)] if unit.kind == "expert" else [unit.module]
-                groups[_scheme_key(form, expert=unit.kind == "expert")] += [_rename(module, rename) for module in modules]
-        if not groups:
-            return None
-        schemes = {}
-        for index, (key, modules) in enumerate(sorted(groups.items())):
-            arguments = json.loads(key)
-            expert = arguments.pop("expert")
-            targets = sorted({re.sub(r"experts\.\d+\.", "experts.*", f"re:.*{_tail(m)}") for m in modules}) if expert else sorted(modules)
-            schemes[f"group_{index}"] = QuantizationScheme(
-                targets=targets,
-                weights=QuantizationArgs(**arguments),
-                format=_FORMATS["integer" if arguments["type"] == "int" else "float8"],
-            )
-        formats = {str(scheme.format) for scheme in schemes.values()}
-        config = QuantizationConfig(
-            config_groups=schemes, format=formats.pop() if len(formats) == 1 else "mixed-precision", quantization_status="compressed",
-            ignore=self._ignored({module for modules in groups.values() for module in modules}, rename),
-        )  # fmt: skip
-        body = json.loads(config.model_dump_json())
-        body["quant_method"] = "compressed-tensors"
-        return body
+        experts: dict[str, list[str]] = defaultdict(list)
+        modules: dict[str, list[str]] = defaultdict(list)
+        for name, form in ((name, inside(form)) for name, form in forms.items()):
+            unit = self.model.units[name]
+            if isinstance(form, Dense):
+                continue
+            if unit.kind == "expert":
+                experts[scheme(form)] += [_rename(module, rename) for module, _ in self.pieces(unit)]
+            else:
+                modules[scheme(form)].append(_rename(unit.module, rename))
+        names = {_rename(name, rename) for name, _ in self.model.module.named_modules()}
+        prefix = getattr(self.model.module, "base_model_prefix", "")
+        ignored = self._ignored({name for named in modules.values() for name in named}, rename)
+        return quantization(experts, modules, Targets(names, prefix), ignored)
 
     def _ignored(self, treated: set[str], rename: Mapping[str, str]) -> list[str]:
         linears = [unit for unit in self.model.units.values() if unit.kind == "linear"]
@@ -348,65 +331,9 @@ class Transformers(Target):
         return module.eval(), {"loader": "transformers.from_pretrained", "class": cls.__name__}
 
 
-def _inside(form: Form) -> Form:
-    """A form without the rows and columns that a cut took: the module is as narrow."""
-    return form.inner if isinstance(form, Cut) else form
-
-
 def _step(groups: int) -> int:
     """What numbers of channels that remain are a multiple of, so that scales of as many columns divide the row as before."""
     return next((step for step in _STEPS if groups % step == 0 and groups >= _FEWEST * step), 1)
-
-
-def _entries(form: Form, rows: int) -> Entries:
-    if isinstance(form, Integer):
-        columns = form.shape[1]
-        entries: Entries = {
-            "weight_packed": (torch.int32, (rows, -(-columns * form.bits // 32))),
-            "weight_scale": (form.scale.dtype, (rows, form.scale.shape[1])),
-            "weight_shape": (torch.int64, (2,)),
-        }
-        if form.zero is not None:
-            entries["weight_zero_point"] = (torch.int32, (-(-rows * form.bits // 32), form.scale.shape[1]))
-        return entries
-    if isinstance(form, Float8):
-        return {"weight": (torch.float8_e4m3fn, (rows, form.shape[1])), "weight_scale": (form.scale.dtype, (rows, 1))}
-    return {"weight": (form.dtype, (rows, form.shape[1]))}
-
-
-def _tensors(form: Form, rows: list[int] | None) -> dict[str, torch.Tensor]:
-    from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
-
-    pick = (lambda tensor: tensor) if rows is None else (lambda tensor: tensor[rows])
-    if isinstance(form, Integer):
-        middle = 2 ** (form.bits - 1)
-        codes = (pick(form.codes).to(torch.int16) - middle).to(torch.int8)
-        tensors = {
-            "weight_packed": pack_to_int32(codes, form.bits),
-            "weight_scale": pick(form.scale).contiguous(),
-            "weight_shape": torch.tensor(codes.shape),
-        }
-        if form.zero is not None:
-            zero = (pick(form.zero).to(torch.int16) - middle).to(torch.int8)
-            tensors["weight_zero_point"] = pack_to_int32(zero, form.bits, packed_dim=0).contiguous()
-        return tensors
-    if isinstance(form, Float8):
-        return {"weight": pick(form.codes).contiguous(), "weight_scale": pick(form.scale).contiguous()}
-    return {"weight": pick(form.dense()).contiguous()}
-
-
-def _scheme_key(form: Form, *, expert: bool) -> str:
-    if isinstance(form, Integer):
-        group = {"strategy": "group", "group_size": form.group} if form.group else {"strategy": "channel"}
-        return json.dumps({"num_bits": form.bits, "type": "int", "symmetric": form.zero is None, "expert": expert, **group})
-    if isinstance(form, Float8):
-        return json.dumps({"num_bits": 8, "type": "float", "symmetric": True, "strategy": "channel", "expert": expert})
-    raise ModelError(f"a {form.kind} form cannot be stored by compressed-tensors. Pass --target modicum.")
-
-
-def _tail(module: str) -> str:
-    """The part of an expert's name on disk that all layers share, from ``experts`` on."""
-    return module[module.index("experts.") :] if "experts." in module else module
 
 
 def _renumbering(dropped: frozenset[str]) -> dict[str, str]:

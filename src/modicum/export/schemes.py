@@ -1,0 +1,148 @@
+"""compressed-tensors' side of a form: its tensors on disk, its scheme, and the targets that name which modules have it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from modicum.core.errors import ModelError
+from modicum.export._family import Entries
+from modicum.forms import Cut, Float8, Form, Integer
+
+_FORMATS = {"integer": "pack-quantized", "float8": "float-quantized"}
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+
+
+def inside(form: Form) -> Form:
+    """A form without the rows and columns that a cut took: the module is as narrow."""
+    return form.inner if isinstance(form, Cut) else form
+
+
+def entries(form: Form, rows: int) -> Entries:
+    """Tensors that ``rows`` rows of a form are stored as."""
+    if isinstance(form, Integer):
+        columns = form.shape[1]
+        found: Entries = {
+            "weight_packed": (torch.int32, (rows, -(-columns * form.bits // 32))),
+            "weight_scale": (form.scale.dtype, (rows, form.scale.shape[1])),
+            "weight_shape": (torch.int64, (2,)),
+        }
+        if form.zero is not None:
+            found["weight_zero_point"] = (torch.int32, (-(-rows * form.bits // 32), form.scale.shape[1]))
+        return found
+    if isinstance(form, Float8):
+        return {"weight": (torch.float8_e4m3fn, (rows, form.shape[1])), "weight_scale": (form.scale.dtype, (rows, 1))}
+    return {"weight": (form.dtype, (rows, form.shape[1]))}
+
+
+def tensors(form: Form, rows: list[int] | None) -> dict[str, torch.Tensor]:
+    """Those tensors themselves, for some rows or all."""
+    from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
+
+    pick = (lambda tensor: tensor) if rows is None else (lambda tensor: tensor[rows])
+    if isinstance(form, Integer):
+        middle = 2 ** (form.bits - 1)
+        codes = (pick(form.codes).to(torch.int16) - middle).to(torch.int8)
+        found = {
+            "weight_packed": pack_to_int32(codes, form.bits),
+            "weight_scale": pick(form.scale).contiguous(),
+            "weight_shape": torch.tensor(codes.shape),
+        }
+        if form.zero is not None:
+            zero = (pick(form.zero).to(torch.int16) - middle).to(torch.int8)
+            found["weight_zero_point"] = pack_to_int32(zero, form.bits, packed_dim=0).contiguous()
+        return found
+    if isinstance(form, Float8):
+        return {"weight": pick(form.codes).contiguous(), "weight_scale": pick(form.scale).contiguous()}
+    return {"weight": pick(form.dense()).contiguous()}
+
+
+def scheme(form: Form) -> str:
+    """A form's scheme as text: forms with the same text can stand in one group."""
+    if isinstance(form, Integer):
+        group = {"strategy": "group", "group_size": form.group} if form.group else {"strategy": "channel"}
+        return json.dumps({"num_bits": form.bits, "type": "int", "symmetric": form.zero is None, **group})
+    if isinstance(form, Float8):
+        return json.dumps({"num_bits": 8, "type": "float", "symmetric": True, "strategy": "channel"})
+    raise ModelError(f"a {form.kind} form cannot be stored by compressed-tensors. Pass --target modicum.")
+
+
+class Targets:
+    """Patterns that name modules for every reader: with the head or without it, and for the first one that fits as for the best.
+
+    ``names`` are all modules there are, as readers call them, ``prefix`` the one that names lose where the model is loaded without its head.
+    """
+
+    def __init__(self, names: Collection[str], prefix: str):
+        self.prefix = prefix
+        tails = [self._tail(name) for name in names]
+        self._unique = {name: len([1 for tail in tails if tail == name or tail.endswith(f".{name}")]) == 1 for name in set(tails)}
+
+    def _tail(self, name: str) -> str:
+        return name.removeprefix(f"{self.prefix}.") if self.prefix else name
+
+    def modules(self, names: Collection[str]) -> list[str]:
+        """Patterns that match these modules and no others: names that differ in one number share one."""
+        found: dict[tuple[str, str], list[str]] = defaultdict(list)
+        for name in sorted(names):
+            first = _NUMBER.search(name)
+            found[(name, "") if first is None else (name[: first.start()], name[first.end() :])].append("" if first is None else first[0])
+        return sorted(
+            self._pattern(start, sorted(numbers, key=lambda text: int(text or 0)), end) for (start, end), numbers in found.items()
+        )
+
+    def _pattern(self, start: str, numbers: Sequence[str], end: str) -> str:
+        tail, under = self._tail(start), bool(self.prefix) and start.startswith(f"{self.prefix}.")
+        # A prefix that nobody foresaw, of a model that has this one as a part, may stand before it where no other module ends alike.
+        free = under and all(self._unique.get(f"{tail}{number}{end}", False) for number in numbers)
+        before = r"(?:.*\.)?" if free else rf"(?:{re.escape(self.prefix)}\.)?" if under else ""
+        middle = f"(?:{'|'.join(numbers)})" if len(numbers) > 1 else numbers[0]
+        # Readers take a pattern that says "experts" for the routed experts'.
+        return f"re:{before}{_escaped(tail)}{middle}{_escaped(end)}$".replace("experts", "expert[s]")
+
+
+def expert_targets(names: Collection[str]) -> list[str]:
+    """Patterns for the routed experts' modules, the same for all layers and experts."""
+    return sorted({f"re:.*\\.{_escaped(_NUMBER.sub('#', _from_experts(name))).replace('#', r'[0-9]+')}$" for name in names})
+
+
+def _escaped(text: str) -> str:
+    return text.replace(".", r"\.")
+
+
+def _from_experts(name: str) -> str:
+    """The part of an expert's name that all layers share: from its list on."""
+    parts = name.split(".")
+    last = max((place for place, part in enumerate(parts) if part.isdecimal()), default=0)
+    return ".".join(parts[max(last - 1, 0) :])
+
+
+def quantization(
+    experts: Mapping[str, Sequence[str]], modules: Mapping[str, Sequence[str]], targets: Targets, ignore: Sequence[str]
+) -> Any:
+    """The ``quantization_config``, for names by their scheme; None where nothing is quantized.
+
+    The experts come first: that is where a reader that looks for their scheme finds it.
+    """
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationConfig, QuantizationScheme
+
+    found = [(text, expert_targets(names)) for text, names in sorted(experts.items())]
+    found += [(text, targets.modules(names)) for text, names in sorted(modules.items())]
+    if not found:
+        return None
+    schemes = {}
+    for index, (text, patterns) in enumerate(found):
+        arguments = json.loads(text)
+        kind = _FORMATS["integer" if arguments["type"] == "int" else "float8"]
+        schemes[f"group_{index}"] = QuantizationScheme(targets=patterns, weights=QuantizationArgs(**arguments), format=kind)
+    formats = {str(one.format) for one in schemes.values()}
+    config = QuantizationConfig(
+        config_groups=schemes, format=formats.pop() if len(formats) == 1 else "mixed-precision", quantization_status="compressed",
+        ignore=list(ignore),
+    )  # fmt: skip
+    return json.loads(config.model_dump_json()) | {"quant_method": "compressed-tensors"}
