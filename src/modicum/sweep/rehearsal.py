@@ -197,7 +197,7 @@ class _Rehearsal:
         self.calls.append(_Call(unit.name, block := self.inside[-1] if self.inside else "", input_key(unit, owner, block, got), got))
         self.calling = True
         try:
-            output = self.chain.original(name)(*arrival.args, **(arrival.kwargs or {}))
+            output = self.chain.call(0, name, arrival)
             if not is_product(owner, got, output):
                 self.script.opaque.add(unit.name)
             return output
@@ -213,7 +213,7 @@ class _Rehearsal:
             uses.setdefault(use.attribute, use.transposed)
 
         with Watch(stacks, see):
-            output = self.chain.original(name)(*arrival.args, **(arrival.kwargs or {}))
+            output = self.chain.call(0, name, arrival)
         if uses and name not in self.script.stacks:
             self.script.stacks[name] = StackUse(name, tuple(uses), uses)
             for attribute, transposed in uses.items():
@@ -256,7 +256,7 @@ def is_product(module: nn.Module, inputs: torch.Tensor | None, output: Any) -> b
     if plain is None or inputs is None or all(getattr(type(module), name, None) is getattr(plain, name, None) for name in _PRODUCT):
         return True
     try:
-        expected = plain.forward(module, inputs)
+        expected = plain.forward(module, inputs)  # type: ignore[arg-type]
     except Exception:  # whatever torch raises where only the module's own forward knows what to do
         return False
     same = isinstance(output, torch.Tensor) and output.shape == expected.shape

@@ -18,6 +18,7 @@ from modicum.models.structure import kind_of
 from modicum.numerics.gram import add_gram, mirror
 from modicum.sweep.collect import has_rows, input_rows
 from modicum.sweep.experts import Use, Watch
+from modicum.sweep.modes import slow_path
 from modicum.sweep.ranks import LONE, Ranks
 from modicum.sweep.rehearsal import Script, module_units
 from modicum.sweep.spill import SpillPool
@@ -120,11 +121,11 @@ class _Gradients:
 
     def skip(self, batch: Batch) -> None:
         """Draw the labels of a batch that another rank has: those after it are then the same as in one process."""
-        with self._patched(felt=False), torch.no_grad():
+        with self._patched(felt=False), slow_path(), torch.no_grad():
             likelihood(call(self.model.module, batch), self.generator)
 
     def add(self, batch: Batch) -> None:
-        with self._patched(), _frozen(self.model.module), torch.enable_grad():
+        with self._patched(), slow_path(), _frozen(self.model.module), torch.enable_grad():
             try:
                 loss, draws = likelihood(call(self.model.module, batch), self.generator)
                 loss.backward()
@@ -177,7 +178,7 @@ class _Gradients:
             if not output.requires_grad:
                 output = output.detach().requires_grad_().clone()
             if self.felt[unit.name] == name:
-                axis = output.ndim - 1 - len(self.modules[name].kernel_size) if unit.kind == "convolution" else output.ndim - 1  # type: ignore[arg-type]
+                axis = output.ndim - 1 - len(self.modules[name].kernel_size) if unit.kind == "convolution" else output.ndim - 1
                 norms = self._see(unit, self.modules[name], args[0] if args else next(iter(kwargs.values())))
                 self._hook(output, axis, lambda gradients: self._keep(unit, gradients, norms))
             return output

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from modicum.data.splits import Batch, call
+from modicum.sweep.modes import Own
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Chain:
 
     def __init__(self, module: nn.Module, batches: Sequence[Batch], units: Iterable[str], blocks: Iterable[str]):
         self.module, self.batches = module, batches
+        self._own: list[Own] = []
         self._modules = dict(module.named_modules())
         self._units, self._blocks = tuple(units), tuple(blocks)
         self.originals: dict[str, Callable] = {name: self._modules[name].forward for name in (*self._units, *self._blocks)}
@@ -65,6 +67,11 @@ class Chain:
     def original(self, name: str) -> Callable:
         """The module's own forward."""
         return self.originals[name]
+
+    def call(self, index: int, name: str, arrival: Arrival) -> Any:
+        """What the module's own forward gives, under the modes that the micro-batch ``index`` stands in."""
+        with self._own[index].inside():
+            return self.originals[name](*arrival.args, **(arrival.kwargs or {}))
 
     def owner(self, name: str) -> nn.Module:
         """Module by name."""
@@ -114,14 +121,19 @@ class Chain:
         live micro-batch stands there. Where ``passes(stop)`` a micro-batch does not wait for the others, so that only one has what is
         between its stops.
         """
+        self._own = [Own() for _ in self.batches]
         lets = [greenlet.greenlet(lambda batch=batch: call(self.module, batch)) for batch in self.batches]
         waiting: dict[int, Arrival] = {}
 
+        def switch(index: int, *value: Any) -> Any:
+            with self._own[index].inside():
+                return lets[index].switch(*value)
+
         def resume(index: int, value: Any) -> Iterator[tuple[int, Any]]:
-            got = lets[index].switch(*value)
+            got = switch(index, *value)
             while not lets[index].dead and passes(got.stop):
                 for _, answer in work(got.stop, [(index, got)], True):
-                    got = lets[index].switch(answer)
+                    got = switch(index, answer)
             if lets[index].dead:
                 yield index, got
             else:
@@ -142,6 +154,7 @@ class Chain:
                     for index, value in work(stop, group, complete):
                         yield from resume(index, (value,))
         finally:
-            for let in lets:
+            for own, let in zip(self._own, lets):
                 if let and not let.dead:
-                    let.throw(greenlet.GreenletExit)
+                    with own.inside():
+                        let.throw(greenlet.GreenletExit)

@@ -1,0 +1,69 @@
+"""A suspended forward's modes are its own: no other forward and no caller meets them."""
+
+import pytest
+import torch
+from torch import nn
+
+from modicum.models.open import open_model
+from modicum.sweep import Sweep, rehearse
+
+
+class Region(nn.Module):
+    """One of two maps under another mode."""
+
+    def __init__(self, mode):
+        super().__init__()
+        self.a, self.b, self.c, self.mode = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8), mode
+
+    def forward(self, x):
+        with self.mode():
+            y = self.b(self.a(x)).sigmoid()
+        return self.c(y.float())
+
+
+def swept(module, batches):
+    model = open_model(module.eval())
+    script = rehearse(model, batches[0])
+    return [output for _, output in Sweep(model, batches, script, lambda stage: {}).run()]
+
+
+def test_regions_of_other_modes_give_what_they_give_alone():
+    batches = [(torch.randn(4, 8),) for _ in range(3)]
+    for mode in (lambda: torch.autocast("cpu", dtype=torch.bfloat16), torch.inference_mode, torch.enable_grad):
+        module = Region(mode)
+        with torch.no_grad():
+            alone = [module(*batch) for batch in batches]
+        assert all(torch.equal(mine, theirs) for mine, theirs in zip(swept(module, batches), alone))
+        assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled() and not torch.is_autocast_enabled("cpu")
+        assert nn.Linear(2, 2)(torch.zeros(1, 2)).dtype == torch.float32
+
+
+def test_a_sweep_that_is_left_half_way_leaves_no_mode():
+    module = Region(torch.inference_mode)
+    model, batches = open_model(module.eval()), [(torch.randn(4, 8),) for _ in range(2)]
+
+    def treat(stage):
+        raise ArithmeticError
+
+    script = rehearse(model, batches[0])
+    for _ in range(2):
+        with pytest.raises(ArithmeticError):
+            Sweep(model, batches, script, treat).finish()
+        assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+
+
+def test_encoder_layers_call_their_modules_under_a_padding_mask():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 2)
+
+        def forward(self, x, pad):
+            return self.encoder(x, src_key_padding_mask=pad)
+
+    pad = torch.zeros(2, 6, dtype=torch.bool)
+    pad[0, 4:] = True
+    model = open_model(Net().eval())
+    script = rehearse(model, (torch.randn(2, 6, 16), pad))
+    assert "encoder.layers.1.linear2.weight" not in script.uncalled
+    assert torch.backends.mha.get_fastpath_enabled()
