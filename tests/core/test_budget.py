@@ -52,6 +52,8 @@ def test_one_kind_is_given_once():
 @pytest.mark.parametrize(
     "words, said",
     [
+        ({"params": "60"}, r"a share above 1 needs a sign, got '60'\. Write 60%, or 6000% if that is meant\."),
+        ({"loss": "5"}, r"Write 5%, or 500%"),
         ({"params": "much"}, "a share such as 60%"),
         ({"loss": "-1%"}, "a share such as"),
         ({"speed": "fast"}, "a factor such as 1.5x"),

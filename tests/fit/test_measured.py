@@ -259,7 +259,7 @@ def test_a_changed_model_is_refused(known):
         ({"seed": 1}, r"seed: was 0 when .* was measured, cannot be 1 now\. Measure again\."),
         ({"tokens": 64}, "tokens: was 512"),
         ({"harm": "fisher"}, "harm: was covariance"),
-        ({"group": 32}, "group: was 64"),
+        ({"group": 32}, "group: was None"),
         ({"data": "other.txt"}, r"data: was None when .* cannot be other\.txt now"),
         ({"menu": "nearest bits=5 group=32"}, r"menu: 'nearest bits=5 group=32' was not measured\. Measure again with it on the menu\."),
         ({"menu": "nearest bits=2 group=32,ziplm keep=0.25"}, "'ziplm keep=0.25' was not measured"),

@@ -1,13 +1,14 @@
 """The menu: what methods declare, as far as a target and a site can hold it, listed nowhere twice."""
 
 import pytest
+import torch
 
 from modicum.core.method import Method, registry
 from modicum.core.option import Option
-from modicum.core.unit import Site
+from modicum.core.unit import Site, Unit
 from modicum.drop._family import SiteCutter, Spanner
 from modicum.export import TARGETS
-from modicum.fit.menu import cutters, default_menu, everything, offered, spanners, weight_options
+from modicum.fit.menu import cutters, default_menu, everything, misfit, offered, spanners, weight_options
 from modicum.fit.request import Settings
 from modicum.fit.subject import Subject
 from modicum.quantize._family import Quantizer
@@ -99,3 +100,37 @@ def test_a_site_without_inputs_is_offered_what_needs_none(subject):
     texts = offered(subject.target("modicum"), free, list(everything(64)))
     assert texts and all(Option.parse(text).data_free for text in texts)
     assert "keep" in texts and any("bits=4" in text for text in texts)
+
+
+def rows_of(*widths):
+    units = tuple(Unit(f"w{width}", f"w{width}", "m", "linear", (8, width), (8, width), torch.float32) for width in widths)
+    return Site("s", "unit", units)
+
+
+def groups(target, site, bits):
+    menu = default_menu(target, None)
+    found = [option.steps[0] for option in offered(target, site, menu).values() if len(option.steps) == 1]
+    return {step.group for step in found if isinstance(step, Quantizer) and step.bits == bits}
+
+
+@pytest.mark.parametrize(
+    "widths, at_four, at_two",
+    [((128,), {64}, {64, 32, 0}), ((160,), {32}, {32, 0}), ((72,), {36}, {36, 0}), ((37,), {0}, {0}), ((72, 48), {24}, {24, 0})],
+)
+def test_every_row_is_offered_a_grid_by_default(subject, widths, at_four, at_two):
+    target = subject.target("transformers")
+    assert groups(target, rows_of(*widths), 4) == at_four and groups(target, rows_of(*widths), 2) == at_two
+
+
+def test_a_group_that_is_asked_for_stands_alone(subject):
+    target = subject.target("transformers")
+    texts = offered(target, rows_of(128), default_menu(target, 128))
+    assert {Option.parse(text).steps[0].group for text in texts if "bits=" in text} == {128}
+
+
+def test_a_group_that_divides_no_row_is_named_with_those_that_do(subject):
+    target = subject.target("transformers")
+    said = misfit(target, [rows_of(72)], Option.parse("gptq bits=4 group=64"))
+    assert said == "group 64 does not divide rows of 72: use group=18, 24, 36, 72, 0 (0: whole rows)"
+    assert not misfit(target, [rows_of(72)], Option.parse("gptq bits=4 group=24"))
+    assert not misfit(target, [rows_of(72)], Option.parse("float8"))

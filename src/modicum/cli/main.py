@@ -82,7 +82,7 @@ _MEASURING = _options(
     click.option("--test-samples", default=64, show_default=True, help="Sequences to judge on; half as many to choose by."),
     click.option("--gradient-samples", default=16, show_default=True, help="Sequences to take gradients on."),
     click.option("--menu", metavar="OPTIONS", help="Options to choose from, by commas, such as int2,int3,int4."),
-    click.option("--group", default=64, show_default=True, help="Columns per scale for the menu's intN."),
+    click.option("--group", type=int, metavar="N", help="Columns per scale for the menu's intN, 0: a row; by default what suits each layer."),
     click.option("--ram", metavar="SIZE", help="Memory to stay within, such as 4GB."),
     click.option("--seed", default=0, show_default=True, help="Seed of every choice by chance."),
     click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto or cpu; cuda or cuda:N for a GPU."),

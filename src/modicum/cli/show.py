@@ -64,11 +64,17 @@ def outcome(receipt: Mapping[str, Any], out: Path) -> None:
     budget = [("budget", receipt["request"]["budget"])] if receipt["request"]["budget"] else []
     events = [("events", f"{len(receipt['events'])}, named in the receipt")] if receipt["events"] else []
     _print_rows(
-        ("size", after), *budget, *allowed, *_quality(receipt["quality"]), *_choice(receipt.get("search") or {}), *_structure(receipt["sites"]),
+        ("size", after), *budget, *allowed, *_quality(receipt["quality"]), *_verdict(receipt),
+        *_choice(receipt.get("search") or {}), *_structure(receipt["sites"]),
         ("coverage", f"{coverage['share']:.1%} of layer bytes treated, layers as they were: {len(coverage['untreated'])}"),
         ("target", f"{receipt['request']['target']}, reloaded and verified"), *events,
         ("time", f"{seconds:.1f} s"), ("report", str(out / "report.html")),
     )  # fmt: skip
+
+
+def _verdict(receipt: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What was lost in plain words; receipts of earlier versions have none."""
+    return [("verdict", receipt["verdict"])] if receipt.get("verdict") else []
 
 
 def measurement_facts(measured: Measured) -> dict[str, Any]:
@@ -135,9 +141,11 @@ def forecast(value: Mapping[str, Any]) -> None:
     """What a run would do: sizes within reach, work, what would be treated and what not."""
     reach = f"{readable(value['smallest_bytes'])} ({value['smallest_bpw']:.3f} bpw) to {readable(value['largest_bytes'])}"
     of = f"{value['budget']} " if value.get("budget") else ""
-    fits = {None: [], True: [("budget", f"{of}can be met")], False: [("budget", f"{of}cannot be met: it is below the smallest")]}[
-        value["fits"]
-    ]
+    fits = {
+        None: [],
+        True: [("budget", f"{of}can be met")],
+        False: [("budget", f"{of}cannot be met: {value.get('why') or 'it is below the smallest'}")],
+    }[value["fits"]]
     _print_rows(
         ("model", f"{value['model']}: {value['parameters']} parameters, {readable(value['original_bytes'])}"),
         ("target", value["target"]), ("within reach", reach), *fits,

@@ -106,7 +106,10 @@ def _share(text: str) -> float:
     found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(%?)\s*", text)
     if not found:
         raise BudgetError(f"budget: must be a share such as 60% or 0.6, got {text!r}.")
-    return float(found[1]) / (100 if found[2] else 1)
+    value = float(found[1]) / (100 if found[2] else 1)
+    if value > 1 and not found[2]:
+        raise BudgetError(f"budget: a share above 1 needs a sign, got {text!r}. Write {found[1]}%, or {100 * value:g}% if that is meant.")
+    return value
 
 
 def _times(text: str) -> float:

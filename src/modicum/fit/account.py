@@ -99,7 +99,7 @@ def build_receipt(
             "treated_bytes": treated, "layer_bytes": layer_bytes, "share": treated / max(layer_bytes, 1), "untreated": untreated(run, forms),
         },
         "sites": rows, "search": run.search, "predicted_harm": table.harm(run.picks) if table is not None else None,
-        "quality": quality, "verification": verification, "events": run.events, "stages": run.meter.stages,
+        "quality": quality, "verdict": run.verdict, "verification": verification, "events": run.events, "stages": run.meter.stages,
     }  # fmt: skip
 
 

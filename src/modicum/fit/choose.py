@@ -17,9 +17,10 @@ from modicum.core.budget import Budget, readable
 from modicum.core.errors import BudgetError, ModelError
 from modicum.core.option import KEEP, Option
 from modicum.core.plan import Picks, Table
-from modicum.export import TARGETS
+from modicum.export import TARGETS, Target
 from modicum.fit.findings import DEPTH, GONE, Findings, level_of, remaining_shape
 from modicum.fit.judge import PlanJudge
+from modicum.fit.menu import Menu, misfit
 from modicum.fit.request import Request
 from modicum.fit.subject import Subject
 from modicum.fit.workers import workers
@@ -105,10 +106,17 @@ class Chooser:
 
     def _blocked(self) -> str:
         target = self.subject.target(self.target)
+        if why := next((why for option in self.sizing.menu if (why := self._misfit(target, option))), ""):
+            return f" {why[0].upper()}{why[1:]}."
         parts = sorted(
             ((u.dense_bytes, u.module, target.refusal(u)) for u in self.subject.model.units.values() if target.refusal(u)), reverse=True
         )
         return f" {parts[0][1]} stays dense there ({readable(parts[0][0])}, {parts[0][2]})." if parts else ""
+
+    def _misfit(self, target: Target, option: Option) -> str:
+        """Why the group of an option keeps it off layers, where the group was asked for."""
+        free = isinstance(self.sizing.menu, Menu)
+        return "" if free else misfit(target, [site for site in target.sites() if not self.subject.kept(site)], option)
 
     def _other_target(self, allowed: float) -> str:
         for name in TARGETS:
@@ -168,6 +176,15 @@ class Chooser:
                 break
             best = min(better, key=table.harm)
         return best
+
+    def forced(self, table: Table, picks: Picks) -> list[str]:
+        """Events: cuts that were made where layers below had no grid to be rounded to instead."""
+        bare = {site for site, found in table.choices.items() if site in table.parents and not any("bits=" in one.option for one in found)}
+        cut = {table.parents[site] for site in bare} & {
+            site for site, index in picks.items() if level_of(table.choices[site][index].option) not in (KEEP, GONE)
+        }
+        return [f"{site}: cut, and no integer grid of the menu fits {', '.join(sorted(b for b in bare if table.parents[b] == site))}; "
+                "another --group may lose less." for site in sorted(cut)]  # fmt: skip
 
     def exact_bytes(self, table: Table, picks: Picks, findings: Findings) -> int:
         """Bytes of the files a selection gives, header and all, from forms of zeros."""

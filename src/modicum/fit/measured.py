@@ -107,11 +107,16 @@ class Measured:
     def check(self, subject: Subject, target: str | None = None) -> None:
         """Raise ``SettingError`` where an option, or a ``target`` to choose for, was not measured."""
         wanted = {str(option) for option in subject.settings.menu or ()}
-        known = {str(option) for option in everything(subject.settings.group)} if self.meta["menu"] is None else set(self.meta["menu"])
+        known = self._known(subject.settings.group) if self.meta["menu"] is None else set(self.meta["menu"])
         if strange := sorted(wanted - known - {"keep"}):
             raise SettingError(f"menu: {strange[0]!r} was not measured. Measure again with it on the menu.")
         if target is not None:
             self._check_target(subject.target(target), subject.menu(target))
+
+    def _known(self, group: int | None) -> set[str]:
+        """Texts of the default menu: of a group, or with all those that were measured."""
+        measured = {text for options in self.findings.units.values() for text in options} if group is None else set()
+        return measured | {str(option) for option in everything(group)}
 
     def _check_target(self, target: Target, menu: Sequence[Option]) -> None:
         if target.name not in self.meta["targets"]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -18,12 +19,26 @@ from modicum.repair._family import Repairer
 _REPAIRED_BITS = 3
 
 
-def default_menu(target: Target, group: int) -> tuple[Option, ...]:
-    """Every method at the settings it declares in ``menu``, as far as the target's readers agree on it; ``group`` columns share a scale."""
-    return tuple(option for option in everything(group) if target.common(option))
+# Columns that share a scale where nobody says how many, the first that a site's rows allow; and what stands beside it at so many bits.
+_GROUPS = (64, 32)
+_BESIDE = {2: (32, 0), 8: (0,)}
+# A group of other widths is worth its scales from so many columns on.
+_NARROWEST, _WIDEST = 16, 128
 
 
-def everything(group: int) -> Iterator[Option]:
+class Menu(tuple[Option, ...]):
+    """Options whose integers take the groups that suit a site's rows: each stands here once, with the first of ``_GROUPS``."""
+
+
+def default_menu(target: Target, group: int | None) -> tuple[Option, ...]:
+    """Every method at the settings it declares in ``menu``, as far as the target's readers agree on it; ``group`` columns share a scale,
+    or as many as suit each site's rows.
+    """
+    options = (option for option in everything(group) if target.common(option))
+    return Menu(options) if group is None else tuple(options)
+
+
+def everything(group: int | None) -> Iterator[Option]:
     """All options that methods declare, repairs on top of the integer options of few bits."""
     steps = [_grouped(cls(**settings), group) for _, cls in sorted(registry().items()) for settings in cls.menu]
     repairs = [step for step in steps if isinstance(step, Repairer)]
@@ -34,9 +49,45 @@ def everything(group: int) -> Iterator[Option]:
             yield from (Option((step, repair)) for repair in repairs)
 
 
-def _grouped(step: Method, group: int) -> Method:
-    settings: dict[str, Any] = {"group": group} if any(field.name == "group" for field in fields(step)) else {}
+def _grouped(step: Method, group: int | None) -> Method:
+    chosen = _GROUPS[0] if group is None else group
+    settings: dict[str, Any] = {"group": chosen} if any(field.name == "group" for field in fields(step)) else {}
     return replace(step, **settings)
+
+
+def groups_of(site: Site) -> list[int]:
+    """Groups worth trying on a site's rows, the best first: the usual ones, other widths that divide every row, whole rows."""
+    widths = [unit.shape[1] for unit in site.units]
+    shared = math.gcd(*widths)
+    others = [width for width in range(min(_WIDEST, shared, max(widths) - 1), _NARROWEST - 1, -1) if shared % width == 0]
+    return [*_GROUPS, *(width for width in others if width not in _GROUPS), 0]
+
+
+def _suited(target: Target, site: Site, option: Option) -> Iterator[Option]:
+    """An option of the default menu with the groups that suit a site: the first that can be held, and what stands beside it."""
+    first = option.steps[0] if option.steps else None
+    if not isinstance(first, Quantizer):
+        yield option
+        return
+    at = lambda group: Option((replace(first, group=group), *option.steps[1:]))
+    fitting = next((group for group in groups_of(site) if target.adapt(site, at(group)) is not None), first.group)
+    beside = _BESIDE.get(first.bits, ()) if len(option.steps) == 1 else ()
+    yield from (at(group) for group in dict.fromkeys([fitting, *beside]))
+
+
+def misfit(target: Target, sites: Iterable[Site], option: Option) -> str:
+    """Why the group of an option keeps it off some sites, and which groups do not; nothing where the group is not the cause."""
+    first = option.steps[0] if option.steps else None
+    if not isinstance(first, Quantizer) or first.group <= 0:
+        return ""
+    held = lambda site, group: target.adapt(site, Option((replace(first, group=group), *option.steps[1:]))) is not None
+    blocked = [site for site in sites if not held(site, first.group) and held(site, 0)]
+    if not blocked:
+        return ""
+    shared = math.gcd(*(unit.shape[1] for site in blocked for unit in site.units))
+    works = [group for group in range(_NARROWEST, min(_WIDEST, shared) + 1) if shared % group == 0]
+    widths = ", ".join(map(str, sorted({unit.shape[1] for site in blocked for unit in site.units})))
+    return f"group {first.group} does not divide rows of {widths}: use group={', '.join(map(str, [*works, 0]))} (0: whole rows)"
 
 
 def weight_options(menu: Sequence[Option]) -> list[Option]:
@@ -67,7 +118,10 @@ def spanners(menu: Sequence[Option]) -> list[Spanner]:
 def offered(target: Target, site: Site, menu: Sequence[Option]) -> dict[str, Option]:
     """Options of the menu as the target can hold them on ``site``, by their text; keeping the weights is one where the target allows it."""
     found = {}
-    for option in (Option(), *weight_options(menu)):
+    options = weight_options(menu)
+    if isinstance(menu, Menu):
+        options = [one for option in options for one in _suited(target, site, option)]
+    for option in (Option(), *options):
         fitted = target.adapt(site, option)
         if fitted is not None:
             found[str(fitted)] = fitted

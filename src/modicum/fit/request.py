@@ -30,7 +30,7 @@ class Settings:
     micro_batch: int = param(8, "sequences run at once")
     test_samples: int = param(64, "sequences to judge on; half as many to choose by")
     menu: tuple[Option, ...] | None = param(None, "options to choose from; none: all that methods declare")
-    group: int = param(64, "columns per scale for the menu's integers")
+    group: int | None = param(None, "columns per scale for the menu's integers; none: as many as suit each layer's rows")
     ram: int | None = param(None, "bytes of memory to stay within")
     seed: int = param(0, "seed of every choice by chance")
     device: str = param("auto", "where models run and their inputs are measured")
@@ -106,7 +106,7 @@ def common(
     words = [word for word in menu.split(",") if word.strip()] if isinstance(menu, str) else list(menu or [])
     return {
         **settings,
-        "menu": tuple(_menu_option(word, settings.get("group", 64)) for word in words) or None,
+        "menu": tuple(_menu_option(word, settings.get("group")) for word in words) or None,
         "ram": parse_size(ram) if isinstance(ram, str) else ram,
         "data": str(data) if isinstance(data, str | Path) else None,
         "out": Path(out) if out is not None else None,
@@ -114,12 +114,12 @@ def common(
     }
 
 
-def _menu_option(word: str | Option, group: int) -> Option:
+def _menu_option(word: str | Option, group: int | None) -> Option:
     if isinstance(word, Option):
         return word
     word = word.strip()
     short = word.startswith("int") and word[3:].isdigit()
-    return Option.parse(f"{word} group={group}" if short else word)
+    return Option.parse(f"{word} group={group}" if short and group is not None else word)
 
 
 def _plain(value: Any) -> Any:

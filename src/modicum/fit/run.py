@@ -33,13 +33,14 @@ from modicum.fit.findings import DEPTH, Findings
 from modicum.fit.judge import Levels, PlanJudge, too_slow
 from modicum.fit.measured import Measured
 from modicum.fit.memory import whole_model
-from modicum.fit.menu import offered
+from modicum.fit.menu import misfit, offered
 from modicum.fit.meter import Meter, Quiet
 from modicum.fit.quality import Outputs, Quality, compare, plain, streamed
 from modicum.fit.request import Request, common
 from modicum.fit.store import FormStore, load_change, save_change, write_json
 from modicum.fit.subject import Subject
 from modicum.fit.survey import Survey
+from modicum.fit.verdict import surprise, verdict
 from modicum.fit.workdir import WorkDir, beside, read_from, temporary
 from modicum.models.model import Model
 from modicum.models.quiet import hushed
@@ -135,8 +136,8 @@ class Run:
         self.temporary = temporary() if request.out is None and not request.dry_run else None
         self.out = beside(request.out or (self.temporary or Path()) / "model", ranks.rank)
         self.place = WorkDir(self.out, "modicum-run", request.overwrite, read_from(source, measured, request.data))
-        if request.out is not None and not request.dry_run:
-            ranks.first("out", self.place.check)
+        if request.budget is not None:
+            self._check_out()
         with self.meter.stage("open"):
             self.subject = Subject.open(source, request, batches) if measured is None else measured.open(source, request)
             self.model, self.data, self.script = self.subject.model, self.subject.data, self.subject.script
@@ -153,6 +154,12 @@ class Run:
         self.change = Change()
         self.search: dict[str, Any] = {}
         self.picks: Picks = {}
+        self.limits: dict[str, float] = {}
+        self.verdict = ""
+
+    def _check_out(self) -> None:
+        if self.request.out is not None and not self.request.dry_run:
+            self.ranks.first("out", self.place.check)
 
     def _check_device(self) -> None:
         """Raise ``SettingError`` for what is done by processors alone."""
@@ -183,6 +190,7 @@ class Run:
             self.ranks.first("budget", lambda: chooser.check(chooser.table(None)))
         else:
             self._explicit()
+            self._check_out()
         with self.place.held():
             return self._held()
 
@@ -255,8 +263,10 @@ class Run:
             and (self._whole(self.request.method, rest=True) is None)
             and not any(self.target.adapt(site, self.request.method) for site in self.sites)
         ):
+            why = misfit(self.target, self.sites, self.request.method)
             raise SettingError(
-                f"method {str(self.request.method)!r}: target {self.target_name} can hold it on no site of this model. Pass --target modicum."
+                f"method {str(self.request.method)!r}: target {self.target_name} can hold it on no layer of this model"
+                f"{f', {why}' if why else ''}. {'Or pass' if why else 'Pass'} --target modicum."
             )
 
     def _check_cuts(self, plan: Plan) -> None:
@@ -291,7 +301,7 @@ class Run:
         self, chooser: Chooser, findings: Findings, levels: Levels | None, path: Path, known: dict[str, Any] | None
     ) -> tuple[Plan, Table]:
         """The choice, made now or as it was ``known``, and the table it was made from."""
-        table = chooser.table(findings)
+        table, self.limits = chooser.table(findings), chooser.limits()
         if known is not None:
             self.picks, self.search = known["picks"], known["search"]
             self.events += [event for event in known["events"] if event not in self.events]
@@ -301,6 +311,7 @@ class Run:
             with self.meter.stage("choose"):
                 self.picks = chooser.choose(table, findings, judge)
             self.events += chooser.report.pop("events", [])
+            self.events += chooser.forced(table, self.picks)
             self.search |= chooser.report | {"harm": self.request.harm, "rank": findings.rank}
             # A search that time ends would not end alike again: what it chose is kept.
             write_json(path, {"picks": self.picks, "search": self.search, "events": self.events})
@@ -316,6 +327,8 @@ class Run:
             fitted = self.target.adapt(site, method)
             if method.steps and fitted is not None and not self.subject.kept(site):
                 plan.options[site.name] = str(fitted)
+        if why := misfit(self.target, self.sites, method):
+            self.events.append(f"method {str(method)!r}: some layers stay as they are, {why}.")
         return plan
 
     def _findings(self, chooser: Chooser, partial: Path, choosing: bool) -> tuple[Findings, Levels | None]:
@@ -432,6 +445,9 @@ class Run:
         self.progress.start("judge", len(self.data.test))
         with self.meter.stage("judge"):
             quality = self._quality(forms).summary(self.request.seed)
+        self.verdict = verdict(quality, table, self.picks, self.limits)
+        if table is not None and (event := surprise(quality, table.harm(self.picks))):
+            self.events.append(event)
         return build_receipt(self, plan, table, forms, predicted, actual, verification, quality, final)
 
     def _verify(self, final: Path, forms: FormStore) -> dict[str, Any]:
@@ -485,6 +501,7 @@ class Run:
         products = 2 * tokens * sum(unit.size for unit in self.model.units.values() if unit.kind != "embedding")
         covariances = sum(2 * tokens * self.model.units[stage[0]].shape[1] ** 2 for stage in self.script.stages)
         solves = sum(unit.size * unit.shape[1] for site in self.sites for unit in site.units) * len(menu)
+        unfit = "" if self.request.budget is None else self._unfit()
         per_token = max((unit.shape[0] + unit.shape[1] for unit in self.model.units.values()), default=0)
         return {
             "format": "modicum-forecast", "version": 1, "model": self.model.name, "target": self.target_name,
@@ -493,18 +510,17 @@ class Run:
             "sites": [{"name": s.name, "kind": s.kind, "weights": s.size, "data_free": s.data_free, "options": list(offered(self.target, s, menu))}
                       for s in self.sites],
             "untreated": untreated(self, {}), "calibration_tokens": tokens, "activation_bytes": tokens * per_token * self.model.dtype.itemsize,
-            "work_operations": int(2 * products + covariances + solves), "fits": self._fits(),
+            "work_operations": int(2 * products + covariances + solves), "fits": None if self.request.budget is None else not unfit, "why": unfit,
         }  # fmt: skip
 
-    def _fits(self) -> bool | None:
-        if self.request.budget is None:
-            return None
+    def _unfit(self) -> str:
+        """Why the budget cannot be met, and what can; nothing where it can."""
         chooser = Chooser(self.subject, self.target_name, self.request)
         try:
             chooser.check(chooser.table(None))
-        except BudgetError:
-            return False
-        return True
+        except BudgetError as error:
+            return str(error)
+        return ""
 
 
 def _is_cut(option: Option) -> bool:
