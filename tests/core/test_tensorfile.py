@@ -489,7 +489,7 @@ def test_index_pointing_outside(tmp_path, name):
 
 @pytest.mark.parametrize("name", ["x" * 5000, "none"])
 def test_missing_shard(tmp_path, name):
-    with pytest.raises(ModelError, match=r"Shards .*(must be there, and it is missing|File name too long)"):
+    with pytest.raises(ModelError, match=r"checkpoint .*(must be there, and it is missing|File name too long)"):
         Shards(indexed(sharded(tmp_path), {"a": name}))
 
 

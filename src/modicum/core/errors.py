@@ -6,7 +6,11 @@ Every message follows one pattern: *who: what must hold, what came. What to do.*
 from __future__ import annotations
 
 import difflib
+import heapq
 from collections.abc import Iterable
+
+_SHOWN = 10  # names of a list
+_QUOTED = 200  # characters of somebody else's message
 
 
 class ModicumError(Exception):
@@ -34,7 +38,26 @@ class BudgetError(ModicumError, ValueError):
 
 
 def near(name: str, known: Iterable[str]) -> str:
-    """Sentence that offers the known names nearest to ``name``, or lists them all where none is near."""
+    """Sentence that offers the known names nearest to ``name``; where none is near, all of a few, or the nearest ten and how many there are."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    return f"Did you mean {' or '.join(close)}?" if close else f"Known: {', '.join(known)}."
+    if close:
+        return f"Did you mean {' or '.join(close)}?"
+    if len(known) <= _SHOWN:
+        return f"Known: {', '.join(known)}."
+    alike = difflib.SequenceMatcher(b=name)
+
+    def likeness(other: str) -> float:
+        alike.set_seq1(other)
+        return alike.quick_ratio()
+
+    return f"The nearest of {len(known)}: {', '.join(heapq.nlargest(_SHOWN, known, likeness))}."
+
+
+def quoted(error: BaseException | str, most: int = _QUOTED) -> str:
+    """What somebody else's error says, for a sentence of ours: its first line, ended between two words where it is too long."""
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), "") or type(error).__name__
+    if len(line) <= most:
+        return line.rstrip(".")
+    whole = line[: most - 2].rpartition(" ")[0] or line[: most - 2]
+    return f"{whole.rstrip(' ,;:.(')} …"

@@ -95,7 +95,7 @@ class TensorFile:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self._who = f"TensorFile {self.path}"
+        self._who = f"file {self.path}"
         with _system_errors(self._who):
             if not self.path.is_file():
                 raise ModelError(f"{self._who}: must be a file, and none is there. Check the path.")
@@ -228,7 +228,7 @@ class Shards:
         self, directory: str | os.PathLike[str], *, index_name: str = "model.safetensors.index.json", single: str = "model.safetensors"
     ) -> None:
         self.directory = Path(directory)
-        self._who = f"Shards {self.directory}"
+        self._who = f"checkpoint {self.directory}"
         with ExitStack() as opened, _system_errors(self._who):
             if (self.directory / single).is_file():
                 files = {single: opened.enter_context(TensorFile(self._inside(single)))}
@@ -338,7 +338,7 @@ class TensorWriter:
 
     def __init__(self, path: str | os.PathLike[str], entries: Wanted, metadata: Mapping[str, str] | None = None) -> None:
         self.path = Path(path)
-        self._who = f"TensorWriter {self.path}"
+        self._who = f"file {self.path}"
         head, self.entries = _layout(entries, metadata, self._who)
         self._partial = self.path.with_name(self.path.name + ".partial")
         with _system_errors(self._who):

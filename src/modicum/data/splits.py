@@ -82,7 +82,7 @@ def from_text(
     """
     counts = {"samples": samples, "tokens": tokens, "batch": batch, "test_samples": test_samples}
     if small := [f"{name}={count}" for name, count in counts.items() if count < 1]:
-        raise SettingError(f"from_text: counts must be at least 1, {', '.join(small)} came. Raise them.")
+        raise SettingError(f"data: counts must be at least 1, {', '.join(small)} came. Raise them.")
     streams, notes = _shipped_streams(tokenizer) if path is None else _file_streams(path, tokenizer, tokens)
     parts: list[list[Batch]] = []
     for name, stream, wanted in zip(PARTS, streams, (samples, max(1, test_samples // 2), test_samples)):
@@ -108,7 +108,7 @@ def from_batches(iterable: Iterable[Any], seed: int = 0) -> Splits:
             tensors whose first axes differ.
 
     """
-    batches = [_batch(item, number) for number, item in enumerate(_items(iterable))]
+    batches = [_batch(item, number) for number, item in enumerate(batch_items(iterable))]
     unique = list({_digest([batch]): batch for batch in batches}.values())
     notes = []
     if len(unique) < len(batches):
@@ -158,7 +158,7 @@ def slice_rows(batch: Batch, start: int, stop: int) -> Batch:
     """
     if _rows(batch) is None:
         shapes = ", ".join(f"{key}: {list(value.shape)}" for key, value in _entries(batch))
-        raise DataError(f"slice_rows: all tensors of the batch must share their first axis, shapes came as {shapes}. Give whole batches.")
+        raise DataError(f"data: all tensors of the batch must share their first axis, shapes came as {shapes}. Give whole batches.")
     return _map(batch, itemgetter(slice(start, stop)))
 
 
@@ -179,7 +179,7 @@ def _file_streams(path: str | os.PathLike[str], tokenizer: PreTrainedTokenizerBa
     count = len(stream) // tokens
     if count < len(PARTS):
         raise DataError(
-            f"from_text: {os.fspath(path)} must give each of three parts a window of {tokens} tokens, {3 * tokens} in all; "
+            f"data: {os.fspath(path)} must give each of three parts a window of {tokens} tokens, {3 * tokens} in all; "
             f"{len(stream)} were found. Give more text or ask for fewer tokens a window."
         )
     regions = stream[: count * tokens].split([share * tokens for share in _shares(count, WINDOW_SHARES)])
@@ -199,12 +199,12 @@ def _splits(parts: Sequence[list[Batch]], source: str, notes: list[str]) -> Spli
     return Splits(calibration, validation, test, source, tuple(notes), hashes)
 
 
-def _items(iterable: Iterable[Any]) -> Iterable[Any]:
+def batch_items(iterable: Iterable[Any]) -> Iterable[Any]:
     """Make a lone batch an iterable of one: iterating it would give rows, or names."""
     if isinstance(iterable, Tensor | Mapping):
         return [iterable]
     if not isinstance(iterable, Iterable):
-        raise DataError(f"from_batches: data must be an iterable of batches, {type(iterable).__name__} came. Give a list or a data loader.")
+        raise DataError(f"data: data must be an iterable of batches, {type(iterable).__name__} came. Give a list or a data loader.")
     return iterable
 
 
@@ -217,9 +217,9 @@ def _batch(item: Any, number: int) -> Batch:
     else:
         batch = (item,)
     for key, value in _entries(batch):
-        _check(value, f"from_batches: batch {number}, {key!r},")
+        _check(value, f"data: batch {number}, {key!r},")
     if not batch or _rows(batch) == 0:
-        raise DataError(f"from_batches: batch {number} must hold at least one row, none came. Leave it out.")
+        raise DataError(f"data: batch {number} must hold at least one row, none came. Leave it out.")
     return batch
 
 
@@ -236,12 +236,12 @@ def _split_rows(batches: list[Batch], generator: torch.Generator) -> list[list[B
     rows = [_rows(batch) for batch in batches]
     if None in rows:
         raise DataError(
-            "from_batches: of fewer than three batches all tensors must share their first axis, so that rows can be divided; "
+            "data: of fewer than three batches all tensors must share their first axis, so that rows can be divided; "
             f"those of batch {rows.index(None)} do not. Give at least three different batches."
         )
     places = [(number, row) for number, count in enumerate(rows) for row in range(count or 0)]
     if len(places) < len(PARTS):
-        raise DataError(f"from_batches: data must hold at least three different rows, one for each part, {len(places)} came. Give more.")
+        raise DataError(f"data: data must hold at least three different rows, one for each part, {len(places)} came. Give more.")
     order = torch.randperm(len(places), generator=generator).split(_shares(len(places), BATCH_SHARES))
     return [_take([places[i] for i in sorted(chosen.tolist())], batches) for chosen in order]
 

@@ -51,7 +51,7 @@ def read_documents(path: str | os.PathLike[str], *, tokenizer: PreTrainedTokeniz
     documents = [document for file in _files(path) for document in _read_file(file, tokenizer)]
     if not documents:
         looked = "; of a folder, links, hidden files and suffixes other than those of text are not read" if path.is_dir() else ""
-        raise DataError(f"read_documents: {path} must hold text, none was found{looked}. Name a file or folder with text in it.")
+        raise DataError(f"data: {path} must hold text, none was found{looked}. Name a file or folder with text in it.")
     return documents
 
 
@@ -65,7 +65,9 @@ def shipped(part: str) -> list[str]:
 
     """
     if part not in SHIPPED_PARTS:
-        raise SettingError(f"shipped: the part must be one that ships with modicum, {part!r} came. {near(part, SHIPPED_PARTS)}")
+        raise SettingError(
+            f"texts of the package: the part must be one that ships with modicum, {part!r} came. {near(part, SHIPPED_PARTS)}"
+        )
     packed = resources.files("modicum") / "demo" / f"{part}.txt.xz"
     return _divide(lzma.decompress(packed.read_bytes()).decode())
 
@@ -100,11 +102,11 @@ def windows(stream: Tensor, tokens: int, samples: int, generator: torch.Generato
 
     """
     if tokens < 1 or samples < 1:
-        raise SettingError(f"windows: tokens and samples must be at least 1, {tokens} and {samples} came. Raise them.")
+        raise SettingError(f"data: tokens and samples must be at least 1, {tokens} and {samples} came. Raise them.")
     count = len(stream) // tokens
     if count == 0:
         raise DataError(
-            f"windows: the text is too short, one window needs {tokens} tokens and {len(stream)} were found. "
+            f"data: the text is too short, one window needs {tokens} tokens and {len(stream)} were found. "
             "Give a longer text or ask for fewer tokens a window."
         )
     order = torch.randperm(count, generator=generator)[:samples]
@@ -123,7 +125,7 @@ def _files(path: Path) -> list[Path]:
         readable = [file for file in found if _kind(file) in FOLDER_SUFFIXES and file.is_file() and not file.is_symlink()]
         return sorted(readable, key=Path.as_posix)
     except OSError as error:
-        raise DataError(f"read_documents: {path} must be readable, it gave: {error}. Check the path and its permissions.") from error
+        raise DataError(f"data: {path} must be readable, it gave: {error}. Check the path and its permissions.") from error
 
 
 def _refuse(error: OSError) -> None:
@@ -151,18 +153,16 @@ def _decode(file: Path) -> str:
     """Text of a file, decompressed, without a byte-order mark."""
     try:
         if not file.is_file():
-            raise DataError(f"read_documents: {file} must be a file or folder, none is there. Check the path.")
+            raise DataError(f"data: {file} must be a file or folder, none is there. Check the path.")
         data = file.read_bytes()
         data = DECOMPRESS.get(file.suffix.lower(), bytes)(data)
     except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
-        raise DataError(
-            f"read_documents: {file} must be readable, it gave: {error}. Check its permissions and that it is whole."
-        ) from error
+        raise DataError(f"data: {file} must be readable, it gave: {error}. Check its permissions and that it is whole.") from error
     try:
         return data.decode().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise DataError(
-            f"read_documents: {file} must be UTF-8, byte {error.start} of its content is 0x{data[error.start]:02x}. "
+            f"data: {file} must be UTF-8, byte {error.start} of its content is 0x{data[error.start]:02x}. "
             "Convert the file to UTF-8, or leave it out."
         ) from error
 
@@ -178,14 +178,14 @@ def _document(where: str, line: str, tokenizer: PreTrainedTokenizerBase | None) 
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
         reason = getattr(error, "msg", str(error))
-        raise DataError(f"read_documents: {where} must be one JSON object, the parser says: {reason}. Mend or remove the line.") from error
+        raise DataError(f"data: {where} must be one JSON object, the parser says: {reason}. Mend or remove the line.") from error
     text = record.get("text") if isinstance(record, dict) else None
     if isinstance(record, dict) and "text" not in record and "messages" in record:
         text = _render(where, record["messages"], tokenizer)
     if not isinstance(text, str):
-        raise DataError(f"read_documents: {where} must be an object with a string `text` or a list `messages`. Mend or remove the line.")
+        raise DataError(f"data: {where} must be an object with a string `text` or a list `messages`. Mend or remove the line.")
     if not _is_unicode(text):
-        raise DataError(f"read_documents: {where} must be valid Unicode, it holds half of a surrogate pair. Mend or remove the line.")
+        raise DataError(f"data: {where} must be valid Unicode, it holds half of a surrogate pair. Mend or remove the line.")
     return text
 
 
@@ -202,17 +202,15 @@ def _render(where: str, messages: Any, tokenizer: PreTrainedTokenizerBase | None
     """Text of a conversation, by the tokenizer's chat template."""
     if not getattr(tokenizer, "chat_template", None):
         raise DataError(
-            f"read_documents: {where} holds `messages`, which need a tokenizer with a chat template, none came. "
+            f"data: {where} holds `messages`, which need a tokenizer with a chat template, none came. "
             "Use the tokenizer of a chat model, or lines with `text`."
         )
     if not _is_conversation(messages):
-        raise DataError(f"read_documents: {where} `messages` must be a list of objects with strings `role` and `content`. Mend the line.")
+        raise DataError(f"data: {where} `messages` must be a list of objects with strings `role` and `content`. Mend the line.")
     try:
         return tokenizer.apply_chat_template(messages, tokenize=False)  # type: ignore[union-attr,return-value]
     except (TemplateError, ValueError, TypeError) as error:
-        raise DataError(
-            f"read_documents: {where} must suit the tokenizer's chat template, which says: {error}. Mend or remove the line."
-        ) from error
+        raise DataError(f"data: {where} must suit the tokenizer's chat template, which says: {error}. Mend or remove the line.") from error
 
 
 def _is_conversation(messages: Any) -> bool:

@@ -12,6 +12,7 @@ import torch
 
 from modicum.core.errors import DataError, ModelError
 from modicum.core.finite import finite
+from modicum.data.forward import own_errors
 from modicum.data.splits import Batch, call
 from modicum.forms import Form
 from modicum.models.model import Model
@@ -139,7 +140,9 @@ def _mask(batch: Batch, row: int, each: torch.Tensor) -> torch.Tensor:
 def plain(module: torch.nn.Module, batches: Iterable[Batch]) -> Outputs:
     """Outputs of a module in memory."""
     for index, batch in enumerate(batches):
-        yield index, call(module, batch)
+        with own_errors(module, batch):
+            output = call(module, batch)
+        yield index, output
 
 
 def streamed(

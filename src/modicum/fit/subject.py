@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from modicum.core.errors import DataError, SettingError, near
+from modicum.core.errors import DataError, ModicumError, SettingError, near
 from modicum.core.option import Option
 from modicum.core.unit import Site
+from modicum.data.forward import own_errors, require_suitable, without_labels
 from modicum.data.splits import Batch, Splits, from_batches, from_text
 from modicum.drop.experts import expert_sites
 from modicum.export import TARGETS, Target
@@ -50,11 +51,7 @@ class Subject:
         device = model.weights.home if settings.device == "auto" else chosen_device(settings.device)
         if {device.type, model.weights.home.type} != {"cpu"}:
             model, data = model.on(device), data.on(device)
-        try:
-            script = rehearse(model, data.calibration[0])
-        except IndexError:
-            raise DataError(f"{model.name}: {_extent(data.calibration[0])} must fit the model{_limits(model)}.") from None
-        return cls(settings, model, data, script)
+        return cls(settings, model, data, _rehearsed(model, data.calibration[0]))
 
     # Targets
 
@@ -123,9 +120,26 @@ def opened(source: str | Path | nn.Module | Model, settings: Settings) -> Model:
     return open_model(source, allow_pickle=settings.allow_pickle, trust_remote_code=settings.trust_remote_code)
 
 
+def _rehearsed(model: Model, batch: Batch) -> Script:
+    """What a rehearsal sees. What the model's own forward raises is told as its own; an error of ours stays one."""
+    try:
+        return rehearse(model, batch)
+    except ModicumError:
+        raise
+    except IndexError:
+        raise DataError(f"{model.name}: {_extent(batch)} must fit the model{_limits(model)}.") from None
+    except Exception:
+        if not model.weights.lazy:
+            require_suitable(model.module, batch)  # the caller's own module, run as the caller would
+            raise
+        with own_errors(model.module, batch):
+            raise
+        raise
+
+
 def _split(model: Model, settings: Settings, batches: Any) -> Splits:
     if batches is not None:
-        return from_batches(batches, seed=settings.seed)
+        return without_labels(model.module, from_batches(batches, seed=settings.seed))
     return from_text(
         settings.data, model.tokenizer, samples=settings.samples, tokens=settings.tokens, seed=settings.seed,
         batch=settings.micro_batch, test_samples=settings.test_samples,

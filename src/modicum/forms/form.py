@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from modicum.core.errors import ModelError
+from modicum.core.errors import ModelError, quoted
 from modicum.core.finite import finite
 
 _KINDS: dict[str, type[Form]] = {}
@@ -97,6 +97,7 @@ def restore(described: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], *
         if not known and tuple(form.dense().shape) != shape:
             raise ValueError(f"shape {shape} does not match the tensors")
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError, OverflowError) as error:
-        why = str(error).partition("\n")[0][:200]  # RuntimeError covers nesting without end
-        raise ModelError(f"container: a {kind} form's tensors and settings must fit together ({why}). Write the file anew.") from None
+        raise ModelError(
+            f"container: a {kind} form's tensors and settings must fit together ({quoted(error)}). Write the file anew."
+        ) from None
     return form

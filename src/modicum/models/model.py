@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from modicum.core.errors import ModelError
+from modicum.core.errors import ModelError, quoted
 from modicum.core.unit import Unit
 from modicum.models.quiet import hushed
 from modicum.models.weights import Weights
@@ -61,9 +61,7 @@ class Model:
             with hushed():
                 return AutoTokenizer.from_pretrained(self.directory, trust_remote_code=self.trust_remote_code)
         except Exception as error:
-            raise ModelError(
-                f"{self.name}: its tokenizer cannot be read ({_first_line(error)}). Fetch the tokenizer's files again."
-            ) from None
+            raise ModelError(f"{self.name}: its tokenizer cannot be read ({quoted(error)}). Fetch the tokenizer's files again.") from None
 
     @property
     def parameters(self) -> int:
@@ -128,7 +126,3 @@ class Model:
     def matrix(self, unit: Unit) -> torch.Tensor:
         """Matrix view (rows, columns) of a unit's original weight."""
         return unit.matrix(self.weights.read(unit.parameter))
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from modicum.core.errors import ModelError
+from modicum.core.errors import ModelError, quoted
 from modicum.core.files import read_json, require_inside
 from modicum.core.tensorfile import Shards
 from modicum.models.model import Model
@@ -73,8 +73,7 @@ def locate(source: str | Path) -> Path:
     try:
         return Path(snapshot_download(text, allow_patterns=wanted))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"{source}: is no local directory and could not be fetched from the hub ({first[:160]}).") from None
+        raise ModelError(f"{source}: is no local directory and could not be fetched from the hub ({quoted(error)}).") from None
 
 
 def read_config(directory: Path, trust_remote_code: bool = False) -> Any:
@@ -99,7 +98,7 @@ def read_config(directory: Path, trust_remote_code: bool = False) -> Any:
     try:
         return AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
     except Exception as error:
-        raise ModelError(f"{path}: is not a config that Transformers knows ({_first_line(error)}).") from None
+        raise ModelError(f"{path}: is not a config that Transformers knows ({quoted(error)}).") from None
 
 
 def _tokenizer_config(directory: Path) -> Any:
@@ -129,10 +128,6 @@ def _entries(raw: Any) -> Iterator[tuple[str, Any]]:
             waiting += [(name, item) for item in value]
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-
-
 def model_class(config: Any, who: str) -> type[nn.Module]:
     """The class named by the config, in Transformers. Raises ``ModelError``."""
     import transformers
@@ -159,7 +154,7 @@ def skeleton(cls: type[nn.Module], config: Any, *, stored: int | None = None) ->
     except ModelError:
         raise
     except Exception as error:  # whatever a class raises at numbers it was not made for
-        raise ModelError(f"{cls.__name__}: cannot be built from its config ({_first_line(error)}). Check the config.") from None
+        raise ModelError(f"{cls.__name__}: cannot be built from its config ({quoted(error)}). Check the config.") from None
     finally:
         torch.set_default_dtype(default)
     return module.eval()
@@ -185,13 +180,13 @@ def _from_pickle(cls: Any, config: Any, directory: Path, name: str) -> Model:
         try:
             state |= torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:
-            raise ModelError(f"{file}: must be a pickle of tensors alone, is not ({_first_line(error)}).") from None
+            raise ModelError(f"{file}: must be a pickle of tensors alone, is not ({quoted(error)}).") from None
     if strange := [name for name, value in state.items() if not isinstance(name, str) or not isinstance(value, torch.Tensor)]:
         raise ModelError(f"{directory}: its pickled weights must be tensors by name, {strange[0]!r:.80} is none.")
     try:
         module, report = cls.from_pretrained(None, config=config, state_dict=state, output_loading_info=True)
     except Exception as error:
-        raise ModelError(f"{directory}: its pickled weights must suit the config, do not ({_first_line(error)}).") from None
+        raise ModelError(f"{directory}: its pickled weights must suit the config, do not ({quoted(error)}).") from None
     if report["missing_keys"] or report["mismatched_keys"]:
         raise ModelError(f"{directory}: its pickled weights must fill the model, {sorted(report['missing_keys'])[:3]} are missing.")
     model = _from_module(module.eval())

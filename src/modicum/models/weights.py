@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from typing_extensions import override
 
-from modicum.core.errors import ModelError
+from modicum.core.errors import ModelError, quoted
 from modicum.core.finite import finite
 from modicum.core.tensorfile import Shards
 
@@ -181,7 +181,7 @@ class CheckpointWeights(Weights):
             return {name: tuple(value.shape) for name, value in self._convert(target, meta=True).items()}
         except Exception as error:  # whatever a conversion raises at shapes it was not made for
             raise ModelError(
-                f"{self.shards.directory}: {target} cannot be made of what is stored ({error!s:.200}). Fetch it again."
+                f"{self.shards.directory}: {target} cannot be made of what is stored ({quoted(error)}). Fetch it again."
             ) from None
 
     def _convert(self, target: str, *, meta: bool = False) -> dict[str, torch.Tensor]:

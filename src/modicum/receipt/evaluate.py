@@ -11,8 +11,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from modicum.core.errors import DataError, ModelError, SettingError
-from modicum.data.splits import Batch, from_text
+from modicum.core.errors import DataError, ModelError, SettingError, quoted
+from modicum.data.forward import LABELS_LEFT_OUT, is_labelled
+from modicum.data.splits import Batch, batch_items, from_text
 from modicum.export import load
 from modicum.fit.quality import Quality, compare, plain, require
 from modicum.models.open import locate
@@ -86,9 +87,12 @@ def _batches(data: Any, models: list[_Opened], samples: int, tokens: int, seed: 
         found = sum(len(batch["input_ids"]) for batch in splits.test if isinstance(batch, dict))
         notes = [f"The text gives {found} sequences of {tokens} tokens, of the {samples} asked for."] if found < samples else []
         return splits.test, {"source": splits.source, "notes": notes, "hash": splits.hashes["test"]}
-    batches = [_batch(item) for item in ([data] if isinstance(data, Mapping | Tensor) else data)]
+    batches = [_batch(item) for item in batch_items(data)]
     require(batches)
-    return batches, {"source": "batches", "notes": [], "hash": None}
+    notes = []
+    if all(is_labelled(model.module, batches) for model in models):
+        batches, notes = [batch[:1] for batch in batches if isinstance(batch, tuple)], [LABELS_LEFT_OUT]
+    return batches, {"source": "batches", "notes": notes, "hash": None}
 
 
 def _batch(item: Any) -> Batch:
@@ -107,8 +111,9 @@ def _tokenizer(models: list[_Opened]) -> Any:
             try:
                 return AutoTokenizer.from_pretrained(model.directory, trust_remote_code=False)
             except Exception as error:
-                first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                raise ModelError(f"{model.name}: its tokenizer cannot be read ({first}). Fetch the tokenizer's files again.") from None
+                raise ModelError(
+                    f"{model.name}: its tokenizer cannot be read ({quoted(error)}). Fetch the tokenizer's files again."
+                ) from None
     names = " and ".join(model.name for model in models)
     raise ModelError(f"{names}: no tokenizer is there, which text needs. Give token batches, or add the tokenizer's files.")
 

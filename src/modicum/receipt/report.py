@@ -18,7 +18,7 @@ from matplotlib.patches import PathPatch
 from matplotlib.path import Path as Outline
 
 from modicum.core.budget import readable
-from modicum.core.errors import SettingError
+from modicum.core.errors import SettingError, quoted
 from modicum.core.files import read_json
 
 RECEIPT_FORMAT, RECEIPT_VERSION = "modicum-receipt", 1
@@ -41,8 +41,7 @@ def report(receipt: Mapping[str, Any]) -> str:
         charts = {scheme.name: Markup(chart(receipt, scheme)) for scheme in SCHEMES} if receipt["sites"] else {}
         return render("report.html", charts=charts, **receipt)
     except Exception as error:  # whatever drawing and templates raise at values of another kind
-        said = str(error).partition("\n")[0]
-        raise SettingError(f"receipt: its parts must be as fit writes them, are not ({said:.200}). Run fit again.") from error
+        raise SettingError(f"receipt: its parts must be as fit writes them, are not ({quoted(error)}). Run fit again.") from error
 
 
 def render(page: str, /, **values: Any) -> str:

@@ -15,7 +15,7 @@ from torch.func import functional_call
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from modicum.core.errors import ModelError, SettingError, near
+from modicum.core.errors import ModelError, SettingError, near, quoted
 from modicum.core.unit import Unit
 from modicum.data.splits import Batch, call, count_rows, placed, slice_rows
 from modicum.models.model import Model
@@ -267,9 +267,8 @@ class _Surface:
         try:
             yield
         except RuntimeError as error:
-            first = str(error).splitlines()[0]
             raise ModelError(
-                f"{self.model.name}: must be twice differentiable for its curvature ({first}). Use a harm without second derivatives."
+                f"{self.model.name}: must be twice differentiable for its curvature ({quoted(error)}). Use a harm without second derivatives."
             ) from error
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from modicum.core.errors import ModelError
+from modicum.core.errors import ModelError, quoted
 from modicum.core.unit import Unit
 from modicum.data.splits import Batch, call
 from modicum.models.model import Model
@@ -130,9 +130,8 @@ class _Gradients:
                 loss, draws = likelihood(call(self.model.module, batch), self.generator)
                 loss.backward()
             except RuntimeError as error:
-                first = str(error).splitlines()[0]
                 raise ModelError(
-                    f"{self.model.name}: must be differentiable to weigh errors by gradients ({first}). Use --harm error."
+                    f"{self.model.name}: must be differentiable to weigh errors by gradients ({quoted(error)}). Use --harm error."
                 ) from error
         self.draws += draws
 

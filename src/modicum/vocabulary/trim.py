@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from modicum.core.errors import DataError, ModelError, SettingError
+from modicum.core.errors import DataError, ModelError, SettingError, quoted
 from modicum.core.finite import finite
 from modicum.core.output import mark, require_apart, require_ours
 from modicum.data.splits import Batch
@@ -328,7 +328,8 @@ def _outputs(model: Model, ids: torch.Tensor) -> torch.Tensor:
     except ModelError:
         raise
     except (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError) as error:  # the model's own, of any kind
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"{model.name}: must run on text alone to be compared, does not ({first[:160]}). Keep this vocabulary.") from None
+        raise ModelError(
+            f"{model.name}: must run on text alone to be compared, does not ({quoted(error)}). Keep this vocabulary."
+        ) from None
     model.weights.release(model.trunk)
     return outputs[0]
