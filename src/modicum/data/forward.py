@@ -49,8 +49,13 @@ def without_labels(module: nn.Module, splits: Splits) -> Splits:
     parts = (splits.calibration, splits.validation, splits.test)
     if not all(is_labelled(module, part) for part in parts):
         return splits
-    calibration, validation, test = ([batch[:1] for batch in part if isinstance(batch, tuple)] for part in parts)
+    calibration, validation, test = map(_inputs, parts)
     return replace(splits, calibration=calibration, validation=validation, test=test, notes=(*splits.notes, LABELS_LEFT_OUT))
+
+
+def _inputs(part: Sequence[Batch]) -> list[Batch]:
+    """The first tensor of every pair."""
+    return [batch[:1] for batch in part if isinstance(batch, tuple)]
 
 
 def is_labelled(module: nn.Module, batches: Sequence[Batch]) -> bool:
