@@ -137,9 +137,26 @@ def call(module: Callable[..., Any], batch: Batch, *, cached: bool = False) -> A
     return module(**batch, **settings) if isinstance(batch, Mapping) else module(*batch, **settings)
 
 
+def one_row(batch: Batch) -> Batch:
+    """The first row of a batch, or all of it where its tensors do not share their first axis."""
+    return some_rows(batch, 1)
+
+
+def some_rows(batch: Batch, count: int) -> Batch:
+    """The first ``count`` rows of a batch, or all of it where its tensors do not share their first axis."""
+    return batch if not _entries(batch) or _rows(batch) is None else slice_rows(batch, 0, count)
+
+
+def each_row(batch: Batch) -> list[Batch]:
+    """Every row of a batch as a batch of its own, or the whole where its tensors do not share their first axis."""
+    rows = _rows(batch) if _entries(batch) else None
+    return [batch] if rows is None else [slice_rows(batch, row, row + 1) for row in range(rows)]
+
+
 def count_rows(batch: Batch) -> int:
-    """Count the rows of a batch: the length of its first tensor's first axis."""
-    return len(_entries(batch)[0][1])
+    """Count the rows of a batch: the length of its first tensor's first axis; one where that has none."""
+    first = next((value for _, value in _entries(batch)), None)
+    return len(first) if first is not None and first.ndim else 1
 
 
 def count_tokens(batches: Iterable[Batch]) -> int:

@@ -37,6 +37,7 @@ from modicum.export.narrow import (
     resize,
 )
 from modicum.forms import Dense, Form, restore
+from modicum.models.model import copied
 from modicum.models.open import model_class, read_config, skeleton
 from modicum.models.quiet import hushed
 from modicum.models.weights import CheckpointWeights
@@ -157,7 +158,7 @@ class Container(Target):
 
     def _reloaded(self, directory: Path, *, narrow: bool) -> tuple[nn.Module, dict[str, nn.Module]]:
         """A module filled from the files, and its modules by their names before blocks are dropped, which renumbers the others."""
-        module = copy.deepcopy(self.model.module) if self.model.config is None else _skeleton(directory)
+        module = copied(self.model.module, apart=True) if self.model.config is None else _skeleton(directory)
         modules = dict(module.named_modules())
         return load(directory, into=module, narrow=narrow), modules
 

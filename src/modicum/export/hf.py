@@ -24,7 +24,8 @@ from modicum.data.splits import Batch
 from modicum.drop._family import SiteCutter
 from modicum.export._family import Entries, Layout, Target
 from modicum.export.companions import copy_companions, save_config, save_generation
-from modicum.export.container import persistent_buffers, trim_config
+from modicum.export.container import persistent_buffers
+from modicum.export.depth import following, renamed, renumbering, shallower
 from modicum.export.narrow import Incision
 from modicum.export.schemes import Targets, entries, inside, quantization, scheme, tensors
 from modicum.export.uniform import narrower
@@ -57,8 +58,25 @@ class Transformers(Target):
     def __init__(self, model: Model, script: Script):
         super().__init__(model, script)
         self._tried: dict[tuple[tuple[str, int], ...], bool] = {}
+        self._depths: dict[frozenset[str], Any | None] = {}
         if model.config is None or not hasattr(model.module, "save_pretrained"):
             raise ModelError(f"{model.name}: must be a model of Transformers for this target, is a plain module. Pass --target modicum.")
+        self._check_names()
+
+    def _check_names(self) -> None:
+        """Raise ``ModelError`` where weights are stored in other pieces than can be written one after the other."""
+        weights = self.model.weights
+        shown = {first: torch.empty(weights.held(first).shape, dtype=weights.dtype(first), device="meta") for first in weights.names}
+        shapes = lambda tensors: {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        try:
+            whole = shapes(self.on_disk(dict(shown)))
+            pieces = {name: shape for first, tensor in shown.items() for name, shape in shapes(self.on_disk({first: tensor})).items()}
+        except Exception:  # whatever a conversion raises at a part of what it was made for
+            whole, pieces = {}, {"": ()}
+        if whole != pieces:
+            raise ModelError(
+                f"{self.model.name}: its files hold several weights merged into one tensor, which this target cannot write. Pass --target modicum."
+            )
 
     # What can be held
 
@@ -70,6 +88,12 @@ class Transformers(Target):
             return "target: embedding"
         if unit.kind == "expert":
             return "" if unit.module in self._expert_names else "target: expert layout"
+        if self._initializes:
+            return "target: its initialization needs the weight"
+        if unit.shape[0] == 1:
+            return "target: one row"
+        if unit.module in self._routers:
+            return "target: router"
         if unit.name in self.script.uncalled or unit.module in self.script.read | self._initialized:
             return "target: weight used directly"  # compression replaces the attribute, and only the module's own forward brings it back
         owner = self.model.module.get_submodule(unit.module)
@@ -82,9 +106,15 @@ class Transformers(Target):
         cuts = self._incisions(change.forms)
         if cuts is None or (cuts and narrower(self.model.module, self.model.config, cuts, change.dropped) is None):
             return "its config has no numbers for these widths, which must be the same in all blocks"
-        if change.dropped and not hasattr(self.model.config, "num_hidden_layers"):
-            return "its config does not say how many blocks there are"
+        if change.dropped and self._shallower(frozenset(change.dropped)) is None:
+            return "its config cannot describe the model without these blocks"
         return ""
+
+    def _shallower(self, dropped: frozenset[str]) -> Any | None:
+        """The config without some blocks, the others as wide as they were; found once for each set."""
+        if dropped not in self._depths:
+            self._depths[dropped] = shallower(self.model, self.model.config, dropped)
+        return self._depths[dropped]
 
     @override
     def together(self, cuts: Mapping[str, Site]) -> dict[str, tuple[Site, ...]]:
@@ -107,12 +137,12 @@ class Transformers(Target):
         return self._tried[counts]
 
     def _config(self, forms: Mapping[str, Form], dropped: frozenset[str]) -> Any:
-        """The config as cuts leave it; blocks that are dropped still count."""
+        """The config as cuts and dropped blocks leave it."""
         cuts = self._incisions(forms)
         config = narrower(self.model.module, self.model.config, cuts, dropped) if cuts else self.model.config
         if cuts is None or config is None:
             raise ModelError(f"{self.model.name}: its config has no numbers for the widths that cuts leave. Pass --target modicum.")
-        return config
+        return following(config, self.model.config, self._shallower(dropped)) if dropped else config
 
     def _incisions(self, forms: Mapping[str, Form]) -> dict[str, Incision] | None:
         """What cuts leave of each unit; None where a unit is no plain matrix of its own."""
@@ -172,6 +202,37 @@ class Transformers(Target):
         from transformers.core_model_loading import revert_weight_conversion
 
         return revert_weight_conversion(cast(Any, self.model.module), state)
+
+    @cached_property
+    def _routers(self) -> set[str]:
+        """Linears that have a row for each expert of a stack beside or below them: runtimes keep them dense."""
+        counts: dict[str, int] = {}
+        for name, use in self.script.stacks.items():
+            counts[name.rpartition(".")[0]] = len(self.model.weights.held(self.model.weights.first[f"{name}.{use.attributes[0]}"]))
+        linears = [unit for unit in self.model.units.values() if unit.kind == "linear"]
+        return {
+            unit.module
+            for unit in linears
+            for parent, count in counts.items()
+            if unit.module.startswith(f"{parent}.") and unit.shape[0] == count
+        }
+
+    @cached_property
+    def _initializes(self) -> bool:
+        """Whether the architecture's initialization reads a linear's weight without asking whether it is there, as it is not when packed."""
+        module = skeleton(type(self.model.module), copy.deepcopy(self.model.config))
+        owner = next((part for part in module.modules() if kind_of(part) == "linear"), None)
+        if owner is None or not callable(initialize := getattr(module, "_init_weights", None)):
+            return False
+        del owner._parameters["weight"]
+        try:
+            with torch.no_grad():
+                initialize(owner)
+        except AttributeError as error:
+            return "weight" in str(error)
+        except Exception:  # what else it cannot do without a model around it says nothing of this
+            return False
+        return False
 
     @cached_property
     def _initialized(self) -> set[str]:
@@ -251,7 +312,7 @@ class Transformers(Target):
         if biases:
             raise ModelError(f"{self.model.name}: this target cannot hold biases that compression adds. Pass --target modicum.")
         layout, weights = Layout(), self.model.weights
-        rename = _renumbering(dropped)
+        rename = renumbering(dropped)
         left = {f"{self.model.units[name].module}.bias": form.rows for name, form in forms.items() if isinstance(form, Cut)}
         gone = {parameter for block in dropped for parameter in self.model.blocks[block].parameters}
         for first in (name for name in weights.names if name not in gone):
@@ -270,7 +331,8 @@ class Transformers(Target):
                 shown = torch.empty(shape, dtype=weights.dtype(first), device="meta")
                 shapes = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in self.on_disk({first: shown}).items()}
                 layout.add(_renamed(shapes, rename), partial(self._renamed_dense, first, forms, rename, rows))
-        for name, buffer in self.on_disk(persistent_buffers(self.model.module)).items():
+        kept = {name: buffer for name, buffer in persistent_buffers(self.model.module).items() if not Script.home(name, dropped)}
+        for name, buffer in _renamed(self.on_disk(kept), rename).items():
             layout.add({name: (buffer.dtype, tuple(buffer.shape))}, partial(dict, {name: buffer}))
         return layout
 
@@ -279,11 +341,9 @@ class Transformers(Target):
     @override
     def finish(self, directory: Path, forms: Mapping[str, Form], dropped: frozenset[str]) -> None:
         config = copy.deepcopy(self._config(forms, dropped))
-        for list_name in {name.rpartition(".")[0] for name in dropped}:
-            trim_config(config, {self.model.blocks[name].index for name in dropped if name.rpartition(".")[0] == list_name})
         config.dtype = self.model.dtype
         save_config(self.model, config, directory)
-        quantized = self._quantization(forms, _renumbering(dropped))
+        quantized = self._quantization(forms, renumbering(dropped))
         if quantized is not None:
             path = directory / "config.json"
             body = json.loads(path.read_text(encoding="utf-8"))
@@ -300,10 +360,10 @@ class Transformers(Target):
             if isinstance(form, Dense):
                 continue
             if unit.kind == "expert":
-                experts[scheme(form)] += [_rename(module, rename) for module, _ in self.pieces(unit)]
+                experts[scheme(form)] += [renamed(module, rename) for module, _ in self.pieces(unit)]
             else:
-                modules[scheme(form)].append(_rename(unit.module, rename))
-        names = {_rename(name, rename) for name, _ in self.model.module.named_modules()}
+                modules[scheme(form)].append(renamed(unit.module, rename))
+        names = {renamed(name, rename) for name, _ in self.model.module.named_modules()}
         prefix = getattr(self.model.module, "base_model_prefix", "")
         ignored = self._ignored({name for named in modules.values() for name in named}, rename)
         return quantization(experts, modules, Targets(names, prefix), ignored)
@@ -312,7 +372,7 @@ class Transformers(Target):
         linears = [unit for unit in self.model.units.values() if unit.kind == "linear"]
         names = {alias.removesuffix(".weight") for unit in linears for alias in (unit.parameter, *unit.aliases)}
         names |= {alias.removesuffix(".weight") for unit in self.model.units.values() for alias in unit.aliases}
-        return sorted({_rename(name, rename) for name in names} - treated)
+        return sorted({renamed(name, rename) for name in names} - treated)
 
     # Verification
 
@@ -336,23 +396,5 @@ def _step(groups: int) -> int:
     return next((step for step in _STEPS if groups % step == 0 and groups >= _FEWEST * step), 1)
 
 
-def _renumbering(dropped: frozenset[str]) -> dict[str, str]:
-    """Prefix of each remaining block's old name → its new one."""
-    rename: dict[str, str] = {}
-    for list_name in {name.rpartition(".")[0] for name in dropped}:
-        gone = sorted(int(name.rpartition(".")[2]) for name in dropped if name.rpartition(".")[0] == list_name)
-        rename[f"{list_name}."] = ",".join(map(str, gone))
-    return rename
-
-
-def _rename(name: str, rename: Mapping[str, str]) -> str:
-    for prefix, gone in rename.items():
-        if name.startswith(prefix):
-            place, dot, rest = name[len(prefix) :].partition(".")
-            lower = sum(int(index) < int(place) for index in gone.split(","))
-            return f"{prefix}{int(place) - lower}{dot}{rest}"
-    return name
-
-
 def _renamed(values: Mapping[str, Any], rename: Mapping[str, str]) -> dict[str, Any]:
-    return {_rename(name, rename): value for name, value in values.items()}
+    return {renamed(name, rename): value for name, value in values.items()}

@@ -13,10 +13,10 @@ from torch import nn
 
 from modicum.core.errors import ModelError
 from modicum.core.unit import Axis, Site, Unit
-from modicum.data.splits import Batch, call, slice_rows
+from modicum.data.splits import Batch, call, some_rows
 from modicum.forms import Cut, Form, Sum
 from modicum.sweep.coupling import kept_rows
-from modicum.sweep.reverse import output_tensor
+from modicum.sweep.outputs import output_tensor
 
 # Where attention modules keep how many heads they have, and the width of all heads together.
 COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "num_key_value_heads", "num_kv_heads", "n_kv_heads")
@@ -268,7 +268,7 @@ def first_line(error: BaseException) -> str:
 
 def _short(batch: Batch) -> Batch:
     """A few rows, of a few tokens where all tensors are tokens by rows."""
-    rows = slice_rows(batch, 0, _ROWS)
+    rows = some_rows(batch, _ROWS)
     tensors = list(rows.values()) if isinstance(rows, Mapping) else list(rows)
     tokens = all(tensor.ndim == 2 and not tensor.is_floating_point() and tensor.shape == tensors[0].shape for tensor in tensors)
     if not tokens:

@@ -7,7 +7,6 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from modicum.core.method import Change
 from modicum.core.option import KEEP, Option
 from modicum.core.plan import Picks, Table
 from modicum.core.unit import Site, Stats, Unit
-from modicum.data.splits import Batch, count_rows, slice_rows
+from modicum.data.splits import Batch, count_rows, some_rows
 from modicum.drop._family import Dropper, SiteCutter, Wanted, cut_each
 from modicum.fit.findings import DEPTH, GONE, Findings, Sizing, level_of
 from modicum.fit.quality import RUINED, Quality, RuinedError, compare, streamed
@@ -24,7 +23,7 @@ from modicum.fit.store import FormStore
 from modicum.forms import Dense, Form
 from modicum.models.model import Model
 from modicum.sweep import Script, Stage, Sweep
-from modicum.sweep.reverse import output_tensor
+from modicum.sweep.outputs import parts
 from modicum.sweep.spill import SpillPool
 
 # Dequantized weights and original outputs kept in memory between candidates, in bytes each.
@@ -228,8 +227,8 @@ class PlanJudge:
         for batch in self.batches:
             if samples <= 0:
                 break
-            count = min(samples, count_rows(batch))
-            found.append(batch if count == count_rows(batch) else slice_rows(batch, 0, count))
+            count = count_rows(batch) if self.target.script.whole else min(samples, count_rows(batch))
+            found.append(batch if count == count_rows(batch) else some_rows(batch, count))
             samples -= count
         return found
 
@@ -241,9 +240,8 @@ class PlanJudge:
         known: list[tuple[int, Any]] = []
         held = 0
         for index, output in outputs:
-            value, logits = output_tensor(output)
-            known.append((index, SimpleNamespace(logits=value) if logits else value))
-            held += value.nbytes
+            known.append((index, found := parts(output)))
+            held += sum(part.value.nbytes for part in found)
             if held > _HELD_BYTES:
                 return chain(known, outputs)
         self._originals[samples] = known

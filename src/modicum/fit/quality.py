@@ -18,7 +18,8 @@ from modicum.forms import Form
 from modicum.models.model import Model
 from modicum.numerics.threads import total
 from modicum.sweep import Script, Sweep
-from modicum.sweep.reverse import output_tensor
+from modicum.sweep.modes import uncut
+from modicum.sweep.outputs import Part, parts
 from modicum.sweep.spill import SpillPool
 
 _RESAMPLES = 2000
@@ -36,7 +37,8 @@ class RuinedError(ModelError):
 @dataclass
 class Quality:
     """Per sequence: mean KL(original ‖ candidate) per token in nats, or the relative squared error of outputs without logits, and
-    negative log-likelihoods per token where tokens predict the next.
+    negative log-likelihoods per token where tokens predict the next. Of several outputs ``parts`` holds each one's own; of several without
+    classes the divergence is that of the worst.
     """
 
     metric: str = "mean KL per token"
@@ -44,11 +46,22 @@ class Quality:
     original: list[float] = field(default_factory=list)
     candidate: list[float] = field(default_factory=list)
     tokens: int = 0
+    parts: dict[str, list[float]] = field(default_factory=dict)
 
     def summary(self, seed: int = 0) -> dict[str, Any]:
         """Mean divergence with a bootstrap 95 % interval over sequences, and perplexities."""
         mean, low, high = interval(self.divergence, seed)
-        found = {"metric": self.metric, "mean": mean, "low": low, "high": high, "sequences": len(self.divergence), "tokens": self.tokens}
+        found: dict[str, Any] = {
+            "metric": self.metric,
+            "mean": mean,
+            "low": low,
+            "high": high,
+            "sequences": len(self.divergence),
+            "tokens": self.tokens,
+        }
+        if self.parts:
+            each = {name: float(np.mean(values)) for name, values in self.parts.items()}
+            found |= {"outputs": each, "worst output": max(each, key=each.__getitem__)}
         if self.candidate:
             found |= {"perplexity": _perplexity(self.candidate)}
             if self.original:
@@ -88,28 +101,58 @@ def compare(original: Outputs, candidate: Outputs, batches: Sequence[Batch], cau
 
 
 def _add(quality: Quality, original: Any, candidate: Any, batch: Batch, causal: bool) -> None:
-    (left, logits), (right, _) = output_tensor(original), output_tensor(candidate)
-    right = right.to(left.device)
-    if not finite(right):
+    theirs, ours = parts(original), {part.name: part for part in parts(candidate)}
+    for part in theirs:
+        if part.name not in ours or ours[part.name].value.shape != part.value.shape:
+            raise ModelError(f"quality: output {part.name!r} must have the original's shape {tuple(part.value.shape)}, has not.")
+        _require_numbers(part.value, ours[part.name].value.to(part.value.device))
+    first = theirs[0]
+    found = [_add_scores(quality, first, ours[first.name], batch, causal) if first.classes else _errors(first, ours[first.name])]
+    found += [_errors(part, ours[part.name]) for part in theirs[1:]]
+    if not first.classes:
+        quality.metric = "relative squared error"
+        quality.divergence += map(max, zip(*found))
+        quality.tokens += len(first.value)
+    for part, values in zip(theirs, found if len(found) > 1 else []):
+        quality.parts.setdefault(part.name, []).extend(values)
+
+
+def _require_numbers(original: torch.Tensor, candidate: torch.Tensor) -> None:
+    """Raise where outputs are no numbers; minus infinity stands where the original has it too, as for tokens that are ruled out."""
+    if finite(candidate):
+        return
+    if bool(original.isnan().any()):
+        raise ModelError("quality: the original's outputs must be numbers, hold NaN on this data. Check the model and the data.")
+    if not bool((candidate.isfinite() | (candidate == original)).all()):
         raise RuinedError(
             "quality: the compressed model's outputs must be finite, hold NaN or Inf. Choose a larger budget or another method."
         )
+
+
+def _errors(original: Part, candidate: Part) -> list[float]:
+    """Relative squared error of each row; where the original is infinite, the candidate is too, and nothing is counted."""
+    found = []
+    for one, other in zip(original.value, candidate.value.to(original.value.device)):
+        a, b = (value.double().masked_fill(~one.isfinite(), 0) for value in (one, other))
+        found.append(total((a - b).square()) / max(total(a.square()), 1e-30))
+    return found
+
+
+def _add_scores(quality: Quality, original: Part, candidate: Part, batch: Batch, causal: bool) -> list[float]:
+    """Add the divergence of every row's scores; what was added."""
+    left, right, found = original.value, candidate.value.to(original.value.device), []
     for row in range(len(left)):
-        if not logits:
-            a, b = left[row].double(), right[row].double()
-            quality.metric = "relative squared error"
-            quality.divergence.append(total((a - b).square()) / max(total(a.square()), 1e-30))
-            quality.tokens += 1
-            continue
         labels = batch["input_ids"][row] if causal and isinstance(batch, dict) and "input_ids" in batch else None
         each, losses = _by_token(left[row], right[row], labels)
         mask = _mask(batch, row, each)
-        quality.divergence.append(float(each[mask].mean().clamp_min(0)))
+        found.append(float(each[mask].mean().clamp_min(0)))
         quality.tokens += int(mask.sum())
         if losses is not None:
             kept = losses[:, mask[1:]].mean(1)
             quality.original.append(float(kept[0]))
             quality.candidate.append(float(kept[1]))
+    quality.divergence += found
+    return found
 
 
 def _by_token(original: torch.Tensor, candidate: torch.Tensor, labels: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -122,7 +165,7 @@ def _by_token(original: torch.Tensor, candidate: torch.Tensor, labels: torch.Ten
     following = None if labels is None else labels[1:].to(original.device)
     for low in range(0, len(flat[0]), _TOKENS):
         p, q = (logits[low : low + _TOKENS].float().log_softmax(-1) for logits in flat)
-        divergences.append((p.exp() * (p - q)).sum(-1))
+        divergences.append(torch.where(p == -torch.inf, 0.0, p.exp() * (p - q)).sum(-1))
         if following is not None:
             chosen = following[low : low + _TOKENS, None]
             losses.append(torch.stack([-log[: len(chosen)].gather(-1, chosen)[:, 0] for log in (p, q)]))
@@ -140,7 +183,7 @@ def _mask(batch: Batch, row: int, each: torch.Tensor) -> torch.Tensor:
 def plain(module: torch.nn.Module, batches: Iterable[Batch]) -> Outputs:
     """Outputs of a module in memory."""
     for index, batch in enumerate(batches):
-        with own_errors(module, batch):
+        with uncut(module), own_errors(module, batch):
             output = call(module, batch)
         yield index, output
 

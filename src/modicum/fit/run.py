@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import json
 import shutil
 import weakref
@@ -42,7 +41,7 @@ from modicum.fit.subject import Subject
 from modicum.fit.survey import Survey
 from modicum.fit.verdict import surprise, verdict
 from modicum.fit.workdir import WorkDir, beside, read_from, temporary
-from modicum.models.model import Model
+from modicum.models.model import Model, copied
 from modicum.models.quiet import hushed
 from modicum.sweep.ranks import LONE, Ranks
 from modicum.sweep.spill import SpillPool
@@ -65,7 +64,7 @@ class Result:
     @cached_property
     def model(self) -> nn.Module:
         """The compressed model as a working module, loaded from the files that were written."""
-        return load(self.out, into=None if self.source.config is not None else copy.deepcopy(self.source.module))
+        return load(self.out, into=None if self.source.config is not None else copied(self.source.module, apart=True))
 
 
 def fit(

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from modicum.core.errors import DataError, ModicumError, SettingError, near
+from modicum.core.errors import DataError, ModelError, ModicumError, SettingError, near
 from modicum.core.option import Option
 from modicum.core.unit import Site
 from modicum.data.forward import own_errors, require_suitable, without_labels
@@ -69,8 +69,17 @@ class Subject:
         return "transformers" if self.model.is_causal else "modicum"
 
     def possible_targets(self) -> list[str]:
-        """Targets that can hold this model."""
-        return [name for name in TARGETS if name != "transformers" or self.model.config is not None]
+        """Targets that can hold this model; what refuses one that it might have had is noted."""
+        found = []
+        for name in TARGETS:
+            try:
+                self.target(name)
+            except ModelError as error:
+                if self.model.config is not None:
+                    self.model.notes.append(f"target {name}: was left out, {error}")
+            else:
+                found.append(name)
+        return found
 
     def menu(self, target: str) -> tuple[Option, ...]:
         """What may be chosen for a target: the request's menu, or the default."""
@@ -117,6 +126,11 @@ class Subject:
 def opened(source: str | Path | nn.Module | Model, settings: Settings) -> Model:
     """Open the model as the settings allow."""
     chosen_device(settings.device)  # before anything is read
+    if torch.get_default_dtype() not in (torch.float32, torch.float64):
+        raise SettingError(
+            f"torch's default dtype: must be float32 or float64, in which sums are made, is {str(torch.get_default_dtype())[6:]}. "
+            "Set it with torch.set_default_dtype; the model may keep its own."
+        )
     return open_model(source, allow_pickle=settings.allow_pickle, trust_remote_code=settings.trust_remote_code)
 
 

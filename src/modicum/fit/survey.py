@@ -11,7 +11,7 @@ from modicum.core.budget import readable
 from modicum.core.errors import BudgetError
 from modicum.core.option import Option
 from modicum.core.unit import Unit
-from modicum.data.splits import Batch, count_rows, slice_rows
+from modicum.data.splits import Batch, count_rows, each_row
 from modicum.fit.findings import Findings, Structural, prior_of
 from modicum.fit.judge import Levels, PlanJudge
 from modicum.fit.measurement import Keep, Measurement
@@ -174,7 +174,7 @@ def _widest(model: Model) -> int:
 
 def _single_rows(batches: Sequence[Batch]) -> list[Batch]:
     """Batches of one row each: a graph of two derivatives is large."""
-    return [slice_rows(batch, row, row + 1) for batch in batches for row in range(count_rows(batch))]
+    return [row for batch in batches for row in each_row(batch)]
 
 
 def first_rows(batches: Sequence[Batch], rows: int) -> list[Batch]:

@@ -44,8 +44,12 @@ class Model:
 
     @property
     def config(self) -> Any:
-        """Transformers' config, or None for a plain module."""
-        return getattr(self.module, "config", None)
+        """Transformers' config of one of its own classes, or None for a plain module, whatever that calls its config."""
+        import transformers
+
+        cls = type(self.module)
+        known = isinstance(self.module, transformers.PreTrainedModel) and getattr(transformers, cls.__name__, None) is cls
+        return self.module.config if known or self.directory is not None else None
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -113,8 +117,7 @@ class Model:
 
     def twin(self) -> Model:
         """The same model with modules of its own and the tensors shared: two sweeps can then stand suspended side by side."""
-        tensors = [*self.module.parameters(), *self.module.buffers()]
-        module = copy.deepcopy(self.module, {id(tensor): tensor for tensor in tensors})
+        module = copied(self.module)
         return dataclasses.replace(self, module=module, weights=self.weights.over(module))
 
     def on(self, device: torch.device) -> Model:
@@ -126,3 +129,15 @@ class Model:
     def matrix(self, unit: Unit) -> torch.Tensor:
         """Matrix view (rows, columns) of a unit's original weight."""
         return unit.matrix(self.weights.read(unit.parameter))
+
+
+def copied(module: nn.Module, *, apart: bool = False) -> nn.Module:
+    """The module with parts of its own, and the same tensors; ``apart``, tensors of its own too."""
+    tensors = [] if apart else [*module.parameters(), *module.buffers()]
+    return copy.deepcopy(module, {id(tensor): tensor for tensor in tensors} | without_graph(module))
+
+
+def without_graph(module: nn.Module) -> dict[int, torch.Tensor]:
+    """Stand-ins, by identity, for what a forward has left on its parts with the graph of its making, which cannot be copied."""
+    found = (value for part in module.modules() for value in vars(part).values() if isinstance(value, torch.Tensor))
+    return {id(value): value.detach() for value in found if not value.is_leaf}

@@ -13,7 +13,7 @@ from torch import nn
 from modicum.core.errors import ModelError, quoted
 from modicum.core.files import read_json, require_inside
 from modicum.core.tensorfile import Shards
-from modicum.models.model import Model
+from modicum.models.model import Model, copied
 from modicum.models.structure import find_blocks, find_units
 from modicum.models.weights import CheckpointWeights, Weights, require_finite, skeleton_parameters
 
@@ -50,6 +50,7 @@ def open_model(source: str | Path | nn.Module | Model, *, allow_pickle: bool = F
         shards.close()
         raise
     model = _assembled(module, weights, name=str(source), directory=directory, trust_remote_code=trust_remote_code)
+    model.notes += weights.notes
     if weights.unused:
         model.notes.append(f"{len(weights.unused)} tensors of the checkpoint are not part of the model, among them {weights.unused[0]}")
     return model
@@ -161,13 +162,31 @@ def skeleton(cls: type[nn.Module], config: Any, *, stored: int | None = None) ->
 
 
 def _from_module(module: nn.Module) -> Model:
+    _check_module(module)
     model = _assembled(module, Weights(module), name=type(module).__name__)
+    if any(type(part).get_extra_state is not nn.Module.get_extra_state for part in module.modules()):
+        model.notes.append("extra state: what modules keep beside weights and buffers is not written; load into a module that has it")
     for name in model.weights.names:
         value = model.weights.held(name)
         if value.device.type == "meta":
             raise ModelError(f"{model.name}: {name} must hold a value, is on the meta device. Load the weights first.")
         require_finite(name, value)
     return model
+
+
+def _check_module(module: nn.Module) -> None:
+    """Raise ``ModelError`` for a module that cannot be worked on: nothing to compress, not built yet, or not to be copied."""
+    who = type(module).__name__
+    if lazy := [name for name, value in module.named_parameters() if nn.parameter.is_lazy(value)]:
+        raise ModelError(f"{who}: {lazy[0]} must have a shape, has none before its module's first call. Run it on a batch first.")
+    if not any(parameter.numel() for parameter in module.parameters()):
+        raise ModelError(f"{who}: must have parameters, has none. There is nothing to compress.")
+    try:
+        copied(module)
+    except Exception as error:  # whatever a caller's own attributes raise
+        raise ModelError(
+            f"{who}: must be copyable (it runs beside its original), is not ({_first_line(error)}). Take out of it what cannot be copied."
+        ) from None
 
 
 def _from_pickle(cls: Any, config: Any, directory: Path, name: str) -> Model:

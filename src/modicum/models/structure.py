@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import torch
 from torch import nn
 
@@ -35,7 +37,7 @@ def find_units(module: nn.Module, weights: Weights) -> dict[str, Unit]:
         if first in units:
             continue
         weight = weights.held(first)
-        if not weight.is_floating_point():
+        if not weight.is_floating_point() or not weight.numel():
             continue
         transposed = kind == "conv1d"
         shape = (weight.shape[1], weight.shape[0]) if transposed else (weight.shape[0], weight[0].numel())
@@ -76,15 +78,22 @@ def expert_units(prefix: str, attribute: str, weights: Weights, transposed: bool
 def find_blocks(module: nn.Module, weights: Weights) -> dict[str, Block]:
     """Elements of the outermost lists of modules, in order of definition.
 
-    An element must own parameters and not be a unit itself. Nested lists (experts, branches) stay inside their block.
+    An element must own parameters and not be a unit itself, and stand there once: one that is used several times is no step of its own.
+    Nested lists (experts, branches) stay inside their block.
     """
     blocks: dict[str, Block] = {}
+    counts = Counter(id(element) for owner in module.modules() if isinstance(owner, nn.ModuleList) for element in owner)
     for prefix, owner in module.named_modules():
         if not isinstance(owner, nn.ModuleList) or any(prefix.startswith(f"{name}.") for name in blocks):
             continue
         for index, element in enumerate(owner):
             name = f"{prefix}.{index}"
-            if kind_of(element) is None and not isinstance(element, nn.ModuleList) and next(element.parameters(), None) is not None:
+            if (
+                counts[id(element)] == 1
+                and kind_of(element) is None
+                and not isinstance(element, nn.ModuleList)
+                and next(element.parameters(), None) is not None
+            ):
                 blocks[name] = Block(name, prefix, index, ())
     shared = _owners(blocks, weights)
     return {name: Block(name, block.list_name, block.index, shared[name]) for name, block in blocks.items()}

@@ -118,8 +118,11 @@ class CheckpointWeights(Weights):
         self._dtypes: dict[str, torch.dtype] = {}
         self._latest: tuple[str, dict[str, torch.Tensor]] = ("", {})
         self._finite: set[str] = set()
+        self.notes: list[str] = []
         self.unused = self._index()
+        self._untie()
         self._check()
+        self._cast()
 
     @override
     def dtype(self, name: str) -> torch.dtype:
@@ -149,6 +152,57 @@ class CheckpointWeights(Weights):
             unused += [] if made else [key for key, _ in sources]
         ignored = getattr(self.module, "_keys_to_ignore_on_load_unexpected", None) or []
         return [key for key in unused if not any(re.search(pattern, key) for pattern in ignored)]
+
+    def _untie(self) -> None:
+        """Part what the config calls one weight and the files hold as several: Transformers loads what is stored."""
+        apart = []
+        for names in self.names.values():
+            stored = [name for name in names if name in self._made_by]
+            apart += [name for name in stored[1:] if not self._equal(stored[0], name)]
+        for name in apart:
+            owner, attribute = self._homes[name]
+            owner._parameters[attribute] = nn.Parameter(torch.empty(self._made[name], device="meta"), requires_grad=False)
+            self.notes.append(f"{name}: the config says it is tied, the files hold another value; it is kept as it is stored")
+        if apart:
+            super().__init__(self.module, self.device)
+            config = getattr(self.module, "config", None)
+            for part in {
+                id(part): part for part in (config, getattr(config, "get_text_config", lambda: None)()) if part is not None
+            }.values():
+                part.tie_word_embeddings = False
+
+    def _equal(self, one: str, other: str) -> bool:
+        """Whether two stored weights are one and the same."""
+        if self._made_by[one] == self._made_by[other]:
+            return True
+        first, second = (self._made_value(name) for name in (one, other))
+        return first.shape == second.shape and torch.equal(first, second.to(first.dtype))
+
+    def _made_value(self, name: str) -> torch.Tensor:
+        target = self._made_by[name]
+        return self.shards.read(self._sources[target][1][0][0]) if self._sources[target][0] is None else self._convert(target)[name]
+
+    def _cast(self) -> None:
+        """Take floating weights in the dtype in which Transformers loads them: the config's, else that of the first name in order."""
+        floating = {name: dtype for name, dtype in self._dtypes.items() if dtype in _WEIGHT_DTYPES}
+        chosen: Any = getattr(getattr(self.module, "config", None), "dtype", None)
+        if not isinstance(chosen, torch.dtype):
+            chosen = floating[min(floating)] if floating else torch.float32
+        other = [name for name, dtype in floating.items() if dtype != chosen and not self._precise(name, chosen)]
+        for name in other:
+            self._dtypes[name] = chosen
+            if self.held(name).device.type == "meta":
+                self.put(name, torch.empty_like(self.held(name), dtype=chosen))
+        if other:
+            self.notes.append(
+                f"{len(other)} weights are stored in another dtype than {str(chosen)[6:]}, in which the model is loaded, among them {other[0]}"
+            )
+
+    def _precise(self, name: str, chosen: torch.dtype) -> bool:
+        """Whether the class asks for float32 in a weight, whatever the rest is in."""
+        always = getattr(self.module, "_keep_in_fp32_modules_strict", None) or []
+        half = getattr(self.module, "_keep_in_fp32_modules", None) or []
+        return any(re.search(rf"(^|\.){pattern}(\.|$)", name) for pattern in [*always, *(half if chosen == torch.float16 else [])])
 
     def _check(self) -> None:
         where = self.shards.directory
@@ -199,10 +253,12 @@ class CheckpointWeights(Weights):
     def _value(self, first: str) -> torch.Tensor:
         target = self._made_by[first]
         if self._sources[target][0] is None:
-            return self.shards.read(self._sources[target][1][0][0])
-        if self._latest[0] != target:
-            self._latest = (target, self._convert(target))
-        return next(self._latest[1][name] for name in self.names.get(first, (first,)) if name in self._latest[1]).contiguous()
+            value = self.shards.read(self._sources[target][1][0][0])
+        else:
+            if self._latest[0] != target:
+                self._latest = (target, self._convert(target))
+            value = next(self._latest[1][name] for name in self.names.get(first, (first,)) if name in self._latest[1]).contiguous()
+        return value.to(self._dtypes[first]) if first in self._dtypes else value
 
     @override
     def read(self, name: str) -> torch.Tensor:

@@ -90,7 +90,7 @@ class Grid:
         return chosen
 
     def _range(self, low: torch.Tensor, high: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor | None]:
-        tiny = torch.finfo(dtype).tiny
+        tiny = least_scale(dtype)
         if self.symmetric:
             return (torch.maximum(-low, high) * 2 / self.top).clamp_min(tiny).to(dtype), None
         scale = ((high - low) / self.top).clamp_min(tiny).to(dtype)
@@ -110,6 +110,12 @@ class Grid:
     def width(self, columns: int) -> int:
         """Group width as stored: 0 where one group covers a whole row of ``columns`` (or the tensor)."""
         return 0 if self.group <= 0 or self.group > columns else self.group
+
+
+def least_scale(dtype: torch.dtype) -> float:
+    """The smallest scale of a dtype that divides in float32: of float16, whose range is narrow, a subnormal."""
+    span = torch.finfo(dtype)
+    return max(span.tiny * span.eps if dtype == torch.float16 else span.tiny, torch.finfo(torch.float32).tiny)
 
 
 def pieces(values: torch.Tensor) -> list[slice]:

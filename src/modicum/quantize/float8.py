@@ -11,6 +11,7 @@ from modicum import forms
 from modicum.core.method import Change, Method, Paper
 from modicum.core.unit import Site, Stats
 from modicum.forms.lift import on_dense
+from modicum.numerics.grid import least_scale
 
 _TOP = torch.finfo(torch.float8_e4m3fn).max
 
@@ -42,7 +43,7 @@ class Float8(Method):
 
 def _encode(weight: torch.Tensor) -> forms.Form:
     span = torch.finfo(weight.dtype)
-    scale = (weight.float().abs().amax(1, keepdim=True) / _TOP).clamp_min(span.tiny).to(weight.dtype)
+    scale = (weight.float().abs().amax(1, keepdim=True) / _TOP).clamp_min(least_scale(weight.dtype)).to(weight.dtype)
     # A scale that was rounded up must not carry the largest weights beyond their dtype.
     scale = torch.where(scale.double() * _TOP > span.max, scale * (1 - span.eps), scale)
     return forms.Float8((weight.float() / scale.float()).clamp(-_TOP, _TOP).to(torch.float8_e4m3fn), scale)

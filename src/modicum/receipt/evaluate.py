@@ -17,7 +17,7 @@ from modicum.data.splits import Batch, batch_items, from_text
 from modicum.export import load
 from modicum.fit.quality import Quality, compare, plain, require
 from modicum.models.open import locate
-from modicum.sweep.reverse import output_tensor
+from modicum.sweep.outputs import output_tensor
 
 EVALUATION_FORMAT, EVALUATION_VERSION = "modicum-evaluation", 1
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "vocab.txt")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Set
 
 import torch
@@ -81,22 +82,21 @@ def input_rows(unit: Unit, module: nn.Module, inputs: torch.Tensor) -> torch.Ten
 
 def has_rows(unit: Unit, module: nn.Module) -> bool:
     """Whether inputs can be written as rows of the unit's columns."""
-    if unit.kind == "embedding" or unit.groups > 1:
-        return False
-    if unit.kind == "convolution":
-        return not isinstance(module, nn.Conv3d) and getattr(module, "padding_mode", "zeros") == "zeros"
-    return True
+    return unit.kind != "embedding" and unit.groups == 1
 
 
 def _patches(module: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
-    if inputs.ndim == len(module.kernel_size) + 1:  # type: ignore[arg-type]
+    """Rows (places, channels · kernel) of a convolution's input, padded as the module pads it."""
+    kernel, stride, dilation = (tuple(getattr(module, name)) for name in ("kernel_size", "stride", "dilation"))
+    if inputs.ndim == len(kernel) + 1:
         inputs = inputs.unsqueeze(0)  # one image, without an axis for the batch
-    pads = list(module._reversed_padding_repeated_twice)  # type: ignore[arg-type]
-    padded = F.pad(inputs, pads)
-    kernel, stride, dilation = tuple(module.kernel_size), tuple(module.stride), tuple(module.dilation)  # type: ignore[arg-type]
-    if isinstance(module, nn.Conv1d):
-        padded, kernel, stride, dilation = padded.unsqueeze(-2), (1, *kernel), (1, *stride), (1, *dilation)
-    return F.unfold(padded, kernel, dilation=dilation, stride=stride).transpose(1, 2).flatten(0, 1)
+    mode, pads = str(module.padding_mode), list(module._reversed_padding_repeated_twice)  # type: ignore[arg-type]
+    windows = F.pad(inputs, pads, mode="constant" if mode == "zeros" else mode)
+    for axis, (width, step, apart) in enumerate(zip(kernel, stride, dilation), start=2):
+        windows = windows.unfold(axis, apart * (width - 1) + 1, step)[..., ::apart]
+    places = range(2, 2 + len(kernel))
+    order = (0, *places, 1, *range(2 + len(kernel), 2 + 2 * len(kernel)))
+    return windows.permute(order).reshape(-1, inputs.shape[1] * math.prod(kernel))
 
 
 def token_mask(batch: object, inputs: torch.Tensor) -> torch.Tensor | None:

@@ -14,9 +14,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_map_only
 
 from modicum.core.unit import Axis, Site
-from modicum.data.splits import Batch, slice_rows
+from modicum.data.splits import Batch
 from modicum.models.model import Model
 from modicum.sweep.rehearsal import Script, module_units
 from modicum.sweep.suspend import Arrival, Chain, Stop
@@ -33,12 +34,12 @@ def coupled_cuts(model: Model, script: Script, batch: Batch) -> list[Site]:
 
     A site's ``axes`` name, for each unit, the rows (producers) or columns (the consumer, last) that vanish with each group.
     """
-    return _Search(model, script, shortened(slice_rows(batch, 0, 1), _TOKENS)).run()
+    return _Search(model, script, shortened(script.example(batch), _TOKENS)).run()
 
 
 def adds_output(model: Model, script: Script, batch: Batch, block: str, module: str) -> bool:
     """Whether a block's output is the output of ``module`` plus something: then a linear map after it can be folded into it."""
-    search = _Search(model, script, shortened(slice_rows(batch, 0, 1), _TOKENS))
+    search = _Search(model, script, shortened(script.example(batch), _TOKENS))
     search.wanted = (block, module)
     search.run()
     return search.adds
@@ -187,11 +188,12 @@ class _Record:
                     modules[name].forward = forward
 
     def _stub(self, name: str, original: Callable, cut_at: str | None) -> Callable:
-        def forward(inputs: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        def forward(*args: Any, **kwargs: Any) -> Any:
             if cut_at == name:
-                inputs = inputs.detach()
-            output = original(inputs, *args, **kwargs)
-            if isinstance(output, torch.Tensor) and output.is_floating_point():
+                args, kwargs = tree_map_only(torch.Tensor, torch.Tensor.detach, (args, kwargs))
+            inputs = next((value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)), None)
+            output = original(*args, **kwargs)
+            if inputs is not None and isinstance(output, torch.Tensor) and output.is_floating_point():
                 # What a channel feeds is a matter of structure, not of values: positive ones pass every rectifier. Cutting the graph here
                 # leaves each consumer the units that feed it directly.
                 output = (output.detach().abs() + 0.1).requires_grad_().clone()

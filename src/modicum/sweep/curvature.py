@@ -17,10 +17,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from modicum.core.errors import ModelError, SettingError, near, quoted
 from modicum.core.unit import Unit
-from modicum.data.splits import Batch, call, count_rows, placed, slice_rows
+from modicum.data.splits import Batch, call, count_rows, one_row, placed
 from modicum.models.model import Model
+from modicum.sweep.outputs import output_tensor
 from modicum.sweep.rehearsal import use_eager_experts
-from modicum.sweep.reverse import likelihood, output_tensor
+from modicum.sweep.reverse import likelihood
 
 # A scalar summed over draws (tokens, images), and their number, from a model's output.
 Loss = Callable[[Any], tuple[torch.Tensor, int]]
@@ -294,7 +295,7 @@ def curvature_bytes(model: Model, batch: Batch, units: Iterable[str] | None = No
     parameters = {unit.parameter for unit in chosen(model, units).values()}
     numbers = {name: model.weights.held(name).numel() for name in model.weights.names}
     weights = 4 * (sum(numbers.values()) + 3 * sum(numbers[name] for name in parameters))
-    row = slice_rows(batch, 0, 1)
+    row = one_row(batch)
     alone = {key: value.clone() for key, value in row.items()} if isinstance(row, dict) else tuple(value.clone() for value in row)
     return weights + int(_GRAPH * count_rows(batch) * _graph_bytes(model, alone, parameters))
 

@@ -95,7 +95,7 @@ class Sweep:
         self._dense: dict[str, torch.Tensor] = {}
         self._displaced: dict[str, dict[str, torch.Tensor]] = {}
         stops = stop_names(model, script.stacks) if treat or values or biases else []
-        self.chain = Chain(model.module, self.batches, stops, model.blocks)
+        self.chain = Chain(model.module, self.batches, stops, model.blocks, script.carried)
         # Weights outside blocks that are loaded when their module is called, and those of them that nothing needs after the last micro-batch.
         trunk = set(model.trunk) if stops else set()
         apart = [unit for unit in model.units.values() if unit.parameter in trunk and self._called_alone(unit)]
@@ -197,7 +197,7 @@ class Sweep:
 
     def _plain(self, name: str, arrivals: list[tuple[int, Arrival]]) -> Iterator[tuple[int, Any]]:
         for index, arrival in arrivals:
-            yield index, self.chain.call(index, name, arrival)
+            yield index, arrival.run(self.chain.original(name))
 
     # Units with a module of their own
 
@@ -213,7 +213,7 @@ class Sweep:
         value = self._value(unit)
         for index, arrival in arrivals:
             with self._swapped(name, value):
-                output = self.chain.call(index, name, arrival)
+                output = arrival.run(self.chain.original(name))
             self.pool.admit(output)
             arrival.args, arrival.kwargs = (), None
             yield index, output
@@ -304,7 +304,7 @@ class Sweep:
         treated = any(unit.name in self.forms for unit in self.model.units.values() if unit.module == name)
         for index, arrival in arrivals:
             with self._swapped_stacks(name) if treated else _nothing():
-                output = self.chain.call(index, name, arrival)
+                output = arrival.run(self.chain.original(name))
             self.pool.admit(output)
             yield index, output
 
@@ -321,9 +321,9 @@ class Sweep:
         with self._swapped_stacks(name):
             owner = self.chain.owner(name)
             stacks = {other: owner._parameters[other].detach() for other in self.script.stacks[name].attributes}  # type: ignore[union-attr]
-            for index, arrival in arrivals:
+            for _, arrival in arrivals:
                 with Watch(stacks, add):
-                    self.chain.call(index, name, arrival)
+                    arrival.run(self.chain.original(name))
         found = [collector.stats(self.ranks, unit.name) for collector, unit in zip(collectors, units)]
         starving = {unit.name for unit, mine in zip(units, found) if mine.count < STARVED * unit.shape[1]}
         pooled = _pool(found) if starving else Stats()
@@ -353,8 +353,8 @@ class Sweep:
         with self._swapped_stacks(name):
             owner = self.chain.owner(name)
             stacks = {other: owner._parameters[other].detach() for other in self.script.stacks[name].attributes}  # type: ignore[union-attr]
-            for index, arrival in arrivals:
-                forward = partial(self.chain.call, index, name, arrival)
+            for _, arrival in arrivals:
+                forward = partial(arrival.run, self.chain.original(name))
                 mine.append(routed(forward, stacks, attribute))
                 self.pool.admit([met.inputs for met in mine[-1][0].values()] if mine[-1] is not None else [])
         found: dict[str, list[Routed]] = {unit.name: [] for unit in units}

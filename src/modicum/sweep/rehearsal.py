@@ -11,11 +11,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from modicum.core.errors import ModelError, ModicumError
 from modicum.core.unit import Unit
-from modicum.data.splits import Batch, slice_rows
+from modicum.data.splits import Batch, one_row
 from modicum.models.model import Model
 from modicum.models.structure import expert_units, find_stacks
 from modicum.sweep.experts import Use, Watch
+from modicum.sweep.modes import kept, written
+from modicum.sweep.outputs import parts
 from modicum.sweep.suspend import Arrival, Chain, Stop
 
 # Torch's own modules whose output is the product of their input and their weight, and the methods that make it so.
@@ -37,9 +40,10 @@ class Script:
     """What a rehearsal saw.
 
     ``stages``: unit names in call order, grouped where units of one block got the very same input, unchanged, and take the same rows of it.
-    ``block_of`` each unit's module. ``opaque``: units whose module gives something else than the product of its input and its weight.
+    ``block_of`` each unit's block. ``opaque``: units whose module gives something else than the product of its input and its weight.
     ``droppable``: blocks whose output has the shape of their input and nothing beside it; ``tuples``: those that wrap it in a tuple.
-    ``read``: modules whose weight is read from outside their own forward, if only for its dtype.
+    ``read``: modules whose weight is read from outside their own forward, if only for its dtype. ``carried``: attributes that forwards write, by
+    module: each micro-batch has its own. ``whole``: a single row of a batch cannot run.
     """
 
     stages: list[tuple[str, ...]] = field(default_factory=list)
@@ -52,6 +56,12 @@ class Script:
     droppable: set[str] = field(default_factory=set)
     tuples: set[str] = field(default_factory=set)
     read: set[str] = field(default_factory=set)
+    carried: dict[str, frozenset[str]] = field(default_factory=dict)
+    whole: bool = False
+
+    def example(self, batch: Batch) -> Batch:
+        """What of a batch is enough to try something on: one row, or all of it where one row cannot run."""
+        return batch if self.whole else one_row(batch)
 
     def stage_of(self, unit: str) -> tuple[str, ...]:
         """The stage a unit belongs to; a unit the rehearsal did not reach is a stage of its own."""
@@ -123,10 +133,7 @@ def weight_reads(names: Mapping[int, str], report: Callable[[str], None]) -> Ite
 
 @dataclass(frozen=True)
 class _Call:
-    """One call of a unit in ``block``. Calls of one ``key`` see the same rows; None shares with nobody.
-
-    ``held`` keeps the input alive, so that no other tensor gets its identity.
-    """
+    """One call of a unit in ``block``. Calls of one ``key`` see the same rows, None shares with nobody; ``held`` keeps the input alive."""
 
     unit: str
     block: str
@@ -144,20 +151,23 @@ class _Rehearsal:
         self.calls: list[_Call] = []
         self.inside: list[str] = []
         names = [*self.units, *self.candidates]
-        self.chain = Chain(model.module, [slice_rows(batch, 0, 1)], names, model.blocks)
+        self.chain = Chain(model.module, [batch], names, model.blocks)
         self.entered: dict[str, Any] = {}
 
     def run(self) -> Script:
         # Outside inference mode, under which torch does not count a tensor's changes.
-        with (
-            torch.inference_mode(False),
-            torch.no_grad(),
-            weight_reads({id(self.chain.owner(name)): name for name in self.units}, self._read),
-        ):
+        names = {id(self.chain.owner(name)): name for name in self.units}
+        before = kept(self.model.module)
+        with torch.inference_mode(False), torch.no_grad(), weight_reads(names, self._read):
             self.model.weights.load(self.model.trunk)
-            for _ in self.chain.run(self._work):
-                pass
-            self.model.weights.release(self.model.trunk)
+            try:
+                for _, output in self.chain.run(self._work):
+                    _require_numbers(self.model, output)
+                    self.script.carried = written(before, kept(self.model.module))
+            finally:
+                self.model.weights.release(
+                    [*self.model.trunk, *(name for block in self.inside for name in self.model.blocks[block].parameters)]
+                )
         self._group()
         return self.script
 
@@ -197,7 +207,7 @@ class _Rehearsal:
         self.calls.append(_Call(unit.name, block := self.inside[-1] if self.inside else "", input_key(unit, owner, block, got), got))
         self.calling = True
         try:
-            output = self.chain.call(0, name, arrival)
+            output = arrival.run(self.chain.original(name))
             if not is_product(owner, got, output):
                 self.script.opaque.add(unit.name)
             return output
@@ -213,7 +223,7 @@ class _Rehearsal:
             uses.setdefault(use.attribute, use.transposed)
 
         with Watch(stacks, see):
-            output = self.chain.call(0, name, arrival)
+            output = arrival.run(self.chain.original(name))
         if uses and name not in self.script.stacks:
             self.script.stacks[name] = StackUse(name, tuple(uses), uses)
             for attribute, transposed in uses.items():
@@ -263,10 +273,26 @@ def is_product(module: nn.Module, inputs: torch.Tensor | None, output: Any) -> b
     return same and torch.allclose(output.float(), expected.float(), rtol=1e-3, atol=1e-5)
 
 
-def rehearse(model: Model, batch: Batch) -> Script:
-    """Run one row of ``batch`` through the model; adds the expert units it discovers to ``model.units``.
+def _require_numbers(model: Model, output: Any) -> None:
+    """Raise ``ModelError`` where the original's own outputs are no numbers: nothing could be judged by them."""
+    if any(bool(part.value.isnan().any()) for part in parts(output)):
+        raise ModelError(f"{model.name}: its outputs must be numbers, hold NaN on the first batch. Check the model and the data.")
 
-    Holds one row's unit inputs in memory; every block is read once.
+
+def rehearse(model: Model, batch: Batch) -> Script:
+    """Run one row of ``batch`` through the model, or all of it where one row cannot run; adds the expert units it discovers to ``model.units``.
+
+    Holds the unit inputs of what it runs in memory; every block is read once. Raises what the model's own forward raises at the whole batch.
     """
     use_eager_experts(model)
-    return _Rehearsal(model, batch).run()
+    short = one_row(batch)
+    if short is not batch:
+        try:
+            return _Rehearsal(model, short).run()
+        except (ModicumError, MemoryError):
+            raise
+        except Exception:  # whatever a forward raises at one row: the whole batch says whether it is more than that
+            model.weights.release([*model.trunk, *(name for block in model.blocks.values() for name in block.parameters)])
+    script = _Rehearsal(model, batch).run()
+    script.whole = short is not batch
+    return script

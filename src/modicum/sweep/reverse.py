@@ -18,7 +18,8 @@ from modicum.models.structure import kind_of
 from modicum.numerics.gram import add_gram, mirror
 from modicum.sweep.collect import has_rows, input_rows
 from modicum.sweep.experts import Use, Watch
-from modicum.sweep.modes import slow_path
+from modicum.sweep.modes import uncut
+from modicum.sweep.outputs import output_tensor
 from modicum.sweep.ranks import LONE, Ranks
 from modicum.sweep.rehearsal import Script, module_units
 from modicum.sweep.spill import SpillPool
@@ -121,11 +122,11 @@ class _Gradients:
 
     def skip(self, batch: Batch) -> None:
         """Draw the labels of a batch that another rank has: those after it are then the same as in one process."""
-        with self._patched(felt=False), slow_path(), torch.no_grad():
+        with self._patched(felt=False), torch.no_grad():
             likelihood(call(self.model.module, batch), self.generator)
 
     def add(self, batch: Batch) -> None:
-        with self._patched(), slow_path(), _frozen(self.model.module), torch.enable_grad():
+        with self._patched(), _frozen(self.model.module), torch.enable_grad():
             try:
                 loss, draws = likelihood(call(self.model.module, batch), self.generator)
                 loss.backward()
@@ -147,7 +148,8 @@ class _Gradients:
                 self.modules[name].forward = self._stack(name, self.modules[name].forward)
             for name in self.model.blocks:
                 self.modules[name].forward = self._block(name, self.modules[name].forward)
-            yield
+            with uncut(self.model.module):
+                yield
         finally:
             for name, before in had.items():
                 if before is None:
@@ -244,19 +246,6 @@ def _frozen(module: torch.nn.Module) -> Iterator[None]:
     finally:
         for parameter in wanted:
             parameter.requires_grad_(True)
-
-
-def output_tensor(output: Any) -> tuple[torch.Tensor, bool]:
-    """The tensor that stands for a model's output, and whether it holds logits. Raises ``ModelError`` where there is none."""
-    for name in ("logits", "logits_per_image", "prediction_logits"):
-        if isinstance(value := getattr(output, name, None), torch.Tensor):
-            return value, True
-    candidates = [output] if isinstance(output, torch.Tensor) else list(output.values()) if hasattr(output, "values") else output
-    if isinstance(candidates, list | tuple):
-        for value in candidates:
-            if isinstance(value, torch.Tensor) and value.is_floating_point():
-                return value, False
-    raise ModelError("model: its output must hold a float tensor, holds none. Wrap it so that forward returns logits or features.")
 
 
 def likelihood(output: Any, generator: torch.Generator) -> tuple[torch.Tensor, int]:

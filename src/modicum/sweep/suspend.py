@@ -7,9 +7,9 @@ same module, the sweep has every input of it, works, and resumes each with the o
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import greenlet
@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from modicum.data.splits import Batch, call
-from modicum.sweep.modes import Own
+from modicum.sweep.modes import Memory, Modes, uncut
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,19 @@ class Arrival:
     args: tuple = ()
     kwargs: dict | None = None
     output: Any = None
+    modes: Modes | None = field(default=None, repr=False)
 
     @property
     def tensor(self) -> torch.Tensor | None:
         """The first tensor among the arguments, by position before by keyword."""
         return next((value for value in (*self.args, *(self.kwargs or {}).values()) if isinstance(value, torch.Tensor)), None)
+
+    def run(self, forward: Callable) -> Any:
+        """What ``forward`` gives for these arguments, in the modes in which the module was called."""
+        if self.modes is None:
+            return forward(*self.args, **(self.kwargs or {}))
+        with self.modes.applied():
+            return forward(*self.args, **(self.kwargs or {}))
 
 
 @dataclass(frozen=True)
@@ -54,24 +62,23 @@ class Chain:
     """The suspended forwards of all micro-batches.
 
     ``units`` and ``blocks`` name the modules to stop at. ``run`` yields (index, output) of each micro-batch as it finishes, one at a
-    time, so that outputs never all live at once.
+    time, so that outputs never all live at once. What forwards keep on their modules (``carried``, attributes by module) each has for itself,
+    and torch's modes too.
     """
 
-    def __init__(self, module: nn.Module, batches: Sequence[Batch], units: Iterable[str], blocks: Iterable[str]):
+    def __init__(
+        self, module: nn.Module, batches: Sequence[Batch], units: Iterable[str], blocks: Iterable[str],
+        carried: Mapping[str, frozenset[str]] | None = None,
+    ):  # fmt: skip
         self.module, self.batches = module, batches
-        self._own: list[Own] = []
         self._modules = dict(module.named_modules())
         self._units, self._blocks = tuple(units), tuple(blocks)
         self.originals: dict[str, Callable] = {name: self._modules[name].forward for name in (*self._units, *self._blocks)}
+        self._memory = Memory(self._modules, carried or {})
 
     def original(self, name: str) -> Callable:
         """The module's own forward."""
         return self.originals[name]
-
-    def call(self, index: int, name: str, arrival: Arrival) -> Any:
-        """What the module's own forward gives, under the modes that the micro-batch ``index`` stands in."""
-        with self._own[index].inside():
-            return self.originals[name](*arrival.args, **(arrival.kwargs or {}))
 
     def owner(self, name: str) -> nn.Module:
         """Module by name."""
@@ -85,7 +92,8 @@ class Chain:
                 self._modules[name].forward = self._unit_stub(Stop("unit", name))
             for name in self._blocks:
                 self._modules[name].forward = self._block_stub(name)
-            yield
+            with uncut(self.module):
+                yield
         finally:
             for name, before in had.items():
                 if before is None:
@@ -93,10 +101,24 @@ class Chain:
                 else:
                     self._modules[name].forward = before
 
-    @staticmethod
-    def _unit_stub(stop: Stop) -> Callable:
+    def _pause(self, arrival: Arrival) -> Any:
+        """Hand ``arrival`` to whoever drives the chain, and go on with the answer as if nobody had run meanwhile."""
+        let: Any = greenlet.getcurrent()
+        mine, held = Modes.now(), self._memory.taken()
+        arrival.modes = mine
+        guard = torch._C._InferenceMode(let.outside.inference) if mine.inference != let.outside.inference else None
+        let.outside.set()
+        try:
+            return let.parent.switch(arrival)
+        finally:  # also where the chain is left half way
+            let.outside = Modes.now()
+            del guard
+            mine.set()
+            self._memory.put(held)
+
+    def _unit_stub(self, stop: Stop) -> Callable:
         def forward(*args: Any, **kwargs: Any) -> Any:
-            return greenlet.getcurrent().parent.switch(Arrival(stop, args, kwargs))
+            return self._pause(Arrival(stop, args, kwargs))
 
         return forward
 
@@ -104,11 +126,10 @@ class Chain:
         enter, leave, original = Stop("enter", name), Stop("leave", name), self.originals[name]
 
         def forward(*args: Any, **kwargs: Any) -> Any:
-            parent = greenlet.getcurrent().parent
-            answer = parent.switch(Arrival(enter, args, kwargs))
+            answer = self._pause(Arrival(enter, args, kwargs))
             if isinstance(answer, Answer):
                 return answer.output
-            return parent.switch(Arrival(leave, output=original(*args, **kwargs)))
+            return self._pause(Arrival(leave, output=original(*args, **kwargs)))
 
         return forward
 
@@ -121,19 +142,23 @@ class Chain:
         live micro-batch stands there. Where ``passes(stop)`` a micro-batch does not wait for the others, so that only one has what is
         between its stops.
         """
-        self._own = [Own() for _ in self.batches]
-        lets = [greenlet.greenlet(lambda batch=batch: call(self.module, batch)) for batch in self.batches]
-        waiting: dict[int, Arrival] = {}
+        begun = self._memory.taken()
 
-        def switch(index: int, *value: Any) -> Any:
-            with self._own[index].inside():
-                return lets[index].switch(*value)
+        def forward(batch: Batch) -> Any:
+            self._memory.put(begun)
+            return call(self.module, batch)
+
+        lets: list[Any] = [greenlet.greenlet(lambda batch=batch: forward(batch)) for batch in self.batches]
+        waiting: dict[int, Arrival] = {}
+        outside = Modes.now()
+        for let in lets:
+            let.outside = outside
 
         def resume(index: int, value: Any) -> Iterator[tuple[int, Any]]:
-            got = switch(index, *value)
+            got = lets[index].switch(*value)
             while not lets[index].dead and passes(got.stop):
                 for _, answer in work(got.stop, [(index, got)], True):
-                    got = switch(index, answer)
+                    got = lets[index].switch(answer)
             if lets[index].dead:
                 yield index, got
             else:
@@ -154,7 +179,8 @@ class Chain:
                     for index, value in work(stop, group, complete):
                         yield from resume(index, (value,))
         finally:
-            for own, let in zip(self._own, lets):
+            for let in lets:
                 if let and not let.dead:
-                    with own.inside():
-                        let.throw(greenlet.GreenletExit)
+                    let.throw(greenlet.GreenletExit)
+            self._memory.put(begun)
+            outside.set()

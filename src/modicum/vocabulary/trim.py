@@ -23,7 +23,7 @@ from modicum.models.model import Model
 from modicum.models.open import locate, model_class, open_model, read_config, skeleton
 from modicum.models.weights import CheckpointWeights
 from modicum.sweep import Script, Sweep
-from modicum.sweep.reverse import output_tensor
+from modicum.sweep.outputs import output_tensor
 from modicum.vocabulary import _rows, _tokenizer
 
 _TOGETHER = 64  # texts encoded at once

@@ -1,0 +1,141 @@
+"""Laws over modules that nobody chose: whatever the grammar composes is right, or refused in one sentence before any measuring."""
+
+import collections
+import copy
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import modicum
+from modicum.data.splits import from_batches
+from modicum.fit.meter import Quiet
+
+_spec = importlib.util.spec_from_file_location("modicum_grammar", Path(__file__).with_name("grammar.py"))
+grammar = importlib.util.module_from_spec(_spec)
+sys.modules[_spec.name] = grammar
+_spec.loader.exec_module(grammar)
+
+_WORK = {"measure", "gradients", "assemble", "export", "verify", "judge", "choose", "spans", "scales"}
+
+
+class Stages(Quiet):
+    """Remembers which stages began."""
+
+    def __init__(self):
+        self.begun = []
+
+    def start(self, stage, total):
+        self.begun.append(stage)
+
+
+def called(module, batch):
+    arguments = batch if isinstance(batch, tuple) else (batch,)
+    with torch.no_grad():
+        output = module(**batch) if isinstance(batch, dict) else module(*arguments)
+    if isinstance(output, torch.Tensor):
+        return [output]
+    return list(output.values()) if isinstance(output, dict) else list(output) if isinstance(output, tuple) else output
+
+
+def divergence(original, candidate, batches):
+    """By hand: of scores the mean divergence of their classes, of all else the relative squared error of the worst output, by row."""
+    found = []
+    for batch in batches:
+        one, other = called(original, batch), called(candidate, batch)
+        axis = 1 if not isinstance(one, list) and one.logits.ndim == 4 else -1
+        if not isinstance(one, list) and one.logits.shape[axis] > 1:
+            p, q = (scores.logits.float().log_softmax(axis) for scores in (one, other))
+            each = (p.exp() * (p - q)).sum(axis)
+            found += [max(float(row.mean()), 0.0) for row in each]
+        else:
+            pairs = zip(*((output if isinstance(output, list) else [output.logits]) for output in (one, other)))
+            errors = [[float((a - b).square().sum() / a.square().sum()) for a, b in zip(x.double(), y.double())] for x, y in pairs]
+            found += [max(each) for each in zip(*errors)]
+    return sum(found) / len(found)
+
+
+def state(module):
+    """What must be as it was: weights, modes, attributes, hooks, and torch's own state."""
+    parts = {name: (part.training, sorted(vars(part)), len(part._forward_hooks)) for name, part in module.named_modules()}
+    torch_state = (torch.get_rng_state().tolist(), torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), torch.get_default_dtype())
+    return (
+        parts,
+        {name: value.clone() for name, value in module.state_dict().items()},
+        torch_state,
+        torch.backends.mha.get_fastpath_enabled(),
+    )
+
+
+def same(before, after):
+    values = before[1].keys() == after[1].keys() and all(torch.equal(before[1][name], after[1][name]) for name in before[1])
+    ours = {name: (mode, [key for key in keys if key not in ("kept", "skip")], hooks) for name, (mode, keys, hooks) in before[0].items()}
+    theirs = {name: (mode, [key for key in keys if key not in ("kept", "skip")], hooks) for name, (mode, keys, hooks) in after[0].items()}
+    return values and ours == theirs and before[2:] == after[2:]
+
+
+def attempt(module, batches, **asked):
+    """The result of a fit, or the words of its refusal, which must come before any work."""
+    stages = Stages()
+    try:
+        return modicum.fit(module, data=batches, target="modicum", search_time=0, progress=stages, **asked), ""
+    except modicum.ModicumError as error:
+        assert not _WORK & set(stages.begun), f"refused after {stages.begun}: {error}"
+        return None, str(error)
+
+
+def judge(seed):
+    """Hold all four laws on the module of a number; why it was refused, or an empty string. None where torch itself cannot run it."""
+    sentence = grammar.compose(seed)
+    plain = copy.deepcopy(sentence.module).eval()
+    try:
+        called(plain, sentence.batches[0])
+    except Exception:
+        return None
+    before = state(sentence.module)
+    result, refusal = attempt(sentence.module, sentence.batches, method="nearest bits=8 group=0")
+    assert same(before, state(sentence.module)), "the caller's module is not as it was"
+    if result is None:
+        return refusal
+    test = from_batches(sentence.batches, seed=0).test
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        said, real = result.receipt["quality"]["mean"], divergence(plain, result.model, test)
+        assert said == pytest.approx(real, rel=2e-2, abs=1e-6), "the receipt's divergence is not that of the outputs"
+        whole, refusal = attempt(sentence.module, sentence.batches, size=sum(p.nbytes for p in plain.parameters()) * 4 + 100_000)
+        if whole is not None:
+            assert divergence(plain, whole.model, test) <= 1e-9, "with room for all the model is not the original"
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+    return refusal
+
+
+def survey(numbers):
+    """Judge the modules of many numbers: what was wrong by number, and how often what was refused."""
+    wrong, refused = {}, collections.Counter()
+    for number in numbers:
+        try:
+            refusal = judge(number)
+        except Exception as error:
+            wrong[number] = f"{grammar.compose(number).words}: {type(error).__name__} {str(error)[:160]}"
+            continue
+        refused["torch cannot run it" if refusal is None else refusal.partition(":")[2][:60] or "result"] += 1
+    return wrong, refused
+
+
+def test_composed_modules_are_right_or_refused():
+    wrong, _ = survey(range(24))
+    assert not wrong, "\n".join(f"{number} {said}" for number, said in wrong.items())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("part", range(8))
+def test_two_thousand_composed_modules(part):
+    wrong, refused = survey(range(1000 + part * 260, 1000 + (part + 1) * 260))
+    assert not wrong, "\n".join(f"{number} {said}" for number, said in wrong.items())
+    tried = sum(refused.values()) - refused["torch cannot run it"]
+    assert tried >= 240 and refused["result"] >= 0.8 * tried, refused
