@@ -185,7 +185,7 @@ def _check_module(module: nn.Module) -> None:
         copied(module)
     except Exception as error:  # whatever a caller's own attributes raise
         raise ModelError(
-            f"{who}: must be copyable (it runs beside its original), is not ({_first_line(error)}). Take out of it what cannot be copied."
+            f"{who}: must be copyable (it runs beside its original), is not ({quoted(error)}). Take out of it what cannot be copied."
         ) from None
 
 
