@@ -13,6 +13,8 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
+from modicum.registration import register_when_imported
+
 # Read once, when torch is loaded; what the caller has set stands. Threads that wait for each other spin for a fraction of a millisecond, then
 # sleep: spinning on is many times slower beside other work on the machine, sleeping at once as much slower between small operations. Large
 # tensors lie in large pages: a tenth of the page faults.
@@ -20,6 +22,8 @@ if "torch" not in sys.modules:
     if os.environ.keys().isdisjoint({"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}):
         os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "5000"}
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+register_when_imported()
 
 __version__ = "0.1.0"
 

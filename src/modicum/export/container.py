@@ -22,6 +22,7 @@ from modicum.core.unit import Site, Unit
 from modicum.data.splits import Batch
 from modicum.export._family import Entries, Layout, Target
 from modicum.export.companions import copy_companions, save_config, save_generation
+from modicum.export.mark import mark, unmarked
 from modicum.export.narrow import (
     TOLERANCE,
     Group,
@@ -43,7 +44,7 @@ from modicum.models.quiet import hushed
 from modicum.models.weights import CheckpointWeights
 
 FORMAT, VERSION = "modicum-container", 1
-_FILE = "modicum.json"
+FILE = "modicum.json"
 
 
 class Container(Target):
@@ -117,10 +118,14 @@ class Container(Target):
                     "transposed": unit.transposed, "expert": unit.expert,
                 }  # fmt: skip
         body = {"format": FORMAT, "version": VERSION, "class": type(self.model.module).__name__, "units": units, "dropped": sorted(dropped)}
-        (directory / _FILE).write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+        (directory / FILE).write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
         if self.model.config is not None and hasattr(self.model.config, "save_pretrained"):
-            save_config(self.model, copy.deepcopy(self.model.config), directory)
+            config = copy.deepcopy(self.model.config)
+            if getattr(config, "dtype", None) is None:
+                config.dtype = self.model.dtype  # else a loader takes that of the first tensor it meets, which may be a scale
+            save_config(self.model, config, directory)
             save_generation(self.model, directory)
+            mark(directory, {"format": FORMAT, "version": VERSION})
         copy_companions(self.model.directory, directory)
 
     @override
@@ -200,28 +205,28 @@ def load(directory: str | Path, *, into: nn.Module | None = None, narrow: bool =
     zeros stand where something was cut. A narrow model's config still tells the old head counts. Raises ``ModelError``.
     """
     directory = Path(directory)
-    if not (directory / _FILE).exists():
+    if not (directory / FILE).exists():
         return _load_transformers(directory)
     require_inside(directory)
-    body = _read_body(directory / _FILE)
+    body = read_body(directory)
     if into is None:
         into = _skeleton(directory)
     modules = dict(into.named_modules())
     for name in body["dropped"]:
         if name not in modules or not isinstance(modules.get(name.rpartition(".")[0]), nn.ModuleList):
             raise ModelError(f"{directory}: dropped must name blocks of the model, {name!r:.80} is none. Check the module or config.")
-    _fill(into, Shards(directory), body, directory, _groups(body, directory) if narrow else [])
-    _drop(into, body["dropped"])
+    _fill(into, Shards(directory), body, directory, narrow_groups(body, directory) if narrow else [])
+    drop_blocks(into, body["dropped"])
     return into.eval()
 
 
 def _skeleton(directory: Path) -> nn.Module:
-    config = read_config(directory)
+    config = unmarked(read_config(directory))
     with Shards(directory) as shards:
         return skeleton(model_class(config, str(directory)), config, stored=len(shards.names()))
 
 
-def _groups(body: dict[str, Any], directory: Path) -> list[Group]:
+def narrow_groups(body: dict[str, Any], directory: Path) -> list[Group]:
     """The groups of cuts that were found equal when narrow; none where the key is missing."""
     try:
         if not isinstance(given := body.get("narrow", []), list):
@@ -234,16 +239,17 @@ def _groups(body: dict[str, Any], directory: Path) -> list[Group]:
             raise ValueError("a unit is named twice")
         return groups
     except ValueError as error:
-        raise _narrow_error(directory, error) from None
+        raise narrow_error(directory, error) from None
 
 
-def _narrow_error(directory: Path, why: object) -> ModelError:
+def narrow_error(directory: Path, why: object) -> ModelError:
+    """What to raise where the description's narrow groups do not suit the model."""
     return ModelError(f"{directory}: narrow must list groups of this model's cut units ({why}). Load with narrow=False, or write it anew.")
 
 
 def _record(directory: Path, groups: list[Group]) -> None:
     """Note in the description which groups may be narrow."""
-    path = directory / _FILE
+    path = directory / FILE
     body = json.loads(path.read_text(encoding="utf-8")) | {"narrow": [group.to_json() for group in groups]}
     fresh = path.with_name(path.name + ".new")
     fresh.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
@@ -268,7 +274,9 @@ def _load_transformers(directory: Path) -> nn.Module:
     return module.eval()
 
 
-def _read_body(path: Path) -> dict[str, Any]:
+def read_body(directory: Path) -> dict[str, Any]:
+    """A container's own description. Raises ``ModelError``."""
+    path = directory / FILE
     try:
         body = read_json(path)
         if body["format"] != FORMAT or body["version"] != VERSION:
@@ -294,19 +302,19 @@ def _fill(module: nn.Module, shards: Shards, body: dict[str, Any], directory: Pa
     experts: dict[str, set[int]] = {}
     incisions: list[Incision] = []
     for name, described in body["units"].items():
-        unit = _unit(name, described, directory)
-        _check_place(unit, modules, experts.setdefault(unit.parameter, set()), directory)
+        unit = described_unit(name, described, directory)
+        check_place(unit, modules, experts.setdefault(unit.parameter, set()), directory)
         form = restore(described["form"], {part: shards.read(f"{name}:{part}") for part in parts.get(name, [])})
         if name in narrow:
-            incisions.append(_resized(unit, form, modules, directory))
+            incisions.append(resized(unit, form, modules, directory))
             treated[unit.parameter] = incisions[-1].narrow.stored(incisions[-1].matrix(form))
         elif unit.expert is None:
             treated[unit.parameter] = unit.stored(form.dense())
         else:
-            _stack(treated, unit, form.dense())
+            stack(treated, unit, form.dense())
     for name in treated:
-        if experts[name] and len(experts[name]) < len(treated[name]):
-            raise ModelError(f"{directory}: must hold every expert of {name}, {len(experts[name])} came. Write the files anew.")
+        if experts[name]:
+            require_experts(treated, name, len(experts[name]), directory)
     given = treated | {name: shards.read(name) for name in parts.get("", [])}
     for incision in incisions:
         if (bias := f"{incision.unit.module}.bias") in given:
@@ -316,19 +324,19 @@ def _fill(module: nn.Module, shards: Shards, body: dict[str, Any], directory: Pa
         for group in groups:
             put_attributes(modules, group)
     except ValueError as error:
-        raise _narrow_error(directory, error) from None
+        raise narrow_error(directory, error) from None
 
 
-def _resized(unit: Unit, form: Form, modules: Mapping[str, nn.Module], directory: Path) -> Incision:
+def resized(unit: Unit, form: Form, modules: Mapping[str, nn.Module], directory: Path) -> Incision:
     """Make room for what remains of a narrow unit."""
     incision, owner = Incision.of(unit, form), modules.get(unit.module)
     if incision is None or owner is None or not unit.parameter.endswith(".weight") or not fits(owner, incision):
-        raise _narrow_error(directory, f"{unit.name} is no cut of a linear module")
+        raise narrow_error(directory, f"{unit.name} is no cut of a linear module")
     resize(owner, incision)
     return incision
 
 
-def _check_place(unit: Unit, modules: Mapping[str, nn.Module], experts: set[int], directory: Path) -> None:
+def check_place(unit: Unit, modules: Mapping[str, nn.Module], experts: set[int], directory: Path) -> None:
     """Raise ``ModelError`` unless the model has this weight, or a stack with this expert, not yet in ``experts``: before any of it is made."""
     owner, _, attribute = unit.parameter.rpartition(".")
     held = modules[owner]._parameters.get(attribute) if owner in modules else None
@@ -340,13 +348,20 @@ def _check_place(unit: Unit, modules: Mapping[str, nn.Module], experts: set[int]
     experts |= set() if unit.expert is None else {unit.expert}
 
 
-def _stack(treated: dict[str, torch.Tensor], unit: Unit, matrix: torch.Tensor) -> None:
+def stack(treated: dict[str, torch.Tensor], unit: Unit, matrix: torch.Tensor) -> None:
     """Put one expert into its stack."""
     assert unit.expert is not None
     treated.setdefault(unit.parameter, torch.empty(unit.stored_shape, dtype=matrix.dtype))[unit.expert] = unit.stored(matrix)
 
 
-def _unit(name: str, described: dict[str, Any], directory: Path) -> Unit:
+def require_experts(treated: Mapping[str, torch.Tensor], name: str, came: int, directory: Path) -> None:
+    """Raise ``ModelError`` where a stack is not full."""
+    if came < len(treated[name]):
+        raise ModelError(f"{directory}: must hold every expert of {name}, {came} came. Write the files anew.")
+
+
+def described_unit(name: str, described: dict[str, Any], directory: Path) -> Unit:
+    """A unit as the description tells it. Raises ``ModelError``."""
     try:
         form, stored = described["form"], tuple(int(size) for size in described["stored_shape"])
         unit = Unit(
@@ -404,7 +419,7 @@ def _assign_rest(module: nn.Module, name: str, value: torch.Tensor, directory: P
         raise ModelError(f"{directory}: holds {name}, which the model does not have. Check the module or config.")
 
 
-def _drop(module: nn.Module, dropped: list[str]) -> None:
+def drop_blocks(module: nn.Module, dropped: list[str]) -> None:
     """Remove dropped blocks from their lists, renumbering what layers know of their place."""
     for list_name in sorted({name.rpartition(".")[0] for name in dropped}):
         parent, _, attribute = list_name.rpartition(".")

@@ -93,13 +93,18 @@ def read_config(directory: Path, trust_remote_code: bool = False) -> Any:
         raise ModelError(f"{path}: must be a JSON object ({error}).") from None
     if not trust_remote_code and (_foreign_code(raw) or _foreign_code(_tokenizer_config(directory))):
         raise ModelError(f"{directory}: wants to run code of its own. Pass --trust-remote-code if you trust it.")
-    for name, value in _entries(raw):
-        if _COUNTS.search(name) and isinstance(value, int | float) and not abs(value) <= _MOST:
-            raise ModelError(f"{path}: {name:.80} must be at most {_MOST}, is {value!r:.40}. Check the config.")
+    check_counts(raw, path)
     try:
         return AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
     except Exception as error:
         raise ModelError(f"{path}: is not a config that Transformers knows ({quoted(error)}).") from None
+
+
+def check_counts(raw: Any, path: Path | str) -> None:
+    """Raise ``ModelError`` where a config asks for more layers, heads or experts than there can be."""
+    for name, value in _entries(raw):
+        if _COUNTS.search(str(name)) and isinstance(value, int | float) and not abs(value) <= _MOST:
+            raise ModelError(f"{path}: {name!s:.80} must be at most {_MOST}, is {value!r:.40}. Check the config.")
 
 
 def _tokenizer_config(directory: Path) -> Any:
