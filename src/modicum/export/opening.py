@@ -124,15 +124,17 @@ class Opening:
 
     def conversions(self) -> list[Any]:
         """What Transformers needs to know of names and values."""
-        moved = {key: target for key, target in self.target.items() if ":" not in key and key != target}
+        biases = self._biases()
+        taken = {key for converter in biases for key in converter.keys}  # names are moved before converters see them
+        moved = {key: target for key, target in self.target.items() if ":" not in key and key != target and key not in taken}
         renaming = [_Moved(moved)] if moved else []
         made = [name for name in self.keys if name in self.restored and all(key in self.target for key in self.keys[name])]
         converters = [_Converter(self.keys[name], self.target[self.keys[name][0]], _Restore(self, self.restored[name])) for name in made]
-        return [*renaming, *converters, *self._biases()]
+        return [*renaming, *converters, *biases]
 
-    def _biases(self) -> list[Any]:
+    def _biases(self) -> list[_Converter]:
         """The biases of narrow modules are stored whole."""
-        found = []
+        found: list[_Converter] = []
         for making in self.restored.values():
             incision = making.incision
             name = "" if incision is None else f"{incision.unit.module}.bias"
