@@ -206,13 +206,14 @@ def test_unknown_methods_offer_the_near_ones(command):
         (("fit", "--from", "{model}", "--bpw", "4"), "must be a folder that measure wrote"),
         (("fit", "--from", "nowhere", "--bpw", "4"), "must be a folder that measure wrote"),
         (("measure", "nowhere", "--out", "{model}/x"), "no such directory"),
-        (("measure", "{model}", "--out", "{model}", "--json"), "exists already"),
+        (("measure", "{model}", "--out", "{model}", "--json"), "must not be what is read"),
         (("measure", "{model}", "--out", "{model}/x", "--harm", "fischer"), "Did you mean fisher?"),
         (("frontier", "{model}", "--json"), "must be a folder that measure wrote"),
         (("fit", "{model}", "--plan", "{model}/config.json"), "must be an object of format modicum-plan"),
         (("fit", "{model}", "--bpw", "4", "--data", "{model}/nothing.txt", "--json"), "none is there"),
-        (("fit", "{model}", "--bpw", "1", "--samples", "4", "--tokens", "16", "--out", "{model}/x", "--json"), "cannot be reached"),
-        (("fit", "{model}", "--bpw", "9", "--out", "{model}"), "exists already"),
+        (("fit", "{model}", "--bpw", "1", "--samples", "4", "--tokens", "16", "--out", "{model}.x", "--json"), "cannot be reached"),
+        (("fit", "{model}", "--bpw", "9", "--out", "{model}"), "must not be what is read"),
+        (("fit", "{model}", "--bpw", "9", "--out", "{model}/x"), "must not lie in the folder that is read"),
         (("eval", "{model}", "--tokens", "0"), "at least 1"),
         (("eval", "nowhere", "--json"), "no such directory"),
         (("export", "{model}", "--target", "modicum", "--out", "x"), "must be a readable JSON file"),
@@ -286,7 +287,9 @@ def test_fit_writes_and_tells_what_it_made(written):
 
 def test_eval_repeats_the_quality_of_the_receipt(written, model):
     out, _ = written
-    found = json.loads(run("eval", out, "--reference", model, "--tokens", "16", "--json").stdout)
+    result = run("eval", out, "--reference", model, "--tokens", "16", "--json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
     receipt = json.loads((out / "receipt.json").read_text())
     assert found["data"]["hash"] == receipt["data"]["hashes"]["test"]
     assert found["quality"].pop("metric") == receipt["quality"].pop("metric")
@@ -393,7 +396,7 @@ def test_measure_tells_what_it_found_and_what_to_do_next(measured):
     assert said["next"].startswith(f"modicum frontier {out}, modicum fit --from {out} --size 4.07MB")
     assert "random plans with Spearman r = " in said["prediction"]
     assert [line.split()[-2:] for line in result.stdout.splitlines()[1:3]] == [["22", "108"], ["6", "9"]]
-    assert {path.name for path in out.iterdir()} == {"measurement.json", "findings.json", "sequences.safetensors"}
+    assert {path.name for path in out.iterdir()} == {"measurement.json", "findings.json", "sequences.safetensors", ".modicum-files.json"}
 
 
 def test_frontier_of_a_measurement(measured, tmp_path):

@@ -35,7 +35,7 @@ def test_loads_with_the_right_logits(name, tmp_path):
 
 @pytest.mark.parametrize("name", NOTHING)
 def test_a_model_it_cannot_hold_is_refused(name, tmp_path):
-    with pytest.raises(SettingError, match="on no site of this model"):
+    with pytest.raises(SettingError, match="on no layer of this model"):
         fitted(name, tmp_path, method="gptq bits=4 group=32")
     assert not (tmp_path / "out").exists()
 

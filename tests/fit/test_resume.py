@@ -295,17 +295,21 @@ def test_the_lock_of_a_dead_run_holds_nobody(tmp_path):
 # What is there already
 
 
+# An output as an earlier version wrote it: known by its receipt, without a list of its files.
+OLD = {"config.json": "old", "model.safetensors": "old", "receipt.json": '{"format": "modicum-receipt"}'}
+
+
 @pytest.fixture
 def old(tmp_path):
     out = tmp_path / "out"
     out.mkdir()
-    for name in ("config.json", "model.safetensors"):
-        (out / name).write_text("old")
+    for name, text in OLD.items():
+        (out / name).write_text(text)
     return out
 
 
 def is_old(out):
-    return {path.name: path.read_bytes() for path in out.iterdir()} == {"config.json": b"old", "model.safetensors": b"old"}
+    return {path.name: path.read_bytes() for path in out.iterdir()} == {name: text.encode() for name, text in OLD.items()}
 
 
 def test_an_output_is_not_overwritten_unasked(old, tmp_path):

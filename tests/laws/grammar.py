@@ -178,8 +178,9 @@ class Grouped(nn.Module):
 class Encoder(nn.Module):
     def __init__(self, chance: random.Random):
         super().__init__()
-        layer = nn.TransformerEncoderLayer(WIDTH, 2, 24, batch_first=True, norm_first=chance.random() < 0.5)
-        self.layers = nn.TransformerEncoder(layer, chance.randint(1, 2))
+        first = chance.random() < 0.5
+        layer = nn.TransformerEncoderLayer(WIDTH, 2, 24, batch_first=True, norm_first=first)
+        self.layers = nn.TransformerEncoder(layer, chance.randint(1, 2), enable_nested_tensor=not first)
 
     def forward(self, x, padding=None):
         return self.layers(x, src_key_padding_mask=padding)

@@ -107,7 +107,7 @@ def judge(seed):
         assert said == pytest.approx(real, rel=2e-2, abs=1e-6), "the receipt's divergence is not that of the outputs"
         whole, refusal = attempt(sentence.module, sentence.batches, size=sum(p.nbytes for p in plain.parameters()) * 4 + 100_000)
         if whole is not None:
-            assert divergence(plain, whole.model, test) <= 1e-9, "with room for all the model is not the original"
+            assert divergence(plain, whole.model, test) <= 1e-7, "with room for all the model is not the original"
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
     return refusal

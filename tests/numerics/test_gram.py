@@ -35,3 +35,17 @@ def test_many_tokens_lose_no_more_than_float32_must():
         exact += rows.double().T @ rows.double()
     scale = exact.diagonal().sqrt()
     assert float(((mirror(total).double() - exact) / scale / scale[:, None]).abs().max()) < 1e-6
+
+
+@pytest.mark.parametrize("columns, tokens", [(5, 20_000), (96, 8192), (300, 4096), (1024, 8192)])
+def test_bits_do_not_depend_on_threads(columns, tokens):
+    rows = torch.randn(tokens, columns, generator=torch.Generator().manual_seed(0))
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            found.append(torch.zeros(columns, columns))
+            add_gram(found[-1], rows)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*found)

@@ -183,7 +183,7 @@ def _mask(batch: Batch, row: int, each: torch.Tensor) -> torch.Tensor:
 def plain(module: torch.nn.Module, batches: Iterable[Batch]) -> Outputs:
     """Outputs of a module in memory."""
     for index, batch in enumerate(batches):
-        with uncut(module), own_errors(module, batch):
+        with uncut(module, restored=False), own_errors(module, batch):
             output = call(module, batch)
         yield index, output
 

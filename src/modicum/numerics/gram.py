@@ -8,6 +8,8 @@ import torch
 _LEAF, _ALIGNED = 128, 32
 # Rows that are mirrored at a time.
 _PANEL = 384
+# Sums of so many terms are never divided among threads (measured on processors with AVX-512; divided from 1,024 on).
+_SHORT = 768
 
 
 def add_gram(total: torch.Tensor, rows: torch.Tensor) -> None:
@@ -18,12 +20,22 @@ def add_gram(total: torch.Tensor, rows: torch.Tensor) -> None:
     threads and torch's wait for each other. The bits do not depend on the number of threads.
     """
     if len(total) <= _LEAF:
-        total.addmm_(rows.T, rows)
+        add_product(total, rows, rows)
         return
     middle = len(total) // 2 // _ALIGNED * _ALIGNED
     add_gram(total[:middle, :middle], rows[:, :middle])
     add_gram(total[middle:, middle:], rows[:, middle:])
-    total[middle:, :middle].addmm_(rows[:, middle:].T, rows[:, :middle])
+    add_product(total[middle:, :middle], rows[:, middle:], rows[:, :middle])
+
+
+def add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    """Add ``leftᵀ · right`` of rows (tokens, columns) to ``total``, in place; the bits do not depend on the number of threads.
+
+    MKL divides sums among threads that are much longer than the result is wide; so they are made in pieces that are not.
+    """
+    most = max(_SHORT, 4 * min(total.shape))
+    for low in range(0, len(left), most):
+        total.addmm_(left[low : low + most].T, right[low : low + most])
 
 
 def mirror(total: torch.Tensor) -> torch.Tensor:

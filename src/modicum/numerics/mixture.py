@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from modicum.core.unit import Routed
-from modicum.numerics.gram import add_gram, mirror
+from modicum.numerics.gram import add_gram, add_product, mirror
 from modicum.numerics.groups import damped_covariance, factor
 from modicum.numerics.threads import single_threaded
 
@@ -118,7 +118,8 @@ class Mixture:
             return
         inputs = self.inputs(name)
         lower, added = self._factor(name, inputs)
-        wanted = inputs.T @ met
+        wanted = torch.zeros(inputs.shape[1], met.shape[1])
+        add_product(wanted, inputs, met)
         if name in changes:
             wanted -= added * changes[name].T
         with single_threaded():
@@ -155,5 +156,6 @@ class Mixture:
 
 
 def _squares(residual: torch.Tensor) -> torch.Tensor:
-    """Sum of squares of each column (rows,)."""
-    return torch.stack([torch.zeros(residual.shape[1]), *(chunk.square().sum(0) for chunk in residual.split(_CHUNK))]).sum(0)
+    """Sum of squares of each column (rows,); on one thread, for a few long columns are split among several."""
+    with single_threaded():
+        return torch.stack([torch.zeros(residual.shape[1]), *(chunk.square().sum(0) for chunk in residual.split(_CHUNK))]).sum(0)

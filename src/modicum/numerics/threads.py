@@ -22,7 +22,8 @@ def _libraries() -> ThreadpoolController:
 def single_threaded() -> Iterator[None]:
     """One thread inside: factorizations, and sums over a whole tensor, take another order of additions with each number of threads.
 
-    Matrix products and sums along one axis do not: they are left to all threads.
+    Sums along one axis do not, and products where no sum is much longer than the result is wide (``numerics.gram.add_product``): they are left
+    to all threads.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -120,12 +120,12 @@ class _Plain:
 
 
 @contextmanager
-def uncut(module: nn.Module) -> Iterator[None]:
+def uncut(module: nn.Module, *, restored: bool = True) -> Iterator[None]:
     """Every layer is really called inside: no compiler's code for the module, no fast path that multiplies weights without their layers.
 
-    What forwards keep on their parts is afterwards what it was before.
+    What forwards keep on their parts is afterwards what it was before, unless not ``restored``: a loader may do its last steps on first use.
     """
-    before = kept(module)
+    before = kept(module) if restored else {}
     compiled = {part: vars(part)["_compiled_call_impl"] for part in module.modules() if vars(part).get("_compiled_call_impl") is not None}
     wrapped = {part: vars(part)["forward"] for part in module.modules() if "_orig_mod" in part._modules and "forward" in vars(part)}
     if _Plain.count == 0:
@@ -146,6 +146,11 @@ def uncut(module: nn.Module) -> Iterator[None]:
         _Plain.count -= 1
         if _Plain.count == 0:
             torch.backends.mha.set_fastpath_enabled(_Plain.fast)
-        parts = dict(module.named_modules())
-        changed = {name: keys for name, keys in written(before, kept(module)).items() if name in parts}
-        Memory(parts, changed).put([before.get(name, {}).get(key, _MISSING) for name in sorted(changed) for key in sorted(changed[name])])
+        if restored:
+            _restore(module, before)
+
+
+def _restore(module: nn.Module, before: Mapping[str, Mapping[str, Any]]) -> None:
+    parts = dict(module.named_modules())
+    changed = {name: keys for name, keys in written(before, kept(module)).items() if name in before}
+    Memory(parts, changed).put([before[name].get(key, _MISSING) for name in sorted(changed) for key in sorted(changed[name])])
