@@ -42,8 +42,8 @@ def opened(name, dtype=torch.float32, *, batch=2, context=32, cuts=False, exampl
     script = rehearse(model, batches[0])
     found = {site.name: site for site in coupled_cuts(model, script, batches[0])} if cuts else {}
     clock = Clock(None, measure)
-    if hasattr(module, "config"):
-        module.config.use_cache = True
+    if model.config is not None:
+        model.config.use_cache = True
     return Runtime(model, script, batch=batch, context=context, example=batches[0] if example else None, cuts=found, clock=clock)
 
 

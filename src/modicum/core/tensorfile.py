@@ -254,6 +254,10 @@ class Shards:
         """Dtype, shape and place of the tensor called ``name``. *Raises* ``ModelError`` where there is none."""
         return self._file(name).entries[name]
 
+    def file_of(self, name: str) -> Path:
+        """The file in which the tensor called ``name`` lies."""
+        return self._file(name).path
+
     def read(self, name: str) -> torch.Tensor:
         """The tensor called ``name``, as :meth:`TensorFile.read` gives it."""
         return self._file(name).read(name)

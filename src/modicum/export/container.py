@@ -38,7 +38,7 @@ from modicum.export.narrow import (
     resize,
 )
 from modicum.forms import Dense, Form, restore
-from modicum.models.model import copied
+from modicum.models.copying import copied
 from modicum.models.open import model_class, read_config, skeleton
 from modicum.models.quiet import hushed
 from modicum.models.weights import CheckpointWeights

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from modicum.allocate import JUDGED
@@ -41,7 +43,8 @@ from modicum.fit.subject import Subject
 from modicum.fit.survey import Survey
 from modicum.fit.verdict import surprise, verdict
 from modicum.fit.workdir import WorkDir, beside, read_from, temporary
-from modicum.models.model import Model, copied
+from modicum.models.copying import copied
+from modicum.models.model import Model
 from modicum.models.quiet import hushed
 from modicum.sweep.ranks import LONE, Ranks
 from modicum.sweep.spill import SpillPool
@@ -113,12 +116,13 @@ def fit(
 
 @contextlib.contextmanager
 def evaluating(module: nn.Module | None) -> Iterator[None]:
-    """Dropout and batch statistics off in a caller's module, and afterwards as they were."""
+    """Dropout and batch statistics off in a caller's module, nothing compiled while forwards stand still, and afterwards as it was."""
     modes = {part: part.training for part in module.modules()} if module is not None else {}
     for part in modes:
         part.training = False
     try:
-        yield
+        with torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else contextlib.nullcontext():
+            yield
     finally:
         for part, training in modes.items():
             part.training = training

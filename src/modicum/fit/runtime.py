@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 import weakref
@@ -24,7 +23,8 @@ from modicum.data.splits import Batch, call
 from modicum.export.narrow import narrowable
 from modicum.fit.clock import Clock, Watched, default_path, watch
 from modicum.forms import Cut, Form, Sum
-from modicum.models.model import Model, without_graph
+from modicum.models.copying import copied
+from modicum.models.model import Model
 from modicum.sweep import Script
 
 # Operations of one pass that are worth counting; a layer of a transformer has about a hundred.
@@ -329,7 +329,7 @@ def counted_bytes(module: nn.Module, batch: Batch, experts: str = "") -> int:
     with FakeTensorMode() as mode:
         hollow: dict[int, Any] = {id(buffer): mode.from_tensor(buffer) for buffer in module.buffers()}
         hollow |= {id(p): nn.Parameter(torch.empty(p.shape, dtype=p.dtype), requires_grad=False) for p in module.parameters()}
-        twin = copy.deepcopy(module, hollow | without_graph(module))
+        twin = copied(module, known=hollow)
         if experts:
             twin.set_experts_implementation(experts)  # type: ignore[operator]
         inputs: Any = {name: mode.from_tensor(value) for name, value in _entries(batch)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import hashlib
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from torch import nn
 
 from modicum.core.errors import ModelError, quoted
 from modicum.core.unit import Unit
+from modicum.models.copying import copied
 from modicum.models.quiet import hushed
 from modicum.models.weights import Weights
 
@@ -129,15 +129,3 @@ class Model:
     def matrix(self, unit: Unit) -> torch.Tensor:
         """Matrix view (rows, columns) of a unit's original weight."""
         return unit.matrix(self.weights.read(unit.parameter))
-
-
-def copied(module: nn.Module, *, apart: bool = False) -> nn.Module:
-    """The module with parts of its own, and the same tensors; ``apart``, tensors of its own too."""
-    tensors = [] if apart else [*module.parameters(), *module.buffers()]
-    return copy.deepcopy(module, {id(tensor): tensor for tensor in tensors} | without_graph(module))
-
-
-def without_graph(module: nn.Module) -> dict[int, torch.Tensor]:
-    """Stand-ins, by identity, for what a forward has left on its parts with the graph of its making, which cannot be copied."""
-    found = (value for part in module.modules() for value in vars(part).values() if isinstance(value, torch.Tensor))
-    return {id(value): value.detach() for value in found if not value.is_leaf}

@@ -13,7 +13,9 @@ from torch import nn
 from modicum.core.errors import ModelError, quoted
 from modicum.core.files import read_json, require_inside
 from modicum.core.tensorfile import Shards
-from modicum.models.model import Model, copied
+from modicum.models.copying import bare, copied, uncompile
+from modicum.models.model import Model
+from modicum.models.plain import FLOATS, settle_dtype
 from modicum.models.structure import find_blocks, find_units
 from modicum.models.weights import CheckpointWeights, Weights, require_finite, skeleton_parameters
 
@@ -43,6 +45,7 @@ def open_model(source: str | Path | nn.Module | Model, *, allow_pickle: bool = F
         return _from_pickle(cls, config, directory, str(source))
     shards = Shards(directory)
     try:
+        settle_dtype(config, shards)
         module = skeleton(cls, config, stored=len(shards.names()))
         weights = CheckpointWeights(module, shards)
         weights.load_buffers()
@@ -51,6 +54,12 @@ def open_model(source: str | Path | nn.Module | Model, *, allow_pickle: bool = F
         raise
     model = _assembled(module, weights, name=str(source), directory=directory, trust_remote_code=trust_remote_code)
     model.notes += weights.notes
+    if weights.ignored:
+        size = sum(shards.entry(key).nbytes for key in weights.ignored)
+        model.notes.append(
+            f"{len(weights.ignored)} tensors of the checkpoint ({size} bytes), among them {weights.ignored[0]}, are left out: Transformers has no "
+            "place for them in this class (layers that predict several tokens, for instance)"
+        )
     if weights.unused:
         model.notes.append(f"{len(weights.unused)} tensors of the checkpoint are not part of the model, among them {weights.unused[0]}")
     return model
@@ -153,10 +162,13 @@ def skeleton(cls: type[nn.Module], config: Any, *, stored: int | None = None) ->
     """
     default = torch.get_default_dtype()
     try:
-        with torch.random.fork_rng(), skeleton_parameters(None if stored is None else 1000 + 100 * stored):
-            module = cls(config)
-            if callable(tie := getattr(module, "tie_weights", None)):
-                tie()
+        with torch.random.fork_rng():
+            with skeleton_parameters(None if stored is None else 1000 + 100 * stored):
+                torch.set_default_dtype(next((said for said in FLOATS if said == getattr(config, "dtype", None)), default))
+                module = cls(config)
+                module.tie_weights(recompute_mapping=False)  # type: ignore[operator]
+            torch.set_default_dtype(torch.float32)
+            _fill_buffers(module)
     except ModelError:
         raise
     except Exception as error:  # whatever a class raises at numbers it was not made for
@@ -166,9 +178,19 @@ def skeleton(cls: type[nn.Module], config: Any, *, stored: int | None = None) ->
     return module.eval()
 
 
-def _from_module(module: nn.Module) -> Model:
-    _check_module(module)
-    model = _assembled(module, Weights(module), name=type(module).__name__)
+def _fill_buffers(module: Any) -> None:
+    """Buffers that are not stored, computed as Transformers does once a model is loaded: in float32, then put in the buffer's dtype."""
+    for part in module.modules():
+        if getattr(part, "_is_hf_initialized", False) and part._non_persistent_buffers_set:
+            part._is_hf_initialized = False
+    module.initialize_weights()
+
+
+def _from_module(source: nn.Module) -> Model:
+    """A module in memory, in modules of our own: whatever a forward or a run leaves in them, the caller's stay as they are."""
+    _check_module(source)
+    module = _apart(source)
+    model = _assembled(module, Weights(module), name=type(bare(source)).__name__)
     if any(type(part).get_extra_state is not nn.Module.get_extra_state for part in module.modules()):
         model.notes.append("extra state: what modules keep beside weights and buffers is not written; load into a module that has it")
     for name in model.weights.names:
@@ -180,18 +202,18 @@ def _from_module(module: nn.Module) -> Model:
 
 
 def _check_module(module: nn.Module) -> None:
-    """Raise ``ModelError`` for a module that cannot be worked on: nothing to compress, not built yet, or not to be copied."""
+    """Raise ``ModelError`` for a module that cannot be worked on: nothing to compress, or not built yet."""
     who = type(module).__name__
     if lazy := [name for name, value in module.named_parameters() if nn.parameter.is_lazy(value)]:
         raise ModelError(f"{who}: {lazy[0]} must have a shape, has none before its module's first call. Run it on a batch first.")
     if not any(parameter.numel() for parameter in module.parameters()):
         raise ModelError(f"{who}: must have parameters, has none. There is nothing to compress.")
-    try:
-        copied(module)
-    except Exception as error:  # whatever a caller's own attributes raise
-        raise ModelError(
-            f"{who}: must be copyable (it runs beside its original), is not ({quoted(error)}). Take out of it what cannot be copied."
-        ) from None
+
+
+def _apart(source: nn.Module) -> nn.Module:
+    """A copy that shares the parameters, which nobody writes to, without compiled parts and in evaluation mode."""
+    source = bare(source)
+    return uncompile(copied(source, known={id(tensor): tensor for tensor in source.parameters()})).eval()
 
 
 def _from_pickle(cls: Any, config: Any, directory: Path, name: str) -> Model:

@@ -17,9 +17,9 @@ from typing_extensions import override
 from modicum.core.errors import ModelError, quoted
 from modicum.core.finite import finite
 from modicum.core.tensorfile import Shards
+from modicum.models.plain import FLOATS, kept_wide, parted, tied_pairs, untie
 
 CPU = torch.device("cpu")
-_WEIGHT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class Weights:
@@ -104,7 +104,9 @@ class CheckpointWeights(Weights):
     """Parameters on the ``meta`` device that are read from safetensors shards when loaded.
 
     Names and layouts on disk are mapped to those of the module by Transformers' own conversion tables (stacked experts, renamed, split
-    or transposed tensors), one conversion at a time.
+    or transposed tensors), one conversion at a time. Tied weights that the file holds with values of their own are parted, and each has the
+    dtype that Transformers loads it in. ``unused`` and ``ignored``: tensors that the model has no place for, and those of them that its
+    class expects and leaves alone. ``notes``: what was done otherwise than the config says.
     """
 
     lazy = True
@@ -112,17 +114,20 @@ class CheckpointWeights(Weights):
     def __init__(self, module: nn.Module, shards: Shards, device: torch.device = CPU):
         super().__init__(module, device)
         self.shards = shards
+        self.notes: list[str] = []
         self._sources: dict[str, tuple[Any, list[tuple[str, str]]]] = {}  # conversion → its converter, (key on disk, pattern)
         self._made_by: dict[str, str] = {}  # parameter → conversion that makes it
         self._made: dict[str, tuple[int, ...]] = {}  # parameter or buffer → its shape as a conversion makes it
         self._dtypes: dict[str, torch.dtype] = {}
         self._latest: tuple[str, dict[str, torch.Tensor]] = ("", {})
         self._finite: set[str] = set()
-        self.notes: list[str] = []
-        self.unused = self._index()
-        self._untie()
+        self._wide = kept_wide(module, getattr(getattr(module, "config", None), "dtype", None) or torch.float32)
+        self.unused, self.ignored = self._index()
+        if apart := self._parted():
+            untie(module, apart)
+            Weights.__init__(self, module, device)
+            self.notes.append(f"{', '.join(apart)}: tied by the config, kept apart: the checkpoint holds other values for it")
         self._check()
-        self._cast()
 
     @override
     def dtype(self, name: str) -> torch.dtype:
@@ -132,17 +137,21 @@ class CheckpointWeights(Weights):
     def over(self, module: nn.Module) -> CheckpointWeights:
         return CheckpointWeights(module, self.shards, self.device)
 
-    def _index(self) -> list[str]:
+    def _index(self) -> tuple[list[str], list[str]]:
         from transformers.conversion_mapping import get_model_conversion_mapping
-        from transformers.core_model_loading import WeightConverter, rename_source_key
+        from transformers.core_model_loading import WeightConverter, dot_natural_key, rename_source_key
 
         mapping: list[Any] = get_model_conversion_mapping(cast(Any, self.module))
         converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
         renamings = [entry for entry in mapping if not isinstance(entry, WeightConverter)]
         by_pattern = {pattern: entry for entry in converters for pattern in entry.source_patterns}
+        prefix = getattr(self.module, "base_model_prefix", None)
         state = {**dict(self.module.named_parameters(remove_duplicate=False)), **dict(self.module.named_buffers())}
-        for key in sorted(self.shards.names()):
-            target, pattern = rename_source_key(key, renamings, converters, getattr(self.module, "base_model_prefix", None), state)
+        # In the order of Transformers: some renamings depend on what they have met before.
+        for key in sorted(self.shards.names(), key=dot_natural_key):
+            target, pattern = rename_source_key(key, renamings, converters, prefix, state)
+            if target not in state and key in state:
+                target, pattern = rename_source_key(key, [], [], prefix, state)
             self._sources.setdefault(target, (by_pattern.get(pattern or ""), []))[1].append((key, pattern or ""))
         unused = []
         for target, (_, sources) in self._sources.items():
@@ -150,62 +159,24 @@ class CheckpointWeights(Weights):
             self._made_by.update(dict.fromkeys(made, target))
             self._made.update(made)
             unused += [] if made else [key for key, _ in sources]
-        ignored = getattr(self.module, "_keys_to_ignore_on_load_unexpected", None) or []
-        return [key for key in unused if not any(re.search(pattern, key) for pattern in ignored)]
+        expected = getattr(self.module, "_keys_to_ignore_on_load_unexpected", None) or []
+        ignored = [key for key in unused if any(re.search(pattern, key) for pattern in expected)]
+        return [key for key in unused if key not in set(ignored)], ignored
 
-    def _untie(self) -> None:
-        """Part what the config calls one weight and the files hold as several: Transformers loads what is stored."""
-        apart = []
+    def _parted(self) -> list[str]:
+        """Names of tied weights for which the checkpoint holds another value."""
+        pairs, apart = tied_pairs(self.module), []
         for names in self.names.values():
-            stored = [name for name in names if name in self._made_by]
-            apart += [name for name in stored[1:] if not self._equal(stored[0], name)]
-        for name in apart:
-            owner, attribute = self._homes[name]
-            owner._parameters[attribute] = nn.Parameter(torch.empty(self._made[name], device="meta"), requires_grad=False)
-            self.notes.append(f"{name}: the config says it is tied, the files hold another value; it is kept as it is stored")
-        if apart:
-            super().__init__(self.module, self.device)
-            config = getattr(self.module, "config", None)
-            for part in {
-                id(part): part for part in (config, getattr(config, "get_text_config", lambda: None)()) if part is not None
-            }.values():
-                part.tie_word_embeddings = False
+            if sum(name in self._made_by for name in names) > 1:
+                apart += parted(pairs, names, self._made_by.__contains__, self._same)
+        return apart
 
-    def _equal(self, one: str, other: str) -> bool:
-        """Whether two stored weights are one and the same."""
-        if self._made_by[one] == self._made_by[other]:
-            return True
-        first, second = (self._made_value(name) for name in (one, other))
-        return first.shape == second.shape and torch.equal(first, second.to(first.dtype))
-
-    def _made_value(self, name: str) -> torch.Tensor:
-        target = self._made_by[name]
-        return self.shards.read(self._sources[target][1][0][0]) if self._sources[target][0] is None else self._convert(target)[name]
-
-    def _cast(self) -> None:
-        """Take floating weights in the dtype in which Transformers loads them: the config's, else that of the first name in order."""
-        floating = {name: dtype for name, dtype in self._dtypes.items() if dtype in _WEIGHT_DTYPES}
-        chosen: Any = getattr(getattr(self.module, "config", None), "dtype", None)
-        if not isinstance(chosen, torch.dtype):
-            chosen = floating[min(floating)] if floating else torch.float32
-        other = [name for name, dtype in floating.items() if dtype != chosen and not self._precise(name, chosen)]
-        for name in other:
-            self._dtypes[name] = chosen
-            if self.held(name).device.type == "meta":
-                self.put(name, torch.empty_like(self.held(name), dtype=chosen))
-        if other:
-            self.notes.append(
-                f"{len(other)} weights are stored in another dtype than {str(chosen)[6:]}, in which the model is loaded, among them {other[0]}"
-            )
-
-    def _precise(self, name: str, chosen: torch.dtype) -> bool:
-        """Whether the class asks for float32 in a weight, whatever the rest is in."""
-        always = getattr(self.module, "_keep_in_fp32_modules_strict", None) or []
-        half = getattr(self.module, "_keep_in_fp32_modules", None) or []
-        return any(re.search(rf"(^|\.){pattern}(\.|$)", name) for pattern in [*always, *(half if chosen == torch.float16 else [])])
+    def _same(self, one: str, other: str) -> bool:
+        return self._made[one] == self._made[other] and torch.equal(self._made_value(one), self._made_value(other))
 
     def _check(self) -> None:
         where = self.shards.directory
+        other: list[str] = []
         for first, names in self.names.items():
             source = next((name for name in names if name in self._made_by), None)
             if source is None:
@@ -215,11 +186,32 @@ class CheckpointWeights(Weights):
             self._made_by[first] = self._made_by[source]
             self._check_shape(source, self.held(first))
             sources = self._sources[self._made_by[source]][1]
-            self._dtypes[first] = dtype = self.shards.entry(sources[0][0]).dtype
-            if self.held(first).is_floating_point() and dtype not in _WEIGHT_DTYPES:
-                raise ModelError(f"{where}: {first} must be stored in float16, bfloat16, float32 or float64, is {dtype}. Dequantize it.")
+            stored = self.shards.entry(sources[0][0]).dtype
+            self._dtypes[first] = dtype = self._loaded(self._made_by[source])
+            if self.held(first).is_floating_point() and stored not in FLOATS:
+                raise ModelError(f"{where}: {first} must be stored in float16, bfloat16, float32 or float64, is {stored}. Dequantize it.")
+            other += [first] if stored != dtype else []
             if self.held(first).is_floating_point() and self.held(first).device.type == "meta":
                 self.put(first, torch.empty_like(self.held(first), dtype=dtype))  # a model may look at its dtype before it is loaded
+        if other:
+            stored = self.shards.entry(self._sources[self._made_by[other[0]]][1][0][0]).dtype
+            self.notes.append(
+                f"{len(other)} weights are loaded in another dtype than they are stored in, as Transformers does, among them {other[0]}: "
+                f"{str(self._dtypes[other[0]])[6:]} for {str(stored)[6:]}"
+            )
+
+    def _loaded(self, target: str) -> torch.dtype:
+        """The dtype Transformers loads a conversion's tensors in: that of the class, or that of the model as it is built."""
+        if target in self.first or target in dict(self.module.named_buffers()):
+            return self._wide(target) or self._built(target)
+        return self.shards.entry(self._sources[target][1][0][0]).dtype
+
+    def _built(self, name: str) -> torch.dtype:
+        prefix, _, attribute = name.rpartition(".")
+        owner = self.module.get_submodule(prefix)
+        value = owner._parameters.get(attribute, owner._buffers.get(attribute))
+        assert value is not None
+        return value.dtype
 
     def _check_shape(self, name: str, held: torch.Tensor) -> None:
         wanted, has = tuple(held.shape), self._made[name]
@@ -245,20 +237,23 @@ class CheckpointWeights(Weights):
         fresh = copy.deepcopy(converter)
         for key, pattern in sorted(sources, key=lambda pair: dot_natural_key(pair[0])):
             entry = self.shards.entry(key)
-            value = torch.empty(entry.shape, dtype=entry.dtype, device="meta") if meta else self.shards.read(key)
+            value = torch.empty(entry.shape, dtype=entry.dtype, device="meta") if meta else self.shards.read(key).to(self._loaded(target))
             fresh.add_tensor(target, key, pattern, lambda value=value: value)
         made = fresh.convert(target, model=self.module, config=getattr(self.module, "config", None))
         return {name: value[0] if isinstance(value, list) else value for name, value in made.items()}
 
     def _value(self, first: str) -> torch.Tensor:
-        target = self._made_by[first]
+        names = self.names.get(first, (first,))
+        return self._made_value(next(name for name in names if name in self._made))
+
+    def _made_value(self, name: str) -> torch.Tensor:
+        """What the checkpoint holds for a parameter or buffer, as Transformers loads it."""
+        target = self._made_by[name]
         if self._sources[target][0] is None:
-            value = self.shards.read(self._sources[target][1][0][0])
-        else:
-            if self._latest[0] != target:
-                self._latest = (target, self._convert(target))
-            value = next(self._latest[1][name] for name in self.names.get(first, (first,)) if name in self._latest[1]).contiguous()
-        return value.to(self._dtypes[first]) if first in self._dtypes else value
+            return self.shards.read(self._sources[target][1][0][0]).to(self._loaded(target))
+        if self._latest[0] != target:
+            self._latest = (target, self._convert(target))
+        return self._latest[1][name].contiguous()
 
     @override
     def read(self, name: str) -> torch.Tensor:
