@@ -75,6 +75,7 @@ def build_receipt(
             "name": model.name, "class": type(model.module).__name__, "parameters": model.parameters, "dtype": str(model.dtype)[6:],
             "blocks": len(model.blocks), "units": len(model.units), "hash": model.hash(),
             "files": {path.name: _sha256(path) for path in model.files}, "notes": model.notes,
+            "opened": model.opened,
         },
         "request": {
             "budget": str(request.budget) if request.budget else None, "method": str(request.method) if request.method else None,

@@ -20,13 +20,14 @@ from modicum.data.forward import own_errors, require_suitable, without_labels
 from modicum.data.splits import Batch, Splits, from_batches, from_text
 from modicum.drop.experts import expert_sites
 from modicum.export import TARGETS, Target
+from modicum.fit.compared import compared
 from modicum.fit.findings import Sizing
 from modicum.fit.memory import spare
 from modicum.fit.menu import cutters, default_menu
 from modicum.fit.request import Settings
 from modicum.fit.runtime import Runtime
 from modicum.models.model import Model
-from modicum.models.open import open_model
+from modicum.models.open import apart, open_model
 from modicum.sweep import Script, rehearse
 from modicum.sweep.coupling import coupled_cuts
 
@@ -51,7 +52,9 @@ class Subject:
         device = model.weights.home if settings.device == "auto" else chosen_device(settings.device)
         if {device.type, model.weights.home.type} != {"cpu"}:
             model, data = model.on(device), data.on(device)
-        return cls(settings, model, data, _rehearsed(model, data.calibration[0]))
+        script = _rehearsed(model, data.calibration[0])
+        model.opened = "" if getattr(settings, "dry_run", False) else compared(model, data.calibration[0], settings.ram)
+        return cls(settings, model, data, script)
 
     # Targets
 
@@ -131,6 +134,8 @@ def opened(source: str | Path | nn.Module | Model, settings: Settings) -> Model:
             f"torch's default dtype: must be float32 or float64, in which sums are made, is {str(torch.get_default_dtype())[6:]}. "
             "Set it with torch.set_default_dtype; the model may keep its own."
         )
+    if isinstance(source, nn.Module):
+        source = apart(source)
     return open_model(source, allow_pickle=settings.allow_pickle, trust_remote_code=settings.trust_remote_code)
 
 

@@ -41,6 +41,11 @@ def bare(module: nn.Module) -> nn.Module:
     return module
 
 
+def compiled(module: nn.Module) -> bool:
+    """Whether ``torch.compile`` has a hand in the module or a part of it."""
+    return any("_orig_mod" in part._modules or getattr(part, "_compiled_call_impl", None) is not None for part in module.modules())
+
+
 def uncompile(module: nn.Module) -> nn.Module:
     """A copy made plain in all its parts: each is called as it was written."""
     module = bare(module)

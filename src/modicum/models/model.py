@@ -41,6 +41,7 @@ class Model:
     directory: Path | None = None
     notes: list[str] = field(default_factory=list)
     trust_remote_code: bool = False
+    opened: str = ""  # how it compares with what Transformers loads
 
     @property
     def config(self) -> Any:

@@ -13,7 +13,7 @@ from torch import nn
 from modicum.core.errors import ModelError, quoted
 from modicum.core.files import read_json, require_inside
 from modicum.core.tensorfile import Shards
-from modicum.models.copying import bare, copied, uncompile
+from modicum.models.copying import bare, compiled, copied, uncompile
 from modicum.models.model import Model
 from modicum.models.plain import FLOATS, settle_dtype
 from modicum.models.structure import find_blocks, find_units
@@ -187,9 +187,8 @@ def _fill_buffers(module: Any) -> None:
 
 
 def _from_module(source: nn.Module) -> Model:
-    """A module in memory, in modules of our own: whatever a forward or a run leaves in them, the caller's stay as they are."""
     _check_module(source)
-    module = _apart(source)
+    module = apart(source) if compiled(source) else source
     model = _assembled(module, Weights(module), name=type(bare(source)).__name__)
     if any(type(part).get_extra_state is not nn.Module.get_extra_state for part in module.modules()):
         model.notes.append("extra state: what modules keep beside weights and buffers is not written; load into a module that has it")
@@ -210,8 +209,11 @@ def _check_module(module: nn.Module) -> None:
         raise ModelError(f"{who}: must have parameters, has none. There is nothing to compress.")
 
 
-def _apart(source: nn.Module) -> nn.Module:
-    """A copy that shares the parameters, which nobody writes to, without compiled parts and in evaluation mode."""
+def apart(source: nn.Module) -> nn.Module:
+    """The same in modules of our own, none of them compiled: whatever a forward or a run leaves in them, the caller's stay as they are.
+
+    Parameters are shared, which nobody writes to.
+    """
     source = bare(source)
     return uncompile(copied(source, known={id(tensor): tensor for tensor in source.parameters()})).eval()
 

@@ -1,0 +1,117 @@
+"""Whether a checkpoint was opened as its users load it: compared with plain ``from_pretrained`` before anything is done with it."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_leaves
+
+from modicum.core.errors import ModelError, quoted
+from modicum.core.memory import own_memory
+from modicum.data.splits import Batch, call
+from modicum.models.model import Model
+from modicum.models.quiet import hushed
+from modicum.models.weights import Weights
+
+# Bytes of weights up to which a second copy is loaded for the comparison.
+_MOST = 2_000_000_000
+# Weights and code are the same, so outputs differ by the order of sums alone: share of the largest.
+_ROUNDING = 0.02
+_known: dict[str, str] = {}
+
+
+def compared(model: Model, batch: Batch, ram: int | None) -> str:
+    """Say how the opened model compares with the one that Transformers loads, where a quarter of the memory (of ``ram``) holds it twice.
+
+    Every weight must be equal to the bit, and the outputs of ``batch`` equal but for rounding. Raises ``ModelError`` where one differs. A model is
+    compared once in a process.
+    """
+    if not model.weights.lazy or model.directory is None or model.weights.device.type != "cpu":
+        return ""
+    key = model.hash()
+    if key not in _known:
+        room = (ram - own_memory()) if ram is not None else os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        fits = model.dense_bytes <= _MOST and 4 * model.dense_bytes <= room
+        _known[key] = _against_plain(model, batch) if fits else _TOO_LARGE
+    return _known[key]
+
+
+_TOO_LARGE = "names, shapes and dtypes as Transformers maps them; too large to be loaded a second time and compared by value"
+
+
+def _against_plain(model: Model, batch: Batch) -> str:
+    try:
+        with hushed(), torch.random.fork_rng():
+            plain = type(model.module).from_pretrained(model.directory, dtype="auto", use_safetensors=True)  # type: ignore[attr-defined]
+    except Exception as error:  # whatever a loader raises
+        return f"not compared: from_pretrained does not load it here ({quoted(error)})"
+    count = _compare_weights(model, plain)
+    try:
+        theirs = _outputs(plain, batch)
+        mine = _mine(model, batch)
+    except Exception as error:  # a model's own forward on inputs that may not suit it
+        return f"compared with from_pretrained: {count} weights equal; outputs not compared ({quoted(error)})"
+    gap = max((_gap(one, other) for one, other in zip(mine, theirs)), default=0.0)
+    if len(mine) != len(theirs) or not gap <= _ROUNDING:
+        raise ModelError(
+            f"{model.name}: must give what from_pretrained's model gives, differs by {gap:.2g} of the largest{_buffers(model.module, plain)}. "
+            "Report this."
+        )
+    return f"compared with from_pretrained: {count} weights equal, outputs differ by at most {gap:.2g} of the largest"
+
+
+def _compare_weights(model: Model, plain: nn.Module) -> int:
+    """Every weight of the one with that of the other; their number. Raises ``ModelError`` for the first that differs."""
+    theirs = Weights(plain)
+    for first, names in theirs.names.items():
+        mine = {model.weights.first.get(name, "") for name in names}
+        value = theirs.held(first)
+        for name in mine:
+            if not name:
+                raise ModelError(f"{model.name}: {first} must be a weight of the opened model too, is none. Report this.")
+            held = model.weights.read(name)
+            if held.dtype != value.dtype or not torch.equal(held, value):
+                raise ModelError(
+                    f"{model.name}: {name} must be what from_pretrained loads, differs ({str(held.dtype)[6:]} {tuple(held.shape)} for "
+                    f"{str(value.dtype)[6:]} {tuple(value.shape)}). Check the checkpoint."
+                )
+    return len(theirs.names)
+
+
+def _mine(model: Model, batch: Batch) -> list[torch.Tensor]:
+    try:
+        model.weights.load(model.weights.names)
+        return _outputs(model.module, batch)
+    finally:
+        model.weights.release(model.weights.names)
+
+
+@torch.no_grad()
+def _outputs(module: nn.Module, batch: Batch) -> list[torch.Tensor]:
+    """Floating tensors of the outputs, drawn alike where a forward draws."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        found: Any = call(module, batch)
+    return [leaf.float() for leaf in tree_leaves(dict(found) if isinstance(found, dict) else found) if _floating(leaf)]
+
+
+def _floating(leaf: Any) -> bool:
+    return isinstance(leaf, torch.Tensor) and leaf.is_floating_point() and leaf.numel() > 0
+
+
+def _gap(one: torch.Tensor, other: torch.Tensor) -> float:
+    if one.shape != other.shape:
+        return float("inf")
+    same = torch.isclose(one, other, rtol=0, atol=0, equal_nan=True)
+    largest = other[other.isfinite()].abs().max() if other.isfinite().any() else torch.tensor(1.0)
+    return float((one - other)[~same].abs().max() / largest.clamp_min(1e-30)) if not bool(same.all()) else 0.0
+
+
+def _buffers(module: nn.Module, plain: nn.Module) -> str:
+    """Names of the buffers that differ, which explain outputs that do."""
+    theirs = dict(plain.named_buffers())
+    other = [name for name, value in module.named_buffers() if name in theirs and not torch.equal(value, theirs[name].to(value.dtype))]
+    return f" ({', '.join(other[:3])} differ)" if other else ""

@@ -1,0 +1,196 @@
+"""The original is the original as its users load it, and what a caller gives stays as it was."""
+
+import threading
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import modicum
+from modicum.core.errors import ModelError
+from modicum.data.splits import call
+from modicum.fit import compared as comparing
+from modicum.fit.compared import compared
+from modicum.models.open import open_model
+
+IDS = torch.arange(24).reshape(2, 12) % 60
+SMALL = {
+    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2,
+    "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0, "initializer_range": 0.2,
+}  # fmt: skip
+
+
+def saved(path, cls, config, dtype=torch.bfloat16, change=lambda state: state):
+    """A tiny checkpoint whose tensors were changed after it was saved."""
+    torch.manual_seed(0)
+    model = cls(config).to(dtype)
+    model.config.dtype = dtype
+    model.save_pretrained(path)
+    file = path / "model.safetensors"
+    save_file(change(load_file(file)), file, metadata={"format": "pt"})
+    return path
+
+
+def llama(path, change=lambda state: state, dtype=torch.bfloat16, **more):
+    return saved(path, transformers.LlamaForCausalLM, transformers.LlamaConfig(**SMALL | more), dtype, change)
+
+
+def t5(path, change):
+    config = transformers.T5Config(vocab_size=64, d_model=32, d_kv=16, d_ff=48, num_layers=1, num_heads=2, tie_word_embeddings=True)
+    return saved(path, transformers.T5ForConditionalGeneration, config, torch.float32, change)
+
+
+def another(name, like):
+    """Adds a value of its own for a tied weight."""
+    return lambda state: state | {name: torch.randn(state[like].shape).to(state[like].dtype)}
+
+
+def agree(path, batch):
+    """The opened model gives what plain Transformers gives, to the bit."""
+    model = open_model(path)
+    plain = type(model.module).from_pretrained(path)
+    model.weights.load(model.weights.names)
+    with torch.no_grad():
+        assert torch.equal(call(model.module, batch).logits, call(plain, batch).logits)
+    assert "weights equal, outputs differ by at most 0 of" in compared(open_model(path), batch, None)
+    return model
+
+
+def test_a_head_that_the_config_calls_tied_and_the_file_holds_apart(tmp_path):
+    model = agree(llama(tmp_path, another("lm_head.weight", "model.embed_tokens.weight"), tie_word_embeddings=True), {"input_ids": IDS})
+    assert "lm_head.weight" in model.weights.names and model.config.tie_word_embeddings is False
+    assert any(note.startswith("lm_head.weight: tied by the config") for note in model.notes)
+
+
+def test_a_head_that_is_stored_twice_with_one_value_stays_tied(tmp_path):
+    twice = lambda state: state | {"lm_head.weight": state["model.embed_tokens.weight"].clone()}
+    model = agree(llama(tmp_path, twice, tie_word_embeddings=True), {"input_ids": IDS})
+    assert "lm_head.weight" not in model.weights.names and model.config.tie_word_embeddings and not model.notes
+
+
+@pytest.mark.parametrize("name", ["lm_head.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight"])
+def test_embeddings_of_an_encoder_and_its_decoder_that_differ(tmp_path, name):
+    model = agree(t5(tmp_path, another(name, "shared.weight")), {"input_ids": IDS, "decoder_input_ids": IDS})
+    assert name in model.weights.names
+
+
+def test_a_checkpoint_that_holds_only_the_name_that_is_tied(tmp_path):
+    moved = lambda state: {"lm_head.weight" if "embed" in name else name: value for name, value in state.items()}
+    agree(llama(tmp_path, moved, tie_word_embeddings=True), {"input_ids": IDS})
+
+
+@pytest.mark.parametrize("part", ["norm", "lm_head", "embed_tokens", "layers.1.mlp.down_proj"])
+def test_weights_of_another_dtype_are_loaded_in_that_of_the_config(tmp_path, part):
+    wider = lambda state: {name: value.float() if part in name else value for name, value in state.items()}
+    model = agree(llama(tmp_path, wider), {"input_ids": IDS})
+    assert {model.weights.dtype(name) for name in model.weights.names} == {torch.bfloat16}
+    assert any("another dtype" in note for note in model.notes)
+
+
+def test_without_a_dtype_in_the_config_the_first_name_decides(tmp_path):
+    llama(tmp_path, lambda state: {name: value.float() if name == "lm_head.weight" else value for name, value in state.items()})
+    config = tmp_path / "config.json"
+    config.write_text(config.read_text().replace('"dtype": "bfloat16",', ""))
+    assert agree(tmp_path, {"input_ids": IDS}).dtype == torch.float32
+
+
+def test_tensors_that_the_class_leaves_alone_are_named(tmp_path):
+    config = transformers.DeepseekV3Config(
+        **SMALL | {"kv_lora_rank": 16, "q_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8},
+        n_routed_experts=4, num_experts_per_tok=2, n_group=1, topk_group=1, moe_intermediate_size=16, first_k_dense_replace=1,
+    )  # fmt: skip
+    cls = transformers.DeepseekV3ForCausalLM
+    more = lambda state: state | {f"model.layers.61.{part}.weight": torch.zeros(8, 4) for part in ("eh_proj", "enorm")}
+    model = open_model(saved(tmp_path, cls, config, torch.float32, more))
+    assert any(note.startswith("2 tensors of the checkpoint (256 bytes), among them model.layers.61.eh_proj") for note in model.notes)
+
+
+def test_a_difference_is_told_before_any_work(tmp_path, monkeypatch):
+    model = open_model(llama(tmp_path))
+    read = model.weights.read
+    monkeypatch.setattr(model.weights, "read", lambda name: read(name) + (name == "model.norm.weight"))
+    with pytest.raises(ModelError, match=r"model\.norm\.weight must be what from_pretrained loads, differs"):
+        compared(model, {"input_ids": IDS}, None)
+
+
+def test_outputs_that_differ_are_told(tmp_path):
+    model = open_model(llama(tmp_path))
+    model.module.model.rotary_emb.inv_freq *= 3
+    with pytest.raises(ModelError, match=r"must give what from_pretrained's model gives, .*rotary_emb\.inv_freq"):
+        compared(model, {"input_ids": IDS}, None)
+
+
+def test_what_is_too_large_is_not_loaded_twice(tmp_path, monkeypatch):
+    monkeypatch.setattr(comparing, "_MOST", 10)
+    assert "too large" in compared(open_model(llama(tmp_path)), {"input_ids": IDS}, None)
+
+
+# Modules
+
+
+class Net(nn.Module):
+    """Two linears, and whatever else a caller keeps beside them."""
+
+    def __init__(self, **beside):
+        super().__init__()
+        self.first, self.second = nn.Linear(32, 32), nn.Linear(32, 8)
+        self.calls = 0
+        vars(self).update(beside)
+
+    def forward(self, x):
+        self.calls += 1
+        return self.second(torch.relu(self.first(x)))
+
+
+DATA = [torch.randn(4, 32, generator=torch.Generator().manual_seed(seed)) for seed in range(4)]
+
+
+def fitted(module):
+    """The result of a short run, whose outputs are those of 8 bits."""
+    result = modicum.fit(module.eval(), method="nearest bits=8 group=32", data=DATA)
+    with torch.no_grad():
+        got, wanted = result.model(DATA[0]), module(DATA[0])
+    assert 0 < float((got - wanted).norm() / wanted.norm()) < 0.02 and result.receipt["coverage"]["share"] == 1
+    return result
+
+
+@pytest.mark.parametrize(
+    "thing", [threading.Lock, lambda: memoryview(b"held"), lambda: iter(x for x in ()), lambda: {"deep": [threading.RLock()]}]
+)
+def test_what_cannot_be_copied_is_shared(thing):
+    held = thing()
+    fitted(Net(held=held))
+
+
+def test_a_function_over_the_module_is_made_over_the_copy():
+    net = Net()
+    net.head = lambda x: net.second(x)
+    net.forward = lambda x: net.head(torch.relu(net.first(x)))
+    fitted(net)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_compiled_modules_run_as_the_module_beneath(inside):
+    net = Net().eval()
+    wrapped = torch.compile(net, backend="eager")
+    if inside:
+        net.first.compile(backend="eager")
+        net.second = torch.compile(net.second, backend="eager")
+        net.compile(backend="eager")
+    before = [net._compiled_call_impl, net.first._compiled_call_impl, net.second]
+    result = modicum.fit(wrapped, method="nearest bits=8 group=32", data=DATA)
+    assert result.receipt["model"]["class"] == "Net" and [net._compiled_call_impl, net.first._compiled_call_impl, net.second] == before
+
+
+def test_the_callers_module_stays_as_it_was():
+    net = Net(config={"width": 32}).train()
+    net.first.weight.requires_grad_(False)
+    state, parts = torch.random.get_rng_state(), {name: (id(p), p.requires_grad, p._version) for name, p in net.named_parameters()}
+    modicum.fit(net, method="nearest bits=8 group=32", data=DATA)
+    with pytest.raises(modicum.ModicumError):
+        modicum.fit(net, "0.1bpw", data=DATA)
+    assert parts == {name: (id(p), p.requires_grad, p._version) for name, p in net.named_parameters()}
+    assert net.training and net.second.training and net.calls == 0 and "forward" not in vars(net.first)
+    assert torch.equal(state, torch.random.get_rng_state())
