@@ -20,7 +20,7 @@ from modicum.export.narrow import Group, Incision, group_units, narrowed, precis
 from modicum.forms import Cut, Dense
 from modicum.models.open import open_model
 from modicum.sweep import rehearse
-from modicum.sweep.reverse import output_tensor
+from modicum.sweep.outputs import output_tensor
 from modicum.sweep.spill import SpillPool
 from modicum.testing import zoo
 

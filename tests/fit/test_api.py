@@ -11,7 +11,7 @@ from torch import nn
 from torch.testing import assert_close
 
 import modicum
-from modicum.sweep.reverse import output_tensor
+from modicum.sweep.outputs import output_tensor
 from modicum.testing import zoo
 
 FAST = {"search_time": 0, "menu": "int4,int8", "harm": "error"}

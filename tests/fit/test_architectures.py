@@ -5,7 +5,7 @@ import torch
 
 import modicum
 from modicum.data.splits import call
-from modicum.sweep.reverse import output_tensor
+from modicum.sweep.outputs import output_tensor
 from modicum.testing import zoo
 
 REASONS = {"kept by plan", "kept by request", "no option fits"}

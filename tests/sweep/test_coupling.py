@@ -7,7 +7,7 @@ from modicum.data.splits import call
 from modicum.models.open import open_model
 from modicum.sweep import rehearse
 from modicum.sweep.coupling import adds_output, coupled_cuts, kept_rows
-from modicum.sweep.reverse import output_tensor
+from modicum.sweep.outputs import output_tensor
 from modicum.testing import zoo
 
 HEADS = {"llama": 2, "qwen2": 2, "phi3": 2, "gpt2": 4, "gpt_neox": 4, "opt": 4, "bert": 4, "vit": 4}

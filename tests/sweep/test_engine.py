@@ -9,7 +9,7 @@ from modicum.data.splits import call
 from modicum.forms import Dense
 from modicum.models.open import open_model
 from modicum.sweep import Sweep, rehearse
-from modicum.sweep.reverse import output_tensor
+from modicum.sweep.outputs import output_tensor
 from modicum.sweep.spill import SpillPool
 from modicum.testing import zoo
 

@@ -168,7 +168,7 @@ class Container(Target):
         return load(directory, into=module, narrow=narrow), modules
 
     def _verify_narrow(
-        self, directory: Path, forms: Mapping[str, Form], narrow: Mapping[str, Incision], reference: torch.Tensor, batch: Batch
+        self, directory: Path, forms: Mapping[str, Form], narrow: Mapping[str, Incision], reference: tuple[torch.Tensor, ...], batch: Batch
     ) -> float:
         """Reload narrow and compare with what the forms gave on ``batch``; the relative difference in float32. Raises ``ModelError``."""
         module, modules = self._reloaded(directory, narrow=True)

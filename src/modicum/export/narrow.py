@@ -16,7 +16,7 @@ from modicum.core.unit import Axis, Site, Unit
 from modicum.data.splits import Batch, call, some_rows
 from modicum.forms import Cut, Form, Sum
 from modicum.sweep.coupling import kept_rows
-from modicum.sweep.outputs import output_tensor
+from modicum.sweep.outputs import Outputs
 
 # Where attention modules keep how many heads they have, and the width of all heads together.
 COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "num_key_value_heads", "num_kv_heads", "n_kv_heads")
@@ -243,22 +243,24 @@ class Trial:
                 output = precise_output(self.module, self.batch) if groups else self.reference
         except Exception as error:  # whatever a model's own forward raises at shapes it was not made for
             return f"its forward refuses ({first_line(error)})"
-        if output.shape != self.reference.shape:
+        if [part.shape for part in output] != [part.shape for part in self.reference]:
             return "outputs have another shape"
         gap = relative_gap(output, self.reference)
         return "" if gap <= TOLERANCE else f"outputs differ by {gap:.2g}"
 
 
 @torch.no_grad()
-def precise_output(module: nn.Module, batch: Batch) -> torch.Tensor:
-    """The tensor that stands for a module's output, computed in float32."""
+def precise_output(module: nn.Module, batch: Batch) -> tuple[torch.Tensor, ...]:
+    """The tensors that a module's output is judged by, computed in float32."""
     with precisely(module):
-        return output_tensor(call(module, batch))[0].double()
+        return tuple(value.double() for _, value in Outputs().of(call(module, batch)))
 
 
-def relative_gap(output: torch.Tensor, reference: torch.Tensor) -> float:
-    """Norm of the difference relative to that of the reference."""
-    return float((output - reference).norm() / reference.norm().clamp_min(1e-30))
+def relative_gap(output: Sequence[torch.Tensor], reference: Sequence[torch.Tensor]) -> float:
+    """Norm of the difference relative to that of the reference, the largest of all tensors; what is infinite in both does not differ."""
+    gaps = torch.stack([torch.where(ours == theirs, 0.0, ours - theirs).norm() for ours, theirs in zip(output, reference)])
+    norms = torch.stack([torch.where(theirs.isinf(), 0.0, theirs).norm() for theirs in reference])
+    return float((gaps / norms.clamp_min(1e-30)).max())
 
 
 def first_line(error: BaseException) -> str:

@@ -23,7 +23,6 @@ from modicum.fit.store import FormStore
 from modicum.forms import Dense, Form
 from modicum.models.model import Model
 from modicum.sweep import Script, Stage, Sweep
-from modicum.sweep.outputs import parts
 from modicum.sweep.spill import SpillPool
 
 # Dequantized weights and original outputs kept in memory between candidates, in bytes each.
@@ -158,7 +157,7 @@ class PlanJudge:
     def __call__(self, picks: Picks, samples: int) -> np.ndarray:
         """Judge one selection: (samples,) nats."""
         try:
-            return np.array(self.quality(picks, samples).divergence)
+            return np.array(self.quality(picks, samples).by_row(self._first(samples)))
         except RuinedError:  # no reason to end a search
             return np.full(min(samples, self.samples), RUINED)
 
@@ -186,7 +185,7 @@ class PlanJudge:
             self.target.model, batches, self.target.script, forms, biases=change.biases, dropped=frozenset(change.dropped),
             pool=self.levels.pool,
         )  # fmt: skip
-        return compare(self._original(samples, batches), candidate, batches, self.causal)
+        return compare(self._original(samples, batches), candidate, batches, self.causal, self.target.script.outputs)
 
     def parts(self, picks: Picks) -> list[Part]:
         """What a selection is made of: every unit that stays, its option, and what was done to it before."""
@@ -240,8 +239,8 @@ class PlanJudge:
         known: list[tuple[int, Any]] = []
         held = 0
         for index, output in outputs:
-            known.append((index, found := parts(output)))
-            held += sum(part.value.nbytes for part in found)
+            known.append((index, read := self.target.script.outputs.keep(output)))
+            held += sum(value.nbytes for value in read)
             if held > _HELD_BYTES:
                 return chain(known, outputs)
         self._originals[samples] = known

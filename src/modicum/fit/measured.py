@@ -37,7 +37,20 @@ _PARTS = {"model", "targets", "menu", "settings", "data", "stages", "hash"}
 FORMAT, VERSION = "modicum-measurement", 1
 _FILE, _FINDINGS, _TOKENS = "measurement.json", "findings.json", "sequences.safetensors"
 # What a measurement decides for every fit from it.
-_DECIDED = ("data", "samples", "tokens", "micro_batch", "test_samples", "seed", "harm", "gradient_samples", "curvature", "group")
+_DECIDED = (
+    "data",
+    "samples",
+    "tokens",
+    "micro_batch",
+    "test_samples",
+    "seed",
+    "harm",
+    "gradient_samples",
+    "curvature",
+    "group",
+    "output",
+    "classes",
+)
 
 
 @dataclass
@@ -85,11 +98,13 @@ class Measured:
         said = self.meta["settings"]
         for name in _DECIDED:
             given = data if name == "data" else settings.get(name)
-            if given is not None and given != said[name]:
-                raise SettingError(f"{name}: was {said[name]} when {self.directory} was measured, cannot be {given} now. Measure again.")
+            if given is not None and given != said.get(name):
+                raise SettingError(
+                    f"{name}: was {said.get(name)} when {self.directory} was measured, cannot be {given} now. Measure again."
+                )
         # The choice is there in seconds, unless time to search is asked for, or an allocator that may need it.
         quick = {} if settings.get("allocator") else {"search_time": 0.0}
-        adopted = quick | {name: said[name] for name in _DECIDED if name != "data"} | settings
+        adopted = quick | {name: said[name] for name in _DECIDED if name != "data" and name in said} | settings
         if adopted.get("target") is None and len(self.meta["targets"]) == 1:
             adopted["target"] = self.meta["targets"][0]
         model = model if model is not None else self.source if self.source is not None else self.meta["model"]["source"]
@@ -142,6 +157,8 @@ def measure(
     from modicum.fit.run import evaluating
 
     request = Settings(**common(menu=menu, ram=ram, data=data, out=out, keep=keep, **settings))
+    if callable(request.output):
+        raise SettingError("output: must be names or places in what measure keeps on disk, a function came. Name the outputs.")
     batches = None if data is None or isinstance(data, str | Path) else data
     place = WorkDir(Path(out), "modicum-measuring", request.overwrite, read_from(model, request.data))
     ranks.first("out", place.check)

@@ -9,17 +9,18 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from modicum.core.errors import DataError, ModelError
 from modicum.core.finite import finite
 from modicum.data.forward import own_errors
-from modicum.data.splits import Batch, call
+from modicum.data.splits import Batch, call, count_rows
 from modicum.forms import Form
 from modicum.models.model import Model
 from modicum.numerics.threads import total
 from modicum.sweep import Script, Sweep
 from modicum.sweep.modes import uncut
-from modicum.sweep.outputs import Part, parts
+from modicum.sweep.outputs import CLASSES, INDEPENDENT, VALUES, Outputs, Part
 from modicum.sweep.spill import SpillPool
 
 _RESAMPLES = 2000
@@ -27,46 +28,102 @@ _RESAMPLES = 2000
 RUINED = 700.0
 # Tokens whose distributions are compared at a time.
 _TOKENS = 128
-Outputs = Iterator[tuple[int, Any]]
+# A divergence that rounding alone may cause between two runs of one model.
+_STEADY = 1e-6
+# What Transformers calls a label that no loss counts.
+_IGNORED = -100
+Run = Iterator[tuple[int, Any]]
+"""Numbers of batches with the model's outputs, as they finish."""
 
 
 class RuinedError(ModelError):
     """Outputs that hold NaN or Inf."""
 
 
+_METRICS = {CLASSES: "mean KL per token", INDEPENDENT: "mean KL per token of independent labels", VALUES: "relative squared error"}
+
+
+@dataclass
+class Judged:
+    """How one part of the output differs, per sequence, in the unit of its metric."""
+
+    part: Part
+    divergence: list[float] = field(default_factory=list)
+
+    @property
+    def metric(self) -> str:
+        """What the numbers are."""
+        return _METRICS[self.part.kind]
+
+    @property
+    def mean(self) -> float:
+        """Mean over sequences."""
+        return float(np.mean(self.divergence)) if self.divergence else 0.0
+
+
 @dataclass
 class Quality:
     """Per sequence: mean KL(original ‖ candidate) per token in nats, or the relative squared error of outputs without logits, and
-    negative log-likelihoods per token where tokens predict the next. Of several outputs ``parts`` holds each one's own; of several without
-    classes the divergence is that of the worst.
+    negative log-likelihoods per token where tokens predict the next.
+
+    Of several outputs each is judged by itself, and the one that differs most stands for all. Where an output has no axis for the rows of its
+    batch, the batch is one sequence. Padding counts nowhere. ``counts``: sequences of each batch, by its number.
     """
 
-    metric: str = "mean KL per token"
-    divergence: list[float] = field(default_factory=list)
+    parts: dict[str, Judged] = field(default_factory=dict)
     original: list[float] = field(default_factory=list)
     candidate: list[float] = field(default_factory=list)
     tokens: int = 0
-    parts: dict[str, list[float]] = field(default_factory=dict)
+    counts: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def worst(self) -> Judged:
+        """The output that differs most. Raises ``DataError`` where padding left nothing to judge."""
+        if not any(judged.divergence for judged in self.parts.values()):
+            raise DataError("quality: at least one token that is no padding is needed, none came. Check the masks.")
+        return max(self.parts.values(), key=lambda judged: judged.mean)
+
+    @property
+    def metric(self) -> str:
+        """That of the output that differs most."""
+        return self.worst.metric
+
+    @property
+    def divergence(self) -> list[float]:
+        """Those of the output that differs most."""
+        return self.worst.divergence
+
+    def by_row(self, batches: Sequence[Batch]) -> list[float]:
+        """One divergence for each row of ``batches``; the rows of a batch that was judged as one share its mean."""
+        values, found, low = self.divergence, dict[int, list[float]](), 0
+        for index, count in self.counts.items():
+            mine, rows = values[low : low + count], count_rows(batches[index])
+            found[index] = mine if count == rows else [float(np.mean(mine or values))] * rows
+            low += count
+        return [value for index in sorted(found) for value in found[index]]
 
     def summary(self, seed: int = 0) -> dict[str, Any]:
-        """Mean divergence with a bootstrap 95 % interval over sequences, and perplexities."""
+        """Mean divergence with a bootstrap 95 % interval over sequences, that of each output, and perplexities."""
         mean, low, high = interval(self.divergence, seed)
-        found: dict[str, Any] = {
-            "metric": self.metric,
-            "mean": mean,
-            "low": low,
-            "high": high,
-            "sequences": len(self.divergence),
-            "tokens": self.tokens,
-        }
-        if self.parts:
-            each = {name: float(np.mean(values)) for name, values in self.parts.items()}
-            found |= {"outputs": each, "worst output": max(each, key=each.__getitem__)}
+        found = {"metric": self.metric, "mean": mean, "low": low, "high": high, "sequences": len(self.divergence), "tokens": self.tokens}
+        found |= {"output": self.worst.part.name, "outputs": [_row(judged) for judged in self.parts.values()]}
         if self.candidate:
             found |= {"perplexity": _perplexity(self.candidate)}
             if self.original:
                 found |= {"perplexity_original": _perplexity(self.original)}
         return found
+
+    def events(self) -> list[str]:
+        """What a reader must know of several outputs: which of them stands for all."""
+        main, worst = next(iter(self.parts.values())), self.worst
+        if worst is main:
+            return []
+        said = f"{worst.part.name} differs most of {len(self.parts)} outputs, {worst.mean:.2g} ({worst.metric}), and stands for all"
+        return [f"quality: {said}; {main.part.name} by {main.mean:.2g} ({main.metric})."]
+
+
+def _row(judged: Judged) -> dict[str, Any]:
+    return {"name": judged.part.name, "judged": str(judged.part), "metric": judged.metric, "mean": judged.mean}
 
 
 def _perplexity(losses: Sequence[float]) -> float:
@@ -81,9 +138,14 @@ def interval(values: Sequence[float], seed: int = 0) -> tuple[float, float, floa
     return float(array.mean()), float(low), float(high)
 
 
-def compare(original: Outputs, candidate: Outputs, batches: Sequence[Batch], causal: bool) -> Quality:
-    """Compare two runs over the same batches, batch by batch as their outputs appear. Raises ``RuinedError`` for NaN."""
-    quality = Quality()
+def compare(
+    original: Run, candidate: Run, batches: Sequence[Batch], causal: bool, outputs: Outputs | None = None
+) -> Quality:  # fmt: skip
+    """Compare two runs over the same batches, batch by batch as their outputs appear, by what ``outputs`` says is judged.
+
+    Raises ``RuinedError`` where the candidate has NaN, ``ModelError`` where the original has.
+    """
+    quality, judged = Quality(), outputs or Outputs()
     waiting: dict[int, Any] = {}
     for index, output in original:
         waiting[index] = output
@@ -94,68 +156,110 @@ def compare(original: Outputs, candidate: Outputs, batches: Sequence[Batch], cau
                 break
             if other not in waiting:
                 raise ModelError("quality: both runs must finish their batches in one order. Report this.")
-            _add(quality, waiting.pop(other), theirs, batches[other], causal)
+            _add(quality, judged, (waiting.pop(other), theirs), batches[other], other, causal)
     for _ in candidate:  # a sweep gives its model back only at its end
         raise ModelError("quality: both runs must finish their batches in one order. Report this.")
     return quality
 
 
-def _add(quality: Quality, original: Any, candidate: Any, batch: Batch, causal: bool) -> None:
-    theirs, ours = parts(original), {part.name: part for part in parts(candidate)}
-    for part in theirs:
-        if part.name not in ours or ours[part.name].value.shape != part.value.shape:
-            raise ModelError(f"quality: output {part.name!r} must have the original's shape {tuple(part.value.shape)}, has not.")
-        _require_numbers(part.value, ours[part.name].value.to(part.value.device))
-    first = theirs[0]
-    found = [_add_scores(quality, first, ours[first.name], batch, causal) if first.classes else _errors(first, ours[first.name])]
-    found += [_errors(part, ours[part.name]) for part in theirs[1:]]
-    if not first.classes:
-        quality.metric = "relative squared error"
-        quality.divergence += map(max, zip(*found))
-        quality.tokens += len(first.value)
-    for part, values in zip(theirs, found if len(found) > 1 else []):
-        quality.parts.setdefault(part.name, []).extend(values)
+@torch.no_grad()
+def _add(quality: Quality, outputs: Outputs, pair: tuple[Any, Any], batch: Batch, index: int, causal: bool) -> None:
+    sides = [[(part, value.detach()) for part, value in outputs.of(output)] for output in pair]
+    for place, ((part, left), (_, right)) in enumerate(zip(*sides)):
+        real, right = part.real(batch, left), right.to(left.device)
+        if left.shape != right.shape:
+            raise ModelError(f"quality: {part.name} must keep its shape {tuple(left.shape)}, has {tuple(right.shape)}. Give its original.")
+        _require_finite(part, left, right, real)
+        judged = quality.parts.setdefault(part.name, Judged(part))
+        if not has_rows(batch, left, part):
+            left, right, real = left[None], right[None], None if real is None else real[None]
+            labels = None
+        else:
+            labels = batch.get("input_ids") if causal and place == 0 and part.kind == CLASSES and isinstance(batch, dict) else None
+        found = (
+            _values(left, right, real) if part.kind == VALUES else _logits(quality, part, (left, right), real, batch, labels, place == 0)
+        )
+        judged.divergence += [value for value, _ in found]
+        if place == 0:
+            quality.tokens += sum(tokens for _, tokens in found)
+            quality.counts[index] = len(found)
 
 
-def _require_numbers(original: torch.Tensor, candidate: torch.Tensor) -> None:
-    """Raise where outputs are no numbers; minus infinity stands where the original has it too, as for tokens that are ruled out."""
-    if finite(candidate):
+def has_rows(batch: Batch, output: torch.Tensor, part: Part) -> bool:
+    """Whether an output's first axis is that of its batch's rows: every tensor of the batch has it, or its texts do."""
+    lengths = {len(value) if value.ndim else None for value in (batch.values() if isinstance(batch, Mapping) else batch)}
+    if output.ndim < (1 if part.kind == VALUES else 2):
+        return False
+    ids = batch.get("input_ids") if isinstance(batch, Mapping) else None
+    return lengths == {len(output)} or (ids is not None and ids.ndim > 0 and len(ids) == len(output))
+
+
+def _require_finite(part: Part, left: torch.Tensor, right: torch.Tensor, real: torch.Tensor | None) -> None:
+    """Both must hold numbers, but for padding and what is minus infinity in both (a vocabulary that is masked by design)."""
+    if finite(left) and finite(right):
         return
-    if bool(original.isnan().any()):
-        raise ModelError("quality: the original's outputs must be numbers, hold NaN on this data. Check the model and the data.")
-    if not bool((candidate.isfinite() | (candidate == original)).all()):
+    left, right = (value if real is None else value[real] for value in (left, right))
+    masked = left.isneginf()
+    if not bool((torch.isfinite(left) | masked).all()):
+        raise ModelError(
+            f"quality: the original's output ({part.name}) must hold numbers, holds NaN or Inf. Check its weights and the data."
+        )
+    if not bool((torch.isfinite(right) | masked & right.isneginf()).all()):
         raise RuinedError(
             "quality: the compressed model's outputs must be finite, hold NaN or Inf. Choose a larger budget or another method."
         )
 
 
-def _errors(original: Part, candidate: Part) -> list[float]:
-    """Relative squared error of each row; where the original is infinite, the candidate is too, and nothing is counted."""
+def _values(left: torch.Tensor, right: torch.Tensor, real: torch.Tensor | None) -> list[tuple[float, int]]:
+    """Relative squared error of each row, and the tokens it has, one where nothing says so.
+
+    Rows of one number each, such as scores, are held against the mean square of all of them: one alone may be next to nothing.
+    """
     found = []
-    for one, other in zip(original.value, candidate.value.to(original.value.device)):
-        a, b = (value.double().masked_fill(~one.isfinite(), 0) for value in (one, other))
-        found.append(total((a - b).square()) / max(total(a.square()), 1e-30))
+    lone = total(left.double().square()) / max(1, left.numel()) if left[0].numel() == 1 else None
+    for row in range(len(left)):
+        a, b = ((value[row] if real is None else value[row][real[row]]).double() for value in (left, right))
+        if a.numel() or real is None:
+            same = a == b  # what is masked by infinities in both too
+            error, square = torch.where(same, 0.0, a - b).square(), torch.where(a.isinf(), 0.0, a).square()
+            scale = total(square) if lone is None else lone
+            found.append((total(error) / max(scale, 1e-30), 1 if real is None else int(real[row].sum())))
     return found
 
 
-def _add_scores(quality: Quality, original: Part, candidate: Part, batch: Batch, causal: bool) -> list[float]:
-    """Add the divergence of every row's scores; what was added."""
-    left, right, found = original.value, candidate.value.to(original.value.device), []
-    for row in range(len(left)):
-        labels = batch["input_ids"][row] if causal and isinstance(batch, dict) and "input_ids" in batch else None
-        each, losses = _by_token(left[row], right[row], labels)
-        mask = _mask(batch, row, each)
-        found.append(float(each[mask].mean().clamp_min(0)))
-        quality.tokens += int(mask.sum())
-        if losses is not None:
-            kept = losses[:, mask[1:]].mean(1)
+def _logits(
+    quality: Quality, part: Part, pair: tuple[torch.Tensor, torch.Tensor], real: torch.Tensor | None, batch: Batch,
+    labels: torch.Tensor | None, main: bool,
+) -> list[tuple[float, int]]:  # fmt: skip
+    """Mean divergence over each row's positions, and how many they are; of a causal main output likelihoods are added too."""
+    found = []
+    for row in range(len(pair[0])):
+        following = None if labels is None else labels[row]
+        each, losses = _by_token(pair[0][row], pair[1][row], following, part.kind)
+        mask = torch.ones_like(each, dtype=torch.bool) if real is None else real[row].reshape(-1)
+        if not bool(mask.any()):
+            continue
+        found.append((float(each[mask].mean().clamp_min(0)), int(mask.sum())))
+        wanted = None if losses is None else _predicted(batch, row, mask)
+        if losses is not None and wanted is not None and bool(wanted.any()):
+            kept = losses[:, wanted].mean(1)
             quality.original.append(float(kept[0]))
             quality.candidate.append(float(kept[1]))
-    quality.divergence += found
     return found
 
 
-def _by_token(original: torch.Tensor, candidate: torch.Tensor, labels: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+def _predicted(batch: Batch, row: int, mask: torch.Tensor) -> torch.Tensor:
+    """Tokens after the first that are predicted from a token that is no padding, are none themselves, and are no label to be ignored."""
+    wanted = mask[1:] & mask[:-1]
+    labels = batch.get("labels") if isinstance(batch, Mapping) else None
+    if labels is not None and labels.ndim == 2 and labels.shape[1] == len(mask):
+        wanted = wanted & (labels[row, 1:] != _IGNORED).to(mask.device)
+    return wanted
+
+
+def _by_token(
+    original: torch.Tensor, candidate: torch.Tensor, labels: torch.Tensor | None, kind: str = CLASSES
+) -> tuple[torch.Tensor, torch.Tensor | None]:  # fmt: skip
     """KL of every token (tokens,) of one sequence's logits; and both negative log-likelihoods (2, tokens - 1) of the next where labels are.
 
     A few tokens at a time: a vocabulary is wide.
@@ -164,26 +268,33 @@ def _by_token(original: torch.Tensor, candidate: torch.Tensor, labels: torch.Ten
     flat = [logits.reshape(-1, logits.shape[-1]) for logits in (original, candidate)]
     following = None if labels is None else labels[1:].to(original.device)
     for low in range(0, len(flat[0]), _TOKENS):
-        p, q = (logits[low : low + _TOKENS].float().log_softmax(-1) for logits in flat)
-        divergences.append(torch.where(p == -torch.inf, 0.0, p.exp() * (p - q)).sum(-1))
+        here = [logits[low : low + _TOKENS].float() for logits in flat]
+        if kind == INDEPENDENT:
+            divergences.append(_bernoulli(*here))
+            continue
+        p, q = (logits.log_softmax(-1) for logits in here)
+        each = p.exp() * (p - q)
+        divergences.append((each if finite(here[0]) else each.masked_fill(here[0].isneginf(), 0.0)).sum(-1))
         if following is not None:
             chosen = following[low : low + _TOKENS, None]
             losses.append(torch.stack([-log[: len(chosen)].gather(-1, chosen)[:, 0] for log in (p, q)]))
     return torch.cat(divergences), torch.cat(losses, 1) if losses else None
 
 
-def _mask(batch: Batch, row: int, each: torch.Tensor) -> torch.Tensor:
-    mask = batch.get("attention_mask") if isinstance(batch, dict) else None
-    if mask is not None and mask.ndim == 2 and mask.shape[1] == len(each):
-        return mask[row].bool().to(each.device)
-    return torch.ones(len(each), dtype=torch.bool, device=each.device)
+def _bernoulli(original: torch.Tensor, candidate: torch.Tensor) -> torch.Tensor:
+    """KL of independent labels (tokens, labels), summed over them."""
+    yes, no = (
+        original.mul(sign).sigmoid() * (F.logsigmoid(sign * original) - F.logsigmoid(sign * candidate)) for sign in (1, -1)
+    )  # fmt: skip
+    return torch.where(original == candidate, 0.0, yes + no).sum(-1)
 
 
 @torch.no_grad()
-def plain(module: torch.nn.Module, batches: Iterable[Batch]) -> Outputs:
-    """Outputs of a module in memory."""
+def plain(module: torch.nn.Module, batches: Iterable[Batch]) -> Run:
+    """Outputs of a module in memory; what it draws by chance depends on the batch's number alone."""
     for index, batch in enumerate(batches):
-        with uncut(module, restored=False), own_errors(module, batch):
+        with uncut(module, restored=False), own_errors(module, batch), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(index)
             output = call(module, batch)
         yield index, output
 
@@ -197,9 +308,21 @@ def streamed(
     biases: Mapping[str, torch.Tensor] | None = None,
     dropped: frozenset[str] = frozenset(),
     pool: SpillPool | None = None,
-) -> Outputs:
+) -> Run:
     """Outputs of an opened model, one block in memory at a time, with ``forms`` in place of its weights."""
     return Sweep(model, batches, script, values=forms, biases=biases, dropped=dropped, pool=pool).run()
+
+
+def require_steady(model: Model, batch: Batch, script: Script) -> None:
+    """Raise ``ModelError`` where the original gives a batch another output each time: whatever is compared with it would differ by chance."""
+    if not script.draws:
+        return
+    quality = compare(streamed(model, [batch], script), streamed(model, [batch], script), [batch], False, script.outputs)
+    if not quality.worst.mean <= _STEADY:
+        raise ModelError(
+            f"{model.name}: must give a batch the same output each time, its own differs from itself by {quality.worst.mean:.2g} "
+            f"({quality.metric}). Draw from a generator that forward seeds, or leave chance out in evaluation mode."
+        )
 
 
 def perplexity_text(summary: Mapping[str, Any]) -> str:

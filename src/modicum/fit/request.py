@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,13 @@ class Settings:
     gradient_samples: int = param(16, "sequences to take gradients on")
     search_time: float = param(
         60.0, "seconds to judge plans by real divergences: to learn what harms are worth, to improve the choice; 0: none"
+    )
+    output: str | Callable[[Any], Any] | None = param(
+        None, "what of the model's output is judged: names or places, the main one first; none: all that is no inner state, cache or loss"
+    )
+    classes: str | None = param(
+        None,
+        "axis of the classes, independent (labels) or none (values), for one output after the other; none given: what its name and shape tell",
     )
     curvature: bool = param(False, "also measure Hessian traces and top eigenvalues, with the model in memory")
     out: Path | None = param(None, "directory to write")
@@ -100,9 +107,10 @@ class Request(Settings):
 
 def common(
     *, menu: Iterable[str | Option] | str | None = None, ram: str | int | None = None, data: Any = None,
-    out: str | Path | None = None, keep: Iterable[str] = (), **settings: Any,
+    out: str | Path | None = None, keep: Iterable[str] = (), output: Any = None, classes: Any = None, **settings: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """Settings as callers write them, in the types that ``Settings`` holds."""
+    output, classes = judged_by(output, classes)
     words = [word for word in menu.split(",") if word.strip()] if isinstance(menu, str) else list(menu or [])
     return {
         **settings,
@@ -111,7 +119,17 @@ def common(
         "data": str(data) if isinstance(data, str | Path) else None,
         "out": Path(out) if out is not None else None,
         "keep": tuple(keep),
+        "output": output,
+        "classes": classes,
     }
+
+
+def judged_by(output: Any, classes: Any) -> tuple[str | Callable[[Any], Any] | None, str | None]:
+    """What is judged, as ``Settings`` holds it: of several names or places one text; a function stays one."""
+    plain = lambda value: (
+        value if value is None or callable(value) else str(value) if isinstance(value, str | int) else ",".join(map(str, value))
+    )
+    return plain(output), plain(classes)
 
 
 def _menu_option(word: str | Option, group: int | None) -> Option:
@@ -125,4 +143,6 @@ def _menu_option(word: str | Option, group: int | None) -> Option:
 def _plain(value: Any) -> Any:
     if isinstance(value, Plan):
         return [value.target, sorted(value.options.items()), sorted(value.cuts.items())]
+    if callable(value):
+        return f"{value.__module__}.{value.__qualname__}" if hasattr(value, "__qualname__") else type(value).__qualname__
     return [str(item) for item in value] if isinstance(value, tuple) else value

@@ -36,7 +36,7 @@ from modicum.fit.measured import Measured
 from modicum.fit.memory import whole_model
 from modicum.fit.menu import misfit, offered
 from modicum.fit.meter import Meter, Quiet
-from modicum.fit.quality import Outputs, Quality, compare, plain, streamed
+from modicum.fit.quality import Quality, compare, plain, streamed
 from modicum.fit.request import Request, common
 from modicum.fit.store import FormStore, load_change, save_change, write_json
 from modicum.fit.subject import Subject
@@ -447,7 +447,9 @@ class Run:
             verification = self._reread(final, layout) if self._too_large() else self._verify(final, forms)
         self.progress.start("judge", len(self.data.test))
         with self.meter.stage("judge"):
-            quality = self._quality(forms).summary(self.request.seed)
+            judged = self._quality(forms)
+            self.events += judged.events()
+            quality = judged.summary(self.request.seed)
         self.verdict = verdict(quality, table, self.picks, self.limits)
         if table is not None and (event := surprise(quality, table.harm(self.picks))):
             self.events.append(event)
@@ -462,8 +464,8 @@ class Run:
             raise BudgetError(f"budget {budget}: cuts must load narrower for it, these do not: {', '.join(sorted(wide))}. Keep them whole.")
         batches = self.data.test[:1]
         with hushed():  # some loaders do their last steps on first use
-            judged = compare(self._candidate(batches, forms), plain(module, here), batches, False)
-        worst = max(judged.divergence)
+            judged = compare(self._candidate(batches, forms), plain(module, here), batches, False, self.script.outputs)
+        worst = max(value for each in judged.parts.values() for value in each.divergence)
         if worst > 1e-3:
             raise ModelError(
                 f"{self.out}: the reloaded model must match the dequantized weights, differs by {worst:.2g} ({judged.metric})."
@@ -485,14 +487,16 @@ class Run:
         )
         return {"loader": "none: every tensor read back", "tensors compared": layout.compare(final)}
 
-    def _candidate(self, batches: list[Batch], forms: Mapping[str, Any]) -> Outputs:
+    def _candidate(self, batches: list[Batch], forms: Mapping[str, Any]) -> Iterator[tuple[int, Any]]:
         dropped = frozenset(self.change.dropped)
         return streamed(self.model, batches, self.script, forms, biases=self.change.biases, dropped=dropped, pool=self.pool)
 
     def _quality(self, forms: Mapping[str, Any]) -> Quality:
         batches = self.data.test
         original = streamed(self.model.twin(), batches, self.script, pool=self.pool)
-        return compare(_ticked(original, self.progress.step), self._candidate(batches, forms), batches, self.model.is_causal)
+        return compare(
+            _ticked(original, self.progress.step), self._candidate(batches, forms), batches, self.model.is_causal, self.script.outputs
+        )
 
     def _forecast(self) -> dict[str, Any]:
         """What a run would do, without doing it."""

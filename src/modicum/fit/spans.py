@@ -42,7 +42,7 @@ def measure_spans(
             candidate = streamed(
                 model, judged, script, change.forms, biases=change.biases, dropped=frozenset(change.dropped), pool=pool
             )  # fmt: skip
-            quality = compare(original, candidate, judged, False)
+            quality = compare(original, candidate, judged, False, script.outputs)
             found[str(option)] = Structural([], list(change.dropped), float(np.mean(quality.divergence)), sorted(change.biases))
             done(found)
     return found

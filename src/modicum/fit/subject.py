@@ -24,6 +24,7 @@ from modicum.fit.compared import compared
 from modicum.fit.findings import Sizing
 from modicum.fit.memory import spare
 from modicum.fit.menu import cutters, default_menu
+from modicum.fit.quality import require_steady
 from modicum.fit.request import Settings
 from modicum.fit.runtime import Runtime
 from modicum.models.model import Model
@@ -52,8 +53,10 @@ class Subject:
         device = model.weights.home if settings.device == "auto" else chosen_device(settings.device)
         if {device.type, model.weights.home.type} != {"cpu"}:
             model, data = model.on(device), data.on(device)
-        script = _rehearsed(model, data.calibration[0])
+        script = _rehearsed(model, data, settings)
+        require_steady(model, data.calibration[0], script)
         model.opened = "" if getattr(settings, "dry_run", False) else compared(model, data.calibration[0], settings.ram)
+        model.notes += [f"{name}: the model pays this mask no heed; what it marks counts like any other token." for name in script.ignored]
         return cls(settings, model, data, script)
 
     # Targets
@@ -139,10 +142,11 @@ def opened(source: str | Path | nn.Module | Model, settings: Settings) -> Model:
     return open_model(source, allow_pickle=settings.allow_pickle, trust_remote_code=settings.trust_remote_code)
 
 
-def _rehearsed(model: Model, batch: Batch) -> Script:
+def _rehearsed(model: Model, data: Splits, settings: Settings) -> Script:
     """What a rehearsal sees. What the model's own forward raises is told as its own; an error of ours stays one."""
+    batch, *others = (*data.calibration, *data.validation, *data.test)
     try:
-        return rehearse(model, batch)
+        return rehearse(model, batch, others, output=settings.output, classes=settings.classes)
     except ModicumError:
         raise
     except IndexError:

@@ -99,7 +99,10 @@ class Survey:
                 pool=self.pool, ranks=self.ranks,
             )  # fmt: skip
             if settings.harm == "hessian":
-                traces = self.ranks.first("traces", lambda: fisher_traces(model, _single_rows(batches), seed=settings.seed))
+                outputs = self.subject.script.outputs
+                traces = self.ranks.first(
+                    "traces", lambda: fisher_traces(model, _single_rows(batches), seed=settings.seed, outputs=outputs)
+                )
                 found = {name: replace(one, hessian=traces.get(name)) for name, one in found.items()}
         save_sensitivities(path, found)
         return found
@@ -122,16 +125,16 @@ class Survey:
         """Exact curvature, where it was asked for."""
         if not self.subject.settings.curvature:
             return
-        model, seed = self.subject.model, self.subject.settings.seed
+        model, seed, outputs = self.subject.model, self.subject.settings.seed, self.subject.script.outputs
         rows = _single_rows(first_rows(self.subject.data.calibration, self.subject.settings.gradient_samples))
         self._check_curvature(rows[0])
         self.progress.start("curvature", 2)
         with self.meter.stage("curvature"):
-            for name, value in fisher_traces(model, rows, seed=seed).items():
+            for name, value in fisher_traces(model, rows, seed=seed, outputs=outputs).items():
                 found.facts.setdefault(name, {})["trace"] = value
             self.progress.step()
             for name, value in top_eigenvalues(
-                model, [shortened(row, _EIGENVALUE_TOKENS) for row in rows[:_EIGENVALUE_ROWS]], seed=seed
+                model, [shortened(row, _EIGENVALUE_TOKENS) for row in rows[:_EIGENVALUE_ROWS]], seed=seed, outputs=outputs
             ).items():
                 found.facts.setdefault(name, {})["eigenvalue"] = value
             self.progress.step()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import tee
@@ -16,8 +16,10 @@ from modicum.data.forward import LABELS_LEFT_OUT, is_labelled
 from modicum.data.splits import Batch, batch_items, from_text
 from modicum.export import load
 from modicum.fit.quality import Quality, compare, plain, require
+from modicum.fit.request import judged_by
 from modicum.models.open import locate
-from modicum.sweep.outputs import output_tensor
+from modicum.sweep.observe import masks_of, output_signatures
+from modicum.sweep.outputs import Outputs, described
 
 EVALUATION_FORMAT, EVALUATION_VERSION = "modicum-evaluation", 1
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "vocab.txt")
@@ -31,6 +33,8 @@ def evaluate(
     samples: int = 64,
     tokens: int = 512,
     seed: int = 0,
+    output: str | int | Callable[[Any], Any] | None = None,
+    classes: str | int | None = None,
 ) -> dict[str, Any]:
     """Measure a model's perplexity and, against a ``reference``, its mean KL per token.
 
@@ -38,16 +42,21 @@ def evaluate(
     path to text, of which the same test part is used that ``fit`` reports on, so that neither is judged on what it was calibrated
     with; an iterable of batches, all of which are used; or None for the shipped test text. ``samples`` windows of ``tokens`` tokens are drawn
     from text by ``seed``: those of ``fit``'s receipt where all three are equal. Modules are judged in evaluation mode and left as they came.
+    ``output``: what of the output is judged, names or places separated by commas, or a function; by default all that is no inner state, cache or
+    loss, of which the one that differs most stands for all. ``classes``: the axis of its classes, ``independent``, or ``none``; by default what
+    its name, shape and config tell. Padding that a mask of the batch marks counts nowhere.
 
     The result is a JSON value: ``model``, ``reference``, ``data`` (source, notes, hash of the sequences), ``seed``, and ``quality``: sequences,
     tokens, ``perplexity`` of a causal language model, and with a reference ``metric``, its ``mean`` and bootstrap 95 % interval ``low`` to ``high``
-    (KL in nats per token, or the relative squared error of outputs without logits), and ``perplexity_original``.
+    (KL in nats per token, or the relative squared error of outputs without logits) of the ``output`` that differs most, ``outputs`` (each with how
+    it is judged and its mean), and ``perplexity_original``.
 
     Needs and cost: one forward pass of each model, both in memory.
 
     Raises:
         SettingError: nothing can be measured without a reference; a count below 1.
-        ModelError: a model that cannot be loaded, has no tokenizer for text, gives NaN, or whose outputs differ in shape from the reference's.
+        ModelError: a model that cannot be loaded, has no tokenizer for text, gives NaN, whose outputs differ in shape from the reference's, or from
+            one run to the next.
         DataError: text that cannot be read or is too short; no batch.
 
     """
@@ -58,7 +67,8 @@ def evaluate(
     if original is None and not causal:
         raise SettingError(f"evaluate: {candidate.name} is no causal language model, which needs a reference. Pass one.")
     with _evaluating(candidate), _evaluating(original):
-        quality = _compared(candidate, original, batches, causal).summary(seed)
+        outputs = _outputs(original or candidate, batches, output, classes)
+        quality = _compared(candidate, original, batches, causal, outputs).summary(seed)
     if original is None:
         quality = {name: quality[name] for name in ("sequences", "tokens", "perplexity")}
     return {
@@ -137,21 +147,31 @@ def _evaluating(model: _Opened | None) -> Iterator[None]:
             part.training = training
 
 
-def _compared(candidate: _Opened, original: _Opened | None, batches: list[Batch], causal: bool) -> Quality:
+def _outputs(model: _Opened, batches: list[Batch], output: Any, classes: Any) -> Outputs:
+    """What of the outputs is judged, with the masks that cover them."""
+    run = lambda batch: next(plain(model.module, [batch]))[1]
+    found = described(run(batches[0]), getattr(model.module, "config", None), *judged_by(output, classes))
+    return masks_of(lambda batch: output_signatures(found, run(batch)), batches, found)[0]
+
+
+def _compared(candidate: _Opened, original: _Opened | None, batches: list[Batch], causal: bool, outputs: Outputs) -> Quality:
     if original is None:
         # One run stands on both sides: perplexity is its own, the divergence is dropped.
         once, again = tee(plain(candidate.module, batches))
-        return compare(once, again, batches, causal)
-    left, right = tee(_pairs(candidate, original, batches))
-    return compare((theirs for theirs, _ in left), (ours for _, ours in right), batches, causal)
+        return compare(once, again, batches, causal, outputs)
+    left, right = tee(_pairs(candidate, original, batches, outputs))
+    return compare((theirs for theirs, _ in left), (ours for _, ours in right), batches, causal, outputs)
 
 
-def _pairs(candidate: _Opened, original: _Opened, batches: list[Batch]) -> Iterator[tuple[tuple[int, Any], tuple[int, Any]]]:
+def _pairs(
+    candidate: _Opened, original: _Opened, batches: list[Batch], outputs: Outputs
+) -> Iterator[tuple[tuple[int, Any], tuple[int, Any]]]:  # fmt: skip
     """Outputs of the original and of the candidate, in step, so that one batch's are held at a time."""
     for theirs, ours in zip(plain(original.module, batches), plain(candidate.module, batches)):
-        shapes = [tuple(output_tensor(output)[0].shape) for _, output in (ours, theirs)]
-        if shapes[0] != shapes[1]:
-            raise ModelError(
-                f"{candidate.name}: its outputs must have the shape of the reference's, {shapes[1]}, have {shapes[0]}. Give its original."
-            )
+        for one, other in zip(outputs.of(ours[1]), outputs.of(theirs[1])):
+            shapes = [tuple(value.shape) for _, value in (one, other)]
+            if shapes[0] != shapes[1]:
+                raise ModelError(
+                    f"{candidate.name}: its outputs must have the shape of the reference's, {shapes[1]}, have {shapes[0]}. Give its original."
+                )
         yield theirs, ours

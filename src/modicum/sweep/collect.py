@@ -11,7 +11,9 @@ from torch import nn
 
 from modicum.core.method import Need
 from modicum.core.unit import Stats, Unit
+from modicum.data.splits import Batch
 from modicum.numerics.gram import add_gram, mirror
+from modicum.sweep.cover import Cover
 from modicum.sweep.ranks import LONE, Ranks
 from modicum.sweep.spill import SpillPool
 
@@ -99,9 +101,21 @@ def _patches(module: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
     return windows.permute(order).reshape(-1, inputs.shape[1] * math.prod(kernel))
 
 
-def token_mask(batch: object, inputs: torch.Tensor) -> torch.Tensor | None:
-    """Boolean (tokens,) mask of the tokens that are not padding, where the batch has padding and the input has its two axes."""
-    mask = batch.get("attention_mask") if isinstance(batch, dict) else None
-    if mask is None or mask.ndim != 2 or bool(mask.all()) or inputs.shape[:2] != mask.shape or inputs.ndim < 3:
+def real_inputs(cover: Cover | None, batch: Batch, ids: torch.Tensor) -> torch.Tensor:
+    """Indices that are looked up for tokens that are no padding."""
+    real = None if cover is None else cover.real(batch, ids.shape)
+    return ids if real is None else ids[real.expand(ids.shape).to(ids.device)]
+
+
+def real_rows(cover: Cover | None, unit: Unit, batch: Batch, inputs: torch.Tensor, count: int) -> torch.Tensor | None:
+    """Which of the ``count`` rows of an input are no padding, bool (count,); None where all are, or where a row is no one token's."""
+    if cover is None:
         return None
-    return mask.reshape(-1).bool()
+    shape = tuple(inputs.shape if unit.kind == "convolution" else inputs.shape[:-1])
+    real = cover.real(batch, shape)
+    if real is not None and unit.kind == "convolution":
+        # Of (batch, channels, places) a row for each place, where the module gives as many as it gets.
+        real, shape = real[:, 0], (shape[0], *shape[2:])
+    if real is None or torch.Size(shape).numel() != count:
+        return None
+    return real.expand(shape).reshape(-1).to(inputs.device)

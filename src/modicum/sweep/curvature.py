@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,9 +20,8 @@ from modicum.core.errors import ModelError, SettingError, near, quoted
 from modicum.core.unit import Unit
 from modicum.data.splits import Batch, call, count_rows, one_row, placed
 from modicum.models.model import Model
-from modicum.sweep.outputs import output_tensor
+from modicum.sweep.outputs import Outputs, divergence, likelihood
 from modicum.sweep.rehearsal import use_eager_experts
-from modicum.sweep.reverse import likelihood
 
 # A scalar summed over draws (tokens, images), and their number, from a model's output.
 Loss = Callable[[Any], tuple[torch.Tensor, int]]
@@ -29,20 +29,6 @@ Tensors = dict[str, torch.Tensor]
 
 # Bytes of the graph through both derivatives, per byte that the forward keeps: 4 to 7.3 measured on twelve architectures.
 _GRAPH = 7.5
-
-
-def divergence(output: Any) -> tuple[torch.Tensor, int]:
-    """Cross-entropy to the output's own distribution, as summed over draws: KL to it plus a constant.
-
-    It is the mean over all labels of what `sweep.reverse.likelihood` takes at one drawn label, with the same second derivative but no
-    chance. For models without logits half the squared change of the output relative to its square.
-    """
-    value, logits = output_tensor(output)
-    flat = _full(value.reshape(-1, value.shape[-1]) if logits else value.reshape(len(value), -1))
-    own = flat.detach()
-    if logits:
-        return -(own.softmax(-1) * flat.log_softmax(-1)).sum(), len(flat)
-    return 0.5 * ((flat - own).square().sum(1) / own.square().sum(1).clamp_min(1e-24)).sum(), len(flat)
 
 
 def hutchinson(
@@ -79,8 +65,9 @@ def hutchinson(
 
 
 def fisher_traces(
-    model: Model, batches: Sequence[Batch], units: Iterable[str] | None = None, *, seed: int = 0, probes: int = 4
-) -> dict[str, float]:
+    model: Model, batches: Sequence[Batch], units: Iterable[str] | None = None, *, seed: int = 0, probes: int = 4,
+    outputs: Outputs | None = None,
+) -> dict[str, float]:  # fmt: skip
     """Trace of the Hessian of the mean divergence per draw, by unit, from first derivatives alone.
 
     That Hessian is the Fisher information. For labels drawn from the model, ``|∇ log p|²`` of a whole batch has its trace as expectation: the
@@ -92,7 +79,7 @@ def fisher_traces(
 
     *Raises*: ``ModelError`` where a unit is not known or the model cannot be differentiated.
     """
-    surface, generator = _Surface(model, units, divergence), torch.Generator().manual_seed(seed)
+    surface, generator = _Surface(model, units, divergence, outputs), torch.Generator().manual_seed(seed)
 
     def measure(batch: Batch) -> tuple[dict[str, float], int]:
         output = surface.output(batch)
@@ -104,7 +91,7 @@ def fisher_traces(
 
 def top_eigenvalues(
     model: Model, batches: Sequence[Batch], units: Iterable[str] | None = None, *, seed: int = 0, iterations: int = 30,
-    tolerance: float = 1e-3, loss: Loss = divergence,
+    tolerance: float = 1e-3, loss: Loss = divergence, outputs: Outputs | None = None,
 ) -> dict[str, float]:  # fmt: skip
     """Largest eigenvalue of each unit's block of the Hessian of the mean loss per draw, by power iteration.
 
@@ -122,7 +109,7 @@ def top_eigenvalues(
 
     *Differences from the paper*: HAWQ has the eigenvalue of a block of layers at given labels; here each unit has its own.
     """
-    surface, generator = _Surface(model, units, loss), torch.Generator().manual_seed(seed)
+    surface, generator = _Surface(model, units, loss, outputs), torch.Generator().manual_seed(seed)
     moving = {name: surface.random(unit, generator) for name, unit in surface.units.items()}
     values: dict[str, list[float]] = {}
     for _ in range(_positive(iterations, "iterations")):
@@ -173,8 +160,9 @@ def hessian_product(
 class _Surface:
     """The summed loss of a batch as a function of the chosen units' weights, in single precision or better."""
 
-    def __init__(self, model: Model, units: Iterable[str] | None, loss: Loss):
+    def __init__(self, model: Model, units: Iterable[str] | None, loss: Loss, outputs: Outputs | None = None):
         use_eager_experts(model)
+        self.outputs = outputs or Outputs()
         self.model, self.loss, self.units = model, loss, chosen(model, units)
         wanted = {unit.parameter for unit in self.units.values()}
         values = {name: _full(model.weights.read(name)).detach() for name in model.weights.names}
@@ -186,6 +174,7 @@ class _Surface:
         """The model's output, with its graph."""
         # Fused attention has no second derivative; the plain one is made of operations that have.
         with sdpa_kernel(SDPBackend.MATH), torch.enable_grad(), self._refusals():
+            self.batch = batch
             return call(self._forward, _full_batch(batch))
 
     def derive(self, loss: Callable[[], tuple[torch.Tensor, int]], *, twice: bool) -> tuple[Tensors, int]:
@@ -201,14 +190,15 @@ class _Surface:
     def gradients(self, batch: Batch) -> tuple[Tensors, int]:
         """Gradients of the batch's loss that can be differentiated again, and the number of draws."""
         output = self.output(batch)
-        found, draws = self.derive(lambda: self.loss(output), twice=True)
+        ours = partial(divergence, outputs=self.outputs, batch=batch) if self.loss is divergence else self.loss
+        found, draws = self.derive(lambda: ours(output), twice=True)
         with self._refusals():
             _require_twice(found.values())
         return found, draws
 
     def score(self, output: Any, generator: torch.Generator) -> tuple[dict[str, float], int]:
         """Squared norm of the score of labels drawn from the output, by unit, and the number of draws."""
-        gradients, draws = self.derive(lambda: likelihood(output, generator), twice=False)
+        gradients, draws = self.derive(lambda: likelihood(output, generator, self.outputs, self.batch), twice=False)
         return {unit.name: _dot(unit.matrix(gradients[unit.parameter])) for unit in self.felt(gradients)}, draws
 
     def random(self, unit: Unit, generator: torch.Generator) -> torch.Tensor:

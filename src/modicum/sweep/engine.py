@@ -22,7 +22,7 @@ from modicum.core.unit import Routed, Stats, Unit
 from modicum.data.splits import Batch
 from modicum.forms import Form
 from modicum.models.model import Model
-from modicum.sweep.collect import Collector, has_rows, input_rows, summed, token_mask
+from modicum.sweep.collect import Collector, has_rows, input_rows, real_inputs, real_rows, summed
 from modicum.sweep.experts import Use, Watch, routed
 from modicum.sweep.ranks import LONE, Ranks
 from modicum.sweep.rehearsal import Script, module_units, stop_names
@@ -243,15 +243,17 @@ class Sweep:
         owner = self.chain.owner(name)
         inputs = [(index, next(v for v in (*a.args, *(a.kwargs or {}).values()) if isinstance(v, torch.Tensor))) for index, a in arrivals]
         if unit.kind == "embedding":
-            return summed(_looked_up(unit, [ids for _, ids in inputs]), self.ranks, unit.name)
+            cover = self.script.masks.get(name)
+            return summed(_looked_up(unit, [real_inputs(cover, self.batches[i], ids) for i, ids in inputs]), self.ranks, unit.name)
         unwanted = self.measured is not None and self.measured.isdisjoint(self.script.stage_of(unit.name))
         if unwanted or self.script.data_free(unit) or not has_rows(unit, owner):
             return summed(Stats(count=sum(value.numel() // value.shape[-1] for _, value in inputs)), self.ranks, unit.name)
         collector = Collector(self.needs, unit.shape[1], inputs[0][1].device)
         for index, value in inputs:
             self.pool.admit(value)
-            rows, mask = input_rows(unit, owner, value), token_mask(self.batches[index], value)
-            collector.add(rows if mask is None else rows[mask])
+            rows = input_rows(unit, owner, value)
+            real = real_rows(self.script.masks.get(name), unit, self.batches[index], value, len(rows))
+            collector.add(rows if real is None else rows[real])
         stats = collector.stats(self.ranks, unit.name)
         if stats.square is not None and not finite(stats.square):
             raise ModelError(
@@ -321,9 +323,9 @@ class Sweep:
         with self._swapped_stacks(name):
             owner = self.chain.owner(name)
             stacks = {other: owner._parameters[other].detach() for other in self.script.stacks[name].attributes}  # type: ignore[union-attr]
-            for _, arrival in arrivals:
+            for index, arrival in arrivals:
                 with Watch(stacks, add):
-                    arrival.run(self.chain.original(name))
+                    self._without_padding(name, index, arrival)()
         found = [collector.stats(self.ranks, unit.name) for collector, unit in zip(collectors, units)]
         starving = {unit.name for unit, mine in zip(units, found) if mine.count < STARVED * unit.shape[1]}
         pooled = _pool(found) if starving else Stats()
@@ -341,6 +343,16 @@ class Sweep:
         self._accept(self.treat(Stage(tuple(units), self.script.block_of.get(units[0].name, ""), stats)))
         self.done.update(stats)
 
+    def _without_padding(self, name: str, index: int, arrival: Arrival) -> Callable[[], Any]:
+        """The call of a module of experts, on the tokens alone that are no padding."""
+        cover, first, given = self.script.masks.get(name), arrival.tensor, (arrival.args, arrival.kwargs or {})
+        real = None if cover is None or first is None else cover.real(self.batches[index], first.shape[:-1])
+        if real is not None and first is not None:
+            here, lead = real.expand(first.shape[:-1]).to(first.device), first.shape[:-1]
+            alone = lambda value: value[here].reshape(*[1] * (len(lead) - 1), -1, *value.shape[len(lead) :])
+            given = tree_map_only(torch.Tensor, lambda value: alone(value) if value.shape[: len(lead)] == lead else value, given)
+        return partial(replace(arrival, args=given[0], kwargs=given[1]).run, self.chain.original(name))
+
     def _wanted(self, units: Sequence[Unit]) -> bool:
         return self.measured is None or any(unit.name in self.measured for unit in units)
 
@@ -353,9 +365,8 @@ class Sweep:
         with self._swapped_stacks(name):
             owner = self.chain.owner(name)
             stacks = {other: owner._parameters[other].detach() for other in self.script.stacks[name].attributes}  # type: ignore[union-attr]
-            for _, arrival in arrivals:
-                forward = partial(arrival.run, self.chain.original(name))
-                mine.append(routed(forward, stacks, attribute))
+            for index, arrival in arrivals:
+                mine.append(routed(self._without_padding(name, index, arrival), stacks, attribute))
                 self.pool.admit([met.inputs for met in mine[-1][0].values()] if mine[-1] is not None else [])
         found: dict[str, list[Routed]] = {unit.name: [] for unit in units}
         rows = 0

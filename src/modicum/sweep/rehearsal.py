@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,14 +11,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from modicum.core.errors import ModelError, ModicumError
+from modicum.core.errors import ModicumError
 from modicum.core.unit import Unit
 from modicum.data.splits import Batch, one_row
 from modicum.models.model import Model
 from modicum.models.structure import expert_units, find_stacks
+from modicum.sweep.cover import Cover
 from modicum.sweep.experts import Use, Watch
 from modicum.sweep.modes import kept, written
-from modicum.sweep.outputs import parts
+from modicum.sweep.observe import Probe, chance, masks_of, require_numbers
+from modicum.sweep.outputs import Outputs, described
 from modicum.sweep.suspend import Arrival, Chain, Stop
 
 # Torch's own modules whose output is the product of their input and their weight, and the methods that make it so.
@@ -43,7 +45,9 @@ class Script:
     ``block_of`` each unit's block. ``opaque``: units whose module gives something else than the product of its input and its weight.
     ``droppable``: blocks whose output has the shape of their input and nothing beside it; ``tuples``: those that wrap it in a tuple.
     ``read``: modules whose weight is read from outside their own forward, if only for its dtype. ``carried``: attributes that forwards write, by
-    module: each micro-batch has its own. ``whole``: a single row of a batch cannot run.
+    module: each micro-batch has its own. ``whole``: a single row of a batch cannot run. ``outputs``: what of the output is
+    judged; ``masks``: by module the mask that its input's tokens belong to; ``ignored``: masks that the model pays no heed; ``draws``: whether
+    a forward draws random numbers.
     """
 
     stages: list[tuple[str, ...]] = field(default_factory=list)
@@ -58,6 +62,10 @@ class Script:
     read: set[str] = field(default_factory=set)
     carried: dict[str, frozenset[str]] = field(default_factory=dict)
     whole: bool = False
+    outputs: Outputs = field(default_factory=Outputs)
+    masks: dict[str, Cover] = field(default_factory=dict)
+    ignored: list[str] = field(default_factory=list)
+    draws: bool = False
 
     def example(self, batch: Batch) -> Batch:
         """What of a batch is enough to try something on: one row, or all of it where one row cannot run."""
@@ -154,22 +162,24 @@ class _Rehearsal:
         self.chain = Chain(model.module, [batch], names, model.blocks)
         self.entered: dict[str, Any] = {}
 
-    def run(self) -> Script:
+    def run(self) -> _Rehearsal:
+        """Run it."""
         # Outside inference mode, under which torch does not count a tensor's changes.
         names = {id(self.chain.owner(name)): name for name in self.units}
-        before = kept(self.model.module)
+        before, drawn = kept(self.model.module), chance()
         with torch.inference_mode(False), torch.no_grad(), weight_reads(names, self._read):
             self.model.weights.load(self.model.trunk)
             try:
                 for _, output in self.chain.run(self._work):
-                    _require_numbers(self.model, output)
+                    self.output = output
                     self.script.carried = written(before, kept(self.model.module))
             finally:
                 self.model.weights.release(
                     [*self.model.trunk, *(name for block in self.inside for name in self.model.blocks[block].parameters)]
                 )
+        self.script.draws = chance() != drawn
         self._group()
-        return self.script
+        return self
 
     def _work(self, stop: Stop, arrivals: list[tuple[int, Arrival]], complete: bool) -> Iterator[tuple[int, Any]]:
         index, arrival = arrivals[0]
@@ -273,18 +283,8 @@ def is_product(module: nn.Module, inputs: torch.Tensor | None, output: Any) -> b
     return same and torch.allclose(output.float(), expected.float(), rtol=1e-3, atol=1e-5)
 
 
-def _require_numbers(model: Model, output: Any) -> None:
-    """Raise ``ModelError`` where the original's own outputs are no numbers: nothing could be judged by them."""
-    if any(bool(part.value.isnan().any()) for part in parts(output)):
-        raise ModelError(f"{model.name}: its outputs must be numbers, hold NaN on the first batch. Check the model and the data.")
-
-
-def rehearse(model: Model, batch: Batch) -> Script:
-    """Run one row of ``batch`` through the model, or all of it where one row cannot run; adds the expert units it discovers to ``model.units``.
-
-    Holds the unit inputs of what it runs in memory; every block is read once. Raises what the model's own forward raises at the whole batch.
-    """
-    use_eager_experts(model)
+def _run(model: Model, batch: Batch) -> _Rehearsal:
+    """A rehearsal of one row of ``batch``, or of all of it where one row cannot run."""
     short = one_row(batch)
     if short is not batch:
         try:
@@ -293,6 +293,25 @@ def rehearse(model: Model, batch: Batch) -> Script:
             raise
         except Exception:  # whatever a forward raises at one row: the whole batch says whether it is more than that
             model.weights.release([*model.trunk, *(name for block in model.blocks.values() for name in block.parameters)])
-    script = _Rehearsal(model, batch).run()
-    script.whole = short is not batch
+    rehearsal = _Rehearsal(model, batch).run()
+    rehearsal.script.whole = short is not batch
+    return rehearsal
+
+
+def rehearse(
+    model: Model, batch: Batch, others: Sequence[Batch] = (), *, output: str | Callable[[Any], Any] | None = None, classes: str | None = None
+) -> Script:  # fmt: skip
+    """Run one row of ``batch`` through the model, or all of it where one row cannot run; adds the expert units it discovers to ``model.units``.
+
+    Then, where ``batch`` or ``others`` hold padding, a few forwards of two rows tell what their masks cover. ``output`` and ``classes`` say what of
+    the output is judged (`sweep.outputs.described`). Holds the unit inputs of what it runs in memory; every block is read once by each forward.
+    Raises what the model's own forward raises at the whole batch, ``ModelError`` where its output holds no number to judge.
+    """
+    use_eager_experts(model)
+    rehearsal = _run(model, batch)
+    script, outputs = rehearsal.script, described(rehearsal.output, model.config, output, classes)
+    probe = Probe(model, outputs, rehearsal.units, script)
+    script.outputs, learnt = masks_of(probe, [batch, *others], outputs)
+    script.masks, script.ignored = learnt.covers, learnt.ignored
+    require_numbers(model.name, script.outputs, rehearsal.output, rehearsal.chain.batches[0])
     return script

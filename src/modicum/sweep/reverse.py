@@ -16,10 +16,10 @@ from modicum.data.splits import Batch, call
 from modicum.models.model import Model
 from modicum.models.structure import kind_of
 from modicum.numerics.gram import add_gram, mirror
-from modicum.sweep.collect import has_rows, input_rows
+from modicum.sweep.collect import has_rows, input_rows, real_rows
 from modicum.sweep.experts import Use, Watch
 from modicum.sweep.modes import uncut
-from modicum.sweep.outputs import output_tensor
+from modicum.sweep.outputs import likelihood
 from modicum.sweep.ranks import LONE, Ranks
 from modicum.sweep.rehearsal import Script, module_units
 from modicum.sweep.spill import SpillPool
@@ -123,12 +123,13 @@ class _Gradients:
     def skip(self, batch: Batch) -> None:
         """Draw the labels of a batch that another rank has: those after it are then the same as in one process."""
         with self._patched(felt=False), torch.no_grad():
-            likelihood(call(self.model.module, batch), self.generator)
+            likelihood(call(self.model.module, batch), self.generator, self.script.outputs, batch)
 
     def add(self, batch: Batch) -> None:
+        self.batch = batch
         with self._patched(), _frozen(self.model.module), torch.enable_grad():
             try:
-                loss, draws = likelihood(call(self.model.module, batch), self.generator)
+                loss, draws = likelihood(call(self.model.module, batch), self.generator, self.script.outputs, batch)
                 loss.backward()
             except RuntimeError as error:
                 raise ModelError(
@@ -180,7 +181,7 @@ class _Gradients:
                 output = output.detach().requires_grad_().clone()
             if self.felt[unit.name] == name:
                 axis = output.ndim - 1 - len(self.modules[name].kernel_size) if unit.kind == "convolution" else output.ndim - 1
-                norms = self._see(unit, self.modules[name], args[0] if args else next(iter(kwargs.values())))
+                norms = self._see(unit, name, args[0] if args else next(iter(kwargs.values())))
                 self._hook(output, axis, lambda gradients: self._keep(unit, gradients, norms))
             return output
 
@@ -192,7 +193,7 @@ class _Gradients:
         def hook(use: Use) -> None:
             unit = self.experts[name, self.model.weights.first[f"{name}.{use.attribute}"], use.expert]
             if use.output.requires_grad:
-                norms = self._see(unit, owner, use.inputs)
+                norms = self._see(unit, name, use.inputs, routed=True)
                 self._hook(use.output, use.output.ndim - 1, lambda gradients: self._keep(unit, gradients, norms), use.part)
 
         def forward(*args: Any, **kwargs: Any) -> Any:
@@ -202,16 +203,23 @@ class _Gradients:
 
         return forward
 
-    def _see(self, unit: Unit, module: torch.nn.Module, inputs: torch.Tensor) -> torch.Tensor | None:
-        """Squared norms (positions,) of a unit's inputs, added up by column too; one for all of a look-up; None where they are no rows."""
+    def _see(self, unit: Unit, name: str, inputs: torch.Tensor, *, routed: bool = False) -> torch.Tensor | None:
+        """Squared norms (positions,) of a unit's inputs, added up by column too; one for all of a look-up; None where they are no rows.
+
+        Padding counts as nothing, unless tokens have been ``routed`` to their experts: there its gradients alone are zeros.
+        """
+        module = self.modules[name]
         if kind_of(module) == "embedding":
             return torch.ones((), device=inputs.device)  # looked up: a one and zeros, whatever is looked up how often
         # A tied embedding felt at its head has the inputs of a linear layer.
         if not inputs.is_floating_point() or unit.name in self.script.opaque or not (has_rows(unit, module) or unit.kind == "embedding"):
             return None
         squares = input_rows(unit, module, inputs.detach()).float().square()
+        real = None if routed else real_rows(self.script.masks.get(name), unit, self.batch, inputs, len(squares))
+        if real is not None:
+            squares = squares.masked_fill(~real[:, None], 0.0)
         self.squares[unit.name] = self.squares.get(unit.name, 0) + squares.sum(0)
-        self.counts[unit.name] = self.counts.get(unit.name, 0) + torch.tensor(len(squares))
+        self.counts[unit.name] = self.counts.get(unit.name, 0) + (torch.tensor(len(squares)) if real is None else real.sum().cpu())
         return squares.sum(1)
 
     def _keep(self, unit: Unit, gradients: torch.Tensor, norms: torch.Tensor | None) -> None:
@@ -246,15 +254,3 @@ def _frozen(module: torch.nn.Module) -> Iterator[None]:
     finally:
         for parameter in wanted:
             parameter.requires_grad_(True)
-
-
-def likelihood(output: Any, generator: torch.Generator) -> tuple[torch.Tensor, int]:
-    """A scalar whose gradient has the output's Fisher information as covariance, and the number of draws it sums over."""
-    value, logits = output_tensor(output)
-    if logits:
-        flat = value.reshape(-1, value.shape[-1]).float()
-        drawn = torch.multinomial(flat.detach().softmax(-1).cpu(), 1, generator=generator)[:, 0].to(flat.device)
-        return torch.nn.functional.cross_entropy(flat, drawn, reduction="sum"), len(flat)
-    flat = value.reshape(len(value), -1).float()
-    signs = torch.randint(0, 2, flat.shape, generator=generator).to(flat) * 2 - 1
-    return (flat * signs / flat.detach().square().sum(1, keepdim=True).sqrt().clamp_min(1e-12)).sum(), len(flat)

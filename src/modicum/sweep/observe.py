@@ -1,0 +1,92 @@
+"""What a rehearsed model's output and its masks are: seen in a few short forwards, one block's weights in memory at a time."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from modicum.core.errors import ModelError
+from modicum.core.finite import finite
+from modicum.core.unit import Unit
+from modicum.data.splits import Batch
+from modicum.models.model import Model
+from modicum.sweep.masks import Learnt, Seen, learn, signature
+from modicum.sweep.outputs import Outputs
+from modicum.sweep.suspend import Arrival, Chain, Stop
+
+if TYPE_CHECKING:
+    from modicum.sweep.rehearsal import Script
+
+
+class Probe:
+    """Runs a model on a batch and signs what its units, its modules of stacked experts and its caller are given."""
+
+    def __init__(self, model: Model, outputs: Outputs, units: Mapping[str, Unit], script: Script):
+        self.model, self.outputs, self.units, self.script = model, outputs, units, script
+        self.seen: Seen = {}
+        self.calls: dict[str, int] = {}
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch) -> Seen:
+        """What one forward showed; of a module that is called twice each call by itself."""
+        self.seen, self.calls = {}, {}
+        self.chain = Chain(self.model.module, [batch], [*self.units, *self.script.stacks], self.model.blocks, self.script.carried)
+        self.model.weights.load(self.model.trunk)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            for _, output in self.chain.run(self._work):
+                self.seen |= output_signatures(self.outputs, output)
+        self.model.weights.release(self.model.trunk)
+        return self.seen
+
+    def _work(self, stop: Stop, arrivals: list[tuple[int, Arrival]], complete: bool) -> Iterator[tuple[int, Any]]:
+        index, arrival = arrivals[0]
+        if stop.kind == "enter":
+            self.model.weights.load(self.model.blocks[stop.name].parameters)
+            yield index, None
+        elif stop.kind == "leave":
+            self.model.weights.release(self.model.blocks[stop.name].parameters)
+            yield index, arrival.output
+        else:
+            self._sign(stop.name, arrival.tensor)
+            yield index, arrival.run(self.chain.original(stop.name))
+
+    def _sign(self, name: str, value: torch.Tensor | None) -> None:
+        self.calls[name] = call = self.calls.get(name, 0) + 1
+        if value is not None:
+            whole = name in self.units and self.units[name].kind == "convolution"
+            self.seen[name if call == 1 else f"{name} {call}"] = signature(value, whole=whole)
+
+
+def output_signatures(outputs: Outputs, output: Any) -> Seen:
+    """Signatures of an output's judged parts, under names that no module has."""
+    return {f"-> {part.name}": signature(value) for part, value in outputs.of(output)}
+
+
+def masks_of(probe: Callable[[Batch], Seen], batches: Sequence[Batch], outputs: Outputs) -> tuple[Outputs, Learnt]:
+    """Outputs with their masks, and what was learnt of modules' inputs; those that are called twice have none."""
+    learnt = learn(probe, batches)
+    again = {name.rpartition(" ")[0] for name in learnt.covers if name.rpartition(" ")[2].isdigit()}
+    covers = {name: cover for name, cover in learnt.covers.items() if name not in again}
+    ours = {name.removeprefix("-> "): cover for name, cover in covers.items() if name.startswith("-> ")}
+    return outputs.covered(ours), Learnt({name: cover for name, cover in covers.items() if not name.startswith("-> ")}, learnt.ignored)
+
+
+def require_numbers(name: str, outputs: Outputs, output: Any, batch: Batch) -> None:
+    """Raise ``ModelError`` where an original's output holds NaN; what is minus infinity by design (a masked vocabulary) may be."""
+    for part, value in outputs.of(output):
+        real = part.real(batch, value)
+        held = value if real is None else value[real]
+        if not finite(held) and not bool((torch.isfinite(held) | held.isneginf()).all()):
+            raise ModelError(
+                f"{name}: its output ({part.name}) must hold numbers, holds NaN or Inf as it came. Check its weights and the data."
+            )
+
+
+def chance() -> list[Any]:
+    """The state of all sources of chance that a forward may draw from."""
+    return [torch.get_rng_state().tolist(), random.getstate(), str(np.random.get_state())]  # noqa: NPY002  (what callers' forwards draw from)
