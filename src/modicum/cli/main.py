@@ -80,6 +80,8 @@ _MEASURING = _options(
     click.option("--tokens", default=512, show_default=True, help="Tokens per sequence."),
     click.option("--micro-batch", default=8, show_default=True, help="Sequences run at once."),
     click.option("--test-samples", default=64, show_default=True, help="Sequences to judge on; half as many to choose by."),
+    click.option("--output", metavar="NAMES", help="What of the output is judged, by name or place; by default all of the model's answer."),
+    click.option("--classes", metavar="AXIS", help="Axis of the classes, independent, or none; by default what name and shape tell."),
     click.option("--gradient-samples", default=16, show_default=True, help="Sequences to take gradients on."),
     click.option("--menu", metavar="OPTIONS", help="Options to choose from, by commas, such as int2,int3,int4."),
     click.option("--group", type=int, metavar="N", help="Columns per scale for the menu's intN, 0: a row; by default what suits each layer."),
@@ -211,6 +213,8 @@ def frontier(directory: str, as_json: bool, **settings: Any) -> None:
     click.option("--samples", default=64, show_default=True, help="Sequences to judge on."),
     click.option("--tokens", default=512, show_default=True, help="Tokens per sequence."),
     click.option("--seed", default=0, show_default=True, help="Seed of the choice of sequences."),
+    click.option("--output", metavar="NAMES", help="What of the output is judged, by name or place; by default all of the model's answer."),
+    click.option("--classes", metavar="AXIS", help="Axis of the classes, independent, or none; by default what name and shape tell."),
 )
 @_AS_JSON
 def judge(directory: str, as_json: bool, **settings: Any) -> None:

@@ -164,6 +164,11 @@ def _quality(quality: Mapping[str, Any] | None) -> list[tuple[str, str]]:
         rows.append(("perplexity", f"{before}{quality['perplexity']:.3f}"))
     if quality and "mean" in quality:
         rows.append((quality["metric"], f"{quality['mean']:.5f} (95 % interval {quality['low']:.5f} to {quality['high']:.5f})"))
+    outputs = [row for row in (quality or {}).get("outputs", []) if isinstance(row, Mapping)]
+    if len(outputs) > 1:
+        rows += [(f"of {row['judged']}", f"{row['mean']:.5f} {row['metric']}") for row in outputs]
+    elif outputs and not outputs[0]["judged"].endswith(("classes on the last axis", "values")):
+        rows.append(("judged", outputs[0]["judged"]))
     return rows
 
 

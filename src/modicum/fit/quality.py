@@ -65,8 +65,9 @@ class Quality:
     """Per sequence: mean KL(original ‖ candidate) per token in nats, or the relative squared error of outputs without logits, and
     negative log-likelihoods per token where tokens predict the next.
 
-    Of several outputs each is judged by itself, and the one that differs most stands for all. Where an output has no axis for the rows of its
-    batch, the batch is one sequence. Padding counts nowhere. ``counts``: sequences of each batch, by its number.
+    Of several outputs each is judged by itself. Logits that come first stand for all, and which output differs most is said; of values each row's
+    is that of the output that differs most there. Where an output has no axis for the rows of its batch, the batch is one sequence.
+    Padding counts nowhere. ``counts``: sequences of each batch, by its number.
     """
 
     parts: dict[str, Judged] = field(default_factory=dict)
@@ -83,14 +84,20 @@ class Quality:
         return max(self.parts.values(), key=lambda judged: judged.mean)
 
     @property
+    def main(self) -> Judged:
+        """The first output. Raises ``DataError`` where padding left nothing to judge."""
+        return next(iter(self.parts.values())) if self.worst else Judged(Part((), VALUES))
+
+    @property
     def metric(self) -> str:
-        """That of the output that differs most."""
-        return self.worst.metric
+        """That of the first output."""
+        return self.main.metric
 
     @property
     def divergence(self) -> list[float]:
-        """Those of the output that differs most."""
-        return self.worst.divergence
+        """What stands for all outputs, per sequence."""
+        alike = [judged.divergence for judged in self.parts.values() if len(judged.divergence) == len(self.main.divergence)]
+        return self.main.divergence if self.main.part.kind != VALUES else [max(values) for values in zip(*alike)]
 
     def by_row(self, batches: Sequence[Batch]) -> list[float]:
         """One divergence for each row of ``batches``; the rows of a batch that was judged as one share its mean."""
@@ -105,7 +112,7 @@ class Quality:
         """Mean divergence with a bootstrap 95 % interval over sequences, that of each output, and perplexities."""
         mean, low, high = interval(self.divergence, seed)
         found = {"metric": self.metric, "mean": mean, "low": low, "high": high, "sequences": len(self.divergence), "tokens": self.tokens}
-        found |= {"output": self.worst.part.name, "outputs": [_row(judged) for judged in self.parts.values()]}
+        found |= {"worst output": self.worst.part.name, "outputs": [_row(judged) for judged in self.parts.values()]}
         if self.candidate:
             found |= {"perplexity": _perplexity(self.candidate)}
             if self.original:
@@ -113,12 +120,11 @@ class Quality:
         return found
 
     def events(self) -> list[str]:
-        """What a reader must know of several outputs: which of them stands for all."""
-        main, worst = next(iter(self.parts.values())), self.worst
-        if worst is main:
+        """What a reader must know of several outputs: where another than the first differs most."""
+        if self.worst is self.main or len(self.parts) == 1:
             return []
-        said = f"{worst.part.name} differs most of {len(self.parts)} outputs, {worst.mean:.2g} ({worst.metric}), and stands for all"
-        return [f"quality: {said}; {main.part.name} by {main.mean:.2g} ({main.metric})."]
+        said = [f"{judged.part.name} by {judged.mean:.2g} ({judged.metric})" for judged in (self.worst, self.main)]
+        return [f"quality: of {len(self.parts)} outputs {said[0]} differs most, {said[1]} is the first."]
 
 
 def _row(judged: Judged) -> dict[str, Any]:

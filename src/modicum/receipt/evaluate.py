@@ -43,12 +43,12 @@ def evaluate(
     with; an iterable of batches, all of which are used; or None for the shipped test text. ``samples`` windows of ``tokens`` tokens are drawn
     from text by ``seed``: those of ``fit``'s receipt where all three are equal. Modules are judged in evaluation mode and left as they came.
     ``output``: what of the output is judged, names or places separated by commas, or a function; by default all that is no inner state, cache or
-    loss, of which the one that differs most stands for all. ``classes``: the axis of its classes, ``independent``, or ``none``; by default what
+    loss. ``classes``: the axis of its classes, ``independent``, or ``none``; by default what
     its name, shape and config tell. Padding that a mask of the batch marks counts nowhere.
 
     The result is a JSON value: ``model``, ``reference``, ``data`` (source, notes, hash of the sequences), ``seed``, and ``quality``: sequences,
     tokens, ``perplexity`` of a causal language model, and with a reference ``metric``, its ``mean`` and bootstrap 95 % interval ``low`` to ``high``
-    (KL in nats per token, or the relative squared error of outputs without logits) of the ``output`` that differs most, ``outputs`` (each with how
+    (KL in nats per token, or the relative squared error of outputs without logits) of the first output, of values of the one that differs most, ``outputs`` (each with how
     it is judged and its mean), and ``perplexity_original``.
 
     Needs and cost: one forward pass of each model, both in memory.

@@ -1,0 +1,135 @@
+"""Which tokens a mask covers is learnt by trying."""
+
+import pytest
+import torch
+from torch import nn
+
+import modicum
+from modicum.core.method import Need
+from modicum.models.open import open_model
+from modicum.sweep import Sweep, output_gradients, rehearse
+from modicum.testing import zoo
+
+
+class Attention(nn.Module):
+    """A text attended to under its mask: True means padding, unless told otherwise."""
+
+    def __init__(self, meaning="padding", lead=True, flat=False):
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=lead)
+        self.head, self.meaning, self.flat = nn.Linear(16, 5), meaning, flat
+
+    def forward(self, x, mask):
+        pad = {"padding": mask, "real": mask == 0, "additive": mask, "ignored": None}[self.meaning]
+        out = self.layer(x, src_key_padding_mask=pad)
+        return self.head(out.reshape(-1, 16)).reshape(*out.shape[:-1], 5) if self.flat else self.head(out)
+
+
+def padded(meaning="padding", lead=True, filler=1.0, left=False, seed=0):
+    chance = torch.Generator().manual_seed(seed)
+    x, pad = torch.randn(3, 7, 16, generator=chance), torch.zeros(3, 7, dtype=torch.bool)
+    pad[0, 5:] = pad[2, 3:] = True
+    pad = pad.flip(1) if left else pad
+    x[pad] = filler
+    mask = {"padding": pad, "real": (~pad).long(), "additive": pad * torch.finfo(torch.float32).min, "ignored": pad}[meaning]
+    return {"x": x if lead else x.transpose(0, 1).contiguous(), "mask": mask}
+
+
+def measured(model, batch, script):
+    found = {}
+    Sweep(model, [batch], script, lambda stage: found.update(stage.stats), needs={Need.NORMS}).finish()
+    return found
+
+
+REAL = 7 + 5 + 3
+
+
+@pytest.mark.parametrize("left", [False, True])
+@pytest.mark.parametrize("lead", [True, False])
+@pytest.mark.parametrize("meaning", ["padding", "real", "additive"])
+def test_a_mask_of_any_meaning_and_layout_leaves_padding_out(meaning, lead, left):
+    model, batch = open_model(Attention(meaning, lead).eval()), padded(meaning, lead, left=left)
+    script = rehearse(model, batch)
+    found = measured(model, batch, script)
+    assert {found[name].count for name in ("layer.linear1.weight", "layer.linear2.weight", "head.weight")} == {REAL}
+    sizes = [
+        float(output_gradients(model, [padded(meaning, lead, filler, left)], script)["head.weight"].square.sum()) for filler in (1.0, 50.0)
+    ]
+    assert sizes[0] == sizes[1]
+
+
+def test_tokens_one_behind_the_other_are_found_too():
+    model, batch = open_model(Attention(flat=True).eval()), padded()
+    assert measured(model, batch, rehearse(model, batch))["head.weight"].count == REAL
+
+
+def test_a_mask_that_the_model_pays_no_heed_covers_nothing():
+    model, batch = open_model(Attention("ignored").eval()), padded("ignored")
+    script = rehearse(model, batch)
+    assert not script.masks and script.ignored == ["mask"]
+    assert measured(model, batch, script)["head.weight"].count == 21
+    result = modicum.fit(Attention("ignored"), method="nearest bits=8", data=[padded("ignored", seed=seed) for seed in range(4)])
+    assert any("mask: the model pays this mask no heed" in event for event in result.receipt["events"])
+
+
+def test_an_encoder_and_a_decoder_of_one_length_have_their_own():
+    module, batches = zoo.build("t5")
+    ids = batches[0]["input_ids"][:, :12]
+    mask, other = torch.ones_like(ids), torch.ones_like(ids)
+    mask[:, 9:], other[:, 5:] = 0, 0
+    batch = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": ids.flip(1), "decoder_attention_mask": other}
+    script = rehearse(open_model(module), batch)
+    keys = {name: cover.key for name, cover in script.masks.items()}
+    assert {key for name, key in keys.items() if name.startswith("encoder.block")} == {"attention_mask"}
+    crossed = {name: key for name, key in keys.items() if "EncDecAttention" in name}
+    assert {key for name, key in crossed.items() if name.endswith((".k", ".v"))} == {"attention_mask"}
+    assert {key for name, key in crossed.items() if name.endswith((".q", ".o"))} == {"decoder_attention_mask"}
+    assert script.outputs.parts[0].cover.key == "decoder_attention_mask"
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_what_stands_in_padding_changes_no_receipt(left):
+    made = []
+    for filler in (1.0, 30.0):
+        module = Attention().eval()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            for value in module.parameters():
+                nn.init.normal_(value, std=0.3)
+        made.append(
+            modicum.fit(module, method="gptq bits=3 group=16", data=[padded(filler=filler, left=left, seed=s) for s in range(4)]).receipt
+        )
+    assert made[0]["quality"] == made[1]["quality"] and made[0]["quality"]["tokens"] == REAL
+
+
+def test_left_padding_is_in_no_perplexity():
+    module, batches = zoo.build("llama")
+    ids = batches[0]["input_ids"][:2, :10]
+    found = []
+    for filler in (3, 50):
+        mask = torch.ones_like(ids)
+        mask[0, :4] = 0
+        given = ids.clone()
+        given[mask == 0] = filler
+        found.append(modicum.evaluate(module, data=[{"input_ids": given, "attention_mask": mask}])["quality"])
+    assert found[0]["perplexity"] == pytest.approx(found[1]["perplexity"], rel=1e-5) and found[0]["tokens"] == 16
+
+
+def test_padding_goes_to_no_expert():
+    module, batches = zoo.build("qwen3_moe")
+    ids = batches[0]["input_ids"]
+    mask = torch.ones_like(ids)
+    mask[0, ids.shape[1] // 2 :] = 0
+    model, batch = open_model(module), {"input_ids": ids, "attention_mask": mask}
+    found = measured(model, batch, rehearse(model, batch))
+    prefix = next(name for name in found if "experts.gate_up_proj[0]" in name).removesuffix("[0]")
+    counts = sum(float(stats.frequency) for name, stats in found.items() if name.startswith(prefix))
+    assert counts == module.config.num_experts_per_tok * int(mask.sum())
+
+
+def test_no_padding_costs_no_forward():
+    module, calls = Attention("ignored").eval(), []
+    module.head.register_forward_hook(lambda *_: calls.append(1))
+    batch = {"x": torch.randn(3, 7, 16), "mask": torch.zeros(3, 7, dtype=torch.bool)}
+    rehearse(open_model(module), batch)
+    assert len(calls) <= 1
