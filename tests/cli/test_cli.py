@@ -293,6 +293,9 @@ def test_eval_repeats_the_quality_of_the_receipt(written, model):
     receipt = json.loads((out / "receipt.json").read_text())
     assert found["data"]["hash"] == receipt["data"]["hashes"]["test"]
     assert found["quality"].pop("metric") == receipt["quality"].pop("metric")
+    (ours,), (theirs,) = (each["quality"].pop("outputs") for each in (found, receipt))
+    assert ours["judged"] == theirs["judged"] == "logits: classes on the last axis"
+    assert found["quality"].pop("worst output") == receipt["quality"].pop("worst output") == "logits"
     assert found["quality"] == pytest.approx(receipt["quality"], rel=1e-3)
     assert "judged on:" in run("eval", out, "--tokens", "16", "--samples", "2").stdout
 
@@ -344,6 +347,8 @@ def settings_of(monkeypatch, command, *words):
 
 
 EVERY = {
+    "output": "logits",
+    "classes": "-1",
     **{"target": "modicum", "data": "a.txt", "samples": 5, "tokens": 6, "micro_batch": 7, "test_samples": 9, "gradient_samples": 4},
     **{"menu": "int4", "group": 32, "ram": "4GB", "seed": 3, "device": "cpu", "keep": ("head", "layers.0"), "harm": "trace"},
     **{"curvature": True, "overwrite": True, "allow_pickle": True, "trust_remote_code": True, "allow_fallback": True},

@@ -48,8 +48,8 @@ def evaluate(
 
     The result is a JSON value: ``model``, ``reference``, ``data`` (source, notes, hash of the sequences), ``seed``, and ``quality``: sequences,
     tokens, ``perplexity`` of a causal language model, and with a reference ``metric``, its ``mean`` and bootstrap 95 % interval ``low`` to ``high``
-    (KL in nats per token, or the relative squared error of outputs without logits) of the first output, of values of the one that differs most, ``outputs`` (each with how
-    it is judged and its mean), and ``perplexity_original``.
+    (KL in nats per token, or the relative squared error of outputs without logits) of the first output, of values of the one that differs
+    most, ``outputs`` (each with how it is judged and its mean), and ``perplexity_original``.
 
     Needs and cost: one forward pass of each model, both in memory.
 
