@@ -58,6 +58,7 @@ class Bar:
 def outcome(receipt: Mapping[str, Any], out: Path) -> None:
     """What ``fit`` made: sizes, quality, how it was chosen, coverage, time, and where the report is."""
     sizes, coverage = receipt["bytes"], receipt["coverage"]
+    whole = sum(row["reason"] != "vector" for row in coverage["untreated"])
     seconds = sum(stage["seconds"] for stage in receipt["stages"].values())
     after = f"{readable(sizes['original'])} → {readable(sizes['actual'])} ({sizes['actual']} bytes, {sizes['bits_per_weight']:.3f} bpw)"
     allowed = [("allowed", f"{readable(sizes['allowed'])} ({sizes['allowed']} bytes)")] if sizes["allowed"] is not None else []
@@ -66,7 +67,7 @@ def outcome(receipt: Mapping[str, Any], out: Path) -> None:
     _print_rows(
         ("size", after), *budget, *allowed, *_quality(receipt["quality"]), *_verdict(receipt),
         *_choice(receipt.get("search") or {}), *_structure(receipt["sites"]),
-        ("coverage", f"{coverage['share']:.1%} of layer bytes treated, layers as they were: {len(coverage['untreated'])}"),
+        ("coverage", f"{coverage['share']:.1%} of layer bytes treated, layers as they were: {whole}"),
         ("target", f"{receipt['request']['target']}, reloaded and verified"), *events,
         ("time", f"{seconds:.1f} s"), ("report", str(out / "report.html")),
     )  # fmt: skip

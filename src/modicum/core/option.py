@@ -20,6 +20,24 @@ KEEP = "keep"
 _LONGEST = 1000  # characters of an option's text
 
 
+# What of a unit's statistics a need is read from.
+_READ = {Need.NORMS: "square", Need.MEANS: "total", Need.VARIANCES: "square", Need.COVARIANCE: "covariance", Need.INPUTS: "inputs"}
+
+
+def _fitting(step: Method, site: Site, stats: Mapping[str, Stats]) -> Method:
+    """The step itself, or where inputs of a unit were not seen its stated stand-in, and an event. Raises ``ModelError`` where it has none."""
+    parts = {part for need, part in _READ.items() if need in step.wanted()}
+    unseen = [unit.name for unit in site.units if unit.name in stats and any(getattr(stats[unit.name], part) is None for part in parts)]
+    if not unseen:
+        return step
+    stand_in = step.without_data() if hasattr(step, "without_data") else None
+    if stand_in is None:
+        raise ModelError(f"{unseen[0]}: {step} needs inputs of it, and none were seen. Choose another option for it.")
+    for name in unseen:
+        stats[name].events.append(f"inputs were not seen, {stand_in} stands in for {step}")
+    return stand_in
+
+
 @dataclass(frozen=True)
 class Option:
     """Methods applied one after the other; no step at all is ``keep``, which leaves the weights as they are."""
@@ -82,7 +100,7 @@ class Option:
         Raises ``ModelError`` where a step fails on a weight, or makes NaN or Inf of it.
         """
         total, forms = Change(), dict(current)
-        for step in self.steps:
+        for step in (_fitting(step, site, stats) for step in self.steps):
             try:
                 change = step.apply(site, stats, forms)
             except ModelError as error:

@@ -7,7 +7,11 @@ from typing import Literal
 
 import torch
 
-Kind = Literal["linear", "conv1d", "convolution", "embedding", "expert"]
+Kind = Literal[
+    "linear", "conv1d", "convolution", "transposed convolution", "embedding", "expert", "recurrent", "packed", "looked up", "parameter"
+]
+# Kinds of weights that their module does not multiply as a whole when it is called: several may belong to one module.
+_DIRECT = {"recurrent", "packed", "looked up", "parameter"}
 SiteKind = Literal["unit", "fused", "tied", "experts", "cut", "block", "span", "model"]
 
 
@@ -18,7 +22,8 @@ class Unit:
     ``name`` is the parameter's name in the module, followed by ``[e]`` for expert ``e`` of a stack. ``shape`` is (rows, columns) of the
     matrix view: a linear's (out, in), a convolution's (out, in · kernel), an embedding's (entries, width). ``groups`` is a convolution's;
     with more than one, columns see different inputs per row and only data-free options apply. ``transposed`` says that storage
-    is (in, out), as in GPT-2's ``Conv1D`` and some expert stacks.
+    is (in, out, ...), as in GPT-2's ``Conv1D``, transposed convolutions and some expert stacks. A ``direct`` one is used by its module in
+    its own way (gates of a recurrent layer, packed projections of an attention, a parameter that ``forward`` multiplies).
     """
 
     name: str
@@ -43,18 +48,23 @@ class Unit:
         """Bytes as the checkpoint stores it."""
         return self.size * self.dtype.itemsize
 
+    @property
+    def direct(self) -> bool:
+        """Whether no call of a module stands for its product."""
+        return self.kind in _DIRECT
+
     def matrix(self, stored: torch.Tensor) -> torch.Tensor:
         """Matrix view (rows, columns) of the stored parameter (a whole stack for an expert)."""
         if self.expert is not None:
             stored = stored[self.expert]
         if self.transposed:
-            return stored.transpose(-1, -2)
+            return stored.reshape(self.shape[1], self.shape[0]).T
         return stored.reshape(self.shape)
 
     def stored(self, matrix: torch.Tensor) -> torch.Tensor:
         """A matrix back in its storage layout (one expert's slice for an expert)."""
         shape = self.stored_shape[1:] if self.expert is not None else self.stored_shape
-        return (matrix.transpose(-1, -2) if self.transposed else matrix).reshape(shape).contiguous()
+        return (matrix.T if self.transposed else matrix).reshape(shape).contiguous()
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ from modicum.forms import Dense, Form, restore
 from modicum.models.copying import copied
 from modicum.models.open import model_class, read_config, skeleton
 from modicum.models.quiet import hushed
-from modicum.models.weights import CheckpointWeights
+from modicum.models.weights import CheckpointWeights, install
 
 FORMAT, VERSION = "modicum-container", 1
 FILE = "modicum.json"
@@ -397,7 +397,7 @@ def _assign(module: nn.Module, given: dict[str, torch.Tensor], dropped: list[str
             )
         parameter = nn.Parameter(value, requires_grad=False)
         for owner, attribute, _ in places:
-            owner._parameters[attribute] = parameter
+            install(owner, attribute, parameter)
     for name, value in given.items():
         _assign_rest(module, name, value, directory)
 

@@ -16,6 +16,8 @@ from modicum.core.unit import Site, Unit
 from modicum.data.splits import count_tokens
 from modicum.fit.findings import DEPTH, GONE, level_of
 from modicum.fit.store import FormStore
+from modicum.models.model import Model
+from modicum.models.structure import plain_parameters
 from modicum.sweep import Script
 
 if TYPE_CHECKING:
@@ -25,7 +27,7 @@ RECEIPT_FORMAT, RECEIPT_VERSION = "modicum-receipt", 1
 
 
 def untreated(run: Run, forms: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Weights of layers that stay as they were, each with a reason from the closed set, largest first."""
+    """Parameters that stay as they were, each with a reason from the closed set, largest first."""
     in_sites = {unit.name: site for site in run.sites for unit in site.units}
     rows = []
     for unit in run.model.units.values():
@@ -39,7 +41,15 @@ def untreated(run: Run, forms: Mapping[str, Any]) -> list[dict[str, Any]]:
             rows.append(_row(unit, "no option fits"))
         elif forms:
             rows.append(_row(unit, "kept by plan"))
+    gone = {name for block in run.change.dropped for name in run.model.blocks[block].parameters}
+    rows += [{"unit": name, "bytes": run.model.bytes_of(name), "reason": reason}
+             for name, reason in plain_parameters(run.model).items() if name not in gone]  # fmt: skip
     return sorted(rows, key=lambda row: (-row["bytes"], row["unit"]))
+
+
+def _reasons(model: Model) -> dict[str, str]:
+    """Every parameter, with the reason why it is no unit's, or an empty string."""
+    return dict.fromkeys(model.weights.names, "") | plain_parameters(model)
 
 
 def _row(unit: Unit, reason: str) -> dict[str, Any]:
@@ -65,7 +75,7 @@ def build_receipt(
     model, request = run.model, run.request
     gone = run.change.dropped
     treated = sum(unit.dense_bytes for unit in model.units.values() if unit.name in forms or Script.home(unit.name, gone))
-    layer_bytes = sum(unit.dense_bytes for unit in model.units.values())
+    layer_bytes = sum(model.bytes_of(name) for name, reason in _reasons(model).items() if reason != "vector")
     chosen = {site: table.choices[site][index] for site, index in run.picks.items()} if table is not None else {}
     rows = [_structural_row(run, name, option, chosen.get(name)) for name, option in _structural(run, plan, table, chosen).items()]
     rows += [_site_row(run, site, plan, forms, chosen.get(site.name)) for site in run.sites]
@@ -97,7 +107,8 @@ def build_receipt(
         },
         "values": {"original": model.parameters, "actual": _values(run, forms)},
         "coverage": {
-            "treated_bytes": treated, "layer_bytes": layer_bytes, "share": treated / max(layer_bytes, 1), "untreated": untreated(run, forms),
+            "treated_bytes": treated, "layer_bytes": layer_bytes, "share": treated / max(layer_bytes, 1),
+            "share_of_all": treated / max(model.dense_bytes, 1), "untreated": untreated(run, forms),
         },
         "sites": rows, "search": run.search, "predicted_harm": table.harm(run.picks) if table is not None else None,
         "quality": quality, "verdict": run.verdict, "verification": verification, "events": run.events, "stages": run.meter.stages,

@@ -25,6 +25,10 @@ from modicum.fit.request import Request
 from modicum.fit.subject import Subject
 from modicum.fit.workers import workers
 from modicum.forms import Form
+from modicum.models.structure import plain_parameters
+
+# Parameters that stand in a budget's way that are named.
+_TOLD = 3
 
 
 @dataclass
@@ -108,10 +112,12 @@ class Chooser:
         target = self.subject.target(self.target)
         if why := next((why for option in self.sizing.menu if (why := self._misfit(target, option))), ""):
             return f" {why[0].upper()}{why[1:]}."
-        parts = sorted(
-            ((u.dense_bytes, u.module, target.refusal(u)) for u in self.subject.model.units.values() if target.refusal(u)), reverse=True
-        )
-        return f" {parts[0][1]} stays dense there ({readable(parts[0][0])}, {parts[0][2]})." if parts else ""
+        model = self.subject.model
+        parts = [(unit.dense_bytes, unit.name, target.refusal(unit)) for unit in model.units.values() if target.refusal(unit)]
+        parts += [(model.bytes_of(name), name, reason) for name, reason in plain_parameters(model).items() if reason != "vector"]
+        told = [f"{name} ({readable(size)}, {reason})" for size, name, reason in sorted(parts, reverse=True)[:_TOLD]]
+        more = f" and {len(parts) - _TOLD} more ({readable(sum(size for size, _, _ in parts))} in all)" if len(parts) > _TOLD else ""
+        return f" {', '.join(told)}{more} {'stay' if len(parts) > 1 else 'stays'} dense there." if parts else ""
 
     def _misfit(self, target: Target, option: Option) -> str:
         """Why the group of an option keeps it off layers, where the group was asked for."""

@@ -18,7 +18,8 @@ def fisher(unit: Unit, error: torch.Tensor, stats: Stats, sensitivity: Sensitivi
     """Predicted KL in nats per draw, from the squared error and the squared gradient of each output row.
 
     ``½ Σ_r E[g_r²] E[δ_r²]`` with the gradient g and the error δ of the unit's outputs: exact to second order where neither the errors of two
-    rows nor those of two positions go together. For an embedding, entries count by how often they were looked up.
+    rows nor those of two positions go together. Of a weight that no product stands for, ``½ Σ F_ij E_ij²`` with the information F of each of its
+    weights. For an embedding, entries count by how often they were looked up.
 
     *Shapes*: ``error`` and ``weight`` (rows, columns).
 
@@ -47,6 +48,8 @@ def covariance(unit: Unit, error: torch.Tensor, stats: Stats, sensitivity: Sensi
     if sensitivity is None:
         return None
     felt = sensitivity.covariance
+    if sensitivity.weight is not None:
+        return fisher(unit, error, stats, sensitivity, weight)
     if felt is None:
         stats.events.append("no covariance of output gradients was collected: its harm takes their diagonal")
         return fisher(unit, error, stats, sensitivity, weight)
@@ -123,6 +126,8 @@ def rows(unit: Unit, error: torch.Tensor, stats: Stats, sensitivity: Sensitivity
     """
     if sensitivity is None:
         return _energy(unit, error, stats, None)
+    if sensitivity.weight is not None:
+        return (error.square() * sensitivity.weight).sum(1) * 0.5
     if not _looked_up(unit):
         squares = output_error(error, stats, sensitivity)
         return None if squares is None else squares * sensitivity.gradient * 0.5

@@ -68,6 +68,10 @@ class Model:
         except Exception as error:
             raise ModelError(f"{self.name}: its tokenizer cannot be read ({quoted(error)}). Fetch the tokenizer's files again.") from None
 
+    def bytes_of(self, name: str) -> int:
+        """Bytes of a parameter as stored."""
+        return self.weights.held(name).numel() * self.weights.dtype(name).itemsize
+
     @property
     def parameters(self) -> int:
         """Number of distinct parameters, tied ones once."""
@@ -76,7 +80,7 @@ class Model:
     @property
     def dense_bytes(self) -> int:
         """Bytes of the distinct parameters as stored."""
-        return sum(self.weights.held(name).numel() * self.weights.dtype(name).itemsize for name in self.weights.names)
+        return sum(map(self.bytes_of, self.weights.names))
 
     @property
     def dtype(self) -> torch.dtype:

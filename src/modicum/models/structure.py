@@ -6,10 +6,14 @@ from collections import Counter
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 from modicum.core.unit import Kind, Unit
-from modicum.models.model import Block
+from modicum.models.model import Block, Model
 from modicum.models.weights import Weights
+
+# Parameters of fewer weights, outside the layers that torch knows, are not worth a form.
+_SMALLEST = 256
 
 
 def kind_of(module: nn.Module) -> Kind | None:
@@ -20,33 +24,85 @@ def kind_of(module: nn.Module) -> Kind | None:
         return "embedding"
     if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
         return "convolution"
+    if isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+        return "transposed convolution"
     if type(module).__name__ == "Conv1D" and getattr(module, "nf", None) is not None:
         return "conv1d"
     return None
 
 
+def direct_kind(owner: nn.Module, attribute: str, parameter: torch.Tensor) -> Kind | None:
+    """What kind of unit a parameter is that its module uses in its own way, or None; whether it multiplies a rehearsal shows."""
+    if not is_matrix(parameter) or is_parametrized(owner, attribute) or kind_of(owner) is not None:
+        return None
+    if isinstance(owner, nn.RNNBase | nn.RNNCellBase):
+        return "recurrent"
+    if isinstance(owner, nn.MultiheadAttention):
+        return "packed"
+    if isinstance(owner, nn.EmbeddingBag):
+        return "looked up"
+    return "parameter" if parameter.numel() >= _SMALLEST else None
+
+
+def is_matrix(parameter: torch.Tensor) -> bool:
+    """Whether a parameter has two axes or more along which it varies."""
+    return sum(size > 1 for size in parameter.shape) > 1
+
+
+def is_parametrized(owner: nn.Module, attribute: str) -> bool:
+    """Whether the weight that is used is computed from this parameter by a parametrization, of torch's present kind or its former ones."""
+    former = attribute.rpartition("_")[0]
+    return isinstance(owner, ParametrizationList) or (
+        attribute.endswith(("_g", "_v", "_orig")) and former not in owner._parameters and hasattr(owner, former)
+    )
+
+
 def find_units(module: nn.Module, weights: Weights) -> dict[str, Unit]:
-    """Units with a module of their own, by name; experts of a stack are added once a rehearsal has seen how they are used."""
+    """Units by name: weights of modules, and parameters that modules may multiply in their own way. A rehearsal adds experts of stacks, once it
+    has seen how they are used, and takes away parameters that multiply nothing.
+    """
     units: dict[str, Unit] = {}
     for prefix, owner in module.named_modules():
-        kind = kind_of(owner)
-        if kind is None or owner._parameters.get("weight") is None:
-            continue
-        name = f"{prefix}.weight" if prefix else "weight"
-        first = weights.first[name]
-        if first in units:
-            continue
-        weight = weights.held(first)
-        if not weight.is_floating_point() or not weight.numel():
-            continue
-        transposed = kind == "conv1d"
-        shape = (weight.shape[1], weight.shape[0]) if transposed else (weight.shape[0], weight[0].numel())
-        units[first] = Unit(
-            name=first, parameter=first, module=prefix, kind=kind, shape=shape, stored_shape=tuple(weight.shape),
-            dtype=weights.dtype(first), transposed=transposed, groups=getattr(owner, "groups", 1),
-            aliases=tuple(alias for alias in weights.names[first] if alias != first),
-        )  # fmt: skip
+        for attribute, parameter in owner._parameters.items():
+            if parameter is None or not parameter.is_floating_point() or not parameter.numel():
+                continue
+            called = kind_of(owner) if attribute == "weight" else None
+            kind = called or direct_kind(owner, attribute, parameter)
+            first = weights.first[f"{prefix}.{attribute}" if prefix else attribute]
+            if kind is not None and first not in units:
+                units[first] = _unit(prefix, owner, kind, first, weights)
     return units
+
+
+def _unit(prefix: str, owner: nn.Module, kind: Kind, first: str, weights: Weights) -> Unit:
+    weight, transposed = weights.held(first), kind in ("conv1d", "transposed convolution")
+    lead, rest = weight.shape[0], weight[0].numel()
+    if lead == 1 and kind == "parameter":  # an axis that broadcasts
+        lead, rest = weight.shape[1], weight[0, 0].numel()
+    return Unit(
+        name=first, parameter=first, module=prefix, kind=kind, shape=(rest, lead) if transposed else (lead, rest),
+        stored_shape=tuple(weight.shape), dtype=weights.dtype(first), transposed=transposed,
+        groups=getattr(owner, "groups", 1) if "convolution" in kind else 1,
+        aliases=tuple(alias for alias in weights.names[first] if alias != first),
+    )  # fmt: skip
+
+
+def plain_parameters(model: Model) -> dict[str, str]:
+    """Parameters that are no unit's, each with the reason why it stays as it is."""
+    treated = {unit.parameter for unit in model.units.values()}
+    names = [name for name in model.weights.names if name not in treated]
+    return {name: _why_plain(model.module, name, model.weights.held(name)) for name in names}
+
+
+def _why_plain(module: nn.Module, name: str, parameter: torch.Tensor) -> str:
+    prefix, _, attribute = name.rpartition(".")
+    if not parameter.is_floating_point():
+        return "integer"
+    if not is_matrix(parameter):
+        return "vector"
+    if is_parametrized(module.get_submodule(prefix), attribute):
+        return "parametrized"
+    return "table" if parameter.numel() >= _SMALLEST else "small"
 
 
 def find_stacks(module: nn.Module, weights: Weights) -> dict[str, dict[str, torch.Size]]:

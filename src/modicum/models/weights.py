@@ -61,10 +61,14 @@ class Weights:
 
     def held(self, name: str) -> torch.Tensor:
         """The parameter as the module holds it now, on ``meta`` where it is not loaded."""
+        return self.parameter(name).detach()
+
+    def parameter(self, name: str) -> nn.Parameter:
+        """The very parameter the module holds now."""
         owner, attribute = self._homes[name]
         parameter = owner._parameters[attribute]
         assert parameter is not None
-        return parameter.detach()
+        return parameter
 
     def dtype(self, name: str) -> torch.dtype:
         """Dtype in which the parameter is stored."""
@@ -94,10 +98,9 @@ class Weights:
 
     def put(self, name: str, value: torch.Tensor) -> None:
         """Set a parameter under all of its names."""
-        parameter = nn.Parameter(value, requires_grad=False)
+        parameter = value if isinstance(value, nn.Parameter) else nn.Parameter(value, requires_grad=False)
         for alias in self.names[self.first[name]]:
-            owner, attribute = self._homes[alias]
-            owner._parameters[attribute] = parameter
+            install(*self._homes[alias], parameter)
 
 
 class CheckpointWeights(Weights):
@@ -292,6 +295,14 @@ class CheckpointWeights(Weights):
             if name in self._made_by:
                 self._check_shape(name, buffer)
                 buffer.copy_(self._value(name))
+
+
+def install(owner: nn.Module, attribute: str, parameter: nn.Parameter) -> None:
+    """Put a parameter into a module, and into the list that recurrent modules keep beside and really compute with."""
+    owner._parameters[attribute] = parameter
+    names = getattr(owner, "_flat_weights_names", None)
+    if names is not None:
+        owner._flat_weights = [getattr(owner, name, None) for name in names]
 
 
 def require_finite(name: str, value: torch.Tensor) -> None:

@@ -153,7 +153,7 @@ def chart(receipt: Mapping[str, Any], scheme: Scheme) -> str:
 def _bars(receipt: Mapping[str, Any]) -> list[_Bar]:
     bars = [_Bar(site["option"], site["weights"], site["bytes"], site["harm"]) for site in receipt["sites"] if site["weights"]]
     item = _ITEM_BYTES.get(receipt["model"]["dtype"], 4)
-    outside = [row for row in receipt["coverage"]["untreated"] if row["reason"] not in _WITHIN_SITES and row["bytes"]]
+    outside = [row for row in receipt["coverage"]["untreated"] if row["reason"] not in (*_WITHIN_SITES, "vector") and row["bytes"]]
     return bars + [_Bar("not treated", row["bytes"] / item, row["bytes"], None) for row in outside]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Set
+from collections.abc import Iterator, Sequence, Set
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,8 @@ from modicum.sweep.spill import SpillPool
 
 # Values turned to float32 at a time: enough rows for products at full speed, and a bound on memory.
 _CHUNK = 1 << 23
+# Values of patches that are made at a time.
+_PATCHES = 1 << 24
 _MOMENTS = {Need.NORMS, Need.MEANS, Need.VARIANCES}
 
 
@@ -75,11 +77,23 @@ def summed(stats: Stats, ranks: Ranks, who: str) -> Stats:
     return stats
 
 
-def input_rows(unit: Unit, module: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
-    """A module's input as rows (tokens or patches, columns of the unit's matrix view)."""
+def input_rows(unit: Unit, module: nn.Module, inputs: torch.Tensor) -> Iterator[torch.Tensor]:
+    """A module's input as rows (tokens or patches, columns of the unit's matrix view), so many at a time as stay small where they are made."""
     if unit.kind == "convolution":
-        return _patches(module, inputs)
-    return inputs.reshape(-1, inputs.shape[-1])
+        return _patches(module, _padded(module, inputs))
+    if unit.kind == "transposed convolution":
+        inputs = inputs.movedim(-1 - len(module.kernel_size), -1)  # type: ignore[arg-type]
+    return iter((inputs.reshape(-1, inputs.shape[-1]),))
+
+
+def output_rows(unit: Unit, module: nn.Module, gradient: torch.Tensor) -> torch.Tensor:
+    """Gradients of a module's output as rows (positions of the input rows, rows of the unit's matrix view)."""
+    if unit.kind == "convolution":
+        gradient = gradient.movedim(-1 - len(module.kernel_size), -1)  # type: ignore[arg-type]
+    elif unit.kind == "transposed convolution":  # every input meets a patch of the output
+        sides = [side for side in reversed(module.padding) for _ in range(2)]  # type: ignore[arg-type]
+        return torch.cat(list(_patches(module, F.pad(_batched(module, gradient), sides), _met(module, gradient))))
+    return gradient.reshape(-1, gradient.shape[-1])
 
 
 def has_rows(unit: Unit, module: nn.Module) -> bool:
@@ -87,18 +101,39 @@ def has_rows(unit: Unit, module: nn.Module) -> bool:
     return unit.kind != "embedding" and unit.groups == 1
 
 
-def _patches(module: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
-    """Rows (places, channels · kernel) of a convolution's input, padded as the module pads it."""
-    kernel, stride, dilation = (tuple(getattr(module, name)) for name in ("kernel_size", "stride", "dilation"))
-    if inputs.ndim == len(kernel) + 1:
-        inputs = inputs.unsqueeze(0)  # one image, without an axis for the batch
-    mode, pads = str(module.padding_mode), list(module._reversed_padding_repeated_twice)  # type: ignore[arg-type]
-    windows = F.pad(inputs, pads, mode="constant" if mode == "zeros" else mode)
-    for axis, (width, step, apart) in enumerate(zip(kernel, stride, dilation), start=2):
-        windows = windows.unfold(axis, apart * (width - 1) + 1, step)[..., ::apart]
-    places = range(2, 2 + len(kernel))
-    order = (0, *places, 1, *range(2 + len(kernel), 2 + 2 * len(kernel)))
-    return windows.permute(order).reshape(-1, inputs.shape[1] * math.prod(kernel))
+def _batched(module: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """Images with an axis for the batch, which one alone may lack."""
+    return images if images.ndim > len(module.kernel_size) + 1 else images.unsqueeze(0)  # type: ignore[arg-type]
+
+
+def _padded(module: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+    pads, mode = list(module._reversed_padding_repeated_twice), str(module.padding_mode)  # type: ignore[arg-type]
+    return F.pad(_batched(module, inputs), pads, mode="constant" if mode == "zeros" else mode)
+
+
+def _met(module: nn.Module, output: torch.Tensor) -> list[int]:
+    """Positions of a transposed convolution's input along each axis, from its output."""
+    sizes = output.shape[output.ndim - len(module.kernel_size) :]  # type: ignore[arg-type]
+    beyond = [more if more >= stride else 0 for more, stride in zip(module.output_padding, module.stride)]  # type: ignore[arg-type]
+    geometry = zip(sizes, module.kernel_size, module.stride, module.dilation, module.padding, beyond)  # type: ignore[arg-type]
+    return [(size - more + 2 * pad - far * (wide - 1) - 1) // step + 1 for size, wide, step, far, pad, more in geometry]
+
+
+def _patches(module: nn.Module, images: torch.Tensor, counts: Sequence[int] = ()) -> Iterator[torch.Tensor]:
+    """Patches (positions, channels · kernel) of padded images, a bounded number at a time, in the order of images and positions."""
+    kernel, stride, dilation = tuple(module.kernel_size), tuple(module.stride), tuple(module.dilation)  # type: ignore[arg-type]
+    (across, deep, *along), sizes = images.stride(), images.shape[2:]
+    counts = counts or [(size - far * (wide - 1) - 1) // step + 1 for size, wide, step, far in zip(sizes, kernel, stride, dilation)]
+    view = images.as_strided(
+        (len(images), *counts, images.shape[1], *kernel),
+        (across, *(a * step for a, step in zip(along, stride)), deep, *(a * far for a, far in zip(along, dilation))),
+    )
+    columns = images.shape[1] * math.prod(kernel)
+    together = max(1, _PATCHES // (math.prod(counts) * columns))
+    lines = max(1, _PATCHES // (math.prod(counts[1:]) * columns))
+    for some in view.split(together):
+        for part in some.split(lines, 1) if together == 1 else (some,):
+            yield part.reshape(-1, columns)
 
 
 def real_inputs(cover: Cover | None, batch: Batch, ids: torch.Tensor) -> torch.Tensor:
@@ -119,3 +154,16 @@ def real_rows(cover: Cover | None, unit: Unit, batch: Batch, inputs: torch.Tenso
     if real is None or torch.Size(shape).numel() != count:
         return None
     return real.expand(shape).reshape(-1).to(inputs.device)
+
+
+def token_rows(
+    cover: Cover | None, unit: Unit, module: nn.Module, batch: Batch, inputs: torch.Tensor
+) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+    """Rows of an input, piece by piece, and which of each piece are no padding: bool (rows,), None where all are."""
+    pieces = input_rows(unit, module, inputs)
+    if cover is None or unit.kind == "transposed convolution":
+        yield from ((rows, None) for rows in pieces)
+        return
+    made = list(pieces)
+    real = real_rows(cover, unit, batch, inputs, sum(map(len, made)))
+    yield from zip(made, [None] * len(made) if real is None else real.split([len(rows) for rows in made]))

@@ -22,7 +22,7 @@ from modicum.core.unit import Routed, Stats, Unit
 from modicum.data.splits import Batch
 from modicum.forms import Form
 from modicum.models.model import Model
-from modicum.sweep.collect import Collector, has_rows, input_rows, real_inputs, real_rows, summed
+from modicum.sweep.collect import Collector, has_rows, real_inputs, summed, token_rows
 from modicum.sweep.experts import Use, Watch, routed
 from modicum.sweep.ranks import LONE, Ranks
 from modicum.sweep.rehearsal import Script, module_units, stop_names
@@ -93,7 +93,7 @@ class Sweep:
         self._awaited: Set[str] | None = None
         self._outputs: dict[str, dict[int, Any]] = {}
         self._dense: dict[str, torch.Tensor] = {}
-        self._displaced: dict[str, dict[str, torch.Tensor]] = {}
+        self._displaced: dict[str, dict[str, nn.Parameter]] = {}
         stops = stop_names(model, script.stacks) if treat or values or biases else []
         self.chain = Chain(model.module, self.batches, stops, model.blocks, script.carried)
         # Weights outside blocks that are loaded when their module is called, and those of them that nothing needs after the last micro-batch.
@@ -122,7 +122,7 @@ class Sweep:
         for name in sorted(self.script.uncalled.intersection(self.forms)):
             if self.script.home(name, self.model.blocks) == block:
                 unit = self.model.units[name]
-                self._displaced.setdefault(block, {})[unit.parameter] = self.model.weights.held(unit.parameter)
+                self._displaced.setdefault(block, {})[unit.parameter] = self.model.weights.parameter(unit.parameter)
                 value = self._value(unit)
                 assert value is not None
                 self.model.weights.put(unit.parameter, value)
@@ -251,9 +251,8 @@ class Sweep:
         collector = Collector(self.needs, unit.shape[1], inputs[0][1].device)
         for index, value in inputs:
             self.pool.admit(value)
-            rows = input_rows(unit, owner, value)
-            real = real_rows(self.script.masks.get(name), unit, self.batches[index], value, len(rows))
-            collector.add(rows if real is None else rows[real])
+            for rows, real in token_rows(self.script.masks.get(name), unit, owner, self.batches[index], value):
+                collector.add(rows if real is None else rows[real])
         stats = collector.stats(self.ranks, unit.name)
         if stats.square is not None and not finite(stats.square):
             raise ModelError(

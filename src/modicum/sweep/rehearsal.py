@@ -21,11 +21,15 @@ from modicum.sweep.experts import Use, Watch
 from modicum.sweep.modes import kept, written
 from modicum.sweep.observe import Probe, chance, masks_of, require_numbers
 from modicum.sweep.outputs import Outputs, described
+from modicum.sweep.products import Products
 from modicum.sweep.suspend import Arrival, Chain, Stop
 
 # Torch's own modules whose output is the product of their input and their weight, and the methods that make it so.
-_PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _PRODUCT = ("forward", "_conv_forward")
+
+# Why the inputs of a weight that its module uses in its own way were not seen, by kind.
+_DIRECT = {"recurrent": "recurrent", "packed": "packed attention", "looked up": "embedding"}
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,10 @@ class Script:
         """What of a batch is enough to try something on: one row, or all of it where one row cannot run."""
         return batch if self.whole else one_row(batch)
 
+    def by_weight(self, unit: Unit) -> bool:
+        """Whether errors are felt through the weight itself, for what its module makes of it is not the product of an input and it."""
+        return unit.kind != "expert" and unit.name in self.uncalled | self.opaque
+
     def stage_of(self, unit: str) -> tuple[str, ...]:
         """The stage a unit belongs to; a unit the rehearsal did not reach is a stage of its own."""
         return next((stage for stage in self.stages if unit in stage), (unit,))
@@ -86,10 +94,12 @@ class Script:
             return "tied" if unit.aliases else "embedding"
         if unit.aliases:
             return "tied"
+        if unit.direct:
+            return _DIRECT.get(unit.kind, "used directly")
         if unit.name in self.reused:
             return "reused"
         if unit.name in self.uncalled:
-            return "never called"
+            return "used directly" if unit.module in self.read else "never called"
         if unit.name in self.opaque:
             return "own forward"
         return "grouped convolution" if unit.groups > 1 else ""
@@ -99,7 +109,7 @@ def stop_names(model: Model, stacks: dict[str, StackUse] | None = None) -> list[
     """Modules at which a sweep stops: those of all units, every alias's module, and the modules that own stacks of experts."""
     names = []
     for unit in model.units.values():
-        names += [unit.module, *(alias.rpartition(".")[0] for alias in unit.aliases)]
+        names += [] if unit.direct else [unit.module, *(alias.rpartition(".")[0] for alias in unit.aliases)]
     return list(dict.fromkeys([*names, *(stacks or {})]))
 
 
@@ -107,7 +117,7 @@ def module_units(model: Model) -> dict[str, Unit]:
     """Unit whose weight is the ``weight`` of a module, by module name, tied modules included."""
     found = {}
     for unit in model.units.values():
-        if unit.kind != "expert":
+        if unit.kind != "expert" and not unit.direct:
             found[unit.module] = unit
             found.update({alias.rpartition(".")[0]: unit for alias in unit.aliases})
     return found
@@ -161,13 +171,14 @@ class _Rehearsal:
         names = [*self.units, *self.candidates]
         self.chain = Chain(model.module, [batch], names, model.blocks)
         self.entered: dict[str, Any] = {}
+        self.multiplied: set[str] = set()  # parameters of modules' own that a product takes
 
     def run(self) -> _Rehearsal:
         """Run it."""
         # Outside inference mode, under which torch does not count a tensor's changes.
-        names = {id(self.chain.owner(name)): name for name in self.units}
+        reads = weight_reads({id(self.chain.owner(name)): name for name in self.units}, self._read)
         before, drawn = kept(self.model.module), chance()
-        with torch.inference_mode(False), torch.no_grad(), weight_reads(names, self._read):
+        with torch.inference_mode(False), torch.no_grad(), reads, Products(self._bare, self.multiplied.add):
             self.model.weights.load(self.model.trunk)
             try:
                 for _, output in self.chain.run(self._work):
@@ -197,6 +208,12 @@ class _Rehearsal:
             yield index, self._stack(stop.name, arrival)
         else:
             yield index, self._unit(stop.name, arrival)
+
+    def _bare(self) -> dict[int, str]:
+        """Units that may be weights or tables, by the memory they lie in now."""
+        names = [unit.name for unit in self.model.units.values() if unit.kind == "parameter"]
+        values = {name: self.model.weights.held(name) for name in names}
+        return {value.untyped_storage().data_ptr(): name for name, value in values.items() if value.device.type != "meta"}
 
     def _read(self, name: str) -> None:
         if not self.calling:
@@ -237,6 +254,7 @@ class _Rehearsal:
         if uses and name not in self.script.stacks:
             self.script.stacks[name] = StackUse(name, tuple(uses), uses)
             for attribute, transposed in uses.items():
+                self.model.units.pop(self.model.weights.first[f"{name}.{attribute}" if name else attribute], None)
                 self.model.units.update({unit.name: unit for unit in expert_units(name, attribute, self.model.weights, transposed)})
         block = self.inside[-1] if self.inside else ""
         self.calls += [_Call(unit.name, block) for unit in self.model.units.values() if unit.kind == "expert" and unit.module == name]
@@ -244,6 +262,8 @@ class _Rehearsal:
 
     def _group(self) -> None:
         counts = Counter(call.unit for call in self.calls)
+        for unit in [unit for unit in self.model.units.values() if unit.kind == "parameter" and unit.name not in self.multiplied]:
+            del self.model.units[unit.name]  # a table, which is added
         self.script.reused |= {name for name, count in counts.items() if count > 1}
         self.script.uncalled = {name for name in self.model.units if name not in counts}
         stages: dict[object, list[str]] = {}
@@ -263,7 +283,7 @@ def input_key(unit: Unit, module: nn.Module, block: str, inputs: torch.Tensor | 
     """
     if inputs is None or not inputs.is_floating_point() or inputs.is_inference():
         return None
-    patches: tuple = ()
+    patches: tuple = (unit.kind,) if unit.kind == "transposed convolution" else ()
     if unit.kind == "convolution":
         names = ("kernel_size", "stride", "dilation", "padding", "padding_mode", "groups")
         patches = (type(module), *(getattr(module, name) for name in names))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from modicum.data.splits import Batch, call
 from modicum.models.model import Model
 from modicum.models.structure import kind_of
 from modicum.numerics.gram import add_gram, mirror
-from modicum.sweep.collect import has_rows, input_rows, real_rows
+from modicum.sweep.collect import has_rows, output_rows, token_rows
 from modicum.sweep.experts import Use, Watch
 from modicum.sweep.modes import uncut
 from modicum.sweep.outputs import likelihood
@@ -34,7 +34,8 @@ class Sensitivity:
 
     ``gradient`` (rows,) is the sum over positions of squared output gradients, ``covariance`` (rows, rows) that of their outer products, of
     which ``gradient`` is the diagonal; ``square`` (columns,) the mean squared input. ``trace`` is the trace of the Fisher information of the
-    unit's whole weight, ``hessian`` that of the Hessian of the divergence (`sweep.curvature`, not collected here). What was not collected
+    unit's whole weight, ``weight`` (rows, columns) the information of each of its weights, of a unit that is felt through them alone;
+    ``hessian`` that of the Hessian of the divergence (`sweep.curvature`, not collected here). What was not collected
     is None. For an embedding, which is looked up, ``gradient`` is (width,), ``covariance`` (width, width) and ``square`` None.
     """
 
@@ -43,6 +44,7 @@ class Sensitivity:
     covariance: torch.Tensor | None = None
     trace: float | None = None
     hessian: float | None = None
+    weight: torch.Tensor | None = None
 
 
 def output_gradients(
@@ -54,7 +56,9 @@ def output_gradients(
     Labels are drawn from the model's own distribution (seeded), so that half the sum over rows of gradient × squared output error is the
     second-order KL per draw (token, image). For models without logits the gradient is that of random projections of the output,
     scaled so that the same sum is half the relative squared error. Units whose output is not one tensor, or that are never called, are
-    absent. Of several ``ranks`` each takes its share of the batches, of the others' only a forward that draws their labels; all get the sums.
+    absent; those whose module makes something else of them than a product with its input are felt through their weights, by the squared
+    gradient of each weight. Of several ``ranks`` each takes its share of the batches, of the others' only a forward that draws their
+    labels; all get the sums.
 
     With ``covariance`` the outer products ``Σ g gᵀ`` are summed too, for units of at most ``widest`` rows; the others keep their diagonal.
     The trace ``Σ |g|² |x|²`` over positions with gradient g and input x always comes along. It is the exact Fisher trace where each draw
@@ -97,11 +101,17 @@ class _Gradients:
         for name, unit in self.units.items():
             if unit.name not in self.felt or kind_of(self.modules[name]) != "embedding":
                 self.felt[unit.name] = name
+        # Units that are felt through their weights: the parameters of which gradients are taken, as each batch met them.
+        self.direct = {unit.parameter: unit for unit in model.units.values() if script.by_weight(unit)}
+        self.leaves: dict[str, list[torch.nn.Parameter]] = {}
+        self.informations: dict[str, torch.Tensor] = {}
         self.experts = {(unit.module, unit.parameter, unit.expert): unit for unit in model.units.values() if unit.kind == "expert"}
 
     def found(self) -> dict[str, Sensitivity]:
         """What was collected, per draw."""
-        return {name: self._per_draw(name) for name in self.totals}
+        return {name: self._per_draw(name) for name in self.totals} | {
+            name: _through_weights(value / max(self.draws, 1)) for name, value in self.informations.items()
+        }
 
     def _per_draw(self, name: str) -> Sensitivity:
         draws = max(self.draws, 1)
@@ -116,7 +126,7 @@ class _Gradients:
 
     def sum(self, ranks: Ranks) -> None:
         """Add up what all ranks collected."""
-        for part in ("totals", "traces", "covariances", "squares", "counts"):
+        for part in ("totals", "traces", "covariances", "squares", "counts", "informations"):
             setattr(self, part, ranks.union(part, {name: value.cpu() for name, value in getattr(self, part).items()}))
         self.draws = sum(ranks.gather("draws", self.draws))
 
@@ -127,7 +137,7 @@ class _Gradients:
 
     def add(self, batch: Batch) -> None:
         self.batch = batch
-        with self._patched(), _frozen(self.model.module), torch.enable_grad():
+        with self._patched(), _frozen(self.model.module), self._felt_directly(), torch.enable_grad():
             try:
                 loss, draws = likelihood(call(self.model.module, batch), self.generator, self.script.outputs, batch)
                 loss.backward()
@@ -136,6 +146,38 @@ class _Gradients:
                     f"{self.model.name}: must be differentiable to weigh errors by gradients ({quoted(error)}). Use --harm error."
                 ) from error
         self.draws += draws
+
+    @contextmanager
+    def _felt_directly(self) -> Iterator[None]:
+        """Gradients of one batch's draws together: their squares have the mean of the draws' own, which have nothing in common."""
+        self.leaves, before = {}, {}
+        for name in self.direct:
+            parameter = self.model.weights.parameter(name)
+            before[name], parameter.grad = (parameter, parameter.grad), None
+        self._want(self.model.trunk)
+        # Where a GPU's own kernels run recurrent layers, they keep nothing to go back by outside training.
+        recurrent = any(isinstance(module, torch.nn.RNNBase) for module in self.modules.values())
+        try:
+            with torch.backends.cudnn.flags(enabled=False) if recurrent else nullcontext():
+                yield
+            for name, leaves in self.leaves.items():
+                unit, found = self.direct[name], [leaf.grad for leaf in leaves if leaf.grad is not None]
+                if found:
+                    squares = unit.matrix(sum(part.to_dense().float() for part in found)).square()  # type: ignore[arg-type]
+                    self.informations[unit.name] = self.informations.get(unit.name, 0) + squares
+        finally:
+            for leaf in (leaf for leaves in self.leaves.values() for leaf in leaves):
+                leaf.requires_grad_(False)
+            for parameter, gradient in before.values():
+                parameter.grad = gradient
+            self.leaves = {}
+
+    def _want(self, names: Iterable[str]) -> None:
+        """Ask for gradients of the parameters that are there now and felt directly."""
+        for name in self.direct.keys() & set(names):
+            parameter = self.model.weights.parameter(name).requires_grad_()
+            if not any(parameter is leaf for leaf in self.leaves.setdefault(name, [])):
+                self.leaves[name].append(parameter)
 
     @contextmanager
     def _patched(self, felt: bool = True) -> Iterator[None]:
@@ -163,6 +205,7 @@ class _Gradients:
 
         def held(*args: Any, **kwargs: Any) -> Any:
             weights.load(parameters)
+            self._want(parameters)
             try:
                 return original(*args, **kwargs)
             finally:
@@ -179,10 +222,10 @@ class _Gradients:
                 return output
             if not output.requires_grad:
                 output = output.detach().requires_grad_().clone()
-            if self.felt[unit.name] == name:
-                axis = output.ndim - 1 - len(self.modules[name].kernel_size) if unit.kind == "convolution" else output.ndim - 1
+            if self.felt[unit.name] == name and unit.parameter not in self.direct:
                 norms = self._see(unit, name, args[0] if args else next(iter(kwargs.values())))
-                self._hook(output, axis, lambda gradients: self._keep(unit, gradients, norms))
+                owner = self.modules[name]
+                output.register_hook(lambda gradient: self._keep(unit, output_rows(unit, owner, gradient.float()), norms))
             return output
 
         return forward
@@ -194,7 +237,8 @@ class _Gradients:
             unit = self.experts[name, self.model.weights.first[f"{name}.{use.attribute}"], use.expert]
             if use.output.requires_grad:
                 norms = self._see(unit, name, use.inputs, routed=True)
-                self._hook(use.output, use.output.ndim - 1, lambda gradients: self._keep(unit, gradients, norms), use.part)
+                part = slice(None) if use.part is None else slice(use.part, use.part + 1)
+                use.output.register_hook(lambda gradient: self._keep(unit, output_rows(unit, owner, gradient[part].float()), norms))
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             stacks = {attribute: owner._parameters[attribute].detach() for attribute in self.script.stacks[name].attributes}
@@ -214,13 +258,16 @@ class _Gradients:
         # A tied embedding felt at its head has the inputs of a linear layer.
         if not inputs.is_floating_point() or unit.name in self.script.opaque or not (has_rows(unit, module) or unit.kind == "embedding"):
             return None
-        squares = input_rows(unit, module, inputs.detach()).float().square()
-        real = None if routed else real_rows(self.script.masks.get(name), unit, self.batch, inputs, len(squares))
-        if real is not None:
-            squares = squares.masked_fill(~real[:, None], 0.0)
-        self.squares[unit.name] = self.squares.get(unit.name, 0) + squares.sum(0)
-        self.counts[unit.name] = self.counts.get(unit.name, 0) + (torch.tensor(len(squares)) if real is None else real.sum().cpu())
-        return squares.sum(1)
+        norms = []
+        cover = None if routed else self.script.masks.get(name)
+        for rows, real in token_rows(cover, unit, module, self.batch, inputs.detach()):
+            squares = rows.float().square()
+            if real is not None:
+                squares = squares.masked_fill(~real[:, None], 0.0)
+            self.squares[unit.name] = self.squares.get(unit.name, 0) + squares.sum(0)
+            self.counts[unit.name] = self.counts.get(unit.name, 0) + (torch.tensor(len(rows)) if real is None else real.sum().cpu())
+            norms.append(squares.sum(1))
+        return torch.cat(norms)
 
     def _keep(self, unit: Unit, gradients: torch.Tensor, norms: torch.Tensor | None) -> None:
         """Add the gradients (positions, rows) of one call's outputs; ``norms`` (positions,) are those of its inputs, squared."""
@@ -234,14 +281,6 @@ class _Gradients:
                 self.pool.admit(self.covariances[name])
             add_gram(self.covariances[name], gradients)
 
-    @staticmethod
-    def _hook(output: torch.Tensor, axis: int, keep: Callable[[torch.Tensor], None], part: int | None = None) -> None:
-        def hooked(gradient: torch.Tensor) -> None:
-            value = (gradient if part is None else gradient[part : part + 1]).float().movedim(axis, -1)
-            keep(value.reshape(-1, value.shape[-1]))
-
-        output.register_hook(hooked)
-
 
 @contextmanager
 def _frozen(module: torch.nn.Module) -> Iterator[None]:
@@ -254,3 +293,7 @@ def _frozen(module: torch.nn.Module) -> Iterator[None]:
     finally:
         for parameter in wanted:
             parameter.requires_grad_(True)
+
+
+def _through_weights(information: torch.Tensor) -> Sensitivity:
+    return Sensitivity(information.sum(1), None, trace=float(information.double().sum()), weight=information)
