@@ -40,7 +40,19 @@ def called(module, batch):
     return list(output.values()) if isinstance(output, dict) else list(output) if isinstance(output, tuple) else output
 
 
-def divergence(original, candidate, batches):
+def real(batch, heeded):
+    """Which tokens of a batch are no padding (rows, tokens); None where all are, or where the model does not heed the mask."""
+    padding = batch.get("padding") if isinstance(batch, dict) else batch[1] if isinstance(batch, tuple) and len(batch) > 1 else None
+    return ~padding if padding is not None and heeded else None
+
+
+def squared_errors(original, candidate):
+    """Relative to each row's energy; of single numbers, one of which may be next to nothing, to that of the batch."""
+    energy = original.square().sum(1)
+    return ((original - candidate).square().sum(1) / (energy.mean() if original.shape[1] == 1 else energy)).tolist()
+
+
+def divergence(original, candidate, batches, heeded=False):
     """By hand: of scores the mean divergence of their classes, of all else the relative squared error of the worst output, by row."""
     found = []
     for batch in batches:
@@ -49,10 +61,15 @@ def divergence(original, candidate, batches):
         if not isinstance(one, list) and one.logits.shape[axis] > 1:
             p, q = (scores.logits.float().log_softmax(axis) for scores in (one, other))
             each = (p.exp() * (p - q)).sum(axis)
-            found += [max(float(row.mean()), 0.0) for row in each]
+            mask = real(batch, heeded)
+            kept = each if mask is None or mask.shape != each.shape else [row[tokens] for row, tokens in zip(each, mask)]
+            found += [max(float(row.mean()), 0.0) for row in kept]
         else:
+            mask = real(batch, heeded)
             pairs = zip(*((output if isinstance(output, list) else [output.logits]) for output in (one, other)))
-            errors = [[float((a - b).square().sum() / a.square().sum()) for a, b in zip(x.double(), y.double())] for x, y in pairs]
+            if mask is not None:
+                pairs = [[value * mask[..., None] if value.shape[:2] == mask.shape else value for value in pair] for pair in pairs]
+            errors = [squared_errors(x.double().flatten(1), y.double().flatten(1)) for x, y in pairs]
             found += [max(each) for each in zip(*errors)]
     return sum(found) / len(found)
 
@@ -103,8 +120,9 @@ def judge(seed):
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        said, real = result.receipt["quality"]["mean"], divergence(plain, result.model, test)
-        assert said == pytest.approx(real, rel=2e-2, abs=1e-6), "the receipt's divergence is not that of the outputs"
+        heeded = not any("pays this mask no heed" in event for event in result.receipt["events"])
+        said, found = result.receipt["quality"]["mean"], divergence(plain, result.model, test, heeded)
+        assert said == pytest.approx(found, rel=2e-2, abs=1e-6), "the receipt's divergence is not that of the outputs"
         whole, refusal = attempt(sentence.module, sentence.batches, size=sum(p.nbytes for p in plain.parameters()) * 4 + 100_000)
         if whole is not None:
             assert divergence(plain, whole.model, test) <= 1e-7, "with room for all the model is not the original"

@@ -19,6 +19,7 @@ from modicum.forms import Form
 from modicum.models.model import Model
 from modicum.numerics.threads import total
 from modicum.sweep import Script, Sweep
+from modicum.sweep.modes import uncut
 from modicum.sweep.outputs import CLASSES, INDEPENDENT, VALUES, Outputs, Part
 from modicum.sweep.spill import SpillPool
 

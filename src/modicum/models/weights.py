@@ -302,7 +302,7 @@ def install(owner: nn.Module, attribute: str, parameter: nn.Parameter) -> None:
     owner._parameters[attribute] = parameter
     names = getattr(owner, "_flat_weights_names", None)
     if names is not None:
-        owner._flat_weights = [getattr(owner, name, None) for name in names]
+        owner._flat_weights = [getattr(owner, name, None) for name in names]  # type: ignore[assignment]
 
 
 def require_finite(name: str, value: torch.Tensor) -> None:

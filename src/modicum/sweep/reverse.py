@@ -175,7 +175,8 @@ class _Gradients:
     def _want(self, names: Iterable[str]) -> None:
         """Ask for gradients of the parameters that are there now and felt directly."""
         for name in self.direct.keys() & set(names):
-            parameter = self.model.weights.parameter(name).requires_grad_()
+            parameter = self.model.weights.parameter(name)
+            parameter.requires_grad_()
             if not any(parameter is leaf for leaf in self.leaves.setdefault(name, [])):
                 self.leaves[name].append(parameter)
 
