@@ -30,7 +30,7 @@ def test_loads_with_the_right_logits(name, tmp_path):
     loaded = type(model).from_pretrained(tmp_path / "out", dtype="auto")
     assert isinstance(loaded, type(model))
     reasons = {row["reason"] for row in result.receipt["coverage"]["untreated"]}
-    assert all(reason.startswith("target: ") or reason == "no option fits" for reason in reasons)
+    assert all(reason.startswith("target: ") or reason in ("no option fits", "vector", "table", "small") for reason in reasons)
 
 
 @pytest.mark.parametrize("name", NOTHING)

@@ -152,7 +152,7 @@ def test_budgets_that_cannot_be(plain, tmp_path, words, said):
 def test_a_budget_out_of_reach_names_the_smallest_and_what_blocks_it(plain, tmp_path):
     line = fit_refused(tmp_path, plain, budget=("--bpw", "6"))
     assert "the smallest for target transformers and this menu is" in line and " bpw)" in line
-    assert "model.embed_tokens stays dense there (262.144 kB, target: embedding)" in line
+    assert "model.embed_tokens.weight (262.144 kB, target: embedding)" in line
     assert "--target modicum reaches it: its smallest is" in line
 
 
