@@ -203,7 +203,9 @@ def test_budgets_that_only_together_cannot_be_are_told(llama, tmp_path):
 
 
 def test_another_target_is_named_where_it_helps(llama, known):
-    with pytest.raises(BudgetError, match=r"model\.embed_tokens\.weight .* stays dense there\. --target modicum reaches it: its smallest is"):
+    with pytest.raises(
+        BudgetError, match=r"model\.embed_tokens\.weight .* stays dense there\. --target modicum reaches it: its smallest is"
+    ):
         fit(llama, known, target="transformers", bpw=4)
 
 
