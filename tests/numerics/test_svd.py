@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modicum.numerics.svd import Eigenspace, truncated, whitened
+from modicum.numerics.svd import truncated, whitened
 
 SHAPES = st.tuples(st.integers(1, 12), st.integers(1, 12), st.integers(1, 14))
 
@@ -44,7 +44,7 @@ def test_whitening_truncates_the_outputs():
     inputs = torch.randn(200, 12) @ torch.randn(12, 12)
     matrix, covariance = torch.randn(8, 12), inputs.T @ inputs
     for rank in (1, 3, 8):
-        left, right = whitened(matrix, Eigenspace.of(covariance), rank)
+        left, right = whitened(matrix, covariance, rank)
         lost = float((inputs.double() @ (left @ right - matrix).double().T).norm())
         assert left.shape == (8, rank) and right.shape == (rank, 12)
         assert lost == pytest.approx(tail(matrix.double() @ inputs.double().T, rank), rel=1e-3, abs=1e-2)
@@ -52,16 +52,51 @@ def test_whitening_truncates_the_outputs():
         assert rank == 8 or lost < float((inputs @ (plain - matrix).T).norm())
 
 
+def through_eigenvectors(matrix, covariance, rank):
+    """The naive twin: a root of the covariance from all its eigenvectors, an SVD in full, and the root's inverse."""
+    values, vectors = np.linalg.eigh(covariance.double().numpy())
+    roots = np.sqrt(values.clip(1e-6 * values[-1]))
+    left, lengths, right = np.linalg.svd(matrix.double().numpy() @ vectors * roots, full_matrices=False)
+    return torch.from_numpy((left[:, :rank] * lengths[:rank]) @ right[:rank] / roots @ vectors.T)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(6, 40), (40, 24), (24, 24)])
+@pytest.mark.parametrize("tokens", [400, 12], ids=["definite", "semidefinite"])
+def test_any_root_gives_what_the_eigenvectors_give(rows, columns, tokens):
+    """Also where there are fewer tokens than columns: it loses as little on them, and no more on directions that they never took."""
+    inputs = torch.randn(tokens, columns) @ (torch.randn(columns, columns) + 2.0)
+    matrix, covariance, cache = torch.randn(rows, columns), inputs.T @ inputs, {}
+    felt = lambda error: float(torch.trace(error @ covariance.double() @ error.T))
+    for rank in (1, 4, 11):
+        twin = through_eigenvectors(matrix, covariance, rank)
+        ours = torch.mm(*whitened(matrix, covariance, rank, cache)).double()
+        scale = felt(matrix.double())
+        assert felt(matrix - ours) == pytest.approx(felt(matrix - twin), rel=1e-3, abs=1e-5 * scale)
+        assert float((matrix - ours).norm()) < 1.02 * max(float((matrix - twin).norm()), float(matrix.norm()))
+        if tokens > columns:
+            assert felt(ours - twin) < 1e-4 * scale
+    assert ("root" in cache) == (rows > columns)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(16, 2000), (900, 96)])
+def test_equal_bits_with_any_number_of_threads(rows, columns):
+    inputs, matrix, before = torch.randn(100, columns), torch.randn(rows, columns), torch.get_num_threads()
+    covariance, made = inputs.T @ inputs, []
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        made.append(whitened(matrix, covariance, 4))
+    torch.set_num_threads(before)
+    assert all(torch.equal(one, other) for factors in made[1:] for one, other in zip(made[0], factors))
+
+
 def test_white_inputs_change_nothing():
     matrix = torch.randn(6, 9)
-    torch.testing.assert_close(
-        torch.mm(*whitened(matrix, Eigenspace.of(3 * torch.eye(9)), 2)), torch.mm(*truncated(matrix, 2)), rtol=1e-4, atol=1e-4
-    )
+    torch.testing.assert_close(torch.mm(*whitened(matrix, 3 * torch.eye(9), 2)), torch.mm(*truncated(matrix, 2)), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("covariance", [torch.zeros(6, 6), torch.ones(6, 6), torch.diag(torch.tensor([1e6, 1.0, 0, 0, 0, 0]))])
 def test_directions_never_taken_stay_bounded(covariance):
     matrix = torch.randn(4, 6)
-    value = torch.mm(*whitened(matrix, Eigenspace.of(covariance), 2))
+    value = torch.mm(*whitened(matrix, covariance, 2))
     assert torch.isfinite(value).all() and float(value.norm()) < 10 * float(matrix.norm())
-    torch.testing.assert_close(torch.mm(*whitened(matrix, Eigenspace.of(covariance), 4)), matrix, rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(torch.mm(*whitened(matrix, covariance, 4)), matrix, rtol=1e-2, atol=1e-2)

@@ -11,7 +11,7 @@ from modicum.core.method import Need, Paper
 from modicum.core.settings import param
 from modicum.core.unit import Stats
 from modicum.forms import Form, LowRank
-from modicum.numerics.svd import Eigenspace, truncated, whitened
+from modicum.numerics.svd import truncated, whitened
 from modicum.repair._family import Repairer
 
 
@@ -19,12 +19,15 @@ from modicum.repair._family import Repairer
 class Eora(Repairer):
     """Add a low-rank form of the compression error, truncated in the eigenspace of the inputs.
 
-    With ``H = Q Λ Qᵀ`` the error is projected to ``E Q Λ^½``, truncated there by SVD and mapped back, which is the best rank-r repair
-    of the layer's output on the calibration inputs.
+    With ``H = S Sᵀ`` the error is projected to ``E S``, truncated there by SVD and mapped back, which is the best rank-r repair
+    of the layer's output on the calibration inputs, whatever the root S.
 
-    *Shapes:* error (rows, columns), covariance (columns, columns). *Needs and cost:* covariance; one eigendecomposition of size columns
-    and one of the smaller side. *Reduces to:* plain SVD of the error with ``whiten=false``, or where the inputs are white.
+    *Shapes:* error (rows, columns), covariance (columns, columns). *Needs and cost:* covariance; rows · columns² multiply-adds and one
+    eigendecomposition of the smaller side; where there are more rows than columns, a Cholesky factorization. *Reduces to:* plain SVD of the error with ``whiten=false``, or where the inputs are white.
     *Raises:* ``SettingError`` where no step before it changed the weight. Weights whose inputs were not seen take plain SVD.
+
+    *Differences from the paper:* no eigendecomposition of the covariance: of few rows the repair is the projection ``U Uᵀ E`` on the leading
+    eigenvectors of ``E H Eᵀ``, of many the root is a Cholesky factor; both give the paper's product.
 
     Example:
         >>> import torch
@@ -55,9 +58,7 @@ class Eora(Repairer):
         """Low-rank form of ``error``."""
         if self.whiten:
             assert stats.covariance is not None
-            if "eigenspace" not in stats.cache:
-                stats.cache["eigenspace"] = Eigenspace.of(stats.covariance)
-            left, right = whitened(error, stats.cache["eigenspace"], self.rank)
+            left, right = whitened(error, stats.covariance, self.rank, stats.cache)
         else:
             left, right = truncated(error, self.rank)
         scale = (left.double().norm(dim=0).clamp_min(1e-60) / right.double().norm(dim=1).clamp_min(1e-60)).sqrt()
