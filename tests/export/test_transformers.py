@@ -5,9 +5,11 @@ import json
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 import modicum
-from modicum.core.errors import SettingError
+from modicum.core.errors import ModelError, SettingError
+from modicum.export.hf import Transformers
 from modicum.testing import zoo
 
 DECODERS = ["llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "gemma2", "phi3", "gpt_neox", "opt", "mamba"]
@@ -54,6 +56,23 @@ def test_experts_have_one_scheme_all_or_none(tmp_path):
     groups = [group for group in config["config_groups"].values() if any("experts" in target for target in group["targets"])]
     assert len(groups) == 1
     assert groups[0]["weights"]["symmetric"]
+
+
+def test_a_directory_that_its_loader_reads_otherwise_is_told(tmp_path, monkeypatch):
+    """As a loader would that has another opinion on where the scales belong."""
+    finish = Transformers.finish
+
+    def finished(self, directory, *rest):
+        finish(self, directory, *rest)
+        (path,) = directory.glob("*.safetensors")
+        tensors = load_file(path)
+        name = next(name for name in tensors if name.endswith("weight_scale"))
+        save_file({**tensors, name: tensors[name] * 2}, path, {"format": "pt"})
+
+    monkeypatch.setattr(Transformers, "finish", finished)
+    with pytest.raises(ModelError, match="the reloaded model must match the dequantized weights, differs by"):
+        fitted("llama", tmp_path, method="gptq bits=4 group=32")
+    assert not (tmp_path / "out").exists()
 
 
 def test_every_width_is_what_the_library_decompresses(tmp_path):
