@@ -11,6 +11,7 @@ from modicum.core.errors import SettingError
 from modicum.core.method import Need
 from modicum.core.option import KEEP, Option
 from modicum.core.plan import Choice
+from modicum.core.progress import Quiet
 from modicum.core.tensorfile import TensorFile
 from modicum.core.unit import Site, Stats
 from modicum.export import TARGETS
@@ -32,7 +33,7 @@ from modicum.fit.findings import (
 from modicum.fit.harm import fisher
 from modicum.fit.judge import Levels, PlanJudge
 from modicum.fit.menu import offered
-from modicum.fit.meter import Meter, Quiet
+from modicum.fit.meter import Meter
 from modicum.fit.request import Request, common
 from modicum.fit.subject import Subject
 from modicum.fit.survey import Survey

@@ -10,9 +10,10 @@ import modicum
 from modicum.core.budget import Budget
 from modicum.core.errors import ModelError
 from modicum.core.option import KEEP
+from modicum.core.progress import Quiet
 from modicum.fit.findings import DEPTH, GONE, Findings
 from modicum.fit.judge import Levels, PlanJudge
-from modicum.fit.meter import Meter, Quiet
+from modicum.fit.meter import Meter
 from modicum.fit.quality import RUINED, compare, plain, streamed
 from modicum.fit.request import Request, common
 from modicum.fit.subject import Subject

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 import modicum
 from modicum.core.errors import ModicumError, SettingError
+from modicum.core.progress import Quiet
 from modicum.fit import Measured, measure
 from modicum.fit import survey as survey_module
 from modicum.fit.measurement import Measurement
-from modicum.fit.meter import Quiet
 from modicum.fit.request import Settings
 from modicum.fit.store import ChainStore
 from modicum.fit.subject import Subject

@@ -12,9 +12,10 @@ from torch import nn
 from modicum.allocate.random import spread
 from modicum.core.errors import ModelError, SettingError
 from modicum.core.option import Option
+from modicum.core.progress import Quiet
 from modicum.fit.findings import Findings
 from modicum.fit.judge import Levels, PlanJudge
-from modicum.fit.meter import Meter, Quiet
+from modicum.fit.meter import Meter
 from modicum.fit.request import Settings
 from modicum.fit.subject import Subject
 from modicum.fit.survey import Survey

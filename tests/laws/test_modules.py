@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import modicum
+from modicum.core.progress import Quiet
 from modicum.data.splits import from_batches
-from modicum.fit.meter import Quiet
 
 _spec = importlib.util.spec_from_file_location("modicum_grammar", Path(__file__).with_name("grammar.py"))
 grammar = importlib.util.module_from_spec(_spec)

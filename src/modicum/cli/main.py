@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from modicum import __version__
-from modicum.core.errors import ModicumError, SettingError, near
+from modicum.cli.methods import catalogue, cite, explain
+from modicum.cli.options import AS_JSON, JUDGED, MEASURING, OPENING, QUIET, TRUST, flag, given, options, print_json, progress
+from modicum.core.errors import ModicumError, SettingError
 
 if TYPE_CHECKING:
     from modicum.core.plan import Plan
@@ -49,59 +48,6 @@ def _leave(ctx: click.Context, sentence: str, code: int) -> None:
     ctx.exit(code)
 
 
-def _options(*options: Callable) -> Callable:
-    def add(command: Callable) -> Callable:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return add
-
-
-def _flag(name: str, help: str) -> Callable:
-    return click.option(name, is_flag=True, help=help)
-
-
-_AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout, and nothing else.")
-_OPENING = _options(
-    _flag("--allow-pickle", "Read pickled weights where there are no safetensors."),
-    _flag("--trust-remote-code", "Let the model's directory run code of its own."),
-)
-_TRUST = _options(
-    _flag("--overwrite", "Replace the output directory where it exists."),
-    _OPENING,
-    _flag("--allow-fallback", "Accept solves that needed more damping than asked for; the receipt names each."),
-)
-# What measuring and fitting have in common.
-_MEASURING = _options(
-    click.option("--target", metavar="NAME", help="transformers or modicum; by default the one that suits the model, to measure all."),
-    click.option("--data", metavar="PATH", help="Text to calibrate and judge with; by default the text shipped with modicum."),
-    click.option("--samples", default=128, show_default=True, help="Sequences to calibrate on."),
-    click.option("--tokens", default=512, show_default=True, help="Tokens per sequence."),
-    click.option("--micro-batch", default=8, show_default=True, help="Sequences run at once."),
-    click.option("--test-samples", default=64, show_default=True, help="Sequences to judge on; half as many to choose by."),
-    click.option("--output", metavar="NAMES", help="What of the output is judged, by name or place; by default all of the model's answer."),
-    click.option("--classes", metavar="AXIS", help="Axis of the classes, independent, or none; by default what name and shape tell."),
-    click.option("--gradient-samples", default=16, show_default=True, help="Sequences to take gradients on."),
-    click.option("--menu", metavar="OPTIONS", help="Options to choose from, by commas, such as int2,int3,int4."),
-    click.option("--group", type=int, metavar="N", help="Columns per scale for the menu's intN, 0: a row; by default what suits each layer."),
-    click.option("--ram", metavar="SIZE", help="Memory to stay within, such as 4GB."),
-    click.option("--seed", default=0, show_default=True, help="Seed of every choice by chance."),
-    click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto or cpu; cuda or cuda:N for a GPU."),
-    click.option("--keep", multiple=True, metavar="PATTERN", help="Leave matching layers as they are; may be repeated."),
-    click.option(
-        "--harm", default="covariance", show_default=True, metavar="NAME",
-        help="How harm is predicted: covariance, fisher, hessian, trace or error.",
-    ),
-    click.option(
-        "--search-time", type=float, metavar="SECONDS",
-        help="Time to judge plans by real divergences, to learn what harms are worth and to improve the choice; by default 60, of "
-        "fit --from 0: the choice is there in seconds.",
-    ),
-    _flag("--curvature", "Also measure Hessian traces and top eigenvalues, with the model in memory."),
-)  # fmt: skip
-
-
 @click.group(cls=_Sentences, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="modicum")
 def main() -> None:
@@ -113,7 +59,7 @@ def main() -> None:
 
 @main.command()
 @click.argument("model", required=False)
-@_options(
+@options(
     click.option("--from", "measured", metavar="DIR", help="A directory that measure wrote: nothing is measured again."),
     click.option("--size", metavar="SIZE", help="Budget: bytes of the weight files, such as 4.5MB or 2GiB."),
     click.option("--bpw", type=float, metavar="BITS", help="Budget: bits of the weight files per original weight."),
@@ -130,13 +76,14 @@ def main() -> None:
         "--allocator", default="auto", show_default=True, metavar="NAME", help=f"How the budget is divided: {', '.join(_ALLOCATORS)}."
     ),
     click.option("--workers", default="1", show_default=True, metavar="N", help="Processes that judge candidates side by side, or ray."),
-    _MEASURING,
+    MEASURING,
     click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Directory to write; by default out/<model name>."),
-    _flag("--dry-run", "Say what would be done and what is within reach, then stop."),
+    flag("--dry-run", "Say what would be done and what is within reach, then stop."),
 )  # fmt: skip
-@_TRUST
-@_AS_JSON
-def fit(model: str | None, measured: str | None, out: Path | None, as_json: bool, **settings: Any) -> None:
+@TRUST
+@QUIET
+@AS_JSON
+def fit(model: str | None, measured: str | None, out: Path | None, quiet: bool, as_json: bool, **settings: Any) -> None:
     """Give the best MODEL that fits a budget.
 
     MODEL is demo, a directory, or a Hugging Face id; with --from it may be left out. Several budgets hold together: --size, --bpw, --params,
@@ -146,10 +93,10 @@ def fit(model: str | None, measured: str | None, out: Path | None, as_json: bool
 
     if model is None and measured is None:
         raise click.UsageError("Missing argument 'MODEL', or --from DIR.")
-    given = _given(settings) | ({"measured": measured} if measured is not None else {})
-    receipt, written = _run(model, out or Path("out") / _name(model, measured), as_json, given)
+    wanted = given(settings) | ({"measured": measured} if measured is not None else {})
+    receipt, written = _run(model, out or Path("out") / _name(model, measured), quiet, wanted)
     if as_json:
-        _print_json(receipt)
+        print_json(receipt)
     elif settings["dry_run"]:
         show.forecast(receipt)
     else:
@@ -159,10 +106,11 @@ def fit(model: str | None, measured: str | None, out: Path | None, as_json: bool
 @main.command()
 @click.argument("model")
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Directory to write.")
-@_MEASURING
-@_TRUST
-@_AS_JSON
-def measure(model: str, out: Path, as_json: bool, **settings: Any) -> None:
+@MEASURING
+@TRUST
+@QUIET
+@AS_JSON
+def measure(model: str, out: Path, quiet: bool, as_json: bool, **settings: Any) -> None:
     """Measure MODEL once, for any budget.
 
     MODEL is demo, a directory, or a Hugging Face id. Afterwards modicum frontier DIR draws what every size costs, and modicum fit --from DIR
@@ -173,24 +121,25 @@ def measure(model: str, out: Path, as_json: bool, **settings: Any) -> None:
     from modicum.models.quiet import hushed
     from modicum.sweep.ranks import joined
 
-    with hushed(), joined() as ranks, show.Bar(visible=ranks.leads and not as_json) as progress:
-        arguments: dict[str, Any] = {**_given(settings), "out": out, "progress": progress, "ranks": ranks}
+    with hushed(), joined() as ranks, progress(quiet or not ranks.leads) as shown:
+        arguments: dict[str, Any] = {**given(settings), "out": out, "progress": shown, "ranks": ranks}
         found = run(model, **arguments)
     _only_first(ranks)
-    _print_json(show.measurement_facts(found)) if as_json else show.measurement(found)
+    print_json(show.measurement_facts(found)) if as_json else show.measurement(found)
 
 
 @main.command()
 @click.argument("directory", metavar="DIR")
-@_options(
+@options(
     click.option("--target", metavar="NAME", help="Only this target; by default all that were measured."),
     click.option("--points", default=40, show_default=True, help="Sizes to choose at."),
     click.option("--measured", "measured_at", default=6, show_default=True, help="Sizes at which the choice is made and measured."),
     click.option("--ram", metavar="SIZE", help="Memory to stay within, such as 4GB."),
 )
-@_OPENING
-@_AS_JSON
-def frontier(directory: str, as_json: bool, **settings: Any) -> None:
+@OPENING
+@QUIET
+@AS_JSON
+def frontier(directory: str, quiet: bool, as_json: bool, **settings: Any) -> None:
     """Draw what every size of a measured model costs.
 
     DIR is a directory that measure wrote. Into it go frontier.svg, frontier.html and frontier.json.
@@ -199,25 +148,25 @@ def frontier(directory: str, as_json: bool, **settings: Any) -> None:
     from modicum.models.quiet import hushed
     from modicum.receipt import frontier as run
 
-    with hushed(), show.Bar(visible=not as_json) as progress:
-        arguments: dict[str, Any] = {**_given(settings), "progress": progress}
+    with hushed(), progress(quiet) as shown:
+        arguments: dict[str, Any] = {**given(settings), "progress": shown}
         found = run(directory, **arguments)
-    _print_json(found) if as_json else show.frontier(found, Path(directory))
+    print_json(found) if as_json else show.frontier(found, Path(directory))
 
 
 @main.command("eval")
 @click.argument("directory", metavar="DIR")
-@_options(
+@options(
     click.option("--data", metavar="PATH", help="Text to judge with; by default the test text shipped with modicum."),
     click.option("--reference", metavar="DIR", help="The original, to measure the divergence from."),
     click.option("--samples", default=64, show_default=True, help="Sequences to judge on."),
     click.option("--tokens", default=512, show_default=True, help="Tokens per sequence."),
     click.option("--seed", default=0, show_default=True, help="Seed of the choice of sequences."),
-    click.option("--output", metavar="NAMES", help="What of the output is judged, by name or place; by default all of the model's answer."),
-    click.option("--classes", metavar="AXIS", help="Axis of the classes, independent, or none; by default what name and shape tell."),
+    JUDGED,
 )
-@_AS_JSON
-def judge(directory: str, as_json: bool, **settings: Any) -> None:
+@QUIET
+@AS_JSON
+def judge(directory: str, quiet: bool, as_json: bool, **settings: Any) -> None:
     """Measure the quality of the model in DIR.
 
     DIR is a directory that fit wrote, one that Transformers loads, or demo.
@@ -226,18 +175,19 @@ def judge(directory: str, as_json: bool, **settings: Any) -> None:
     from modicum.models.quiet import hushed
     from modicum.receipt import evaluate
 
-    with hushed():
-        found = evaluate(directory, **settings)
-    _print_json(found) if as_json else show.evaluation(found)
+    with hushed(), progress(quiet) as shown:
+        found = evaluate(directory, progress=shown, **settings)
+    print_json(found) if as_json else show.evaluation(found)
 
 
 @main.command()
 @click.argument("directory", metavar="DIR")
 @click.option("--target", required=True, metavar="NAME", help="transformers or modicum.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR2", help="Directory to write.")
-@_TRUST
-@_AS_JSON
-def export(directory: str, target: str, out: Path, as_json: bool, **settings: Any) -> None:
+@TRUST
+@QUIET
+@AS_JSON
+def export(directory: str, target: str, out: Path, quiet: bool, as_json: bool, **settings: Any) -> None:
     """Write what fit wrote in DIR for another target.
 
     The plan in DIR is carried out again on the original model, with the data and seed of its receipt.
@@ -251,23 +201,24 @@ def export(directory: str, target: str, out: Path, as_json: bool, **settings: An
     trust = {name: settings[name] for name in ("allow_pickle", "trust_remote_code")}
     model = open_model(before["model"]["name"], **trust)
     settings |= {"plan": _for_target(plan, target, model), "target": target, "seed": before["seed"], **_data(before)}
-    receipt, written = _run(model, out, as_json, settings)
+    receipt, written = _run(model, out, quiet, settings)
     if receipt["data"]["hashes"] != before["data"]["hashes"]:
         click.echo("modicum: the calibration sequences differ from those of the first run.", err=True)
-    _print_json(receipt) if as_json else show.outcome(receipt, written)
+    print_json(receipt) if as_json else show.outcome(receipt, written)
 
 
 @main.command()
 @click.argument("model")
-@_options(
+@options(
     click.option("--to", "corpus", required=True, metavar="TEXT", help="What the model will work on: a text file, .jsonl, or a folder."),
     click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Directory to write."),
     click.option("--size", type=int, metavar="N", help="The most tokens to keep; the most frequent stay."),
     click.option("--multiple", default=1, show_default=True, metavar="N", help="Pad the vocabulary with zeros to a multiple of N."),
-    _flag("--overwrite", "Replace the output directory where it exists."),
+    flag("--overwrite", "Replace the output directory where it exists."),
 )
-@_AS_JSON
-def trim(model: str, corpus: str, out: Path, as_json: bool, **settings: Any) -> None:
+@QUIET
+@AS_JSON
+def trim(model: str, corpus: str, out: Path, quiet: bool, as_json: bool, **settings: Any) -> None:
     """Write MODEL with the part of its vocabulary that a text uses.
 
     MODEL is demo, a directory, or a Hugging Face id. The logits of the tokens that stay are those of the original.
@@ -276,10 +227,10 @@ def trim(model: str, corpus: str, out: Path, as_json: bool, **settings: Any) -> 
     from modicum.models.quiet import hushed
     from modicum.vocabulary import trim as run
 
-    with hushed():
-        made = run(model, corpus, out, **settings)
+    with hushed(), progress(quiet) as shown:
+        made = run(model, corpus, out, progress=shown, **settings)
     if as_json:
-        _print_json(dataclasses.asdict(made) | {"out": str(made.out)})
+        print_json(dataclasses.asdict(made) | {"out": str(made.out)})
         return
     saved = f"{made.kept} of {made.before} tokens, {readable(made.saved)} smaller"
     click.echo(f"{made.out}: {saved}; {made.changed:.2%} of the text's tokens changed.")
@@ -287,46 +238,8 @@ def trim(model: str, corpus: str, out: Path, as_json: bool, **settings: Any) -> 
         click.echo(f"left out, since it holds the old vocabulary or an earlier receipt: {name}")
 
 
-@main.command("list")
-@click.option("--family", metavar="NAME", help="Only this family, such as quantize.")
-@_AS_JSON
-def catalogue(family: str | None, as_json: bool) -> None:
-    """List all methods."""
-    from modicum.cli import show
-    from modicum.core.method import FAMILIES, registry
-
-    if family is not None and family not in FAMILIES:
-        raise SettingError(f"family {family!r}: is not known. {near(family, FAMILIES)}")
-    methods = [cls for _, cls in sorted(registry().items()) if family in (None, cls.family())]
-    _print_json([show.facts(cls) for cls in methods]) if as_json else show.methods(methods)
-
-
-@main.command()
-@click.argument("key")
-def explain(key: str) -> None:
-    """Say what the method KEY does, and its settings."""
-    from modicum.cli import show
-    from modicum.core.method import find
-
-    show.method(find(key))
-
-
-@main.command()
-@click.argument("key")
-def cite(key: str) -> None:
-    """Print the BibTeX entry of the paper behind the method KEY."""
-    from modicum.core.method import find
-
-    cls = find(key)
-    if cls.paper is None:
-        raise SettingError(f"method {cls.key()}: comes from no paper, there is nothing to cite. See modicum explain {cls.key()}.")
-    click.echo(cls.paper.bibtex(cls.key()))
-
-
-def _given(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings that stand on the command line; what the others are by default, the library says."""
-    context = click.get_current_context()
-    return {name: value for name, value in settings.items() if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+for _told in (catalogue, explain, cite):
+    main.add_command(_told)
 
 
 def _name(model: str | None, measured: str | None) -> str:
@@ -339,13 +252,12 @@ def _name(model: str | None, measured: str | None) -> str:
 
 
 def _run(model: str | Model | None, out: Path, quiet: bool, settings: dict[str, Any]) -> tuple[dict[str, Any], Path]:
-    from modicum.cli import show
     from modicum.fit import fit as run
     from modicum.models.quiet import hushed
     from modicum.sweep.ranks import joined
 
-    with hushed(), joined() as ranks, show.Bar(visible=ranks.leads and not quiet) as progress:
-        arguments: dict[str, Any] = {**settings, "out": out, "progress": progress, "ranks": ranks}
+    with hushed(), joined() as ranks, progress(quiet or not ranks.leads) as shown:
+        arguments: dict[str, Any] = {**settings, "out": out, "progress": shown, "ranks": ranks}
         result = run(model, **arguments)
     _only_first(ranks)
     return result.receipt, result.out
@@ -355,10 +267,6 @@ def _only_first(ranks: Ranks) -> None:
     """End all ranks but the first, which says what was made."""
     if not ranks.leads:
         click.get_current_context().exit()
-
-
-def _print_json(value: Any) -> None:
-    click.echo(json.dumps(value, indent=1))
 
 
 def _data(receipt: dict[str, Any]) -> dict[str, Any]:

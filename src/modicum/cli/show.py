@@ -1,17 +1,15 @@
-"""What the commands show: progress on stderr, results on stdout."""
+"""What the commands show of results, on stdout."""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -23,33 +21,6 @@ if TYPE_CHECKING:
 
 # Lines of a table that is written to a file or a pipe, where no window limits them.
 _PIPE_WIDTH = 200
-
-
-class Bar:
-    """One bar for the stage at work, gone when all is done; drawn only where someone watches."""
-
-    def __init__(self, *, visible: bool = True):
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        self._progress = Progress(*columns, console=Console(stderr=True), transient=True, disable=not (visible and sys.stderr.isatty()))
-        self._task: TaskID | None = None
-
-    def __enter__(self) -> Bar:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._progress.stop()
-
-    def start(self, stage: str, total: int) -> None:
-        """A stage of ``total`` steps begins."""
-        if self._task is not None:
-            self._progress.remove_task(self._task)
-        self._task = self._progress.add_task(stage, total=total)
-
-    def step(self) -> None:
-        """One step is done."""
-        if self._task is not None:
-            self._progress.advance(self._task)
 
 
 # Results of runs

@@ -52,6 +52,11 @@ class Paper:
             rows += [f"  eprint = {{{self.arxiv}}},", "  archivePrefix = {arXiv},", f"  url = {{{url}}},"]
         return "\n".join([f"@misc{{{key.replace('/', '-')},", *rows, "}"])
 
+    def plain(self) -> str:
+        """The paper in one line for people."""
+        where = f", arXiv {self.arxiv}" if self.arxiv else ""
+        return f"{self.authors.replace(' and ', '; ') or 'unknown'}: {self.title}. {self.year}{where}."
+
 
 @dataclass
 class Change:

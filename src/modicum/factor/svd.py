@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from modicum.core.method import Change, Method
+from modicum.core.method import Change, Method, Paper
 from modicum.core.settings import param
 from modicum.core.unit import Site, Stats
 from modicum.forms import Form, LowRank
@@ -34,6 +34,10 @@ class Svd(Method):
 
     """
 
+    paper = Paper(
+        "Exploiting Linear Structure Within Convolutional Networks for Efficient Evaluation", "1404.0736", 2014,
+        "Denton, Emily and Zaremba, Wojciech and Bruna, Joan and LeCun, Yann and Fergus, Rob",
+    )  # fmt: skip
     menu = ({"keep": 0.25}, {"keep": 0.5})
 
     keep: float = param(0.5, "stored numbers as a share of the weight's", between=(0.0, 2.0))

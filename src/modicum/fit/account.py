@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from modicum.fit.run import Run
 
 RECEIPT_FORMAT, RECEIPT_VERSION = "modicum-receipt", 1
+# What stands for the option of a site whose block was left out.
+DROPPED = "dropped"
 
 
 def untreated(run: Run, forms: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -118,7 +120,7 @@ def build_receipt(
 def _site_row(run: Run, site: Site, plan: Plan, forms: FormStore, choice: Choice | None) -> dict[str, Any]:
     gone = {unit.name for unit in site.units if Script.home(unit.name, run.change.dropped)}
     named = [plan.options.get(site.name) or plan.options.get(unit.name, "keep") for unit in site.units]
-    option = "dropped" if len(gone) == len(site.units) else ", ".join(dict.fromkeys(named))
+    option = DROPPED if len(gone) == len(site.units) else ", ".join(dict.fromkeys(named))
     sizes = [0 if u.name in gone else forms[u.name].nbytes if u.name in forms else u.dense_bytes for u in site.units]
     return {
         "site": site.name, "kind": site.kind, "option": option, "weights": site.size, "data_free": site.data_free,

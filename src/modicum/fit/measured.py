@@ -17,13 +17,14 @@ from torch import nn
 from modicum.core.errors import ModelError, SettingError
 from modicum.core.files import read_json
 from modicum.core.option import Option
+from modicum.core.progress import Quiet
 from modicum.core.tensorfile import TensorFile, TensorWriter
 from modicum.data.splits import PARTS, Batch, Splits
 from modicum.export import Target
 from modicum.fit.findings import Findings
 from modicum.fit.judge import Levels, too_slow
 from modicum.fit.menu import everything, offered
-from modicum.fit.meter import Meter, Quiet
+from modicum.fit.meter import Meter
 from modicum.fit.request import Settings, common
 from modicum.fit.store import write_json
 from modicum.fit.subject import Subject, opened

@@ -1,4 +1,4 @@
-"""Progress, time and peak memory by stage."""
+"""Time and peak memory by stage."""
 
 from __future__ import annotations
 
@@ -10,16 +10,6 @@ from contextlib import contextmanager
 from modicum.core.memory import own_memory
 
 _PERIOD = 0.02
-
-
-class Quiet:
-    """Progress that shows nothing; the command line passes one that does."""
-
-    def start(self, stage: str, total: int) -> None:
-        """A stage of ``total`` steps begins."""
-
-    def step(self) -> None:
-        """One step is done."""
 
 
 class Meter:

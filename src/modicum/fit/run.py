@@ -7,7 +7,7 @@ import json
 import shutil
 import sys
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +22,7 @@ from modicum.core.errors import BudgetError, ModelError, SettingError, near
 from modicum.core.method import Change
 from modicum.core.option import Option
 from modicum.core.plan import Picks, Plan, Table
+from modicum.core.progress import Quiet, ticked
 from modicum.core.unit import Site
 from modicum.data.splits import Batch, count_tokens, placed
 from modicum.drop._family import Dropper, SiteCutter, cut_sites
@@ -35,7 +36,7 @@ from modicum.fit.judge import Levels, PlanJudge, too_slow
 from modicum.fit.measured import Measured
 from modicum.fit.memory import whole_model
 from modicum.fit.menu import misfit, offered
-from modicum.fit.meter import Meter, Quiet
+from modicum.fit.meter import Meter
 from modicum.fit.quality import Quality, compare, plain, streamed
 from modicum.fit.request import Request, common
 from modicum.fit.store import FormStore, load_change, save_change, write_json
@@ -495,7 +496,7 @@ class Run:
         batches = self.data.test
         original = streamed(self.model.twin(), batches, self.script, pool=self.pool)
         return compare(
-            _ticked(original, self.progress.step), self._candidate(batches, forms), batches, self.model.is_causal, self.script.outputs
+            ticked(original, self.progress.step), self._candidate(batches, forms), batches, self.model.is_causal, self.script.outputs
         )
 
     def _forecast(self) -> dict[str, Any]:
@@ -532,9 +533,3 @@ class Run:
 
 def _is_cut(option: Option) -> bool:
     return len(option.steps) == 1 and isinstance(option.steps[0], SiteCutter)
-
-
-def _ticked(outputs: Iterator[tuple[int, Any]], tick: Callable[[], None]) -> Iterator[tuple[int, Any]]:
-    for item in outputs:
-        yield item
-        tick()

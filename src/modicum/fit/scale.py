@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,9 @@ _RUINED = 1.0
 _DRAWS, _CUT = 8, 0.25
 
 
-def learn(table: Table, judge: PlanJudge, seed: int, seconds: float = math.inf) -> tuple[dict[str, float], dict[str, Any]]:
+def learn(
+    table: Table, judge: PlanJudge, seed: int, seconds: float = math.inf, tick: Callable[[], None] = lambda: None
+) -> tuple[dict[str, float], dict[str, Any]]:  # fmt: skip
     """Factor by kind of option, on top of the table's own, and how harm ranks ``PLANS`` random plans: Spearman's correlation with their divergence.
 
     The correlation with the factors is out of fold: no plan is ranked by factors it helped to learn. Fewer plans where ``seconds`` are short.
@@ -44,6 +46,7 @@ def learn(table: Table, judge: PlanJudge, seed: int, seconds: float = math.inf) 
     real: list[float] = []
     for picks in plans:
         real.append(float(judge(picks, samples).mean()))
+        tick()
         if time.monotonic() - begun > seconds and len(real) >= _FOLDS:
             break
     kinds = [parts(table, picks) for picks in plans[: len(real)]]

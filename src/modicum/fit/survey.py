@@ -10,14 +10,15 @@ from pathlib import Path
 from modicum.core.budget import readable
 from modicum.core.errors import BudgetError
 from modicum.core.option import Option
+from modicum.core.progress import Quiet
 from modicum.core.unit import Unit
 from modicum.data.splits import Batch, count_rows, each_row
 from modicum.fit.findings import Findings, Structural, prior_of
 from modicum.fit.judge import Levels, PlanJudge
 from modicum.fit.measurement import Keep, Measurement
 from modicum.fit.menu import cutters, spanners
-from modicum.fit.meter import Meter, Quiet
-from modicum.fit.scale import learn
+from modicum.fit.meter import Meter
+from modicum.fit.scale import PLANS, learn
 from modicum.fit.spans import measure_spans
 from modicum.fit.store import load_sensitivities, save_sensitivities, write_json
 from modicum.fit.subject import Subject
@@ -79,9 +80,10 @@ class Survey:
         levels.findings = found
         table = levels.sizing.table(found)
         judge = PlanJudge(table, levels, self.subject.data.validation)
-        self.progress.start("scale", 1)
+        self.progress.start("scale", PLANS)
         with self.meter.stage("scale"):
-            on_top, found.rank = learn(table, judge, self.subject.settings.seed, self.subject.settings.search_time)
+            settings = self.subject.settings
+            on_top, found.rank = learn(table, judge, settings.seed, settings.search_time, self.progress.step)
         found.scales = {kind: prior_of(kind) * factor for kind, factor in on_top.items()}
 
     def _sensitivities(self) -> dict[str, Sensitivity]:
@@ -91,12 +93,12 @@ class Survey:
         path = self.directory / "sensitivities.safetensors"
         if all(self.ranks.gather("gradients kept", path.exists())):
             return load_sensitivities(path)
-        self.progress.start("gradients", 1)
+        model, batches = self.subject.model, first_rows(self.subject.data.calibration, settings.gradient_samples)
+        self.progress.start("gradients", len(batches))
         with self.meter.stage("gradients"):
-            model, batches = self.subject.model, first_rows(self.subject.data.calibration, settings.gradient_samples)
             found = output_gradients(
                 model, batches, self.subject.script, settings.seed, covariance=settings.harm == "covariance", widest=_widest(model),
-                pool=self.pool, ranks=self.ranks,
+                pool=self.pool, ranks=self.ranks, tick=self.progress.step,
             )  # fmt: skip
             if settings.harm == "hessian":
                 outputs = self.subject.script.outputs

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from modicum.core.errors import DataError, ModelError, SettingError, quoted
+from modicum.core.progress import Quiet, ticked
 from modicum.data.forward import LABELS_LEFT_OUT, is_labelled
 from modicum.data.splits import Batch, batch_items, from_text
 from modicum.export import load
@@ -35,6 +36,7 @@ def evaluate(
     seed: int = 0,
     output: str | int | Callable[[Any], Any] | None = None,
     classes: str | int | None = None,
+    progress: Quiet | None = None,
 ) -> dict[str, Any]:
     """Measure a model's perplexity and, against a ``reference``, its mean KL per token.
 
@@ -66,9 +68,11 @@ def evaluate(
     causal = _is_causal(candidate.module)
     if original is None and not causal:
         raise SettingError(f"evaluate: {candidate.name} is no causal language model, which needs a reference. Pass one.")
+    shown = progress or Quiet()
     with _evaluating(candidate), _evaluating(original):
         outputs = _outputs(original or candidate, batches, output, classes)
-        quality = _compared(candidate, original, batches, causal, outputs).summary(seed)
+        shown.start("judge", len(batches))
+        quality = _compared(candidate, original, batches, causal, outputs, shown.step).summary(seed)
     if original is None:
         quality = {name: quality[name] for name in ("sequences", "tokens", "perplexity")}
     return {
@@ -154,12 +158,14 @@ def _outputs(model: _Opened, batches: list[Batch], output: Any, classes: Any) ->
     return masks_of(lambda batch: output_signatures(found, run(batch)), batches, found)[0]
 
 
-def _compared(candidate: _Opened, original: _Opened | None, batches: list[Batch], causal: bool, outputs: Outputs) -> Quality:
+def _compared(
+    candidate: _Opened, original: _Opened | None, batches: list[Batch], causal: bool, outputs: Outputs, tick: Callable[[], None]
+) -> Quality:  # fmt: skip
     if original is None:
         # One run stands on both sides: perplexity is its own, the divergence is dropped.
-        once, again = tee(plain(candidate.module, batches))
+        once, again = tee(ticked(plain(candidate.module, batches), tick))
         return compare(once, again, batches, causal, outputs)
-    left, right = tee(_pairs(candidate, original, batches, outputs))
+    left, right = tee(ticked(_pairs(candidate, original, batches, outputs), tick))
     return compare((theirs for theirs, _ in left), (ours for _, ours in right), batches, causal, outputs)
 
 

@@ -18,11 +18,11 @@ from modicum.core.budget import Budget
 from modicum.core.errors import ModelError, SettingError, near
 from modicum.core.option import KEEP
 from modicum.core.plan import Picks, Table
+from modicum.core.progress import Quiet
 from modicum.fit.choose import Chooser
 from modicum.fit.findings import DEPTH, GONE, Findings, level_of
 from modicum.fit.judge import Levels, PlanJudge
 from modicum.fit.measured import Measured
-from modicum.fit.meter import Quiet
 from modicum.fit.request import Request, common
 from modicum.fit.run import evaluating
 from modicum.fit.store import write_json

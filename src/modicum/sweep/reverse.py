@@ -49,7 +49,7 @@ class Sensitivity:
 
 def output_gradients(
     model: Model, batches: Sequence[Batch], script: Script, seed: int = 0, *, covariance: bool = False, widest: int = WIDEST,
-    pool: SpillPool | None = None, ranks: Ranks = LONE,
+    pool: SpillPool | None = None, ranks: Ranks = LONE, tick: Callable[[], None] = lambda: None,
 ) -> dict[str, Sensitivity]:  # fmt: skip
     """Sum over positions of the squared gradient of the output's log-likelihood, per draw, by unit and row: the diagonal Fisher of outputs.
 
@@ -82,6 +82,7 @@ def output_gradients(
             collected.add(batch)
         else:
             collected.skip(batch)
+        tick()
     collected.sum(ranks)
     return collected.found()
 

@@ -17,6 +17,7 @@ import torch
 from modicum.core.errors import DataError, ModelError, SettingError, quoted
 from modicum.core.finite import finite
 from modicum.core.output import mark, require_apart, require_ours
+from modicum.core.progress import Quiet
 from modicum.data.splits import Batch
 from modicum.data.text import read_documents
 from modicum.models.model import Model
@@ -62,6 +63,7 @@ def trim(
     size: int | None = None,
     multiple: int = 1,
     overwrite: bool = False,
+    progress: Quiet | None = None,
 ) -> Trimmed:
     """Write the checkpoint in ``model_dir`` with the part of its vocabulary that ``corpus`` uses.
 
@@ -101,6 +103,8 @@ def trim(
     inputs = [directory, *([Path(corpus)] if isinstance(corpus, str | os.PathLike) and Path(corpus).exists() else [])]
     _require_free(out, inputs, overwrite)
     old = _Checkpoint(str(model_dir), directory)
+    shown = progress or Quiet()
+    shown.start("reading the texts", 1)
     texts = _texts(corpus, old.model)
     counts = _counts(old, texts)
     kept = old.choose(counts, size)
@@ -110,7 +114,9 @@ def trim(
         with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
             made = Path(folder) / "model"
             made.mkdir()
+            shown.start("export", 1)
             written, left_out = old.write(made, kept, rows)
+            shown.start("comparing with the original", 1)
             changed, difference = _compare(old, made, kept, rows, texts)
             mark(made)
             _require_free(out, inputs, overwrite)  # somebody else may have written it meanwhile
