@@ -10,7 +10,9 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["modicum.core", "modicum.forms", "modicum.models", "modicum.export", "modicum.receipt"]):
+with atheris.instrument_imports(
+    include=["modicum.core", "modicum.data", "modicum.forms", "modicum.models", "modicum.export", "modicum.receipt"]
+):
     import readers
 
 

@@ -4,8 +4,11 @@
 """
 
 import contextlib
+import csv
+import gzip
 import hashlib
 import json
+import lzma
 import os
 import shutil
 import sys
@@ -13,14 +16,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow
 import torch
 import transformers
+from pyarrow import parquet
 
 import modicum
 from modicum.core.errors import ModicumError
 from modicum.core.option import Option
 from modicum.core.plan import Plan
 from modicum.core.tensorfile import Shards, TensorFile
+from modicum.data import read_documents
 from modicum.fit.measured import Measured
 from modicum.models.open import DEMO, open_model
 from modicum.models.quiet import hushed
@@ -84,7 +90,53 @@ def _with_tokenizer(folder):
         shutil.copy(file, folder)
 
 
+def _texts(folder):
+    """Texts of every kind that is read from names that users give."""
+    folder.mkdir(exist_ok=True)
+    rows = [{"id": str(place), "text": f'said "{place}",\nand é', "rest": "x"} for place in range(9)]
+    for name, settings in {"a.csv": {}, "b.tsv": {"delimiter": "\t"}, "c.csv": {"delimiter": ";"}}.items():
+        with (folder / name).open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]), **settings)
+            writer.writeheader()
+            writer.writerows(rows)
+    lines = "".join(json.dumps(row) + "\n" for row in [*rows, {"messages": [{"role": "user", "content": "a"}]}])
+    (folder / "d.jsonl").write_text(lines)
+    (folder / "e.json").write_text(json.dumps({"data": rows}))
+    (folder / "f.txt").write_text("one<|endoftext|>twö")
+    (folder / "g.csv.gz").write_bytes(gzip.compress((folder / "a.csv").read_bytes(), mtime=0))
+    (folder / "h.jsonl.xz").write_bytes(lzma.compress(lines.encode()))
+
+
+def _parquet(folder):
+    folder.mkdir(exist_ok=True)
+    columns = {"id": list(range(50)), "text": [f"text {place % 7} é" for place in range(50)]}
+    for name, compression in {"a.parquet": "none", "b.parquet": "snappy", "c.parquet": "gzip"}.items():
+        parquet.write_table(pyarrow.table(columns), folder / name, compression=compression)
+
+
 # Readers
+
+
+class Chat:
+    """A tokenizer that renders conversations."""
+
+    chat_template = "{{ messages }}"
+
+    def apply_chat_template(self, messages, tokenize):
+        return "".join(f"{turn['role']}: {turn['content']}" for turn in messages)
+
+
+def _each_document(folder):
+    """Every file by itself; the first refusal."""
+    refused = []
+    for file in sorted(folder.iterdir()):
+        try:
+            for document in read_documents(file, tokenizer=Chat()):
+                document.encode()
+        except ModicumError as error:
+            refused.append(error)
+    if refused:
+        raise refused[0]
 
 
 def _tensors(folder):
@@ -122,6 +174,8 @@ READERS = {
     "masked": Reader(_fitted("sparsegpt keep=0.5"), modicum.load, ("modicum.json", SINGLE)),
     "narrow": Reader(_fitted("ziplm keep=0.5"), modicum.load, ("modicum.json", SINGLE)),
     "transformers": Reader(_fitted("nearest bits=4 group=16", "transformers"), modicum.load, ("config.json", SINGLE)),
+    "texts": Reader(_texts, _each_document, ("*",)),
+    "parquet": Reader(_parquet, _each_document, ("*",)),
     "tokenizer": Reader(_with_tokenizer, lambda folder: _tokenizer([_opened(folder)]), ("tokenizer_config.json",)),
 }
 
@@ -151,8 +205,30 @@ _WRITTEN = {'"@deep@"': "[" * 20000 + "]" * 20000, '"@digits@"': "9" * 6000, '"@
 def spoil(choose: Choose, name: str, raw: bytes) -> bytes:
     """A file with one to three things wrong."""
     for _ in range((1, 1, 1, 2, 3)[choose(5)]):
-        raw = _spoilt_tensors(choose, raw) if name.endswith(".safetensors") else _spoilt_json(choose, raw)
+        raw = _SPOILING.get(name.rpartition(".")[2], _spliced)(choose, raw)
     return raw
+
+
+def _spoilt_rows(choose: Choose, raw: bytes) -> bytes:
+    """Lines of a text or a table: another encoding, quotes, delimiters and ends of lines where none should be, lines twice or gone."""
+    kind, lines = choose(8), raw.split(b"\n")
+    place = choose(len(lines))
+    if kind == 0:
+        return raw.decode(errors="replace").encode(("utf-16", "latin-1", "utf-8-sig", "utf-32")[choose(4)], errors="replace")
+    if kind == 1:
+        lines[place] = lines[place].replace(b",", (b"\t", b";", b"", b",,", b'"')[choose(5)])
+    elif kind == 2:
+        at = choose(len(lines[place]) + 1)
+        lines[place] = lines[place][:at] + (b'"', b"'", b"\0", b"\r", b"\xff", b'""', b"\\", b"\xe2\x80\xa8")[choose(8)] + lines[place][at:]
+    elif kind == 3:
+        lines = lines[:place] + lines[place : place + 1] * choose(3) + lines[place + 1 :]
+    elif kind == 4:
+        lines[place] = lines[place] * (0, 2, 2000)[choose(3)]
+    elif kind == 5:
+        lines[place] = _spoilt_json(choose, lines[place])
+    else:
+        return _spliced(choose, raw)
+    return b"\n".join(lines)
 
 
 def _spoilt_tensors(choose: Choose, raw: bytes) -> bytes:
@@ -210,6 +286,12 @@ def _spliced(choose: Choose, raw: bytes) -> bytes:
     stop = min(len(raw), start + choose(40))
     put = bytes(choose(256) for _ in range(choose(9)))
     return raw[:start] + put + (raw[stop:] if choose(2) else b"")
+
+
+_SPOILING = {
+    "safetensors": _spoilt_tensors, "json": _spoilt_json,
+    **dict.fromkeys(("csv", "tsv", "jsonl", "txt"), _spoilt_rows),
+}  # fmt: skip
 
 
 class Spoilt:

@@ -12,7 +12,7 @@ import click
 
 from modicum import __version__
 from modicum.cli.methods import catalogue, cite, explain
-from modicum.cli.options import AS_JSON, JUDGED, MEASURING, OPENING, QUIET, TRUST, flag, given, options, print_json, progress
+from modicum.cli.options import AS_JSON, JUDGED, MEASURING, OPENING, QUIET, TEXT_COLUMN, TRUST, flag, given, options, print_json, progress
 from modicum.core.errors import ModicumError, SettingError
 
 if TYPE_CHECKING:
@@ -157,7 +157,8 @@ def frontier(directory: str, quiet: bool, as_json: bool, **settings: Any) -> Non
 @main.command("eval")
 @click.argument("directory", metavar="DIR")
 @options(
-    click.option("--data", metavar="PATH", help="Text to judge with; by default the test text shipped with modicum."),
+    click.option("--data", metavar="PATH", help="What to judge with, as for fit; by default the test text shipped with modicum."),
+    TEXT_COLUMN,
     click.option("--reference", metavar="DIR", help="The original, to measure the divergence from."),
     click.option("--samples", default=64, show_default=True, help="Sequences to judge on."),
     click.option("--tokens", default=512, show_default=True, help="Tokens per sequence."),
@@ -210,7 +211,8 @@ def export(directory: str, target: str, out: Path, quiet: bool, as_json: bool, *
 @main.command()
 @click.argument("model")
 @options(
-    click.option("--to", "corpus", required=True, metavar="TEXT", help="What the model will work on: a text file, .jsonl, or a folder."),
+    click.option("--to", "corpus", required=True, metavar="TEXT", help="What the model will work on: text, a table of texts, or a folder."),
+    TEXT_COLUMN,
     click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Directory to write."),
     click.option("--size", type=int, metavar="N", help="The most tokens to keep; the most frequent stay."),
     click.option("--multiple", default=1, show_default=True, metavar="N", help="Pad the vocabulary with zeros to a multiple of N."),
@@ -274,7 +276,11 @@ def _data(receipt: dict[str, Any]) -> dict[str, Any]:
     source = receipt["data"]["source"]
     if source == "batches":
         raise SettingError("export: the first run's data must be text, were batches from Python. Call modicum.fit with plan= and data=.")
-    known = {name: receipt["request"][name] for name in ("samples", "tokens", "micro_batch", "test_samples") if name in receipt["request"]}
+    known = {
+        name: receipt["request"][name]
+        for name in ("samples", "tokens", "micro_batch", "test_samples", "text_column")
+        if name in receipt["request"]
+    }
     return known | {"data": None if source == "shipped" else source}
 
 

@@ -44,10 +44,20 @@ JUDGED = options(
     click.option("--output", metavar="NAMES", help="What of the output is judged, by name or place; by default all of the model's answer."),
     click.option("--classes", metavar="AXIS", help="Axis of the classes, independent, or none; by default what name and shape tell."),
 )
+TEXT_COLUMN = click.option(
+    "--text-column",
+    metavar="NAME",
+    help="Column of the text in a table: its name, or its number where there is no header; by default found by its name.",
+)
 # What measuring and fitting have in common.
 MEASURING = options(
     click.option("--target", metavar="NAME", help="transformers or modicum; by default the one that suits the model, to measure all."),
-    click.option("--data", metavar="PATH", help="Text to calibrate and judge with; by default the text shipped with modicum."),
+    click.option(
+        "--data", metavar="PATH",
+        help="What to calibrate and judge with: text, CSV, TSV, JSON lines, JSON, Parquet, or a folder of them; by default the text shipped "
+        "with modicum.",
+    ),
+    TEXT_COLUMN,
     click.option("--samples", default=128, show_default=True, help="Sequences to calibrate on."),
     click.option("--tokens", default=512, show_default=True, help="Tokens per sequence."),
     click.option("--micro-batch", default=8, show_default=True, help="Sequences run at once."),

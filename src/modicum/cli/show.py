@@ -37,7 +37,7 @@ def outcome(receipt: Mapping[str, Any], out: Path) -> None:
     events = [("events", f"{len(receipt['events'])}, named in the receipt")] if receipt["events"] else []
     _print_rows(
         ("size", after), *budget, *allowed, *_quality(receipt["quality"]), *_verdict(receipt),
-        *_choice(receipt.get("search") or {}), *_structure(receipt["sites"]),
+        *_choice(receipt.get("search") or {}), *_structure(receipt["sites"]), *_taken(receipt["data"]),
         ("coverage", f"{coverage['share']:.1%} of layer bytes treated, layers as they were: {whole}"),
         ("target", f"{receipt['request']['target']}, reloaded and verified"), *events,
         ("time", f"{seconds:.1f} s"), ("report", str(out / "report.html")),
@@ -64,7 +64,7 @@ def measurement_facts(measured: Measured) -> dict[str, Any]:
 def measurement(measured: Measured) -> None:
     """What ``measure`` found: how much of what, how far predictions can be trusted, time, where it is, and what to do with it."""
     facts, where = measurement_facts(measured), str(measured.directory)
-    model, data = facts["model"], facts["data"]["source"]
+    model = facts["model"]
     _print_table(
         ("measured", "sites", "options"), [(kind, *map(str, count.values())) for kind, count in facts["found"].items() if count["sites"]]
     )
@@ -72,9 +72,10 @@ def measurement(measured: Measured) -> None:
     events = [("events", f"{len(facts['events'])}, named in the measurement")] if facts["events"] else []
     _print_rows(
         ("model", f"{model['name']}: {model['parameters']} parameters, {readable(model['bytes'])}"), ("targets", ", ".join(facts["targets"])),
-        ("data", f"{facts['settings']['samples']} sequences of {facts['settings']['tokens']} tokens, {data}"), *_rank(facts["rank"]), *events,
+        *(_taken(facts["data"]) or [("data", _source(facts["data"]))]),
+        ("sequences", f"{facts['settings']['samples']} of {facts['settings']['tokens']} tokens"), *_rank(facts["rank"]), *events,
         ("time", f"{seconds:.1f} s"), ("measurement", where),
-("next", f"modicum frontier {where}, modicum fit --from {where} --size {_half(model['bytes'])}"),
+        ("next", f"modicum frontier {where}, modicum fit --from {where} --size {_half(model['bytes'])}"),
     )  # fmt: skip
 
 
@@ -102,9 +103,10 @@ def _point(chosen: Mapping[str, Any], uniform: Mapping[str, Any]) -> tuple[str, 
 
 def evaluation(found: Mapping[str, Any]) -> None:
     """What ``evaluate`` measured."""
-    judged = f"{found['quality']['sequences']} sequences of {found['data']['source']}"
+    judged = f"{found['quality']['sequences']} sequences of {_source(found['data'])}"
     against = [("reference", found["reference"])] if found["reference"] else []
     _print_rows(("model", found["model"]), *against, *_quality(found["quality"]), ("judged on", judged))
+    _print_rows(*_taken(found["data"]))
     for note in found["data"]["notes"]:
         _print_rows(("note", note))
 
@@ -142,6 +144,24 @@ def _quality(quality: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     elif outputs and not outputs[0]["judged"].endswith(("classes on the last axis", "values")):
         rows.append(("judged", outputs[0]["judged"]))
     return rows
+
+
+def _source(data: Mapping[str, Any]) -> str:
+    return "the text shipped with modicum" if data["source"] == "shipped" else str(data["source"])
+
+
+def _taken(data: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What was found in the data, and what of it is used; receipts of earlier versions do not say."""
+    taken = data.get("taken")
+    if not taken:
+        return []
+    columns = f" (column {', '.join(taken['columns'])})" if taken.get("columns") else ""
+    return [
+        (
+            "data",
+            f"{_source(data)}: {taken['documents']:,} documents{columns}, {taken['tokens']:,} tokens, {taken['share']:.1%} of them used",
+        )
+    ]
 
 
 def _choice(search: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from modicum.core.errors import DataError, SettingError
 from modicum.core.finite import finite
-from modicum.data.text import SHIPPED_PARTS, encode, read_documents, shipped, windows
+from modicum.data.text import SHIPPED_PARTS, Documents, encode, read_all, shipped, windows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,7 +35,8 @@ class Splits:
     """Batches in three disjoint parts: ``calibration`` (statistics), ``validation`` (choosing), ``test`` (reported quality).
 
     ``source`` names where they came from; ``notes`` says, in sentences, what a reader of the results should know of them;
-    ``hashes`` holds the SHA-256 of each part's tensors: their names, types, shapes and bytes, in order.
+    ``hashes`` holds the SHA-256 of each part's tensors: their names, types, shapes and bytes, in order. ``taken`` says what was found at
+    ``source`` and what of it is used, as a JSON value.
     """
 
     calibration: list[Batch]
@@ -44,6 +45,7 @@ class Splits:
     source: str
     notes: tuple[str, ...]
     hashes: dict[str, str]
+    taken: dict[str, Any] = field(default_factory=dict)
 
     def on(self, device: torch.device) -> Splits:
         """The same on ``device``."""
@@ -65,13 +67,14 @@ def from_text(
     seed: int = 0,
     batch: int = 8,
     test_samples: int = 64,
+    text_column: str | None = None,
 ) -> Splits:
     """Split a text, or the shipped texts where ``path`` is None, into windows of ``tokens`` tokens.
 
     Documents that occur twice are kept once, ordered by a hash of their text (so that folders and topics mix, and the parts hold the
     same text whatever the seed), and joined to one stream. Its first 70 % belong to calibration, the next 10 % to validation, the last
     20 % to test; in each region ``seed`` draws up to ``samples``, half of ``test_samples``, and ``test_samples`` windows. The shipped
-    texts are three already and are drawn from alike. Fewer windows than asked for are a note.
+    texts are three already and are drawn from alike. Fewer windows than asked for are a note. ``text_column`` names the column of a table.
 
     Shapes: each batch is ``{"input_ids": int64 [at most batch, tokens]}``; windows are full, so there is no mask.
 
@@ -83,14 +86,18 @@ def from_text(
     counts = {"samples": samples, "tokens": tokens, "batch": batch, "test_samples": test_samples}
     if small := [f"{name}={count}" for name, count in counts.items() if count < 1]:
         raise SettingError(f"data: counts must be at least 1, {', '.join(small)} came. Raise them.")
-    streams, notes = _shipped_streams(tokenizer) if path is None else _file_streams(path, tokenizer, tokens)
+    if path is None and text_column is not None:
+        raise SettingError("--text-column: names a column of --data, which was not given. Give both, or neither.")
+    streams, notes, taken = _shipped_streams(tokenizer) if path is None else _file_streams(path, tokenizer, tokens, text_column)
     parts: list[list[Batch]] = []
     for name, stream, wanted in zip(PARTS, streams, (samples, max(1, test_samples // 2), test_samples)):
         chosen = windows(stream, tokens, wanted, torch.Generator().manual_seed(seed))
         if len(chosen) < wanted:
             notes.append(f"The text gives {len(chosen)} windows of {tokens} tokens for {name}, of the {wanted} asked for.")
         parts.append([{"input_ids": rows} for rows in chosen.split(batch)])
-    return _splits(parts, "shipped" if path is None else os.fspath(path), notes)
+    used = sum(count_tokens(part) for part in parts)
+    taken |= {"used_tokens": used, "share": used / max(1, taken["tokens"])}
+    return replace(_splits(parts, "shipped" if path is None else os.fspath(path), notes), taken=taken)
 
 
 def from_batches(iterable: Iterable[Any], seed: int = 0) -> Splits:
@@ -179,19 +186,22 @@ def slice_rows(batch: Batch, start: int, stop: int) -> Batch:
     return _map(batch, itemgetter(slice(start, stop)))
 
 
-def _shipped_streams(tokenizer: PreTrainedTokenizerBase) -> tuple[list[Tensor], list[str]]:
-    """One stream for each part, from the texts in the package, and the note that says so."""
+def _shipped_streams(tokenizer: PreTrainedTokenizerBase) -> tuple[list[Tensor], list[str], dict[str, Any]]:
+    """One stream for each part, from the texts in the package, the note that says so, and what was found."""
     note = (
         "No data was given: the texts shipped with modicum, sources and help of Python's standard library, were used for all three parts."
     )
-    return [encode(shipped(part), tokenizer) for part in PARTS], [note]
+    documents = [shipped(part) for part in PARTS]
+    streams = [encode(part, tokenizer) for part in documents]
+    return streams, [note], {"kind": "text", "documents": sum(map(len, documents)), "tokens": sum(map(len, streams))}
 
 
-def _file_streams(path: str | os.PathLike[str], tokenizer: PreTrainedTokenizerBase, tokens: int) -> tuple[list[Tensor], list[str]]:
-    """One stream for each part, adjoining regions of the text at ``path``, and the note of repeated documents."""
-    documents = read_documents(path, tokenizer=tokenizer)
-    unique = sorted(set(documents), key=lambda document: hashlib.sha256(document.encode()).digest())
-    repeated = len(documents) - len(unique)
+def _file_streams(
+    path: str | os.PathLike[str], tokenizer: PreTrainedTokenizerBase, tokens: int, text_column: str | None
+) -> tuple[list[Tensor], list[str], dict[str, Any]]:
+    """One stream for each part, adjoining regions of the text at ``path``, what is to be known of it, and what was found."""
+    found = read_all(path, tokenizer=tokenizer, text_column=text_column)
+    unique = sorted(set(found.texts), key=lambda document: hashlib.sha256(document.encode()).digest())
     stream = encode(unique, tokenizer)
     count = len(stream) // tokens
     if count < len(PARTS):
@@ -200,7 +210,16 @@ def _file_streams(path: str | os.PathLike[str], tokenizer: PreTrainedTokenizerBa
             f"{len(stream)} were found. Give more text or ask for fewer tokens a window."
         )
     regions = stream[: count * tokens].split([share * tokens for share in _shares(count, WINDOW_SHARES)])
-    return list(regions), [f"{repeated} of {len(documents)} documents repeat another and were left out."] if repeated else []
+    taken = {"kind": "text", "files": found.files, "documents": len(unique), "tokens": len(stream)}
+    taken |= {"columns": sorted(found.columns)} if found.columns else {}
+    return list(regions), _remarks(found, len(found.texts) - len(unique)), taken
+
+
+def _remarks(found: Documents, repeated: int) -> list[str]:
+    """What was left out of a text, in sentences."""
+    notes = [f"{repeated} of {len(found.texts)} documents repeat another and were left out."] if repeated else []
+    notes += [f"{found.blank} rows without text were left out."] if found.blank and found.columns else []
+    return notes + ([f"The text is longer than is read: its first {sum(map(len, found.texts))} characters were."] if found.cut else [])
 
 
 def _shares(total: int, shares: tuple[float, float]) -> list[int]:

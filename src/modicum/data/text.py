@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 import lzma
 import os
-import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,43 +14,77 @@ import torch
 from jinja2 import TemplateError
 from torch import Tensor
 
-from modicum.core.errors import DataError, SettingError, near
+from modicum.core.errors import DataError, SettingError, near, quoted
+from modicum.data import files, tables
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SEPARATOR = "<|endoftext|>"
 SHIPPED_PARTS = ("calibration", "validation", "test")
-PROSE_SUFFIXES = frozenset({".txt", ".text", ".md", ".markdown", ".rst", ".tex", ".html", ".htm", ".xml", ".csv", ".tsv"})
+PROSE_SUFFIXES = frozenset({".txt", ".text", ".md", ".markdown", ".rst", ".tex", ".html", ".htm", ".xml"})
 CODE_SUFFIXES = frozenset(
     {".py", ".pyi", ".c", ".h", ".cc", ".cpp", ".hpp", ".cu", ".rs", ".go", ".java", ".kt", ".scala", ".swift", ".js", ".ts"}
     | {".rb", ".php", ".pl", ".lua", ".r", ".jl", ".sh", ".sql", ".css", ".toml", ".yaml", ".yml", ".ini", ".cfg"}
 )
-FOLDER_SUFFIXES = PROSE_SUFFIXES | CODE_SUFFIXES | {".jsonl"}
-DECOMPRESS = {".xz": lzma.decompress, ".gz": gzip.decompress}
+# Of a folder. JSON that is not one object a line is more often settings than text: it is read where there is nothing else.
+FOLDER_SUFFIXES = PROSE_SUFFIXES | CODE_SUFFIXES | (tables.SUFFIXES - {".json"})
 
 
-def read_documents(path: str | os.PathLike[str], *, tokenizer: PreTrainedTokenizerBase | None = None) -> list[str]:
-    """Read the documents of a UTF-8 text file, a JSON-lines file, or a folder of them.
+@dataclass
+class Documents:
+    """Texts as they were read: of how many files, out of which columns, how many were blank and left out, and whether there is more to read."""
 
-    A text file is one document, or several where the literal ``<|endoftext|>`` divides it. A ``.jsonl`` file holds one object a
-    line with ``text`` (a string) or else ``messages`` (a list of ``role`` and ``content`` strings), which the tokenizer's chat
-    template renders. Each may be compressed, with ``.xz`` or ``.gz`` added to its name. A file named outright may have any other
-    suffix and is plain text; of a folder, files with a suffix in ``FOLDER_SUFFIXES`` are read, at every depth, in the order of
-    their names. There, hidden files and folders are left out, and links are not followed: they may lead out of the folder, or
-    bring one text twice. Documents of white space alone are dropped.
+    texts: list[str] = field(default_factory=list)
+    files: int = 0
+    columns: set[str] = field(default_factory=set)
+    blank: int = 0
+    cut: bool = False
+
+
+def read_documents(
+    path: str | os.PathLike[str], *, tokenizer: PreTrainedTokenizerBase | None = None, text_column: str | None = None
+) -> list[str]:
+    """Read the documents of a text file, a table (CSV, TSV, JSON, JSON lines, Parquet), or a folder of them.
+
+    A text file is one document, or several where the literal ``<|endoftext|>`` divides it. A table has one document a row, in its column
+    ``text_column``; without it in the one called ``text``, else the one of another usual name (``content``, ``document``, ...), else the only
+    one that holds text. A JSON line may hold ``messages`` instead (a list of ``role`` and ``content`` strings), which the tokenizer's chat
+    template renders. Each file but Parquet may be compressed, with ``.xz``, ``.gz`` or ``.bz2`` added to its name. A file named outright may have
+    any other suffix and is plain text in UTF-8; of a folder, files with a suffix in ``FOLDER_SUFFIXES`` are read, at every depth, in the order of
+    their names, or those that end in ``.json`` where there are no others. There, hidden files and folders are left out, and links are not
+    followed: they may lead out of the folder, or bring one text twice. Documents of white space alone are dropped. Of more text than a run can use
+    (100 million characters) the first part is read.
 
     Raises:
-        DataError: nothing there to read; a file that cannot be opened, decompressed or decoded (names the byte); a line that is
-            not such an object (names the line); messages without a chat template that renders them.
+        DataError: nothing there to read; a file that cannot be opened, decompressed or decoded (names the byte), or is no text; a row that holds no
+            text (names the line); a column that cannot be told (names all); messages without a chat template that renders them.
 
     """
-    path = Path(path)
-    documents = [document for file in _files(path) for document in _read_file(file, tokenizer)]
-    if not documents:
+    return read_all(path, tokenizer=tokenizer, text_column=text_column).texts
+
+
+def read_all(
+    path: str | os.PathLike[str],
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    text_column: str | None = None,
+    most: int = files.MOST,
+) -> Documents:
+    """Read as :func:`read_documents` does up to ``most`` characters, with what there is to tell of it."""
+    path, found = Path(path), Documents()
+    named = files.find(path, FOLDER_SUFFIXES, {".json"})
+    for place, file in enumerate(named):
+        most -= _add(found, file, tokenizer, text_column, most)
+        if found.cut or (most <= 0 and place + 1 < len(named)):
+            found.cut = True
+            break
+    if text_column is not None and not found.columns:
+        raise DataError(f"data: {path} must hold a table for --text-column to name its column, holds none. Leave --text-column out.")
+    if not found.texts:
         looked = "; of a folder, links, hidden files and suffixes other than those of text are not read" if path.is_dir() else ""
         raise DataError(f"data: {path} must hold text, none was found{looked}. Name a file or folder with text in it.")
-    return documents
+    return found
 
 
 def shipped(part: str) -> list[str]:
@@ -113,58 +145,35 @@ def windows(stream: Tensor, tokens: int, samples: int, generator: torch.Generato
     return stream[: count * tokens].view(count, tokens)[order.to(stream.device)]
 
 
-def _files(path: Path) -> list[Path]:
-    """Files to read, in order: the path itself, or what a folder holds of text."""
-    try:
-        if not path.is_dir():
-            return [path]
-        found: list[Path] = []
-        for here, folders, names in os.walk(path, onerror=_refuse):
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            found += [Path(here, name) for name in names if not name.startswith(".")]
-        readable = [file for file in found if _kind(file) in FOLDER_SUFFIXES and file.is_file() and not file.is_symlink()]
-        return sorted(readable, key=Path.as_posix)
-    except OSError as error:
-        raise DataError(f"data: {path} must be readable, it gave: {error}. Check the path and its permissions.") from error
+def _add(found: Documents, file: Path, tokenizer: PreTrainedTokenizerBase | None, text_column: str | None, most: int) -> int:
+    """Read a file into what was found; the number of characters read."""
+    read = _read_file(file, tokenizer, text_column, most, found)
+    kept = [document for document in read if document.strip()]
+    found.files += 1
+    found.blank += len(read) - len(kept)
+    found.texts += kept
+    return sum(map(len, kept))
 
 
-def _refuse(error: OSError) -> None:
-    """Stop the walk at a folder that cannot be listed, which it would pass over in silence."""
-    raise error
+def _read_file(file: Path, tokenizer: PreTrainedTokenizerBase | None, text_column: str | None, most: int, found: Documents) -> list[str]:
+    """Documents of one file."""
+    suffix = files.kind(file)
+    if suffix == ".parquet" or files.begins(file).startswith(files.PARQUET):
+        cells, column, found.cut = tables.from_parquet(file, most, text_column)
+    else:
+        text = files.read_text(file, most)
+        found.cut = text.cut
+        if suffix not in tables.SUFFIXES:
+            return text.value.split(SEPARATOR) if SEPARATOR in text.value else [text.value]
+        cells, column = _table(file, text, suffix, text_column)
+    found.columns |= {column} if column else set()
+    return [_document(cell, column, tokenizer) for cell in cells]
 
 
-def _kind(file: Path) -> str:
-    """Suffix in lower case, that of the compression left aside."""
-    inner = file.with_suffix("") if file.suffix.lower() in DECOMPRESS else file
-    return inner.suffix.lower()
-
-
-def _read_file(file: Path, tokenizer: PreTrainedTokenizerBase | None) -> list[str]:
-    """Documents of one file, those of white space alone dropped."""
-    text = _decode(file)
-    if _kind(file) != ".jsonl":
-        return _divide(text)
-    # Only "\n" ends a line: splitlines() would also cut at separators that JSON allows inside a string.
-    lines = [(f"{file}, line {number},", line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    return [document for where, line in lines if (document := _document(where, line, tokenizer)).strip()]
-
-
-def _decode(file: Path) -> str:
-    """Text of a file, decompressed, without a byte-order mark."""
-    try:
-        if not file.is_file():
-            raise DataError(f"data: {file} must be a file or folder, none is there. Check the path.")
-        data = file.read_bytes()
-        data = DECOMPRESS.get(file.suffix.lower(), bytes)(data)
-    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
-        raise DataError(f"data: {file} must be readable, it gave: {error}. Check its permissions and that it is whole.") from error
-    try:
-        return data.decode().removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"data: {file} must be UTF-8, byte {error.start} of its content is 0x{data[error.start]:02x}. "
-            "Convert the file to UTF-8, or leave it out."
-        ) from error
+def _table(file: Path, text: files.Text, suffix: str, asked: str | None) -> tuple[list[tables.Cell], str]:
+    if suffix == ".json":
+        return tables.from_json(file, text, asked)
+    return tables.from_json_lines(file, text, asked) if suffix in (".jsonl", ".ndjson") else tables.from_csv(file, text, suffix, asked)
 
 
 def _divide(text: str) -> list[str]:
@@ -172,21 +181,23 @@ def _divide(text: str) -> list[str]:
     return [document for document in text.split(SEPARATOR) if document.strip()]
 
 
-def _document(where: str, line: str, tokenizer: PreTrainedTokenizerBase | None) -> str:
-    """Document of one JSON line."""
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        reason = getattr(error, "msg", str(error))
-        raise DataError(f"data: {where} must be one JSON object, the parser says: {reason}. Mend or remove the line.") from error
-    text = record.get("text") if isinstance(record, dict) else None
-    if isinstance(record, dict) and "text" not in record and "messages" in record:
-        text = _render(where, record["messages"], tokenizer)
+def _document(cell: tables.Cell, column: str, tokenizer: PreTrainedTokenizerBase | None) -> str:
+    """Document of one row."""
+    text = _render(cell.where, cell.value, tokenizer) if _is_chat(column, cell.value) else cell.value
     if not isinstance(text, str):
-        raise DataError(f"data: {where} must be an object with a string `text` or a list `messages`. Mend or remove the line.")
+        wanted = (
+            "an object with a string `text` or a list `messages`"
+            if column in ("text", "messages")
+            else f"an object with text in `{column}`"
+        )
+        raise DataError(f"data: {cell.where} must be {wanted}. Mend or remove the line.")
     if not _is_unicode(text):
-        raise DataError(f"data: {where} must be valid Unicode, it holds half of a surrogate pair. Mend or remove the line.")
+        raise DataError(f"data: {cell.where} must be valid Unicode, it holds half of a surrogate pair. Mend or remove the line.")
     return text
+
+
+def _is_chat(column: str, value: Any) -> bool:
+    return (column == "messages" and not isinstance(value, str)) or _is_conversation(value)
 
 
 def _is_unicode(text: str) -> bool:
@@ -210,7 +221,9 @@ def _render(where: str, messages: Any, tokenizer: PreTrainedTokenizerBase | None
     try:
         return tokenizer.apply_chat_template(messages, tokenize=False)  # type: ignore[union-attr,return-value]
     except (TemplateError, ValueError, TypeError) as error:
-        raise DataError(f"data: {where} must suit the tokenizer's chat template, which says: {error}. Mend or remove the line.") from error
+        raise DataError(
+            f"data: {where} must suit the tokenizer's chat template, which says: {quoted(error)}. Mend or remove the line."
+        ) from error
 
 
 def _is_conversation(messages: Any) -> bool:

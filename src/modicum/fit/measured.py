@@ -40,6 +40,7 @@ _FILE, _FINDINGS, _TOKENS = "measurement.json", "findings.json", "sequences.safe
 # What a measurement decides for every fit from it.
 _DECIDED = (
     "data",
+    "text_column",
     "samples",
     "tokens",
     "micro_batch",
@@ -92,7 +93,7 @@ class Measured:
                 parts[part].setdefault(int(index), {})[key] = file.read(name)
         calibration, validation, test = ([_batch(found[index]) for index in sorted(found)] for found in parts.values())
         said = self.meta["data"]
-        return Splits(calibration, validation, test, said["source"], tuple(said["notes"]), said["hashes"])
+        return Splits(calibration, validation, test, said["source"], tuple(said["notes"]), said["hashes"], said.get("taken", {}))
 
     def adopt(self, settings: dict[str, Any], menu: Any, data: Any, model: Any) -> tuple[dict[str, Any], Any, Any, Any]:
         """Settings of a fit from this measurement. Raises ``SettingError`` where the caller wants what was measured otherwise."""
@@ -224,7 +225,7 @@ def _meta(subject: Subject, source: Any, targets: list[str], meter: Meter) -> di
         "model": {"name": subject.model.name, "source": str(source) if isinstance(source, str | Path) else None, "hash": subject.model.hash(),
                   "parameters": subject.model.parameters, "bytes": subject.model.dense_bytes},
         "targets": targets, "menu": None if settings.menu is None else [str(option) for option in settings.menu], "settings": said,
-        "data": {"source": data.source, "notes": list(data.notes), "hashes": data.hashes}, "stages": meter.stages,
+        "data": {"source": data.source, "notes": list(data.notes), "hashes": data.hashes, "taken": data.taken}, "stages": meter.stages,
     }  # fmt: skip
 
 

@@ -25,6 +25,7 @@ class Settings:
 
     target: str | None = param(None, "format to write, by its runtime; none: the one that suits the model")
     data: str | None = param(None, "path of a text; none: the texts shipped with modicum")
+    text_column: str | None = param(None, "column of the text, where the data is a table; none: found by its name")
     samples: int = param(128, "sequences to calibrate on")
     tokens: int = param(512, "tokens per sequence")
     micro_batch: int = param(8, "sequences run at once")

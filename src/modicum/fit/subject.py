@@ -165,7 +165,7 @@ def _split(model: Model, settings: Settings, batches: Any) -> Splits:
         return without_labels(model.module, from_batches(batches, seed=settings.seed))
     return from_text(
         settings.data, model.tokenizer, samples=settings.samples, tokens=settings.tokens, seed=settings.seed,
-        batch=settings.micro_batch, test_samples=settings.test_samples,
+        batch=settings.micro_batch, test_samples=settings.test_samples, text_column=settings.text_column,
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from modicum.core.errors import DataError, ModelError, SettingError, quoted
 from modicum.core.progress import Quiet, ticked
 from modicum.data.forward import LABELS_LEFT_OUT, is_labelled
-from modicum.data.splits import Batch, batch_items, from_text
+from modicum.data.splits import Batch, batch_items, count_tokens, from_text
 from modicum.export import load
 from modicum.fit.quality import Quality, compare, plain, require
 from modicum.fit.request import judged_by
@@ -30,6 +30,7 @@ def evaluate(
     model: str | Path | nn.Module,
     *,
     data: Any = None,
+    text_column: str | None = None,
     reference: str | Path | nn.Module | None = None,
     samples: int = 64,
     tokens: int = 512,
@@ -41,11 +42,11 @@ def evaluate(
     """Measure a model's perplexity and, against a ``reference``, its mean KL per token.
 
     ``model`` and ``reference``: a directory that ``fit`` wrote, one that Transformers loads, a Hugging Face id, ``demo``, or a module. ``data``: a
-    path to text, of which the same test part is used that ``fit`` reports on, so that neither is judged on what it was calibrated
-    with; an iterable of batches, all of which are used; or None for the shipped test text. ``samples`` windows of ``tokens`` tokens are drawn
-    from text by ``seed``: those of ``fit``'s receipt where all three are equal. Modules are judged in evaluation mode and left as they came.
-    ``output``: what of the output is judged, names or places separated by commas, or a function; by default all that is no inner state, cache or
-    loss. ``classes``: the axis of its classes, ``independent``, or ``none``; by default what
+    path to text (of a table the column ``text_column``), of which the same test part is used that ``fit`` reports on, so that neither is judged
+    on what it was calibrated with; an iterable of batches, all of which are used; or None for the shipped test text. ``samples`` windows of
+    ``tokens`` tokens are drawn from text by ``seed``: those of ``fit``'s receipt where all three are equal. Modules are judged in evaluation
+    mode and left as they came. ``output``: what of the output is judged, names or places separated by commas, or a function; by default all
+    that is no inner state, cache or loss. ``classes``: the axis of its classes, ``independent``, or ``none``; by default what
     its name, shape and config tell. Padding that a mask of the batch marks counts nowhere.
 
     The result is a JSON value: ``model``, ``reference``, ``data`` (source, notes, hash of the sequences), ``seed``, and ``quality``: sequences,
@@ -64,7 +65,7 @@ def evaluate(
     """
     candidate = _opened(model)
     original = _opened(reference) if reference is not None else None
-    batches, described = _batches(data, [part for part in (candidate, original) if part], samples, tokens, seed)
+    batches, described = _batches(data, [part for part in (candidate, original) if part], samples, tokens, seed, text_column)
     causal = _is_causal(candidate.module)
     if original is None and not causal:
         raise SettingError(f"evaluate: {candidate.name} is no causal language model, which needs a reference. Pass one.")
@@ -95,12 +96,16 @@ def _opened(source: str | Path | nn.Module) -> _Opened:
     return _Opened(str(source), load(directory), directory)
 
 
-def _batches(data: Any, models: list[_Opened], samples: int, tokens: int, seed: int) -> tuple[list[Batch], dict[str, Any]]:
+def _batches(
+    data: Any, models: list[_Opened], samples: int, tokens: int, seed: int, text_column: str | None
+) -> tuple[list[Batch], dict[str, Any]]:
     if data is None or isinstance(data, str | Path):
-        splits = from_text(data, _tokenizer(models), samples=1, tokens=tokens, seed=seed, test_samples=samples)
+        splits = from_text(data, _tokenizer(models), samples=1, tokens=tokens, seed=seed, test_samples=samples, text_column=text_column)
         found = sum(len(batch["input_ids"]) for batch in splits.test if isinstance(batch, dict))
         notes = [f"The text gives {found} sequences of {tokens} tokens, of the {samples} asked for."] if found < samples else []
-        return splits.test, {"source": splits.source, "notes": notes, "hash": splits.hashes["test"]}
+        used = count_tokens(splits.test)
+        taken = splits.taken | {"used_tokens": used, "share": used / max(1, splits.taken["tokens"])}
+        return splits.test, {"source": splits.source, "notes": notes, "hash": splits.hashes["test"], "taken": taken}
     batches = [_batch(item) for item in batch_items(data)]
     require(batches)
     notes = []

@@ -63,6 +63,7 @@ def trim(
     size: int | None = None,
     multiple: int = 1,
     overwrite: bool = False,
+    text_column: str | None = None,
     progress: Quiet | None = None,
 ) -> Trimmed:
     """Write the checkpoint in ``model_dir`` with the part of its vocabulary that ``corpus`` uses.
@@ -81,10 +82,10 @@ def trim(
     on the corpus before anything appears at ``out``. One case lies outside: a word that WordPiece gave up on may be spelled afterwards,
     where the vocabulary has pieces whose characters are no pieces themselves; a corpus with such a word is refused.
 
-    ``model_dir``: ``demo``, a directory or a Hugging Face id. ``corpus``: a path that ``read_documents`` reads, or texts. ``size``: the most
-    tokens to keep; the most frequent stay, ties by id, each with what it is merged from. ``multiple``: the vocabulary is padded to a multiple
-    of it with rows of zeros, whose logits are then zero too (or the head's bias, which is padded alike): leave it at 1 unless the runtime
-    asks for more. ``overwrite``: replace ``out`` where it exists.
+    ``model_dir``: ``demo``, a directory or a Hugging Face id. ``corpus``: a path that ``read_documents`` reads (of a table the
+    column ``text_column``), or texts. ``size``: the most tokens to keep; the most frequent stay, ties by id, each with what it is merged from.
+    ``multiple``: the vocabulary is padded to a multiple of it with rows of zeros, whose logits are then zero too (or the head's bias, which is
+    padded alike): leave it at 1 unless the runtime asks for more. ``overwrite``: replace ``out`` where it exists.
 
     *Shapes*: embeddings (before, width) become (rows, width), every other tensor with one entry per token alike along that axis.
 
@@ -105,7 +106,7 @@ def trim(
     old = _Checkpoint(str(model_dir), directory)
     shown = progress or Quiet()
     shown.start("reading the texts", 1)
-    texts = _texts(corpus, old.model)
+    texts = _texts(corpus, old.model, text_column)
     counts = _counts(old, texts)
     kept = old.choose(counts, size)
     rows = -(-len(kept) // multiple) * multiple
@@ -235,9 +236,9 @@ def _fast(model: Model) -> Any:
 # The corpus
 
 
-def _texts(corpus: str | os.PathLike[str] | Iterable[str], model: Model) -> list[str]:
+def _texts(corpus: str | os.PathLike[str] | Iterable[str], model: Model, text_column: str | None) -> list[str]:
     if isinstance(corpus, str | os.PathLike):
-        return read_documents(corpus, tokenizer=model.tokenizer)
+        return read_documents(corpus, tokenizer=model.tokenizer, text_column=text_column)
     texts = list(corpus)
     for text in texts:
         if not isinstance(text, str):
