@@ -23,7 +23,8 @@ class Eora(Repairer):
     of the layer's output on the calibration inputs, whatever the root S.
 
     *Shapes:* error (rows, columns), covariance (columns, columns). *Needs and cost:* covariance; rows · columns² multiply-adds and one
-    eigendecomposition of the smaller side; where there are more rows than columns, a Cholesky factorization. *Reduces to:* plain SVD of the error with ``whiten=false``, or where the inputs are white.
+    eigendecomposition of the smaller side; where there are more rows than columns, a Cholesky factorization. *Reduces to:* plain SVD
+    of the error with ``whiten=false``, or where the inputs are white.
     *Raises:* ``SettingError`` where no step before it changed the weight. Weights whose inputs were not seen take plain SVD.
 
     *Differences from the paper:* no eigendecomposition of the covariance: of few rows the repair is the projection ``U Uᵀ E`` on the leading
