@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from modicum.core.errors import DataError, ModelError
 from modicum.core.finite import finite
 from modicum.data.forward import own_errors
-from modicum.data.splits import Batch, call, count_rows
+from modicum.data.splits import Batch, call, chance_of, count_rows
 from modicum.forms import Form
 from modicum.models.model import Model
 from modicum.numerics.threads import total
 from modicum.sweep import Script, Sweep
-from modicum.sweep.modes import uncut
+from modicum.sweep.modes import seeded, uncut
 from modicum.sweep.outputs import CLASSES, INDEPENDENT, VALUES, Outputs, Part
 from modicum.sweep.spill import SpillPool
 
@@ -28,8 +28,6 @@ _RESAMPLES = 2000
 RUINED = 700.0
 # Tokens whose distributions are compared at a time.
 _TOKENS = 128
-# A divergence that rounding alone may cause between two runs of one model.
-_STEADY = 1e-6
 # What Transformers calls a label that no loss counts.
 _IGNORED = -100
 Run = Iterator[tuple[int, Any]]
@@ -297,10 +295,9 @@ def _bernoulli(original: torch.Tensor, candidate: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def plain(module: torch.nn.Module, batches: Iterable[Batch]) -> Run:
-    """Outputs of a module in memory; what it draws by chance depends on the batch's number alone."""
+    """Outputs of a module in memory; what it draws by chance depends on the batch alone."""
     for index, batch in enumerate(batches):
-        with uncut(module, restored=False), own_errors(module, batch), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(index)
+        with uncut(module, restored=False), own_errors(module, batch), seeded(chance_of(batch)):
             output = call(module, batch)
         yield index, output
 
@@ -317,18 +314,6 @@ def streamed(
 ) -> Run:
     """Outputs of an opened model, one block in memory at a time, with ``forms`` in place of its weights."""
     return Sweep(model, batches, script, values=forms, biases=biases, dropped=dropped, pool=pool).run()
-
-
-def require_steady(model: Model, batch: Batch, script: Script) -> None:
-    """Raise ``ModelError`` where the original gives a batch another output each time: whatever is compared with it would differ by chance."""
-    if not script.draws:
-        return
-    quality = compare(streamed(model, [batch], script), streamed(model, [batch], script), [batch], False, script.outputs)
-    if not quality.worst.mean <= _STEADY:
-        raise ModelError(
-            f"{model.name}: must give a batch the same output each time, its own differs from itself by {quality.worst.mean:.2g} "
-            f"({quality.metric}). Draw from a generator that forward seeds, or leave chance out in evaluation mode."
-        )
 
 
 def perplexity_text(summary: Mapping[str, Any]) -> str:

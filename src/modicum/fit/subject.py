@@ -24,7 +24,6 @@ from modicum.fit.compared import compared
 from modicum.fit.findings import Sizing
 from modicum.fit.memory import spare
 from modicum.fit.menu import cutters, default_menu
-from modicum.fit.quality import require_steady
 from modicum.fit.request import Settings
 from modicum.fit.runtime import Runtime
 from modicum.models.model import Model
@@ -54,7 +53,6 @@ class Subject:
         if {device.type, model.weights.home.type} != {"cpu"}:
             model, data = model.on(device), data.on(device)
         script = _rehearsed(model, data, settings)
-        require_steady(model, data.calibration[0], script)
         model.opened = "" if getattr(settings, "dry_run", False) else compared(model, data.calibration[0], settings.ram)
         model.notes += [f"{name}: the model pays this mask no heed; what it marks counts like any other token." for name in script.ignored]
         return cls(settings, model, data, script)

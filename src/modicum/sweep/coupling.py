@@ -62,7 +62,7 @@ class _Search:
         self.model, self.script = model, script
         self.units = module_units(model)
         self.modules = dict(model.module.named_modules())
-        self.chain = Chain(model.module, [batch], [], model.blocks)
+        self.chain = Chain(model.module, [batch], [], model.blocks, script.carried, seeds=script.seeds([batch]))
         self.found: list[Site] = []
 
     def run(self) -> list[Site]:

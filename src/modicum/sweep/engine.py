@@ -95,10 +95,12 @@ class Sweep:
         self._dense: dict[str, torch.Tensor] = {}
         self._displaced: dict[str, dict[str, nn.Parameter]] = {}
         stops = stop_names(model, script.stacks) if treat or values or biases else []
-        self.chain = Chain(model.module, self.batches, stops, model.blocks, script.carried)
+        self.chain = Chain(
+            model.module, self.batches, stops, model.blocks, script.carried, seeds=script.seeds(self.batches), in_turn=script.in_turn
+        )  # fmt: skip
         # Weights outside blocks that are loaded when their module is called, and those of them that nothing needs after the last micro-batch.
         trunk = set(model.trunk) if stops else set()
-        apart = [unit for unit in model.units.values() if unit.parameter in trunk and self._called_alone(unit)]
+        apart = [unit for unit in model.units.values() if unit.parameter in trunk and self._called_alone(unit) and not script.in_turn]
         # What every call gets another value for is not read at all.
         alone = (unit for unit in model.units.values() if treat is None and unit.name in self.forms and self._called_alone(unit))
         self._given = {unit.parameter for unit in alone}

@@ -1,115 +1,159 @@
-"""State that forwards share without saying so: torch's modes of a thread, what they keep on their modules, fast paths and compilers."""
+"""Modes that forwards share without saying so: torch's of a thread, its global switches, chance, fast paths and compilers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import random
+import sys
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+from modicum.sweep.carried import kept, restore
 
 _DEVICES = ("cpu", "cuda")
-# What every module has, and nobody's forward writes.
-_OWN = frozenset(vars(nn.Module())) | {"forward"}
-_MISSING = object()
+
+
+def _filters(value: Any) -> None:
+    warnings.filters = value
+    warnings._filters_mutated()  # type: ignore[attr-defined]
+
+
+def _stream(name: str) -> tuple[Callable[[], Any], Callable[[Any], None]]:
+    return lambda: getattr(sys, name), lambda value: setattr(sys, name, value)
+
+
+# What a ``with`` statement in a forward may set for the whole process, and its end puts back: how it is read and written.
+_SWITCHES: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
+    (torch.is_grad_enabled, torch.set_grad_enabled),
+    (torch.get_default_dtype, torch.set_default_dtype),
+    (torch.is_autocast_cache_enabled, torch.set_autocast_cache_enabled),
+    (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    (torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms),
+    (torch.backends.cuda.flash_sdp_enabled, torch.backends.cuda.enable_flash_sdp),
+    (torch.backends.cuda.mem_efficient_sdp_enabled, torch.backends.cuda.enable_mem_efficient_sdp),
+    (torch.backends.cuda.math_sdp_enabled, torch.backends.cuda.enable_math_sdp),
+    (torch.backends.cuda.cudnn_sdp_enabled, torch.backends.cuda.enable_cudnn_sdp),
+    (torch._C._get_mkldnn_enabled, torch._C._set_mkldnn_enabled),
+    (torch._C._get_cudnn_enabled, torch._C._set_cudnn_enabled),
+    (lambda: warnings.filters, _filters),
+    _stream("stdout"),
+    _stream("stderr"),
+)
 
 
 @dataclass(frozen=True)
 class Modes:
-    """torch's modes of this thread, as one forward has set them."""
+    """The modes of this thread and the switches of this process, as one forward has set them."""
 
-    grad: bool
     inference: bool
-    default: torch.dtype
-    cache: bool
+    switches: tuple[Any, ...]
     autocast: tuple[tuple[str, bool, torch.dtype], ...]
+    functions: tuple[Any, ...]
+    dispatches: tuple[Any, ...]
 
     @classmethod
     def now(cls) -> Modes:
         """The modes as they are."""
         devices = _DEVICES if torch.cuda.is_available() else _DEVICES[:1]
         casts = tuple((device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in devices)
-        return cls(
-            torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_default_dtype(), torch.is_autocast_cache_enabled(), casts
-        )  # fmt: skip
+        stacks = tuple(_get_current_function_mode_stack()), tuple(_get_current_dispatch_mode_stack())
+        return cls(torch.is_inference_mode_enabled(), tuple(read() for read, _ in _SWITCHES), casts, *stacks)
 
     def set(self) -> None:
         """Make them so; inference mode is its own guard's."""
-        torch.set_grad_enabled(self.grad)
-        torch.set_default_dtype(self.default)
-        torch.set_autocast_cache_enabled(self.cache)
+        for (read, write), value in zip(_SWITCHES, self.switches):
+            if read() is not value and read() != value:
+                write(value)
         for device, enabled, dtype in self.autocast:
             torch.set_autocast_enabled(device, enabled)
             torch.set_autocast_dtype(device, dtype)
+        _stacked(
+            self.functions, _get_current_function_mode_stack, torch._C._pop_torch_function_stack, torch._C._push_on_torch_function_stack
+        )
+        _stacked(
+            self.dispatches, _get_current_dispatch_mode_stack, torch._C._pop_torch_dispatch_stack, torch._C._push_on_torch_dispatch_stack
+        )
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """They hold inside; afterwards what held before."""
+        """They hold inside, beneath whatever watches; afterwards what held before."""
         before = Modes.now()
+        inside = replace(self, functions=_under(self.functions, before.functions), dispatches=_under(self.dispatches, before.dispatches))
         with torch.inference_mode(self.inference) if self.inference != before.inference else nullcontext():
-            self.set()
+            inside.set()
             try:
                 yield
             finally:
                 before.set()
 
 
-class Memory:
-    """What forwards keep on their modules, of which each suspended one has its own: ``places`` are modules with an attribute each."""
-
-    def __init__(self, modules: Mapping[str, nn.Module], carried: Mapping[str, frozenset[str]]):
-        self._places = [(modules[name], key) for name, keys in sorted(carried.items()) if name in modules for key in sorted(keys)]
-
-    def taken(self) -> list[Any]:
-        """What stands there now."""
-        return [_copied(vars(part).get(key, _MISSING)) for part, key in self._places]
-
-    def put(self, values: list[Any]) -> None:
-        """Put back what was taken."""
-        for (part, key), value in zip(self._places, values):
-            held = vars(part).get(key, _MISSING)
-            if value is _MISSING:
-                vars(part).pop(key, None)
-            elif type(value) is dict and type(held) is dict:  # others may hold the same one
-                held.clear()
-                held.update(value)
-            elif type(value) is list and type(held) is list:
-                held[:] = value
-            else:
-                vars(part)[key] = _copied(value)
+def _under(mine: tuple[Any, ...], theirs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (*mine, *(mode for mode in theirs if not any(mode is each for each in mine)))
 
 
-def kept(module: nn.Module) -> dict[str, dict[str, Any]]:
-    """What every part of a module keeps beside its weights, by name; lists and dicts as they are now."""
-    return {name: {key: _copied(value) for key, value in vars(part).items() if key not in _OWN} for name, part in module.named_modules()}
+def _stacked(wanted: tuple[Any, ...], read: Callable[[], list], pop: Callable[[], Any], push: Callable[[Any], None]) -> None:
+    """Put away the modes that are not wanted, from the top, and take out those that are."""
+    held = read()
+    alike = next((at for at, pair in enumerate(zip(held, wanted)) if pair[0] is not pair[1]), min(len(held), len(wanted)))
+    for _ in held[alike:]:
+        pop()
+    for mode in wanted[alike:]:
+        push(mode)
 
 
-def written(before: Mapping[str, Mapping[str, Any]], after: Mapping[str, Mapping[str, Any]]) -> dict[str, frozenset[str]]:
-    """Which attributes differ between two answers of ``kept``, by the part's name."""
-    found = {}
-    for name, values in after.items():
-        had = before.get(name, {})
-        if changed := {key for key in values.keys() | had.keys() if not _same(had.get(key, _MISSING), values.get(key, _MISSING))}:
-            found[name] = frozenset(changed)
-    return found
+@dataclass(frozen=True)
+class Chance:
+    """The state of every source of chance that a forward may draw from."""
+
+    processor: torch.Tensor
+    cuda: tuple[torch.Tensor, ...]
+    python: Any
+    numpy: Any
+
+    @classmethod
+    def now(cls) -> Chance:
+        """The state as it is."""
+        cuda = tuple(torch.cuda.get_rng_state_all()) if torch.cuda.is_initialized() else ()
+        return cls(torch.get_rng_state(), cuda, random.getstate(), np.random.get_state())  # noqa: NPY002  (what callers' forwards draw from)
+
+    def set(self) -> None:
+        """Draw on from here."""
+        torch.set_rng_state(self.processor)
+        if self.cuda:
+            torch.cuda.set_rng_state_all(list(self.cuda))
+        random.setstate(self.python)
+        np.random.set_state(self.numpy)  # noqa: NPY002
+
+    def same(self, other: Chance) -> bool:
+        """Whether nothing was drawn between the two."""
+        tensors = zip((self.processor, *self.cuda), (other.processor, *other.cuda))
+        return all(torch.equal(*pair) for pair in tensors) and self.python == other.python and str(self.numpy) == str(other.numpy)
 
 
-def _copied(value: Any) -> Any:
-    return value.copy() if type(value) in (dict, list) else value
+def seed_all(seed: int) -> None:
+    """Start every source of chance anew."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
 
 
-def _same(one: Any, other: Any) -> bool:
-    if one is other:
-        return True
-    if type(one) is not type(other):
-        return False
-    if type(one) is dict:
-        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
-    if type(one) is list:
-        return len(one) == len(other) and all(map(_same, one, other))
-    return isinstance(one, bool | int | float | str) and one == other
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Every source of chance starts from ``seed`` inside, and goes on afterwards as if nothing had been drawn."""
+    before = Chance.now()
+    seed_all(seed)
+    try:
+        yield
+    finally:
+        before.set()
 
 
 class _Plain:
@@ -147,10 +191,4 @@ def uncut(module: nn.Module, *, restored: bool = True) -> Iterator[None]:
         if _Plain.count == 0:
             torch.backends.mha.set_fastpath_enabled(_Plain.fast)
         if restored:
-            _restore(module, before)
-
-
-def _restore(module: nn.Module, before: Mapping[str, Mapping[str, Any]]) -> None:
-    parts = dict(module.named_modules())
-    changed = {name: keys for name, keys in written(before, kept(module)).items() if name in before}
-    Memory(parts, changed).put([before[name].get(key, _MISSING) for name in sorted(changed) for key in sorted(changed[name])])
+            restore(module, before)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from modicum.core.errors import ModelError
@@ -34,12 +32,13 @@ class Probe:
     def __call__(self, batch: Batch) -> Seen:
         """What one forward showed; of a module that is called twice each call by itself."""
         self.seen, self.calls = {}, {}
-        self.chain = Chain(self.model.module, [batch], [*self.units, *self.script.stacks], self.model.blocks, self.script.carried)
+        stops = [*self.units, *self.script.stacks]
+        self.chain = Chain(
+            self.model.module, [batch], stops, self.model.blocks, self.script.carried, seeds=[0] if self.script.draws else None
+        )
         self.model.weights.load(self.model.trunk)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            for _, output in self.chain.run(self._work):
-                self.seen |= output_signatures(self.outputs, output)
+        for _, output in self.chain.run(self._work):
+            self.seen |= output_signatures(self.outputs, output)
         self.model.weights.release(self.model.trunk)
         return self.seen
 
@@ -85,8 +84,3 @@ def require_numbers(name: str, outputs: Outputs, output: Any, batch: Batch) -> N
             raise ModelError(
                 f"{name}: its output ({part.name}) must hold numbers, holds NaN or Inf as it came. Check its weights and the data."
             )
-
-
-def chance() -> list[Any]:
-    """The state of all sources of chance that a forward may draw from."""
-    return [torch.get_rng_state().tolist(), random.getstate(), str(np.random.get_state())]  # noqa: NPY002  (what callers' forwards draw from)

@@ -13,13 +13,14 @@ from torch import nn
 
 from modicum.core.errors import ModicumError
 from modicum.core.unit import Unit
-from modicum.data.splits import Batch, one_row
+from modicum.data.splits import Batch, chance_of, one_row
 from modicum.models.model import Model
 from modicum.models.structure import expert_units, find_stacks
+from modicum.sweep.beside import DRAWS, TURNS, shares_state
+from modicum.sweep.carried import kept, written
 from modicum.sweep.cover import Cover
 from modicum.sweep.experts import Use, Watch
-from modicum.sweep.modes import kept, written
-from modicum.sweep.observe import Probe, chance, masks_of, require_numbers
+from modicum.sweep.observe import Probe, masks_of, require_numbers
 from modicum.sweep.outputs import Outputs, described
 from modicum.sweep.products import Products
 from modicum.sweep.suspend import Arrival, Chain, Stop
@@ -51,7 +52,7 @@ class Script:
     ``read``: modules whose weight is read from outside their own forward, if only for its dtype. ``carried``: attributes that forwards write, by
     module: each micro-batch has its own. ``whole``: a single row of a batch cannot run. ``outputs``: what of the output is
     judged; ``masks``: by module the mask that its input's tokens belong to; ``ignored``: masks that the model pays no heed; ``draws``: whether
-    a forward draws random numbers.
+    a forward draws random numbers; ``in_turn``: whether forwards share state, so that none may begin before the one before it has ended.
     """
 
     stages: list[tuple[str, ...]] = field(default_factory=list)
@@ -70,6 +71,11 @@ class Script:
     masks: dict[str, Cover] = field(default_factory=dict)
     ignored: list[str] = field(default_factory=list)
     draws: bool = False
+    in_turn: bool = False
+
+    def seeds(self, batches: Sequence[Batch]) -> list[int] | None:
+        """Seeds of what forwards draw on each batch, where they draw at all: the same for the original and for what becomes of it."""
+        return [chance_of(batch) for batch in batches] if self.draws else None
 
     def example(self, batch: Batch) -> Batch:
         """What of a batch is enough to try something on: one row, or all of it where one row cannot run."""
@@ -169,7 +175,7 @@ class _Rehearsal:
         self.calls: list[_Call] = []
         self.inside: list[str] = []
         names = [*self.units, *self.candidates]
-        self.chain = Chain(model.module, [batch], names, model.blocks)
+        self.chain = Chain(model.module, [batch], names, model.blocks, seeds=[chance_of(batch)])
         self.entered: dict[str, Any] = {}
         self.multiplied: set[str] = set()  # parameters of modules' own that a product takes
 
@@ -177,7 +183,7 @@ class _Rehearsal:
         """Run it."""
         # Outside inference mode, under which torch does not count a tensor's changes.
         reads = weight_reads({id(self.chain.owner(name)): name for name in self.units}, self._read)
-        before, drawn = kept(self.model.module), chance()
+        before = kept(self.model.module)
         with torch.inference_mode(False), torch.no_grad(), reads, Products(self._bare, self.multiplied.add):
             self.model.weights.load(self.model.trunk)
             try:
@@ -188,7 +194,7 @@ class _Rehearsal:
                 self.model.weights.release(
                     [*self.model.trunk, *(name for block in self.inside for name in self.model.blocks[block].parameters)]
                 )
-        self.script.draws = chance() != drawn
+        self.script.draws = self.chain.drew
         self._group()
         return self
 
@@ -260,6 +266,11 @@ class _Rehearsal:
         self.calls += [_Call(unit.name, block) for unit in self.model.units.values() if unit.kind == "expert" and unit.module == name]
         return output
 
+    def disturbed(self, others: Sequence[Batch]) -> bool:
+        """Whether forwards on what was run here and on something else disturb each other."""
+        stops = [*self.units, *self.script.stacks]
+        return shares_state(self.model, self.script, stops, self.chain.batches[0], self.output, others)
+
     def _group(self) -> None:
         counts = Counter(call.unit for call in self.calls)
         for unit in [unit for unit in self.model.units.values() if unit.kind == "parameter" and unit.name not in self.multiplied]:
@@ -318,18 +329,41 @@ def _run(model: Model, batch: Batch) -> _Rehearsal:
     return rehearsal
 
 
+def _without_blocks(model: Model, names: Iterable[str], batch: Batch) -> _Rehearsal:
+    """A rehearsal in which these blocks are part of the trunk: one that a forward enters twice is no step of its own."""
+    for name in list(names):
+        del model.blocks[name]
+    vars(model).pop("trunk", None)
+    return _run(model, batch)
+
+
+def _in_turn(model: Model, batch: Batch, outputs: Outputs) -> _Rehearsal:
+    """A rehearsal of forwards that share state: nothing is done block by block, for that needs all batches in one block."""
+    rehearsal = _without_blocks(model, model.blocks, batch)
+    rehearsal.script.outputs, rehearsal.script.in_turn = outputs, True
+    model.notes.append(TURNS)
+    return rehearsal
+
+
 def rehearse(
     model: Model, batch: Batch, others: Sequence[Batch] = (), *, output: str | Callable[[Any], Any] | None = None, classes: str | None = None
 ) -> Script:  # fmt: skip
     """Run one row of ``batch`` through the model, or all of it where one row cannot run; adds the expert units it discovers to ``model.units``.
 
-    Then, where ``batch`` or ``others`` hold padding, a few forwards of two rows tell what their masks cover. ``output`` and ``classes`` say what of
-    the output is judged (`sweep.outputs.described`). Holds the unit inputs of what it runs in memory; every block is read once by each forward.
+    Then it runs beside another example, which shows whether forwards share state that would mix. Where ``batch`` or ``others`` hold padding,
+    a few forwards of two rows tell what their masks cover. ``output`` and ``classes`` say what of the output is judged
+    (`sweep.outputs.described`). Holds the unit inputs of what it runs in memory; every block is read once by each forward.
     Raises what the model's own forward raises at the whole batch, ``ModelError`` where its output holds no number to judge.
     """
     use_eager_experts(model)
     rehearsal = _run(model, batch)
-    script, outputs = rehearsal.script, described(rehearsal.output, model.config, output, classes)
+    if again := [name for name, times in Counter(rehearsal.script.blocks).items() if times > 1]:
+        rehearsal = _without_blocks(model, again, batch)
+    rehearsal.script.outputs = described(rehearsal.output, model.config, output, classes)
+    if rehearsal.disturbed([batch, *others]):
+        rehearsal = _in_turn(model, batch, rehearsal.script.outputs)
+    script, outputs = rehearsal.script, rehearsal.script.outputs
+    model.notes += [DRAWS] if script.draws else []
     probe = Probe(model, outputs, rehearsal.units, script)
     script.outputs, learnt = masks_of(probe, [batch, *others], outputs)
     script.masks, script.ignored = learnt.covers, learnt.ignored

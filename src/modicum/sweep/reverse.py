@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,13 +12,13 @@ from torch.utils.checkpoint import checkpoint
 
 from modicum.core.errors import ModelError, quoted
 from modicum.core.unit import Unit
-from modicum.data.splits import Batch, call
+from modicum.data.splits import Batch, call, chance_of
 from modicum.models.model import Model
 from modicum.models.structure import kind_of
 from modicum.numerics.gram import add_gram, mirror
 from modicum.sweep.collect import has_rows, output_rows, token_rows
 from modicum.sweep.experts import Use, Watch
-from modicum.sweep.modes import uncut
+from modicum.sweep.modes import seeded, uncut
 from modicum.sweep.outputs import likelihood
 from modicum.sweep.ranks import LONE, Ranks
 from modicum.sweep.rehearsal import Script, module_units
@@ -133,12 +133,12 @@ class _Gradients:
 
     def skip(self, batch: Batch) -> None:
         """Draw the labels of a batch that another rank has: those after it are then the same as in one process."""
-        with self._patched(felt=False), torch.no_grad():
+        with self._patched(felt=False), self._chance(batch), torch.no_grad():
             likelihood(call(self.model.module, batch), self.generator, self.script.outputs, batch)
 
     def add(self, batch: Batch) -> None:
         self.batch = batch
-        with self._patched(), _frozen(self.model.module), self._felt_directly(), torch.enable_grad():
+        with self._patched(), self._chance(batch), _frozen(self.model.module), self._felt_directly(), torch.enable_grad():
             try:
                 loss, draws = likelihood(call(self.model.module, batch), self.generator, self.script.outputs, batch)
                 loss.backward()
@@ -147,6 +147,11 @@ class _Gradients:
                     f"{self.model.name}: must be differentiable to weigh errors by gradients ({quoted(error)}). Use --harm error."
                 ) from error
         self.draws += draws
+        if self.script.carried:
+            self.model.weights.release(name for block in self.model.blocks.values() for name in block.parameters)
+
+    def _chance(self, batch: Batch) -> AbstractContextManager[None]:
+        return seeded(chance_of(batch)) if self.script.draws else nullcontext()
 
     @contextmanager
     def _felt_directly(self) -> Iterator[None]:
@@ -204,6 +209,8 @@ class _Gradients:
 
     def _block(self, name: str, original: Callable) -> Callable:
         weights, parameters = self.model.weights, self.model.blocks[name].parameters
+        if self.script.carried:  # what it found on its modules is gone when it would be computed again
+            return self._whole_block(parameters, original)
 
         def held(*args: Any, **kwargs: Any) -> Any:
             weights.load(parameters)
@@ -213,7 +220,17 @@ class _Gradients:
             finally:
                 weights.release(parameters)
 
-        return lambda *args, **kwargs: checkpoint(held, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+        return lambda *args, **kwargs: checkpoint(held, *args, use_reentrant=False, preserve_rng_state=self.script.draws, **kwargs)
+
+    def _whole_block(self, parameters: Sequence[str], original: Callable) -> Callable:
+        """A block whose graph stays as it is, and its weights with it."""
+
+        def held(*args: Any, **kwargs: Any) -> Any:
+            self.model.weights.load(parameters)
+            self._want(parameters)
+            return original(*args, **kwargs)
+
+        return held
 
     def _unit(self, name: str, original: Callable) -> Callable:
         unit = self.units[name]

@@ -6,6 +6,7 @@ same module, the sweep has every input of it, works, and resumes each with the o
 
 from __future__ import annotations
 
+import contextvars
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,9 +16,11 @@ from typing import Any
 import greenlet
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map_only
 
 from modicum.data.splits import Batch, call
-from modicum.sweep.modes import Memory, Modes, uncut
+from modicum.sweep.carried import Memory
+from modicum.sweep.modes import Chance, Modes, seed_all, uncut
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,11 @@ class Arrival:
     kwargs: dict | None = None
     output: Any = None
     modes: Modes | None = field(default=None, repr=False)
+
+    def apart(self) -> Arrival:
+        """The same with tensors of its own, whatever the forward that made them does next."""
+        args, kwargs, output = tree_map_only(torch.Tensor, torch.clone, (self.args, self.kwargs, self.output))
+        return Arrival(self.stop, args, kwargs, output, self.modes)
 
     @property
     def tensor(self) -> torch.Tensor | None:
@@ -63,14 +71,16 @@ class Chain:
 
     ``units`` and ``blocks`` name the modules to stop at. ``run`` yields (index, output) of each micro-batch as it finishes, one at a
     time, so that outputs never all live at once. What forwards keep on their modules (``carried``, attributes by module) each has for itself,
-    and torch's modes too.
+    and torch's modes too. With ``seeds``, one for each batch, each draws its own random numbers: ``drew`` says whether one did. Forwards that share
+    more than that run ``in_turn``: none begins before the one before it has ended.
     """
 
     def __init__(
         self, module: nn.Module, batches: Sequence[Batch], units: Iterable[str], blocks: Iterable[str],
-        carried: Mapping[str, frozenset[str]] | None = None,
+        carried: Mapping[str, frozenset[str]] | None = None, *, seeds: Sequence[int] | None = None, in_turn: bool = False,
     ):  # fmt: skip
-        self.module, self.batches = module, batches
+        self.module, self.batches, self.seeds, self.in_turn = module, batches, seeds, in_turn
+        self.drew = False
         self._modules = dict(module.named_modules())
         self._units, self._blocks = tuple(units), tuple(blocks)
         self.originals: dict[str, Callable] = {name: self._modules[name].forward for name in (*self._units, *self._blocks)}
@@ -104,7 +114,7 @@ class Chain:
     def _pause(self, arrival: Arrival) -> Any:
         """Hand ``arrival`` to whoever drives the chain, and go on with the answer as if nobody had run meanwhile."""
         let: Any = greenlet.getcurrent()
-        mine, held = Modes.now(), self._memory.taken()
+        mine, held, chance = Modes.now(), self._memory.taken(), self._swap_chance(let.chance)
         arrival.modes = mine
         guard = torch._C._InferenceMode(let.outside.inference) if mine.inference != let.outside.inference else None
         let.outside.set()
@@ -114,7 +124,16 @@ class Chain:
             let.outside = Modes.now()
             del guard
             mine.set()
+            let.chance = self._swap_chance(chance)
             self._memory.put(held)
+
+    def _swap_chance(self, other: Chance | None) -> Chance | None:
+        """Go on drawing from ``other``; what was in force. Nothing where nobody draws."""
+        if other is None:
+            return None
+        before = Chance.now()
+        other.set()
+        return before
 
     def _unit_stub(self, stop: Stop) -> Callable:
         def forward(*args: Any, **kwargs: Any) -> Any:
@@ -142,17 +161,9 @@ class Chain:
         live micro-batch stands there. Where ``passes(stop)`` a micro-batch does not wait for the others, so that only one has what is
         between its stops.
         """
-        begun = self._memory.taken()
-
-        def forward(batch: Batch) -> Any:
-            self._memory.put(begun)
-            return call(self.module, batch)
-
-        lets: list[Any] = [greenlet.greenlet(lambda batch=batch: forward(batch)) for batch in self.batches]
+        begun, outside = self._memory.taken(), Modes.now()
+        lets = [self._forward(index, begun, outside) for index in range(len(self.batches))]
         waiting: dict[int, Arrival] = {}
-        outside = Modes.now()
-        for let in lets:
-            let.outside = outside
 
         def resume(index: int, value: Any) -> Iterator[tuple[int, Any]]:
             got = lets[index].switch(*value)
@@ -162,6 +173,9 @@ class Chain:
             if lets[index].dead:
                 yield index, got
             else:
+                if self.in_turn:
+                    got = self._ended(lets[index], got)
+                    lets[index] = self._forward(index, begun, outside)
                 waiting[index] = got
 
         try:
@@ -176,11 +190,48 @@ class Chain:
                     complete = len(group) == len(waiting)
                     for index, _ in group:
                         del waiting[index]
-                    for index, value in work(stop, group, complete):
-                        yield from resume(index, (value,))
+                    answers = work(stop, group, complete)
+                    if self.in_turn:
+                        next(answers, None)
+                        answers = ((index, _AGAIN) for index, _ in group)
+                    for index, value in answers:
+                        yield from resume(index, () if value is _AGAIN else (value,))
         finally:
             for let in lets:
                 if let and not let.dead:
                     let.throw(greenlet.GreenletExit)
             self._memory.put(begun)
             outside.set()
+
+    def _forward(self, index: int, begun: list[Any], outside: Modes) -> Any:
+        """The forward of one batch, not begun yet."""
+
+        def forward() -> Any:
+            let: Any = greenlet.getcurrent()
+            let.chance = Chance.now() if self.seeds is not None else None
+            self._memory.put(begun)
+            if self.seeds is not None:
+                seed_all(self.seeds[index])
+                seeded = Chance.now()
+            try:
+                return call(self.module, self.batches[index])
+            finally:
+                if self.seeds is not None:
+                    self.drew |= not Chance.now().same(seeded)
+                    self._swap_chance(let.chance)
+
+        let: Any = greenlet.greenlet(forward)
+        let.outside, let.gr_context = outside, contextvars.copy_context()
+        return let
+
+    def _ended(self, let: Any, got: Arrival) -> Arrival:
+        """The arrival for itself, once its forward has run to its end with the module's own answers."""
+        mine = got.apart()
+        while not let.dead:
+            own = {"enter": None, "leave": got.output}
+            got = let.switch(own[got.stop.kind] if got.stop.kind in own else got.run(self.originals[got.stop.name]))
+        return mine
+
+
+# Instead of an answer: the forward begins again, and meets what has been made meanwhile.
+_AGAIN = object()
