@@ -1,10 +1,10 @@
 """Pitch trackers made of convolutions hear the same pitches at a quarter of their bytes."""
 
+import models
 import pytest
 import torch
 
 import modicum
-import models
 
 
 @pytest.fixture(scope="module")

@@ -3,11 +3,11 @@
 import subprocess
 import sys
 
+import models
 import pytest
 import torch
 
 import modicum
-import models
 
 PLAIN = "import sys, transformers\ntransformers.AutoModel.from_pretrained(sys.argv[1])"
 

@@ -1,10 +1,10 @@
 """A speaker encoder of recurrent layers tells voices apart as before at a quarter of its bytes."""
 
+import models
 import pytest
 import torch
 
 import modicum
-import models
 
 
 @pytest.fixture(scope="module")
