@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import stat
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,20 @@ def read_json(path: str | os.PathLike[str]) -> Any:
             os.close(fd)
     except OSError as error:
         raise ValueError(error.strerror or str(error)) from None
+
+
+def cache_folder() -> Path:
+    """The user's cache folder for what this package keeps between runs."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "modicum"
+
+
+def keep_json(path: Path, value: Any) -> None:
+    """Write a JSON file in one step, folders before it included; where that cannot be, nothing is kept."""
+    with contextlib.suppress(OSError, RuntimeError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=path.name, delete=False, encoding="utf-8") as file:
+            json.dump(value, file, indent=1)
+        Path(file.name).replace(path)
 
 
 def _content(fd: int) -> bytes:

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 Kind = Literal[
     "linear", "conv1d", "convolution", "transposed convolution", "embedding", "expert", "recurrent", "packed", "looked up", "parameter"
 ]
 # Kinds of weights that their module does not multiply as a whole when it is called: several may belong to one module.
 _DIRECT = {"recurrent", "packed", "looked up", "parameter"}
 SiteKind = Literal["unit", "fused", "tied", "experts", "cut", "block", "span", "model"]
+
+
+def unnumbered(name: str) -> str:
+    """A name without the numbers in it."""
+    return _NUMBER.sub("#", name)
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,11 @@ class Unit:
     def direct(self) -> bool:
         """Whether no call of a module stands for its product."""
         return self.kind in _DIRECT
+
+    @property
+    def likeness(self) -> str:
+        """What it has in common with the units that have its place in other blocks; all experts are alike."""
+        return "experts" if self.kind == "expert" else unnumbered(self.name)
 
     def matrix(self, stored: torch.Tensor) -> torch.Tensor:
         """Matrix view (rows, columns) of the stored parameter (a whole stack for an expert)."""

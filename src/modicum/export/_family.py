@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
@@ -20,6 +20,9 @@ from modicum.data.splits import Batch
 from modicum.forms import Form
 from modicum.models.model import Model
 from modicum.sweep import Script
+
+if TYPE_CHECKING:
+    from modicum.export.probe import Probe
 
 Entries = dict[str, tuple[torch.dtype, tuple[int, ...]]]
 METADATA = {"format": "pt"}
@@ -89,9 +92,13 @@ class Target(ABC):
     """A format some runtime loads."""
 
     name: ClassVar[str]
+    # Whether its loader is somebody else's, which a small model tells about before anything is measured (`export.probe`).
+    probes: ClassVar[bool] = False
 
     def __init__(self, model: Model, script: Script):
         self.model, self.script = model, script
+        self.off: dict[str, str] = {}  # "integer" or "float8" and a kind of weight that its loader does not bring back so, and why
+        self.probe: Probe | None = None
 
     @abstractmethod
     def sites(self) -> list[Site]:
@@ -113,9 +120,17 @@ class Target(ABC):
     def finish(self, directory: Path, forms: Mapping[str, Form], dropped: frozenset[str]) -> None:
         """Write what stands beside the weights."""
 
+    def describe(self, directory: Path, forms: Mapping[str, Form], dropped: frozenset[str]) -> None:
+        """Of what ``finish`` writes that which a loader needs to read the weights."""
+        self.finish(directory, forms, dropped)
+
     @abstractmethod
     def verify(self, directory: Path, forms: Mapping[str, Form], batch: Batch | None = None) -> tuple[torch.nn.Module, dict[str, Any]]:
         """Reload in the target's own loader; the module it gives, and what was checked, on ``batch`` where outputs are. Raises ``ModelError``."""
+
+    def wrong(self, family: str, units: Sequence[Unit]) -> bool:
+        """Whether the loader does not bring back units that this family of forms has treated."""
+        return any(f"{family} {unit.likeness}" in self.off for unit in units)
 
     def holds(self, change: Change) -> str:
         """Why a structural change cannot be stored here, or an empty string."""

@@ -107,10 +107,11 @@ def _nature(module: nn.Module, dropped: frozenset[str]) -> dict[str, Any]:
             found[renamed(name, rename)] = tuple(tensor.shape)
     for name, part in module.named_modules():
         if name and name not in dropped and not Script.home(name, dropped):
-            said = {key: value for key, value in vars(part).items() if _said(key, value)}
+            said = {key: value for key, value in vars(part).items() if said_of(key, value)}
             found[f"{renamed(name, rename)}:"] = (type(part), said)
     return found
 
 
-def _said(key: str, value: Any) -> bool:
+def said_of(key: str, value: Any) -> bool:
+    """Whether an attribute of a module says what it computes."""
     return not key.startswith("_") and key not in _PLACE and key != "training" and isinstance(value, bool | int | float | str | type(None))

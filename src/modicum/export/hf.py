@@ -7,16 +7,16 @@ import copy
 import dataclasses
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
 from typing_extensions import override
 
-from modicum.core.errors import ModelError
+from modicum.core.errors import ModelError, quoted
 from modicum.core.method import Change
 from modicum.core.option import Option
 from modicum.core.unit import Site, Unit
@@ -26,6 +26,7 @@ from modicum.export._family import Entries, Layout, Target
 from modicum.export.companions import copy_companions, save_config, save_generation
 from modicum.export.container import persistent_buffers
 from modicum.export.depth import following, renamed, renumbering, shallower
+from modicum.export.names import Names
 from modicum.export.narrow import Incision
 from modicum.export.schemes import Targets, entries, inside, quantization, scheme, tensors
 from modicum.export.uniform import narrower
@@ -42,6 +43,8 @@ from modicum.sweep.rehearsal import weight_reads
 _AGREED_BITS = (2, 4, 8)
 # Channels that go together where a cut leaves some, the most that divides them and leaves so many lots.
 _STEPS, _FEWEST = (64, 32, 16, 8), 8
+# From tensors by the module's names to those on disk.
+Saved = Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
 
 
 class Transformers(Target):
@@ -54,11 +57,13 @@ class Transformers(Target):
     """
 
     name = "transformers"
+    probes = True
 
     def __init__(self, model: Model, script: Script):
         super().__init__(model, script)
         self._tried: dict[tuple[tuple[str, int], ...], bool] = {}
         self._depths: dict[frozenset[str], Any | None] = {}
+        self.names = Names(model, script)
         if model.config is None or not hasattr(model.module, "save_pretrained"):
             raise ModelError(f"{model.name}: must be a model of Transformers for this target, is a plain module. Pass --target modicum.")
         self._check_names()
@@ -69,8 +74,8 @@ class Transformers(Target):
         shown = {first: torch.empty(weights.held(first).shape, dtype=weights.dtype(first), device="meta") for first in weights.names}
         shapes = lambda tensors: {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         try:
-            whole = shapes(self.on_disk(dict(shown)))
-            pieces = {name: shape for first, tensor in shown.items() for name, shape in shapes(self.on_disk({first: tensor})).items()}
+            whole = shapes(self.names.on_disk(dict(shown)))
+            pieces = {name: shape for first, tensor in shown.items() for name, shape in shapes(self.names.on_disk({first: tensor})).items()}
         except Exception:  # whatever a conversion raises at a part of what it was made for
             whole, pieces = {}, {"": ()}
         if whole != pieces:
@@ -86,8 +91,10 @@ class Transformers(Target):
             return "target: tied"
         if unit.kind == "embedding":
             return "target: embedding"
+        if self.wrong("integer", [unit]) and (unit.kind == "expert" or self.wrong("float8", [unit])):
+            return "target: loads otherwise"
         if unit.kind == "expert":
-            return "" if unit.module in self._expert_names else "target: expert layout"
+            return "" if unit.module in self.names.experts else "target: expert layout"
         if self._initializes:
             return "target: its initialization needs the weight"
         if unit.shape[0] == 1:
@@ -186,22 +193,19 @@ class Transformers(Target):
             plain = site.kind == "cut" and all(unit.kind == "linear" for unit in site.units)  # an expert's router would keep its rows
             return Option((dataclasses.replace(step, multiple=_step(len(site.axes[-1].groups))),)) if plain else None
         if isinstance(step, Quantizer):
-            if step.group < 0 or (step.group and any(unit.shape[1] % step.group for unit in site.units)):
+            if (
+                step.group < 0
+                or self.wrong("integer", site.units)
+                or (step.group and any(unit.shape[1] % step.group for unit in site.units))
+            ):
                 return None
             return Option((dataclasses.replace(step, symmetric=True),))
-        return fitted if step.key() == "quantize/float8" and site.kind != "experts" else None
+        floats = step.key() == "quantize/float8" and site.kind != "experts" and not self.wrong("float8", site.units)
+        return fitted if floats else None
 
     @override
     def common(self, option: Option) -> bool:
         return all(step.bits in _AGREED_BITS for step in option.steps if isinstance(step, Quantizer))
-
-    # Names on disk
-
-    def on_disk(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Tensors under the names, and in the pieces, that Transformers saves."""
-        from transformers.core_model_loading import revert_weight_conversion
-
-        return revert_weight_conversion(cast(Any, self.model.module), state)
 
     @cached_property
     def _routers(self) -> set[str]:
@@ -249,45 +253,22 @@ class Transformers(Target):
                             initialize(owner)
         return found
 
-    @cached_property
-    def _expert_names(self) -> dict[str, dict[tuple[str, int], list[tuple[str, list[int]]]]]:
-        """By stack module: (parameter, expert) → names on disk with the rows of the expert's matrix each holds."""
-        found: dict[str, dict[tuple[str, int], list[tuple[str, list[int]]]]] = {}
-        for name, use in self.script.stacks.items():
-            places: dict[tuple[str, int], list[tuple[str, list[int]]]] = {}
-            for attribute in use.attributes:
-                first = self.model.weights.first[f"{name}.{attribute}"]
-                count, rows, columns = self.model.weights.held(first).shape
-                marks = torch.arange(count * rows).view(count, rows, 1).expand(count, rows, min(columns, 2)).contiguous()
-                if use.transposed[attribute]:
-                    break
-                for disk, piece in self.on_disk({first: marks}).items():
-                    if piece.ndim != 2 or not disk.endswith(".weight"):
-                        break
-                    expert = int(piece[0, 0]) // rows
-                    places.setdefault((first, expert), []).append((disk, (piece[:, 0] - expert * rows).tolist()))
-            if (
-                len(places)
-                == len(use.attributes) * self.model.weights.held(self.model.weights.first[f"{name}.{use.attributes[0]}"]).shape[0]
-            ):
-                found[name] = places
-        return found
-
     def pieces(self, unit: Unit) -> list[tuple[str, list[int] | None]]:
         """Modules on disk that hold a unit, with the rows each holds (None for all)."""
         if unit.kind == "expert":
-            assert unit.expert is not None
-            return [(name.removesuffix(".weight"), rows) for name, rows in self._expert_names[unit.module][unit.parameter, unit.expert]]
-        name = next(iter(self.on_disk({unit.parameter: torch.empty(1, 1)})))
-        return [(name.removesuffix(".weight"), None)]
+            return [(name.removesuffix(".weight"), rows) for name, rows in self.names.place(unit)]
+        return [(self.names.quantized(unit.module, unit.parameter), None)]
 
     # Bytes and tensors
 
     @override
     def unit_entries(self, unit: Unit, form: Form) -> Entries:
         found: Entries = {}
+        inner = inside(form)
+        if isinstance(inner, Dense) and unit.kind != "expert":
+            shown = torch.empty(inner.shape, dtype=inner.dtype, device="meta")
+            return {name: (inner.dtype, tuple(shown.shape)) for name in self.names.beside({unit.parameter: shown})}
         for module, rows in self.pieces(unit):
-            inner = inside(form)
             count = inner.shape[0] if rows is None else len(rows)
             found |= {f"{module}.{part}": entry for part, entry in entries(inner, count).items()}
         return found
@@ -302,10 +283,10 @@ class Transformers(Target):
         return _renamed(self._parts(unit, forms[unit.name]), rename)
 
     def _renamed_dense(
-        self, first: str, forms: Mapping[str, Form], rename: Mapping[str, str], rows: torch.Tensor | None
+        self, first: str, forms: Mapping[str, Form], rename: Mapping[str, str], rows: torch.Tensor | None, names: Saved
     ) -> dict[str, torch.Tensor]:
         value = self.dense_value(first, forms)
-        return _renamed(self.on_disk({first: value if rows is None else value[rows]}), rename)
+        return _renamed(names({first: value if rows is None else value[rows]}), rename)
 
     @override
     def layout(self, forms: Mapping[str, Form], biases: Mapping[str, torch.Tensor], dropped: frozenset[str]) -> Layout:
@@ -315,6 +296,8 @@ class Transformers(Target):
         rename = renumbering(dropped)
         left = {f"{self.model.units[name].module}.bias": form.rows for name, form in forms.items() if isinstance(form, Cut)}
         gone = {parameter for block in dropped for parameter in self.model.blocks[block].parameters}
+        plain = all(isinstance(inside(form), Dense) for form in forms.values())
+        names = self.names.on_disk if plain else self.names.beside
         for first in (name for name in weights.names if name not in gone):
             units = [unit for unit in self.model.units.values() if unit.parameter == first]
             treated = [unit for unit in units if unit.name in forms and not isinstance(forms[unit.name], Dense)]
@@ -329,10 +312,10 @@ class Transformers(Target):
                 if (rows := left.get(first)) is not None:
                     shape[0] = int(rows.sum())
                 shown = torch.empty(shape, dtype=weights.dtype(first), device="meta")
-                shapes = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in self.on_disk({first: shown}).items()}
-                layout.add(_renamed(shapes, rename), partial(self._renamed_dense, first, forms, rename, rows))
+                shapes = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in names({first: shown}).items()}
+                layout.add(_renamed(shapes, rename), partial(self._renamed_dense, first, forms, rename, rows, names))
         kept = {name: buffer for name, buffer in persistent_buffers(self.model.module).items() if not Script.home(name, dropped)}
-        for name, buffer in _renamed(self.on_disk(kept), rename).items():
+        for name, buffer in _renamed(names(kept), rename).items():
             layout.add({name: (buffer.dtype, tuple(buffer.shape))}, partial(dict, {name: buffer}))
         return layout
 
@@ -340,6 +323,12 @@ class Transformers(Target):
 
     @override
     def finish(self, directory: Path, forms: Mapping[str, Form], dropped: frozenset[str]) -> None:
+        self.describe(directory, forms, dropped)
+        save_generation(self.model, directory)
+        copy_companions(self.model.directory, directory)
+
+    @override
+    def describe(self, directory: Path, forms: Mapping[str, Form], dropped: frozenset[str]) -> None:
         config = copy.deepcopy(self._config(forms, dropped))
         config.dtype = self.model.dtype
         save_config(self.model, config, directory)
@@ -349,8 +338,6 @@ class Transformers(Target):
             body = json.loads(path.read_text(encoding="utf-8"))
             body["quantization_config"] = quantized
             path.write_text(json.dumps(body, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        save_generation(self.model, directory)
-        copy_companions(self.model.directory, directory)
 
     def _quantization(self, forms: Mapping[str, Form], rename: Mapping[str, str]) -> dict[str, Any] | None:
         experts: dict[str, list[str]] = defaultdict(list)
@@ -379,8 +366,13 @@ class Transformers(Target):
     @override
     def verify(self, directory: Path, forms: Mapping[str, Form], batch: Batch | None = None) -> tuple[nn.Module, dict[str, Any]]:
         cls = type(self.model.module)
-        with hushed():
-            module, report = cls.from_pretrained(directory, dtype="auto", output_loading_info=True)  # type: ignore[attr-defined]
+        try:
+            with hushed():
+                module, report = cls.from_pretrained(directory, dtype="auto", output_loading_info=True)  # type: ignore[attr-defined]
+        except Exception as error:  # whatever a loader raises
+            raise ModelError(
+                f"{directory}: Transformers' own loader fails at these files ({quoted(error)}). Pass --target modicum."
+            ) from error
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
             if report.get(kind):
                 raise ModelError(

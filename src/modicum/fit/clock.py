@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import platform
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from modicum.core.files import cache_folder, keep_json
 from modicum.core.unit import Site
 from modicum.models.model import Model
 from modicum.sweep import Script
@@ -89,16 +88,12 @@ class Clock:
         tables = self._read()
         tables[self.machine] = {**tables.get(self.machine, {}), **self._table}
         body = {"format": FORMAT, "version": VERSION, "machines": tables}
-        with contextlib.suppress(OSError):  # a home that cannot be written costs measuring again
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile("w", dir=self.path.parent, prefix=self.path.name, delete=False, encoding="utf-8") as file:
-                json.dump(body, file, indent=1)
-            Path(file.name).replace(self.path)
+        keep_json(self.path, body)  # a home that cannot be written costs measuring again
 
 
 def default_path() -> Path:
     """Where the table is kept: the user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "modicum" / "clock.json"
+    return cache_folder() / "clock.json"
 
 
 def processor() -> str:

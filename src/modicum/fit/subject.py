@@ -20,6 +20,7 @@ from modicum.data.forward import own_errors, require_suitable, without_labels
 from modicum.data.splits import Batch, Splits, from_batches, from_text
 from modicum.drop.experts import expert_sites
 from modicum.export import TARGETS, Target
+from modicum.export.probe import probed
 from modicum.fit.compared import compared
 from modicum.fit.findings import Sizing
 from modicum.fit.memory import spare
@@ -64,7 +65,9 @@ class Subject:
         if name not in TARGETS:
             raise SettingError(f"target {name!r}: is not known. {near(name, TARGETS)}")
         if name not in self._targets:
-            self._targets[name] = TARGETS[name](self.model, self.script)
+            target = TARGETS[name](self.model, self.script)
+            self.model.notes += probed(target, self.data.calibration[0]) if target.probes else []
+            self._targets[name] = target
         return self._targets[name]
 
     @property

@@ -1,0 +1,167 @@
+"""Sweep every architecture that Transformers builds tiny to 8 bits, and keep what came of it in ``docs/architectures.json``.
+
+python scripts/architectures.py                              # causal language models, for plain from_pretrained: what is not known yet
+python scripts/architectures.py --target modicum             # all other heads of Transformers, timm and diffusers, for our container
+python scripts/architectures.py --again NAME NAME            # these again
+python scripts/architectures.py --again wrong late error     # all that came out so again
+
+Each runs in a process of its own with a time limit. `make docs` writes the page from the kept results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).resolve().parents[1] / "docs" / "architectures.json"
+METHOD = "nearest bits=8 group=32"
+# Seconds that one architecture may take.
+LIMIT = 240
+# Nats per token that 8 bits may cost a random model, and how far what the receipt says may be from what is found outside.
+MOST, APART = 0.02, 0.2
+
+
+def one(name: str, target: str) -> dict[str, Any]:
+    """What comes of one architecture: its outcome, and the share treated or the reason."""
+    import torch
+    import transformers
+
+    import modicum
+    from modicum.testing import tiny
+
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    with tempfile.TemporaryDirectory(prefix="architecture-") as folder:
+        source, out = Path(folder) / "source", Path(folder) / "out"
+        try:
+            model = tiny.build(name)
+            batches = tiny.batches(model, 8)
+            original = _original(model, source, batches)
+        except Exception as error:
+            return {"outcome": "not built", "why": _said(error)}
+        given = source if source.exists() else model
+        try:
+            found = modicum.fit(given, method=METHOD, target=target, data=batches[1:], out=out, search_time=0)
+        except modicum.ModicumError as error:
+            return {"outcome": "late" if out.with_name("out.partial").exists() else "refused", "why": _said(error)}
+        except Exception as error:
+            return {"outcome": "error", "why": _said(error)}
+        return _judged(found.receipt, original, _reloaded(model, out, target), batches[0])
+
+
+def _original(model: Any, source: Path, batches: list[Any]) -> Any:
+    """The model as plain ``from_pretrained`` gives it back, which must be what was saved."""
+    from modicum.testing import tiny
+
+    if not hasattr(model, "save_pretrained") or not hasattr(type(model), "config_class"):
+        return model
+    model.save_pretrained(source)
+    again = type(model).from_pretrained(source).eval()
+    gap = tiny.divergence(tiny.outputs(model, batches[0]), tiny.outputs(again, batches[0]))
+    if not gap <= 1e-6:
+        raise ValueError(f"saved and loaded again by Transformers alone it differs from itself by {gap:.2g}")
+    return again
+
+
+def _reloaded(model: Any, out: Path, target: str) -> Any:
+    import modicum
+
+    if target == "transformers":
+        return type(model).from_pretrained(out).eval()
+    return modicum.load(out, into=None if hasattr(type(model), "config_class") else model)
+
+
+def _judged(receipt: dict[str, Any], original: Any, candidate: Any, batch: Any) -> dict[str, Any]:
+    """Right where a batch that the run has not seen gives what 8 bits should, by plain modules alone."""
+    from modicum.testing import tiny
+
+    coverage = receipt["coverage"]
+    reasons: Counter[str] = Counter()
+    for each in coverage["untreated"]:
+        reasons[each["reason"]] += each["bytes"]
+    gap = tiny.divergence(tiny.outputs(original, batch), tiny.outputs(candidate, batch))
+    found = {"share": round(coverage["share_of_all"], 3), "left": dict(reasons.most_common()), "divergence": float(f"{gap:.3g}")}
+    found["receipt"] = float(f"{receipt['quality']['mean']:.3g}")
+    events = [event for event in receipt["events"] if "probe" in event or "target" in event]
+    return {"outcome": "right" if gap <= MOST else "wrong", **found, "events": events}
+
+
+def _said(error: BaseException) -> str:
+    """An error's first words, without the folder it happened in."""
+    text = f"{'' if type(error).__module__.startswith('modicum') else type(error).__name__ + ': '}{error}"
+    return " ".join(text.split()).replace(tempfile.gettempdir(), "")[:400]
+
+
+def sweep(names: list[str], target: str, results: dict[str, Any], path: Path) -> None:
+    """Run each in a process of its own, and keep what is known after each."""
+    for number, name in enumerate(names, 1):
+        start = time.monotonic()
+        found = apart(name, target) | {"seconds": round(time.monotonic() - start)}
+        results.setdefault(target, {})[name] = found
+        results["versions"] = versions()
+        path.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        print(f"{number}/{len(names)} {name}: {found['outcome']} {found.get('share', '')} {found.get('why', '')[:200]}", flush=True)
+
+
+def apart(name: str, target: str) -> dict[str, Any]:
+    """What comes of one in a process of its own, which shares what this one has imported."""
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe(duplex=False)
+    process = context.Process(target=lambda: there.send(one(name, target)))
+    process.start()
+    try:
+        if here.poll(LIMIT):
+            return here.recv()
+        return {"outcome": "error", "why": f"took more than {LIMIT} s"}
+    except EOFError:
+        return {"outcome": "error", "why": "the process ended"}
+    finally:
+        process.kill()
+        process.join()
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the results depend on."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for package in ("modicum", "torch", "transformers", "compressed-tensors", "timm", "diffusers"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def chosen(names: list[str], known: dict[str, Any], again: list[str]) -> list[str]:
+    """Names to run: those not known yet, or those that ``again`` asks for by name or by outcome."""
+    if not again:
+        return [name for name in names if name not in known]
+    return [name for name in names if name in again or known.get(name, {}).get("outcome") in again]
+
+
+def main() -> None:
+    """Run one, or all that are not known."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--target", default="transformers", choices=("transformers", "modicum"))
+    parser.add_argument("--again", nargs="*", default=[], help="names or outcomes to run again")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="file of results")
+    given = parser.parse_args()
+    import modicum
+    from modicum.testing import tiny
+
+    modicum.fit  # noqa: B018  imported once for all
+    results = json.loads(given.out.read_text(encoding="utf-8")) if given.out.exists() else {}
+    names = tiny.causal_names() if given.target == "transformers" else tiny.other_names()
+    sweep(chosen(names, results.get(given.target, {}), given.again), given.target, results, given.out)
+
+
+if __name__ == "__main__":
+    main()
