@@ -54,6 +54,10 @@ def test_one_kind_is_given_once():
     [
         ({"params": "60"}, r"a share above 1 needs a sign, got '60'\. Write 60%, or 6000% if that is meant\."),
         ({"loss": "5"}, r"Write 5%, or 500%"),
+        ({"params": 60}, r"a share above 1 needs a sign, got '60'\. Write 60%, or 6000% if that is meant\."),
+        ({"loss": 5.0}, r"Write 5%, or 500% if that is meant\."),
+        ({"params": "150%"}, "must be a share of the original's values, at most 1, which is 100 %, got 1.5"),
+        ({"speed": "0.5x"}, r"must be at least the original's, 1x, got 0\.5x\. Write 2x if that share of its time is meant\."),
         ({"params": "much"}, "a share such as 60%"),
         ({"loss": "-1%"}, "a share such as"),
         ({"speed": "fast"}, "a factor such as 1.5x"),
@@ -73,6 +77,12 @@ def test_words_that_are_no_budget_are_told(words, said):
 def test_a_budget_is_positive(given_):
     with pytest.raises(BudgetError, match="must be a positive number"):
         Budget(**given_)
+
+
+def test_a_share_that_can_be_read_in_two_ways_is_refused_however_it_is_given():
+    with pytest.raises(BudgetError, match=r"got 60\. Write 60% if that is meant"):
+        Budget(params=60)
+    assert Budget.of(loss="150%") == Budget(loss=1.5) and Budget.of(params=1) == Budget(params=1)
 
 
 @pytest.mark.parametrize("text", ["0MB", "0.4B", "0bpw"])

@@ -115,7 +115,14 @@ def groups(target, site, bits):
 
 @pytest.mark.parametrize(
     "widths, at_four, at_two",
-    [((128,), {64}, {64, 32, 0}), ((160,), {32}, {32, 0}), ((72,), {36}, {36, 0}), ((37,), {0}, {0}), ((72, 48), {24}, {24, 0})],
+    [
+        ((256,), {64, 128, 0}, {64, 32, 0}),
+        ((128,), {64, 0}, {64, 32, 0}),
+        ((160,), {32, 0}, {32, 0}),
+        ((72,), {36, 0}, {36, 0}),
+        ((37,), {0}, {0}),
+        ((72, 48), {24, 0}, {24, 0}),
+    ],
 )
 def test_every_row_is_offered_a_grid_by_default(subject, widths, at_four, at_two):
     target = subject.target("transformers")

@@ -174,7 +174,18 @@ def _choice(search: Mapping[str, Any]) -> list[tuple[str, str]]:
         rows.append(("choice", f"{search['allocator']}{judged}, {search['seconds']:.1f} s{gain}"))
     if "skipped" in search:
         rows.append(("search", f"left out: {search['skipped']}"))
+    if "plain" in search:
+        rows.append(("plain option", _plain(search["plain"])))
     return rows + _rank(search.get("rank"))
+
+
+def _plain(plain: Mapping[str, Any]) -> str:
+    """How the choice compares with the best option that is the same on every layer."""
+    how = f"on {plain['sequences']} validation sequences" if plain["sequences"] else "by the forecast"
+    if "rise" in plain:
+        return f"{plain['option']} everywhere keeps the loss in fewer bytes and is taken"
+    taken = ": it is taken" if plain["taken"] else ""
+    return f"{plain['option']} everywhere loses {plain['lost']:.3g} {how}, the choice {plain['chosen']:.3g}{taken}"
 
 
 def _rank(rank: Mapping[str, Any] | None) -> list[tuple[str, str]]:

@@ -39,6 +39,15 @@ class Budget:
         for name, value in given.items():
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
                 raise BudgetError(f"{name}: must be a positive number, got {value}.")
+        if self.params is not None and self.params > 1:
+            raise BudgetError(
+                f"params: must be a share of the original's values, at most 1, which is 100 %, got {self.params:g}. "
+                f"Write {self.params:g}% if that is meant."
+            )
+        if self.speed is not None and self.speed < 1:
+            raise BudgetError(
+                f"speed: must be at least the original's, 1x, got {self.speed:g}x. Write {1 / self.speed:.3g}x if that share of its time is meant."
+            )
 
     @classmethod
     def parse(cls, text: str) -> Budget:
@@ -56,9 +65,8 @@ class Budget:
         readers = {
             "size": parse_size, "bpw": _number, "params": _share, "loss": _share, "memory": parse_size, "speed": _times, "latency": _seconds,
         }  # fmt: skip
-        given: dict[str, Any] = {
-            name: readers[name](word) if isinstance(word, str) else word for name, word in words.items() if word is not None
-        }
+        read = lambda name, word: readers[name](word) if isinstance(word, str) else _plain(name, word)
+        given: dict[str, Any] = {name: read(name, word) for name, word in words.items() if word is not None}
         return cls(**given) if given else None
 
     def together(self, other: Budget | None) -> Budget:
@@ -109,6 +117,13 @@ def _share(text: str) -> float:
     value = float(found[1]) / (100 if found[2] else 1)
     if value > 1 and not found[2]:
         raise BudgetError(f"budget: a share above 1 needs a sign, got {text!r}. Write {found[1]}%, or {100 * value:g}% if that is meant.")
+    return value
+
+
+def _plain(name: str, value: Any) -> Any:
+    """A number as it stands. Raises ``BudgetError`` for a share that can be read in two ways."""
+    if name in ("params", "loss") and isinstance(value, int | float) and 1 < value < float("inf"):
+        _share(f"{value:g}")
     return value
 
 

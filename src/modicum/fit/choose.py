@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,17 +18,20 @@ from modicum.core.errors import BudgetError, ModelError
 from modicum.core.option import KEEP, Option
 from modicum.core.plan import Picks, Table
 from modicum.export import TARGETS, Target
-from modicum.fit.findings import DEPTH, GONE, Findings, level_of, remaining_shape
+from modicum.fit.exact import exact_bytes
+from modicum.fit.findings import GONE, Findings, level_of
 from modicum.fit.judge import PlanJudge
 from modicum.fit.menu import Menu, misfit
+from modicum.fit.plain import SEQUENCES, Rival, plains
 from modicum.fit.request import Request
 from modicum.fit.subject import Subject
 from modicum.fit.workers import workers
-from modicum.forms import Form
 from modicum.models.structure import plain_parameters
 
 # Parameters that stand in a budget's way that are named.
 _TOLD = 3
+# Plain options that are judged beside a choice, those that are expected to lose least.
+TRIED = 3
 
 
 @dataclass
@@ -145,23 +148,115 @@ class Chooser:
             limits["bytes"] = self._smallest(table, findings, limits, judge)
         if not limits:
             raise BudgetError(f"budget {self.budget}: nothing is limited. Pass a size too.")
-        alone = judge is None or not self.request.search_time
+        searching = judge if self.request.search_time and self.request.allocator in JUDGED else None
         # Alone, auto is what it starts from.
-        named = "integer_program" if alone and self.request.allocator == "auto" else self.request.allocator
+        named = "integer_program" if searching is None and self.request.allocator == "auto" else self.request.allocator
         self.report |= {"allocator": named, "events": []}
-        if judge is None or alone:
+        if searching is None:
             picks = self._spent(table, findings, limits, None)
         else:
-            with workers(judge, self.request.workers, self.report["events"]) as spread:
+            with workers(searching, self.request.workers, self.report["events"]) as spread:
                 picks = self._spent(table, findings, limits, spread)
-            self.report["evaluations"] = judge.evaluations
+            self.report["evaluations"] = searching.evaluations
             ends = {"start": integer_program(table, limits), "end": picks}
-            self.report |= {name: float(judge(found, judge.samples).mean()) for name, found in ends.items()}
+            self.report |= {name: float(searching(found, searching.samples).mean()) for name, found in ends.items()}
         # What a search or the room in the header changed may lose more than what was found to lose little enough.
         if self.budget.loss is not None and judge is not None and self._rise(picks, judge) > self.budget.loss:
             picks = integer_program(table, limits)
+        picks = self._held(table, findings, picks, judge)
         self.report["seconds"] = time.monotonic() - begun
         return picks
+
+    # Against plain options
+
+    def rivals(self, table: Table, findings: Findings) -> list[Rival]:
+        """Plain options within the budgets, the one expected to lose least first."""
+        limits, known = self.limits(), findings.plain.get(self.target, {})
+        most, others = limits.pop("bytes", math.inf), limits
+        found = []
+        for name, picks in plains(self.sizing.target, self.sizing.menu, table).items():
+            size = self.exact_bytes(table, picks, findings)
+            if size <= most and table.fits(picks, others):
+                found.append(Rival(name, picks, size, table.harm(picks), known.get(name)))
+        return sorted(found, key=lambda rival: rival.expected)
+
+    def _held(self, table: Table, findings: Findings, picks: Picks, judge: PlanJudge | None) -> Picks:
+        """The choice, or a plain option in its place where that does better."""
+        rivals = [rival for rival in self.rivals(table, findings) if rival.picks != picks]
+        if not rivals:
+            return picks
+        if self.budget.loss is not None and judge is not None:
+            return self._smaller(table, findings, picks, judge, rivals)
+        if judge is not None:
+            return self._judged(table, findings, picks, judge, rivals)
+        if rivals[0].tried is None:
+            return self._foretold(table, picks, min(rivals, key=lambda rival: rival.harm))
+        return picks  # what is made of it will be held against what was measured
+
+    def _judged(self, table: Table, findings: Findings, picks: Picks, judge: PlanJudge, rivals: list[Rival]) -> Picks:
+        """By real divergence, sequence by sequence; the plain option also with what it leaves of the budget spent."""
+        count = min(judge.samples, SEQUENCES)
+        lost = lambda found: float(judge(found, count).mean())
+        mine, theirs = lost(picks), {rival.name: lost(rival.picks) for rival in rivals[:TRIED]}
+        best = min(rivals[:TRIED], key=lambda rival: theirs[rival.name])
+        self._tell(best, theirs[best.name], mine, count)
+        if theirs[best.name] >= mine:
+            return picks
+        fuller = self._fuller(table, findings, best.picks)
+        return fuller if lost(fuller) < theirs[best.name] else best.picks
+
+    def _fuller(self, table: Table, findings: Findings, picks: Picks) -> Picks:
+        """A selection with what it leaves of the budgets spent on upgrades."""
+        limits = self.limits()
+        if "bytes" in limits:
+            limits["bytes"] = table.cost(picks) + limits["bytes"] - self.exact_bytes(table, picks, findings)
+        found = fill(table, picks, limits)
+        most = self.limits().get("bytes", math.inf)
+        return found if self.exact_bytes(table, found, findings) <= most else picks
+
+    def _foretold(self, table: Table, picks: Picks, best: Rival) -> Picks:
+        """By forecast, where nothing can be judged."""
+        self._tell(best, best.harm, table.harm(picks), 0)
+        return best.picks if best.harm < table.harm(picks) else picks
+
+    def _smaller(self, table: Table, findings: Findings, picks: Picks, judge: PlanJudge, rivals: list[Rival]) -> Picks:
+        """The smallest plain option that loses no more than the budget allows, where it is smaller than the choice."""
+        assert self.budget.loss is not None
+        size = self.exact_bytes(table, picks, findings)
+        for rival in sorted(rivals, key=lambda rival: rival.bytes):
+            if rival.bytes < size and (rise := self._rise(rival.picks, judge)) <= self.budget.loss:
+                self.report["plain"] = rival.told() | {"taken": True, "rise": rise, "chosen_bytes": size, "sequences": judge.samples}
+                self.report["events"].append(
+                    f"choice: {rival.name} on every layer that takes it keeps the loss too, in {readable(rival.bytes)} where the choice takes "
+                    f"{readable(size)}; it is taken."
+                )
+                return rival.picks
+        return picks
+
+    def surpassed(self, table: Table, findings: Findings, lost: Callable[[int], Sequence[float]]) -> Rival | None:
+        """The plain option that was measured to lose less than what was made, if there is one; ``lost(n)`` is what that loses on ``n`` rows."""
+        rivals = [rival for rival in self.rivals(table, findings) if rival.tried is not None and rival.tried.rows]
+        if not rivals:
+            return None
+        best = rivals[0]
+        assert best.tried is not None
+        rows = lost(len(best.tried.rows))
+        count = min(len(best.tried.rows), len(rows))
+        theirs, mine = (float(np.mean(found[:count])) for found in (best.tried.rows, rows))
+        self.report["events"] = []
+        self._tell(best, theirs, mine, count)
+        return best if theirs < mine else None
+
+    def _tell(self, rival: Rival, theirs: float, mine: float, sequences: int) -> None:
+        """Note how the best plain option compares, and as an event where it is taken."""
+        self.report["plain"] = rival.told() | {"taken": theirs < mine, "lost": theirs, "chosen": mine, "sequences": sequences}
+        if theirs < mine:
+            how = f"on {sequences} validation sequences" if sequences else "by the forecast"
+            who = self.report.get("allocator", self.request.allocator)
+            self.report["events"].append(
+                f"choice: {rival.name} on every layer that takes it loses {theirs:.3g} {how}, what {who} chose {mine:.3g}; "
+                "the plain option is taken."
+            )
 
     def _spent(self, table: Table, findings: Findings, limits: dict[str, float], judge: Judge | None) -> Picks:
         """Choose, then spend what the header's estimate held back: the table assumes long offsets."""
@@ -193,26 +288,8 @@ class Chooser:
                 "another --group may lose less." for site in sorted(cut)]  # fmt: skip
 
     def exact_bytes(self, table: Table, picks: Picks, findings: Findings) -> int:
-        """Bytes of the files a selection gives, header and all, from forms of zeros."""
-        forms: dict[str, Form] = {}
-        owner = {unit.name: site for site in self.sizing.cuts.values() for unit in site.units}
-        for site in self.sizing.target.sites():
-            text = table.choices[site.name][picks[site.name]].option
-            if text == GONE:
-                continue
-            option, parent = Option.parse(text), table.parents.get(site.name, DEPTH)
-            level = level_of(table.choices[parent][picks[parent]].option) if parent != DEPTH else KEEP
-            for unit in site.units:
-                shape = None
-                if level != KEEP:
-                    cut = owner[unit.name]
-                    shape = remaining_shape(cut, unit, findings.cuts[cut.name][level].kept)
-                if option.steps or shape is not None:
-                    forms[unit.name] = self.sizing.form(option, unit, shape)
-        span = table.choices[DEPTH][picks[DEPTH]].option if DEPTH in picks else KEEP
-        dropped = frozenset(findings.spans[span].blocks) if span != KEEP else frozenset()
-        forms = {name: form for name, form in forms.items() if not self.subject.script.home(name, dropped)}
-        return self.sizing.target.layout(forms, {}, dropped).nbytes()
+        """Bytes of the files a selection gives, header and all."""
+        return exact_bytes(self.sizing, table, picks, findings)
 
     def _smallest(self, table: Table, findings: Findings, limits: Mapping[str, float], judge: PlanJudge | None) -> float:
         """Fewest bytes at which held-out perplexity, on validation text, rises by no more than the budget says; by bisection."""

@@ -19,6 +19,7 @@ from modicum.drop._family import SiteCutter, Spanner
 from modicum.export import Target
 from modicum.export._family import METADATA, SHARD_BYTES, header_share, tensor_bytes
 from modicum.fit.menu import levels, offered, spanners
+from modicum.fit.quality import Tried
 from modicum.forms import Cut, Dense, Form
 from modicum.sweep import Script
 
@@ -66,7 +67,8 @@ class Structural:
 @dataclass
 class Findings:
     """Everything a measurement found, by unit, by coupled cut, and by span; ``facts`` of a unit's loss surface (trace, eigenvalue);
-    ``scales`` by which each kind of option's harm is multiplied, and how the harms then ``rank`` random plans.
+    ``scales`` by which each kind of option's harm is multiplied, and how the harms then ``rank`` random plans; what ``plain`` options really lose, by
+    target and option.
     """
 
     units: dict[str, dict[str, Finding]] = field(default_factory=dict)
@@ -77,6 +79,7 @@ class Findings:
     events: list[str] = field(default_factory=list)
     scales: dict[str, float] = field(default_factory=dict)
     rank: dict[str, Any] | None = None
+    plain: dict[str, dict[str, Tried]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """JSON value."""
@@ -88,7 +91,8 @@ class Findings:
         units = {unit: {text: Finding(**found) for text, found in options.items()} for unit, options in value["units"].items()}
         cuts = {site: {text: Structural(**found) for text, found in options.items()} for site, options in value["cuts"].items()}
         spans = {text: Structural(**found) for text, found in value["spans"].items()}
-        return cls(units, value["energy"], cuts, spans, value["facts"], value["events"], value["scales"], value["rank"])
+        plain = {target: {name: Tried(**found) for name, found in tried.items()} for target, tried in value.get("plain", {}).items()}
+        return cls(units, value["energy"], cuts, spans, value["facts"], value["events"], value["scales"], value["rank"], plain)
 
     def harm(self, unit: str, text: str, cut: str) -> float:
         """Harm of an option on a unit, under a cut's option where one was chosen.

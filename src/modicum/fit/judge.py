@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
@@ -46,6 +47,13 @@ class Levels:
         self._changes: dict[str, Change] = {}
         self._waiting: dict[str, Form] = {}
         self._unit = ""
+
+    def serving(self, sizing: Sizing, findings: Findings) -> Levels:
+        """The same forms for another target's selections."""
+        self.flush()
+        other = copy.copy(self)
+        other.sizing, other.findings = sizing, findings
+        return other
 
     def keep(self, unit: Unit, option: Option, base: str, form: Form) -> None:
         """Store a form that was made elsewhere (by the measurement)."""
@@ -222,14 +230,7 @@ class PlanJudge:
         return self._dense[part]
 
     def _first(self, samples: int) -> list[Batch]:
-        found: list[Batch] = []
-        for batch in self.batches:
-            if samples <= 0:
-                break
-            count = count_rows(batch) if self.target.script.whole else min(samples, count_rows(batch))
-            found.append(batch if count == count_rows(batch) else some_rows(batch, count))
-            samples -= count
-        return found
+        return first(self.batches, samples, self.target.script.whole)
 
     def _original(self, samples: int, batches: list[Batch]) -> Iterator[tuple[int, Any]]:
         """The original's outputs: kept from the first time where they are small enough, otherwise run again."""
@@ -245,6 +246,18 @@ class PlanJudge:
                 return chain(known, outputs)
         self._originals[samples] = known
         return iter(known)
+
+
+def first(batches: Sequence[Batch], samples: int, whole: bool) -> list[Batch]:
+    """The first ``samples`` rows of ``batches``; batches that run ``whole`` alone, as many as have these rows."""
+    found: list[Batch] = []
+    for batch in batches:
+        if samples <= 0:
+            break
+        count = count_rows(batch) if whole else min(samples, count_rows(batch))
+        found.append(batch if count == count_rows(batch) else some_rows(batch, count))
+        samples -= count
+    return found
 
 
 def _name(part: Part) -> str:

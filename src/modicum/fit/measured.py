@@ -181,7 +181,7 @@ def _measure(source: Any, request: Settings, batches: Any, place: WorkDir, progr
         partial = pool.directory = place.begin(ranks.agreed(request.fingerprint(subject.model.hash(), subject.data.hashes)))
         if ranks.leads:
             place.forget_ranks(ranks.count)
-        survey = Survey(subject, targets, partial / "measure", pool, meter, progress, ranks)
+        survey = Survey(subject, targets, partial / "measure", pool, meter, progress, ranks, plain=True)
         levels = _levels(subject, targets, partial / "levels", pool)
         reason = ranks.first("search", lambda: _unjudged(subject, pool))
         findings = survey.run(None if reason else levels)

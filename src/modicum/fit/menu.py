@@ -19,9 +19,10 @@ from modicum.repair._family import Repairer
 _REPAIRED_BITS = 3
 
 
-# Columns that share a scale where nobody says how many, the first that a site's rows allow; and what stands beside it at so many bits.
+# Columns that share a scale where nobody says how many, the first that a site's rows allow; and what stands beside it at so many bits: where
+# bits are few, scales are much of the bytes, and the widths between are those that some readers lack.
 _GROUPS = (64, 32)
-_BESIDE = {2: (32, 0), 8: (0,)}
+_BESIDE = {2: (32, 0), 4: (128, 0), 8: (0,)}
 # A group of other widths is worth its scales from so many columns on.
 _NARROWEST, _WIDEST = 16, 128
 
@@ -63,7 +64,7 @@ def groups_of(site: Site) -> list[int]:
     return [*_GROUPS, *(width for width in others if width not in _GROUPS), 0]
 
 
-def _suited(target: Target, site: Site, option: Option) -> Iterator[Option]:
+def suited(target: Target, site: Site, option: Option) -> Iterator[Option]:
     """An option of the default menu with the groups that suit a site: the first that can be held, and what stands beside it."""
     first = option.steps[0] if option.steps else None
     if not isinstance(first, Quantizer):
@@ -72,7 +73,8 @@ def _suited(target: Target, site: Site, option: Option) -> Iterator[Option]:
     at = lambda group: Option((replace(first, group=group), *option.steps[1:]))
     fitting = next((group for group in groups_of(site) if target.adapt(site, at(group)) is not None), first.group)
     beside = _BESIDE.get(first.bits, ()) if len(option.steps) == 1 else ()
-    yield from (at(group) for group in dict.fromkeys([fitting, *beside]))
+    narrowest = min(unit.shape[1] for unit in site.units)
+    yield from (at(group) for group in dict.fromkeys([fitting, *beside]) if group < narrowest or group == fitting)
 
 
 def misfit(target: Target, sites: Iterable[Site], option: Option) -> str:
@@ -120,7 +122,7 @@ def offered(target: Target, site: Site, menu: Sequence[Option]) -> dict[str, Opt
     found = {}
     options = weight_options(menu)
     if isinstance(menu, Menu):
-        options = [one for option in options for one in _suited(target, site, option)]
+        options = [one for option in options for one in suited(target, site, option)]
     for option in (Option(), *options):
         fitted = target.adapt(site, option)
         if fitted is not None:

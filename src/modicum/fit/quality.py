@@ -142,6 +142,22 @@ def interval(values: Sequence[float], seed: int = 0) -> tuple[float, float, floa
     return float(array.mean()), float(low), float(high)
 
 
+@dataclass
+class Tried:
+    """A plain option that was judged: bytes of its files, mean divergence with its 95 % interval, and the divergence of each sequence."""
+
+    bytes: int
+    mean: float
+    low: float
+    high: float
+    rows: list[float] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, size: int, rows: Sequence[float], seed: int) -> Tried:
+        """From what each sequence lost."""
+        return cls(size, *interval(rows, seed), [float(value) for value in rows])
+
+
 def compare(
     original: Run, candidate: Run, batches: Sequence[Batch], causal: bool, outputs: Outputs | None = None
 ) -> Quality:  # fmt: skip

@@ -29,15 +29,16 @@ from modicum.drop._family import Dropper, SiteCutter, cut_sites
 from modicum.export import load
 from modicum.export._family import Layout
 from modicum.fit.account import build_receipt, untreated
+from modicum.fit.advice import advice
 from modicum.fit.assemble import Assembly
 from modicum.fit.choose import Chooser
 from modicum.fit.findings import DEPTH, Findings
-from modicum.fit.judge import Levels, PlanJudge, too_slow
+from modicum.fit.judge import Levels, PlanJudge, first, too_slow
 from modicum.fit.measured import Measured
 from modicum.fit.memory import whole_model
 from modicum.fit.menu import misfit, offered
 from modicum.fit.meter import Meter
-from modicum.fit.quality import Quality, compare, plain, streamed
+from modicum.fit.quality import RUINED, Quality, RuinedError, compare, plain, streamed
 from modicum.fit.request import Request, common
 from modicum.fit.store import FormStore, load_change, save_change, write_json
 from modicum.fit.subject import Subject
@@ -159,6 +160,9 @@ class Run:
         self.search: dict[str, Any] = {}
         self.picks: Picks = {}
         self.limits: dict[str, float] = {}
+        self.chooser: Chooser | None = None
+        self.findings = Findings()
+        self._chosen_events: list[str] = []
         self.verdict = ""
 
     def _check_out(self) -> None:
@@ -204,23 +208,56 @@ class Run:
         if self.ranks.leads:
             self.place.forget_ranks(self.ranks.count)
         plan, table = self._plan(partial)
+        forms = self._made(plan, partial)
+        surpassed = self.ranks.first("surpassed", lambda: self._surpassed(table, forms, partial))
+        if surpassed is not None:
+            plan, self.events = surpassed
+            forms = self._made(plan, partial)
+        receipt, out = self.ranks.first("receipt", lambda: self._written(partial, plan, table, forms))
+        if not self.ranks.leads:
+            self.place.discard()
+        return Result(out, receipt, plan, self.model, self.temporary)
+
+    def _made(self, plan: Plan, partial: Path) -> FormStore:
+        """The forms of a plan, in a folder that belongs to it."""
         plan.write(partial / "plan.json")
         shutil.rmtree(partial / "levels", ignore_errors=True)
-        change = self.change = self.ranks.first("change", lambda: self._reshaped(plan, partial / "change.safetensors"))
+        place = partial / self.ranks.first("place", lambda: "plain" if self.search.get("plain", {}).get("taken") else "assembly")
+        place.mkdir(exist_ok=True)
+        change = self.change = self.ranks.first("change", lambda: self._reshaped(plan, place / "change.safetensors"))
         dropped = frozenset(change.dropped)
         options = {name: option for name, option in self._unit_options(plan).items() if not self.script.home(name, dropped)}
         assembly = Assembly(
-            self.model, self.script, options, partial / "assembly", start=change.forms, biases=change.biases, dropped=dropped,
-            ranks=self.ranks,
+            self.model, self.script, options, place, start=change.forms, biases=change.biases, dropped=dropped, ranks=self.ranks,
         )  # fmt: skip
         self.progress.start("assemble", len(self.model.blocks))
         with self.meter.stage("assemble"):
             forms = assembly.run(self.data.calibration, seed=self.request.seed, pool=self.pool, tick=lambda _: self.progress.step())
         self.events += assembly.events
-        receipt, out = self.ranks.first("receipt", lambda: self._written(partial, plan, table, forms))
-        if not self.ranks.leads:
-            self.place.discard()
-        return Result(out, receipt, plan, self.model, self.temporary)
+        return forms
+
+    def _surpassed(self, table: Table | None, forms: FormStore, partial: Path) -> tuple[Plan, list[str]] | None:
+        """The plan of a plain option that was measured to lose less than what was made, and the events that then hold; mostly nothing."""
+        if table is None or self.chooser is None or "plain" in self.search:
+            return None
+        with self.meter.stage("choose"):
+            rival = self.chooser.surpassed(table, self.findings, lambda count: self._lost(forms, count))
+        self.search |= {name: value for name, value in self.chooser.report.items() if name == "plain"}
+        if rival is None:
+            return None
+        self.picks = rival.picks
+        events = [*self._chosen_events, *self.chooser.report["events"], *self.chooser.forced(table, self.picks)]
+        write_json(partial / "choice.json", {"picks": self.picks, "search": self.search, "events": events})
+        return self.chooser.sizing.plan(table, self.picks, self.findings), events
+
+    def _lost(self, forms: FormStore, count: int) -> list[float]:
+        """What the compressed model loses on the first rows that choices are judged by."""
+        batches = first(self.data.validation, count, self.script.whole)
+        original = streamed(self.model.twin(), batches, self.script, pool=self.pool)
+        try:
+            return compare(original, self._candidate(batches, forms), batches, False, self.script.outputs).by_row(batches)
+        except RuinedError:
+            return [RUINED] * count
 
     def _written(self, partial: Path, plan: Plan, table: Table | None, forms: FormStore) -> tuple[dict[str, Any], Path]:
         """Files and receipt, verified and in place; the receipt, and where they are."""
@@ -295,10 +332,11 @@ class Run:
             return self.request.plan, None
         if self.request.method is not None:
             return self._applied(self.request.method), None
-        chooser = Chooser(self.subject, self.target_name, self.request)
+        chooser = self.chooser = Chooser(self.subject, self.target_name, self.request)
         path = partial / "choice.json"
         known = self.ranks.first("choice kept", lambda: json.loads(path.read_text()) if path.exists() else None)
         findings, levels = self._findings(chooser, partial, known is None)
+        self.findings = findings
         return self.ranks.first("plan", lambda: self._chosen(chooser, findings, levels, path, known))
 
     def _chosen(
@@ -319,6 +357,7 @@ class Run:
             self.search |= chooser.report | {"harm": self.request.harm, "rank": findings.rank}
             # A search that time ends would not end alike again: what it chose is kept.
             write_json(path, {"picks": self.picks, "search": self.search, "events": self.events})
+        self._chosen_events = list(self.events)
         return chooser.sizing.plan(table, self.picks, findings), table
 
     def _applied(self, method: Option) -> Plan:
@@ -356,13 +395,17 @@ class Run:
         budget, seconds = self.request.budget, self.request.search_time
         if budget is not None and budget.loss is not None:
             return True
-        if not seconds or self.request.allocator not in JUDGED:
+        judged = self.request.allocator in JUDGED
+        # What an allocator that asks no judge chose from a measurement is held against plain options once it is made.
+        if not seconds or (self.measured is not None and not judged):
             return False
         reason = too_slow(self.model, self.script, self.data.validation[0], seconds, self.pool)
         if not reason:
             return True
-        self.search = {"skipped": reason}
-        self.events.append(f"search: left out, {self.search['skipped']}; the integer program's answer stands. Pass a longer --search-time.")
+        if judged:
+            self.search = {"skipped": reason}
+        stands = "the integer program's answer stands" if judged else "what plain options would lose is a forecast"
+        self.events.append(f"search: left out, {reason}; {stands}. Pass a longer --search-time.")
         return False
 
     def _reshaped(self, plan: Plan, path: Path) -> Change:
@@ -451,7 +494,7 @@ class Run:
             judged = self._quality(forms)
             self.events += judged.events()
             quality = judged.summary(self.request.seed)
-        self.verdict = verdict(quality, table, self.picks, self.limits)
+        self.verdict = verdict(quality, table, self.picks, self.limits, advice(self, quality, table, actual))
         if table is not None and (event := surprise(quality, table.harm(self.picks))):
             self.events.append(event)
         return build_receipt(self, plan, table, forms, predicted, actual, verification, quality, final)

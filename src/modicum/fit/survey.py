@@ -13,11 +13,13 @@ from modicum.core.option import Option
 from modicum.core.progress import Quiet
 from modicum.core.unit import Unit
 from modicum.data.splits import Batch, count_rows, each_row
+from modicum.fit.exact import exact_bytes
 from modicum.fit.findings import Findings, Structural, prior_of
 from modicum.fit.judge import Levels, PlanJudge
 from modicum.fit.measurement import Keep, Measurement
 from modicum.fit.menu import cutters, spanners
 from modicum.fit.meter import Meter
+from modicum.fit.plain import plains, try_all
 from modicum.fit.scale import PLANS, learn
 from modicum.fit.spans import measure_spans
 from modicum.fit.store import load_sensitivities, save_sensitivities, write_json
@@ -40,7 +42,7 @@ _GRADIENT_BYTES = 2_000_000_000
 
 @dataclass
 class Survey:
-    """Measures a subject for some targets, keeping what is done in ``directory``."""
+    """Measures a subject for some targets, keeping what is done in ``directory``; with ``plain`` also what plain options really lose."""
 
     subject: Subject
     targets: Sequence[str]
@@ -49,6 +51,7 @@ class Survey:
     meter: Meter
     progress: Quiet
     ranks: Ranks = LONE
+    plain: bool = False
 
     def run(self, levels: Levels | None = None) -> Findings:
         """Everything there is to know for choosing. ``levels`` keeps every form that is made, to judge plans by; scales are learnt from some
@@ -73,7 +76,23 @@ class Survey:
         found.spans = self._spans()
         if levels is not None and self.subject.settings.search_time:
             self._scale(found, levels)
+            if self.plain:
+                self._plain(found, levels)
         return found
+
+    def _plain(self, found: Findings, levels: Levels) -> None:
+        """What plain options really lose, for every target."""
+        settings, data = self.subject.settings, self.subject.data
+        self.progress.start("plain options", len(self.targets))
+        with self.meter.stage("plain options"):
+            for name in self.targets:
+                sizing = self.subject.sizing(name)
+                table = sizing.table(found)
+                judge = PlanJudge(table, levels.serving(sizing, found), data.validation)
+                picks = plains(sizing.target, sizing.menu, table)
+                sizes = {text: exact_bytes(sizing, table, one, found) for text, one in picks.items()}
+                found.plain[name] = try_all(picks, sizes, judge, settings.seed, settings.search_time)
+                self.progress.step()
 
     def _scale(self, found: Findings, levels: Levels) -> None:
         """Learn what each kind of option really costs, in the table that ``levels`` serves."""

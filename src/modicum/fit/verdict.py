@@ -1,10 +1,12 @@
-"""What a result lost, in one plain sentence, and what more bytes would give."""
+"""What a result lost, in one plain sentence, what more bytes would give, and what does better at these."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from modicum.allocate.integer_program import integer_program
 from modicum.core.budget import readable
@@ -20,8 +22,12 @@ BROKEN = "broken"
 SURPRISE = 1.5
 # Where arithmetic alone differs by as much, a forecast means nothing.
 _NOISE = 1e-3
-# Bytes of the next step up, and the share of the loss that it must take away to be worth a word.
+# Bytes of the next step up, and the share of the loss that it, or anything else, must take away to be worth a word.
 _STEP, _WORTH = 1.25, 0.25
+# Prices of a byte that are tried for the frontier, and its largest harm: beyond, nothing is worth having.
+_PRICES, _RUINED = 24, DEGREES[-1][0]
+# Sizes closer than this are one.
+_ALIKE = 1.05
 
 
 def degree(quality: Mapping[str, Any]) -> str:
@@ -33,24 +39,67 @@ def degree(quality: Mapping[str, Any]) -> str:
     return next((name for most, name in degrees if lost < most), BROKEN)
 
 
-def verdict(quality: Mapping[str, Any], table: Table | None = None, picks: Picks | None = None, limits: Limits | None = None) -> str:
-    """One sentence: what was lost, and what the next step up in bytes is forecast to take away of it."""
+def verdict(
+    quality: Mapping[str, Any], table: Table | None = None, picks: Picks | None = None, limits: Limits | None = None,
+    beside: Sequence[str] = (),
+) -> str:  # fmt: skip
+    """One sentence: what was lost, what the next step up in bytes and the frontier's knee are forecast to lose, and what does better ``beside``."""
     figure = f"{quality['mean']:.3g} {'nats per token' if 'KL' in quality['metric'] else 'of the outputs squared'}"
     if "perplexity_original" in quality:
         figure += f", perplexity times {quality['perplexity'] / quality['perplexity_original']:.3g}"
     name = degree(quality)
     said = "broken: do not use it" if name == BROKEN else name if name == "near-lossless" else f"a {name} loss"
-    return f"{said} ({figure}){_next(table, picks, limits)}."
+    clauses = [f"{said} ({figure})"]
+    if table is not None and picks and limits is not None:
+        clauses += _more(quality["mean"], table, picks, limits)
+    return "; ".join([*clauses, *beside]) + "."
 
 
-def _next(table: Table | None, picks: Picks | None, limits: Limits | None) -> str:
-    if table is None or not picks or not limits or "bytes" not in limits:
+def _more(lost: float, table: Table, picks: Picks, limits: Limits) -> Iterator[str]:
+    """The next step up where it takes away much of the loss, and the knee where that is another size."""
+    now, size = table.harm(picks), table.cost(picks)
+    if now <= 0:
+        return
+    above = integer_program(table, {name: most * _STEP for name, most in (limits or {"bytes": size}).items()})
+    told = table.cost(above) if table.harm(above) <= (1 - _WORTH) * now else 0.0
+    if told:
+        yield f"{readable(told)} is forecast to lose {table.harm(above) / now:.0%} of that"
+    bend = knee(frontier(table))
+    if bend is not None and not any(1 / _ALIKE < bend[0] / known < _ALIKE for known in (size, told) if known):
+        yield f"the knee of the frontier is {readable(bend[0])}, forecast to lose {lost * bend[1] / now:.2g}"
+
+
+def frontier(table: Table) -> list[tuple[float, float]]:
+    """Bytes and forecast of the selections that no mixture of others beats, by bytes: those of least harm and bytes at some price of a byte."""
+    least_harm = table.best(lambda _, choice: (choice.harm, float(choice.bytes)))
+    ends = {(table.cost(picks), table.harm(picks)) for picks in (table.cheapest(), least_harm)}
+    (low, worst), (high, best) = min(ends), max(ends)
+    if high <= low or worst <= best:
+        return sorted(ends)
+    slope = (worst - best) / (high - low)
+    for price in slope * np.geomspace(1e-3, 1e3, _PRICES):
+        picks = table.best(lambda _, choice, price=price: (choice.harm + price * choice.bytes,))
+        ends.add((table.cost(picks), table.harm(picks)))
+    return sorted(ends)
+
+
+def knee(points: Sequence[tuple[float, float]]) -> tuple[float, float] | None:
+    """The point farthest below the line between the ends of a frontier, what is ruined left out; None where nothing lies below it."""
+    usable = [point for point in points if point[1] <= _RUINED]
+    if len(usable) < 3 or usable[0][1] <= usable[-1][1]:
+        return None
+    (low, worst), (high, best) = usable[0], usable[-1]
+    below = lambda point: 1 - (point[0] - low) / (high - low) - (point[1] - best) / (worst - best)
+    bend = max(usable, key=below)
+    return bend if below(bend) > 0 else None
+
+
+def elsewhere(name: str, table: Table, limits: Limits, forecast: float, lost: float) -> str:
+    """A clause where another target, by its ``table``, is forecast to lose clearly less within the same limits; otherwise nothing."""
+    found = integer_program(table, limits)
+    if forecast <= 0 or not table.fits(found, limits) or table.harm(found) > (1 - _WORTH) * forecast:
         return ""
-    now, more = table.harm(picks), {**limits, "bytes": limits["bytes"] * _STEP}
-    above = integer_program(table, more)
-    if now <= 0 or table.harm(above) > (1 - _WORTH) * now:
-        return ""
-    return f"; {readable(table.cost(above))} is forecast to lose {table.harm(above) / now:.0%} of that"
+    return f"--target {name} is forecast to lose {lost * table.harm(found) / forecast:.2g} at these bytes"
 
 
 def surprise(quality: Mapping[str, Any], forecast: float) -> str:
