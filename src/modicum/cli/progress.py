@@ -13,7 +13,8 @@ PERIOD = 60.0  # seconds after which there is another line
 # Stages in words for those who have not read how it works.
 SAID = {
     "gradients": "taking gradients", "measure": "measuring every option on every layer", "curvature": "taking curvature",
-    "spans": "measuring spans of blocks", "scale": "judging random plans", "choose": "choosing", "survey": "looking for blocks to leave out",
+    "spans": "measuring spans of blocks", "scale": "judging random plans", "plain options": "judging plain options",
+    "choose": "choosing", "survey": "looking for blocks to leave out",
     "cut": "cutting", "assemble": "compressing", "export": "writing", "verify": "reloading and comparing", "judge": "judging on test data",
 }  # fmt: skip
 
