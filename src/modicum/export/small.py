@@ -18,6 +18,7 @@ from modicum.core.errors import ModicumError
 from modicum.core.unit import unnumbered
 from modicum.data.splits import Batch, call
 from modicum.export.depth import said_of, shallower
+from modicum.export.uniform import keeps_its_rules
 from modicum.models.model import Model
 from modicum.models.open import open_model, skeleton
 from modicum.models.quiet import hushed
@@ -93,6 +94,7 @@ def _configs(model: Model) -> Iterator[Any]:
         for part in _parts(config):
             _narrow(part, by, heads, experts)
         with suppress(*_UNSUITED):
+            keeps_its_rules(config)  # saving asks for them, building does not
             if sum(value.numel() for value in skeleton(type(model.module), copy.deepcopy(config)).parameters()) <= SMALL:
                 yield config
 

@@ -43,7 +43,7 @@ def narrower(module: nn.Module, config: Any, incisions: Mapping[str, Incision], 
             setattr(_text(tried), name, value)
         try:
             built = skeleton(type(module), copy.deepcopy(tried))
-            _validate(tried)
+            keeps_its_rules(tried)
         except ModelError:  # numbers the class was not made for
             continue
         if there(remaining_shapes(built, {})) == wanted:
@@ -73,7 +73,7 @@ def _heads(config: Any, share: Fraction) -> dict[str, int]:
     return whole
 
 
-def _validate(config: Any) -> None:
+def keeps_its_rules(config: Any) -> None:
     """Raise ``ModelError`` for numbers that the config's own rules refuse, as they would when it is saved or read."""
     try:
         if callable(rules := getattr(config, "validate", None)):
