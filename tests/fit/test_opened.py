@@ -1,5 +1,6 @@
 """The original is the original as its users load it, and what a caller gives stays as it was."""
 
+import tempfile
 import threading
 
 import pytest
@@ -194,3 +195,85 @@ def test_the_callers_module_stays_as_it_was():
     assert parts == {name: (id(p), p.requires_grad, p._version) for name, p in net.named_parameters()}
     assert net.training and net.second.training and net.calls == 0 and "forward" not in vars(net.first)
     assert torch.equal(state, torch.random.get_rng_state())
+
+
+class Scaled(nn.Module):
+    """Keeps what is no weight in its extra state."""
+
+    def __init__(self, *state):
+        super().__init__()
+        self.net, self.state = nn.Linear(64, 64), state
+
+    def get_extra_state(self):
+        return self.state
+
+    def set_extra_state(self, state):
+        self.state = state
+
+    def forward(self, x):
+        return self.net(x) * self.state[0]["scale"] + self.state[1]
+
+
+def test_extra_state_is_written_and_given_back(tmp_path):
+    data = [torch.randn(8, 64) for _ in range(4)]
+    inner = nn.Sequential(Scaled({"scale": 3.25, 4: [True, None, "a", (2**70,)]}, torch.arange(64, dtype=torch.float64)))
+    result = modicum.fit(inner, method="nearest bits=8", data=data, out=tmp_path / "out")
+    fresh = modicum.load(result.out, into=nn.Sequential(Scaled()))
+    with torch.no_grad():
+        assert torch.equal(fresh(data[0]), result.model(data[0]))
+    assert fresh[0].state[0] == {"scale": 3.25, 4: [True, None, "a", (2**70,)]} and fresh[0].state[1].dtype == torch.float64
+    assert not any("extra state" in event for event in result.receipt["events"])
+    with pytest.raises(ModelError, match="must take extra state"):
+        modicum.load(result.out, into=nn.Sequential(nn.ModuleDict({"net": nn.Linear(64, 64)})))
+
+
+def test_extra_state_that_no_file_holds_safely_is_told():
+    result = modicum.fit(Scaled({"scale": 2.0}, 0.0, threading.Lock), method="nearest bits=8", data=[torch.randn(8, 64) for _ in range(4)])
+    assert any("extra state of the module: is not written, it holds a" in event for event in result.receipt["events"])
+
+
+class Writing(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(64, 64)
+
+    def forward(self, x):
+        with torch.no_grad():
+            self.net.weight.mul_(0.5)
+        return self.net(x)
+
+
+def test_a_forward_that_writes_to_its_weights_is_refused():
+    with pytest.raises(ModelError, match="writes to net.weight"):
+        modicum.fit(Writing(), method="nearest bits=8", data=[torch.randn(8, 64) for _ in range(4)])
+
+
+def test_embeddings_that_shorten_what_they_look_up_leave_the_callers_alone():
+    module = nn.Sequential(nn.Embedding(32, 64, max_norm=1.0), nn.Linear(64, 8))
+    before = module[0].weight.detach().clone()
+    result = modicum.fit(module, method="nearest bits=8 group=0", data=[torch.randint(32, (4, 6)) for _ in range(4)])
+    assert torch.equal(module[0].weight, before) and result.receipt["quality"]["mean"] < 1e-3
+
+
+def test_a_comparison_that_fails_is_an_event(tmp_path, monkeypatch):
+    path = llama(tmp_path / "model")
+    monkeypatch.setattr(transformers.LlamaForCausalLM, "from_pretrained", lambda *_, **__: 1 / 0)
+    result = modicum.fit(path, method="nearest bits=8 group=16", data=[{"input_ids": IDS + shift} for shift in range(3)], target="modicum")
+    assert any("not compared: from_pretrained does not load it" in event for event in result.receipt["events"])
+
+
+def test_padding_counts_as_no_token(tmp_path):
+    path = llama(tmp_path / "model")
+    mask = torch.ones_like(IDS)
+    mask[0, 8:] = 0
+    data = [{"input_ids": IDS + shift, "attention_mask": mask} for shift in range(5)]
+    counted = modicum.fit(path, method="nearest bits=8 group=16", data=data, target="modicum").receipt["data"]
+    assert counted["calibration_tokens"] == 3 * 20 and counted["test_tokens"] == 20
+
+
+@pytest.mark.parametrize("kind", [nn.Identity, Scaled])
+def test_an_error_leaves_no_temporary_folder(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(modicum.ModicumError):
+        modicum.fit(kind(), method="nearest bits=8", data=[torch.randn(8, 64) for _ in range(4)])
+    assert not list(tmp_path.iterdir())

@@ -39,6 +39,7 @@ from modicum.export.narrow import (
 )
 from modicum.forms import Dense, Form, restore
 from modicum.models.copying import copied
+from modicum.models.extra import extra_states, give_back
 from modicum.models.open import model_class, read_config, skeleton
 from modicum.models.quiet import hushed
 from modicum.models.weights import CheckpointWeights, install
@@ -92,6 +93,8 @@ class Container(Target):
                 layout.makers = [(names, (partial(dict, {name: bias})) if names == (name,) else make) for names, make in layout.makers]
         for name, buffer in persistent_buffers(self.model.module).items():
             layout.add({name: (buffer.dtype, tuple(buffer.shape))}, partial(dict, {name: buffer}))
+        for name, value in extra_states(self.model.module)[1].items():
+            layout.add({name: (value.dtype, tuple(value.shape))}, partial(dict, {name: value}))
         return layout
 
     def _whole(self, first: str, forms: Mapping[str, Form]) -> dict[str, torch.Tensor]:
@@ -118,6 +121,8 @@ class Container(Target):
                     "transposed": unit.transposed, "expert": unit.expert,
                 }  # fmt: skip
         body = {"format": FORMAT, "version": VERSION, "class": type(self.model.module).__name__, "units": units, "dropped": sorted(dropped)}
+        if extra := extra_states(self.model.module)[0]:
+            body["extra"] = extra
         (directory / FILE).write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
         if self.model.config is not None and hasattr(self.model.config, "save_pretrained"):
             config = copy.deepcopy(self.model.config)
@@ -215,7 +220,9 @@ def load(directory: str | Path, *, into: nn.Module | None = None, narrow: bool =
     for name in body["dropped"]:
         if name not in modules or not isinstance(modules.get(name.rpartition(".")[0]), nn.ModuleList):
             raise ModelError(f"{directory}: dropped must name blocks of the model, {name!r:.80} is none. Check the module or config.")
-    _fill(into, Shards(directory), body, directory, narrow_groups(body, directory) if narrow else [])
+    shards = Shards(directory)
+    _fill(into, shards, body, directory, narrow_groups(body, directory) if narrow else [])
+    give_back(modules, body.get("extra", {}), lambda name: shards.read(name).clone(), directory)
     drop_blocks(into, body["dropped"])
     return into.eval()
 

@@ -13,7 +13,6 @@ import torch
 from modicum.core.option import KEEP
 from modicum.core.plan import Choice, Plan, Table
 from modicum.core.unit import Site, Unit
-from modicum.data.splits import count_tokens
 from modicum.fit.findings import DEPTH, GONE, level_of
 from modicum.fit.store import FormStore
 from modicum.models.model import Model
@@ -97,7 +96,8 @@ def build_receipt(
             "text_column": request.text_column,
         },
         "data": {"source": run.data.source, "notes": list(run.data.notes), "hashes": run.data.hashes, "taken": run.data.taken,
-                 "calibration_tokens": count_tokens(run.data.calibration), "test_tokens": count_tokens(run.data.test)},
+                 "calibration_tokens": run.script.count_tokens(run.data.calibration),
+                 "test_tokens": run.script.count_tokens(run.data.test)},
         "seed": request.seed,
         "versions": {"modicum": modicum.__version__, "torch": torch.__version__, "transformers": transformers.__version__,
                      "python": platform.python_version(), "threads": torch.get_num_threads(),

@@ -39,6 +39,8 @@ def compared(model: Model, batch: Batch, ram: int | None) -> str:
     return _known[key]
 
 
+# In what is said where a comparison failed.
+UNCOMPARED = "not compared"
 _TOO_LARGE = "names, shapes and dtypes as Transformers maps them; too large to be loaded a second time and compared by value"
 
 
@@ -47,13 +49,13 @@ def _against_plain(model: Model, batch: Batch) -> str:
         with hushed(), torch.random.fork_rng():
             plain = type(model.module).from_pretrained(model.directory, dtype="auto", use_safetensors=True)  # type: ignore[attr-defined]
     except Exception as error:  # whatever a loader raises
-        return f"not compared: from_pretrained does not load it here ({quoted(error)})"
+        return f"{UNCOMPARED}: from_pretrained does not load it here ({quoted(error)})"
     count = _compare_weights(model, plain)
     try:
         theirs = _outputs(plain, batch)
         mine = _mine(model, batch)
     except Exception as error:  # a model's own forward on inputs that may not suit it
-        return f"compared with from_pretrained: {count} weights equal; outputs not compared ({quoted(error)})"
+        return f"compared with from_pretrained: {count} weights equal; outputs {UNCOMPARED} ({quoted(error)})"
     gap = max((_gap(one, other) for one, other in zip(mine, theirs)), default=0.0)
     if len(mine) != len(theirs) or not gap <= _ROUNDING:
         raise ModelError(

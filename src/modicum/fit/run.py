@@ -24,7 +24,7 @@ from modicum.core.option import Option
 from modicum.core.plan import Picks, Plan, Table
 from modicum.core.progress import Quiet, ticked
 from modicum.core.unit import Site
-from modicum.data.splits import Batch, count_tokens, placed
+from modicum.data.splits import Batch, placed
 from modicum.drop._family import Dropper, SiteCutter, cut_sites
 from modicum.export import load
 from modicum.export._family import Layout
@@ -105,14 +105,13 @@ def fit(
         **common(menu=menu, ram=ram, data=data, out=out, keep=keep, **settings),
     )  # fmt: skip
     batches = None if data is None or isinstance(data, str | Path) else data
-    run = None
+    place = temporary() if request.out is None and not request.dry_run else None
     try:
         with evaluating(model if isinstance(model, nn.Module) else None):
-            run = Run(model, request, batches, progress or Quiet(), known, ranks)
-            return run.run()
+            return Run(model, request, batches, progress or Quiet(), known, ranks, place).run()
     except BaseException:
-        if run is not None and run.temporary is not None:
-            shutil.rmtree(run.temporary, ignore_errors=True)
+        if place is not None:
+            shutil.rmtree(place, ignore_errors=True)
         raise
 
 
@@ -135,10 +134,10 @@ class Run:
 
     def __init__(
         self, source: str | Path | nn.Module | Model, request: Request, batches: Any, progress: Quiet, measured: Measured | None = None,
-        ranks: Ranks = LONE,
+        ranks: Ranks = LONE, temporary: Path | None = None,
     ):  # fmt: skip
         self.request, self.meter, self.progress, self.measured, self.ranks = request, Meter(), progress, measured, ranks
-        self.temporary = temporary() if request.out is None and not request.dry_run else None
+        self.temporary = temporary
         self.out = beside(request.out or (self.temporary or Path()) / "model", ranks.rank)
         self.place = WorkDir(self.out, "modicum-run", request.overwrite, read_from(source, measured, request.data))
         if request.budget is not None:
@@ -548,7 +547,7 @@ class Run:
         menu, table = sizing.menu, sizing.table()
         smallest = int(table.cost(table.cheapest()))
         largest = int(table.cost(table.best(lambda _, choice: (-float(choice.bytes),))))
-        tokens = count_tokens(self.data.calibration)
+        tokens = self.script.count_tokens(self.data.calibration)
         products = 2 * tokens * sum(unit.size for unit in self.model.units.values() if unit.kind != "embedding")
         covariances = sum(2 * tokens * self.model.units[stage[0]].shape[1] ** 2 for stage in self.script.stages)
         solves = sum(unit.size * unit.shape[1] for site in self.sites for unit in site.units) * len(menu)

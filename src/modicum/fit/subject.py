@@ -21,7 +21,7 @@ from modicum.data.splits import Batch, Splits, from_batches, from_text
 from modicum.drop.experts import expert_sites
 from modicum.export import TARGETS, Target
 from modicum.export.probe import probed
-from modicum.fit.compared import compared
+from modicum.fit.compared import UNCOMPARED, compared
 from modicum.fit.findings import Sizing
 from modicum.fit.memory import spare
 from modicum.fit.menu import cutters, default_menu
@@ -55,6 +55,8 @@ class Subject:
             model, data = model.on(device), data.on(device)
         script = _rehearsed(model, data, settings)
         model.opened = "" if getattr(settings, "dry_run", False) else compared(model, data.calibration[0], settings.ram)
+        if UNCOMPARED in model.opened:
+            model.notes.append(f"opening: {model.opened}")
         model.notes += [f"{name}: the model pays this mask no heed; what it marks counts like any other token." for name in script.ignored]
         return cls(settings, model, data, script)
 

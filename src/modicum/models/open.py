@@ -14,6 +14,7 @@ from modicum.core.errors import ModelError, quoted
 from modicum.core.files import read_json, require_inside
 from modicum.core.tensorfile import Shards
 from modicum.models.copying import bare, compiled, copied, uncompile
+from modicum.models.extra import extra_states
 from modicum.models.model import Model
 from modicum.models.plain import FLOATS, settle_dtype
 from modicum.models.structure import find_blocks, find_units
@@ -190,8 +191,11 @@ def _from_module(source: nn.Module) -> Model:
     _check_module(source)
     module = apart(source) if compiled(source) else source
     model = _assembled(module, Weights(module), name=type(bare(source)).__name__)
-    if any(type(part).get_extra_state is not nn.Module.get_extra_state for part in module.modules()):
-        model.notes.append("extra state: what modules keep beside weights and buffers is not written; load into a module that has it")
+    for part, why in extra_states(module)[2].items():
+        model.notes.append(
+            f"extra state of {part or 'the module'}: is not written, {why}; load into a module that has it. Numbers, text, tensors, lists and dicts "
+            "of them are written"
+        )
     for name in model.weights.names:
         value = model.weights.held(name)
         if value.device.type == "meta":
@@ -212,10 +216,11 @@ def _check_module(module: nn.Module) -> None:
 def apart(source: nn.Module) -> nn.Module:
     """The same in modules of our own, none of them compiled: whatever a forward or a run leaves in them, the caller's stay as they are.
 
-    Parameters are shared, which nobody writes to.
+    Parameters are shared, which nobody writes to; those of embeddings that shorten what they look up are copied.
     """
     source = bare(source)
-    return uncompile(copied(source, known={id(tensor): tensor for tensor in source.parameters()})).eval()
+    written = {id(part.weight) for part in source.modules() if getattr(part, "max_norm", None) is not None}
+    return uncompile(copied(source, known={id(tensor): tensor for tensor in source.parameters() if id(tensor) not in written})).eval()
 
 
 def _from_pickle(cls: Any, config: Any, directory: Path, name: str) -> Model:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.overrides import _get_current_function_mode_stack
-from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack, _pop_mode
 
 from modicum.sweep.carried import kept, restore
 
@@ -78,9 +78,7 @@ class Modes:
         _stacked(
             self.functions, _get_current_function_mode_stack, torch._C._pop_torch_function_stack, torch._C._push_on_torch_function_stack
         )
-        _stacked(
-            self.dispatches, _get_current_dispatch_mode_stack, torch._C._pop_torch_dispatch_stack, torch._C._push_on_torch_dispatch_stack
-        )
+        _stacked(self.dispatches, _get_current_dispatch_mode_stack, _pop_mode, torch._C._push_on_torch_dispatch_stack)
 
     @contextmanager
     def applied(self) -> Iterator[None]:

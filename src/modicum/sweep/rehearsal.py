@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from modicum.core.errors import ModicumError
+from modicum.core.errors import ModelError, ModicumError
 from modicum.core.unit import Unit
-from modicum.data.splits import Batch, chance_of, one_row
+from modicum.data.splits import Batch, chance_of, count_tokens, one_row
 from modicum.models.model import Model
 from modicum.models.structure import expert_units, find_stacks
 from modicum.sweep.beside import DRAWS, TURNS, shares_state
@@ -81,6 +81,11 @@ class Script:
         """What of a batch is enough to try something on: one row, or all of it where one row cannot run."""
         return batch if self.whole else one_row(batch)
 
+    def count_tokens(self, batches: Sequence[Batch]) -> int:
+        """Tokens of the batches that are no padding; rows where a batch has no token ids."""
+        covers = [*self.masks.values(), *(part.cover for part in self.outputs.parts or () if part.cover is not None)]
+        return sum(_real_tokens(batch, covers) for batch in batches)
+
     def by_weight(self, unit: Unit) -> bool:
         """Whether errors are felt through the weight itself, for what its module makes of it is not the product of an input and it."""
         return unit.kind != "expert" and unit.name in self.uncalled | self.opaque
@@ -109,6 +114,16 @@ class Script:
         if unit.name in self.opaque:
             return "own forward"
         return "grouped convolution" if unit.groups > 1 else ""
+
+
+def _real_tokens(batch: Batch, covers: Sequence[Cover]) -> int:
+    """Tokens that a mask over ids, (rows, tokens), leaves; all of them where none is over them."""
+    ids = batch.get("input_ids") if isinstance(batch, dict) else None
+    if ids is not None and ids.ndim == 2:
+        for cover in covers:
+            if (real := replace(cover, axes=(0, 1)).real(batch, ids.shape)) is not None:
+                return int(real.sum())
+    return count_tokens([batch])
 
 
 def stop_names(model: Model, stacks: dict[str, StackUse] | None = None) -> list[str]:
@@ -183,7 +198,7 @@ class _Rehearsal:
         """Run it."""
         # Outside inference mode, under which torch does not count a tensor's changes.
         reads = weight_reads({id(self.chain.owner(name)): name for name in self.units}, self._read)
-        before = kept(self.model.module)
+        before, versions = kept(self.model.module), self._versions()
         with torch.inference_mode(False), torch.no_grad(), reads, Products(self._bare, self.multiplied.add):
             self.model.weights.load(self.model.trunk)
             try:
@@ -195,8 +210,28 @@ class _Rehearsal:
                     [*self.model.trunk, *(name for block in self.inside for name in self.model.blocks[block].parameters)]
                 )
         self.script.draws = self.chain.drew
+        self._require_unwritten(versions)
         self._group()
         return self
+
+    def _versions(self) -> dict[str, int]:
+        """How often the weights of a module in memory were written to; what a checkpoint loads is the run's own."""
+        weights = self.model.weights
+        if weights.lazy:
+            return {}
+        known = {name: weights.parameter(name) for name in weights.names}
+        return {name: value._version for name, value in known.items() if not value.is_inference()}
+
+    def _require_unwritten(self, before: dict[str, int]) -> None:
+        """Raise ``ModelError`` where a forward changes a weight: what is measured would be another model's each time."""
+        shortened = {unit.parameter for unit in self.model.units.values() if getattr(self.chain.modules.get(unit.module), "max_norm", None)}
+        if changed := [
+            name for name, version in self._versions().items() if version != before.get(name, version) and name not in shortened
+        ]:
+            raise ModelError(
+                f"{self.model.name}: its forward must leave its weights alone, it writes to {changed[0]}. Write them before the call, or compute "
+                "what is used from them."
+            )
 
     def _work(self, stop: Stop, arrivals: list[tuple[int, Arrival]], complete: bool) -> Iterator[tuple[int, Any]]:
         index, arrival = arrivals[0]

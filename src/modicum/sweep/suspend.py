@@ -81,10 +81,10 @@ class Chain:
     ):  # fmt: skip
         self.module, self.batches, self.seeds, self.in_turn = module, batches, seeds, in_turn
         self.drew = False
-        self._modules = dict(module.named_modules())
+        self.modules = dict(module.named_modules())
         self._units, self._blocks = tuple(units), tuple(blocks)
-        self.originals: dict[str, Callable] = {name: self._modules[name].forward for name in (*self._units, *self._blocks)}
-        self._memory = Memory(self._modules, carried or {})
+        self.originals: dict[str, Callable] = {name: self.modules[name].forward for name in (*self._units, *self._blocks)}
+        self._memory = Memory(self.modules, carried or {})
 
     def original(self, name: str) -> Callable:
         """The module's own forward."""
@@ -92,24 +92,24 @@ class Chain:
 
     def owner(self, name: str) -> nn.Module:
         """Module by name."""
-        return self._modules[name]
+        return self.modules[name]
 
     @contextmanager
     def _patched(self) -> Iterator[None]:
-        had = {name: self._modules[name].__dict__.get("forward") for name in self.originals}
+        had = {name: self.modules[name].__dict__.get("forward") for name in self.originals}
         try:
             for name in self._units:
-                self._modules[name].forward = self._unit_stub(Stop("unit", name))
+                self.modules[name].forward = self._unit_stub(Stop("unit", name))
             for name in self._blocks:
-                self._modules[name].forward = self._block_stub(name)
+                self.modules[name].forward = self._block_stub(name)
             with uncut(self.module):
                 yield
         finally:
             for name, before in had.items():
                 if before is None:
-                    self._modules[name].__dict__.pop("forward", None)
+                    self.modules[name].__dict__.pop("forward", None)
                 else:
-                    self._modules[name].forward = before
+                    self.modules[name].forward = before
 
     def _pause(self, arrival: Arrival) -> Any:
         """Hand ``arrival`` to whoever drives the chain, and go on with the answer as if nobody had run meanwhile."""
