@@ -19,7 +19,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 HOME = ROOT / "build" / "bench" / "uneven"
 SEPARATOR = "<|endoftext|>"
-LENGTH, BATCH, STEPS, WARMUP, PEAK, FLOOR = 256, 16, 450, 40, 4e-3, 2e-4
+LENGTH, BATCH, STEPS, WARMUP, PEAK, FLOOR = 256, 4, 2400, 100, 2e-3, 1e-4
 
 
 def trained() -> Path:
@@ -90,7 +90,7 @@ def _train() -> None:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        if step % 20 == 0 or step == STEPS - 1:
+        if step % 100 == 0 or step == STEPS - 1:
             print(f"step {step} of {STEPS}: loss {loss.item():.3f}", flush=True)
     HOME.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(HOME)

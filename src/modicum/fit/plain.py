@@ -7,7 +7,8 @@ much. A plain option is what anybody would have tried, so each is judged once by
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from modicum.export import Target
 from modicum.fit.judge import PlanJudge
 from modicum.fit.menu import Menu, suited, weight_options
 from modicum.fit.quality import Tried
+from modicum.quantize._family import Quantizer
 
 # Sequences that plain options are judged on: enough, sequence by sequence, to tell two apart that differ by a twentieth.
 SEQUENCES = 16
@@ -46,27 +48,30 @@ class Rival:
 def plains(target: Target, menu: Sequence[Option], table: Table) -> dict[str, Picks]:
     """Selections of one option on every weight that takes it, by what they are called; structure and all other weights stay as they are.
 
-    Where rows of several widths need other groups, there is one more of each method and width in bits: with the group that suits each row.
+    Where rows of several widths need other groups, each method and width in bits takes the group that suits each row, and a group that only some
+    of these rows allow is no plain option.
     """
     sites, found = target.sites(), dict[str, Picks]()
-    for name, wanted in _wanted(target, sites, menu):
-        picks = _everywhere(table, wanted)
-        treated = any(table.choices[site][index].option == wanted.get(site) for site, index in picks.items())
-        if treated and picks not in found.values():
-            found[name] = picks
+    for option in (option for option in weight_options(menu) if _plain(option)):
+        widest: set[str] | None = None
+        for wanted in _wanted(target, sites, menu, option):
+            picks = _everywhere(table, {site: str(fitted) for site, fitted in wanted.items()})
+            taken = {site for site, fitted in wanted.items() if table.choices[site][picks[site]].option == str(fitted)}
+            widest = taken if widest is None else widest
+            if taken and taken == widest and picks not in found.values():
+                found[_name({site: fitted for site, fitted in wanted.items() if site in taken})] = picks
     return found
 
 
-def _wanted(target: Target, sites: Sequence[Site], menu: Sequence[Option]) -> Iterator[tuple[str, dict[str, str]]]:
-    """Names of plain options, and the option's text for every site that can hold it."""
-    for option in (option for option in weight_options(menu) if _plain(option)):
-        if not isinstance(menu, Menu):
-            yield _named(held(target, sites, lambda site, option=option: option))
-            continue
-        fitting = {site.name: list(suited(target, site, option)) for site in sites}
-        for one in dict.fromkeys(one for options in fitting.values() for one in options):
-            yield _named(held(target, sites, lambda site, one=one: one))
-        yield _named(held(target, sites, lambda site, fitting=fitting: fitting[site.name][0]))
+def _wanted(target: Target, sites: Sequence[Site], menu: Sequence[Option], option: Option) -> Iterator[dict[str, Option]]:
+    """An option as a target can hold it on every site: with the group that suits each, then with each group that suits some."""
+    if not isinstance(menu, Menu):
+        yield _held(target, sites, dict.fromkeys((site.name for site in sites), option))
+        return
+    fitting = {site.name: list(suited(target, site, option)) for site in sites}
+    yield _held(target, sites, {name: options[0] for name, options in fitting.items()})
+    for one in dict.fromkeys(one for options in fitting.values() for one in options):
+        yield _held(target, sites, dict.fromkeys(fitting, one))
 
 
 def _plain(option: Option) -> bool:
@@ -74,29 +79,22 @@ def _plain(option: Option) -> bool:
     return len(option.steps) == 1 and type(option.steps[0]).family() == "quantize"
 
 
-def held(target: Target, sites: Iterable[Site], option: Any) -> dict[str, str]:
-    """What a target makes of each site's option, for the sites where it can hold it."""
-    fitted = {site.name: target.adapt(site, option(site)) for site in sites}
-    return {site: str(found) for site, found in fitted.items() if found is not None}
+def _held(target: Target, sites: Sequence[Site], options: Mapping[str, Option]) -> dict[str, Option]:
+    """Each site's option as a target can hold it, for the sites where it can."""
+    fitted = {site.name: target.adapt(site, options[site.name]) for site in sites}
+    return {site: option for site, option in fitted.items() if option is not None}
 
 
-def _named(wanted: dict[str, str]) -> tuple[str, dict[str, str]]:
-    """A plain option under the text that most sites have, with its groups where they differ."""
-    counts: dict[str, int] = {}
-    for text in wanted.values():
-        counts[text] = counts.get(text, 0) + 1
-    name = max(counts, key=lambda text: counts[text], default=KEEP)
-    method = name.split(" ")[0]
-    groups = dict.fromkeys(_group(text) for text in wanted.values() if text.split(" ")[0] == method)
-    return (name if len(groups) < 2 else f"{_without_group(name)} group={' or '.join(map(str, groups))}"), wanted
-
-
-def _group(text: str) -> str:
-    return next((word.partition("=")[2] for word in text.split() if word.startswith("group=")), "")
-
-
-def _without_group(text: str) -> str:
-    return " ".join(word for word in text.split() if not word.startswith("group="))
+def _name(wanted: Mapping[str, Option]) -> str:
+    """The text that most sites have, with all its groups where they differ."""
+    (most, _), *_ = Counter(map(str, wanted.values())).most_common(1)
+    method = Option.parse(most).steps[0]
+    groups = dict.fromkeys(
+        step.group for option in wanted.values() if isinstance(step := option.steps[0], Quantizer) and type(step) is type(method)
+    )
+    if len(groups) < 2:
+        return most
+    return " ".join([*(word for word in most.split() if not word.startswith("group=")), f"group={' or '.join(map(str, groups))}"])
 
 
 def _everywhere(table: Table, wanted: Mapping[str, str]) -> Picks:
