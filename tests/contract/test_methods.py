@@ -19,7 +19,7 @@ from modicum.core.errors import SettingError
 from modicum.core.method import Need, registry
 from modicum.core.option import Option
 from modicum.core.unit import Site, Unit
-from modicum.forms import Cut, Dense, Float8, Integer, Sum
+from modicum.forms import Cut, Dense, Float8, Half, Integer, Sum
 from modicum.quantize import Nearest
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -35,7 +35,7 @@ TRIED = {
 # The budget that is already met.
 MET = {"quantize": {"bits": 8}, "prune": {"keep": 1.0}, "factor": {"rank": 24}, "repair": {"rank": 24}}
 # Relative error of weights that eight bits leave: an integer grid's step is uniform, a float's grows with the value.
-EIGHT_BITS = {Integer: 0.012, Float8: 0.03}
+EIGHT_BITS = {Integer: 0.012, Float8: 0.03, Half: 0.001}
 
 
 def by_unit():
@@ -129,7 +129,7 @@ def test_shape_and_dtype_are_kept(method, dtype, layer):
     thing = layer(dtype=dtype)
     form = thing.apply(*pipeline(method))
     assert form.shape == thing.weight.shape and form.dtype == dtype and form.dense().dtype == dtype
-    assert all(tensor.dtype in (dtype, torch.uint8, torch.float8_e4m3fn) for tensor in form.tensors().values())
+    assert all(tensor.dtype in (dtype, torch.uint8, torch.float8_e4m3fn, torch.float16) for tensor in form.tensors().values())
     assert torch.isfinite(form.dense().float()).all()
 
 

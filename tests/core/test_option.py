@@ -8,7 +8,7 @@ from modicum.core.unit import Site, Stats
 from modicum.factor import Svd
 from modicum.forms import Dense
 from modicum.prune import Magnitude, Sparsegpt, Wanda
-from modicum.quantize import Float8, Gptq, Hqq
+from modicum.quantize import Float8, Gptq, Half, Hqq
 from modicum.repair import Eora
 
 
@@ -20,6 +20,7 @@ from modicum.repair import Eora
         ("int4", (Gptq(bits=4),)),
         ("int8 group=32 symmetric=true", (Gptq(bits=8, group=32, symmetric=True),)),
         ("fp8", (Float8(),)),
+        ("fp16", (Half(),)),
         ("quantize/gptq bits=3", (Gptq(bits=3),)),
         ("gptq bits=3 group=64 | eora rank=8", (Gptq(bits=3, group=64), Eora(rank=8))),
         ("wanda pattern=2:4|gptq", (Wanda(pattern="2:4"), Gptq())),

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from modicum.core.errors import ModelError, SettingError
 from modicum.core.unit import Stats
-from modicum.forms import Cut, Dense, Float8, Integer, LowRank, Masked, Sum, restore
+from modicum.forms import Cut, Dense, Float8, Half, Integer, LowRank, Masked, Sum, restore
 from modicum.forms.lift import on_dense
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -19,6 +19,10 @@ def dense(shape, dtype=torch.float32):
 
 def float8(shape, dtype=torch.float32):
     return Float8(torch.randn(shape).to(torch.float8_e4m3fn), torch.rand(shape[0], 1).to(dtype))
+
+
+def half(shape, dtype=torch.float32):
+    return Half(torch.randn(shape).half(), torch.rand(shape[0], 1).to(dtype))
 
 
 def low_rank(shape, dtype=torch.float32, rank=2):
@@ -64,7 +68,7 @@ def sum_of_cuts(shape, dtype=torch.float32):
     return Sum((cut(shape, dtype), low_rank(shape, dtype), dense(shape, dtype)))
 
 
-KINDS = [dense, float8, low_rank, masked, integer, n_of_m, cut, cut_of_sum, one_sided, repaired, sum_of_cuts]
+KINDS = [dense, float8, half, low_rank, masked, integer, n_of_m, cut, cut_of_sum, one_sided, repaired, sum_of_cuts]
 SHAPES = st.tuples(st.integers(1, 9), st.integers(1, 33))
 
 
@@ -183,6 +187,8 @@ BROKEN = [
     broken(masked, mask=torch.zeros(4, 2, dtype=torch.uint8)),
     broken(masked, values=torch.ones(23)),
     broken(float8, scale=torch.ones(3, 1)),
+    broken(half, scale=torch.ones(3, 1)),
+    broken(half, halves=torch.ones(4, 6)),
     broken(cut, rows=None),
     broken(cut, inner=None),
     broken(cut, inner={}),

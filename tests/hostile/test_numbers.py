@@ -132,6 +132,7 @@ METHODS = {
     "gptq bits=4 group=16": 0.2,
     "nearest bits=3 group=16 | eora rank=8": 0.3,
     "float8": 0.1,
+    "half": 0.003,
     "sparsegpt keep=0.5": 0.7,
     "wanda keep=0.5": 0.7,
     "svd keep=0.75": 0.9,

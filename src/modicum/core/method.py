@@ -111,6 +111,10 @@ class Method:
     def __str__(self) -> str:
         return f"{self.key().split('/')[1]} {settings.write(self)}".strip()
 
+    def saves(self, site: Site) -> bool:
+        """Whether the method can make anything of ``site`` smaller: where it never can it does not stand on the menu of a budget."""
+        return True
+
     def apply(self, site: Site, stats: Mapping[str, Stats], current: Mapping[str, Form]) -> Change:
         """Treat every unit of ``site``; ``stats`` and ``current`` forms by unit name."""
         raise NotImplementedError

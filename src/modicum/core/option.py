@@ -64,8 +64,8 @@ class Option:
             name, given = words[0], {}
             if short := re.fullmatch(r"int(\d+)", name):
                 name, given = "gptq", {"bits": short[1]}
-            elif name == "fp8":
-                name, given = "float8", {}
+            elif name in ("fp8", "fp16"):
+                name, given = {"fp8": "float8", "fp16": "half"}[name], {}
             for word in words[1:]:
                 key, equals, value = word.partition("=")
                 if not equals:

@@ -125,6 +125,6 @@ def offered(target: Target, site: Site, menu: Sequence[Option]) -> dict[str, Opt
         options = [one for option in options for one in suited(target, site, option)]
     for option in (Option(), *options):
         fitted = target.adapt(site, option)
-        if fitted is not None:
+        if fitted is not None and all(step.saves(site) for step in fitted.steps):
             found[str(fitted)] = fitted
     return found

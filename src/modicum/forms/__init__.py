@@ -4,9 +4,10 @@ from modicum.forms.cut import Cut
 from modicum.forms.dense import Dense
 from modicum.forms.float8 import Float8
 from modicum.forms.form import Form, restore
+from modicum.forms.half import Half
 from modicum.forms.integer import Integer
 from modicum.forms.low_rank import LowRank
 from modicum.forms.masked import Masked
 from modicum.forms.sum import Sum
 
-__all__ = ["Cut", "Dense", "Float8", "Form", "Integer", "LowRank", "Masked", "Sum", "restore"]
+__all__ = ["Cut", "Dense", "Float8", "Form", "Half", "Integer", "LowRank", "Masked", "Sum", "restore"]

@@ -2,7 +2,8 @@
 
 from modicum.quantize.float8 import Float8
 from modicum.quantize.gptq import Gptq
+from modicum.quantize.half import Half
 from modicum.quantize.hqq import Hqq
 from modicum.quantize.nearest import Nearest
 
-__all__ = ["Float8", "Gptq", "Hqq", "Nearest"]
+__all__ = ["Float8", "Gptq", "Half", "Hqq", "Nearest"]
