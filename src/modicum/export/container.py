@@ -47,6 +47,9 @@ from modicum.models.weights import CheckpointWeights, install
 FORMAT, VERSION = "modicum-container", 1
 FILE = "modicum.json"
 
+_Place = tuple[nn.Module, str, str]
+"""Where a module holds a parameter: its owner, the attribute, and the name in full."""
+
 
 class Container(Target):
     """Holds every form; ``modicum.load`` reads it."""
@@ -384,29 +387,38 @@ def described_unit(name: str, described: dict[str, Any], directory: Path) -> Uni
 
 
 def _assign(module: nn.Module, given: dict[str, torch.Tensor], dropped: list[str], directory: Path) -> None:
-    homes: dict[int, list[tuple[nn.Module, str, str]]] = {}
+    homes: dict[int, list[_Place]] = {}
     for prefix, owner in module.named_modules():
         for attribute, parameter in owner._parameters.items():
             if parameter is not None:
                 homes.setdefault(id(parameter), []).append((owner, attribute, f"{prefix}.{attribute}" if prefix else attribute))
     for places in homes.values():
-        found = next((name for _, _, name in places if name in given), None)
-        if found is None:
-            if any(places[0][2].startswith(f"{block}.") for block in dropped):
-                continue
-            raise ModelError(f"{directory}: must hold {places[0][2]}, does not. Write the files anew.")
-        value = given.pop(found)
-        held = places[0][0]._parameters[places[0][1]]
-        assert held is not None
-        if tuple(value.shape) != tuple(held.shape):
-            raise ModelError(
-                f"{directory}: {found} must have shape {tuple(held.shape)}, has {tuple(value.shape)}. Check the module or config."
-            )
-        parameter = nn.Parameter(value, requires_grad=False)
-        for owner, attribute, _ in places:
-            install(owner, attribute, parameter)
+        for part in _parted(places, given):
+            _assign_one(part, given, dropped, directory)
     for name, value in given.items():
         _assign_rest(module, name, value, directory)
+
+
+def _parted(places: list[_Place], given: Mapping[str, torch.Tensor]) -> list[list[_Place]]:
+    """The places of one parameter, apart where the files hold a value for each of several: tied by the config, and not by the weights."""
+    held = [place for place in places if place[2] in given]
+    first, rest = held[:1], held[1:]
+    return [first + [place for place in places if place not in held], *([place] for place in rest)]
+
+
+def _assign_one(places: list[_Place], given: dict[str, torch.Tensor], dropped: list[str], directory: Path) -> None:
+    owner, attribute, name = places[0]
+    if name not in given:
+        if any(name.startswith(f"{block}.") for block in dropped):
+            return
+        raise ModelError(f"{directory}: must hold {name}, does not. Write the files anew.")
+    value, held = given.pop(name), owner._parameters[attribute]
+    assert held is not None
+    if tuple(value.shape) != tuple(held.shape):
+        raise ModelError(f"{directory}: {name} must have shape {tuple(held.shape)}, has {tuple(value.shape)}. Check the module or config.")
+    parameter = nn.Parameter(value, requires_grad=False)
+    for owner, attribute, _ in places:
+        install(owner, attribute, parameter)
 
 
 def _assign_rest(module: nn.Module, name: str, value: torch.Tensor, directory: Path) -> None:
