@@ -15,7 +15,7 @@ from modicum.fit.choose import Chooser
 from modicum.fit.findings import DEPTH, Findings
 from modicum.fit.measured import _hash
 from modicum.fit.menu import default_menu
-from modicum.fit.plain import plains
+from modicum.fit.plain import plains, try_all
 from modicum.fit.request import Request, Settings, common
 from modicum.fit.subject import Subject
 from modicum.testing import zoo
@@ -124,6 +124,14 @@ def test_a_measurement_of_an_earlier_version_is_read_without(llama, known, tmp_p
     assert told["sequences"] == 0  # held against a forecast
 
 
+def test_where_time_is_short_the_smallest_are_judged():
+    found, sizes = {"large": {"a": 1}, "small": {"a": 0}}, {"large": 200, "small": 100}
+    judge = Says(lambda picks: 0.5 - 0.1 * picks["a"])
+    assert list(try_all(found, sizes, judge, 0, 0.0)) == ["small"]
+    every = try_all(found, sizes, judge, 0, 60.0)
+    assert (every["small"].mean, every["large"].mean, every["large"].bytes) == (0.5, pytest.approx(0.4), 200)
+
+
 # Held against
 
 
@@ -134,6 +142,9 @@ class Says:
 
     def __init__(self, lost):
         self.lost = lost
+
+    def prepare(self, candidates):
+        """Nothing has to be made."""
 
     def __call__(self, picks, samples):
         return np.full(samples, self.lost(picks))

@@ -35,6 +35,12 @@ def test_a_result_far_beyond_its_forecast_is_an_event():
     assert not surprise({"metric": KL, "mean": 1e-5}, 1e-7)
 
 
+def test_values_too_may_lose_far_more_than_was_forecast():
+    """Their forecasts are halves of relative squared errors."""
+    assert "0.05 of the outputs squared, 0.02 were forecast" in surprise({"metric": "relative squared error", "mean": 0.05}, 0.01)
+    assert not surprise({"metric": "relative squared error", "mean": 0.025}, 0.01)
+
+
 def ladder(*rungs):
     """A table of one site whose options take so many bytes and lose so much."""
     return Table({"a": [Choice(f"option {index}", size, 1, harm) for index, (size, harm) in enumerate(rungs)]})
