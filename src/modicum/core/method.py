@@ -75,6 +75,8 @@ class Method:
 
     paper: ClassVar[Paper | None] = None
     needs: ClassVar[frozenset[Need]] = frozenset()
+    # Whether blocks of a covariance serve where the whole is needed but does not fit.
+    blockwise: ClassVar[bool] = False
     known_gaps: ClassVar[dict[str, str]] = {}
     treats: ClassVar[frozenset[str]] = frozenset({"unit", "fused", "tied", "experts"})
     # Settings at which the method stands on the menu of a budget; none where it does not.

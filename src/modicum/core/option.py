@@ -27,15 +27,23 @@ _READ = {Need.NORMS: "square", Need.MEANS: "total", Need.VARIANCES: "square", Ne
 def _fitting(step: Method, site: Site, stats: Mapping[str, Stats]) -> Method:
     """The step itself, or where inputs of a unit were not seen its stated stand-in, and an event. Raises ``ModelError`` where it has none."""
     parts = {part for need, part in _READ.items() if need in step.wanted()}
-    unseen = [unit.name for unit in site.units if unit.name in stats and any(getattr(stats[unit.name], part) is None for part in parts)]
+    unseen = [unit.name for unit in site.units if unit.name in stats and any(_lacks(stats[unit.name], part, step) for part in parts)]
     if not unseen:
         return step
+    partly = any(stats[name].blocks is not None for name in unseen)
     stand_in = step.without_data() if hasattr(step, "without_data") else None
     if stand_in is None:
-        raise ModelError(f"{unseen[0]}: {step} needs inputs of it, and none were seen. Choose another option for it.")
+        seen = "their whole covariance was not" if partly else "none were"
+        raise ModelError(f"{unseen[0]}: {step} needs inputs of it, and {seen} seen. Choose another option for it.")
     for name in unseen:
-        stats[name].events.append(f"inputs were not seen, {stand_in} stands in for {step}")
+        stats[name].events.append(
+            f"{'the covariance of its inputs is not whole' if partly else 'inputs were not seen'}, {stand_in} stands in for {step}"
+        )
     return stand_in
+
+
+def _lacks(stats: Stats, part: str, step: Method) -> bool:
+    return (stats.moment if part == "covariance" and step.blockwise else getattr(stats, part)) is None
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ from typing import Literal
 
 import torch
 
+from modicum.core.blocks import Blocks
+
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 Kind = Literal[
     "linear", "conv1d", "convolution", "transposed convolution", "embedding", "expert", "recurrent", "packed", "looked up", "parameter"
@@ -121,9 +123,9 @@ class Stats:
     """What one sweep measured of a unit's inputs (columns of its matrix view), and of the gradient of its outputs.
 
     ``count`` tokens (or patches); ``total`` and ``square`` (columns,) sums of x and x²; ``covariance`` (columns, columns) sum of x xᵀ in
-    float32; ``inputs`` a list of (tokens, columns) where a method asked for them; ``frequency`` (rows,) how often an embedding's entry
-    was looked up, for an expert (1,) the tokens it met itself; ``routed`` what its last product met, micro-batch by micro-batch, and where it
-    went; ``reference`` (rows, columns) the weight before any step. ``cache`` holds what methods derive from one covariance and share (a
+    float32, or ``blocks`` along its diagonal where the whole does not fit; ``inputs`` a list of (tokens, columns) where a method asked for
+    them; ``frequency`` (rows,) how often an embedding's entry was looked up, for an expert (1,) the tokens it met itself; ``routed`` what its
+    last product met, micro-batch by micro-batch, and where it went; ``reference`` (rows, columns) the weight before any step. ``cache`` holds what methods derive from one covariance and share (a
     factorization); ``events`` is where a method says what it had to do beyond the ordinary.
     """
 
@@ -131,6 +133,7 @@ class Stats:
     total: torch.Tensor | None = None
     square: torch.Tensor | None = None
     covariance: torch.Tensor | None = None
+    blocks: Blocks | None = None
     inputs: list[torch.Tensor] | None = None
     frequency: torch.Tensor | None = None
     routed: list[Routed] | None = None
@@ -157,12 +160,18 @@ class Stats:
         assert self.square is not None
         return (self.square / max(self.count, 1) - self.mean.square()).clamp_min(0)
 
+    @property
+    def moment(self) -> torch.Tensor | Blocks | None:
+        """The covariance, whole or in blocks; None where neither was measured."""
+        return self.blocks if self.covariance is None else self.covariance
+
     def kept(self, columns: torch.Tensor) -> Stats:
         """Statistics of the inputs that remain after a cut to ``columns`` (a long tensor)."""
         pick = lambda value: None if value is None else value[columns]
         return Stats(
             count=self.count, total=pick(self.total), square=pick(self.square),
             covariance=None if self.covariance is None else self.covariance[columns][:, columns],
+            blocks=None if self.blocks is None else self.blocks.kept(columns),
             inputs=None if self.inputs is None else [x[:, columns] for x in self.inputs],
             frequency=self.frequency, site_seed=self.site_seed, events=self.events,
         )  # fmt: skip

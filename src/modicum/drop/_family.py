@@ -135,6 +135,9 @@ def cut_each(
     return [cutting.change for cutting in cuttings]
 
 
+_ELSE = "Leave the cut out, or allow more memory."
+
+
 class _Cutting:
     """The change that some cuts make, stage by stage of one survey."""
 
@@ -156,7 +159,10 @@ class _Cutting:
     def _cut(self, consumer: Unit, stats: Stats) -> list[int]:
         """Cut one site; the groups that remain."""
         site, step, kept = self.consumers[consumer.name]
-        assert stats.covariance is not None
+        if stats.covariance is None:
+            raise ModelError(
+                f"{site.name}: must be cut by the whole covariance of {consumer.name}'s inputs, which did not fit in memory. {_ELSE}"
+            )
         weight, groups = self._begun(consumer), site.axes[-1].groups
         chosen = step.kept(step.order(weight.float(), stats.covariance, groups)) if kept is None else kept
         columns = kept_rows(site.axes[-1], chosen, consumer.shape[1])

@@ -177,7 +177,7 @@ def energy(weight: torch.Tensor, stats: Stats) -> float:
     """
     if stats.routed is not None:
         return sum(total((met.inputs.float() @ weight.T).square().sum(1) * met.weights.square()) for met in stats.routed)
-    if stats.covariance is None or stats.frequency is None or not stats.count:
+    if stats.moment is None or stats.frequency is None or not stats.count:
         return 0.0
     met = float(stats.frequency.sum()) / stats.count  # a starved one has its stack's covariance
-    return met * float((weight @ stats.covariance * weight).sum())
+    return met * float((weight @ stats.moment * weight).sum())

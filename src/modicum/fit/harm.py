@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 
+from modicum.core.blocks import Blocks
 from modicum.core.unit import Stats, Unit
 from modicum.numerics.threads import total
 from modicum.sweep import Sensitivity
@@ -142,16 +143,21 @@ def output_error(error: torch.Tensor, stats: Stats, sensitivity: Sensitivity | N
     if found is None:
         return None
     moment, count = found
-    return ((error @ moment).mul_(error).sum(1) if moment.ndim == 2 else error.square() @ moment) / count
+    return _times(error, moment).mul_(error).sum(1) / count
 
 
-def _moment(stats: Stats, sensitivity: Sensitivity | None) -> tuple[torch.Tensor, int] | None:
-    """Summed second moment of the inputs (columns, columns), or its diagonal (columns,), and the count that makes it a mean."""
-    if stats.covariance is not None and stats.count:
-        return stats.covariance, stats.count
+def _moment(stats: Stats, sensitivity: Sensitivity | None) -> tuple[torch.Tensor | Blocks, int] | None:
+    """Summed second moment of the inputs (columns, columns), whole or in blocks, or its diagonal (columns,), and the count that makes it a mean."""
+    if stats.moment is not None and stats.count:
+        return stats.moment, stats.count
     if stats.square is not None and stats.count:
         return stats.square, stats.count
     return None if sensitivity is None or sensitivity.square is None else (sensitivity.square, 1)
+
+
+def _times(error: torch.Tensor, moment: torch.Tensor | Blocks) -> torch.Tensor:
+    """A weight error (rows, columns) times a second moment, or its diagonal."""
+    return error @ moment if isinstance(moment, Blocks) or moment.ndim == 2 else error * moment
 
 
 def _moved(unit: Unit, error: torch.Tensor, stats: Stats, sensitivity: Sensitivity) -> torch.Tensor | None:
@@ -162,7 +168,7 @@ def _moved(unit: Unit, error: torch.Tensor, stats: Stats, sensitivity: Sensitivi
     if found is None:
         return None
     moment, count = found
-    return (error @ moment if moment.ndim == 2 else error * moment) / count
+    return _times(error, moment) / count
 
 
 def _energy(unit: Unit, value: torch.Tensor, stats: Stats, sensitivity: Sensitivity | None) -> torch.Tensor | None:

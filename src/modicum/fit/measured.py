@@ -176,7 +176,7 @@ def _measure(source: Any, request: Settings, batches: Any, place: WorkDir, progr
         subject.check_kept()
         ranks.share(subject.data.calibration)
     targets = [request.target] if request.target is not None else subject.possible_targets()
-    pool = SpillPool(subject.activation_limit(), None)
+    pool = subject.plan_memory([option for target in targets for option in subject.menu(target)], ranks)
     with place.held():
         partial = pool.directory = place.begin(ranks.agreed(request.fingerprint(subject.model.hash(), subject.data.hashes)))
         if ranks.leads:
@@ -185,6 +185,7 @@ def _measure(source: Any, request: Settings, batches: Any, place: WorkDir, progr
         levels = _levels(subject, targets, partial / "levels", pool)
         reason = ranks.first("search", lambda: _unjudged(subject, pool))
         findings = survey.run(None if reason else levels)
+        findings.events += [event for event in subject.memory.events if event not in findings.events]
         if reason and not findings.scales:
             findings.events.append(f"scales: left out, {reason}; harms stand as predicted. Pass a longer --search-time.")
         known = ranks.first("measured", lambda: _written(place, findings, subject, _meta(subject, source, targets, meter)))

@@ -101,6 +101,8 @@ class Measurement:
             self.found.units[name] = piece.findings
             if name in self.cuts and stats[name].covariance is not None:
                 self._cut(self.cuts[name], units[name], stats[name], self.model.matrix(units[name]).float())
+            elif name in self.cuts and self.levels[self.cuts[name].name] and stats[name].blocks is not None:
+                piece.events.append(f"{self.cuts[name].name}: is not cut, the covariance of {name}'s inputs is not whole")
             self.found.events += piece.events
 
     def _unit(self, unit: Unit, stats: Stats) -> _Piece:

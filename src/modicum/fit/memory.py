@@ -1,36 +1,140 @@
-"""What a run holds in memory whatever is spilled, and what of ``--ram`` that leaves for activations."""
+"""A run's memory is planned before it starts: what it holds whatever is spilled, which statistics fit, and what is left for activations."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from modicum.core.budget import readable
 from modicum.core.errors import BudgetError
-from modicum.core.memory import own_memory, trim
-from modicum.data.splits import Batch, count_tokens
+from modicum.core.memory import free_memory, own_memory, trim
+from modicum.core.method import Method, Need
+from modicum.core.option import Option
+from modicum.core.unit import Unit
+from modicum.data.splits import Batch, count_rows, count_tokens
 from modicum.models.model import Model
+from modicum.sweep import Script
 
 # Libraries that are loaded only when they are needed, and what the allocator keeps for itself.
 _LATER_BYTES = 120_000_000
 # Activations that must have room at the least.
 _LEAST_BYTES = 32_000_000
-# Bytes per entry of a covariance: it, and its factorization where float64 is needed.
-_FACTORING = 16
+# Bytes per entry of a covariance, and of each factor of it; what is beside them while one is made in float64, and a root and a Gram matrix.
+_ENTRY, _MAKING, _MAKING_ROOT = 4, 8, 16
+# Columns of the narrowest blocks: no wider than some of the groups that share a scale.
+_NARROW = 128
+# Bytes that the covariances of output gradients may take in all; wider units keep the diagonal.
+_GRADIENT_BYTES = 2_000_000_000
 # Bytes per weight of a unit: in float32, its codes, and its dense value while it is checked; more while a slab of it is solved.
 _WHOLE, _SOLVING, _SLAB = 14, 24, 1 << 24
 # Tensors of a layer's width that a forward holds at once for each token, and of the vocabulary's width.
 _INNER, _LOGITS = 6, 3
 
 
-def spare(model: Model, batch: Batch, ram: int | None) -> int | None:
-    """Bytes that activations kept for later may take, or None without a limit. Raises ``BudgetError`` with the smallest workable ``ram``."""
-    if ram is None:
-        return None
-    trim()
-    needed = own_memory() + _LATER_BYTES + weights_held(model) + max(solving(model), forward(model, batch))
+@dataclass(frozen=True)
+class Plan:
+    """What of the memory goes where: bytes for activations kept for later (None: no limit) and for the covariances of output gradients, and
+    what there is to tell of units whose inputs are measured in part.
+    """
+
+    activations: int | None = None
+    gradients: int = _GRADIENT_BYTES
+    events: tuple[str, ...] = ()
+
+
+def planned(model: Model, script: Script, batch: Batch, options: Iterable[Option], ram: int | None = None, free: int | None = None) -> Plan:
+    """Plan a run within ``ram``, or else within half of what is ``free`` now: others may want memory too, and activations do.
+
+    Decides which units' covariances are taken whole and which in blocks (``script.together``): of a stage as many columns together as fit.
+    Raises ``BudgetError`` where a unit's statistics or one micro-batch cannot fit at all, with what would.
+    """
+    steps = {step for option in options for step in option.steps if Need.COVARIANCE in step.wanted()}
+    need = _Need(model, script, frozenset(map(type, steps)))
+    free = free_memory(ram) if free is None else free
+    left = free - _LATER_BYTES - weights_held(model)
+    if ram is not None:
+        _require_ram(model, need, batch, ram)
+    _require_free(model, script, batch, need, left)
+    room = left - _LEAST_BYTES if ram is not None else left // 2
+    events = [event for stage in need.stages() for event in _taken(need, stage, room, left)]
+    most = max([forward(model, batch), *(need.of(stage, script.together.get(stage[0].name)) for stage in need.stages())])
+    return Plan(max(0, left - most), min(_GRADIENT_BYTES, max(0, room - most) // 2), tuple(events))
+
+
+def _taken(need: _Need, stage: Sequence[Unit], room: int, left: int) -> Iterator[str]:
+    """Decide for the units of one stage, which share their inputs, and tell where it is not the whole covariance."""
+    columns = stage[0].shape[1]
+    if not need.steps or need.of(stage) <= room:
+        return
+    widths = [1 << power for power in range((columns - 1).bit_length() - 1, _NARROW.bit_length() - 1, -1)]
+    width = next((width for width in widths if need.of(stage, width) <= room), _NARROW)
+    for unit in stage:
+        if width < columns:
+            need.script.together[unit.name] = width
+            yield (
+                f"{unit.name}: its inputs have {columns} columns, whose covariance with what is made of it would take "
+                f"{readable(need.of(stage))}, more than there is room for ({readable(room)}). It was measured in blocks of {width} columns; "
+                "what columns of two blocks have in common counts as nothing. More memory gives the whole."
+            )
+
+
+def _require_ram(model: Model, need: _Need, batch: Batch, ram: int) -> None:
+    """Raise ``BudgetError`` with the smallest workable ``ram`` where it is less."""
+    needed = max([forward(model, batch), *(need.of(stage, _NARROW) for stage in need.stages())])
+    needed += own_memory() + _LATER_BYTES + weights_held(model)
     if ram - needed < _LEAST_BYTES:
         raise BudgetError(f"--ram: must be at least {readable(needed + 2 * _LEAST_BYTES)} for this model, got {readable(ram)}.")
-    return ram - needed
+
+
+def _require_free(model: Model, script: Script, batch: Batch, need: _Need, left: int) -> None:
+    """Raise ``BudgetError`` where what is free cannot do: for what one unit needs at the least."""
+    rows = 1 if script.whole else count_rows(batch)
+    for name, values in script.met.items():
+        if (size := values * rows * model.dtype.itemsize) > left:
+            raise BudgetError(
+                f"{name}: what it reads and gives for one batch must fit in memory, takes {readable(size)} where {readable(max(0, left))} are free. "
+                "Pass a smaller --micro-batch (or batches of fewer rows), or shorter --tokens."
+            )
+    for stage in need.stages():
+        if (size := need.of(stage, _NARROW)) > left:
+            raise BudgetError(
+                f"{stage[0].name}: what is measured of its inputs and made of it must fit in memory, takes at least {readable(size)} where "
+                f"{readable(max(0, left))} are free. Free some, raise the limit, or choose options that need no inputs."
+            )
+
+
+@dataclass(frozen=True)
+class _Need:
+    """Bytes that stages need while they are measured and treated by methods of some ``steps``."""
+
+    model: Model
+    script: Script
+    steps: frozenset[type[Method]]
+
+    def stages(self) -> list[list[Unit]]:
+        """Units measured together: those that share inputs, and the experts of a stack."""
+        found: dict[Any, list[Unit]] = {}
+        for unit in self.model.units.values():
+            alone = unit.name in self.script.uncalled
+            key = (unit.module, unit.parameter) if unit.kind == "expert" else unit.name if alone else self.script.stage_of(unit.name)
+            found.setdefault(key, []).append(unit)
+        return list(found.values())
+
+    def of(self, stage: Sequence[Unit], together: int | None = None) -> int:
+        """Bytes of a stage with covariances of ``together`` columns, or whole ones: measured, factorized, and its largest weight solved."""
+        columns, largest = stage[0].shape[1], max(stage, key=lambda unit: unit.size)
+        entries = columns * min(columns, together or columns) if self._measured(stage[0]) else 0
+        beside = _ENTRY * entries * (len(stage) - 1) if stage[0].kind == "expert" else 0
+        return beside + self._entry(largest) * entries + _WHOLE * largest.size + _SOLVING * min(largest.size, _SLAB)
+
+    def _measured(self, unit: Unit) -> bool:
+        return bool(self.steps) and not self.script.data_free(unit)
+
+    def _entry(self, unit: Unit) -> int:
+        """Bytes per entry of a covariance: it, a factor for each method, and what the making of one takes."""
+        tall = unit.shape[0] > unit.shape[1] and any(step.family() == "repair" for step in self.steps)
+        return _ENTRY * (1 + len(self.steps)) + (_MAKING_ROOT if tall else _MAKING)
 
 
 def whole_model(model: Model, batch: Batch) -> int:
@@ -48,12 +152,6 @@ def weights_held(model: Model) -> int:
     trunk = [name for name in model.trunk if model.weights.held(name).device.type == "meta"]
     blocks = max((_size(model, block.parameters) for block in model.blocks.values()), default=0)
     return _size(model, trunk) + 3 * blocks
-
-
-def solving(model: Model) -> int:
-    """Bytes of the largest solve: a stage's covariances go with it, so that those of one unit are there at a time."""
-    each = lambda unit: _FACTORING * unit.shape[1] ** 2 + _WHOLE * unit.size + _SOLVING * min(unit.size, _SLAB)
-    return max(map(each, model.units.values()), default=0)
 
 
 def forward(model: Model, batch: Batch) -> int:

@@ -19,7 +19,7 @@ from torch import nn
 from modicum.allocate import JUDGED
 from modicum.core.budget import Budget, every, readable
 from modicum.core.errors import BudgetError, ModelError, SettingError, near
-from modicum.core.method import Change
+from modicum.core.method import Change, Need
 from modicum.core.option import Option
 from modicum.core.plan import Picks, Plan, Table
 from modicum.core.progress import Quiet, ticked
@@ -49,7 +49,6 @@ from modicum.models.copying import copied
 from modicum.models.model import Model
 from modicum.models.quiet import hushed
 from modicum.sweep.ranks import LONE, Ranks
-from modicum.sweep.spill import SpillPool
 
 
 @dataclass
@@ -153,7 +152,7 @@ class Run:
             if measured is not None:
                 measured.check(self.subject, self.target_name if request.budget is not None else None)
             self.sites = self.target.sites()
-        self.pool = SpillPool(self.subject.activation_limit(), None)
+        self.pool = self.subject.plan_memory(self._options(), ranks)
         self.events: list[str] = list(self.model.notes)
         self.change = Change()
         self.search: dict[str, Any] = {}
@@ -163,6 +162,12 @@ class Run:
         self.findings = Findings()
         self._chosen_events: list[str] = []
         self.verdict = ""
+
+    def _options(self) -> Iterable[Option]:
+        """Every option that the run may apply."""
+        if self.request.plan is not None:
+            return [Option.parse(text) for text in self.request.plan.options.values()]
+        return self.subject.menu(self.target_name) if self.request.method is None else [self.request.method]
 
     def _check_out(self) -> None:
         if self.request.out is not None and not self.request.dry_run:
@@ -283,6 +288,7 @@ class Run:
 
     def _explicit(self) -> None:
         """Check a method or a plan against the sites before any work."""
+        self._check_wide()
         if self.request.plan is not None:
             known = {site.name: site for site in self.sites} | {unit.name: unit for unit in self.model.units.values()}
             for site, text in self.request.plan.options.items():
@@ -308,6 +314,19 @@ class Run:
                 f"method {str(self.request.method)!r}: target {self.target_name} can hold it on no layer of this model"
                 f"{f', {why}' if why else ''}. {'Or pass' if why else 'Pass'} --target modicum."
             )
+
+    def _check_wide(self) -> None:
+        """Raise ``SettingError`` for a cut by a covariance that is not measured whole."""
+        plan, method = self.request.plan, self.request.method
+        texts = plan.options if plan is not None else dict.fromkeys(self.subject.cuts, str(method)) if self.script.together else {}
+        for name, text in texts.items():
+            steps = [step for step in Option.parse(text).steps if isinstance(step, SiteCutter) and Need.COVARIANCE in step.needs]
+            consumer = self.subject.cuts[name].axes[-1].unit if steps and name in self.subject.cuts else ""
+            if consumer in self.script.together:
+                raise SettingError(
+                    f"{steps[0]}: cuts {name} by the whole covariance of {consumer}'s inputs, which does not fit in memory. Keep that cut out of "
+                    "the plan, or allow more memory."
+                )
 
     def _check_cuts(self, plan: Plan) -> None:
         for site, kept in plan.cuts.items():
@@ -380,7 +399,7 @@ class Run:
         if choosing and self.ranks.first("search", self._searching):
             levels = Levels(partial / "levels", chooser.sizing, known, self.data.calibration, self.pool, self.request.seed)
         if self.measured is not None:
-            self.events += known.events
+            self.events += [event for event in known.events if event not in self.events]
             return known, levels
         survey = Survey(self.subject, [self.target_name], partial / "measure", self.pool, self.meter, self.progress, self.ranks)
         findings = survey.run(levels)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,16 +14,17 @@ import torch
 from torch import nn
 
 from modicum.core.errors import DataError, ModelError, ModicumError, SettingError, near
+from modicum.core.memory import free_memory, trim
 from modicum.core.option import Option
 from modicum.core.unit import Site
 from modicum.data.forward import own_errors, require_suitable, without_labels
-from modicum.data.splits import Batch, Splits, from_batches, from_text
+from modicum.data.splits import Batch, Splits, count_rows, count_tokens, from_batches, from_text
 from modicum.drop.experts import expert_sites
 from modicum.export import TARGETS, Target
 from modicum.export.probe import probed
 from modicum.fit.compared import UNCOMPARED, compared
 from modicum.fit.findings import Sizing
-from modicum.fit.memory import spare
+from modicum.fit.memory import Plan, planned
 from modicum.fit.menu import cutters, default_menu
 from modicum.fit.request import Settings
 from modicum.fit.runtime import Runtime
@@ -31,6 +32,8 @@ from modicum.models.model import Model
 from modicum.models.open import apart, open_model
 from modicum.sweep import Script, rehearse
 from modicum.sweep.coupling import coupled_cuts
+from modicum.sweep.ranks import LONE, Ranks
+from modicum.sweep.spill import SpillPool
 
 
 @dataclass
@@ -41,6 +44,7 @@ class Subject:
     model: Model
     data: Splits
     script: Script
+    memory: Plan = field(default_factory=Plan)
     _targets: dict[str, Target] = field(default_factory=dict)
     _runtimes: dict[tuple, Runtime] = field(default_factory=dict)
 
@@ -127,9 +131,14 @@ class Subject:
             if not any(_matches(pattern, name) for name in names):
                 raise SettingError(f"--keep {pattern!r}: must match a layer, matches none. {near(pattern, {u.module for u in units})}")
 
-    def activation_limit(self) -> int | None:
-        """Bytes that activations may take in memory, or None. Raises ``BudgetError`` with the smallest workable ``--ram``."""
-        return spare(self.model, self.data.calibration[0], self.settings.ram)
+    def plan_memory(self, options: Iterable[Option], ranks: Ranks = LONE) -> SpillPool:
+        """Plan a run of ``options``: which statistics are whole, and where activations go. Raises ``BudgetError`` where nothing fits."""
+        trim()
+        free = min(ranks.gather("free memory", free_memory(self.settings.ram) // ranks.beside))
+        batch = max(self.data.calibration, key=lambda batch: (count_rows(batch), count_tokens([batch])))
+        self.memory = planned(self.model, self.script, batch, options, self.settings.ram, free)
+        self.model.notes += [event for event in self.memory.events if event not in self.model.notes]
+        return SpillPool(self.memory.activations, tight=self.settings.ram is not None)
 
 
 def opened(source: str | Path | nn.Module | Model, settings: Settings) -> Model:

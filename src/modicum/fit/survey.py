@@ -25,7 +25,6 @@ from modicum.fit.spans import measure_spans
 from modicum.fit.store import load_sensitivities, save_sensitivities, write_json
 from modicum.fit.subject import Subject
 from modicum.forms import Form
-from modicum.models.model import Model
 from modicum.sweep import Sensitivity, output_gradients
 from modicum.sweep.coupling import shortened
 from modicum.sweep.curvature import curvature_bytes, fisher_traces, top_eigenvalues
@@ -36,8 +35,6 @@ from modicum.sweep.spill import SpillPool
 _SPAN_SEQUENCES, _SPAN_BATCHES = 8, 4
 # Top eigenvalues take many products of the Hessian: rows of text and tokens of each they are taken on.
 _EIGENVALUE_ROWS, _EIGENVALUE_TOKENS = 2, 128
-# Bytes that the covariances of output gradients may take in all; wider units keep the diagonal.
-_GRADIENT_BYTES = 2_000_000_000
 
 
 @dataclass
@@ -116,7 +113,7 @@ class Survey:
         self.progress.start("gradients", len(batches))
         with self.meter.stage("gradients"):
             found = output_gradients(
-                model, batches, self.subject.script, settings.seed, covariance=settings.harm == "covariance", widest=_widest(model),
+                model, batches, self.subject.script, settings.seed, covariance=settings.harm == "covariance", widest=self._widest(),
                 pool=self.pool, ranks=self.ranks, tick=self.progress.step,
             )  # fmt: skip
             if settings.harm == "hessian":
@@ -127,6 +124,15 @@ class Survey:
                 found = {name: replace(one, hessian=traces.get(name)) for name, one in found.items()}
         save_sensitivities(path, found)
         return found
+
+    def _widest(self) -> int:
+        """Rows of the widest unit whose gradients' covariance is kept, so that all of them together fit."""
+        left = self.subject.memory.gradients
+        for rows in sorted(unit.shape[0] for unit in self.subject.model.units.values() if unit.kind != "embedding"):
+            left -= 4 * rows * rows
+            if left < 0:
+                return rows - 1
+        return 1 << 30
 
     def _swept(self, sensitivities: dict[str, Sensitivity], keep: Keep | None) -> Findings:
         subject = self.subject
@@ -184,16 +190,6 @@ class Survey:
 
 def _let_go(unit: Unit, option: Option, cut: str, form: Form) -> None:
     """Keep no form."""
-
-
-def _widest(model: Model) -> int:
-    """Rows of the widest unit whose gradients' covariance is kept, so that all of them together stay small."""
-    left = _GRADIENT_BYTES
-    for rows in sorted(unit.shape[0] for unit in model.units.values() if unit.kind != "embedding"):
-        left -= 4 * rows * rows
-        if left < 0:
-            return rows - 1
-    return 1 << 30
 
 
 def _single_rows(batches: Sequence[Batch]) -> list[Batch]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import scipy.linalg
 import torch
 
+from modicum.core.blocks import Blocks, spans
 from modicum.core.errors import ModelError
 from modicum.core.finite import finite
 from modicum.numerics.gram import add_product
@@ -13,8 +14,8 @@ from modicum.numerics.threads import single_threaded
 # Added to a covariance's diagonal, as a share of (a bound of) its largest eigenvalue: directions that the inputs never took stay bounded.
 _FLOOR = 1e-6
 _RETRIES = 6
-# Columns of a covariance that are made float64 at a time.
-_PANEL = 512
+# Columns of a covariance, rows of a matrix and terms of a sum that are made float64 at a time.
+_PANEL, _TERMS = 512, 3072
 
 
 def truncated(matrix: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -23,62 +24,76 @@ def truncated(matrix: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tens
 
     Works on the smaller Gram matrix in float64 and computes only the eigenvectors asked for.
     """
-    tall = matrix.shape[0] > matrix.shape[1]
-    work = matrix.double()
-    vectors = _leading(_gram(work, work) if tall else _gram(work.T, work.T), rank)
-    if tall:
-        left, right = work @ vectors, vectors.T
-    else:
-        right = _gram(vectors, work)
-        lengths = right.norm(dim=1).clamp_min(torch.finfo(torch.float64).tiny)
-        left, right = vectors * lengths, right / lengths[:, None]
-    return left.float().contiguous(), right.float().contiguous()
+    if matrix.shape[0] > matrix.shape[1]:
+        vectors = _leading(_product(matrix, matrix), rank)
+        return _rows(matrix, vectors), vectors.T.float().contiguous()
+    vectors = _leading(_product(matrix.T, matrix.T), rank)
+    right = _product(vectors, matrix)
+    lengths = right.norm(dim=1).clamp_min(torch.finfo(torch.float64).tiny)
+    return (vectors * lengths).float().contiguous(), (right / lengths[:, None]).float().contiguous()
 
 
-def whitened(matrix: torch.Tensor, covariance: torch.Tensor, rank: int, cache: dict | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Best factors of ``matrix`` E (rows, columns) in the norm ``tr(E H Eᵀ)`` of the ``covariance`` H (columns, columns).
+def whitened(
+    matrix: torch.Tensor, covariance: torch.Tensor | Blocks, rank: int, cache: dict | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """Best factors of ``matrix`` E (rows, columns) in the norm ``tr(E H Eᵀ)`` of the ``covariance`` H (columns, columns), whole or in blocks.
 
     Of few rows it is ``U Uᵀ E`` with the leading eigenvectors U of ``E H Eᵀ``: H is multiplied and never decomposed. Of many it goes through
-    a root of H: ``E L`` is truncated and mapped back, and the Cholesky factor L, which ``cache`` keeps, is as good a root as any. The
-    diagonal of H is raised by a millionth of its largest absolute row sum, which no eigenvalue exceeds. Raises ``ModelError`` where H is not
-    finite.
+    a root of H, and the Cholesky factor L, which ``cache`` keeps, is as good a root as any: ``E L`` is truncated, through its Gram matrix
+    ``Lᵀ Eᵀ E L``, and mapped back. The diagonal of H is raised by a millionth of its largest absolute row sum, which no eigenvalue exceeds.
+    Raises ``ModelError`` where H is not finite.
     """
-    if not finite(covariance):
+    if not all(finite(square) for _, square in spans(covariance)):
         raise ModelError("low rank: the covariance of inputs must be finite, holds NaN or Inf. Check the calibration data and the model.")
-    work, cache = matrix.double(), {} if cache is None else cache
+    floor, cache = _floor(covariance), {} if cache is None else cache
     if matrix.shape[0] <= matrix.shape[1]:
-        felt = _gram(_felt(work, covariance).T, work.T) + _floor(covariance) * _gram(work.T, work.T)
-        vectors = _leading((felt + felt.T).div_(2), rank)
-        return vectors.float().contiguous(), _gram(vectors, work).float().contiguous()
+        felt = sum(_felt(matrix[:, columns], square, floor) for columns, square in spans(covariance))
+        vectors = _leading((felt + felt.T).div_(2), rank)  # type: ignore[union-attr]
+        return vectors.float().contiguous(), _product(vectors, matrix).float().contiguous()
     if "root" not in cache:
-        cache["root"] = _root(covariance).float()
-    root = cache["root"].double()
-    left, right = truncated(_gram(work.T, root), rank)
+        cache["root"] = [_root(square, floor).float() for _, square in spans(covariance)]
+    gram = _product(matrix, matrix)
+    for (columns, _), root in zip(spans(covariance), cache["root"]):
+        gram[columns] = _product(root, gram[columns])
+        gram[:, columns] = _product(gram[:, columns].T.contiguous(), root)
+    vectors = _leading((gram + gram.T).div_(2), rank)
+    parts = [(vectors[columns], root.double()) for (columns, _), root in zip(spans(covariance), cache["root"])]
+    into = torch.cat([_product(root.T, part) for part, root in parts])
     with single_threaded():
-        mapped = torch.linalg.solve_triangular(root, right.double(), upper=False, left=False)
-    return left, mapped.float().contiguous()
+        back = [torch.linalg.solve_triangular(root, part.T, upper=False, left=False) for part, root in parts]
+    return _rows(matrix, into), torch.cat(back, 1).float().contiguous()
 
 
-def _gram(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """``leftᵀ · right`` of float64 (terms, rows) and (terms, columns); the bits do not depend on the number of threads."""
-    total = left.new_zeros(left.shape[1], right.shape[1])
-    add_product(total, left, right)
+def _product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """``leftᵀ · right`` of (terms, rows) and (terms, columns) in float64, of which few terms are made so at a time; equal bits with any number of
+    threads.
+    """
+    total = torch.zeros(left.shape[1], right.shape[1], dtype=torch.float64, device=left.device)
+    for low in range(0, len(left), _TERMS):
+        add_product(total, left[low : low + _TERMS].double(), right[low : low + _TERMS].double())
     return total
 
 
-def _felt(matrix: torch.Tensor, covariance: torch.Tensor) -> torch.Tensor:
-    """Float64 ``matrix`` (rows, columns) times the covariance, of which few columns are float64 at a time."""
-    panels = (covariance[:, low : low + _PANEL].double() for low in range(0, len(covariance), _PANEL))
-    return torch.cat([_gram(matrix.T, panel) for panel in panels], 1)
+def _rows(matrix: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
+    """``matrix · vectors`` in float32, of products in float64; few rows at a time."""
+    return torch.cat([_product(rows.T, vectors).float() for rows in matrix.split(_PANEL)])
 
 
-def _floor(covariance: torch.Tensor) -> float:
-    return _FLOOR * max(float(covariance.norm(p=1, dim=1).max()), 1e-30)
+def _felt(matrix: torch.Tensor, covariance: torch.Tensor, floor: float) -> torch.Tensor:
+    """``E (H + floor) Eᵀ`` (rows, rows), panel by panel of the covariance's columns."""
+    found = floor * _product(matrix.T, matrix.T)
+    for low in range(0, len(covariance), _PANEL):
+        panel = _product(matrix.T, covariance[:, low : low + _PANEL])
+        add_product(found, panel.T, matrix[:, low : low + _PANEL].T.double())
+    return found
 
 
-def _root(covariance: torch.Tensor) -> torch.Tensor:
+def _floor(covariance: torch.Tensor | Blocks) -> float:
+    return _FLOOR * max(1e-30, *(float(square.norm(p=1, dim=1).max()) for _, square in spans(covariance)))
+
+
+def _root(covariance: torch.Tensor, floor: float) -> torch.Tensor:
     """Lower Cholesky factor in float64 of a covariance, which rounding may have left a little short of semidefinite."""
-    floor = _floor(covariance)
     for retry in range(_RETRIES):
         work = covariance.double()
         work.diagonal().add_(floor * 10**retry)

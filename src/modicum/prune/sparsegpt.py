@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from modicum.core.blocks import Blocks
 from modicum.core.method import Need, Paper
 from modicum.core.settings import param
 from modicum.core.unit import Stats
@@ -38,6 +39,7 @@ class Sparsegpt(Pruner):
         "SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot", "2301.00774", 2023, "Frantar, Elias and Alistarh, Dan"
     )
     needs = frozenset({Need.COVARIANCE})
+    blockwise = True
     menu = ({"keep": 0.5},)
 
     damping: float = param(0.01, "share of the covariance's mean diagonal added to its diagonal", between=(0.0, 10.0))
@@ -49,10 +51,12 @@ class Sparsegpt(Pruner):
 
     def solve(self, weight: torch.Tensor, stats: Stats) -> tuple[torch.Tensor, torch.Tensor]:
         """Solve on the covariance of inputs."""
-        assert stats.covariance is not None
-        key = ("sparsegpt", self.damping)
+        assert stats.moment is not None
+        span = self.n_of_m()[1] if self.pattern is not None else self.block
+        moment = stats.moment.aligned(span) if isinstance(stats.moment, Blocks) else stats.moment
+        key = ("sparsegpt", self.damping, span if moment is not stats.moment else 1)
         if key not in stats.cache:
-            stats.cache[key] = factorize(stats.covariance, self.damping)
+            stats.cache[key] = factorize(moment, self.damping)
         factor = stats.cache[key]
         if factor.retries:
             stats.events.append(f"damping raised {factor.retries} times to {factor.damping:g}")
@@ -63,6 +67,5 @@ class Sparsegpt(Pruner):
             scores = corrected.abs() * factor.curvature[low:high, None].sqrt()
             mask[low:high] = self.mask(scores.T, "tensor").T
 
-        span = self.n_of_m()[1] if self.pattern is not None else self.block
         value, _ = solve(weight, factor, lambda k, column: column * mask[k], span=span, prepare=choose)
         return value, mask.T

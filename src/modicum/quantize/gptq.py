@@ -7,6 +7,7 @@ from functools import partial
 
 import torch
 
+from modicum.core.blocks import Blocks, spans
 from modicum.core.method import Need, Paper
 from modicum.core.settings import param
 from modicum.core.unit import Stats
@@ -46,6 +47,7 @@ class Gptq(Quantizer):
         "Frantar, Elias and Ashkboos, Saleh and Hoefler, Torsten and Alistarh, Dan",
     )  # fmt: skip
     needs = frozenset({Need.COVARIANCE})
+    blockwise = True
     menu = tuple({"bits": bits} for bits in range(2, 9))
 
     damping: float = param(0.01, "share of the covariance's mean diagonal added to its diagonal", between=(0.0, 10.0))
@@ -60,11 +62,12 @@ class Gptq(Quantizer):
 
     def quantize(self, weight: torch.Tensor, grid: Grid, stats: Stats, dtype: torch.dtype) -> Form:
         """Solve on the covariance of inputs."""
-        assert stats.covariance is not None
-        order, factor = self._factor(stats)
-        importance = stats.covariance.diagonal()
+        assert stats.moment is not None
+        width = grid.width(weight.shape[1])
+        sequential = self.order == "none" and width > 0
+        order, factor = self._factor(stats, width if sequential else 1)
+        importance = stats.moment.diagonal()
         scale, zero = grid.fit(weight, dtype, importance=importance, clip=self.clip)
-        sequential = self.order == "none" and grid.width(weight.shape[1]) > 0
         codes, scales, zeros, total = [], [], [], 0.0
         for rows in slabs(weight):
             own = rows if len(scale) == len(weight) else slice(None)
@@ -78,16 +81,18 @@ class Gptq(Quantizer):
         stats.cache["loss"] = total
         if len(scale) == len(weight):
             scale, zero = torch.cat(scales), torch.cat(zeros) if zeros else None
-        return Integer(torch.cat(codes), scale, zero, self.bits, grid.width(weight.shape[1]))
+        return Integer(torch.cat(codes), scale, zero, self.bits, width)
 
-    def _factor(self, stats: Stats) -> tuple[torch.Tensor, Factor]:
-        key = ("gptq", self.damping, self.order)
+    def _factor(self, stats: Stats, group: int) -> tuple[torch.Tensor, Factor]:
+        """The factorization, and the order of its columns; of a covariance in blocks none cuts a ``group``."""
+        assert stats.moment is not None
+        moment = stats.moment.aligned(group) if isinstance(stats.moment, Blocks) else stats.moment
+        key = ("gptq", self.damping, self.order, group if moment is not stats.moment else 1)
         if key not in stats.cache:
-            covariance = stats.covariance
-            assert covariance is not None
-            diagonal = covariance.diagonal()
-            order = diagonal.argsort(descending=True, stable=True) if self.order == "static" else torch.arange(len(diagonal))
-            stats.cache[key] = (order, factorize(covariance, self.damping, order))
+            falling = lambda square: square.diagonal().argsort(descending=True, stable=True)
+            orders = [falling(square) if self.order == "static" else torch.arange(len(square)) for _, square in spans(moment)]
+            order = torch.cat([columns.start + own for (columns, _), own in zip(spans(moment), orders)])
+            stats.cache[key] = (order, factorize(moment, self.damping, order))
         order, factor = stats.cache[key]
         if factor.retries:
             stats.events.append(f"damping raised {factor.retries} times to {factor.damping:g}")

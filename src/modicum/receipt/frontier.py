@@ -93,7 +93,7 @@ class _Work:
         request = Request(budget=budget, allocator="integer_program", **common(menu=menu, data=data, **adopted))
         subject = known.open(source, request)
         known.check(subject)
-        return cls(known, subject, request, SpillPool(subject.activation_limit()), progress)
+        return cls(known, subject, request, subject.plan_memory(()), progress)
 
     def curve(self, target: str, points: int, measured_at: int) -> dict[str, Any]:
         """The frontier for one target."""

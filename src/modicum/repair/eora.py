@@ -42,6 +42,7 @@ class Eora(Repairer):
         "Liu, Shih-Yang and others",
     )  # fmt: skip
     needs = frozenset({Need.COVARIANCE})
+    blockwise = True
     menu = ({"rank": 8},)
 
     rank: int = param(8, "rank of the repair", between=(1, 1 << 20), dial=True)
@@ -58,8 +59,8 @@ class Eora(Repairer):
     def repair(self, error: torch.Tensor, stats: Stats, dtype: torch.dtype) -> Form:
         """Low-rank form of ``error``."""
         if self.whiten:
-            assert stats.covariance is not None
-            left, right = whitened(error, stats.covariance, self.rank, stats.cache)
+            assert stats.moment is not None
+            left, right = whitened(error, stats.moment, self.rank, stats.cache)
         else:
             left, right = truncated(error, self.rank)
         scale = (left.double().norm(dim=0).clamp_min(1e-60) / right.double().norm(dim=1).clamp_min(1e-60)).sqrt()

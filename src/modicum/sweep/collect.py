@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from modicum.core.blocks import Blocks, spans
 from modicum.core.method import Need
 from modicum.core.unit import Stats, Unit
 from modicum.data.splits import Batch
@@ -25,17 +26,24 @@ _MOMENTS = {Need.NORMS, Need.MEANS, Need.VARIANCES}
 
 
 class Collector:
-    """Accumulates the statistics of inputs given as rows (tokens, columns); a covariance the ``pool`` has no room for lies in a file."""
+    """Accumulates the statistics of inputs given as rows (tokens, columns); a covariance the ``pool`` has no room for lies in a file.
 
-    def __init__(self, needs: Set[Need], columns: int, device: torch.device | str = "cpu", pool: SpillPool | None = None):
+    Of the covariance blocks of ``together`` columns, or the whole.
+    """
+
+    def __init__(self, needs: Set[Need], columns: int, device: torch.device | str = "cpu", pool: SpillPool | None = None,
+                 together: int | None = None):  # fmt: skip
         self._stats = Stats()
         if needs & _MOMENTS or Need.COVARIANCE in needs:
             self._stats.total = torch.zeros(columns, device=device)
             self._stats.square = torch.zeros(columns, device=device)
         if Need.COVARIANCE in needs:
-            self._stats.covariance = torch.zeros(columns, columns, device=device)
+            if together is None or together >= columns:
+                self._stats.covariance = torch.zeros(columns, columns, device=device)
+            else:
+                self._stats.blocks = Blocks.zeros(columns, together, device)
             if pool is not None:
-                pool.admit(self._stats.covariance)
+                pool.admit(list(_squares(self._stats)))
         if Need.INPUTS in needs:
             self._stats.inputs = []
 
@@ -52,29 +60,38 @@ class Collector:
         for chunk in rows.split(count):
             value = buffer[: len(chunk)].copy_(chunk)
             stats.total += value.sum(0)
-            if stats.covariance is not None:
-                add_gram(stats.covariance, value)
+            if stats.moment is not None:
+                for columns, square in spans(stats.moment):
+                    add_gram(square, value[:, columns])
             else:
                 stats.square += value.square_().sum(0)
 
     def stats(self, ranks: Ranks = LONE, who: str = "") -> Stats:
         """What was collected, over all ranks, of the unit ``who``, in the computer's own memory; nothing can be added afterwards."""
+        stats = self._stats
         for part in ("total", "square", "covariance"):
-            if (value := getattr(self._stats, part)) is not None:
-                setattr(self._stats, part, value.cpu())
-        summed(self._stats, ranks, who)
-        if self._stats.covariance is not None:
-            self._stats.square = mirror(self._stats.covariance).diagonal().clone()
-        return self._stats
+            if (value := getattr(stats, part)) is not None:
+                setattr(stats, part, value.cpu())
+        if stats.blocks is not None:
+            stats.blocks = Blocks(tuple(part.cpu() for part in stats.blocks.parts))
+        summed(stats, ranks, who)
+        if stats.moment is not None:
+            stats.square = torch.cat([mirror(square).diagonal() for square in _squares(stats)])
+        return stats
 
 
 def summed(stats: Stats, ranks: Ranks, who: str) -> Stats:
     """Statistics of the unit ``who`` summed over all ranks, in place."""
     count = torch.tensor(stats.count)
-    parts = (stats.total, stats.square, stats.covariance, stats.frequency)
+    parts = (stats.total, stats.square, *_squares(stats), stats.frequency)
     ranks.sum(who, count, *(part for part in parts if part is not None))
     stats.count = int(count)
     return stats
+
+
+def _squares(stats: Stats) -> Iterator[torch.Tensor]:
+    """The covariance, or each of its blocks."""
+    yield from () if stats.moment is None else (square for _, square in spans(stats.moment))
 
 
 def input_rows(unit: Unit, module: nn.Module, inputs: torch.Tensor) -> Iterator[torch.Tensor]:
@@ -86,14 +103,14 @@ def input_rows(unit: Unit, module: nn.Module, inputs: torch.Tensor) -> Iterator[
     return iter((inputs.reshape(-1, inputs.shape[-1]),))
 
 
-def output_rows(unit: Unit, module: nn.Module, gradient: torch.Tensor) -> torch.Tensor:
-    """Gradients of a module's output as rows (positions of the input rows, rows of the unit's matrix view)."""
+def output_rows(unit: Unit, module: nn.Module, gradient: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Gradients of a module's output as rows (positions of the input rows, rows of the unit's matrix view), piece by piece."""
+    if unit.kind == "transposed convolution":  # every input meets a patch of the output
+        sides = [side for side in reversed(module.padding) for _ in range(2)]  # type: ignore[arg-type]
+        return _patches(module, F.pad(_batched(module, gradient), sides), _met(module, gradient))
     if unit.kind == "convolution":
         gradient = gradient.movedim(-1 - len(module.kernel_size), -1)  # type: ignore[arg-type]
-    elif unit.kind == "transposed convolution":  # every input meets a patch of the output
-        sides = [side for side in reversed(module.padding) for _ in range(2)]  # type: ignore[arg-type]
-        return torch.cat(list(_patches(module, F.pad(_batched(module, gradient), sides), _met(module, gradient))))
-    return gradient.reshape(-1, gradient.shape[-1])
+    return iter((gradient.reshape(-1, gradient.shape[-1]),))
 
 
 def has_rows(unit: Unit, module: nn.Module) -> bool:
@@ -119,21 +136,31 @@ def _met(module: nn.Module, output: torch.Tensor) -> list[int]:
     return [(size - more + 2 * pad - far * (wide - 1) - 1) // step + 1 for size, wide, step, far, pad, more in geometry]
 
 
+def _places(module: nn.Module, images: torch.Tensor) -> list[int]:
+    """Positions of a convolution's output along each axis, from its padded images."""
+    geometry = zip(images.shape[2:], module.kernel_size, module.stride, module.dilation)  # type: ignore[arg-type]
+    return [(size - far * (wide - 1) - 1) // step + 1 for size, wide, step, far in geometry]
+
+
 def _patches(module: nn.Module, images: torch.Tensor, counts: Sequence[int] = ()) -> Iterator[torch.Tensor]:
     """Patches (positions, channels · kernel) of padded images, a bounded number at a time, in the order of images and positions."""
     kernel, stride, dilation = tuple(module.kernel_size), tuple(module.stride), tuple(module.dilation)  # type: ignore[arg-type]
-    (across, deep, *along), sizes = images.stride(), images.shape[2:]
-    counts = counts or [(size - far * (wide - 1) - 1) // step + 1 for size, wide, step, far in zip(sizes, kernel, stride, dilation)]
+    (across, deep, *along), counts = images.stride(), counts or _places(module, images)
     view = images.as_strided(
         (len(images), *counts, images.shape[1], *kernel),
         (across, *(a * step for a, step in zip(along, stride)), deep, *(a * far for a, far in zip(along, dilation))),
     )
-    columns = images.shape[1] * math.prod(kernel)
-    together = max(1, _PATCHES // (math.prod(counts) * columns))
-    lines = max(1, _PATCHES // (math.prod(counts[1:]) * columns))
-    for some in view.split(together):
-        for part in some.split(lines, 1) if together == 1 else (some,):
-            yield part.reshape(-1, columns)
+    for part in _divided(view, 1 + len(counts)):
+        yield part.reshape(-1, images.shape[1] * math.prod(kernel))
+
+
+def _divided(view: torch.Tensor, axes: int, axis: int = 0) -> Iterator[torch.Tensor]:
+    """Parts of few values along the leading ``axes``, in order: several of an axis where that is enough, else each divided along the next."""
+    if view.numel() <= _PATCHES or axis == axes:
+        yield view
+        return
+    for part in view.split(max(1, _PATCHES * view.shape[axis] // view.numel()), axis):
+        yield from _divided(part, axes, axis + 1)
 
 
 def real_inputs(cover: Cover | None, batch: Batch, ids: torch.Tensor) -> torch.Tensor:
@@ -160,10 +187,12 @@ def token_rows(
     cover: Cover | None, unit: Unit, module: nn.Module, batch: Batch, inputs: torch.Tensor
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
     """Rows of an input, piece by piece, and which of each piece are no padding: bool (rows,), None where all are."""
-    pieces = input_rows(unit, module, inputs)
-    if cover is None or unit.kind == "transposed convolution":
-        yield from ((rows, None) for rows in pieces)
-        return
-    made = list(pieces)
-    real = real_rows(cover, unit, batch, inputs, sum(map(len, made)))
-    yield from zip(made, [None] * len(made) if real is None else real.split([len(rows) for rows in made]))
+    pieces, real = input_rows(unit, module, inputs), None
+    if cover is not None and unit.kind != "transposed convolution":
+        images = _padded(module, inputs) if unit.kind == "convolution" else None
+        count = inputs.numel() // inputs.shape[-1] if images is None else len(images) * math.prod(_places(module, images))
+        real = real_rows(cover, unit, batch, inputs, count)
+    low = 0
+    for rows in pieces:
+        yield rows, None if real is None else real[low : low + len(rows)]
+        low += len(rows)

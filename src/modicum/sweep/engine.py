@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map_only
 
+from modicum.core.blocks import Blocks
 from modicum.core.errors import ModelError, SettingError
 from modicum.core.finite import finite
 from modicum.core.method import Need
@@ -250,7 +251,7 @@ class Sweep:
         unwanted = self.measured is not None and self.measured.isdisjoint(self.script.stage_of(unit.name))
         if unwanted or self.script.data_free(unit) or not has_rows(unit, owner):
             return summed(Stats(count=sum(value.numel() // value.shape[-1] for _, value in inputs)), self.ranks, unit.name)
-        collector = Collector(self.needs, unit.shape[1], inputs[0][1].device)
+        collector = Collector(self.needs, unit.shape[1], inputs[0][1].device, together=self.script.together.get(unit.name))
         for index, value in inputs:
             self.pool.admit(value)
             for rows, real in token_rows(self.script.masks.get(name), unit, owner, self.batches[index], value):
@@ -265,7 +266,7 @@ class Sweep:
     def _own(self, unit: Unit, stats: Stats) -> Stats:
         """The stage's statistics with what belongs to one unit; the large parts are shared."""
         return Stats(
-            count=stats.count, total=stats.total, square=stats.square, covariance=stats.covariance, inputs=stats.inputs,
+            count=stats.count, total=stats.total, square=stats.square, covariance=stats.covariance, blocks=stats.blocks, inputs=stats.inputs,
             frequency=stats.frequency, site_seed=seed_of(self.seed, unit.name), cache=stats.cache,
         )  # fmt: skip
 
@@ -315,7 +316,8 @@ class Sweep:
         assert self.treat is not None
         data_free = bool(self.script.data_free(units[0]))
         needs = frozenset() if data_free or not self._wanted(units) else self.needs
-        collectors = [Collector(needs, unit.shape[1], self.model.weights.device, self.pool) for unit in units]
+        together = self.script.together.get(units[0].name)
+        collectors = [Collector(needs, unit.shape[1], self.model.weights.device, self.pool, together) for unit in units]
 
         def add(use: Use) -> None:
             if use.attribute == attribute:
@@ -426,11 +428,15 @@ def seed_of(seed: int, name: str) -> int:
 
 
 def _pool(found: list[Stats]) -> Stats:
-    total = lambda values: None if values[0] is None else reduce(torch.Tensor.add_, values[1:], values[0].clone())
+    total: Callable[[Sequence[Any]], Any] = lambda values: (
+        None if values[0] is None else reduce(torch.Tensor.add_, values[1:], values[0].clone())
+    )
     inputs = None if found[0].inputs is None else [rows for stats in found for rows in stats.inputs or []]
+    parts = zip(*(stats.blocks.parts for stats in found if stats.blocks is not None))
+    blocks = None if found[0].blocks is None else Blocks(tuple(total(part) for part in parts))
     return Stats(
         count=sum(stats.count for stats in found), total=total([s.total for s in found]), square=total([s.square for s in found]),
-        covariance=total([s.covariance for s in found]), inputs=inputs,
+        covariance=total([s.covariance for s in found]), blocks=blocks, inputs=inputs,
     )  # fmt: skip
 
 

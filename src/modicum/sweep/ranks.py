@@ -40,6 +40,11 @@ class Ranks:
         """Whether this is the rank that chooses and writes."""
         return self.rank == 0
 
+    @property
+    def beside(self) -> int:
+        """Ranks that share this machine, and its memory."""
+        return min(self.count, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
     def agreed(self, fingerprint: str) -> str:
         """The fingerprint of the run that all were asked for, with the own share of it.
 

@@ -53,6 +53,8 @@ class Script:
     module: each micro-batch has its own. ``whole``: a single row of a batch cannot run. ``outputs``: what of the output is
     judged; ``masks``: by module the mask that its input's tokens belong to; ``ignored``: masks that the model pays no heed; ``draws``: whether
     a forward draws random numbers; ``in_turn``: whether forwards share state, so that none may begin before the one before it has ended.
+    ``together``: columns whose covariance is taken together, of units whose whole one does not fit (``fit.memory``).
+    ``met``: values that a unit reads and gives for one row, which is one of ``example``.
     """
 
     stages: list[tuple[str, ...]] = field(default_factory=list)
@@ -72,6 +74,8 @@ class Script:
     ignored: list[str] = field(default_factory=list)
     draws: bool = False
     in_turn: bool = False
+    together: dict[str, int] = field(default_factory=dict)
+    met: dict[str, int] = field(default_factory=dict)
 
     def seeds(self, batches: Sequence[Batch]) -> list[int] | None:
         """Seeds of what forwards draw on each batch, where they draw at all: the same for the original and for what becomes of it."""
@@ -276,6 +280,8 @@ class _Rehearsal:
         self.calling = True
         try:
             output = arrival.run(self.chain.original(name))
+            values = [value for value in (got, output) if isinstance(value, torch.Tensor)]
+            self.script.met[unit.name] = sum(value.numel() for value in values)
             if not is_product(owner, got, output):
                 self.script.opaque.add(unit.name)
             return output

@@ -288,8 +288,15 @@ class _Gradients:
             norms.append(squares.sum(1))
         return torch.cat(norms)
 
-    def _keep(self, unit: Unit, gradients: torch.Tensor, norms: torch.Tensor | None) -> None:
-        """Add the gradients (positions, rows) of one call's outputs; ``norms`` (positions,) are those of its inputs, squared."""
+    def _keep(self, unit: Unit, pieces: Iterable[torch.Tensor], norms: torch.Tensor | None) -> None:
+        """Add the gradients (positions, rows) of one call's outputs, piece by piece; ``norms`` (positions,) are those of its inputs, squared."""
+        low = 0
+        for gradients in pieces:
+            high = low + len(gradients)
+            self._add(unit, gradients, norms if norms is None or not norms.ndim else norms[low:high])
+            low = high
+
+    def _add(self, unit: Unit, gradients: torch.Tensor, norms: torch.Tensor | None) -> None:
         name, squares = unit.name, gradients.square()
         self.totals[name] = self.totals.get(name, 0) + squares.sum(0)
         if norms is not None:

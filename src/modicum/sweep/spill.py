@@ -17,10 +17,13 @@ _GROWTH = 1 << 25
 
 
 class SpillPool:
-    """Keeps the activations it is shown under ``limit`` bytes of memory; ``limit`` None keeps all in memory."""
+    """Keeps the activations it is shown under ``limit`` bytes of memory; ``limit`` None keeps all in memory.
 
-    def __init__(self, limit: int | None, directory: Path | None = None):
-        self.limit, self.directory = limit, directory
+    ``tight``: memory is scarce enough to look for what only refers to itself, which takes time.
+    """
+
+    def __init__(self, limit: int | None, directory: Path | None = None, *, tight: bool = True):
+        self.limit, self.directory, self.tight = limit, directory, tight
         self.held = 0
         self.spilled = 0
         self._trimmed = 0
@@ -38,9 +41,9 @@ class SpillPool:
                 self.admit(item)
 
     def trim(self) -> None:
-        """Give freed memory back to the system, where it has grown enough to be worth the time; under a limit, look for what is in circles too."""
+        """Give freed memory back to the system, where it has grown enough to be worth the time; where it is ``tight``, what is in circles too."""
         if own_memory() > self._trimmed + _GROWTH:
-            trim(circles=self.limit is not None)
+            trim(circles=self.tight and self.limit is not None)
             self._trimmed = own_memory()
 
     def _admit(self, tensor: torch.Tensor) -> None:
