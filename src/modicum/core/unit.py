@@ -125,8 +125,8 @@ class Stats:
     ``count`` tokens (or patches); ``total`` and ``square`` (columns,) sums of x and x²; ``covariance`` (columns, columns) sum of x xᵀ in
     float32, or ``blocks`` along its diagonal where the whole does not fit; ``inputs`` a list of (tokens, columns) where a method asked for
     them; ``frequency`` (rows,) how often an embedding's entry was looked up, for an expert (1,) the tokens it met itself; ``routed`` what its
-    last product met, micro-batch by micro-batch, and where it went; ``reference`` (rows, columns) the weight before any step. ``cache`` holds what methods derive from one covariance and share (a
-    factorization); ``events`` is where a method says what it had to do beyond the ordinary.
+    last product met, micro-batch by micro-batch, and where it went; ``reference`` (rows, columns) the weight before any step. ``cache``
+    holds what methods derive from one covariance and share (a factorization); ``events`` is where a method says what it had to do beyond the ordinary.
     """
 
     count: int = 0
