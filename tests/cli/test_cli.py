@@ -523,6 +523,27 @@ def test_outcome_tells_how_the_plan_was_searched(written, capsys):
     assert "left out: too slow" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "told, said",
+    [
+        (
+            {"taken": False, "lost": 0.5, "chosen": 0.25, "sequences": 16},
+            "gptq bits=2 everywhere loses 0.5 on 16 validation sequences, the choice 0.25",
+        ),
+        (
+            {"taken": True, "lost": 0.25, "chosen": 0.5, "sequences": 0},
+            "gptq bits=2 everywhere loses 0.25 by the forecast, the choice 0.5: it is taken",
+        ),
+        ({"taken": True, "rise": 0.01, "sequences": 4}, "gptq bits=2 everywhere keeps the loss in fewer bytes and is taken"),
+    ],
+)
+def test_outcome_tells_how_the_choice_compares_with_one_option_everywhere(written, capsys, told, said):
+    receipt = json.loads((written[0] / "receipt.json").read_text()) | {"search": {"plain": {"option": "gptq bits=2", **told}}}
+    show.outcome(receipt | {"verdict": "a large loss (0.5 nats per token)."}, written[0])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert said in shown and "a large loss (0.5 nats per token)." in shown
+
+
 # Progress
 
 

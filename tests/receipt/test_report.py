@@ -150,6 +150,27 @@ def test_tells_how_the_plan_was_chosen(read):
     assert "left out: too slow." in read(report(receipt(search=search | {"skipped": "too slow"}))).text
 
 
+@pytest.mark.parametrize(
+    "told, said",
+    [
+        (
+            {"taken": False, "lost": 0.5, "chosen": 0.25, "sequences": 16},
+            "loses 0.5 where the choice loses 0.25, on 16 validation sequences.",
+        ),
+        ({"taken": False, "lost": 0.5, "chosen": 0.25, "sequences": 0}, "loses 0.5 where the choice loses 0.25, by the forecast."),
+        ({"taken": True, "lost": 0.5, "chosen": 0.9, "sequences": 16}, "does better and was taken."),
+        ({"taken": True, "rise": 0.01, "chosen_bytes": 900, "sequences": 16}, "does better and was taken."),
+    ],
+)
+def test_tells_how_the_choice_compares_with_one_option_everywhere(read, told, said):
+    plain = {"option": "gptq bits=2 group=0", "bytes": 800, "forecast": 0.4, **told}
+    text = read(
+        report(receipt(search={"allocator": "auto", "seconds": 1.0, "plain": plain}, verdict="a large loss (0.5 nats per token)."))
+    ).text
+    assert f"gptq bits=2 group=0 on every layer that takes it, {said}" in text
+    assert "Verdict: a large loss (0.5 nats per token)." in text
+
+
 @pytest.mark.parametrize("without", [{}, {"search": {}}])
 def test_a_run_that_chose_nothing_has_no_choice_to_tell(read, without):
     assert "Choice" not in read(report(receipt(**without))).text
