@@ -185,6 +185,19 @@ def test_compiled_modules_run_as_the_module_beneath(inside):
     assert result.receipt["model"]["class"] == "Net" and [net._compiled_call_impl, net.first._compiled_call_impl, net.second] == before
 
 
+def test_a_compiled_forward_is_that_of_the_copy():
+    net = Net().eval()
+    net.second.forward = torch.compile(net.second.forward, backend="eager")
+    forward = net.second.forward
+    result = modicum.fit(net, method="nearest bits=2 group=0", keep=["first"], data=DATA)
+    assert net.second.forward is forward and result.receipt["quality"]["mean"] > 1e-3
+
+
+def test_torchscript_is_refused():
+    with pytest.raises(ModelError, match="Give the module it was made of"):
+        modicum.fit(torch.jit.script(nn.Sequential(nn.Linear(32, 32))), method="nearest bits=8", data=DATA)
+
+
 def test_the_callers_module_stays_as_it_was():
     net = Net(config={"width": 32}).train()
     net.first.weight.requires_grad_(False)

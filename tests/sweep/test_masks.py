@@ -127,6 +127,48 @@ def test_padding_goes_to_no_expert():
     assert counts == module.config.num_experts_per_tok * int(mask.sum())
 
 
+class Among(nn.Module):
+    """Attention with one entry of its mask for each pair of tokens, or with lengths."""
+
+    def __init__(self, meaning):
+        super().__init__()
+        self.query, self.key, self.value, self.head = (nn.Linear(16, 16) for _ in range(4))
+        self.meaning = meaning
+
+    def forward(self, x, mask):
+        if self.meaning == "lengths":
+            mask = torch.arange(x.shape[1]) < mask[:, None, None]
+        mask = mask == 0 if self.meaning == "apart" else mask != 0
+        scores = self.query(x) @ self.key(x).transpose(1, 2)
+        return self.head(torch.tanh(scores.masked_fill(~mask, -1e9).softmax(-1) @ self.value(x)) + x)
+
+
+def pairs(meaning):
+    batch = padded("real")
+    real = batch["mask"].bool()
+    together = real[:, :, None] & real[:, None]
+    mask = {
+        "lengths": real.sum(1), "keys": real[:, None].expand(-1, 7, -1).float(), "pairs": together | torch.eye(7, dtype=torch.bool),
+        "apart": ~(together | torch.eye(7, dtype=torch.bool)),
+    }[meaning]  # fmt: skip
+    return batch | {"mask": mask.contiguous()}
+
+
+@pytest.mark.parametrize("meaning", ["lengths", "keys", "pairs", "apart"])
+def test_masks_of_pairs_and_lengths_leave_padding_out(meaning):
+    model, batch = open_model(Among(meaning).eval()), pairs(meaning)
+    script = rehearse(model, batch)
+    assert {stats.count for stats in measured(model, batch, script).values()} == {REAL}
+    assert script.outputs.parts[0].cover is not None
+
+
+def test_whole_numbers_that_are_no_lengths_are_no_mask():
+    model, batch = open_model(Among("lengths").eval()), pairs("lengths")
+    model.module.forward = lambda x, mask: Among.forward(model.module, x, torch.full((3,), 7)) + 0.1 * mask[:, None, None]
+    script = rehearse(model, batch)
+    assert not script.masks and not script.ignored
+
+
 def test_no_padding_costs_no_forward_but_the_rehearsal_and_the_four_side_by_side():
     module, calls = Attention("ignored").eval(), []
     module.head.register_forward_hook(lambda *_: calls.append(1))

@@ -1,8 +1,14 @@
 """A suspended forward's modes are its own: no other forward and no caller meets them."""
 
+import contextlib
+import io
+import sys
+import warnings
+
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
 from modicum.models.open import open_model
 from modicum.sweep import Sweep, rehearse
@@ -36,6 +42,48 @@ def test_regions_of_other_modes_give_what_they_give_alone():
         assert all(torch.equal(mine, theirs) for mine, theirs in zip(swept(module, batches), alone))
         assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled() and not torch.is_autocast_enabled("cpu")
         assert nn.Linear(2, 2)(torch.zeros(1, 2)).dtype == torch.float32
+
+
+class Seeing(TorchDispatchMode):
+    """Sees what its own forward computes, and nothing else."""
+
+    seen = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        Seeing.seen += 1
+        return function(*args, **(kwargs or {}))
+
+
+def test_what_watches_in_a_forward_watches_that_forward_alone():
+    module, batches = Region(Seeing), [(torch.randn(4, 8),) for _ in range(3)]
+    Seeing.seen = 0
+    with torch.no_grad():
+        alone = [module(*batch) for batch in batches]
+    expected, Seeing.seen = Seeing.seen, 0
+    model = open_model(module.eval())
+    script = rehearse(model, batches[0])
+    Seeing.seen = 0
+    found = [output for _, output in Sweep(model, batches, script, lambda stage: {}).run()]
+    assert Seeing.seen == expected and not _get_current_dispatch_mode_stack()
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(found, alone))
+
+
+def test_switches_of_the_process_are_as_they_were():
+    class Quiet:
+        def __enter__(self):
+            self.caught = warnings.catch_warnings()
+            self.caught.__enter__()
+            warnings.simplefilter("ignore")
+            self.printed = contextlib.redirect_stdout(io.StringIO())
+            self.printed.__enter__()
+
+        def __exit__(self, *error):
+            self.printed.__exit__(*error)
+            self.caught.__exit__(*error)
+
+    filters, stdout = warnings.filters, sys.stdout
+    swept(Region(Quiet), [(torch.randn(4, 8),) for _ in range(3)])
+    assert warnings.filters is filters and sys.stdout is stdout
 
 
 def test_a_sweep_that_is_left_half_way_leaves_no_mode():

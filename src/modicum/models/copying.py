@@ -117,6 +117,10 @@ def _rebind(module: nn.Module, made: nn.Module, memo: dict[int, Any]) -> None:
 
 def _over(value: Any, tree: set[int], memo: dict[int, Any]) -> Any:
     if isinstance(value, types.FunctionType):
+        value = getattr(value, "_torchdynamo_orig_callable", value)  # what was compiled, not the compiler's code for it
+    if isinstance(value, types.MethodType) and id(value.__self__) in tree:
+        return copy.deepcopy(value, memo)
+    if isinstance(value, types.FunctionType):
         return _function_over(value, tree, memo)
     if isinstance(value, dict):
         for key, item in value.items():

@@ -207,6 +207,10 @@ def _from_module(source: nn.Module) -> Model:
 def _check_module(module: nn.Module) -> None:
     """Raise ``ModelError`` for a module that cannot be worked on: nothing to compress, or not built yet."""
     who = type(module).__name__
+    if isinstance(module, torch.jit.ScriptModule):
+        raise ModelError(
+            f"{who}: must be a module in Python, is TorchScript, whose layers cannot be met one by one. Give the module it was made of."
+        )
     if lazy := [name for name, value in module.named_parameters() if nn.parameter.is_lazy(value)]:
         raise ModelError(f"{who}: {lazy[0]} must have a shape, has none before its module's first call. Run it on a batch first.")
     if not any(parameter.numel() for parameter in module.parameters()):

@@ -30,8 +30,7 @@ class Cover:
 
     def real(self, batch: Batch, shape: Sequence[int]) -> torch.Tensor | None:
         """Which tokens of a tensor of ``shape`` are no padding: bool, of as many axes, to be broadcast; None where all are."""
-        mask = entry(batch, self.key)
-        pairs = None if mask is None else flags(mask)
+        pairs = marks(batch, self.key)
         if pairs is None:
             return None
         real = pairs if self.zero else ~pairs
@@ -55,16 +54,80 @@ def entry(batch: Batch, key: Any) -> torch.Tensor | None:
     return batch[key] if isinstance(key, int) and key < len(batch) else None
 
 
+def marks(batch: Batch, key: Any) -> torch.Tensor | None:
+    """A mask of a batch as a matrix (rows, tokens) of what is not zero: it may hold an entry for each token or each pair of tokens, or lengths."""
+    value = entry(batch, key)
+    if value is None:
+        return None
+    for found in (flags(value), _of_pairs(value), _of_lengths(batch, value)):
+        if found is not None:
+            return found
+    return None
+
+
+def flipped(batch: Batch, key: Any, place: tuple[int, int]) -> torch.Tensor | None:
+    """The mask with one token marked as those of the other kind are; None where that cannot be said of it alone."""
+    value, held = entry(batch, key), marks(batch, key)
+    assert value is not None and held is not None
+    row, token = place
+    made, others = value.clone(), (held[row] != held[row, token]).nonzero()[:, 0]
+    if flags(value) is not None:
+        made.view(len(made), -1)[place] = value.reshape(len(value), -1)[held == ~held[place]].flatten()[0]
+    elif not len(others):
+        return None
+    elif is_lengths(value):
+        length = int(value.reshape(-1)[row])
+        if token not in (length - 1, length):
+            return None
+        made.view(-1)[row] += 1 if token == length else -1
+    else:
+        pairs, like = made.view(len(made), *value.shape[-2:])[row], int(others[0])
+        given = pairs.clone()
+        pairs[:, token], pairs[token] = given[:, like], given[like]
+        pairs[token, token] = given[like, like]
+        pairs[like, token] = pairs[token, like] = (
+            given[like, like] if bool(held[row, like]) == bool(given[like, like] != 0) else given[token, like]
+        )
+    return made
+
+
+def is_lengths(value: torch.Tensor) -> bool:
+    """Whether a tensor may say how many tokens each row has."""
+    whole = not value.is_floating_point() and not value.is_complex() and value.dtype != torch.bool
+    return whole and value.ndim in (1, 2) and value.numel() == len(value) and int(value.min()) >= 0
+
+
+def _of_lengths(batch: Batch, value: torch.Tensor) -> torch.Tensor | None:
+    """Tokens before a row's length, where a tensor of the batch has as many rows, and tokens enough."""
+    if not value.numel() or not is_lengths(value):
+        return None
+    values = list(batch.values()) if isinstance(batch, Mapping) else list(batch)
+    sizes = [other.shape[1] for other in values if other is not value and other.ndim > 1 and len(other) == len(value)]
+    tokens = next((size for size in sizes if size > 1 and size >= int(value.max())), None)
+    return None if tokens is None else torch.arange(tokens, device=value.device) < value.reshape(-1, 1)
+
+
+def _of_pairs(value: torch.Tensor) -> torch.Tensor | None:
+    """Which tokens are met at all, of a mask (rows, tokens, tokens): by themselves, else by others, whichever tells some from others."""
+    square = value.ndim > 2 and value.shape[-1] == value.shape[-2] > 1 and value[0].numel() == value.shape[-1] ** 2
+    if not square or not _two_valued(value):
+        return None
+    pairs = (value != 0).reshape(len(value), *value.shape[-2:])
+    own, apart = pairs.diagonal(dim1=1, dim2=2), torch.eye(pairs.shape[-1], dtype=torch.bool, device=value.device)
+    readings = (own, (pairs & ~apart).any(1), (pairs | apart).all(1))
+    return next((reading for reading in readings if bool((reading.any(1) & ~reading.all(1)).any())), own)
+
+
 def flags(value: torch.Tensor) -> torch.Tensor | None:
     """A mask as a matrix of what is not zero; None for a tensor that is no mask: more values than two, or axes than two."""
-    if value.ndim < 2 or value.numel() == 0 or value[0].numel() != value.shape[-1]:
+    if value.ndim < 2 or value.numel() == 0 or value[0].numel() != value.shape[-1] or not _two_valued(value):
         return None
-    pairs = value.reshape(len(value), -1)
-    marks = pairs != 0
-    others = pairs[marks]
-    if others.numel() and not (bool((others == 1).all()) or _additive(others)):
-        return None
-    return marks
+    return value.reshape(len(value), -1) != 0
+
+
+def _two_valued(value: torch.Tensor) -> bool:
+    others = value[value != 0]
+    return not others.numel() or bool((others == 1).all()) or _additive(others)
 
 
 def _additive(values: torch.Tensor) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from modicum.data.splits import Batch, count_rows
-from modicum.sweep.cover import Cover, entry, flags
+from modicum.sweep.cover import Cover, entry, flags, flipped, marks
 
 Seen = dict[str, torch.Tensor]
 """What a forward showed: by name, a signature of each token of a tensor."""
@@ -39,7 +39,7 @@ def learn(run: Run, batches: Iterable[Batch]) -> Learnt:
         covers = _tried(run, batch, key)
         if covers is None:
             continue
-        if not covers:
+        if not covers and flags(entry(batch, key)) is not None:  # type: ignore[arg-type]  # else it may be no mask
             found.ignored.append(str(key))
         for name, cover in covers.items():
             clash |= {name} if name in found.covers else set()
@@ -66,18 +66,18 @@ def _padded(batches: Iterable[Batch]) -> dict[Any, Batch]:
     found: dict[Any, Batch] = {}
     for batch in batches:
         for key, value in _entries(batch):
-            wide = value.ndim > 1 and len(value) > 1
-            if (key not in found or (wide and len(entry(found[key], key)) < 2)) and _mixed(value) is not None:  # type: ignore[arg-type]
+            wide = value.ndim > 0 and len(value) > 1
+            if (key not in found or (wide and len(entry(found[key], key)) < 2)) and _mixed(batch, key) is not None:  # type: ignore[arg-type]
                 found[key] = batch
     return found
 
 
-def _mixed(value: torch.Tensor) -> int | None:
+def _mixed(batch: Batch, key: Any) -> int | None:
     """The row of a mask with the fewest marks beside others, or None."""
-    marks = flags(value) if value.ndim > 1 else None
-    if marks is None or marks.shape[1] < 2:
+    held = marks(batch, key)
+    if held is None or held.shape[1] < 2:
         return None
-    rare = torch.minimum(marks.sum(1), (~marks).sum(1))
+    rare = torch.minimum(held.sum(1), (~held).sum(1))
     return int(rare.argmax()) if int(rare.max()) else None
 
 
@@ -89,7 +89,7 @@ def _tried(run: Run, batch: Batch, key: Any) -> dict[str, Cover] | None:
             run(few)
         except Exception:  # a model that cannot run on a part of the rows
             continue
-        for stream, place in ((stream, place) for place in _places(flags(few[key])[row]) for stream in _streams(few, key)):  # type: ignore[index]
+        for stream, place in ((stream, place) for place in _places(marks(few, key)[row]) for stream in _streams(few, key)):  # type: ignore[index]
             trial = _Trial(run, few, key, stream, (row, place))
             if not trial.possible:
                 continue
@@ -102,9 +102,7 @@ def _tried(run: Run, batch: Batch, key: Any) -> dict[str, Cover] | None:
 
 def _shortest(batch: Batch, key: Any) -> Iterator[tuple[Batch, int]]:
     """Two rows of the batch where all its tensors have as many, then the whole; and the row to try."""
-    mask = entry(batch, key)
-    assert mask is not None
-    row, rows = _mixed(mask), count_rows(batch)
+    row, rows = _mixed(batch, key), count_rows(batch)
     assert row is not None
     if rows > 2 and all(value.ndim and len(value) == rows for _, value in _entries(batch)):
         other = next(each for each in range(rows) if each != row)
@@ -126,7 +124,7 @@ def _places(marks: torch.Tensor) -> list[int]:
 
 def _streams(batch: Batch, key: Any) -> list[tuple[Any, tuple[int, int]]]:
     """Tensors that have the mask's two axes, and where; those with fractions first, then indices, other masks not."""
-    rows, tokens = flags(entry(batch, key)).shape  # type: ignore[union-attr, arg-type]
+    rows, tokens = marks(batch, key).shape  # type: ignore[union-attr]
     found = []
     for other, value in _entries(batch):
         axes = [(0, axis) for axis in range(1, value.ndim) if value.shape[axis] == tokens and value.shape[0] == rows]
@@ -148,7 +146,7 @@ class _Trial:
 
     @property
     def possible(self) -> bool:
-        return self._other() is not None
+        return self._other() is not None and flipped(self.batch, self.key, self.place) is not None
 
     def covers(self) -> dict[str, Cover]:
         """What changed at the token alone, once it is marked as padding; nothing unless the mark made the difference."""
@@ -158,14 +156,14 @@ class _Trial:
             return {}
         if (None in as_it_is.values()) == (None in flipped.values()):
             return {}
-        marked = bool(flags(entry(self.batch, self.key))[self.place])  # type: ignore[index, arg-type]
+        marked = bool(marks(self.batch, self.key)[self.place])  # type: ignore[index]
         silent, zero = (flipped, marked) if None in as_it_is.values() else (as_it_is, not marked)
         return {name: Cover(self.key, zero, *laid) for name, laid in silent.items() if laid is not None}
 
     def _felt(self, batch: Batch) -> dict[str, tuple[tuple[int, ...], bool] | None]:
         """Tensors that feel the token: how its tokens lie in them where that token alone changed, None where more did."""
         before, after = self.run(batch), self.run(self._stirred(batch))
-        shape = tuple(flags(entry(self.batch, self.key)).shape)  # type: ignore[union-attr, arg-type]
+        shape = tuple(marks(self.batch, self.key).shape)  # type: ignore[union-attr]
         found: dict[str, tuple[tuple[int, ...], bool] | None] = {}
         for name, value in before.items():
             if name not in after or value.shape != after[name].shape:
@@ -175,16 +173,9 @@ class _Trial:
         return found
 
     def _flipped(self) -> Batch:
-        def flip(key: Any, value: torch.Tensor) -> torch.Tensor:
-            if key != self.key:
-                return value
-            made = value.clone()
-            pairs = made.view(len(made), -1)
-            marks = flags(value)
-            pairs[self.place] = pairs[marks == ~marks[self.place]].flatten()[0]  # type: ignore[index]
-            return made
-
-        return _changed(self.batch, flip)
+        made = flipped(self.batch, self.key, self.place)
+        assert made is not None
+        return _changed(self.batch, lambda key, value: made if key == self.key else value)
 
     def _stirred(self, batch: Batch) -> Batch:
         name, axes = self.stream
