@@ -115,3 +115,27 @@ def test_it_cannot_come_after_another_quantizer(layer):
 def test_settings_out_of_bounds_are_refused(settings, said):
     with pytest.raises(SettingError, match=f"{said}: must"):
         Gptq(**settings)
+
+
+@pytest.mark.parametrize("rows", [5, 500])
+def test_methods_that_go_together_give_what_each_gives_alone(rows):
+    """Of few rows all grids are solved at once; of many each by itself."""
+    weight, inputs = torch.randn(rows, 96), torch.randn(300, 96)
+    steps = [Gptq(bits=bits, group=group, symmetric=bits == 3) for bits in (2, 3, 8) for group in (0, 32, -1)]
+    apart = [Gptq(bits=4, group=32, damping=0.1), Gptq(bits=4, group=32, order="none")]
+    ours, alone = (Stats(count=300, covariance=inputs.T @ inputs) for _ in range(2))
+    ours.ahead = (*steps[:4], *apart, *steps[4:])
+    for step in ours.ahead:
+        one, other = (step.quantize(weight, step.grid, stats, torch.float32) for stats in (ours, alone))
+        assert (one.codes == other.codes).float().mean() > 0.999 and torch.equal(one.scale, other.scale)
+        assert (one.bits, one.group) == (other.bits, other.group)
+    assert not ours.made
+
+
+def test_what_was_made_of_another_weight_is_not_taken():
+    weight, inputs = torch.randn(4, 64), torch.randn(200, 64)
+    steps = (Gptq(bits=4), Gptq(bits=8))
+    stats = Stats(count=200, covariance=inputs.T @ inputs, ahead=steps)
+    steps[0].quantize(weight, steps[0].grid, stats, torch.float32)
+    form = steps[1].quantize(2 * weight, steps[1].grid, stats, torch.float32)
+    torch.testing.assert_close(form.dense(), 2 * weight, rtol=0, atol=0.1)

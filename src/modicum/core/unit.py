@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -126,7 +126,9 @@ class Stats:
     float32, or ``blocks`` along its diagonal where the whole does not fit; ``inputs`` a list of (tokens, columns) where a method asked for
     them; ``frequency`` (rows,) how often an embedding's entry was looked up, for an expert (1,) the tokens it met itself; ``routed`` what its
     last product met, micro-batch by micro-batch, and where it went; ``reference`` (rows, columns) the weight before any step. ``cache``
-    holds what methods derive from one covariance and share (a factorization); ``events`` is where a method says what it had to do beyond the ordinary.
+    holds what methods derive from one covariance and share (a factorization); ``ahead`` are methods that will be asked of the same weight:
+    one may work out several, and then ``made`` has the weight and what the others gave; ``events`` is where a method says what it had to
+    do beyond the ordinary.
     """
 
     count: int = 0
@@ -140,6 +142,8 @@ class Stats:
     reference: torch.Tensor | None = None
     site_seed: int = 0
     cache: dict = field(default_factory=dict)
+    ahead: tuple[Any, ...] = ()
+    made: dict[Any, tuple[torch.Tensor, Any]] = field(default_factory=dict)
     events: list[str] = field(default_factory=list)
 
     @property
@@ -175,6 +179,11 @@ class Stats:
             inputs=None if self.inputs is None else [x[:, columns] for x in self.inputs],
             frequency=self.frequency, site_seed=self.site_seed, events=self.events,
         )  # fmt: skip
+
+    def finished(self, unit: Unit) -> None:
+        """Let go of what was derived for a unit, unless others share it: an expert has a covariance of its own, except where it starved."""
+        if unit.kind == "expert" and not any(event.startswith("starved") for event in self.events):
+            self.cache.clear()
 
     def generator(self) -> torch.Generator:
         """The source of chance for this site: depends on the run's seed and the unit's name alone."""

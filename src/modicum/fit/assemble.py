@@ -72,6 +72,7 @@ class Assembly:
             raise ModelError(f"{unit.name}: weights must be finite, hold NaN or Inf. Repair the checkpoint.")
         stats.reference = stored if begun is None else begun.dense()  # a repair mends what the option lost, not what a drop removed
         form = option.apply(Site(unit.name, "unit", (unit,)), {unit.name: stats}, {unit.name: begun or Dense(stored)}).forms[unit.name]
+        stats.finished(unit)
         return form, [f"{unit.name}: {event}" for event in stats.events]
 
     def _tell(self, events: Iterable[str]) -> None:

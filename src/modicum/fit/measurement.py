@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,6 +76,8 @@ class Measurement:
         self.found = Findings()
         self._rows: dict[str, dict[str, torch.Tensor]] = {}
         self._left: dict[str, dict[str, float]] = {}
+        self._uses: Counter[str] = Counter()
+        self._begun: dict[str, Form] = {}  # what first steps made of the unit at hand, on which others may stand
         if directory is not None and (directory / "harms.json").exists():
             self.found = Findings.from_json(json.loads((directory / "harms.json").read_text()))
 
@@ -111,11 +114,15 @@ class Measurement:
             raise ModelError(f"{unit.name}: weights must be finite, hold NaN or Inf. Repair the checkpoint.")
         weight, sensitivity = stored.float(), self.sensitivities.get(unit.name)
         stats.reference = stored
+        stats.ahead = tuple(option.steps[0] for option in self.options[unit.name].values() if option.steps)
+        self._begun, self._uses = {}, Counter(str(option.steps[0]) for option in self.options[unit.name].values() if option.steps)
         piece = _Piece(HARMS[self.harm](unit, weight, stats, sensitivity, weight))
         for text, option in self.options[unit.name].items():
             piece.findings[text] = self._finding(unit, option, stats, stored, weight, piece)
         piece.events = [f"{unit.name}: {event}" for event in dict.fromkeys(stats.events)]
-        stats.reference = None
+        stats.reference, stats.ahead, self._begun = None, (), {}
+        stats.made.clear()
+        stats.finished(unit)
         return piece
 
     def _finding(self, unit: Unit, option: Option, stats: Stats, stored: torch.Tensor, weight: torch.Tensor, piece: _Piece) -> Finding:
@@ -139,7 +146,15 @@ class Measurement:
         """What ``option`` makes of a unit."""
         if not option.steps:
             return Dense(stored)
-        return option.apply(Site(unit.name, "unit", (unit,)), {unit.name: stats}, {unit.name: Dense(stored)}).forms[unit.name]
+        site, first, current = Site(unit.name, "unit", (unit,)), Option(option.steps[:1]), {unit.name: stats}
+        form = self._begun.pop(str(first), None)
+        if form is None:
+            form = first.apply(site, current, {unit.name: Dense(stored)}).forms[unit.name]
+        self._uses[str(first)] -= 1
+        if self._uses[str(first)] > 0:
+            self._begun[str(first)] = form
+        rest = Option(option.steps[1:])
+        return rest.apply(site, current, {unit.name: form}).forms[unit.name] if rest.steps else form
 
     # Cuts: the consumer's stage comes last and tells the groups, which then says what of the producers' harm remains
 

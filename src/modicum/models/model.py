@@ -46,9 +46,11 @@ class Model:
     @property
     def config(self) -> Any:
         """Transformers' config of one of its own classes, or None for a plain module, whatever that calls its config."""
+        cls = type(self.module)
+        if self.directory is None and not any(base.__module__.startswith("transformers.") for base in cls.__mro__):
+            return None
         import transformers
 
-        cls = type(self.module)
         known = isinstance(self.module, transformers.PreTrainedModel) and getattr(transformers, cls.__name__, None) is cls
         return self.module.config if known or self.directory is not None else None
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 
 from modicum.core.blocks import Blocks, spans
-from modicum.core.method import Need, Paper
+from modicum.core.method import Method, Need, Paper
 from modicum.core.settings import param
 from modicum.core.unit import Stats
 from modicum.forms import Form, Integer
@@ -16,6 +17,9 @@ from modicum.numerics.grid import Grid
 from modicum.numerics.solver import Factor, factorize, slabs, solve
 from modicum.quantize._family import Quantizer
 from modicum.quantize.hqq import Hqq
+
+# Rows that are solved together: so few that a column's operations cost their calls.
+_TOGETHER, _SLAB = 1024, 1 << 24
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +65,15 @@ class Gptq(Quantizer):
         return Hqq(bits=self.bits, group=self.group, symmetric=self.symmetric)
 
     def quantize(self, weight: torch.Tensor, grid: Grid, stats: Stats, dtype: torch.dtype) -> Form:
-        """Solve on the covariance of inputs."""
+        """Solve on the covariance of inputs; of few rows together with its like, for a column takes a time that few rows do not change."""
         assert stats.moment is not None
+        known, form = stats.made.pop(self, (None, None))
+        if known is not None and torch.equal(known, weight):
+            return form  # type: ignore[return-value]
+        alike = self._alike(stats, weight)
+        if len(alike) > 1:
+            stats.made |= {step: (weight, form) for step, form in zip(alike, self._together(alike, weight, stats, dtype))}
+            return stats.made.pop(self)[1]
         width = grid.width(weight.shape[1])
         sequential = self.order == "none" and width > 0
         order, factor = self._factor(stats, width if sequential else 1)
@@ -83,6 +94,32 @@ class Gptq(Quantizer):
             scale, zero = torch.cat(scales), torch.cat(zeros) if zeros else None
         return Integer(torch.cat(codes), scale, zero, self.bits, width)
 
+    def _alike(self, stats: Stats, weight: torch.Tensor) -> list[Gptq]:
+        """The method itself and those to come that are solved with it."""
+        coming = dict.fromkeys(stats.ahead[stats.ahead.index(self) :]) if self in stats.ahead else ()
+        most = min(_TOGETHER // max(1, len(weight)), _SLAB // max(1, weight.numel()))
+        return [step for step in coming if isinstance(step, Gptq) and self._goes_with(step) and step not in stats.made][:most]
+
+    def _goes_with(self, other: Method) -> bool:
+        """Whether one factorization and one order of columns serve both."""
+        return (
+            isinstance(other, Gptq) and self.order == other.order == "static" and (self.damping, self.clip) == (other.damping, other.clip)
+        )
+
+    def _together(self, alike: Sequence[Gptq], weight: torch.Tensor, stats: Stats, dtype: torch.dtype) -> list[Form]:
+        """What each gives, solved at once: rows do not meet."""
+        assert stats.moment is not None
+        order, factor = self._factor(stats, 1)
+        importance = stats.moment.diagonal()
+        fits = [step.grid.fit(weight, dtype, importance=importance, clip=self.clip) for step in alike]
+        rounding = _Roundings([step.grid for step in alike], fits, weight.shape, order)
+        solve(weight[:, order].repeat(len(alike), 1), factor, rounding.decide)
+        codes = rounding.codes.T.split(len(weight))
+        return [
+            Integer(own.contiguous(), scale, zero, step.bits, step.grid.width(weight.shape[1]))
+            for step, own, (scale, zero) in zip(alike, codes, fits)
+        ]
+
     def _factor(self, stats: Stats, group: int) -> tuple[torch.Tensor, Factor]:
         """The factorization, and the order of its columns; of a covariance in blocks none cuts a ``group``."""
         assert stats.moment is not None
@@ -97,6 +134,29 @@ class Gptq(Quantizer):
         if factor.retries:
             stats.events.append(f"damping raised {factor.retries} times to {factor.damping:g}")
         return order, factor
+
+
+class _Roundings:
+    """Decides codes column by column on several grids, whose rows lie one below the other."""
+
+    def __init__(
+        self, grids: Sequence[Grid], fits: Sequence[tuple[torch.Tensor, torch.Tensor | None]], shape: torch.Size, order: torch.Tensor
+    ):
+        rows, columns = shape
+        spread = lambda values, grid: values.float().expand(rows, -1)[:, torch.arange(columns) // (grid.width(columns) or columns)]
+        middle = lambda grid, scale: torch.full_like(scale, 2.0 ** (grid.bits - 1), dtype=torch.float32)
+        pairs = [(grid, scale, middle(grid, scale) if zero is None else zero) for grid, (scale, zero) in zip(grids, fits)]
+        self.scales = torch.cat([spread(scale, grid) for grid, scale, _ in pairs]).T.contiguous()
+        self.offsets = torch.cat([spread(offset, grid) for grid, _, offset in pairs]).T.contiguous()
+        self.top = torch.cat([torch.full((rows,), float(grid.top)) for grid in grids])
+        self.codes, self.order = torch.empty(columns, len(self.top), dtype=torch.uint8), order.tolist()
+
+    def decide(self, k: int, corrected: torch.Tensor) -> torch.Tensor:
+        column = self.order[k]
+        scale, offset = self.scales[column], self.offsets[column]
+        code = torch.minimum(torch.div(corrected, scale).add_(offset).round_().clamp_min_(0), self.top)
+        self.codes[column] = code
+        return code.sub_(offset).mul_(scale)
 
 
 class _Rounding:
