@@ -288,6 +288,24 @@ def test_an_option_that_was_measured_for_another_target_alone_is_refused(llama, 
         modicum.fit(llama[0], measured=other, bpw=10, target="transformers")
 
 
+def test_options_that_an_earlier_version_did_not_know_are_left_out_with_an_event(llama, tmp_path):
+    """Its default menu was shorter, and some weights had no options at all."""
+    model, batches = llama
+    known = measure(model, out=tmp_path / "m", data=batches, target="transformers", search_time=0, harm="error")
+    for options in known.findings.units.values():
+        options.pop("gptq bits=4 symmetric=true")
+    first = next(iter(known.findings.units))
+    known.findings.units[first] = {}
+    result = modicum.fit(model, measured=known, bpw=11)
+    (event,) = [event for event in result.receipt["events"] if event.startswith("menu: of the options")]
+    assert "were not measured" in event and event.endswith("Measure again to choose from them.")
+    (row,) = [
+        row for row in result.receipt["sites"] if first.rpartition(".weight")[0].rpartition(".")[2] in row["site"] and ".0." in row["site"]
+    ]
+    assert row["option"] == "keep"
+    assert "gptq bits=4 symmetric=true" not in {row["option"] for row in result.receipt["sites"]}
+
+
 def test_a_module_in_memory_must_be_given_again(known):
     with pytest.raises(SettingError, match=r"was taken of a module in memory\. Give it again as the model\."):
         modicum.fit(bpw=5, measured=known.directory)

@@ -94,11 +94,17 @@ class Findings:
         plain = {target: {name: Tried(**found) for name, found in tried.items()} for target, tried in value.get("plain", {}).items()}
         return cls(units, value["energy"], cuts, spans, value["facts"], value["events"], value["scales"], value["rank"], plain)
 
+    def know(self, site: Site, text: str) -> bool:
+        """Whether an option was measured on every unit of a site; an earlier version knew fewer."""
+        return text == KEEP or all(text in self.units.get(unit.name, {}) for unit in site.units)
+
     def harm(self, unit: str, text: str, cut: str) -> float:
         """Harm of an option on a unit, under a cut's option where one was chosen.
 
         A unit whose inputs or gradients were not seen takes the median energy of those that were, times its relative weight error.
         """
+        if text == KEEP:
+            return 0.0
         found = self.units[unit][text]
         if found.harm is None:
             typical = sorted(self.energy.values())[len(self.energy) // 2] if self.energy else 1.0
@@ -291,6 +297,7 @@ class Sizing:
         cuts: Mapping[str, Sequence[_Variant]],
     ) -> None:  # fmt: skip
         options = offered(self.target, site, self.menu)
+        options = {text: option for text, option in options.items() if findings is None or findings.know(site, text)}
         if self.kept(site):
             options = {text: option for text, option in options.items() if text == KEEP} or options
         if not options:
@@ -356,7 +363,7 @@ class Sizing:
         self, site: str, text: str, forms: Sequence[tuple[Unit, Form]], findings: Findings | None, level: str, given: tuple[str, ...]
     ) -> Choice:
         harm = 0.0 if findings is None else sum(findings.harm(unit.name, text, level) for unit, _ in forms) * self._scale(site, text)
-        distance = 0.0 if findings is None else sum(findings.units[unit.name][text].distance for unit, _ in forms)
+        distance = 0.0 if findings is None or text == KEEP else sum(findings.units[unit.name][text].distance for unit, _ in forms)
         taken = [self.runtime(unit, form) for unit, form in forms]
         return Choice(
             text, sum(self.target.unit_bytes(unit, form, DIGITS) for unit, form in forms), sum(form.values for _, form in forms), harm,

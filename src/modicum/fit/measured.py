@@ -128,21 +128,24 @@ class Measured:
         if strange := sorted(wanted - known - {"keep"}):
             raise SettingError(f"menu: {strange[0]!r} was not measured. Measure again with it on the menu.")
         if target is not None:
-            self._check_target(subject.target(target), subject.menu(target))
+            self._check_target(subject.target(target), subject.menu(target), subject.settings.menu is not None)
 
     def _known(self, group: int | None) -> set[str]:
         """Texts of the default menu: of a group, or with all those that were measured."""
         measured = {text for options in self.findings.units.values() for text in options} if group is None else set()
         return measured | {str(option) for option in everything(group)}
 
-    def _check_target(self, target: Target, menu: Sequence[Option]) -> None:
+    def _check_target(self, target: Target, menu: Sequence[Option], asked: bool) -> None:
         if target.name not in self.meta["targets"]:
             raise SettingError(f"target {target.name}: was not measured, {' and '.join(self.meta['targets'])} was. Measure again for it.")
-        for site in target.sites():
-            known = [self.findings.units.get(unit.name, {}) for unit in site.units]
-            for text in offered(target, site, menu):
-                if not all(text in options for options in known):
-                    raise SettingError(f"menu: {text!r} was not measured for target {target.name}. Measure again with it on the menu.")
+        missing = self.missing(target, menu)
+        if missing and (self.meta["menu"] is not None or asked):
+            raise SettingError(f"menu: {missing[0]!r} was not measured for target {target.name}. Measure again with it on the menu.")
+
+    def missing(self, target: Target, menu: Sequence[Option]) -> list[str]:
+        """Options of a menu that were not measured on all sites that a target offers them on: an earlier version's default menu was shorter."""
+        offers = [(site, text) for site in target.sites() for text in offered(target, site, menu)]
+        return list(dict.fromkeys(text for site, text in offers if not self.findings.know(site, text)))
 
 
 def measure(

@@ -400,6 +400,11 @@ class Run:
             levels = Levels(partial / "levels", chooser.sizing, known, self.data.calibration, self.pool, self.request.seed)
         if self.measured is not None:
             self.events += [event for event in known.events if event not in self.events]
+            if missing := self.measured.missing(self.target, chooser.sizing.menu):
+                self.events.append(
+                    f"menu: of the options of this version {len(missing)} were not measured, such as {missing[0]!r}, and are left out. "
+                    "Measure again to choose from them."
+                )
             return known, levels
         survey = Survey(self.subject, [self.target_name], partial / "measure", self.pool, self.meter, self.progress, self.ranks)
         findings = survey.run(levels)
