@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import sys
 import types
@@ -9,6 +10,7 @@ import warnings
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -118,30 +120,38 @@ def speaker_encoder():
     return imported("resemblyzer").VoiceEncoder("cpu", verbose=False)
 
 
-def voices(speakers: int = 8, utterances: int = 3, seed: int = 0) -> torch.Tensor:
-    """Spectrograms as the encoder takes them, [speakers × utterances, frames, channels], of pulse trains through the formants of a throat.
-
-    A speaker is a pitch and a length of the throat, an utterance a sequence of vowels.
-    """
-    spectrogram = imported("resemblyzer").wav_to_mel_spectrogram
-    chance = torch.Generator().manual_seed(seed)
-    made = []
-    for _ in range(speakers):
-        pitch, throat = 90 + 140 * torch.rand((), generator=chance), 0.85 + 0.35 * torch.rand((), generator=chance)
-        for _ in range(utterances):
-            sound = torch.cat([_vowel(pitch, throat, chance) for _ in range(6)])
-            made.append(torch.from_numpy(spectrogram((0.1 * sound / sound.abs().max()).numpy()))[:160])
-    return torch.stack(made)
+VOICES = ("en", "en+f1", "en+f3", "en+m3", "en+m7", "en+Annie", "en+Denis", "en-us+f4", "en-us+m5", "en+Mario")
 
 
-def _vowel(pitch: torch.Tensor, throat: torch.Tensor, chance: torch.Generator) -> torch.Tensor:
-    """A third of a second of one vowel."""
-    count = int(0.34 * RATE)
-    bend = 1 + 0.1 * (torch.rand((), generator=chance) - 0.5) * torch.linspace(0, 1, count)
-    phase = (pitch * bend / RATE).cumsum(0)
-    pulses = torch.diff(phase.floor(), prepend=torch.zeros(1)) + 0.01 * torch.randn(count, generator=chance)
-    vowel = torch.tensor([[730.0, 1090, 2440], [270, 2290, 3010], [300, 870, 2240], [530, 1840, 2480], [570, 840, 2410]])
-    formants = vowel[int(torch.randint(5, (1,), generator=chance))] * throat
-    spectrum, hertz = torch.fft.rfft(pulses), torch.fft.rfftfreq(count, 1 / RATE)
-    peaks = sum(1 / (1 + ((hertz - formant) / (60 + 0.06 * formant)) ** 2) for formant in formants)
-    return torch.fft.irfft(spectrum * peaks, count) + 1e-4 * torch.randn(count, generator=chance)
+def voices() -> torch.Tensor:
+    """Spectrograms of 1.6 s as the encoder takes them, [voices × sentences, frames, channels], of sentences read by ten voices of eSpeak."""
+    spectrogram, preprocessed = (getattr(imported("resemblyzer"), name) for name in ("wav_to_mel_spectrogram", "preprocess_wav"))
+    read = Reader()
+    sounds = [read(sentence, voice) for sentence in SENTENCES[:9] for voice in VOICES]
+    return torch.stack([torch.from_numpy(spectrogram(preprocessed(sound, source_sr=read.rate)))[:160] for sound in sounds])
+
+
+class Reader:
+    """Reads sentences aloud, with the library that a package brings along."""
+
+    def __init__(self) -> None:
+        loader = imported("espeakng_loader")
+        self.library, self.heard = ctypes.CDLL(loader.get_library_path()), []
+        self.rate = self.library.espeak_Initialize(1, 0, loader.get_data_path().encode(), 0)
+        kind = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
+        self.listen = kind(self._hear)  # kept: the library holds no reference
+        self.library.espeak_SetSynthCallback(self.listen)
+
+    def _hear(self, samples, count: int, events) -> int:
+        if samples and count > 0:
+            self.heard.append(np.ctypeslib.as_array(samples, (count,)).astype(np.float32) / 32768)
+        return 0
+
+    def __call__(self, sentence: str, voice: str) -> np.ndarray:
+        """The sound of a sentence in float32."""
+        self.heard.clear()
+        assert self.library.espeak_SetVoiceByName(voice.encode()) == 0, voice
+        text = sentence.encode() + b"\0"
+        self.library.espeak_Synth(text, len(text), 0, 1, 0, 1, None, None)
+        self.library.espeak_Synchronize()
+        return np.concatenate(self.heard)

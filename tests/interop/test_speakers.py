@@ -8,19 +8,24 @@ import modicum
 
 
 @pytest.fixture(scope="module")
-def fitted(package, tmp_path_factory):
+def spoken(package):
     package("resemblyzer")
-    return modicum.fit(models.speaker_encoder(), bpw=8, data=models.voices().split(3), out=tmp_path_factory.mktemp("voices") / "out")
+    package("espeakng_loader")
+    return models.voices()
 
 
-def test_the_same_embeddings_for_voices_it_was_not_fitted_on(fitted):
-    model, voices = models.speaker_encoder(), models.voices(seed=1)
-    loaded = modicum.load(fitted.out, into=models.speaker_encoder())
+@pytest.fixture(scope="module")
+def fitted(spoken, tmp_path_factory):
+    return modicum.fit(models.speaker_encoder(), bpw=8, data=spoken[:60].split(6), out=tmp_path_factory.mktemp("voices") / "out")
+
+
+def test_the_same_embeddings_for_sentences_it_was_not_fitted_on(spoken, fitted):
+    model, loaded = models.speaker_encoder(), modicum.load(fitted.out, into=models.speaker_encoder())
     with torch.no_grad():
-        before, after = model(voices), loaded(voices)
+        before, after = model(spoken[60:]), loaded(spoken[60:])
     assert float(torch.cosine_similarity(before, after).min()) >= 0.999
     nearest = [(table @ table.T - 2 * torch.eye(len(table))).argmax(1) for table in (before, after)]
-    assert torch.equal(*nearest)
+    assert float((nearest[0] == nearest[1]).float().mean()) > 0.9
 
 
 def test_its_gates_are_treated(fitted):
