@@ -123,12 +123,16 @@ def speaker_encoder():
 VOICES = ("en", "en+f1", "en+f3", "en+m3", "en+m7", "en+Annie", "en+Denis", "en-us+f4", "en-us+m5", "en+Mario")
 
 
-def voices() -> torch.Tensor:
-    """Spectrograms of 1.6 s as the encoder takes them, [voices × sentences, frames, channels], of sentences read by ten voices of eSpeak."""
-    spectrogram, preprocessed = (getattr(imported("resemblyzer"), name) for name in ("wav_to_mel_spectrogram", "preprocess_wav"))
-    read = Reader()
-    sounds = [read(sentence, voice) for sentence in SENTENCES[:9] for voice in VOICES]
-    return torch.stack([torch.from_numpy(spectrogram(preprocessed(sound, source_sr=read.rate)))[:160] for sound in sounds])
+def voices() -> list[np.ndarray]:
+    """Sentences read by ten voices of eSpeak, as the encoder's users prepare sound."""
+    prepared, read = imported("resemblyzer").preprocess_wav, Reader()
+    return [prepared(read(sentence, voice), source_sr=read.rate) for sentence in SENTENCES[:9] for voice in VOICES]
+
+
+def spectrograms(sounds: list[np.ndarray]) -> torch.Tensor:
+    """The first 1.6 seconds of each, as the encoder's forward takes them: [sounds, frames, channels]."""
+    made = imported("resemblyzer").wav_to_mel_spectrogram
+    return torch.stack([torch.from_numpy(made(sound))[:160] for sound in sounds])
 
 
 class Reader:
