@@ -66,22 +66,6 @@ class Transformers(Target):
         self.names = Names(model, script)
         if model.config is None or not hasattr(model.module, "save_pretrained"):
             raise ModelError(f"{model.name}: must be a model of Transformers for this target, is a plain module. Pass --target modicum.")
-        self._check_names()
-
-    def _check_names(self) -> None:
-        """Raise ``ModelError`` where weights are stored in other pieces than can be written one after the other."""
-        weights = self.model.weights
-        shown = {first: torch.empty(weights.held(first).shape, dtype=weights.dtype(first), device="meta") for first in weights.names}
-        shapes = lambda tensors: {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        try:
-            whole = shapes(self.names.on_disk(dict(shown)))
-            pieces = {name: shape for first, tensor in shown.items() for name, shape in shapes(self.names.on_disk({first: tensor})).items()}
-        except Exception:  # whatever a conversion raises at a part of what it was made for
-            whole, pieces = {}, {"": ()}
-        if whole != pieces:
-            raise ModelError(
-                f"{self.model.name}: its files hold several weights merged into one tensor, which this target cannot write. Pass --target modicum."
-            )
 
     # What can be held
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext, suppress
 from functools import cached_property
 from typing import Any, cast
 
@@ -30,10 +31,27 @@ class Names:
         self.model, self.script = model, script
 
     def on_disk(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Tensors under the names, and in the pieces, that Transformers saves."""
+        """Tensors under the names, and in the pieces, that Transformers saves; under those that it takes as they are where it merges several."""
+        return self.beside(state) if self._merged else self._saved(state)
+
+    def _saved(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Tensors as Transformers saves them."""
         from transformers.core_model_loading import revert_weight_conversion
 
         return revert_weight_conversion(cast(Any, self.model.module), state)
+
+    @cached_property
+    def _merged(self) -> bool:
+        """Whether weights are saved in other pieces than can be written one after the other."""
+        weights = self.model.weights
+        shown = {first: torch.empty(weights.held(first).shape, dtype=weights.dtype(first), device="meta") for first in weights.names}
+        shapes = lambda tensors: {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        try:
+            whole = shapes(self._saved(dict(shown)))
+            pieces = {name: shape for first, tensor in shown.items() for name, shape in shapes(self._saved({first: tensor})).items()}
+        except Exception:  # whatever a conversion raises at a part of what it was made for
+            return True
+        return whole != pieces
 
     def beside(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Tensors that stay as they are beside others that are quantized."""
@@ -41,16 +59,19 @@ class Names:
         for name, value in state.items():
             pieces = self._apart(name, value)
             if pieces is None:
-                saved = self.on_disk({name: value})
-                kept = len(saved) == 1 and self._lands(next(iter(saved))) == (name, None)
-                pieces = saved if kept or self._lands(name) != (name, None) else {name: value}
+                itself = self._lands(name) == (name, None)
+                with suppress(Exception) if itself else nullcontext():  # what a conversion raises at a part of what it was made for
+                    saved = self._saved({name: value})
+                    itself = itself and not (len(saved) == 1 and self._lands(next(iter(saved))) == (name, None))
+                pieces = {name: value} if itself else saved
             found |= pieces
         return found
 
     def quantized(self, module: str, parameter: str) -> str:
         """The name that a quantized module has on disk."""
-        saved = next(iter(self.on_disk({parameter: torch.empty(1, 1)}))).removesuffix(".weight")
         lands = lambda name: self._lands(f"{name}.weight_packed") == (f"{module}.weight_packed", None)
+        (saved,) = self.beside({parameter: torch.empty(1, 1)})
+        saved = saved.removesuffix(".weight")
         return saved if lands(saved) or not lands(module) else module
 
     # Where the loader puts a name
@@ -88,7 +109,7 @@ class Names:
             marks = torch.arange(count * rows).view(count, rows, 1).expand(count, rows, min(columns, 2)).contiguous()
             if use.transposed[attribute]:
                 return {}
-            for disk, piece in self.on_disk({first: marks}).items():
+            for disk, piece in self._saved({first: marks}).items():
                 if piece.ndim != 2 or not disk.endswith(".weight"):
                     return {}
                 expert = int(piece[0, 0]) // rows

@@ -28,8 +28,8 @@ from modicum.sweep import Script, rehearse
 # Parameters up to which a model is small, and blocks of each nature that a small one keeps.
 SMALL = 10_000_000
 _ALIKE = 2
-# Widths of the small model's hidden states, by what heads are narrowed, how many experts are left: the first that work.
-_WIDTHS, _HEADS, _LEFT = (64, 128, 256), (4, 8, 2, 1, 16), (8, 32, 1 << 20)
+# Least width of the small model's hidden states; by what heads are narrowed, and how many experts are left: the first that work.
+_WIDTH, _HEADS, _LEFT = 64, (4, 8, 2, 1), (8, 32, 1 << 20)
 _TOKENS = 24
 # What numbers of configs are: places, counts, experts, heads' widths; all others that are large are widths.
 _PLACE = re.compile(r"(_id|_ids|_index|_idx|token|seed|theta|base|offset|period|step|interval|every|version|max_distance)s?$")
@@ -86,9 +86,10 @@ def _configs(model: Model) -> Iterator[Any]:
     """Configs that may be those of small models, without weights already."""
     shallow = _shallow(model)
     wide = model.module.get_input_embeddings().weight.shape[1]  # type: ignore[operator]
-    for width, heads, experts in itertools.product(_WIDTHS, _HEADS, _LEFT):
-        by = wide // width
-        if by < heads or wide % width:
+    most = next((1 << power for power in range(12, 0, -1) if wide % (1 << power) == 0 and wide >> power >= _WIDTH), 1)
+    lefts = _LEFT if any(_EXPERTS.search(name) for part in _parts(shallow) for name in vars(part)) else _LEFT[-1:]
+    for by, heads, experts in itertools.product((most, most // 2, most // 4), _HEADS, lefts):
+        if by < max(heads, 2):
             continue
         config = copy.deepcopy(shallow)
         for part in _parts(config):

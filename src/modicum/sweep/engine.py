@@ -244,7 +244,9 @@ class Sweep:
 
     def _measure(self, unit: Unit, name: str, arrivals: list[tuple[int, Arrival]]) -> Stats:
         owner = self.chain.owner(name)
-        inputs = [(index, next(v for v in (*a.args, *(a.kwargs or {}).values()) if isinstance(v, torch.Tensor))) for index, a in arrivals]
+        inputs = [(index, a.tensor) for index, a in arrivals if a.tensor is not None]
+        if len(inputs) < len(arrivals):  # it makes its input of what it is given, such as positions of a shape
+            return summed(Stats(), self.ranks, unit.name)
         if unit.kind == "embedding":
             cover = self.script.masks.get(name)
             return summed(_looked_up(unit, [real_inputs(cover, self.batches[i], ids) for i, ids in inputs]), self.ranks, unit.name)

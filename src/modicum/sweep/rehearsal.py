@@ -282,7 +282,7 @@ class _Rehearsal:
             output = arrival.run(self.chain.original(name))
             values = [value for value in (got, output) if isinstance(value, torch.Tensor)]
             self.script.met[unit.name] = sum(value.numel() for value in values)
-            if not is_product(owner, got, output):
+            if got is None or not is_product(owner, got, output):
                 self.script.opaque.add(unit.name)
             return output
         finally:

@@ -45,8 +45,8 @@ _MORE: dict[str, Any] = {
 }
 # Where the rules make a config that its own rules or its class refuse, or a model that is not small.
 _EXCEPTIONS: dict[str, dict[str, Any]] = {
-    "CohereCompassForCausalLM": {"layer_types": ["sliding_attention", "sliding_attention", "full_attention"]},
-    "DbrxForCausalLM": {"attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0}, "ffn_config": {"ffn_hidden_size": 64, "moe_num_experts": 4}},
+    "CohereCompassForCausalLM": {"layer_types": ["full_attention"] * 3},
+    "DbrxForCausalLM": {"attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0}, "ffn_config": {"ffn_hidden_size": 64, "moe_num_experts": 4}},
     "Dots1ForCausalLM": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2, "first_k_dense_replace": 1},
     "Dots3NoteForCausalLM": {"num_key_value_heads": 4},
     "GPTNeoForCausalLM": {"num_layers": 2, "attention_types": [[["global", "local"], 1]]},
@@ -56,12 +56,16 @@ _EXCEPTIONS: dict[str, dict[str, Any]] = {
     },
     "Lfm2MoeForCausalLM": {"layer_types": ["conv", "full_attention", "conv"]},
     "Mamba2ForCausalLM": {"num_heads": 8},
+    "MusicgenForCausalLM": {"num_codebooks": 1},
+    "MusicgenMelodyForCausalLM": {"num_codebooks": 1},
     "ReformerModelWithLMHead": {
         "is_decoder": True, "axial_pos_shape": [8, 8], "axial_pos_embds_dim": [16, 48], "attn_layers": ["local", "lsh"],
-        "lsh_attn_chunk_length": 8, "local_attn_chunk_length": 8,
+        "lsh_attn_chunk_length": 8, "local_attn_chunk_length": 8, "hash_seed": 0,
     },
+    "XmodForCausalLM": {"default_language": "en_XX"},
+    "xLSTMForCausalLM": {"chunk_size": 64},
     "Zamba2ForCausalLM": {"num_hidden_layers": 4, "layer_types": ["mamba", "hybrid", "mamba", "hybrid"], "n_mamba_heads": 4},
-    "ZambaForCausalLM": {"num_hidden_layers": 4, "attn_layer_period": 2, "attn_layer_offset": 1, "num_key_value_heads": 4},
+    "ZambaForCausalLM": {"num_hidden_layers": 6, "attn_layer_period": 3, "attn_layer_offset": 1, "num_key_value_heads": 4},
 }  # fmt: skip
 
 
@@ -85,6 +89,8 @@ def build(name: str, seed: int = 0) -> transformers.PreTrainedModel:
 def _shrunk(cls: type, settings: dict[str, Any]) -> Any:
     declared = {name: parameter.default for name, parameter in inspect.signature(cls).parameters.items()}
     shared = {name: value for name, value in (zoo._SHARED | _MORE).items() if name in declared or name == "num_labels"}
+    if "kv_lora_rank" in declared and "num_key_value_heads" in shared:
+        shared["num_key_value_heads"] = shared["num_attention_heads"]  # latent attention has all
     ruled = {name: number for name, value in declared.items() if name not in shared and (number := _ruled(name, value)) is not None}
     towers = {name: _shrunk(tower, settings.get(name, {})) for name, tower in _towers(cls).items()}
     return cls(**shared | ruled | towers | {name: copy.deepcopy(value) for name, value in settings.items() if name not in towers})
