@@ -1,6 +1,6 @@
-"""Write what the documentation takes from the code: ``docs/reference.md`` and ``docs/methods.md``.
+"""Write what the documentation takes from the code, ``docs/reference.md`` and ``docs/methods.md``, and from kept results, ``docs/architectures.md``.
 
-python scripts/docs.py                  # write both
+python scripts/docs.py                  # write them
 python scripts/docs.py --check          # exit 1 where a committed copy is stale
 """
 
@@ -9,8 +9,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import inspect
+import json
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from modicum.core.method import FAMILIES, Method, registry
 from modicum.fit.request import Request
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
+NOTE_KEPT = "Written by `make docs` from `architectures.json`, which `scripts/architectures.py` makes; do not edit."
 NOTE = "Written by `make docs` from the code; do not edit."
 
 
@@ -50,6 +53,34 @@ def methods() -> str:
         rows = [row(cls) for cls in found if cls.family() == family]
         parts += [f"## {family}\n", table(names, rows), ""] if rows else []
     return "\n".join(parts).rstrip() + "\n"
+
+
+def architectures() -> str:
+    """What came of every architecture, from the kept results of ``scripts/architectures.py``."""
+    kept = json.loads((DOCS / "architectures.json").read_text(encoding="utf-8"))
+    said = ", ".join(f"{package} {version}" for package, version in kept["versions"].items())
+    parts = [
+        f"# Architectures\n\n{NOTE_KEPT} Versions: {said}.\n",
+        "Each class of Transformers is built tiny with random weights, saved, fitted with `nearest bits=8 group=32` and loaded again. *Right*: "
+        "what was loaded gives what the dequantized weights give, and what a batch outside of the run finds is what the receipt says. "
+        "*Refused*: one sentence before anything is measured. *Not built*: Transformers does not build or run it tiny from tokens alone.\n",
+    ]
+    titles = {"transformers": "Causal language models, by plain `from_pretrained`", "modicum": "Other heads, by `modicum.load`"}
+    for target in (target for target in titles if target in kept):
+        found = kept[target]
+        counts = Counter(one["outcome"] for one in found.values())
+        rows = [(f"`{name}`", one["outcome"], f"{one['share']:.1%}" if "share" in one else "", left_out(one)) for name, one in found.items()]
+        summary = ", ".join(f"{count} {outcome}" for outcome, count in counts.most_common())
+        parts += [f"## {titles[target]}\n\nOf {len(found)}: {summary}.\n", table(("class", "outcome", "treated", "what is left, or why"), rows), ""]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def left_out(found: dict[str, Any]) -> str:
+    """Reasons of what stays as it was with their share of it, the largest first; or why there is no result."""
+    if "why" in found:
+        return found["why"]
+    whole = sum(found["left"].values()) or 1
+    return ", ".join(f"{reason.removeprefix('target: ')} {size / whole:.0%}" for reason, size in found["left"].items() if size > whole / 100)
 
 
 def row(cls: type[Method]) -> tuple[str, ...]:
@@ -207,7 +238,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing, exit 1 where a committed copy is stale")
     checking = parser.parse_args().check
-    pages = {DOCS / "reference.md": reference(), DOCS / "methods.md": methods()}
+    pages = {DOCS / "reference.md": reference(), DOCS / "methods.md": methods(), DOCS / "architectures.md": architectures()}
     if not checking:
         for path, text in pages.items():
             path.write_text(text, encoding="utf-8")

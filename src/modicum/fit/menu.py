@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields, replace
 from typing import Any
@@ -90,6 +91,15 @@ def misfit(target: Target, sites: Iterable[Site], option: Option) -> str:
     works = [group for group in range(_NARROWEST, min(_WIDEST, shared) + 1) if shared % group == 0]
     widths = ", ".join(map(str, sorted({unit.shape[1] for site in blocked for unit in site.units})))
     return f"group {first.group} does not divide rows of {widths}: use group={', '.join(map(str, [*works, 0]))} (0: whole rows)"
+
+
+def unheld(target: Target) -> str:
+    """Why a target holds most weights as they are; nothing where it does not say."""
+    sizes: Counter[str] = Counter()
+    for unit in target.model.units.values():
+        if reason := target.refusal(unit):
+            sizes[reason.removeprefix("target: ")] += unit.size
+    return f"most weights stay as they are ({sizes.most_common(1)[0][0]})" if sizes else ""
 
 
 def weight_options(menu: Sequence[Option]) -> list[Option]:

@@ -36,7 +36,7 @@ from modicum.fit.findings import DEPTH, Findings
 from modicum.fit.judge import Levels, PlanJudge, first, too_slow
 from modicum.fit.measured import Measured
 from modicum.fit.memory import whole_model
-from modicum.fit.menu import misfit, offered
+from modicum.fit.menu import misfit, offered, unheld
 from modicum.fit.meter import Meter
 from modicum.fit.quality import RUINED, Quality, RuinedError, compare, plain, streamed
 from modicum.fit.request import Request, common
@@ -309,10 +309,11 @@ class Run:
             and (self._whole(self.request.method, rest=True) is None)
             and not any(self.target.adapt(site, self.request.method) for site in self.sites)
         ):
-            why = misfit(self.target, self.sites, self.request.method)
+            group = misfit(self.target, self.sites, self.request.method)
+            why = group or unheld(self.target)
             raise SettingError(
                 f"method {str(self.request.method)!r}: target {self.target_name} can hold it on no layer of this model"
-                f"{f', {why}' if why else ''}. {'Or pass' if why else 'Pass'} --target modicum."
+                f"{f', {why}' if why else ''}. {'Or pass' if group else 'Pass'} --target modicum."
             )
 
     def _check_wide(self) -> None:
