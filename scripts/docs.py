@@ -69,9 +69,15 @@ def architectures() -> str:
     for target in (target for target in titles if target in kept):
         found = kept[target]
         counts = Counter(one["outcome"] for one in found.values())
-        rows = [(f"`{name}`", one["outcome"], f"{one['share']:.1%}" if "share" in one else "", left_out(one)) for name, one in found.items()]
+        rows = [
+            (f"`{name}`", one["outcome"], f"{one['share']:.1%}" if "share" in one else "", left_out(one)) for name, one in found.items()
+        ]
         summary = ", ".join(f"{count} {outcome}" for outcome, count in counts.most_common())
-        parts += [f"## {titles[target]}\n\nOf {len(found)}: {summary}.\n", table(("class", "outcome", "treated", "what is left, or why"), rows), ""]
+        parts += [
+            f"## {titles[target]}\n\nOf {len(found)}: {summary}.\n",
+            table(("class", "outcome", "treated", "what is left, or why"), rows),
+            "",
+        ]
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -80,7 +86,9 @@ def left_out(found: dict[str, Any]) -> str:
     if "why" in found:
         return found["why"]
     whole = sum(found["left"].values()) or 1
-    return ", ".join(f"{reason.removeprefix('target: ')} {size / whole:.0%}" for reason, size in found["left"].items() if size > whole / 100)
+    return ", ".join(
+        f"{reason.removeprefix('target: ')} {size / whole:.0%}" for reason, size in found["left"].items() if size > whole / 100
+    )
 
 
 def row(cls: type[Method]) -> tuple[str, ...]:

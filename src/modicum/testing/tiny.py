@@ -36,7 +36,8 @@ _RULES: list[tuple[str, int]] = [
     (r"(index_topk|.*topk_blocks|.*window.*|.*chunk.*|.*block_size|mem_len|local_attention|rel_extent)$", 8),
     (r".*vocab.*", 256),
     (r"(.*max_position.*|n_positions|n_ctx|max_seq_len|context_length|.*max_.*positions|.*max_len.*|.*max_length)$", 64),
-    (r"(.*hidden_(size|dim)|.*embed.*(size|dim)|emb_dim|d_model|dim_model.*|lru_width|.*_width|mamba_d_ssm|n_embd|.*_dim|.*proj.*(size|dim))$", 64),
+    (r"(.*hidden_(size|dim)|.*embed.*(size|dim)|emb_dim|d_model|dim_model.*|lru_width|.*_width|mamba_d_ssm|n_embd)$", 64),
+    (r"(.*_dim|.*proj.*(size|dim))$", 64),
 ]  # fmt: skip
 # What only some configs declare, and are small in.
 _MORE: dict[str, Any] = {
@@ -45,8 +46,12 @@ _MORE: dict[str, Any] = {
 }
 # Where the rules make a config that its own rules or its class refuse, or a model that is not small.
 _EXCEPTIONS: dict[str, dict[str, Any]] = {
-    "CohereCompassForCausalLM": {"layer_types": ["full_attention"] * 3},
-    "DbrxForCausalLM": {"attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0}, "ffn_config": {"ffn_hidden_size": 64, "moe_num_experts": 4}},
+    "CohereCompassForCausalLM": {"layer_types": ["full_attention"] * 3, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
+    "DbrxForCausalLM": {
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0},
+        "ffn_config": {"ffn_hidden_size": 64, "moe_num_experts": 4},
+    },
+    "DeepseekV2ForCausalLM": {"num_experts_per_tok": 2, "first_k_dense_replace": 1},
     "Dots1ForCausalLM": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2, "first_k_dense_replace": 1},
     "Dots3NoteForCausalLM": {"num_key_value_heads": 4},
     "GPTNeoForCausalLM": {"num_layers": 2, "attention_types": [[["global", "local"], 1]]},
