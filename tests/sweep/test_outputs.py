@@ -163,6 +163,27 @@ def test_the_expected_score_is_the_curvature_of_the_divergence(classes):
 # Whole runs
 
 
+class AlongTime(nn.Module):
+    """Classes at each step of a series, (batch, classes, steps), as convolutions give them."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Conv1d(4, 32, 3, padding=1), nn.Conv1d(32, 5, 1)
+
+    def forward(self, x):
+        return {"logits": self.head(torch.relu(self.body(x)))}
+
+
+def test_classes_that_a_convolution_gives_lie_on_its_channels():
+    data, module = [torch.randn(3, 4, 9) for _ in range(4)], AlongTime().eval()
+    result = modicum.fit(module, method="nearest bits=3 group=0", data=data)
+    for quality in (result.receipt["quality"], modicum.evaluate(result.model, reference=module, data=data)["quality"]):
+        assert quality["outputs"][0]["judged"] == "logits: classes on axis 1"
+    p, q = (torch.cat([made(x)["logits"].detach() for x in data]).log_softmax(1) for made in (module, result.model))
+    assert quality["mean"] == pytest.approx(float((p.exp() * (p - q)).sum(1).mean()), rel=1e-3)
+    assert not module.head._forward_hooks
+
+
 class Chancy(nn.Module):
     def __init__(self, chance):
         super().__init__()

@@ -20,7 +20,7 @@ from modicum.fit.quality import Quality, compare, plain, require
 from modicum.fit.request import judged_by
 from modicum.models.open import locate
 from modicum.sweep.observe import masks_of, output_signatures
-from modicum.sweep.outputs import Outputs, described
+from modicum.sweep.outputs import Outputs, convolved, described
 
 EVALUATION_FORMAT, EVALUATION_VERSION = "modicum-evaluation", 1
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "vocab.txt")
@@ -159,7 +159,9 @@ def _evaluating(model: _Opened | None) -> Iterator[None]:
 def _outputs(model: _Opened, batches: list[Batch], output: Any, classes: Any) -> Outputs:
     """What of the outputs is judged, with the masks that cover them."""
     run = lambda batch: next(plain(model.module, [batch]))[1]
-    found = described(run(batches[0]), getattr(model.module, "config", None), *judged_by(output, classes))
+    with convolved(model.module) as maps:
+        first = run(batches[0])
+    found = described(first, getattr(model.module, "config", None), *judged_by(output, classes), maps)
     return masks_of(lambda batch: output_signatures(found, run(batch)), batches, found)[0]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -103,31 +104,33 @@ def output_tensor(output: Any) -> tuple[torch.Tensor, bool]:
 
 
 def described(
-    output: Any, config: Any = None, wanted: str | Callable[[Any], Any] | None = None, classes: str | None = None
+    output: Any, config: Any = None, wanted: str | Callable[[Any], Any] | None = None, classes: str | None = None,
+    maps: Sequence[torch.Tensor] = (),
 ) -> Outputs:  # fmt: skip
     """Tell what of ``output`` is judged, and how.
 
     Where ``wanted`` (names or places, separated by commas, the main one first; or a function) does not say, it is every float tensor with an axis
     that is no inner state, cache or loss. Tensors named as logits hold classes on the last axis, on the second of maps (batch, classes,
-    height, width), unless the config says that they are numbers (regression) or independent labels; a single logit is a score, and logits of
-    pairs are similarities. All else holds values. ``classes`` says it instead, for the first output or one after the other: an axis,
+    height, width), and of what a convolution gave as it is (``maps``), unless the config says that they are numbers (regression) or independent
+    labels; a single logit is a score, and logits of pairs are similarities. All else holds values. ``classes`` says it instead, for the first
+    output or one after the other: an axis,
     ``independent``, or ``none``.
 
     Raises ``SettingError`` for what is not there, ``ModelError`` where there is nothing to judge.
     """
     choose = wanted if callable(wanted) else None
     output = output if choose is None else choose(output)
-    parts = _parts(output, config) if choose is not None or wanted is None else _wanted(output, str(wanted), config)
+    parts = _parts(output, config, maps) if choose is not None or wanted is None else _wanted(output, str(wanted), config, maps)
     return Outputs(_classified(output, parts, classes), choose)
 
 
-def _parts(output: Any, config: Any) -> tuple[Part, ...]:
+def _parts(output: Any, config: Any, maps: Sequence[torch.Tensor] = ()) -> tuple[Part, ...]:
     found = [(path, value) for path, value in _leaves(output) if value.is_floating_point() or value.is_complex()]
     if not found:
         raise ModelError("model: its output must hold a float tensor, holds none. Wrap it so that forward returns logits or features.")
     chosen = _answers(found)
     main = min(chosen, key=lambda pair: (_last(pair[0]) != "logits", "logits" not in _last(pair[0])))
-    return tuple(_told(path, value, config) for path, value in [main, *(pair for pair in chosen if pair is not main)])
+    return tuple(_told(path, value, config, maps) for path, value in [main, *(pair for pair in chosen if pair is not main)])
 
 
 def _answers(found: list[tuple[tuple, torch.Tensor]]) -> list[tuple[tuple, torch.Tensor]]:
@@ -141,7 +144,7 @@ def _answers(found: list[tuple[tuple, torch.Tensor]]) -> list[tuple[tuple, torch
     return outer or [pair for pair in found if pair[1].ndim][:1] or found[:1]
 
 
-def _wanted(output: Any, names: str, config: Any) -> tuple[Part, ...]:
+def _wanted(output: Any, names: str, config: Any, maps: Sequence[torch.Tensor]) -> tuple[Part, ...]:
     known = {".".join(map(str, path)) or "output": (path, value) for path, value in _leaves(output)}
     parts = []
     for name in (name.strip() for name in names.split(",") if name.strip()):
@@ -151,7 +154,7 @@ def _wanted(output: Any, names: str, config: Any) -> tuple[Part, ...]:
         path, value = known[place]
         if not (value.is_floating_point() or value.is_complex()):
             raise SettingError(f"output {name!r}: must hold numbers with fractions, holds {str(value.dtype)[6:]}. Choose another.")
-        parts.append(_told(path, value, config))
+        parts.append(_told(path, value, config, maps))
     if not parts:
         raise SettingError(f"output: at least one name must be given; the model's output holds {', '.join(known)}.")
     return tuple(parts)
@@ -177,15 +180,29 @@ def _said(part: Part, word: str, value: torch.Tensor) -> Part:
     return replace(part, kind=CLASSES, axis=-1 if axis == value.ndim - 1 else axis)
 
 
-def _told(path: tuple, value: torch.Tensor, config: Any) -> Part:
+def _told(path: tuple, value: torch.Tensor, config: Any, maps: Sequence[torch.Tensor]) -> Part:
     """A part with the kind that its name, its shape and the config tell."""
     name, problem = _last(path), getattr(config, "problem_type", None)
     if "logits" not in name or "logits_per_" in name or value.ndim < 2 or problem == "regression":
         return Part(path, VALUES)
-    axis = _class_axis(value.shape, config)
+    axis = 1 if any(value is each for each in maps) else _class_axis(value.shape, config)
     if problem == "multi_label_classification" or "mask" in name:
         return Part(path, INDEPENDENT, axis)
     return Part(path, VALUES) if value.shape[axis] == 1 else Part(path, CLASSES, axis)
+
+
+@contextmanager
+def convolved(module: torch.nn.Module) -> Iterator[list[torch.Tensor]]:
+    """What convolutions along one axis give, (batch, channels, length), while the module runs."""
+    found: list[torch.Tensor] = []
+    keep = lambda part, args, output: found.append(output) if output.ndim == 3 else None
+    kinds = (torch.nn.Conv1d, torch.nn.ConvTranspose1d)
+    hooks = [part.register_forward_hook(keep) for part in module.modules() if isinstance(part, kinds)]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _class_axis(shape: Sequence[int], config: Any) -> int:

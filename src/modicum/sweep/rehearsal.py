@@ -196,6 +196,7 @@ class _Rehearsal:
         names = [*self.units, *self.candidates]
         self.chain = Chain(model.module, [batch], names, model.blocks, seeds=[chance_of(batch)])
         self.entered: dict[str, Any] = {}
+        self.maps: list[torch.Tensor] = []  # what convolutions along one axis gave
         self.multiplied: set[str] = set()  # parameters of modules' own that a product takes
 
     def run(self) -> _Rehearsal:
@@ -281,6 +282,7 @@ class _Rehearsal:
         try:
             output = arrival.run(self.chain.original(name))
             values = [value for value in (got, output) if isinstance(value, torch.Tensor)]
+            self.maps += [output] if "convolution" in unit.kind and isinstance(output, torch.Tensor) and output.ndim == 3 else []
             self.script.met[unit.name] = sum(value.numel() for value in values)
             if got is None or not is_product(owner, got, output):
                 self.script.opaque.add(unit.name)
@@ -400,7 +402,7 @@ def rehearse(
     rehearsal = _run(model, batch)
     if again := [name for name, times in Counter(rehearsal.script.blocks).items() if times > 1]:
         rehearsal = _without_blocks(model, again, batch)
-    rehearsal.script.outputs = described(rehearsal.output, model.config, output, classes)
+    rehearsal.script.outputs = described(rehearsal.output, model.config, output, classes, rehearsal.maps)
     if rehearsal.disturbed([batch, *others]):
         rehearsal = _in_turn(model, batch, rehearsal.script.outputs)
     script, outputs = rehearsal.script, rehearsal.script.outputs
