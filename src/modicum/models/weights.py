@@ -6,7 +6,7 @@ import copy
 import itertools
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -113,6 +113,8 @@ class CheckpointWeights(Weights):
     """
 
     lazy = True
+    # What is loaded in the place of values, by name, shape and dtype, where they are not to be read.
+    stand_in: Callable[[str, tuple[int, ...], torch.dtype], torch.Tensor] | None = None
 
     def __init__(self, module: nn.Module, shards: Shards, device: torch.device = CPU):
         super().__init__(module, device)
@@ -267,6 +269,9 @@ class CheckpointWeights(Weights):
     def load(self, names: Iterable[str]) -> None:
         for name in names:
             if self.held(name).device.type == "meta":
+                if self.stand_in is not None:
+                    self.put(name, self.stand_in(name, tuple(self.held(name).shape), self.dtype(name)))
+                    continue
                 value = self._value(self.first[name])
                 if name not in self._finite:
                     require_finite(name, value)
