@@ -28,15 +28,16 @@ from modicum.data.splits import Batch, placed
 from modicum.drop._family import Dropper, SiteCutter, cut_sites
 from modicum.export import load
 from modicum.export._family import Layout
-from modicum.fit.account import build_receipt, untreated
+from modicum.fit.account import build_receipt
 from modicum.fit.advice import advice
 from modicum.fit.assemble import Assembly
 from modicum.fit.choose import Chooser
 from modicum.fit.findings import DEPTH, Findings
+from modicum.fit.forecast import forecast
 from modicum.fit.judge import Levels, PlanJudge, first, too_slow
 from modicum.fit.measured import Measured
 from modicum.fit.memory import whole_model
-from modicum.fit.menu import misfit, offered, unheld
+from modicum.fit.menu import misfit, unheld
 from modicum.fit.meter import Meter
 from modicum.fit.quality import RUINED, Quality, RuinedError, compare, plain, streamed
 from modicum.fit.request import Request, common
@@ -196,7 +197,7 @@ class Run:
     def run(self) -> Result:
         """Do it all, or with ``dry_run`` only say what would be done."""
         if self.request.dry_run:
-            return Result(self.out, self._forecast(), Plan(self.target_name), self.model)
+            return Result(self.out, forecast(self), Plan(self.target_name), self.model)
         if self.request.budget is not None:
             chooser = Chooser(self.subject, self.target_name, self.request)
             self.ranks.first("budget", lambda: chooser.check(chooser.table(None)))
@@ -565,37 +566,6 @@ class Run:
         return compare(
             ticked(original, self.progress.step), self._candidate(batches, forms), batches, self.model.is_causal, self.script.outputs
         )
-
-    def _forecast(self) -> dict[str, Any]:
-        """What a run would do, without doing it."""
-        sizing = self.subject.sizing(self.target_name)
-        menu, table = sizing.menu, sizing.table()
-        smallest = int(table.cost(table.cheapest()))
-        largest = int(table.cost(table.best(lambda _, choice: (-float(choice.bytes),))))
-        tokens = self.script.count_tokens(self.data.calibration)
-        products = 2 * tokens * sum(unit.size for unit in self.model.units.values() if unit.kind != "embedding")
-        covariances = sum(2 * tokens * self.model.units[stage[0]].shape[1] ** 2 for stage in self.script.stages)
-        solves = sum(unit.size * unit.shape[1] for site in self.sites for unit in site.units) * len(menu)
-        unfit = "" if self.request.budget is None else self._unfit()
-        per_token = max((unit.shape[0] + unit.shape[1] for unit in self.model.units.values()), default=0)
-        return {
-            "format": "modicum-forecast", "version": 1, "model": self.model.name, "target": self.target_name,
-            "parameters": self.model.parameters, "original_bytes": self.model.dense_bytes, "smallest_bytes": smallest, "largest_bytes": largest,
-            "smallest_bpw": 8 * smallest / self.model.parameters, "blocks": len(self.model.blocks), "units": len(self.model.units),
-            "sites": [{"name": s.name, "kind": s.kind, "weights": s.size, "data_free": s.data_free, "options": list(offered(self.target, s, menu))}
-                      for s in self.sites],
-            "untreated": untreated(self, {}), "calibration_tokens": tokens, "activation_bytes": tokens * per_token * self.model.dtype.itemsize,
-            "work_operations": int(2 * products + covariances + solves), "fits": None if self.request.budget is None else not unfit, "why": unfit,
-        }  # fmt: skip
-
-    def _unfit(self) -> str:
-        """Why the budget cannot be met, and what can; nothing where it can."""
-        chooser = Chooser(self.subject, self.target_name, self.request)
-        try:
-            chooser.check(chooser.table(None))
-        except BudgetError as error:
-            return str(error)
-        return ""
 
 
 def _is_cut(option: Option) -> bool:

@@ -17,8 +17,9 @@ from modicum.core.errors import DataError, ModelError, ModicumError, SettingErro
 from modicum.core.memory import free_memory, trim
 from modicum.core.option import Option
 from modicum.core.unit import Site
+from modicum.data.extent import extent
 from modicum.data.forward import own_errors, require_suitable, without_labels
-from modicum.data.splits import Batch, Splits, count_rows, count_tokens, from_batches, from_text
+from modicum.data.splits import Batch, Splits, count_rows, count_tokens, from_batches, from_text, one_row
 from modicum.drop.experts import expert_sites
 from modicum.export import TARGETS, Target
 from modicum.export.probe import probed
@@ -31,9 +32,13 @@ from modicum.fit.runtime import Runtime
 from modicum.models.model import Model
 from modicum.models.open import apart, open_model
 from modicum.sweep import Script, rehearse
-from modicum.sweep.coupling import coupled_cuts
+from modicum.sweep.coupling import coupled_cuts, shortened
+from modicum.sweep.outline import outlined
 from modicum.sweep.ranks import LONE, Ranks
 from modicum.sweep.spill import SpillPool
+
+# Tokens that are enough to see what a model is made of.
+_FEW = 16
 
 
 @dataclass
@@ -45,6 +50,7 @@ class Subject:
     data: Splits
     script: Script
     memory: Plan = field(default_factory=Plan)
+    planned: int = 0  # tokens that a run would calibrate on, where this is only its forecast
     _targets: dict[str, Target] = field(default_factory=dict)
     _runtimes: dict[tuple, Runtime] = field(default_factory=dict)
 
@@ -52,6 +58,10 @@ class Subject:
     def open(cls, source: str | Path | nn.Module | Model, settings: Settings, batches: Any = None, data: Splits | None = None) -> Subject:
         """Open the model, split the data (unless it is split already) and rehearse. Raises the errors of each."""
         model = opened(source, settings)
+        if batches is None and data is None:
+            require_positions(model, settings.tokens)
+        if getattr(settings, "dry_run", False) and model.weights.lazy and batches is None:
+            return cls._outlined(model, settings, data)
         data = data or _split(model, settings, batches)
         # A module in memory is left where the caller has put it, unless told otherwise.
         device = model.weights.home if settings.device == "auto" else chosen_device(settings.device)
@@ -63,6 +73,27 @@ class Subject:
             model.notes.append(f"opening: {model.opened}")
         model.notes += [f"{name}: the model pays this mask no heed; what it marks counts like any other token." for name in script.ignored]
         return cls(settings, model, data, script)
+
+    @classmethod
+    def _outlined(cls, model: Model, settings: Settings, data: Splits | None) -> Subject:
+        """The same from headers alone, and a few tokens."""
+        taken = data.taken if data is not None else extent(settings.data, model.tokenizer, settings.tokens, settings.text_column)
+        asked = settings.samples * settings.tokens
+        planned = count_tokens(data.calibration) if data is not None else asked if taken["at_least"] else min(asked, taken["tokens"])
+        ids = torch.arange(min(settings.tokens, _FEW))[None] % (getattr(model.config.get_text_config(), "vocab_size", None) or 2)
+        example: Batch = shortened(one_row(data.calibration[0]), _FEW) if data is not None else {"input_ids": ids}
+        source = data.source if data is not None else settings.data or "shipped"
+        try:
+            script, cuts = outlined(model, example)
+        except ModicumError:
+            raise
+        except Exception as error:  # whatever the model's own forward raises
+            with own_errors(model.module, example):
+                raise
+            raise AssertionError from error
+        found = cls(settings, model, Splits([example], [example], [example], source, (), {}, taken), script, planned)
+        found.__dict__["cuts"] = {site.name: site for site in cuts} | expert_sites(model, script)
+        return found
 
     # Targets
 
@@ -170,6 +201,19 @@ def _rehearsed(model: Model, data: Splits, settings: Settings) -> Script:
         with own_errors(model.module, batch):
             raise
         raise
+
+
+def require_positions(model: Model, tokens: int) -> None:
+    """Raise ``SettingError`` where a window of text has more tokens than the model has places for."""
+    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else None
+    most = getattr(config, "max_position_embeddings", None)
+    for module in model.module.modules():  # a table that begins behind the number of the padding has as many places fewer
+        if isinstance(module, nn.Embedding) and module.num_embeddings == most and module.padding_idx is not None:
+            most -= module.padding_idx + 1
+    if isinstance(most, int) and 0 < most < tokens:
+        raise SettingError(
+            f"tokens: a sequence must have at most the {most} that {model.name} has positions for, {tokens} came. Pass --tokens {most}."
+        )
 
 
 def _split(model: Model, settings: Settings, batches: Any) -> Splits:
