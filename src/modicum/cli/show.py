@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from modicum.cli.progress import lasting
 from modicum.core.budget import readable
 
 if TYPE_CHECKING:
@@ -116,19 +117,43 @@ def forecast(value: Mapping[str, Any]) -> None:
     reach = f"{readable(value['smallest_bytes'])} ({value['smallest_bpw']:.3f} bpw) to {readable(value['largest_bytes'])}"
     of = f"{value['budget']} " if value.get("budget") else ""
     fits = {
-        None: [],
+        None: [("budget", f"{of}not checked: {value['why']}")] if value.get("why") else [],
         True: [("budget", f"{of}can be met")],
         False: [("budget", f"{of}cannot be met: {value.get('why') or 'it is below the smallest'}")],
     }[value["fits"]]
     _print_rows(
         ("model", f"{value['model']}: {value['parameters']} parameters, {readable(value['original_bytes'])}"),
         ("target", value["target"]), ("within reach", reach), *fits,
-        ("calibration", f"{value['calibration_tokens']} tokens, activations of up to {readable(value['activation_bytes'])}"),
-        ("work", f"about {value['work_operations']:.2g} operations"),
+        ("calibration", f"{value['calibration_tokens']:,} tokens{_sampled(value.get('data') or {})}"), *_effort(value),
     )  # fmt: skip
     _print_table(("treated", "option", "sites", "weights"), _offers(value["sites"]))
     if value["untreated"]:
         _print_table(("stays dense", "layers", "bytes", "the largest"), _reasons(value["untreated"]))
+
+
+def _sampled(data: Mapping[str, Any]) -> str:
+    """Of what the sequences come, as far as a sample tells."""
+    taken = data.get("taken")
+    if not taken or "tokens" not in taken:
+        return ""
+    columns = f" (column {', '.join(taken['columns'])})" if taken.get("columns") else ""
+    count = f"{'at least' if taken.get('at_least') else 'about'} {taken['tokens']:,}"
+    return f" of {count} in {_source(data)}{columns}"
+
+
+def _effort(value: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Memory and time a run would take, and what these figures come from; forecasts of earlier versions have the activations alone."""
+    activations = readable(value["activation_bytes"])
+    if "seconds" not in value:
+        return [("memory", f"activations of up to {activations}")]
+    speed = value["operations_per_second"] / 1e9
+    search = f", {lasting(value['search_seconds'])} of them to judge plans" if value["search_seconds"] else ""
+    work = "making the choice" if value.get("measured") else "measuring and compressing"
+    return [
+        ("memory", f"up to {readable(value['memory_bytes'])}, {activations} of it activations, which --ram moves to disk"),
+        ("time", f"about {lasting(value['seconds'])}{search}: {work} takes {value['work_operations']:.2g} operations, and products of matrices "
+                 f"run at {speed:.3g} billion a second here now"),
+    ]  # fmt: skip
 
 
 def _quality(quality: Mapping[str, Any] | None) -> list[tuple[str, str]]:

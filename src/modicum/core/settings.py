@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import cache
 from typing import Any, get_type_hints
 
 from modicum.core.errors import SettingError, near
@@ -18,7 +19,7 @@ def param(default: Any, help: str, *, between: tuple[float, float] | None = None
 
 def check(value: Any) -> None:
     """Check every field of the frozen dataclass ``value`` against its bounds. Raises ``SettingError``."""
-    hints = get_type_hints(type(value))
+    hints = _hints(type(value))
     for field in dataclasses.fields(value):
         got, who = getattr(value, field.name), f"{type(value).__name__}.{field.name}"
         kinds = getattr(hints[field.name], "__args__", (hints[field.name],))
@@ -31,9 +32,14 @@ def check(value: Any) -> None:
             raise SettingError(f"{who}: must lie between {between[0]} and {between[1]}, got {got!r}.")
 
 
+@cache
+def _hints(cls: type) -> dict[str, Any]:
+    return get_type_hints(cls)
+
+
 def read(cls: type, text: dict[str, str], who: str) -> Any:
     """Build dataclass ``cls`` from settings given as text. Raises ``SettingError`` for unknown names and unreadable values."""
-    hints = get_type_hints(cls)
+    hints = _hints(cls)
     known = {field.name for field in dataclasses.fields(cls)}
     values = {}
     for name, word in text.items():

@@ -31,8 +31,9 @@ def extent(path: str | os.PathLike[str] | None, tokenizer: PreTrainedTokenizerBa
     taken["tokens"] = _counted(documents, tokenizer)
     # A sample may be a third off; what is nearer than that the run itself finds out, before any work.
     if not taken["at_least"] and taken["tokens"] * 1.5 < 3 * tokens:
+        where = "the text shipped with modicum" if path is None else os.fspath(path)
         raise DataError(
-            f"data: {'the text shipped with modicum' if path is None else os.fspath(path)} must give each of three parts a window of {tokens} tokens, "
+            f"data: {where} must give each of three parts a window of {tokens} tokens, "
             f"{3 * tokens} in all; about {taken['tokens']} were found. Give more text or ask for fewer tokens a window."
         )
     return taken

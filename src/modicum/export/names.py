@@ -29,6 +29,7 @@ class Names:
 
     def __init__(self, model: Model, script: Script):
         self.model, self.script = model, script
+        self._quantized: dict[tuple[str, str], str] = {}  # asked for every option of every layer
 
     def on_disk(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Tensors under the names, and in the pieces, that Transformers saves; under those that it takes as they are where it merges several."""
@@ -69,10 +70,12 @@ class Names:
 
     def quantized(self, module: str, parameter: str) -> str:
         """The name that a quantized module has on disk."""
-        lands = lambda name: self._lands(f"{name}.weight_packed") == (f"{module}.weight_packed", None)
-        (saved,) = self.beside({parameter: torch.empty(1, 1)})
-        saved = saved.removesuffix(".weight")
-        return saved if lands(saved) or not lands(module) else module
+        if (module, parameter) not in self._quantized:
+            lands = lambda name: self._lands(f"{name}.weight_packed") == (f"{module}.weight_packed", None)
+            (saved,) = self.beside({parameter: torch.empty(1, 1)})
+            saved = saved.removesuffix(".weight")
+            self._quantized[module, parameter] = saved if lands(saved) or not lands(module) else module
+        return self._quantized[module, parameter]
 
     # Where the loader puts a name
 

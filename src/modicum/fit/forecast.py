@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from modicum.core.errors import BudgetError
+from modicum.core.plan import Table
 from modicum.data.splits import count_tokens
-from modicum.export import Target
 from modicum.fit import memory
 from modicum.fit.account import untreated
 from modicum.fit.choose import Chooser
@@ -18,6 +18,8 @@ from modicum.fit.menu import offered
 if TYPE_CHECKING:
     from modicum.fit.run import Run
 
+# What is said of a budget of time.
+UNTIMED = "time is only known once the model has run, which a dry run leaves out"
 # The size of the products that this machine's speed is told by, and for how long.
 _PRODUCT, _SECONDS = 512, 0.2
 # What a run takes beside its large products, in multiples of them.
@@ -26,12 +28,15 @@ _BESIDE = 3.0
 
 def forecast(run: Run) -> dict[str, Any]:
     """Sizes within reach, what would be treated and what not, and what it would take."""
-    sizing = run.subject.sizing(run.target_name)
-    menu, table = sizing.menu, sizing.table()
+    budget = run.request.budget
+    untimed = budget is not None and bool(budget.speed or budget.latency) and bool(run.subject.planned)
+    chooser = Chooser(run.subject, run.target_name, run.request) if budget is not None and not untimed else None
+    sizing = chooser.sizing if chooser is not None else run.subject.sizing(run.target_name)
+    menu, table = sizing.menu, chooser.table(None) if chooser is not None else sizing.table()
     smallest = int(table.cost(table.cheapest()))
     largest = int(table.cost(table.best(lambda _, choice: (-float(choice.bytes),))))
     tokens = run.subject.planned or count_tokens(run.data.calibration)
-    unfit = "" if run.request.budget is None else _unfit(run)
+    unfit = UNTIMED if untimed else "" if chooser is None else _unfit(chooser, table)
     model, work = run.model, _operations(run, tokens, len(menu))
     return {
         "format": "modicum-forecast", "version": 1, "model": model.name, "target": run.target_name,
@@ -41,7 +46,7 @@ def forecast(run: Run) -> dict[str, Any]:
                    "options": list(offered(run.target, site, menu))} for site in run.sites],
         "untreated": untreated(run, {}), "data": {"source": run.data.source, "taken": run.data.taken}, "calibration_tokens": tokens,
         "activation_bytes": _activations(run, tokens), "memory_bytes": _memory(run, tokens), "work_operations": work,
-        "measured": run.measured is not None, **_time(run, work), "fits": None if run.request.budget is None else not unfit, "why": unfit,
+        "measured": run.measured is not None, **_time(run, work), "fits": None if budget is None or untimed else not unfit, "why": unfit,
     }  # fmt: skip
 
 
@@ -85,19 +90,10 @@ def _time(run: Run, work: int) -> dict[str, float]:
     return {"operations_per_second": speed, "seconds": _BESIDE * work / speed + searching, "search_seconds": searching}
 
 
-def _unfit(run: Run) -> str:
+def _unfit(chooser: Chooser, table: Table) -> str:
     """Why the budget cannot be met, and what can; nothing where it can."""
-    budget = run.request.budget
-    if budget is not None and (budget.speed or budget.latency) and run.subject.planned:
-        return UNTIMED
-    chooser = Chooser(run.subject, run.target_name, run.request)
     try:
-        chooser.check(chooser.table(None))
+        chooser.check(table)
     except BudgetError as error:
         return str(error)
     return ""
-
-
-UNTIMED = "time is only known once the model has run, which a dry run leaves out"
-
-__all__ = ["UNTIMED", "Target", "forecast"]

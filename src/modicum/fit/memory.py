@@ -62,6 +62,13 @@ def planned(model: Model, script: Script, batch: Batch, options: Iterable[Option
     return Plan(max(0, left - most), min(_GRADIENT_BYTES, max(0, room - most) // 2), tuple(events))
 
 
+def largest(model: Model, script: Script, batch: Batch, options: Iterable[Option]) -> int:
+    """Bytes that this process has at the most beside activations kept for later, every covariance whole."""
+    steps = {step for option in options for step in option.steps if Need.COVARIANCE in step.wanted()}
+    need = _Need(model, script, frozenset(map(type, steps)))
+    return own_memory() + weights_held(model) + max([forward(model, batch), *map(need.of, need.stages())])
+
+
 def _taken(need: _Need, stage: Sequence[Unit], room: int, left: int) -> Iterator[str]:
     """Decide for the units of one stage, which share their inputs, and tell where it is not the whole covariance."""
     columns = stage[0].shape[1]

@@ -91,7 +91,7 @@ class Subject:
             with own_errors(model.module, example):
                 raise
             raise AssertionError from error
-        found = cls(settings, model, Splits([example], [example], [example], source, (), {}, taken), script, planned)
+        found = cls(settings, model, Splits([example], [example], [example], source, (), {}, taken), script, planned=planned)
         found.__dict__["cuts"] = {site.name: site for site in cuts} | expert_sites(model, script)
         return found
 

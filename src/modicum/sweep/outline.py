@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from modicum.core.unit import Site
 from modicum.data.splits import Batch
@@ -40,19 +41,36 @@ def outlined(model: Model, example: Batch) -> tuple[Script, list[Site]]:
     twins = alike(model)
     model.weights.stand_in = stand_in
     try:
-        rehearsal = _Outline(model, example, twins)
-        rehearsal.run()
-        if again := [name for name, times in Counter(rehearsal.script.blocks).items() if times > 1]:
-            for name in again:  # entered twice: no step of its own
-                del model.blocks[name]
-            vars(model).pop("trunk", None)
-            rehearsal = _Outline(model, example, twins := alike(model))
-            rehearsal.run()
-        script = rehearsal.script
-        script.outputs = described(rehearsal.output, model.config, None, None)
-        return script, _Cuts(model, script, example, twins).run()
+        with _OneRow():
+            return _outlined(model, example, twins)
     finally:
         model.weights.stand_in = None
+
+
+def _outlined(model: Model, example: Batch, twins: Twins) -> tuple[Script, list[Site]]:
+    rehearsal = _Outline(model, example, twins)
+    rehearsal.run()
+    if again := [name for name, times in Counter(rehearsal.script.blocks).items() if times > 1]:
+        for name in again:  # entered twice: no step of its own
+            del model.blocks[name]
+        vars(model).pop("trunk", None)
+        rehearsal = _Outline(model, example, twins := alike(model))
+        rehearsal.run()
+    script = rehearsal.script
+    script.outputs = described(rehearsal.output, model.config, None, None)
+    return script, _Cuts(model, script, example, twins).run()
+
+
+class _OneRow(TorchFunctionMode):
+    """A product with a matrix of equal rows is that with one of them."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.nn.functional.linear and len(args) > 1 and args[1].ndim == 2 and args[1].stride(0) == 0 and len(args[1]) > 1:
+            inputs, weight, bias = args[0], args[1], args[2] if len(args) > 2 else kwargs.get("bias")
+            found = func(inputs, weight[:1]).expand(*inputs.shape[:-1], len(weight)).contiguous()
+            return found if bias is None else found + bias
+        return func(*args, **kwargs)
 
 
 def stand_in(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
