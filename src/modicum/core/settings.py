@@ -19,7 +19,8 @@ def param(default: Any, help: str, *, between: tuple[float, float] | None = None
 
 def check(value: Any) -> None:
     """Check every field of the frozen dataclass ``value`` against its bounds. Raises ``SettingError``."""
-    hints = _hints(type(value))
+    cls: Any = type(value)
+    hints = _hints(cls)
     for field in dataclasses.fields(value):
         got, who = getattr(value, field.name), f"{type(value).__name__}.{field.name}"
         kinds = getattr(hints[field.name], "__args__", (hints[field.name],))
@@ -33,7 +34,7 @@ def check(value: Any) -> None:
 
 
 @cache
-def _hints(cls: type) -> dict[str, Any]:
+def _hints(cls: Any) -> dict[str, Any]:
     return get_type_hints(cls)
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from modicum.core.errors import BudgetError
+from modicum.core.option import Option
 from modicum.core.plan import Table
 from modicum.data.splits import count_tokens
 from modicum.fit import memory
@@ -35,7 +37,7 @@ def forecast(run: Run) -> dict[str, Any]:
     menu, table = sizing.menu, chooser.table(None) if chooser is not None else sizing.table()
     smallest = int(table.cost(table.cheapest()))
     largest = int(table.cost(table.best(lambda _, choice: (-float(choice.bytes),))))
-    tokens = run.subject.planned or count_tokens(run.data.calibration)
+    tokens = run.subject.planned or run.script.count_tokens(run.data.calibration)
     unfit = UNTIMED if untimed else "" if chooser is None else _unfit(chooser, table)
     model, work = run.model, _operations(run, tokens, len(menu))
     return {
@@ -45,7 +47,7 @@ def forecast(run: Run) -> dict[str, Any]:
         "sites": [{"name": site.name, "kind": site.kind, "weights": site.size, "data_free": site.data_free,
                    "options": list(offered(run.target, site, menu))} for site in run.sites],
         "untreated": untreated(run, {}), "data": {"source": run.data.source, "taken": run.data.taken}, "calibration_tokens": tokens,
-        "activation_bytes": _activations(run, tokens), "memory_bytes": _memory(run, tokens), "work_operations": work,
+        "activation_bytes": _activations(run, tokens), "memory_bytes": _memory(run, tokens, menu), "work_operations": work,
         "measured": run.measured is not None, **_time(run, work), "fits": None if budget is None or untimed else not unfit, "why": unfit,
     }  # fmt: skip
 
@@ -64,17 +66,12 @@ def _activations(run: Run, tokens: int) -> int:
     return tokens * per_token * run.model.dtype.itemsize
 
 
-def _memory(run: Run, tokens: int) -> int:
+def _memory(run: Run, tokens: int, options: Iterable[Option]) -> int:
     """Bytes this process would have at the most, all activations in memory."""
     model, request = run.model, run.request
     at_once = min(tokens, request.micro_batch * request.tokens) if run.subject.planned else count_tokens(run.data.calibration[:1])
     batch = {"input_ids": torch.empty((1, at_once), dtype=torch.int64, device="meta")}
-    return (
-        memory.own_memory()
-        + memory.weights_held(model)
-        + max(memory.solving(model), memory.forward(model, batch))
-        + _activations(run, tokens)
-    )
+    return memory.largest(model, run.script, batch, options) + _activations(run, tokens)
 
 
 def _time(run: Run, work: int) -> dict[str, float]:
