@@ -44,10 +44,15 @@ class Model:
     opened: str = ""  # how it compares with what Transformers loads
 
     @property
+    def _of_transformers(self) -> bool:
+        """Whether Transformers has a part in its class; where not, importing it, which takes seconds, tells nothing."""
+        return any(base.__module__.startswith("transformers.") for base in type(self.module).__mro__)
+
+    @property
     def config(self) -> Any:
         """Transformers' config of one of its own classes, or None for a plain module, whatever that calls its config."""
         cls = type(self.module)
-        if self.directory is None and not any(base.__module__.startswith("transformers.") for base in cls.__mro__):
+        if self.directory is None and not self._of_transformers:
             return None
         import transformers
 
@@ -118,6 +123,8 @@ class Model:
     @property
     def is_causal(self) -> bool:
         """Whether it is a causal language model, whose default target is Transformers."""
+        if not self._of_transformers:
+            return False
         from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
         return type(self.module).__name__ in set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
