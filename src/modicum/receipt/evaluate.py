@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -100,6 +101,7 @@ def _batches(
     data: Any, models: list[_Opened], samples: int, tokens: int, seed: int, text_column: str | None
 ) -> tuple[list[Batch], dict[str, Any]]:
     if data is None or isinstance(data, str | Path):
+        _require_one_vocabulary(models)
         splits = from_text(data, _tokenizer(models), samples=1, tokens=tokens, seed=seed, test_samples=samples, text_column=text_column)
         found = sum(len(batch["input_ids"]) for batch in splits.test if isinstance(batch, dict))
         notes = [f"The text gives {found} sequences of {tokens} tokens, of the {samples} asked for."] if found < samples else []
@@ -135,6 +137,35 @@ def _tokenizer(models: list[_Opened]) -> Any:
                 ) from None
     names = " and ".join(model.name for model in models)
     raise ModelError(f"{names}: no tokenizer is there, which text needs. Give token batches, or add the tokenizer's files.")
+
+
+def _require_one_vocabulary(models: list[_Opened]) -> None:
+    """Raise ``ModelError`` where two models read a text as different tokens: what one says of them tells nothing of the other."""
+    having = [model for model in models if model.directory and any((model.directory / name).exists() for name in _TOKENIZER_FILES)]
+    if len(having) < 2:
+        return
+    candidate, original = having
+    ours, theirs = (_tokenizer([model]) for model in having)
+    if (one := ours.get_vocab()) != (other := theirs.get_vocab()):
+        alike = sum(other.get(token) == number for token, number in one.items())
+        differs = f"of its {len(one)} tokens {alike} have the number they have among the reference's {len(other)}"
+    elif _spelling(ours) != _spelling(theirs):
+        differs = "it divides text into the same tokens by other rules"
+    else:
+        return
+    raise ModelError(
+        f"{candidate.name}: its tokenizer must be that of the reference, {original.name}, and {differs}. Give its original, or no reference; "
+        "of a trimmed vocabulary trim tells what was kept."
+    )
+
+
+def _spelling(tokenizer: Any) -> Any:
+    """How a tokenizer divides text, as far as it can be told without one."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return type(tokenizer)
+    body = json.loads(backend.to_str())
+    return [body.get(part) for part in ("model", "normalizer", "pre_tokenizer")]
 
 
 def _is_causal(module: nn.Module) -> bool:
