@@ -152,3 +152,23 @@ def test_the_kept_results_name_no_wrong_architecture():
     outcomes = [one["outcome"] for one in kept["transformers"].values()]
     assert outcomes.count("right") >= 140
     assert set(outcomes) <= {"right", "refused", "not built"}
+
+
+class Mixer(torch.nn.Module):
+    """A module with a stack of its own that calls a linear inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.stack = torch.nn.Parameter(torch.randn(2, 16, 32) / 4)
+        self.inner = torch.nn.Linear(16, 16)
+
+    def forward(self, x):
+        return torch.einsum("eij,bti->btj", self.stack, self.inner(x))
+
+
+def test_a_stack_whose_module_calls_a_layer_inside_is_swept():
+    torch.manual_seed(0)
+    batches = [torch.randn(2, 6, 16) for _ in range(4)]
+    result = modicum.fit(Mixer(), method="nearest bits=8 group=16", data=[(batch,) for batch in batches])
+    treated = {row["site"] for row in result.receipt["sites"] if row["option"] != "keep"}
+    assert "inner.weight" in treated

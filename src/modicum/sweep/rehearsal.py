@@ -190,7 +190,11 @@ class _Rehearsal:
     def __init__(self, model: Model, batch: Batch):
         self.model, self.script = model, Script()
         self.units = module_units(model)
-        self.candidates = {name: shapes for name, shapes in find_stacks(model.module, model.weights).items() if name not in self.units}
+        # A stack is met where its module is called, so nothing inside may be met itself.
+        around = {name[:place] for name in self.units for place, letter in enumerate(name) if letter == "." or not place}
+        self.candidates = {
+            name: shapes for name, shapes in find_stacks(model.module, model.weights).items() if name not in self.units.keys() | around
+        }
         self.calls: list[_Call] = []
         self.inside: list[str] = []
         names = [*self.units, *self.candidates]

@@ -126,6 +126,24 @@ def causal_names() -> list[str]:
     return sorted({name if isinstance(name, str) else name[0] for name in named.values()} - held)
 
 
+def other_names() -> list[str]:
+    """Classes of Transformers that read texts, pictures and sounds and speak no language: encoders and their heads."""
+    from transformers.models.auto import modeling_auto as auto
+
+    kinds = (
+        "MASKED_LM",
+        "IMAGE_CLASSIFICATION",
+        "SEMANTIC_SEGMENTATION",
+        "OBJECT_DETECTION",
+        "DEPTH_ESTIMATION",
+        "CTC",
+        "AUDIO_CLASSIFICATION",
+    )
+    tables = [getattr(auto, f"MODEL_FOR_{kind}_MAPPING_NAMES") for kind in kinds]
+    held = {entry.model for entry in (zoo._CORE | zoo._EXTRA).values()}
+    return sorted({name if isinstance(name, str) else name[0] for table in tables for name in table.values()} - held)
+
+
 def batches(model: Any, count: int, seed: int = 3) -> list[dict[str, torch.Tensor]]:
     """Batches of two rows that the forward of ``model`` takes."""
     generator = torch.Generator().manual_seed(seed)
@@ -133,6 +151,15 @@ def batches(model: Any, count: int, seed: int = 3) -> list[dict[str, torch.Tenso
 
 
 def _batch(model: Any, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    main = getattr(model, "main_input_name", "input_ids")
+    if main == "pixel_values":
+        size = getattr(model.config, "image_size", None)
+        height, width = size if isinstance(size, list | tuple) else (size or 64, size or 64)
+        return {main: torch.randn(2, getattr(model.config, "num_channels", 3), height, width, generator=generator)}
+    if main == "input_values":
+        return {main: torch.randn(2, 4000, generator=generator)}
+    if main == "input_features":
+        return {main: torch.randn(2, 48, getattr(model.config, "num_mel_bins", 80), generator=generator)}
     length = 32 if type(model).__name__.startswith("Reformer") else 24
     return {"input_ids": torch.randint(3, 250, (2, length), generator=generator)}
 
