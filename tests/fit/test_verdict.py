@@ -67,6 +67,12 @@ def test_a_verdict_names_the_knee_with_what_it_would_really_lose():
     assert said == "a small loss (0.02 nats per token)."
 
 
+def test_what_is_lost_to_arithmetic_alone_scales_no_forecast():
+    table = ladder((100, 0.4), (200, 0.1), (300, 0.02), (900, 1e-7))
+    said = verdict({"metric": KL, "mean": 1e-4}, table, {"a": 3}, {"bytes": 900})
+    assert said == "near-lossless (0.0001 nats per token); the knee of the frontier is 300 B, forecast to lose 0.02."
+
+
 def test_where_bytes_are_free_the_next_step_is_one_of_what_is_limited():
     table = Table({"a": [Choice("few", 100, 10, 0.4), Choice("more", 300, 12, 0.05)]})
     assert "300 B is forecast to lose 12% of that" in verdict({"metric": KL, "mean": 0.4}, table, {"a": 0}, {"values": 10})

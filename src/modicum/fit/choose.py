@@ -189,7 +189,7 @@ class Chooser:
             return self._smaller(table, findings, picks, judge, rivals)
         if judge is not None:
             return self._judged(table, findings, picks, judge, rivals)
-        if rivals[0].tried is None:
+        if not any(rival.tried for rival in rivals):
             return self._foretold(table, picks, min(rivals, key=lambda rival: rival.harm))
         return picks  # what is made of it will be held against what was measured
 
@@ -233,9 +233,9 @@ class Chooser:
                 return rival.picks
         return picks
 
-    def surpassed(self, table: Table, findings: Findings, lost: Callable[[int], Sequence[float]]) -> Rival | None:
-        """The plain option that was measured to lose less than what was made, if there is one; ``lost(n)`` is what that loses on ``n`` rows."""
-        rivals = [rival for rival in self.rivals(table, findings) if rival.tried is not None and rival.tried.rows]
+    def surpassed(self, table: Table, findings: Findings, picks: Picks, lost: Callable[[int], Sequence[float]]) -> Rival | None:
+        """The plain option that was measured to lose less than what was made of ``picks``, which loses ``lost(n)`` on ``n`` rows, if there is one."""
+        rivals = [rival for rival in self.rivals(table, findings) if rival.picks != picks and rival.tried is not None and rival.tried.rows]
         if not rivals:
             return None
         best = rivals[0]

@@ -246,7 +246,7 @@ class Run:
         if table is None or self.chooser is None or "plain" in self.search:
             return None
         with self.meter.stage("choose"):
-            rival = self.chooser.surpassed(table, self.findings, lambda count: self._lost(forms, count))
+            rival = self.chooser.surpassed(table, self.findings, self.picks, lambda count: self._lost(forms, count))
         self.search |= {name: value for name, value in self.chooser.report.items() if name == "plain"}
         if rival is None:
             return None

@@ -66,7 +66,12 @@ def _more(lost: float, table: Table, picks: Picks, limits: Limits) -> Iterator[s
         yield f"{readable(told)} is forecast to lose {table.harm(above) / now:.0%} of that"
     bend = knee(frontier(table))
     if bend is not None and not any(1 / _ALIKE < bend[0] / known < _ALIKE for known in (size, told) if known):
-        yield f"the knee of the frontier is {readable(bend[0])}, forecast to lose {lost * bend[1] / now:.2g}"
+        yield f"the knee of the frontier is {readable(bend[0])}, forecast to lose {_really(bend[1], now, lost):.2g}"
+
+
+def _really(forecast: float, now: float, lost: float) -> float:
+    """A forecast scaled by what the forecast ``now`` of this result really lost, where that is more than arithmetic alone."""
+    return forecast * lost / now if lost > _NOISE else forecast
 
 
 def frontier(table: Table) -> list[tuple[float, float]]:
@@ -99,7 +104,7 @@ def elsewhere(name: str, table: Table, limits: Limits, forecast: float, lost: fl
     found = integer_program(table, limits)
     if forecast <= 0 or not table.fits(found, limits) or table.harm(found) > (1 - _WORTH) * forecast:
         return ""
-    return f"--target {name} is forecast to lose {lost * table.harm(found) / forecast:.2g} at these bytes"
+    return f"--target {name} is forecast to lose {_really(table.harm(found), forecast, lost):.2g} at these bytes"
 
 
 def surprise(quality: Mapping[str, Any], forecast: float) -> str:
