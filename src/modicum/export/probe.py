@@ -12,7 +12,7 @@ import inspect
 import json
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -46,13 +46,10 @@ _ELSEWHERE = {"_name_or_path", "transformers_version", "architectures", "id2labe
 
 @dataclass
 class Finding:
-    """What a probe has found: kinds of weight that come back wrong, and why; why nothing at all comes back right; and structural changes, by their
-    text, with why they do not.
-    """
+    """What a probe has found: kinds of weight that come back wrong, and why; or why nothing at all comes back right."""
 
     off: dict[str, str] = field(default_factory=dict)
     nothing: str = ""
-    structural: dict[str, str] = field(default_factory=dict)
     untried: bool = False
 
     def to_json(self) -> dict[str, Any]:
@@ -64,10 +61,10 @@ class Finding:
         """Inverse of ``to_json``. Raises ``ValueError`` where it is anything else."""
         if not isinstance(value, dict) or (value.get("format"), value.get("version")) != ("modicum-probe", 1):
             raise ValueError("it is no probe's finding")
-        off, nothing, structural, untried = (value.get(name) for name in ("off", "nothing", "structural", "untried"))
-        if not isinstance(nothing, str) or not isinstance(untried, bool) or not all(_texts(part) for part in (off, structural)):
+        off, nothing, untried = (value.get(name) for name in ("off", "nothing", "untried"))
+        if not isinstance(nothing, str) or not isinstance(untried, bool) or not _texts(off):
             raise ValueError("it is no probe's finding")
-        return cls(dict(off or {}), nothing, dict(structural or {}), untried)
+        return cls(dict(off or {}), nothing, untried)
 
 
 def _texts(value: Any) -> bool:
@@ -193,11 +190,6 @@ class Probe:
             model = model.on(torch.device("cpu"))
         return Trial(type(self.target)(model, script), placed(batch, "cpu"))
 
-    @property
-    def itself(self) -> bool:
-        """Whether it is tried on the model itself."""
-        return self.target.model.parameters <= SMALL
-
     def _kept(self) -> Finding:
         """The finding about weights, as it is kept, or made now and kept."""
         with suppress(ValueError):
@@ -205,13 +197,6 @@ class Probe:
         found = Finding(untried=self.trial is None) if self.trial is None else weights(self.trial)
         keep_json(self.path, found.to_json())
         return found
-
-    def _asked(self, text: str, ask: Callable[[Trial], str]) -> str:
-        """The answer to one question about a structural change, kept under its text."""
-        if text not in self.finding.structural:
-            self.finding.structural[text] = "" if self.trial is None else ask(self.trial)
-            keep_json(self.path, self.finding.to_json())
-        return self.finding.structural[text]
 
     def notes(self) -> list[str]:
         """What a user must know of it."""
