@@ -70,7 +70,9 @@ def test_directory_is_judged_on_the_test_part_that_fit_reports_on(directory):
     from transformers import AutoTokenizer
 
     splits = from_text(None, AutoTokenizer.from_pretrained(directory), samples=9, tokens=16, seed=4, test_samples=3)
+    taken = found["data"].pop("taken")
     assert found["data"] == {"source": "shipped", "notes": [], "hash": splits.hashes["test"]}
+    assert taken["used_tokens"] == sum(batch["input_ids"].numel() for batch in splits.test) < taken["tokens"]
     assert found["quality"]["sequences"] == 3 and found["quality"]["tokens"] == 48 and found["quality"]["mean"] == 0.0
     assert found["model"] == found["reference"] == str(directory)
     assert json.loads(json.dumps(found)) == found

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from typing_extensions import override
 
-from modicum.core.errors import ModelError
+from modicum.core.errors import ModelError, quoted
 from modicum.core.files import read_json, require_inside
 from modicum.core.option import Option
 from modicum.core.tensorfile import Shards
@@ -29,7 +29,6 @@ from modicum.export.narrow import (
     Incision,
     Trial,
     dummy,
-    first_line,
     fits,
     group_units,
     precise_output,
@@ -156,7 +155,7 @@ class Container(Target):
             trial = Trial(module, modules, incisions, batch or dummy(module))
         except Exception as error:  # a model's own forward on an input that may not suit it
             _record(directory, [])
-            why = f"no input to try it on ({first_line(error)})"
+            why = f"no input to try it on ({quoted(error, 120)})"
             return module, found | {"narrow": [], "as wide as before": apart | {group.units[-1]: why for group in groups}}
         chosen = trial.run(groups)
         narrow = {unit: incisions[unit] for group in chosen for unit in group.units}
@@ -277,7 +276,7 @@ def _load_transformers(directory: Path) -> nn.Module:
         with hushed():
             module, report = type(bare).from_pretrained(directory, **settings)  # type: ignore[attr-defined]
     except Exception as error:
-        raise ModelError(f"{directory}: Transformers cannot load it ({first_line(error)}).") from None
+        raise ModelError(f"{directory}: Transformers cannot load it ({quoted(error, 120)}).") from None
     for kind in ("missing_keys", "mismatched_keys", "error_msgs"):
         if report.get(kind):
             raise ModelError(f"{directory}: must hold the model's weights, {kind} are such as {sorted(map(str, report[kind]))[0]:.200}.")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from modicum.core.errors import ModelError
+from modicum.core.errors import ModelError, quoted
 from modicum.core.unit import Axis, Site, Unit
 from modicum.data.splits import Batch, call, some_rows
 from modicum.forms import Cut, Form, Sum
@@ -242,7 +242,7 @@ class Trial:
             with narrowed(self.modules, self.incisions, groups):
                 output = precise_output(self.module, self.batch) if groups else self.reference
         except Exception as error:  # whatever a model's own forward raises at shapes it was not made for
-            return f"its forward refuses ({first_line(error)})"
+            return f"its forward refuses ({quoted(error, 120)})"
         if [part.shape for part in output] != [part.shape for part in self.reference]:
             return "outputs have another shape"
         gap = relative_gap(output, self.reference)
@@ -261,11 +261,6 @@ def relative_gap(output: Sequence[torch.Tensor], reference: Sequence[torch.Tenso
     gaps = torch.stack([torch.where(ours == theirs, 0.0, ours - theirs).norm() for ours, theirs in zip(output, reference)])
     norms = torch.stack([torch.where(theirs.isinf(), 0.0, theirs).norm() for theirs in reference])
     return float((gaps / norms.clamp_min(1e-30)).max())
-
-
-def first_line(error: BaseException) -> str:
-    """What went wrong, shortly."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
 
 
 def _short(batch: Batch) -> Batch:

@@ -79,7 +79,7 @@ class Quality:
     def worst(self) -> Judged:
         """The output that differs most. Raises ``DataError`` where padding left nothing to judge."""
         if not any(judged.divergence for judged in self.parts.values()):
-            raise DataError("quality: at least one token that is no padding is needed, none came. Check the masks.")
+            raise DataError("data: at least one token that is no padding is needed, none came. Check the masks.")
         return max(self.parts.values(), key=lambda judged: judged.mean)
 
     @property
@@ -123,7 +123,7 @@ class Quality:
         if self.worst is self.main or len(self.parts) == 1:
             return []
         said = [f"{judged.part.name} by {judged.mean:.2g} ({judged.metric})" for judged in (self.worst, self.main)]
-        return [f"quality: of {len(self.parts)} outputs {said[0]} differs most, {said[1]} is the first."]
+        return [f"outputs: of {len(self.parts)} outputs {said[0]} differs most, {said[1]} is the first."]
 
 
 def _row(judged: Judged) -> dict[str, Any]:
@@ -175,10 +175,10 @@ def compare(
             except StopIteration:
                 break
             if other not in waiting:
-                raise ModelError("quality: both runs must finish their batches in one order. Report this.")
+                raise ModelError("outputs: both runs must finish their batches in one order. Report this.")
             _add(quality, judged, (waiting.pop(other), theirs), batches[other], other, causal)
     for _ in candidate:  # a sweep gives its model back only at its end
-        raise ModelError("quality: both runs must finish their batches in one order. Report this.")
+        raise ModelError("outputs: both runs must finish their batches in one order. Report this.")
     return quality
 
 
@@ -188,7 +188,7 @@ def _add(quality: Quality, outputs: Outputs, pair: tuple[Any, Any], batch: Batch
     for place, ((part, left), (_, right)) in enumerate(zip(*sides)):
         real, right = part.real(batch, left), right.to(left.device)
         if left.shape != right.shape:
-            raise ModelError(f"quality: {part.name} must keep its shape {tuple(left.shape)}, has {tuple(right.shape)}. Give its original.")
+            raise ModelError(f"output {part.name}: must keep its shape {tuple(left.shape)}, has {tuple(right.shape)}. Give its original.")
         _require_finite(part, left, right, real)
         judged = quality.parts.setdefault(part.name, Judged(part))
         if not has_rows(batch, left, part):
@@ -221,13 +221,9 @@ def _require_finite(part: Part, left: torch.Tensor, right: torch.Tensor, real: t
     left, right = (value if real is None else value[real] for value in (left, right))
     masked = left.isneginf()
     if not bool((torch.isfinite(left) | masked).all()):
-        raise ModelError(
-            f"quality: the original's output ({part.name}) must hold numbers, holds NaN or Inf. Check its weights and the data."
-        )
+        raise ModelError(f"the original's output ({part.name}): must hold numbers, holds NaN or Inf. Check its weights and the data.")
     if not bool((torch.isfinite(right) | masked & right.isneginf()).all()):
-        raise RuinedError(
-            "quality: the compressed model's outputs must be finite, hold NaN or Inf. Choose a larger budget or another method."
-        )
+        raise RuinedError("the compressed model's outputs: must be finite, hold NaN or Inf. Choose a larger budget or another method.")
 
 
 def _values(left: torch.Tensor, right: torch.Tensor, real: torch.Tensor | None) -> list[tuple[float, int]]:
@@ -343,4 +339,4 @@ def perplexity_text(summary: Mapping[str, Any]) -> str:
 def require(batches: Sequence[Batch]) -> None:
     """Raise ``DataError`` where there is nothing to judge with."""
     if not batches:
-        raise DataError("quality: at least one test sequence is needed, none came. Give more data.")
+        raise DataError("data: at least one test sequence is needed, none came. Give more data.")

@@ -88,7 +88,7 @@ def restore(described: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], *
     """
     kind = described.get("kind") if isinstance(described, Mapping) else None
     if not isinstance(kind, str) or kind not in _KINDS:
-        raise ModelError(f"container: a form's kind must be one of {', '.join(sorted(_KINDS))}, got {kind!r}. Write the file anew.")
+        raise ModelError(f"compressed weight: its kind must be one of {', '.join(sorted(_KINDS))}, got {kind!r}. Write the file anew.")
     try:
         shape, dtype = (int(described["shape"][0]), int(described["shape"][1])), getattr(torch, str(described["dtype"]))
         if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
@@ -98,6 +98,6 @@ def restore(described: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], *
             raise ValueError(f"shape {shape} does not match the tensors")
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError, OverflowError) as error:
         raise ModelError(
-            f"container: a {kind} form's tensors and settings must fit together ({quoted(error)}). Write the file anew."
+            f"compressed weight: of kind {kind}, its tensors and settings must fit together ({quoted(error)}). Write the file anew."
         ) from None
     return form

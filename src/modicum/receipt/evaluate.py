@@ -69,7 +69,7 @@ def evaluate(
     batches, described = _batches(data, [part for part in (candidate, original) if part], samples, tokens, seed, text_column)
     causal = _is_causal(candidate.module)
     if original is None and not causal:
-        raise SettingError(f"evaluate: {candidate.name} is no causal language model, which needs a reference. Pass one.")
+        raise SettingError(f"{candidate.name}: is no causal language model, which needs a reference. Pass one.")
     shown = progress or Quiet()
     with _evaluating(candidate), _evaluating(original):
         outputs = _outputs(original or candidate, batches, output, classes)
@@ -120,7 +120,7 @@ def _batch(item: Any) -> Batch:
     batch: Batch = dict(item) if isinstance(item, Mapping) else tuple(item) if isinstance(item, tuple | list) else (item,)
     values = batch.values() if isinstance(batch, dict) else batch
     if not batch or not all(isinstance(value, Tensor) for value in values):
-        raise DataError(f"evaluate: a batch must be a tensor, or a dict or tuple of tensors, {type(item).__name__} came. Convert it.")
+        raise DataError(f"data: a batch must be a tensor, or a dict or tuple of tensors, {type(item).__name__} came. Convert it.")
     return batch
 
 
