@@ -307,3 +307,12 @@ def test_gradients_stay_as_they_were_enabled():
     with torch.no_grad():
         modicum.fit(module, method="nearest bits=8", data=batches)
         assert not torch.is_grad_enabled()
+
+
+def test_a_compiled_module_is_filled_beneath():
+    model, batches = zoo.build("mlp")
+    result = modicum.fit(model, method="nearest bits=8 group=0", data=batches)
+    compiled = torch.compile(zoo.build("mlp")[0], backend="eager")
+    filled = modicum.load(result.out, into=compiled)
+    assert filled is compiled
+    assert_close(outputs(filled, batches[0]), outputs(result.model, batches[0]))

@@ -37,7 +37,7 @@ from modicum.export.narrow import (
     resize,
 )
 from modicum.forms import Dense, Form, restore
-from modicum.models.copying import copied
+from modicum.models.copying import bare, copied
 from modicum.models.extra import extra_states, give_back
 from modicum.models.open import model_class, read_config, skeleton
 from modicum.models.quiet import hushed
@@ -207,9 +207,10 @@ class Container(Target):
 def load(directory: str | Path, *, into: nn.Module | None = None, narrow: bool = True) -> nn.Module:
     """A working module from a directory that ``fit`` wrote: our container, or one for Transformers.
 
-    ``into`` is the module to fill (changed in place) where the architecture is not one of Transformers. Where heads or channels were cut, and
-    a trial at export found the outputs equal, the modules really are narrower, and faster; with ``narrow=False`` all keep their shapes, and
-    zeros stand where something was cut. A narrow model's config still tells the old head counts. Raises ``ModelError``.
+    ``into`` is the module to fill (changed in place, also beneath ``torch.compile``) where the architecture is not one of Transformers. Where
+    heads or channels were cut, and a trial at export found the outputs equal, the modules really are narrower, and faster; with
+    ``narrow=False`` all keep their shapes, and zeros stand where something was cut. A narrow model's config still tells the old head counts.
+    Raises ``ModelError``.
     """
     directory = Path(directory)
     if not (directory / FILE).exists():
@@ -218,6 +219,7 @@ def load(directory: str | Path, *, into: nn.Module | None = None, narrow: bool =
     body = read_body(directory)
     if into is None:
         into = _skeleton(directory)
+    given, into = into, bare(into)
     modules = dict(into.named_modules())
     for name in body["dropped"]:
         if name not in modules or not isinstance(modules.get(name.rpartition(".")[0]), nn.ModuleList):
@@ -226,7 +228,7 @@ def load(directory: str | Path, *, into: nn.Module | None = None, narrow: bool =
     _fill(into, shards, body, directory, narrow_groups(body, directory) if narrow else [])
     give_back(modules, body.get("extra", {}), lambda name: shards.read(name).clone(), directory)
     drop_blocks(into, body["dropped"])
-    return into.eval()
+    return given.eval()
 
 
 def _skeleton(directory: Path) -> nn.Module:
