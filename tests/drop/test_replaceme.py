@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 import modicum
 from modicum.core.errors import ModelError
@@ -59,3 +60,33 @@ def test_a_norm_in_between_is_refused():
     module, batches = zoo.build("gemma2")
     with pytest.raises(ModelError, match="Use blocks instead"):
         modicum.fit(module, method="replaceme count=1", target="modicum", data=batches)
+
+
+def test_padding_stands_in_for_nothing():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mix, self.head = nn.MultiheadAttention(16, 2, batch_first=True), nn.Linear(16, 16)
+            self.layers = nn.ModuleList([Step() for _ in range(4)])
+
+        def forward(self, x, padding):
+            x = x + self.mix(x, x, x, key_padding_mask=padding, need_weights=False)[0]
+            for layer in self.layers:
+                x = layer(x)
+            return self.head(x)
+
+    padding = torch.arange(6) >= torch.tensor([[6], [3]])
+    batches = [(torch.randn(2, 6, 16), padding) for _ in range(3)]
+    model = open_model(Net().eval())
+    script = rehearse(model, batches[0], batches[1:])
+    found = Replaceme(count=1).reshape(model, script, batches, SpillPool(None))
+    assert script.masks and len(found.dropped) == 1
+
+
+class Step(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Linear(16, 16), nn.Linear(16, 16)
+
+    def forward(self, x):
+        return x + self.down(torch.relu(self.up(x)))

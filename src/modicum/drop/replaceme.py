@@ -58,7 +58,7 @@ class Replaceme(Spanner):
         span, why = self.span(model, script, batches, pool)
         names = [name for name in script.blocks if model.blocks[name].list_name == model.blocks[span[0]].list_name]
         before = names[names.index(span[0]) - 1]
-        survey = _Survey(model, script, before, span[-1])
+        survey = _Survey(model, script, batches, before, span[-1])
         if not adds_output(model, script, batches[0], before, survey.unit.module):
             raise UnsuitableError(
                 f"{before}: must end by adding {survey.unit.module} for a stand-in to be folded into it. Use blocks instead."
@@ -78,9 +78,10 @@ class Replaceme(Spanner):
 class _Survey:
     """Normal equations of the stand-in: MᵀM and Mᵀ(L - Y)."""
 
-    def __init__(self, model: Model, script: Script, before: str, last: str):
+    def __init__(self, model: Model, script: Script, batches: Sequence[Batch], before: str, last: str):
         inside = [name for stage in script.stages for name in stage if script.block_of.get(name) == before]
         self.model, self.before, self.last, self.unit = model, before, last, self._last(model, inside, before)
+        self.batches, self.cover = batches, script.masks.get(self.unit.module)
         self.projected: list[torch.Tensor] = []
         self.rest: list[torch.Tensor] = []
         width = self.unit.shape[0]
@@ -105,15 +106,21 @@ class _Survey:
     def on_block(self, name: str, outputs: dict[int, Any]) -> None:
         """Keep the rest of the block's output; at the span's end, accumulate."""
         if name == self.before:
-            flat = [hidden(outputs[index]).cpu().float().flatten(0, -2) for index in sorted(outputs)]
+            flat = [self._rows(index, outputs[index]) for index in sorted(outputs)]
             self.rest = [whole - part for whole, part in zip(flat, self.projected)]
         if name == self.last:
             for place, index in enumerate(sorted(outputs)):
-                after = hidden(outputs[index]).cpu().float().flatten(0, -2)
+                after = self._rows(index, outputs[index])
                 part = self.projected[place]
                 self.gram += (part.T @ part).double()
                 self.cross += (part.T @ (after - self.rest[place])).double()
             self.projected, self.rest = [], []
+
+    def _rows(self, index: int, output: Any) -> torch.Tensor:
+        """A block's output, one row for each token that is no padding."""
+        value = hidden(output).cpu().float()
+        real = None if self.cover is None else self.cover.real(self.batches[index], value.shape[:-1])
+        return value.flatten(0, -2) if real is None else value[real.cpu().expand(value.shape[:-1])]
 
     def solve(self, damping: float) -> torch.Tensor:
         """T (width, width), float32, pulled towards the identity."""
