@@ -12,6 +12,7 @@ import lzma
 import os
 import shutil
 import sys
+import wave
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from pathlib import Path
 import pyarrow
 import torch
 import transformers
+from PIL import Image
 from pyarrow import parquet
 
 import modicum
@@ -27,6 +29,7 @@ from modicum.core.option import Option
 from modicum.core.plan import Plan
 from modicum.core.tensorfile import Shards, TensorFile
 from modicum.data import read_documents
+from modicum.data.media import from_files
 from modicum.fit.measured import Measured
 from modicum.models.open import DEMO, open_model
 from modicum.models.quiet import hushed
@@ -114,6 +117,33 @@ def _parquet(folder):
         parquet.write_table(pyarrow.table(columns), folder / name, compression=compression)
 
 
+class _Named(torch.nn.Module):
+    """Takes what a model of pictures, or of sound, is named for."""
+
+    def __init__(self, name):
+        super().__init__()
+        self.main_input_name = name
+
+    def forward(self, pixel_values=None, input_values=None):
+        return pixel_values
+
+
+def _pictures(folder):
+    folder.mkdir(exist_ok=True)
+    transformers.ViTImageProcessorPil(size={"height": 8, "width": 8}).save_pretrained(folder)
+    for place, suffix in enumerate(("png", "jpg", "gif", "bmp", "webp", "tif")):
+        Image.new("RGB", (9, 7 + place), (40 * place, 90, 3)).save(folder / f"{place}.{suffix}")
+
+
+def _recordings(folder):
+    folder.mkdir(exist_ok=True)
+    transformers.Wav2Vec2FeatureExtractor(sampling_rate=8000).save_pretrained(folder)
+    for place, (width, rate) in enumerate([(1, 8000), (2, 11025), (3, 16000), (4, 8000)]):
+        with wave.open(str(folder / f"{place}.wav"), "wb") as file:
+            file.setparams((1 + place % 2, width, rate, 0, "NONE", ""))
+            file.writeframes(bytes(range(240)) * width)
+
+
 # Readers
 
 
@@ -176,6 +206,12 @@ READERS = {
     "transformers": Reader(_fitted("nearest bits=4 group=16", "transformers"), modicum.load, ("config.json", SINGLE)),
     "texts": Reader(_texts, _each_document, ("*",)),
     "parquet": Reader(_parquet, _each_document, ("*",)),
+    "pictures": Reader(
+        _pictures, lambda folder: from_files(folder, _Named("pixel_values"), folder), ("[0-9].*", "preprocessor_config.json")
+    ),
+    "recordings": Reader(
+        _recordings, lambda folder: from_files(folder, _Named("input_values"), folder), ("[0-9].*", "preprocessor_config.json")
+    ),
     "tokenizer": Reader(_with_tokenizer, lambda folder: _tokenizer([_opened(folder)]), ("tokenizer_config.json",)),
 }
 

@@ -135,7 +135,7 @@ def _sampled(data: Mapping[str, Any]) -> str:
     """Of what the sequences come, as far as a sample tells."""
     taken = data.get("taken")
     if not taken or "tokens" not in taken:
-        return ""
+        return f" of {taken['files']:,} files of {taken['kind']} in {_source(data)}" if taken and "files" in taken else ""
     columns = f" (column {', '.join(taken['columns'])})" if taken.get("columns") else ""
     count = f"{'at least' if taken.get('at_least') else 'about'} {taken['tokens']:,}"
     return f" of {count} in {_source(data)}{columns}"
@@ -180,6 +180,8 @@ def _taken(data: Mapping[str, Any]) -> list[tuple[str, str]]:
     taken = data.get("taken")
     if not taken:
         return []
+    if "documents" not in taken:
+        return [("data", f"{_source(data)}: {taken['files']:,} files of {taken['kind']}, {taken['share']:.1%} of them used")]
     columns = f" (column {', '.join(taken['columns'])})" if taken.get("columns") else ""
     return [
         (

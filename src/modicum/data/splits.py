@@ -7,6 +7,7 @@ import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
@@ -97,7 +98,7 @@ def from_text(
         parts.append([{"input_ids": rows} for rows in chosen.split(batch)])
     used = sum(count_tokens(part) for part in parts)
     taken |= {"used_tokens": used, "share": used / max(1, taken["tokens"])}
-    return replace(_splits(parts, "shipped" if path is None else os.fspath(path), notes), taken=taken)
+    return replace(parted(parts, "shipped" if path is None else os.fspath(path), notes), taken=taken)
 
 
 def from_batches(iterable: Iterable[Any], seed: int = 0) -> Splits:
@@ -127,7 +128,7 @@ def from_batches(iterable: Iterable[Any], seed: int = 0) -> Splits:
     else:
         parts = _split_rows(unique, generator)
         notes.append("Fewer than three different batches came: their rows were divided among the parts.")
-    return _splits(parts, "batches", notes)
+    return parted(parts, "batches", notes)
 
 
 def call(module: Callable[..., Any], batch: Batch, *, cached: bool = False) -> Any:
@@ -228,7 +229,14 @@ def _shares(total: int, shares: tuple[float, float]) -> list[int]:
     return [total - validation - test, validation, test]
 
 
-def _splits(parts: Sequence[list[Batch]], source: str, notes: list[str]) -> Splits:
+def divided(things: Sequence[Any], shares: tuple[float, float]) -> list[list[Any]]:
+    """Three adjoining parts of at least three things; the shares are those of the second and the third."""
+    sizes = _shares(len(things), shares)
+    ends = [0, sizes[0], sizes[0] + sizes[1], len(things)]
+    return [list(things[start:end]) for start, end in pairwise(ends)]
+
+
+def parted(parts: Sequence[list[Batch]], source: str, notes: list[str]) -> Splits:
     """Put the three parts under their names, with their hashes."""
     hashes = {name: _digest(part) for name, part in zip(PARTS, parts)}
     calibration, validation, test = parts

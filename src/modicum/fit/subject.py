@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from modicum.core.errors import DataError, ModelError, ModicumError, SettingErro
 from modicum.core.memory import free_memory, trim
 from modicum.core.option import Option
 from modicum.core.unit import Site
+from modicum.data import media
 from modicum.data.extent import extent
 from modicum.data.forward import own_errors, require_suitable, without_labels
 from modicum.data.splits import Batch, Splits, count_rows, count_tokens, from_batches, from_text, one_row
@@ -58,7 +59,7 @@ class Subject:
     def open(cls, source: str | Path | nn.Module | Model, settings: Settings, batches: Any = None, data: Splits | None = None) -> Subject:
         """Open the model, split the data (unless it is split already) and rehearse. Raises the errors of each."""
         model = opened(source, settings)
-        if batches is None and data is None:
+        if batches is None and data is None and not media.kind_of(model.module):
             require_positions(model, settings.tokens)
         if getattr(settings, "dry_run", False) and model.weights.lazy and batches is None:
             return cls._outlined(model, settings, data)
@@ -77,12 +78,7 @@ class Subject:
     @classmethod
     def _outlined(cls, model: Model, settings: Settings, data: Splits | None) -> Subject:
         """The same from headers alone, and a few tokens."""
-        taken = data.taken if data is not None else extent(settings.data, model.tokenizer, settings.tokens, settings.text_column)
-        asked = settings.samples * settings.tokens
-        planned = count_tokens(data.calibration) if data is not None else asked if taken["at_least"] else min(asked, taken["tokens"])
-        ids = torch.arange(min(settings.tokens, _FEW))[None] % (getattr(model.config.get_text_config(), "vocab_size", None) or 2)
-        example: Batch = shortened(one_row(data.calibration[0]), _FEW) if data is not None else {"input_ids": ids}
-        source = data.source if data is not None else settings.data or "shipped"
+        example, source, taken, planned = _glimpse(model, settings, data)
         try:
             script, cuts = outlined(model, example)
         except ModicumError:
@@ -172,6 +168,19 @@ class Subject:
         return SpillPool(self.memory.activations, tight=self.settings.ram is not None)
 
 
+def _glimpse(model: Model, settings: Settings, data: Splits | None) -> tuple[Batch, str, dict[str, Any], int]:
+    """A row to outline the model with, where data comes from, what was found there, and the tokens that a run would calibrate on."""
+    if data is not None:
+        return shortened(one_row(data.calibration[0]), _FEW), data.source, data.taken, count_tokens(data.calibration)
+    if media.kind_of(model.module):
+        few = _split(model, replace(settings, samples=1, test_samples=1), None)
+        return one_row(few.calibration[0]), few.source, few.taken, min(settings.samples, few.taken["files"])
+    taken = extent(settings.data, model.tokenizer, settings.tokens, settings.text_column)
+    asked = settings.samples * settings.tokens
+    ids = torch.arange(min(settings.tokens, _FEW))[None] % (getattr(model.config.get_text_config(), "vocab_size", None) or 2)
+    return {"input_ids": ids}, settings.data or "shipped", taken, asked if taken["at_least"] else min(asked, taken["tokens"])
+
+
 def opened(source: str | Path | nn.Module | Model, settings: Settings) -> Model:
     """Open the model as the settings allow."""
     chosen_device(settings.device)  # before anything is read
@@ -219,6 +228,11 @@ def require_positions(model: Model, tokens: int) -> None:
 def _split(model: Model, settings: Settings, batches: Any) -> Splits:
     if batches is not None:
         return without_labels(model.module, from_batches(batches, seed=settings.seed))
+    if media.kind_of(model.module) and model.directory is not None:
+        return media.from_files(
+            settings.data, model.module, model.directory, samples=settings.samples, seed=settings.seed, batch=settings.micro_batch,
+            test_samples=settings.test_samples,
+        )  # fmt: skip
     return from_text(
         settings.data, model.tokenizer, samples=settings.samples, tokens=settings.tokens, seed=settings.seed,
         batch=settings.micro_batch, test_samples=settings.test_samples, text_column=settings.text_column,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from modicum.core.errors import DataError, ModelError, SettingError, quoted
 from modicum.core.progress import Quiet, ticked
 from modicum.data.forward import LABELS_LEFT_OUT, is_labelled
+from modicum.data.media import from_files, kind_of
 from modicum.data.splits import Batch, batch_items, count_tokens, from_text
 from modicum.export import load
 from modicum.fit.quality import Quality, compare, plain, require
@@ -101,6 +102,8 @@ def _batches(
     data: Any, models: list[_Opened], samples: int, tokens: int, seed: int, text_column: str | None
 ) -> tuple[list[Batch], dict[str, Any]]:
     if data is None or isinstance(data, str | Path):
+        if kind_of(models[-1].module):
+            return _files(data, models, samples, seed)
         _require_one_vocabulary(models)
         splits = from_text(data, _tokenizer(models), samples=1, tokens=tokens, seed=seed, test_samples=samples, text_column=text_column)
         found = sum(len(batch["input_ids"]) for batch in splits.test if isinstance(batch, dict))
@@ -114,6 +117,15 @@ def _batches(
     if all(is_labelled(model.module, batches) for model in models):
         batches, notes = [batch[:1] for batch in batches if isinstance(batch, tuple)], [LABELS_LEFT_OUT]
     return batches, {"source": "batches", "notes": notes, "hash": None}
+
+
+def _files(path: Any, models: list[_Opened], samples: int, seed: int) -> tuple[list[Batch], dict[str, Any]]:
+    """The test part of pictures or recordings, as the processor beside one of the models makes it."""
+    directory = next(
+        (model.directory for model in models if model.directory and (model.directory / "preprocessor_config.json").is_file()), None
+    )
+    splits = from_files(path, models[-1].module, directory, samples=1, seed=seed, test_samples=samples)
+    return splits.test, {"source": splits.source, "notes": list(splits.notes[2:]), "hash": splits.hashes["test"], "taken": splits.taken}
 
 
 def _batch(item: Any) -> Batch:

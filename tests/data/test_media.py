@@ -1,0 +1,125 @@
+"""Pictures and sound from folders: what comes of them, what is used, and what is refused in one sentence."""
+
+import wave
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from PIL import Image
+from torch import nn
+
+import modicum
+from modicum.core.errors import DataError, ModelError
+from modicum.data.media import from_files
+
+RATE = 16000
+
+
+class Sees(nn.Module):
+    main_input_name = "pixel_values"
+
+    def forward(self, pixel_values, pixel_mask=None):
+        return pixel_values.mean((2, 3))
+
+
+class Hears(nn.Module):
+    main_input_name = "input_values"
+
+    def forward(self, input_values):
+        return input_values
+
+
+class SeesAndReads(Sees):
+    def forward(self, pixel_values, input_ids):
+        return pixel_values.mean() + input_ids
+
+
+def pictures(folder, count=12):
+    generator = np.random.default_rng(0)
+    for place in range(count):
+        inside = folder / ("deep" if place % 2 else ".")
+        inside.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 255, (40, 30, 3), dtype=np.uint8)).save(inside / f"{place}.{'png' if place % 3 else 'jpg'}")
+    return folder
+
+
+def recording(file, values, rate=RATE, width=2, channels=1):
+    """A WAV file of ``values`` between -1 and 1, of each channel alike."""
+    whole = np.repeat(np.round(values * (2 ** (8 * width - 1) - 1)).astype("<i8"), channels)
+    if width == 1:
+        whole = whole + 128
+    bytes_ = np.ascontiguousarray(whole).view(np.uint8).reshape(-1, 8)[:, :width].tobytes()
+    with wave.open(str(file), "wb") as out:
+        out.setnchannels(channels)
+        out.setsampwidth(width)
+        out.setframerate(rate)
+        out.writeframes(bytes_)
+
+
+@pytest.fixture(scope="module")
+def processors(tmp_path_factory):
+    home = tmp_path_factory.mktemp("processors")
+    transformers.ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(home / "sees")
+    transformers.Wav2Vec2FeatureExtractor(sampling_rate=RATE, do_normalize=False).save_pretrained(home / "hears")
+    return home
+
+
+def test_pictures_at_every_depth_become_three_parts(processors, tmp_path):
+    found = from_files(pictures(tmp_path / "photos"), Sees(), processors / "sees", samples=5, test_samples=2, batch=4)
+    shapes = [[tuple(batch["pixel_values"].shape) for batch in part] for part in (found.calibration, found.validation, found.test)]
+    assert shapes == [[(4, 3, 16, 16), (1, 3, 16, 16)], [(1, 3, 16, 16)], [(2, 3, 16, 16)]]
+    assert found.taken == {"kind": "pictures", "files": 12, "used_files": 8, "share": pytest.approx(2 / 3)}
+    again = from_files(tmp_path / "photos", Sees(), processors / "sees", samples=5, test_samples=2, batch=4)
+    other = from_files(tmp_path / "photos", Sees(), processors / "sees", samples=5, test_samples=2, batch=4, seed=1)
+    assert again.hashes == found.hashes != other.hashes
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 4])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_a_recording_is_what_was_recorded(processors, tmp_path, width, channels):
+    values = np.sin(2 * np.pi * 440 * np.arange(800) / RATE) * 0.5
+    for place in range(3):
+        recording(tmp_path / f"{place}.wav", values * (1 - place / 4), width=width, channels=channels)
+    found = from_files(tmp_path, Hears(), processors / "hears")
+    heard = sorted((batch["input_values"][0].numpy() for part in (found.calibration, found.test) for batch in part), key=np.ptp)
+    assert all(min(np.abs(values * (1 - place / 4) - row).max() for place in range(3)) < 2.1 / 2 ** (8 * width - 1) + 1e-6 for row in heard)
+
+
+def test_recordings_are_brought_to_the_processors_rate_and_cut(processors, tmp_path):
+    tone = lambda rate, seconds: np.sin(2 * np.pi * 100 * np.arange(rate * seconds) / rate) * 0.5
+    for place in range(3):
+        recording(tmp_path / f"{place}.wav", tone(8000, 31), rate=8000)
+    (row,) = from_files(tmp_path, Hears(), processors / "hears", samples=1).calibration[0]["input_values"].numpy()
+    assert len(row) == 30 * RATE
+    inner = slice(RATE, 2 * RATE)
+    assert np.abs(row[inner] - tone(RATE, 30)[inner]).max() < 0.01
+
+
+def test_what_cannot_be_used_is_told_in_one_sentence(processors, tmp_path):
+    photos = pictures(tmp_path / "photos", 4)
+    with pytest.raises(DataError, match="takes pictures, for which modicum ships none. Pass --data FOLDER"):
+        from_files(None, Sees(), processors / "sees")
+    with pytest.raises(DataError, match=r"must hold at least three files of sound \(.wav, .wave\), one for each part, 0 were found"):
+        from_files(photos, Hears(), processors / "hears")
+    with pytest.raises(DataError, match="must hold input_ids beside pixel_values, which pictures alone do not give"):
+        from_files(photos, SeesAndReads(), processors / "sees")
+    with pytest.raises(ModelError, match="has no processor beside it, which pictures need"):
+        from_files(photos, Sees(), tmp_path)
+    (photos / "0.jpg").write_bytes((photos / "0.jpg").read_bytes()[:300])
+    with pytest.raises(DataError, match=r"0.jpg must be a picture, reading it gave"):
+        from_files(photos, Sees(), processors / "sees")
+
+
+def test_a_model_on_disk_is_fitted_and_judged_on_a_folder(processors, tmp_path):
+    torch.manual_seed(0)
+    settings = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    config = transformers.ViTConfig(**settings, image_size=16, patch_size=8, num_labels=5)
+    transformers.ViTForImageClassification(config).save_pretrained(tmp_path / "model")
+    transformers.ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(tmp_path / "model")
+    photos = pictures(tmp_path / "photos")
+    told = modicum.fit(tmp_path / "model", method="nearest bits=4 group=0", data=str(photos), out=tmp_path / "out").receipt
+    assert told["data"]["taken"]["used_files"] == 12
+    judged = modicum.evaluate(tmp_path / "out", reference=tmp_path / "model", data=str(photos))
+    assert judged["quality"]["mean"] == pytest.approx(told["quality"]["mean"], rel=1e-4)
+    assert judged["data"]["hash"] == told["data"]["hashes"]["test"]
