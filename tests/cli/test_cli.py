@@ -210,7 +210,7 @@ def test_unknown_methods_offer_the_near_ones(command):
         (("measure", "{model}", "--out", "{model}/x", "--harm", "fischer"), "Did you mean fisher?"),
         (("frontier", "{model}", "--json"), "must be a folder that measure wrote"),
         (("fit", "{model}", "--plan", "{model}/config.json"), "must be an object of format modicum-plan"),
-        (("fit", "{model}", "--bpw", "4", "--data", "{model}/nothing.txt", "--json"), "none is there"),
+        (("fit", "{model}", "--bpw", "4", "--data", "{model}/nothing.txt", "--tokens", "16", "--json"), "none is there"),
         (("fit", "{model}", "--bpw", "1", "--samples", "4", "--tokens", "16", "--out", "{model}.x", "--json"), "cannot be reached"),
         (("fit", "{model}", "--bpw", "9", "--out", "{model}"), "must not be what is read"),
         (("fit", "{model}", "--bpw", "9", "--out", "{model}/x"), "must not lie in the folder that is read"),

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import resource
 import shutil
 import struct
@@ -70,7 +71,8 @@ def refused(tmp_path, *words, out="out", begun=False):
     added = ("--out", tmp_path / out) if out and "--out" not in words else ()
     result = CliRunner().invoke(main, [str(word) for word in (*words, *added)], prog_name="modicum", catch_exceptions=False)
     assert result.exit_code == 2 and result.stdout == ""
-    (line,) = result.stderr.splitlines()
+    *progress, line = result.stderr.splitlines()
+    assert all(begun and re.match(r"\[\d+ s\] ", other) for other in progress), progress
     assert line.startswith("modicum: ") and line.endswith((".", "?")) and "Traceback" not in line and len(line) < 900
     written = {name for name in tree(tmp_path).items() ^ before.items()}
     partial = str(tmp_path / f"{out}.partial")
@@ -116,7 +118,8 @@ def fit_refused(tmp_path, model, *words, budget=("--bpw", "14"), **settings):
     ],
 )
 def test_settings_that_cannot_be(plain, tmp_path, words, said):
-    assert said in refused(tmp_path, "fit", plain, *words)
+    few = () if "--tokens" in words else ("--tokens", "64")  # as many as the model has positions for
+    assert said in refused(tmp_path, "fit", plain, *words, *few)
 
 
 @pytest.mark.parametrize("words", [("--bits", "4"), ("--samples", "many"), ("--bpw", "four")])

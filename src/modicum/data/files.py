@@ -25,6 +25,8 @@ _BINARY = {
     b"\x28\xb5\x2f\xfd": "compressed by zstd", b"\x1f\x8b": "compressed by gzip", b"\xfd7zXZ": "compressed by xz", b"BZh": "compressed by bzip2",
 }  # fmt: skip
 PARQUET = b"PAR1"
+# How text in UTF-16 begins, which is full of zero bytes.
+_WIDE = (b"\xff\xfe", b"\xfe\xff")
 
 
 @dataclass
@@ -107,7 +109,7 @@ def _unreadable(file: Path, error: BaseException) -> DataError:
 
 def _require_text(file: Path, data: bytes) -> None:
     what = next((what for magic, what in _BINARY.items() if data.startswith(magic)), "")
-    if what or b"\0" in data[:8192]:
+    if what or (b"\0" in data[:8192] and not data.startswith(_WIDE)):
         raise DataError(f"data: {file} must be text, it is {what or 'binary: it holds zero bytes'}. Give plain text, CSV, JSON or Parquet.")
 
 
