@@ -13,7 +13,7 @@ from modicum.core.option import KEEP, Option
 from modicum.core.plan import Choice
 from modicum.core.progress import Quiet
 from modicum.core.tensorfile import TensorFile
-from modicum.core.unit import Site, Stats
+from modicum.core.unit import Site, Stats, Unit
 from modicum.export import TARGETS
 from modicum.export._family import header_share, tensor_bytes
 from modicum.fit.choose import Chooser
@@ -26,6 +26,7 @@ from modicum.fit.findings import (
     Findings,
     Sizing,
     Structural,
+    _zeros,
     kind_of,
     level_of,
     remaining_shape,
@@ -413,3 +414,23 @@ def test_forms_of_zeros_are_made_once():
     assert sizing.form(option, unit) is sizing.form(option, run.model.units["model.layers.1.mlp.up_proj.weight"])
     assert sizing.form(option, unit) is not sizing.form(option, unit, (64, 64))
     assert sizing.form(option, unit, (64, 64)).nbytes == sizing.form(option, unit).nbytes // 2 + 128 // 8  # and which rows remain
+
+
+@pytest.mark.parametrize(
+    "text", ["gptq bits=3 group=16", "gptq bits=4 group=0 symmetric=true", "hqq bits=2 group=7", "gptq bits=2 group=16 | eora rank=2"]
+)
+def test_sizes_of_zeros_are_those_of_a_whole_matrix(text):
+    """Where one row stands for all of them too."""
+    unit, option = Unit("w", "m", "w", "linear", (37, 50), (37, 50), torch.bfloat16), Option.parse(text)
+    form = _zeros(option, unit, unit.shape)
+    site, stats = Site("w", "unit", (unit,)), Stats(reference=torch.zeros(37, 50), covariance=torch.eye(50), count=50)
+    whole = option.apply(site, {"w": stats}, {"w": Dense(torch.zeros(37, 50, dtype=torch.bfloat16))}).forms["w"]
+    assert form.shape == whole.shape and form.nbytes == whole.nbytes
+    assert {name: (value.shape, value.dtype) for name, value in form.tensors().items()} == {
+        name: (value.shape, value.dtype) for name, value in whole.tensors().items()
+    }
+
+
+def test_the_largest_weights_are_sized_in_no_memory_at_all():
+    unit = Unit("w", "m", "w", "linear", (1 << 20, 1 << 16), (1 << 20, 1 << 16), torch.bfloat16)
+    assert _zeros(Option.parse("gptq bits=4 group=0 symmetric=true"), unit, unit.shape).nbytes == (1 << 36) // 2 + (1 << 21)

@@ -20,7 +20,8 @@ from modicum.export import Target
 from modicum.export._family import METADATA, SHARD_BYTES, header_share, tensor_bytes
 from modicum.fit.menu import levels, offered, spanners
 from modicum.fit.quality import Tried
-from modicum.forms import Cut, Dense, Form
+from modicum.forms import Cut, Dense, Form, Integer
+from modicum.quantize._family import Quantizer
 from modicum.sweep import Script
 
 # The site of choices over the whole model's depth.
@@ -434,9 +435,23 @@ def _zeros(option: Option, unit: Unit, shape: tuple[int, int]) -> Form:
     fitted = Option(steps).without_data()
     if fitted is None:
         raise ModelError(f"{option}: its bytes cannot be told without data.")
+    if shape == unit.shape and all(isinstance(step, Quantizer) and step.group >= 0 for step in fitted.steps):
+        return _rows_alike(fitted, unit)
     zeros = torch.zeros(unit.shape, dtype=unit.dtype)
     start: Form = Dense(zeros) if shape == unit.shape else Cut(Dense(torch.zeros(shape, dtype=unit.dtype)), *masks)
     return fitted.apply(Site(unit.name, "unit", (unit,)), {unit.name: Stats(reference=zeros)}, {unit.name: start}).forms[unit.name]
+
+
+def _rows_alike(option: Option, unit: Unit) -> Form:
+    """Codes of zeros, one row of which stands for all: a matrix of the largest models takes no memory, and no time."""
+    one = replace(unit, shape=(1, unit.shape[1]))
+    zeros = torch.zeros(one.shape, dtype=unit.dtype)
+    change = option.apply(Site(unit.name, "unit", (one,)), {unit.name: Stats(reference=zeros)}, {unit.name: Dense(zeros)})
+    form = change.forms[unit.name]
+    if not isinstance(form, Integer):
+        raise TypeError(f"{option}: gives {type(form).__name__}, whose rows may differ.")
+    spread = lambda value: None if value is None else value.expand(unit.shape[0], -1)
+    return Integer(spread(form.codes), spread(form.scale), spread(form.zero), form.bits, form.group)
 
 
 def _summed(facts: Sequence[Mapping[str, float]], site: Site) -> dict[str, float]:
