@@ -450,8 +450,8 @@ def _rows_alike(option: Option, unit: Unit) -> Form:
     form = change.forms[unit.name]
     if not isinstance(form, Integer):
         raise TypeError(f"{option}: gives {type(form).__name__}, whose rows may differ.")
-    spread = lambda value: None if value is None else value.expand(unit.shape[0], -1)
-    return Integer(spread(form.codes), spread(form.scale), spread(form.zero), form.bits, form.group)
+    spread = lambda value: value.expand(unit.shape[0], -1)
+    return Integer(spread(form.codes), spread(form.scale), None if form.zero is None else spread(form.zero), form.bits, form.group)
 
 
 def _summed(facts: Sequence[Mapping[str, float]], site: Site) -> dict[str, float]:
