@@ -38,7 +38,7 @@ from modicum.fit.meter import Meter
 from modicum.fit.request import Request, common
 from modicum.fit.subject import Subject
 from modicum.fit.survey import Survey
-from modicum.forms import Dense
+from modicum.forms import Cut, Dense
 from modicum.sweep import Sweep
 from modicum.sweep.coupling import kept_rows
 from modicum.sweep.spill import SpillPool
@@ -416,16 +416,27 @@ def test_forms_of_zeros_are_made_once():
     assert sizing.form(option, unit, (64, 64)).nbytes == sizing.form(option, unit).nbytes // 2 + 128 // 8  # and which rows remain
 
 
-@pytest.mark.parametrize(
-    "text", ["gptq bits=3 group=16", "gptq bits=4 group=0 symmetric=true", "hqq bits=2 group=7", "gptq bits=2 group=16 | eora rank=2"]
-)
-def test_sizes_of_zeros_are_those_of_a_whole_matrix(text):
-    """Where one row stands for all of them too."""
-    unit, option = Unit("w", "m", "w", "linear", (37, 50), (37, 50), torch.bfloat16), Option.parse(text)
-    form = _zeros(option, unit, unit.shape)
+ROUNDINGS = [
+    "gptq bits=3 group=16",
+    "gptq bits=4 group=0 symmetric=true",
+    "hqq bits=2 group=7",
+    "float8",
+    "half",
+    "gptq bits=2 | eora rank=2",
+]
+
+
+@pytest.mark.parametrize("shape", [(37, 50), (37, 48), (20, 50), (9, 32)])
+@pytest.mark.parametrize("text", ROUNDINGS)
+def test_sizes_of_zeros_are_those_of_a_whole_matrix(text, shape):
+    """Where one row stands for all of them too, and where a cut leaves fewer."""
+    unit, option = Unit("w", "m", "w", "linear", (37, 50), (37, 50), torch.float32), Option.parse(text)
+    form = _zeros(option, unit, shape)
     site, stats = Site("w", "unit", (unit,)), Stats(reference=torch.zeros(37, 50), covariance=torch.eye(50), count=50)
-    whole = option.apply(site, {"w": stats}, {"w": Dense(torch.zeros(37, 50, dtype=torch.bfloat16))}).forms["w"]
-    assert form.shape == whole.shape and form.nbytes == whole.nbytes
+    masks = [None if kept == size else torch.arange(size) < kept for kept, size in zip(shape, unit.shape)]
+    start = Dense(torch.zeros(shape))
+    whole = option.apply(site, {"w": stats}, {"w": start if shape == unit.shape else Cut(start, *masks)}).forms["w"]
+    assert type(form) is type(whole) and form.shape == whole.shape and form.nbytes == whole.nbytes
     assert {name: (value.shape, value.dtype) for name, value in form.tensors().items()} == {
         name: (value.shape, value.dtype) for name, value in whole.tensors().items()
     }

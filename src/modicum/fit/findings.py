@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -20,8 +21,7 @@ from modicum.export import Target
 from modicum.export._family import METADATA, SHARD_BYTES, header_share, tensor_bytes
 from modicum.fit.menu import levels, offered, spanners
 from modicum.fit.quality import Tried
-from modicum.forms import Cut, Dense, Form, Integer
-from modicum.quantize._family import Quantizer
+from modicum.forms import Cut, Dense, Form
 from modicum.sweep import Script
 
 # The site of choices over the whole model's depth.
@@ -435,23 +435,25 @@ def _zeros(option: Option, unit: Unit, shape: tuple[int, int]) -> Form:
     fitted = Option(steps).without_data()
     if fitted is None:
         raise ModelError(f"{option}: its bytes cannot be told without data.")
-    if shape == unit.shape and all(isinstance(step, Quantizer) and step.group >= 0 for step in fitted.steps):
-        return _rows_alike(fitted, unit)
+    if all(type(step).family() == "quantize" and getattr(step, "group", 0) >= 0 for step in fitted.steps):
+        alike = _rows_alike(fitted, unit, shape)
+        return alike if shape == unit.shape else Cut(alike, *masks)
     zeros = torch.zeros(unit.shape, dtype=unit.dtype)
     start: Form = Dense(zeros) if shape == unit.shape else Cut(Dense(torch.zeros(shape, dtype=unit.dtype)), *masks)
     return fitted.apply(Site(unit.name, "unit", (unit,)), {unit.name: Stats(reference=zeros)}, {unit.name: start}).forms[unit.name]
 
 
-def _rows_alike(option: Option, unit: Unit) -> Form:
+def _rows_alike(option: Option, unit: Unit, shape: tuple[int, int]) -> Form:
     """Codes of zeros, one row of which stands for all: a matrix of the largest models takes no memory, and no time."""
-    one = replace(unit, shape=(1, unit.shape[1]))
+    one = replace(unit, shape=(1, shape[1]))
     zeros = torch.zeros(one.shape, dtype=unit.dtype)
     change = option.apply(Site(unit.name, "unit", (one,)), {unit.name: Stats(reference=zeros)}, {unit.name: Dense(zeros)})
-    form = change.forms[unit.name]
-    if not isinstance(form, Integer):
-        raise TypeError(f"{option}: gives {type(form).__name__}, whose rows may differ.")
-    spread = lambda value: value.expand(unit.shape[0], -1)
-    return Integer(spread(form.codes), spread(form.scale), None if form.zero is None else spread(form.zero), form.bits, form.group)
+    form = copy.copy(change.forms[unit.name])
+    for name, value in vars(form).items():
+        if isinstance(value, torch.Tensor):
+            setattr(form, name, value.expand(shape[0], -1))
+    form.shape = shape
+    return form
 
 
 def _summed(facts: Sequence[Mapping[str, float]], site: Site) -> dict[str, float]:
