@@ -29,6 +29,7 @@ class Names:
 
     def __init__(self, model: Model, script: Script):
         self.model, self.script = model, script
+        self._shown: dict[tuple[str, tuple[int, ...], torch.dtype], dict[str, torch.Tensor]] = {}
         self._quantized: dict[tuple[str, str], str] = {}  # asked for every option of every layer
 
     def on_disk(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -36,9 +37,15 @@ class Names:
         return self.beside(state) if self._merged else self._saved(state)
 
     def _saved(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Tensors as Transformers saves them."""
+        """Tensors as Transformers saves them; of a lone one without values it is asked once."""
         from transformers.core_model_loading import revert_weight_conversion
 
+        lone = next(iter(state.items())) if len(state) == 1 else None
+        if lone is not None and lone[1].is_meta:
+            key = (lone[0], tuple(lone[1].shape), lone[1].dtype)
+            if key not in self._shown:
+                self._shown[key] = revert_weight_conversion(cast(Any, self.model.module), state)
+            return dict(self._shown[key])
         return revert_weight_conversion(cast(Any, self.model.module), state)
 
     @cached_property
