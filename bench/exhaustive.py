@@ -12,10 +12,11 @@ from bench.common import show
 from modicum.allocate import ALLOCATORS
 from modicum.core.budget import Budget
 from modicum.core.plan import Picks
+from modicum.core.progress import Quiet
 from modicum.fit.choose import Chooser
 from modicum.fit.findings import Findings
 from modicum.fit.judge import Levels, PlanJudge
-from modicum.fit.meter import Meter, Quiet
+from modicum.fit.meter import Meter
 from modicum.fit.request import Request, common
 from modicum.fit.subject import Subject
 from modicum.fit.survey import Survey

@@ -18,11 +18,12 @@ import numpy as np
 from common import Claim, Setting, verdict
 from modicum.core.budget import Budget
 from modicum.core.plan import Limits, Picks, Table
+from modicum.core.progress import Quiet
 from modicum.data.splits import slice_rows
 from modicum.fit.choose import Chooser
 from modicum.fit.findings import Findings
 from modicum.fit.judge import Levels, PlanJudge
-from modicum.fit.meter import Meter, Quiet
+from modicum.fit.meter import Meter
 from modicum.fit.quality import interval
 from modicum.fit.request import Request, common
 from modicum.fit.subject import Subject
