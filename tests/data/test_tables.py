@@ -205,6 +205,7 @@ def test_parquet_gives_its_text_column_whatever_the_file_is_called(tmp_path):
         read_documents(write_parquet(tmp_path / "c.parquet", one=["a"], two=["b"]))
 
 
+@pytest.mark.slow
 def test_a_text_that_many_rows_share_is_not_copied_for_each(tmp_path):
     path = write_parquet(tmp_path / "a.parquet", text=["x" * 100_000] * 50_000)
     assert path.stat().st_size < 1_000_000

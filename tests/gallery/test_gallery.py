@@ -8,7 +8,10 @@ SCRIPTS = sorted((Path(__file__).parents[2] / "docs" / "gallery").glob("*.py"))
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
+# The first, which adds a method, in the short form; all in the long one.
+@pytest.mark.parametrize(
+    "script", [pytest.param(path, marks=[pytest.mark.slow] if place else [], id=path.stem) for place, path in enumerate(SCRIPTS)]
+)
 def test_a_gallery_script_runs_to_its_end_and_has_something_to_show(script, tmp_path):
     done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=False)
 

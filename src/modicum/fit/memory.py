@@ -54,8 +54,9 @@ def planned(model: Model, script: Script, batch: Batch, options: Iterable[Option
     free = free_memory(ram) if free is None else free
     left = free - _LATER_BYTES - weights_held(model)
     if ram is not None:
-        _require_ram(model, need, batch, ram)
-    _require_free(model, script, batch, need, left)
+        _require_ram(model, need, batch, ram)  # what the process has reserved beside it counts against limits, and serves again
+    else:
+        _require_free(model, script, batch, need, left)
     room = left - _LEAST_BYTES if ram is not None else left // 2
     events = [event for stage in need.stages() for event in _taken(need, stage, room, left)]
     most = max([forward(model, batch), *(need.of(stage, script.together.get(stage[0].name)) for stage in need.stages())])
