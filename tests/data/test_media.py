@@ -75,6 +75,21 @@ def test_pictures_at_every_depth_become_three_parts(processors, tmp_path):
     assert again.hashes == found.hashes != other.hashes
 
 
+def test_a_picture_that_is_there_twice_is_in_one_part(processors, tmp_path):
+    photos = pictures(tmp_path / "photos", 4)
+    for place in range(8):
+        (photos / f"again{place}.png").write_bytes((photos / "2.png").read_bytes())
+    found = from_files(photos, Sees(), processors / "sees")
+    rows = [
+        row.numpy().tobytes()
+        for part in (found.calibration, found.validation, found.test)
+        for batch in part
+        for row in batch["pixel_values"]
+    ]
+    assert len(rows) == len(set(rows)) == found.taken["used_files"] == 4
+    assert "8 of 12 files of pictures repeat another and were left out." in found.notes
+
+
 @pytest.mark.parametrize("width", [1, 2, 3, 4])
 @pytest.mark.parametrize("channels", [1, 2])
 def test_a_recording_is_what_was_recorded(processors, tmp_path, width, channels):
@@ -89,7 +104,7 @@ def test_a_recording_is_what_was_recorded(processors, tmp_path, width, channels)
 def test_recordings_are_brought_to_the_processors_rate_and_cut(processors, tmp_path):
     tone = lambda rate, seconds: np.sin(2 * np.pi * 100 * np.arange(rate * seconds) / rate) * 0.5
     for place in range(3):
-        recording(tmp_path / f"{place}.wav", tone(8000, 31), rate=8000)
+        recording(tmp_path / f"{place}.wav", tone(8000, 31 + place), rate=8000)
     (row,) = from_files(tmp_path, Hears(), processors / "hears", samples=1).calibration[0]["input_values"].numpy()
     assert len(row) == 30 * RATE
     inner = slice(RATE, 2 * RATE)
@@ -100,8 +115,12 @@ def test_what_cannot_be_used_is_told_in_one_sentence(processors, tmp_path):
     photos = pictures(tmp_path / "photos", 4)
     with pytest.raises(DataError, match="takes pictures, for which modicum ships none. Pass --data FOLDER"):
         from_files(None, Sees(), processors / "sees")
-    with pytest.raises(DataError, match=r"must hold at least three files of sound \(.wav, .wave\), one for each part, 0 were found"):
+    with pytest.raises(
+        DataError, match=r"must be a folder with at least three different files of sound \(.wav, .wave\), one for each part, 0 were"
+    ):
         from_files(photos, Hears(), processors / "hears")
+    with pytest.raises(DataError, match="nowhere must be a folder with at least three different files of pictures .* 0 were found"):
+        from_files(tmp_path / "nowhere", Sees(), processors / "sees")
     with pytest.raises(DataError, match="must hold input_ids beside pixel_values, which pictures alone do not give"):
         from_files(photos, SeesAndReads(), processors / "sees")
     with pytest.raises(ModelError, match="has no processor beside it, which pictures need"):

@@ -43,8 +43,8 @@ def test_zeros_and_extremes_stay_finite(layer, dtype):
     thing = layer(4, 8, dtype=dtype)
     thing.weight = torch.tensor([0.0, 1.0, -1.0, 1.0])[:, None].expand(4, 8).to(dtype) * torch.finfo(dtype).max
     form = thing.apply(Float8())
-    assert torch.isfinite(form.codes.float()).all() and not form.dense()[0].any() and form.nbytes == 4 * 8 + 4 * dtype.itemsize
-    assert torch.isfinite(form.codes.double() * form.scale.double()).all()
+    assert torch.isfinite(form.numbers.float()).all() and not form.dense()[0].any() and form.nbytes == 4 * 8 + 4 * dtype.itemsize
+    assert torch.isfinite(form.numbers.double() * form.scale.double()).all()
 
 
 def test_it_cannot_come_after_another_quantizer(layer):

@@ -7,7 +7,8 @@ import inspect
 import os
 import warnings
 import wave
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import gcd
 from pathlib import Path
@@ -55,23 +56,24 @@ def from_files(
     batch, up to ``batch``.
 
     Raises:
-        DataError: no path; a folder without three such files; a file that cannot be read, by its name; a forward that needs more than
-            the processor gives.
+        DataError: no path, or one that is no folder with three different such files; a file that cannot be read, by its name; a forward that
+            needs more than the processor gives.
         ModelError: no processor stands beside the model, or it cannot be read.
 
     """
     kind = kind_of(module)
     if path is None:
         raise DataError(f"data: {type(module).__name__} takes {kind}, for which modicum ships none. Pass --data FOLDER with {kind} in it.")
-    found = files.find(Path(path), SUFFIXES[kind])
-    ordered = sorted(found, key=lambda file: hashlib.sha256(file.name.encode()).digest())
+    found = files.find(Path(path), SUFFIXES[kind]) if Path(path).is_dir() else []
+    ordered = sorted(_different(found), key=lambda file: hashlib.sha256(file.name.encode()).digest())
     if len(ordered) < len(PARTS):
         raise DataError(
-            f"data: {path} must hold at least three files of {kind} ({', '.join(sorted(SUFFIXES[kind]))}), one for each part, {len(found)} "
-            f"were found. Name a folder with {kind} in it; other inputs are given as batches from Python."
+            f"data: {path} must be a folder with at least three different files of {kind} ({', '.join(sorted(SUFFIXES[kind]))}), one for each "
+            f"part, {len(ordered)} were found. Other inputs are given as batches from Python."
         )
     rows = _rows_of(kind, module, directory)
-    notes: list[str] = []
+    repeated = len(found) - len(ordered)
+    notes = [f"{repeated} of {len(found)} files of {kind} repeat another and were left out."] if repeated else []
     parts: list[list[Batch]] = []
     used = 0
     for name, chosen, wanted in zip(PARTS, divided(ordered, WINDOW_SHARES), (samples, max(1, test_samples // 2), test_samples)):
@@ -82,6 +84,25 @@ def from_files(
         parts.append(list(_together((rows(chosen[place]) for place in order.tolist()), batch)))
     taken = {"kind": kind, "files": len(found), "used_files": used, "share": used / len(found)}
     return replace(parted(parts, os.fspath(path), notes), taken=taken)
+
+
+def _different(found: Sequence[Path]) -> list[Path]:
+    """Files without those that repeat one before them byte by byte: what is calibrated on may not be judged on."""
+    sizes = Counter(file.stat().st_size for file in found)
+    seen: set[bytes] = set()
+    kept = []
+    for file in found:
+        if sizes[file.stat().st_size] > 1:
+            try:
+                with file.open("rb") as stream:
+                    digest = hashlib.file_digest(stream, "sha256").digest()
+            except OSError as error:
+                raise DataError(f"data: {file} must be readable, it gave: {error}. Check its permissions.") from error
+            if digest in seen:
+                continue
+            seen.add(digest)
+        kept.append(file)
+    return kept
 
 
 def _rows_of(kind: str, module: nn.Module, directory: str | os.PathLike[str] | None) -> Callable[[Path], dict[str, Tensor]]:

@@ -58,7 +58,7 @@ def tensors(form: Form, rows: list[int] | None) -> dict[str, torch.Tensor]:
             found["weight_zero_point"] = pack_to_int32(zero, form.bits, packed_dim=0).contiguous()
         return found
     if isinstance(form, Float8):
-        return {"weight": pick(form.codes).contiguous(), "weight_scale": pick(form.scale).contiguous()}
+        return {"weight": pick(form.numbers).contiguous(), "weight_scale": pick(form.scale).contiguous()}
     return {"weight": pick(form.dense()).contiguous()}
 
 

@@ -23,7 +23,8 @@ class Form(ABC):
     dtype: torch.dtype
 
     def __init_subclass__(cls) -> None:
-        _KINDS[cls.kind] = cls
+        if "kind" in vars(cls):  # what several kinds have in common has none
+            _KINDS[cls.kind] = cls
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled as its exact parts, whatever larger tensors they are views of."""

@@ -16,7 +16,7 @@ from modicum.core.errors import DataError, ModelError, SettingError, quoted
 from modicum.core.progress import Quiet, ticked
 from modicum.data.forward import LABELS_LEFT_OUT, is_labelled
 from modicum.data.media import from_files, kind_of
-from modicum.data.splits import Batch, batch_items, count_tokens, from_text
+from modicum.data.splits import Batch, batch_items, count_rows, count_tokens, from_text
 from modicum.export import load
 from modicum.fit.quality import Quality, compare, plain, require
 from modicum.fit.request import judged_by
@@ -125,7 +125,9 @@ def _files(path: Any, models: list[_Opened], samples: int, seed: int) -> tuple[l
         (model.directory for model in models if model.directory and (model.directory / "preprocessor_config.json").is_file()), None
     )
     splits = from_files(path, models[-1].module, directory, samples=1, seed=seed, test_samples=samples)
-    return splits.test, {"source": splits.source, "notes": list(splits.notes[2:]), "hash": splits.hashes["test"], "taken": splits.taken}
+    found = sum(map(count_rows, splits.test))
+    notes = [f"There are {found} files of {splits.taken['kind']} to judge on, of the {samples} asked for."] if found < samples else []
+    return splits.test, {"source": splits.source, "notes": notes, "hash": splits.hashes["test"], "taken": splits.taken}
 
 
 def _batch(item: Any) -> Batch:
