@@ -1,5 +1,6 @@
 """What a target's own loader would not bring back right is known, and said, before anything is measured."""
 
+import errno
 import json
 from pathlib import Path
 
@@ -7,10 +8,12 @@ import pytest
 import torch
 
 import modicum
+from modicum.core.errors import ModelError
 from modicum.core.files import cache_folder, keep_json
 from modicum.data.splits import call
 from modicum.export import probe as probing
 from modicum.export import small as small_models
+from modicum.export._family import Layout
 from modicum.export.hf import Transformers
 from modicum.export.probe import Finding, Probe, Trial, gap, weights
 from modicum.models.open import open_model
@@ -107,6 +110,26 @@ def test_a_cache_folder_that_cannot_be_written_costs_the_probe_again(target, mon
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert Probe(target, target.batch).finding == Finding()
     keep_json(cache_folder() / "a" / "b.json", {})
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_full_disk_says_nothing_of_the_loader(target, monkeypatch, wrapped):
+    """And is forgotten once there is space."""
+    full = OSError(errno.ENOSPC, "No space left on device")
+
+    def failing(self, *rest):
+        if wrapped:
+            raise ModelError("there is no space left on the disk") from full
+        raise full
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Layout, "write", failing)
+        with pytest.raises(
+            ModelError, match="the system says: .*No space left on device.* Free some space, or name another folder in TMPDIR"
+        ):
+            Probe(target, target.batch)
+    assert not cache_folder().exists()
+    assert Probe(target, target.batch).finding == Finding()
 
 
 def test_versions_and_config_belong_to_the_key(target, monkeypatch):

@@ -7,6 +7,7 @@ a small model of the same kind is written, loaded and compared first; kinds of w
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import inspect
 import json
@@ -108,6 +109,7 @@ class Trial:
                 loaded, _ = self.target.verify(Path(folder), forms, self.batch)
                 return self._apart(loaded, forms, dropped)
         except Exception as error:  # whatever a loader, or a model that it has loaded wrong, may raise
+            _require_of_the_loader(error)
             return quoted(str(error).replace(folder, "the files"), 160)
 
     def _apart(self, loaded: Any, forms: Mapping[str, Form], dropped: frozenset[str]) -> str:
@@ -120,6 +122,18 @@ class Trial:
         pairs = zip(self.script.outputs.of(mine), self.script.outputs.of(theirs))
         worst = max(gap(one[1].cpu(), other[1]) for one, other in pairs)
         return "" if worst <= most else f"outputs differ by {worst:.1%} of how far they vary"
+
+
+def _require_of_the_loader(error: BaseException) -> None:
+    """Raise ``ModelError`` for what tells of this machine alone, now: a full disk says nothing of a loader, and must not be kept as if it did."""
+    told: BaseException | None = error
+    while told is not None:
+        if isinstance(told, MemoryError) or (isinstance(told, OSError) and told.errno not in (None, errno.ENOENT)):
+            raise ModelError(
+                f"{tempfile.gettempdir()}: a small model must be written there and loaded, to see what the target's loader makes of it, and "
+                f"the system says: {quoted(told)}. Free some space, or name another folder in TMPDIR."
+            ) from error
+        told = told.__cause__ or told.__context__
 
 
 def gap(one: torch.Tensor, other: torch.Tensor) -> float:
