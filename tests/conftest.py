@@ -1,5 +1,6 @@
 """What all tests share: seeds, hypothesis without chance or deadlines, and one linear layer with inputs to compress."""
 
+import gc
 import os
 import random
 import tempfile
@@ -26,6 +27,13 @@ def pytest_configure(config):
     os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="modicum-cache-")
     # Test files are named by what they test, so two folders may hold one name (numerics/test_svd.py, factor/test_svd.py).
     config.option.importmode = "importlib"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _swept():
+    """What libraries and other tests have left is not looked through whenever a run frees its circles."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
