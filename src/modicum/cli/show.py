@@ -107,9 +107,21 @@ def evaluation(found: Mapping[str, Any]) -> None:
     judged = f"{found['quality']['sequences']} sequences of {_source(found['data'])}"
     against = [("reference", found["reference"])] if found["reference"] else []
     _print_rows(("model", found["model"]), *against, *_quality(found["quality"]), ("judged on", judged))
-    _print_rows(*_taken(found["data"]))
+    _print_rows(*_taken(found["data"]), *_vocabulary(found.get("vocabulary")))
     for note in found["data"]["notes"]:
         _print_rows(("note", note))
+
+
+def _vocabulary(trim: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """What a trimmed vocabulary costs on the text that was judged."""
+    if trim is None:
+        return []
+    rows = [("vocabulary", f"{trim['tokens']:,} of {trim['of']:,} tokens kept; {trim['changed']:.2%} of the text's tokens changed")]
+    if bits := trim.get("bits_per_byte"):
+        rows.append(("tokens that went", f"{trim['lost_mass']:.3%} of the original's probability; the divergence is on those that stayed"))
+        said = f"{bits['original']:.4f} → {bits['model']:.4f}, {bits['kept tokens']:.4f} of the original with the tokens that stayed"
+        rows.append(("bits per byte", f"{said} (the same {trim['bytes']:,} bytes)"))
+    return rows
 
 
 def forecast(value: Mapping[str, Any]) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import tee
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from modicum.core.errors import DataError, ModelError, SettingError, quoted
@@ -21,8 +21,10 @@ from modicum.export import load
 from modicum.fit.quality import Quality, compare, plain, require
 from modicum.fit.request import judged_by
 from modicum.models.open import locate
+from modicum.receipt.trimmed import Trim
 from modicum.sweep.observe import masks_of, output_signatures
 from modicum.sweep.outputs import Outputs, convolved, described
+from modicum.vocabulary.kept import kept_tokens, same_spelling
 
 EVALUATION_FORMAT, EVALUATION_VERSION = "modicum-evaluation", 1
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "vocab.txt")
@@ -51,6 +53,11 @@ def evaluate(
     that is no inner state, cache or loss. ``classes``: the axis of its classes, ``independent``, or ``none``; by default what
     its name, shape and config tell. Padding that a mask of the batch marks counts nowhere.
 
+    On text both models must have one vocabulary, or the model's must be the reference's as ``trim`` makes it smaller. Then the reference is
+    judged as a model of the tokens that stayed, its probabilities those given that one of them comes, and ``vocabulary`` tells the rest: ``tokens``
+    kept ``of`` how many, the share of the reference's tokens ``changed`` in the text, and of causal models the probability that it gives to
+    tokens that went (``lost_mass``) and ``bits_per_byte`` on one and the same text: of the ``original``, of its ``kept tokens``, of the ``model``.
+
     The result is a JSON value: ``model``, ``reference``, ``data`` (source, notes, hash of the sequences), ``seed``, and ``quality``: sequences,
     tokens, ``perplexity`` of a causal language model, and with a reference ``metric``, its ``mean`` and bootstrap 95 % interval ``low`` to ``high``
     (KL in nats per token, or the relative squared error of outputs without logits) of the first output, of values of the one that differs
@@ -66,21 +73,27 @@ def evaluate(
 
     """
     candidate = _opened(model)
-    original = _opened(reference) if reference is not None else None
-    batches, described = _batches(data, [part for part in (candidate, original) if part], samples, tokens, seed, text_column)
+    whole = original = _opened(reference) if reference is not None else None
+    models = [part for part in (candidate, original) if part]
+    trim = _trim(models) if _reads_text(data, models) else None
+    batches, described = _batches(data, models, samples, tokens, seed, text_column)
     causal = _is_causal(candidate.module)
     if original is None and not causal:
         raise SettingError(f"{candidate.name}: is no causal language model, which needs a reference. Pass one.")
+    if original and trim:
+        original = replace(original, module=trim.narrowed(original.module, _vocabulary_rows(candidate)))
     shown = progress or Quiet()
     with _evaluating(candidate), _evaluating(original):
         outputs = _outputs(original or candidate, batches, output, classes)
         shown.start("judge", len(batches))
         quality = _compared(candidate, original, batches, causal, outputs, shown.step).summary(seed)
+        modules = [part.module for part in (whole, original, candidate) if part]
+        vocabulary = {"vocabulary": trim.facts(modules, batches, causal)} if trim else {}
     if original is None:
         quality = {name: quality[name] for name in ("sequences", "tokens", "perplexity")}
     return {
         "format": EVALUATION_FORMAT, "version": EVALUATION_VERSION, "model": candidate.name,
-        "reference": original.name if original else None, "data": described, "seed": seed, "quality": quality,
+        "reference": original.name if original else None, "data": described, "seed": seed, "quality": quality, **vocabulary,
     }  # fmt: skip
 
 
@@ -102,9 +115,8 @@ def _batches(
     data: Any, models: list[_Opened], samples: int, tokens: int, seed: int, text_column: str | None
 ) -> tuple[list[Batch], dict[str, Any]]:
     if data is None or isinstance(data, str | Path):
-        if kind_of(models[-1].module):
+        if not _reads_text(data, models):
             return _files(data, models, samples, seed)
-        _require_one_vocabulary(models)
         splits = from_text(data, _tokenizer(models), samples=1, tokens=tokens, seed=seed, test_samples=samples, text_column=text_column)
         found = sum(len(batch["input_ids"]) for batch in splits.test if isinstance(batch, dict))
         notes = [f"The text gives {found} sequences of {tokens} tokens, of the {samples} asked for."] if found < samples else []
@@ -153,33 +165,37 @@ def _tokenizer(models: list[_Opened]) -> Any:
     raise ModelError(f"{names}: no tokenizer is there, which text needs. Give token batches, or add the tokenizer's files.")
 
 
-def _require_one_vocabulary(models: list[_Opened]) -> None:
-    """Raise ``ModelError`` where two models read a text as different tokens: what one says of them tells nothing of the other."""
+def _reads_text(data: Any, models: list[_Opened]) -> bool:
+    return (data is None or isinstance(data, str | Path)) and not kind_of(models[-1].module)
+
+
+def _trim(models: list[_Opened]) -> Trim | None:
+    """How the model's vocabulary was trimmed from the reference's; None where both have one.
+
+    Raises ``ModelError`` where they read a text as different tokens otherwise: what one says of them tells nothing of the other.
+    """
     having = [model for model in models if model.directory and any((model.directory / name).exists() for name in _TOKENIZER_FILES)]
     if len(having) < 2:
-        return
+        return None
     candidate, original = having
     ours, theirs = (_tokenizer([model]) for model in having)
+    if kept := kept_tokens(theirs, ours):
+        return Trim(theirs, ours, torch.tensor(kept))
     if (one := ours.get_vocab()) != (other := theirs.get_vocab()):
         alike = sum(other.get(token) == number for token, number in one.items())
         differs = f"of its {len(one)} tokens {alike} have the number they have among the reference's {len(other)}"
-    elif _spelling(ours) != _spelling(theirs):
+    elif not same_spelling(ours, theirs):
         differs = "it divides text into the same tokens by other rules"
     else:
-        return
+        return None
     raise ModelError(
-        f"{candidate.name}: its tokenizer must be that of the reference, {original.name}, and {differs}. Give its original, or no reference; "
-        "of a trimmed vocabulary trim tells what was kept."
+        f"{candidate.name}: its tokenizer must be that of the reference, {original.name}, or what trim makes of it, and {differs}. "
+        "Give its original, or no reference."
     )
 
 
-def _spelling(tokenizer: Any) -> Any:
-    """How a tokenizer divides text, as far as it can be told without one."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        return type(tokenizer)
-    body = json.loads(backend.to_str())
-    return [body.get(part) for part in ("model", "normalizer", "pre_tokenizer")]
+def _vocabulary_rows(model: _Opened) -> int:
+    return len(model.module.get_input_embeddings().weight)  # type: ignore[operator]
 
 
 def _is_causal(module: nn.Module) -> bool:
