@@ -22,11 +22,11 @@ from modicum.allocate.integer_program import integer_program
 from modicum.core.budget import Budget
 from modicum.core.plan import Picks, Table
 from modicum.fit.choose import Chooser
-from modicum.fit.judge import Levels, PlanJudge
-from modicum.fit.measured import Measured
-from modicum.fit.quality import interval
 from modicum.fit.request import Request
-from modicum.fit.subject import Subject
+from modicum.judge.judge import Levels, PlanJudge
+from modicum.measure.measured import Measured
+from modicum.measure.subject import Subject
+from modicum.numerics.interval import interval
 from modicum.sweep.spill import SpillPool
 
 BUDGETS = {

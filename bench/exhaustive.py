@@ -14,13 +14,14 @@ from modicum.core.budget import Budget
 from modicum.core.plan import Picks
 from modicum.core.progress import Quiet
 from modicum.fit.choose import Chooser
-from modicum.fit.findings import Findings
-from modicum.fit.judge import Levels, PlanJudge
-from modicum.fit.meter import Meter
-from modicum.fit.request import Request, common
-from modicum.fit.subject import Subject
-from modicum.fit.survey import Survey
+from modicum.fit.request import Request
+from modicum.judge.judge import Levels, PlanJudge
+from modicum.measure.settings import common
+from modicum.measure.subject import Subject
+from modicum.measure.survey import Survey
 from modicum.sweep.spill import SpillPool
+from modicum.table.findings import Findings
+from modicum.work.meter import Meter
 
 # Layers that are chosen for, of the first, a middle and the last block; all others stay as they are.
 CHOSEN = [

@@ -21,16 +21,17 @@ from modicum.core.plan import Limits, Picks, Table
 from modicum.core.progress import Quiet
 from modicum.data.splits import slice_rows
 from modicum.fit.choose import Chooser
-from modicum.fit.findings import Findings
-from modicum.fit.judge import Levels, PlanJudge
-from modicum.fit.meter import Meter
-from modicum.fit.quality import interval
-from modicum.fit.request import Request, common
-from modicum.fit.subject import Subject
-from modicum.fit.survey import Survey
+from modicum.fit.request import Request
+from modicum.judge.judge import Levels, PlanJudge
+from modicum.measure.settings import common
+from modicum.measure.subject import Subject
+from modicum.measure.survey import Survey
+from modicum.numerics.interval import interval
 from modicum.sweep.coupling import shortened
 from modicum.sweep.curvature import fisher_traces, top_eigenvalues
 from modicum.sweep.spill import SpillPool
+from modicum.table.findings import Findings
+from modicum.work.meter import Meter
 
 # Bits alone, no cuts: what most claims on allocation are about.
 BITS = "int2,int3,int4,int6,int8"

@@ -12,8 +12,9 @@ from pathlib import Path
 import modicum
 from modicum.core.plan import Table
 from modicum.fit.choose import Chooser
-from modicum.fit.request import Request, common
-from modicum.fit.subject import Subject
+from modicum.fit.request import Request
+from modicum.measure.settings import common
+from modicum.measure.subject import Subject
 
 SMALL = {"samples": 8, "test_samples": 8, "tokens": 256, "menu": "int2,int3,int4,int8"}
 

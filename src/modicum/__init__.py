@@ -28,7 +28,7 @@ register_when_imported()
 __version__ = "0.1.0"
 
 _HOMES = {
-    "fit": "modicum.fit", "Result": "modicum.fit", "measure": "modicum.fit", "Measured": "modicum.fit",
+    "fit": "modicum.fit", "Result": "modicum.fit", "measure": "modicum.measure", "Measured": "modicum.measure",
     "load": "modicum.export", "evaluate": "modicum.receipt", "frontier": "modicum.receipt", "find": "modicum.core.method",
     "register": "modicum.core.method", "open_model": "modicum.models.open", "trim": "modicum.vocabulary",
     "Budget": "modicum.core.budget", "Plan": "modicum.core.plan", "Option": "modicum.core.option",
@@ -66,7 +66,8 @@ if TYPE_CHECKING:
     from modicum.core.option import Option
     from modicum.core.plan import Plan
     from modicum.export import load
-    from modicum.fit import Measured, Result, fit, measure
+    from modicum.fit import Result, fit
+    from modicum.measure import Measured, measure
     from modicum.models.open import open_model
     from modicum.receipt.evaluate import evaluate
     from modicum.receipt.frontier import frontier
@@ -79,7 +80,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'modicum' has no attribute {name!r}")
     import sys
 
-    value = getattr(importlib.import_module(_HOMES[name]), name)
+    home = importlib.import_module(_HOMES[name])
+    value = home if home.__name__ == f"{__name__}.{name}" else getattr(home, name)  # a folder named by a verb can be called
     setattr(sys.modules[__name__], name, value)
     return value
 

@@ -10,8 +10,8 @@ from modicum.allocate._papers import HARMS, PAPERS
 from modicum.cli.main import main
 from modicum.core.errors import SettingError
 from modicum.core.method import registry
-from modicum.fit.harm import HARMS as KNOWN_HARMS
 from modicum.receipt import cited
+from modicum.table.harm import HARMS as KNOWN_HARMS
 
 # What comes from no paper: plain arithmetic, baselines, and what was made here.
 UNSOURCED = {"auto", "dynamic_program", "integer_program", "random", "uniform"}

@@ -23,11 +23,12 @@ from modicum.cli.main import main
 from modicum.cli.main import measure as measure_command
 from modicum.core.errors import ModelError
 from modicum.core.method import registry
-from modicum.fit.harm import HARMS
-from modicum.fit.request import Request, Settings
+from modicum.fit.request import Request
+from modicum.measure.settings import Settings
 from modicum.models.open import DEMO
 from modicum.models.quiet import hushed
 from modicum.receipt import frontier
+from modicum.table.harm import HARMS
 from modicum.testing import zoo
 
 SMALL = ("--samples", "4", "--tokens", "16", "--menu", "int4,int8", "--harm", "error")
@@ -378,7 +379,7 @@ def test_out_is_named_after_the_model_and_every_setting_arrives(monkeypatch, mod
 
 
 def test_every_setting_of_a_measurement_arrives(monkeypatch, tmp_path):
-    got = settings_of(monkeypatch, "modicum.fit.measure", "measure", "demo", "--out", tmp_path / "m", *as_words(EVERY))
+    got = settings_of(monkeypatch, "modicum.measure.measure", "measure", "demo", "--out", tmp_path / "m", *as_words(EVERY))
     assert got == EVERY | {"sources": ("demo",), "out": tmp_path / "m"}
     assert {field.name for field in dataclasses.fields(Settings)} == got.keys() - {"sources"}
 
@@ -501,7 +502,7 @@ def test_interrupted_measurements_continue(monkeypatch):
     def measure(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("modicum.fit.measure", measure)
+    monkeypatch.setattr("modicum.measure.measure", measure)
     result = run("measure", "demo", "--out", "m")
     assert (result.exit_code, result.stderr) == (130, "modicum: interrupted. The same command continues from what is done.\n")
 

@@ -14,8 +14,9 @@ from modicum.core.plan import Plan
 from modicum.core.unit import Axis
 from modicum.export.narrow import Incision
 from modicum.export.uniform import narrower
-from modicum.fit.request import Request, common
-from modicum.fit.subject import Subject
+from modicum.fit.request import Request
+from modicum.measure.settings import common
+from modicum.measure.subject import Subject
 from modicum.testing import zoo
 
 QUANTIZED = "nearest bits=4 group=8 symmetric=true"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from modicum.fit.findings import level_of
+from modicum.table.findings import level_of
 
 
 @pytest.fixture

@@ -11,15 +11,16 @@ from modicum.allocate import ALLOCATORS, JUDGED
 from modicum.core.budget import Budget
 from modicum.core.errors import BudgetError
 from modicum.fit import choose as choosing
-from modicum.fit import measure
 from modicum.fit import run as running
 from modicum.fit.assemble import Assembly
 from modicum.fit.choose import Chooser
-from modicum.fit.findings import Findings
-from modicum.fit.judge import Levels, PlanJudge
-from modicum.fit.request import Request, common
-from modicum.fit.subject import Subject
+from modicum.fit.request import Request
+from modicum.judge.judge import Levels, PlanJudge
+from modicum.measure import measure
+from modicum.measure.settings import common
+from modicum.measure.subject import Subject
 from modicum.sweep.spill import SpillPool
+from modicum.table.findings import Findings
 from modicum.testing import zoo
 
 MENU = "nearest bits=2 group=32,nearest bits=3 group=32,nearest bits=8 group=32,ziplm keep=0.5,blocks"

@@ -10,8 +10,8 @@ from torch.nn.utils import parametrizations
 
 import modicum
 from modicum.data.splits import from_batches
-from modicum.fit.request import Settings
-from modicum.fit.subject import Subject
+from modicum.measure.settings import Settings
+from modicum.measure.subject import Subject
 from modicum.models.open import open_model
 from modicum.sweep import output_gradients, rehearse
 

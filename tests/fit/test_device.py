@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 import modicum
 from modicum.core.errors import SettingError
-from modicum.fit import subject
+from modicum.measure import subject
 from modicum.testing import zoo
 
 GPU = torch.device("cuda:0")

@@ -17,7 +17,16 @@ from modicum.core.unit import Site, Stats, Unit
 from modicum.export import TARGETS
 from modicum.export._family import header_share, tensor_bytes
 from modicum.fit.choose import Chooser
-from modicum.fit.findings import (
+from modicum.fit.request import Request
+from modicum.forms import Cut, Dense
+from modicum.judge.judge import Levels, PlanJudge
+from modicum.measure.settings import common
+from modicum.measure.subject import Subject
+from modicum.measure.survey import Survey
+from modicum.sweep import Sweep
+from modicum.sweep.coupling import kept_rows
+from modicum.sweep.spill import SpillPool
+from modicum.table.findings import (
     CUT_PRIOR,
     DEPTH,
     DIGITS,
@@ -31,18 +40,10 @@ from modicum.fit.findings import (
     level_of,
     remaining_shape,
 )
-from modicum.fit.harm import fisher
-from modicum.fit.judge import Levels, PlanJudge
-from modicum.fit.menu import offered
-from modicum.fit.meter import Meter
-from modicum.fit.request import Request, common
-from modicum.fit.subject import Subject
-from modicum.fit.survey import Survey
-from modicum.forms import Cut, Dense
-from modicum.sweep import Sweep
-from modicum.sweep.coupling import kept_rows
-from modicum.sweep.spill import SpillPool
+from modicum.table.harm import fisher
+from modicum.table.menu import offered
 from modicum.testing import zoo
+from modicum.work.meter import Meter
 
 MENU = "nearest bits=3 group=32,nearest bits=8 group=32,ziplm keep=0.5,ziplm keep=0.75,blocks,replaceme"
 # What the target holds in forms of its own: scales, zero points, masks, factors, and a repair on top.

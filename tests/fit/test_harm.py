@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from modicum.core.unit import Stats, Unit
-from modicum.fit.harm import HARMS, harm, output_error, rows
 from modicum.models.open import open_model
 from modicum.sweep import Sensitivity, output_gradients, rehearse
 from modicum.sweep.curvature import fisher_traces
+from modicum.table.harm import HARMS, harm, output_error, rows
 
 LAYERS = ("first", "second")
 

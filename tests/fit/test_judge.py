@@ -11,17 +11,18 @@ from modicum.core.budget import Budget
 from modicum.core.errors import ModelError
 from modicum.core.option import KEEP
 from modicum.core.progress import Quiet
-from modicum.fit.findings import DEPTH, GONE, Findings
-from modicum.fit.judge import Levels, PlanJudge
-from modicum.fit.meter import Meter
-from modicum.fit.quality import RUINED, compare, plain, streamed
-from modicum.fit.request import Request, common
-from modicum.fit.subject import Subject
-from modicum.fit.survey import Survey
+from modicum.fit.request import Request
 from modicum.forms import Dense
+from modicum.judge.judge import Levels, PlanJudge
+from modicum.judge.quality import RUINED, compare, plain, streamed
+from modicum.measure.settings import common
+from modicum.measure.subject import Subject
+from modicum.measure.survey import Survey
 from modicum.sweep import Sweep
 from modicum.sweep.spill import SpillPool
+from modicum.table.findings import DEPTH, GONE, Findings
 from modicum.testing import zoo
+from modicum.work.meter import Meter
 
 MENU = "nearest bits=2 group=32,nearest bits=4 group=32,hqq bits=3 group=32,ziplm keep=0.5,ziplm keep=0.75,blocks,replaceme"
 HALF, BLOCKS, FOLD = "ziplm keep=0.5", "blocks count=1 first=2", "replaceme count=1 first=2"
@@ -145,7 +146,7 @@ def test_a_selection_is_judged_to_the_same_values_again(llama):
 def test_what_is_kept_in_memory_changes_no_value(llama, monkeypatch, tmp_path):
     picks = llama.picks(7, KEEP, HALF)
     expected = llama.judge(picks, llama.judge.samples)
-    monkeypatch.setattr("modicum.fit.judge._HELD_BYTES", 1)
+    monkeypatch.setattr("modicum.judge.judge._HELD_BYTES", 1)
     tight = PlanJudge(llama.table, llama.levels, llama.subject.data.validation)
     for _ in range(2):
         assert np.array_equal(tight(picks, tight.samples), expected)

@@ -16,15 +16,15 @@ from hypothesis import strategies as st
 import modicum
 from modicum.core.errors import ModicumError, SettingError
 from modicum.core.progress import Quiet
-from modicum.fit import Measured, measure
-from modicum.fit import survey as survey_module
-from modicum.fit.measurement import Measurement
-from modicum.fit.request import Settings
-from modicum.fit.store import ChainStore
-from modicum.fit.subject import Subject
-from modicum.fit.workdir import WorkDir
+from modicum.measure import Measured, measure
+from modicum.measure import survey as survey_module
+from modicum.measure.measurement import Measurement
+from modicum.measure.settings import Settings
+from modicum.measure.subject import Subject
 from modicum.sweep import Sweep
 from modicum.testing import zoo
+from modicum.work.store import ChainStore
+from modicum.work.workdir import WorkDir
 
 MENU = "nearest bits=2 group=32,gptq bits=3 group=32,nearest bits=8 group=32,ziplm keep=0.5,blocks,replaceme"
 FILES = {"measurement.json", "findings.json", "sequences.safetensors"}

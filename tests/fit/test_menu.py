@@ -8,11 +8,11 @@ from modicum.core.option import Option
 from modicum.core.unit import Site, Unit
 from modicum.drop._family import SiteCutter, Spanner
 from modicum.export import TARGETS
-from modicum.fit.menu import cutters, default_menu, everything, misfit, offered, spanners, weight_options
-from modicum.fit.request import Settings
-from modicum.fit.subject import Subject
+from modicum.measure.settings import Settings
+from modicum.measure.subject import Subject
 from modicum.quantize._family import Quantizer
 from modicum.repair._family import Repairer
+from modicum.table.menu import cutters, default_menu, everything, misfit, offered, spanners, weight_options
 from modicum.testing import zoo
 
 

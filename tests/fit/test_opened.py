@@ -12,8 +12,8 @@ from torch import nn
 import modicum
 from modicum.core.errors import ModelError
 from modicum.data.splits import call
-from modicum.fit import compared as comparing
-from modicum.fit.compared import compared
+from modicum.measure import compared as comparing
+from modicum.measure.compared import compared
 from modicum.models.open import open_model
 
 IDS = torch.arange(24).reshape(2, 12) % 60

@@ -10,14 +10,15 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import modicum
 from modicum.core.budget import Budget
 from modicum.core.option import KEEP, Option
-from modicum.fit import Measured, measure
 from modicum.fit.choose import Chooser
-from modicum.fit.findings import DEPTH, Findings
-from modicum.fit.measured import _hash
-from modicum.fit.menu import default_menu
-from modicum.fit.plain import plains, try_all
-from modicum.fit.request import Request, Settings, common
-from modicum.fit.subject import Subject
+from modicum.fit.request import Request
+from modicum.judge.plain import plains, try_all
+from modicum.measure import Measured, measure
+from modicum.measure.measured import _hash
+from modicum.measure.settings import Settings, common
+from modicum.measure.subject import Subject
+from modicum.table.findings import DEPTH, Findings
+from modicum.table.menu import default_menu
 from modicum.testing import zoo
 
 MENU = "nearest bits=2 group=32,nearest bits=3 group=32,nearest bits=8 group=32,ziplm keep=0.5,blocks"

@@ -10,13 +10,14 @@ import pytest
 from safetensors.torch import load_file
 
 from modicum.core.errors import ModelError, SettingError
-from modicum.fit import fit, measure
+from modicum.fit import fit
 from modicum.fit.assemble import Assembly
-from modicum.fit.measurement import Measurement
 from modicum.fit.run import Run
-from modicum.fit.store import ChainStore
+from modicum.measure import measure
+from modicum.measure.measurement import Measurement
 from modicum.sweep.ranks import LONE
 from modicum.testing import zoo
+from modicum.work.store import ChainStore
 
 GPTQ = {"method": "gptq bits=3 group=32"}
 BUDGET = {"bpw": 5, "menu": "int2,int4,gptq bits=3 | eora rank=2,ziplm keep=0.5,replaceme count=1", "group": 32, "search_time": 0.0}

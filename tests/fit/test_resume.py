@@ -11,11 +11,11 @@ import torch
 import modicum
 from modicum.core.errors import ModelError, SettingError
 from modicum.fit.assemble import Assembly
-from modicum.fit.measurement import Measurement
 from modicum.fit.run import Quiet, Run
-from modicum.fit.store import ChainStore, FormStore
+from modicum.measure.measurement import Measurement
 from modicum.quantize.gptq import Gptq
 from modicum.testing import zoo
+from modicum.work.store import ChainStore, FormStore
 
 KILLED = 9
 # A clean server that has imported everything once: each child is forked from it in milliseconds and can die without harm.
@@ -126,7 +126,7 @@ def die_within_write(count):
 
 # The model has three blocks: the first three of ChainStore.keep are the measurement's, the others the assembly's.
 KILLERS = {
-    "a gradient's file": die_before(modicum.fit.survey, "save_sensitivities"),
+    "a gradient's file": die_before(modicum.measure.survey, "save_sensitivities"),
     "keep": die_before(ChainStore, "keep"),
     "kept": die_after(ChainStore, "keep"),
     "save": die_before(Measurement, "save"),

@@ -14,12 +14,12 @@ from modicum.core.errors import BudgetError, ModelError
 from modicum.core.unit import Unit
 from modicum.data.splits import call
 from modicum.drop import Ziplm
-from modicum.fit import clock as clocks
-from modicum.fit import runtime as runtimes
-from modicum.fit.clock import Clock, Watched, default_path, time_linear, timed
-from modicum.fit.runtime import Runtime, alive, counted_bytes, left
 from modicum.forms import Cut, Dense, Sum
 from modicum.models.open import open_model
+from modicum.runtime import clock as clocks
+from modicum.runtime import runtime as runtimes
+from modicum.runtime.clock import Clock, Watched, default_path, time_linear, timed
+from modicum.runtime.runtime import Runtime, alive, counted_bytes, left
 from modicum.sweep import rehearse
 from modicum.sweep.coupling import coupled_cuts
 from modicum.sweep.spill import SpillPool

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modicum.core.plan import Choice, Table
-from modicum.fit import scale
-from modicum.fit.findings import DEPTH, GONE
-from modicum.fit.scale import fitted, gentle, learn, parts
+from modicum.measure import scale
+from modicum.measure.scale import fitted, gentle, learn, parts
+from modicum.table.findings import DEPTH, GONE
 
 KINDS = ("gptq bits=2", "gptq bits=4", "svd", "ziplm on ffn")
 

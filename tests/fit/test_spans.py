@@ -10,13 +10,13 @@ import modicum
 from modicum.core.errors import ModelError, UnsuitableError
 from modicum.drop.blocks import Blocks
 from modicum.drop.replaceme import Replaceme
-from modicum.fit import spans as spanning
-from modicum.fit.findings import Structural
-from modicum.fit.quality import compare, plain
-from modicum.fit.request import Settings
-from modicum.fit.spans import best_spans, measure_spans
-from modicum.fit.subject import Subject
+from modicum.judge.quality import compare, plain
+from modicum.measure import spans as spanning
+from modicum.measure.settings import Settings
+from modicum.measure.spans import best_spans, measure_spans
+from modicum.measure.subject import Subject
 from modicum.sweep.spill import SpillPool
+from modicum.table.findings import Structural
 from modicum.testing import zoo
 
 

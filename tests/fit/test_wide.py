@@ -11,9 +11,9 @@ import modicum
 from modicum.core.errors import BudgetError, SettingError
 from modicum.core.memory import _groups, free_memory
 from modicum.core.option import Option
-from modicum.fit import subject as subjects
-from modicum.fit.memory import _LATER_BYTES, planned
+from modicum.measure import subject as subjects
 from modicum.models.open import open_model
+from modicum.runtime.memory import _LATER_BYTES, planned
 from modicum.sweep import rehearse
 
 MENU = [Option.parse(text) for text in ("keep", "gptq bits=8", "gptq bits=4", "sparsegpt keep=0.5")]

@@ -9,7 +9,7 @@ import pytest
 
 from modicum.core.errors import SettingError
 from modicum.core.output import mark
-from modicum.fit.workdir import WorkDir
+from modicum.work.workdir import WorkDir
 
 
 def place(tmp_path, **settings):

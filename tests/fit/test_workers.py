@@ -13,15 +13,15 @@ from modicum.allocate.random import spread
 from modicum.core.errors import ModelError, SettingError
 from modicum.core.option import Option
 from modicum.core.progress import Quiet
-from modicum.fit.findings import Findings
-from modicum.fit.judge import Levels, PlanJudge
-from modicum.fit.meter import Meter
-from modicum.fit.request import Settings
-from modicum.fit.subject import Subject
-from modicum.fit.survey import Survey
-from modicum.fit.workers import Died, Spread, Worker, workers
+from modicum.judge.judge import Levels, PlanJudge
+from modicum.judge.workers import Died, Spread, Worker, workers
+from modicum.measure.settings import Settings
+from modicum.measure.subject import Subject
+from modicum.measure.survey import Survey
 from modicum.sweep.spill import SpillPool
+from modicum.table.findings import Findings
 from modicum.testing import zoo
+from modicum.work.meter import Meter
 
 MENU = ("nearest bits=2 group=64", "gptq bits=4 group=64", "replaceme count=1", "ziplm keep=0.5")
 
@@ -127,7 +127,7 @@ def test_ray_answers_as_one_process_does_though_an_actor_is_killed(judge):
 def alone(monkeypatch):
     """Makes workers' crews of one worker in this process; they are returned, to look into."""
     threads = torch.get_num_threads()
-    monkeypatch.setattr("modicum.fit.workers.Processes", InPlace)
+    monkeypatch.setattr("modicum.judge.workers.Processes", InPlace)
     yield
     torch.set_num_threads(threads)
 

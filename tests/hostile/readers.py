@@ -30,7 +30,7 @@ from modicum.core.plan import Plan
 from modicum.core.tensorfile import Shards, TensorFile
 from modicum.data import read_documents
 from modicum.data.media import from_files
-from modicum.fit.measured import Measured
+from modicum.measure.measured import Measured
 from modicum.models.open import DEMO, open_model
 from modicum.models.quiet import hushed
 from modicum.receipt import read_receipt, report

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 import modicum
 from modicum.cli.main import main
 from modicum.core.errors import ModelError, ModicumError
-from modicum.fit.measured import Measured
+from modicum.measure.measured import Measured
 from modicum.models.open import open_model
 from modicum.receipt import evaluate
 

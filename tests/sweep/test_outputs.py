@@ -10,7 +10,7 @@ from torch import nn
 
 import modicum
 from modicum.core.errors import ModelError, SettingError
-from modicum.fit.quality import compare
+from modicum.judge.quality import compare
 from modicum.sweep.outputs import CLASSES, INDEPENDENT, VALUES, Outputs, described, divergence, likelihood
 
 

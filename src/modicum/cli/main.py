@@ -117,7 +117,7 @@ def measure(model: str, out: Path, quiet: bool, as_json: bool, **settings: Any) 
     chooses within any budget, for any measured target, without measuring again.
     """
     from modicum.cli import show
-    from modicum.fit import measure as run
+    from modicum.measure import measure as run
     from modicum.models.quiet import hushed
     from modicum.sweep.ranks import joined
 
@@ -247,7 +247,7 @@ for _told in (catalogue, explain, cite):
 def _name(model: str | None, measured: str | None) -> str:
     """What the output is called by default: the model's name, of one that was measured as the measurement gives it."""
     if model is None:
-        from modicum.fit import Measured
+        from modicum.measure import Measured
 
         model = Measured.read(measured or "").meta["model"]["name"]
     return Path(model).resolve().name or "model"

@@ -18,7 +18,7 @@ from modicum.core.budget import readable
 
 if TYPE_CHECKING:
     from modicum.core.method import Method
-    from modicum.fit import Measured
+    from modicum.measure import Measured
 
 # Lines of a table that is written to a file or a pipe, where no window limits them.
 _PIPE_WIDTH = 200

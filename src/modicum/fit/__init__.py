@@ -1,21 +1,11 @@
-"""The main job: open, measure, allocate, assemble, export, verify, and say what was done.
+"""One run: what is asked for, the choice, the forms, the files, and the account of it.
 
 ``modicum.fit`` is this folder and the function: calling the module calls ``fit``.
 """
 
-import sys
-from types import ModuleType
-from typing import Any
-
-from modicum.fit.measured import Measured, measure
+from modicum.core.verbs import as_verb
 from modicum.fit.run import Result, fit
 
-__all__ = ["Measured", "Result", "fit", "measure"]
+__all__ = ["Result", "fit"]
 
-
-class _Callable(ModuleType):
-    def __call__(self, *args: Any, **settings: Any) -> Result:
-        return fit(*args, **settings)
-
-
-sys.modules[__name__].__class__ = _Callable
+as_verb(__name__)

@@ -13,11 +13,11 @@ import torch
 from modicum.core.option import KEEP
 from modicum.core.plan import Choice, Plan, Table
 from modicum.core.unit import Site, Unit
-from modicum.fit.findings import DEPTH, GONE, level_of
-from modicum.fit.store import FormStore
 from modicum.models.model import Model
 from modicum.models.structure import plain_parameters
 from modicum.sweep import Script
+from modicum.table.findings import DEPTH, GONE, level_of
+from modicum.work.store import FormStore
 
 if TYPE_CHECKING:
     from modicum.fit.run import Run

@@ -13,12 +13,12 @@ from modicum.core.finite import finite
 from modicum.core.option import Option
 from modicum.core.unit import Site, Stats, Unit
 from modicum.data.splits import Batch
-from modicum.fit.store import ChainStore, FormStore, write_json
 from modicum.forms import Dense, Form
 from modicum.models.model import Model
 from modicum.sweep import Script, Stage, Sweep
 from modicum.sweep.ranks import LONE, Ranks, operations
 from modicum.sweep.spill import SpillPool
+from modicum.work.store import ChainStore, FormStore, write_json
 
 
 class Assembly:

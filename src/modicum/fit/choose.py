@@ -18,15 +18,15 @@ from modicum.core.errors import BudgetError, ModelError
 from modicum.core.option import KEEP, Option
 from modicum.core.plan import Picks, Table
 from modicum.export import TARGETS, Target
-from modicum.fit.exact import exact_bytes
-from modicum.fit.findings import GONE, Findings, level_of
-from modicum.fit.judge import PlanJudge
-from modicum.fit.menu import Menu, misfit
-from modicum.fit.plain import SEQUENCES, Rival, plains
 from modicum.fit.request import Request
-from modicum.fit.subject import Subject
-from modicum.fit.workers import workers
+from modicum.judge.judge import PlanJudge
+from modicum.judge.plain import SEQUENCES, Rival, plains
+from modicum.judge.workers import workers
+from modicum.measure.subject import Subject
 from modicum.models.structure import plain_parameters
+from modicum.table.exact import exact_bytes
+from modicum.table.findings import GONE, Findings, level_of
+from modicum.table.menu import Menu, misfit
 
 # Parameters that stand in a budget's way that are named.
 _TOLD = 3

@@ -12,10 +12,10 @@ from modicum.core.errors import BudgetError
 from modicum.core.option import Option
 from modicum.core.plan import Table
 from modicum.data.splits import count_tokens
-from modicum.fit import memory
 from modicum.fit.account import untreated
 from modicum.fit.choose import Chooser
-from modicum.fit.menu import offered
+from modicum.runtime import memory
+from modicum.table.menu import offered
 
 if TYPE_CHECKING:
     from modicum.fit.run import Run

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
-import sys
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -13,7 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from modicum.allocate import JUDGED
@@ -32,24 +29,26 @@ from modicum.fit.account import build_receipt
 from modicum.fit.advice import advice
 from modicum.fit.assemble import Assembly
 from modicum.fit.choose import Chooser
-from modicum.fit.findings import DEPTH, Findings
 from modicum.fit.forecast import forecast
-from modicum.fit.judge import Levels, PlanJudge, first, too_slow
-from modicum.fit.measured import Measured
-from modicum.fit.memory import whole_model
-from modicum.fit.menu import misfit, unheld
-from modicum.fit.meter import Meter
-from modicum.fit.quality import RUINED, Quality, RuinedError, compare, plain, streamed
-from modicum.fit.request import Request, common
-from modicum.fit.store import FormStore, load_change, save_change, write_json
-from modicum.fit.subject import Subject
-from modicum.fit.survey import Survey
+from modicum.fit.request import Request
 from modicum.fit.verdict import surprise, verdict
-from modicum.fit.workdir import WorkDir, beside, read_from, temporary
+from modicum.judge.judge import Levels, PlanJudge, first, too_slow
+from modicum.judge.quality import RUINED, Quality, RuinedError, compare, plain, streamed
+from modicum.measure.measured import Measured
+from modicum.measure.settings import common
+from modicum.measure.subject import Subject
+from modicum.measure.survey import Survey
 from modicum.models.copying import copied
+from modicum.models.evaluating import evaluating
 from modicum.models.model import Model
 from modicum.models.quiet import hushed
+from modicum.runtime.memory import whole_model
 from modicum.sweep.ranks import LONE, Ranks
+from modicum.table.findings import DEPTH, Findings
+from modicum.table.menu import misfit, unheld
+from modicum.work.meter import Meter
+from modicum.work.store import FormStore, load_change, save_change, write_json
+from modicum.work.workdir import WorkDir, beside, read_from, temporary
 
 
 @dataclass
@@ -113,20 +112,6 @@ def fit(
         if place is not None:
             shutil.rmtree(place, ignore_errors=True)
         raise
-
-
-@contextlib.contextmanager
-def evaluating(module: nn.Module | None) -> Iterator[None]:
-    """Dropout and batch statistics off in a caller's module, nothing compiled while forwards stand still, and afterwards as it was."""
-    modes = {part: part.training for part in module.modules()} if module is not None else {}
-    for part in modes:
-        part.training = False
-    try:
-        with torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else contextlib.nullcontext():
-            yield
-    finally:
-        for part, training in modes.items():
-            part.training = training
 
 
 class Run:

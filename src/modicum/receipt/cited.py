@@ -13,7 +13,7 @@ from modicum.core.errors import ModicumError, SettingError
 from modicum.core.method import Paper
 from modicum.core.option import Option
 from modicum.fit.account import DROPPED
-from modicum.fit.findings import GONE
+from modicum.table.findings import GONE
 
 
 @dataclass(frozen=True)

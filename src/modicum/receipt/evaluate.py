@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import tee
 from pathlib import Path
@@ -18,8 +17,9 @@ from modicum.data.forward import LABELS_LEFT_OUT, is_labelled
 from modicum.data.media import from_files, kind_of
 from modicum.data.splits import Batch, batch_items, count_rows, count_tokens, from_text
 from modicum.export import load
-from modicum.fit.quality import Quality, compare, plain, require
-from modicum.fit.request import judged_by
+from modicum.judge.quality import Quality, compare, plain, require
+from modicum.measure.settings import judged_by
+from modicum.models.evaluating import evaluating
 from modicum.models.open import locate
 from modicum.receipt.trimmed import Trim
 from modicum.sweep.observe import masks_of, output_signatures
@@ -83,7 +83,7 @@ def evaluate(
     if original and trim:
         original = replace(original, module=trim.narrowed(original.module, _vocabulary_rows(candidate)))
     shown = progress or Quiet()
-    with _evaluating(candidate), _evaluating(original):
+    with evaluating(candidate.module), evaluating(original.module if original else None):
         outputs = _outputs(original or candidate, batches, output, classes)
         shown.start("judge", len(batches))
         quality = _compared(candidate, original, batches, causal, outputs, shown.step).summary(seed)
@@ -202,19 +202,6 @@ def _is_causal(module: nn.Module) -> bool:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     return type(module).__name__ in set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
-
-
-@contextmanager
-def _evaluating(model: _Opened | None) -> Iterator[None]:
-    """Dropout and its like off, and afterwards as they were."""
-    modes = {part: part.training for part in model.module.modules()} if model else {}
-    if model:
-        model.module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes.items():
-            part.training = training
 
 
 def _outputs(model: _Opened, batches: list[Batch], output: Any, classes: Any) -> Outputs:

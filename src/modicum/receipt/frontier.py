@@ -20,16 +20,17 @@ from modicum.core.option import KEEP
 from modicum.core.plan import Picks, Table
 from modicum.core.progress import Quiet
 from modicum.fit.choose import Chooser
-from modicum.fit.findings import DEPTH, GONE, Findings, level_of
-from modicum.fit.judge import Levels, PlanJudge
-from modicum.fit.measured import Measured
-from modicum.fit.request import Request, common
-from modicum.fit.run import evaluating
-from modicum.fit.store import write_json
-from modicum.fit.subject import Subject
+from modicum.fit.request import Request
+from modicum.judge.judge import Levels, PlanJudge
+from modicum.measure.measured import Measured
+from modicum.measure.settings import common
+from modicum.measure.subject import Subject
+from modicum.models.evaluating import evaluating
 from modicum.models.model import Model
 from modicum.receipt.curves import page, picture
 from modicum.sweep.spill import SpillPool
+from modicum.table.findings import DEPTH, GONE, Findings, level_of
+from modicum.work.store import write_json
 
 FRONTIER_FORMAT, FRONTIER_VERSION = "modicum-frontier", 1
 # Bytes that no choice of a plan changes.

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from modicum.data.forward import own_errors
 from modicum.data.splits import Batch, call
-from modicum.fit.quality import plain
+from modicum.judge.quality import plain
 from modicum.sweep.outputs import output_tensor
 
 

@@ -19,10 +19,10 @@ from modicum.core.unit import Site, Stats, Unit
 from modicum.drop._family import SiteCutter, Spanner
 from modicum.export import Target
 from modicum.export._family import METADATA, SHARD_BYTES, header_share, tensor_bytes
-from modicum.fit.menu import levels, offered, spanners
-from modicum.fit.quality import Tried
 from modicum.forms import Cut, Dense, Form
 from modicum.sweep import Script
+from modicum.table.menu import levels, offered, spanners
+from modicum.table.tried import Tried
 
 # The site of choices over the whole model's depth.
 DEPTH = "model"

@@ -24,19 +24,19 @@ from modicum.data.splits import Batch, Splits, count_rows, count_tokens, from_ba
 from modicum.drop.experts import expert_sites
 from modicum.export import TARGETS, Target
 from modicum.export.probe import probed
-from modicum.fit.compared import UNCOMPARED, compared
-from modicum.fit.findings import Sizing
-from modicum.fit.memory import Plan, planned
-from modicum.fit.menu import cutters, default_menu
-from modicum.fit.request import Settings
-from modicum.fit.runtime import Runtime
+from modicum.measure.compared import UNCOMPARED, compared
+from modicum.measure.settings import Settings
 from modicum.models.model import Model
 from modicum.models.open import apart, open_model
+from modicum.runtime.memory import Plan, planned
+from modicum.runtime.runtime import Runtime
 from modicum.sweep import Script, rehearse
 from modicum.sweep.coupling import coupled_cuts, shortened
 from modicum.sweep.outline import outlined
 from modicum.sweep.ranks import LONE, Ranks
 from modicum.sweep.spill import SpillPool
+from modicum.table.findings import Sizing
+from modicum.table.menu import cutters, default_menu
 
 # Tokens that are enough to see what a model is made of.
 _FEW = 16

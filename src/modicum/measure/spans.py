@@ -11,11 +11,11 @@ from modicum.core.errors import UnsuitableError
 from modicum.data.splits import Batch
 from modicum.drop._family import Spanner
 from modicum.drop._spans import every_change
-from modicum.fit.findings import SPAN_LENGTHS, Structural
-from modicum.fit.quality import compare, streamed
+from modicum.judge.quality import compare, streamed
 from modicum.models.model import Model
 from modicum.sweep import Script
 from modicum.sweep.spill import SpillPool
+from modicum.table.findings import SPAN_LENGTHS, Structural
 
 
 def measure_spans(

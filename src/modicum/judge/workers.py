@@ -30,14 +30,14 @@ from modicum.core.option import KEEP
 from modicum.core.plan import Picks, Table
 from modicum.data.splits import Batch
 from modicum.export import TARGETS
-from modicum.fit.findings import DEPTH, Findings, Sizing
-from modicum.fit.judge import Levels, Part, PlanJudge
-from modicum.fit.store import FormStore
+from modicum.judge.judge import Levels, Part, PlanJudge
 from modicum.models.model import Model
 from modicum.models.open import open_model
 from modicum.sweep import Script
 from modicum.sweep.rehearsal import use_eager_experts
 from modicum.sweep.spill import SpillPool
+from modicum.table.findings import DEPTH, Findings, Sizing
+from modicum.work.store import FormStore
 
 _RECIPE = "recipe.pt"
 # A candidate whose judging kills so many workers is given up.

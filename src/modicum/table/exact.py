@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from modicum.core.option import KEEP, Option
 from modicum.core.plan import Picks, Table
-from modicum.fit.findings import DEPTH, GONE, Findings, Sizing, level_of, remaining_shape
 from modicum.forms import Form
+from modicum.table.findings import DEPTH, GONE, Findings, Sizing, level_of, remaining_shape
 
 
 def exact_bytes(sizing: Sizing, table: Table, picks: Picks, findings: Findings) -> int:

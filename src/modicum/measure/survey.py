@@ -13,23 +13,23 @@ from modicum.core.option import Option
 from modicum.core.progress import Quiet
 from modicum.core.unit import Unit
 from modicum.data.splits import Batch, count_rows, each_row
-from modicum.fit.exact import exact_bytes
-from modicum.fit.findings import Findings, Structural, prior_of
-from modicum.fit.judge import Levels, PlanJudge
-from modicum.fit.measurement import Keep, Measurement
-from modicum.fit.menu import cutters, spanners
-from modicum.fit.meter import Meter
-from modicum.fit.plain import plains, try_all
-from modicum.fit.scale import PLANS, learn
-from modicum.fit.spans import measure_spans
-from modicum.fit.store import load_sensitivities, save_sensitivities, write_json
-from modicum.fit.subject import Subject
 from modicum.forms import Form
+from modicum.judge.judge import Levels, PlanJudge
+from modicum.judge.plain import plains, try_all
+from modicum.measure.measurement import Keep, Measurement
+from modicum.measure.scale import PLANS, learn
+from modicum.measure.spans import measure_spans
+from modicum.measure.subject import Subject
 from modicum.sweep import Sensitivity, output_gradients
 from modicum.sweep.coupling import shortened
 from modicum.sweep.curvature import curvature_bytes, fisher_traces, top_eigenvalues
 from modicum.sweep.ranks import LONE, Ranks
 from modicum.sweep.spill import SpillPool
+from modicum.table.exact import exact_bytes
+from modicum.table.findings import Findings, Structural, prior_of
+from modicum.table.menu import cutters, spanners
+from modicum.work.meter import Meter
+from modicum.work.store import load_sensitivities, save_sensitivities, write_json
 
 # Sequences that spans are judged on, and calibration batches their stand-ins are fitted to.
 _SPAN_SEQUENCES, _SPAN_BATCHES = 8, 4

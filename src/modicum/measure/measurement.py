@@ -18,11 +18,6 @@ from modicum.core.unit import Site, Stats, Unit
 from modicum.data.splits import Batch
 from modicum.drop._family import SiteCutter
 from modicum.export import Target
-from modicum.fit.findings import Finding, Findings, Structural
-from modicum.fit.harm import HARMS
-from modicum.fit.harm import rows as contributions
-from modicum.fit.menu import levels, offered
-from modicum.fit.store import ChainStore, write_json
 from modicum.forms import Dense, Form
 from modicum.models.model import Model
 from modicum.numerics.threads import total
@@ -30,6 +25,11 @@ from modicum.sweep import Script, Sensitivity, Stage, Sweep
 from modicum.sweep.coupling import kept_rows
 from modicum.sweep.ranks import LONE, Ranks, operations
 from modicum.sweep.spill import SpillPool
+from modicum.table.findings import Finding, Findings, Structural
+from modicum.table.harm import HARMS
+from modicum.table.harm import rows as contributions
+from modicum.table.menu import levels, offered
+from modicum.work.store import ChainStore, write_json
 
 # Harm of a cut whose gradients were not seen, in nats: not to be chosen lightly.
 _UNKNOWN = 1.0

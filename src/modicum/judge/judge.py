@@ -18,13 +18,13 @@ from modicum.core.plan import Picks, Table
 from modicum.core.unit import Site, Stats, Unit
 from modicum.data.splits import Batch, count_rows, some_rows
 from modicum.drop._family import Dropper, SiteCutter, Wanted, cut_each
-from modicum.fit.findings import DEPTH, GONE, Findings, Sizing, level_of
-from modicum.fit.quality import RUINED, Quality, RuinedError, compare, streamed
-from modicum.fit.store import FormStore
 from modicum.forms import Dense, Form
+from modicum.judge.quality import RUINED, Quality, RuinedError, compare, streamed
 from modicum.models.model import Model
 from modicum.sweep import Script, Stage, Sweep
 from modicum.sweep.spill import SpillPool
+from modicum.table.findings import DEPTH, GONE, Findings, Sizing, level_of
+from modicum.work.store import FormStore
 
 # Dequantized weights and original outputs kept in memory between candidates, in bytes each.
 _HELD_BYTES = 2_000_000_000

@@ -17,13 +17,13 @@ from modicum.data.forward import own_errors
 from modicum.data.splits import Batch, call, chance_of, count_rows
 from modicum.forms import Form
 from modicum.models.model import Model
+from modicum.numerics.interval import interval
 from modicum.numerics.threads import total
 from modicum.sweep import Script, Sweep
 from modicum.sweep.modes import seeded, uncut
 from modicum.sweep.outputs import CLASSES, INDEPENDENT, VALUES, Outputs, Part
 from modicum.sweep.spill import SpillPool
 
-_RESAMPLES = 2000
 # Nats per token beyond which a perplexity is no number any more; it is told as that of so many, and so is the divergence of what ruins a model.
 RUINED = 700.0
 # Tokens whose distributions are compared at a time.
@@ -132,30 +132,6 @@ def _row(judged: Judged) -> dict[str, Any]:
 
 def _perplexity(losses: Sequence[float]) -> float:
     return math.exp(min(float(np.mean(losses)), RUINED))
-
-
-def interval(values: Sequence[float], seed: int = 0) -> tuple[float, float, float]:
-    """Mean and the bootstrap 95 % interval of it over ``values``."""
-    array = np.asarray(values, dtype=np.float64)
-    draws = np.random.default_rng(seed).integers(0, len(array), (_RESAMPLES, len(array)))
-    low, high = np.quantile(array[draws].mean(1), [0.025, 0.975])
-    return float(array.mean()), float(low), float(high)
-
-
-@dataclass
-class Tried:
-    """A plain option that was judged: bytes of its files, mean divergence with its 95 % interval, and the divergence of each sequence."""
-
-    bytes: int
-    mean: float
-    low: float
-    high: float
-    rows: list[float] = field(default_factory=list)
-
-    @classmethod
-    def of(cls, size: int, rows: Sequence[float], seed: int) -> Tried:
-        """From what each sequence lost."""
-        return cls(size, *interval(rows, seed), [float(value) for value in rows])
 
 
 def compare(

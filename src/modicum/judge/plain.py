@@ -16,10 +16,10 @@ from modicum.core.option import KEEP, Option
 from modicum.core.plan import Picks, Table
 from modicum.core.unit import Site
 from modicum.export import Target
-from modicum.fit.judge import PlanJudge
-from modicum.fit.menu import Menu, suited, weight_options
-from modicum.fit.quality import Tried
+from modicum.judge.judge import PlanJudge
 from modicum.quantize._family import Quantizer
+from modicum.table.menu import Menu, suited, weight_options
+from modicum.table.tried import Tried
 
 # Sequences that plain options are judged on: enough, sequence by sequence, to tell two apart that differ by a twentieth.
 SEQUENCES = 16

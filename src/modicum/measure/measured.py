@@ -21,18 +21,19 @@ from modicum.core.progress import Quiet
 from modicum.core.tensorfile import TensorFile, TensorWriter
 from modicum.data.splits import PARTS, Batch, Splits
 from modicum.export import Target
-from modicum.fit.findings import Findings
-from modicum.fit.judge import Levels, too_slow
-from modicum.fit.menu import everything, offered
-from modicum.fit.meter import Meter
-from modicum.fit.request import Settings, common
-from modicum.fit.store import write_json
-from modicum.fit.subject import Subject, opened
-from modicum.fit.survey import Survey
-from modicum.fit.workdir import WorkDir, beside, read_from
+from modicum.judge.judge import Levels, too_slow
+from modicum.measure.settings import Settings, common
+from modicum.measure.subject import Subject, opened
+from modicum.measure.survey import Survey
+from modicum.models.evaluating import evaluating
 from modicum.models.model import Model
 from modicum.sweep.ranks import LONE, Ranks
 from modicum.sweep.spill import SpillPool
+from modicum.table.findings import Findings
+from modicum.table.menu import everything, offered
+from modicum.work.meter import Meter
+from modicum.work.store import write_json
+from modicum.work.workdir import WorkDir, beside, read_from
 
 _PARTS = {"model", "targets", "menu", "settings", "data", "stages", "hash"}
 FORMAT, VERSION = "modicum-measurement", 1
@@ -159,8 +160,6 @@ def measure(
     that can hold the model is measured for. Interrupted, the same call continues from ``OUT.partial``. What stays on disk: harms, and the sequences
     of all three parts. Raises ``ModicumError`` kinds.
     """
-    from modicum.fit.run import evaluating
-
     request = Settings(**common(menu=menu, ram=ram, data=data, out=out, keep=keep, **settings))
     if callable(request.output):
         raise SettingError("output: must be names or places in what measure keeps on disk, a function came. Name the outputs.")

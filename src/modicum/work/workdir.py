@@ -17,7 +17,7 @@ import filelock
 from modicum.core.errors import ModelError, SettingError
 from modicum.core.files import read_json
 from modicum.core.output import mark, require_apart, require_ours
-from modicum.fit.store import write_json
+from modicum.work.store import write_json
 
 
 @dataclass

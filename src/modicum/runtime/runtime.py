@@ -21,10 +21,10 @@ from modicum.core.errors import BudgetError, ModelError
 from modicum.core.unit import Site, Unit
 from modicum.data.splits import Batch, call
 from modicum.export.narrow import narrowable
-from modicum.fit.clock import Clock, Watched, default_path, watch
 from modicum.forms import Cut, Form, Sum
 from modicum.models.copying import copied
 from modicum.models.model import Model
+from modicum.runtime.clock import Clock, Watched, default_path, watch
 from modicum.sweep import Script
 
 # Operations of one pass that are worth counting; a layer of a transformer has about a hundred.

@@ -1,0 +1,1 @@
+"""What a model takes where it runs: memory, seconds, and the clock of this machine."""
