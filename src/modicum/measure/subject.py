@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from modicum.core.errors import DataError, ModelError, ModicumError, SettingError, near
-from modicum.core.memory import free_memory, trim
+from modicum.core.memory import free_memory, own_memory, trim
 from modicum.core.option import Option
 from modicum.core.unit import Site
 from modicum.data import media
@@ -160,7 +160,8 @@ class Subject:
 
     def plan_memory(self, options: Iterable[Option], ranks: Ranks = LONE) -> SpillPool:
         """Plan a run of ``options``: which statistics are whole, and where activations go. Raises ``BudgetError`` where nothing fits."""
-        trim()
+        # What only refers to itself takes long to find, and matters where it may be a good part of what is free.
+        trim(circles=self.settings.ram is not None or 8 * own_memory() > free_memory())
         free = min(ranks.gather("free memory", free_memory(self.settings.ram) // ranks.beside))
         batch = max(self.data.calibration, key=lambda batch: (count_rows(batch), count_tokens([batch])))
         self.memory = planned(self.model, self.script, batch, options, self.settings.ram, free)
