@@ -85,7 +85,7 @@ class Transformers(Target):
             return "target: one row"
         if unit.module in self._routers:
             return "target: router"
-        if unit.name in self.script.uncalled or unit.module in self.script.read | self._initialized:
+        if unit.name in self.script.uncalled or unit.module in self.script.read or unit.module in self._initialized:
             return "target: weight used directly"  # compression replaces the attribute, and only the module's own forward brings it back
         owner = self.model.module.get_submodule(unit.module)
         return "" if unit.kind == "linear" and type(owner).forward is nn.Linear.forward else f"target: {unit.kind}"
@@ -119,12 +119,7 @@ class Transformers(Target):
     def narrows(self, members: Sequence[Site], kept: Mapping[str, Sequence[int]]) -> bool:
         counts = tuple((member.name, len(kept[member.name])) for member in members)
         if counts not in self._tried:
-            cuts = {
-                unit.name: Incision.along(unit, axis, kept[member.name])
-                for member in members
-                for unit, axis in zip(member.units, member.axes)
-            }
-            self._tried[counts] = narrower(self.model.module, self.model.config, cuts) is not None
+            self._tried[counts] = narrower(self.model.module, self.model.config, Incision.of_cuts(members, kept)) is not None
         return self._tried[counts]
 
     def _config(self, forms: Mapping[str, Form], dropped: frozenset[str]) -> Any:
@@ -282,8 +277,11 @@ class Transformers(Target):
         gone = {parameter for block in dropped for parameter in self.model.blocks[block].parameters}
         plain = all(isinstance(inside(form), Dense) for form in forms.values())
         names = self.names.on_disk if plain else self.names.beside
+        owners: dict[str, list[Unit]] = defaultdict(list)
+        for unit in self.model.units.values():
+            owners[unit.parameter].append(unit)
         for first in (name for name in weights.names if name not in gone):
-            units = [unit for unit in self.model.units.values() if unit.parameter == first]
+            units = owners[first]
             treated = [unit for unit in units if unit.name in forms and not isinstance(forms[unit.name], Dense)]
             if treated and len(treated) != len(units):
                 raise ModelError(

@@ -42,6 +42,8 @@ class Names:
 
         lone = next(iter(state.items())) if len(state) == 1 else None
         if lone is not None and lone[1].is_meta:
+            if self._alike and lone[0] in self.model.weights.names:
+                return dict(state)
             key = (lone[0], tuple(lone[1].shape), lone[1].dtype)
             if key not in self._shown:
                 self._shown[key] = revert_weight_conversion(cast(Any, self.model.module), state)
@@ -49,14 +51,29 @@ class Names:
         return revert_weight_conversion(cast(Any, self.model.module), state)
 
     @cached_property
+    def _alike(self) -> bool:
+        """Whether every weight has its own name and shape on disk, told of all at once: Transformers looks through the whole model each time."""
+        shown = self._stored()
+        try:
+            saved = self._saved(dict(shown))
+        except Exception:  # whatever a conversion raises at what it was not made for
+            return False
+        return _shapes(saved) == _shapes(shown)
+
+    def _stored(self) -> dict[str, torch.Tensor]:
+        """All weights without their values."""
+        weights = self.model.weights
+        return {first: torch.empty(weights.held(first).shape, dtype=weights.dtype(first), device="meta") for first in weights.names}
+
+    @cached_property
     def _merged(self) -> bool:
         """Whether weights are saved in other pieces than can be written one after the other."""
-        weights = self.model.weights
-        shown = {first: torch.empty(weights.held(first).shape, dtype=weights.dtype(first), device="meta") for first in weights.names}
-        shapes = lambda tensors: {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        if self._alike:
+            return False
+        shown = self._stored()
         try:
-            whole = shapes(self._saved(dict(shown)))
-            pieces = {name: shape for first, tensor in shown.items() for name, shape in shapes(self._saved({first: tensor})).items()}
+            whole = _shapes(self._saved(dict(shown)))
+            pieces = {name: shape for first, tensor in shown.items() for name, shape in _shapes(self._saved({first: tensor})).items()}
         except Exception:  # whatever a conversion raises at a part of what it was made for
             return True
         return whole != pieces
@@ -79,7 +96,7 @@ class Names:
         """The name that a quantized module has on disk."""
         if (module, parameter) not in self._quantized:
             lands = lambda name: self._lands(f"{name}.weight_packed") == (f"{module}.weight_packed", None)
-            (saved,) = self.beside({parameter: torch.empty(1, 1)})
+            (saved,) = self.beside({parameter: torch.empty(1, 1, device="meta")})
             saved = saved.removesuffix(".weight")
             self._quantized[module, parameter] = saved if lands(saved) or not lands(module) else module
         return self._quantized[module, parameter]
@@ -182,6 +199,10 @@ class Names:
     def _count(self, name: str) -> int:
         use = self.script.stacks[name]
         return len(self.model.weights.held(self.model.weights.first[f"{name}.{use.attributes[0]}"]))
+
+
+def _shapes(tensors: dict[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 class _Asked:

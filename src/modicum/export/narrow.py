@@ -78,6 +78,19 @@ class Incision:
         mask = kept_rows(axis, list(kept), unit.shape[0 if rows else 1])
         return cls(unit, mask if rows else None, None if rows else mask)
 
+    @classmethod
+    def of_cuts(cls, members: Sequence[Site], kept: Mapping[str, Sequence[int]]) -> dict[str, Incision]:
+        """By unit, the incisions that leave the groups ``kept`` of coupled cuts, by their names."""
+        first: dict[tuple[Any, ...], Incision] = {}  # blocks that are alike share their groups, and what is kept of them
+        found = {}
+        for member in members:
+            for unit, axis in zip(member.units, member.axes):
+                key = (id(axis.groups), axis.side, id(kept[member.name]), unit.shape)
+                if key not in first:
+                    first[key] = cls.along(unit, axis, kept[member.name])
+                found[unit.name] = replace(first[key], unit=unit)
+        return found
+
     @property
     def shape(self) -> tuple[int, int]:
         """Rows and columns that remain."""

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from scipy.optimize import least_squares
-from scipy.stats import spearmanr
 
 from modicum.allocate.random import spread
 from modicum.core.option import KEEP
@@ -117,4 +116,6 @@ def _rank(plans: Sequence[Mapping[str, float]], real: Sequence[float], samples: 
 
 
 def _spearman(predicted: Sequence[float], real: Sequence[float]) -> float | None:
+    from scipy.stats import spearmanr  # half a second that a command which ranks nothing need not wait
+
     return float(spearmanr(predicted, real).statistic) if len(set(predicted)) > 1 and len(set(real)) > 1 else None

@@ -322,17 +322,21 @@ def skeleton_parameters(most: int | None = None) -> Iterator[None]:
 
     Raises ``ModelError`` at the first parameter above ``most``: a config's word is no reason to build without end.
     """
-    register, count = nn.Module.register_parameter, itertools.count(1)
+    register, reset, count = nn.Module.register_parameter, nn.Linear.reset_parameters, itertools.count(1)
 
     def on_meta(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
         if most is not None and next(count) > most:
             raise ModelError(f"{type(self).__name__}: the config asks for far more weights than the checkpoint has. Check the config.")
         register(self, name, param)
         if param is not None and param.device.type != "meta":
-            self._parameters[name] = nn.Parameter(torch.empty_like(param, device="meta"), requires_grad=False)
+            shown = nn.Parameter(torch.empty_like(param, device="meta"), requires_grad=False)
+            shown._is_hf_initialized = True  # type: ignore[attr-defined]  # Transformers then draws no numbers for it, which costs seconds
+            self._parameters[name] = shown
 
     nn.Module.register_parameter = on_meta  # type: ignore[method-assign]
+    nn.Linear.reset_parameters = lambda self: None  # type: ignore[method-assign]
     try:
         yield
     finally:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
+        nn.Linear.reset_parameters = reset  # type: ignore[method-assign]

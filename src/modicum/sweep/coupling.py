@@ -9,7 +9,7 @@ fall together. Fused and interleaved projections need no special case.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -103,11 +103,14 @@ class _Search:
             return
         columns = record.inputs[name].shape[-1]
         width = next((width for other in (name, *producers) if (width := self._head_width(other, columns))), 0)
-        reach = _elementwise(record, name, producers)
+        meeting = [other for other, mask in zip(producers, record.reached(name, None, producers)) if bool(mask.any())]
+        if not meeting:
+            return
+        reach = _elementwise(record, name, meeting)
         groups: list[tuple[int, ...]] = [(column,) for column in range(columns)]
-        if width:
+        if width and len(reach or {}) < len(meeting):
             heads = [tuple(range(start, start + width)) for start in range(0, columns, width)]
-            by_head = _by_group(record, name, producers, heads)
+            by_head = _by_group(record, name, meeting, heads)
             # Values alone go column by column; queries and keys, which reach a whole head, say that heads are the unit.
             if by_head is not None and len(by_head) > len(reach or {}):
                 reach, groups = by_head, heads
@@ -204,10 +207,10 @@ class _Record:
 
         return forward
 
-    def reached(self, name: str, columns: list[int], producers: list[str]) -> list[torch.Tensor]:
-        """For each producer, which output channels (boolean) the given input columns of ``name`` depend on."""
+    def reached(self, name: str, columns: Sequence[int] | None, producers: list[str]) -> list[torch.Tensor]:
+        """For each producer, which output channels (boolean) the given input columns of ``name`` (None: all) depend on."""
         value = self.inputs[name]
-        value = value.index_select(-1, torch.tensor(columns).to(value.device)).double()
+        value = (value if columns is None else value.index_select(-1, torch.tensor(columns).to(value.device))).double()
         weights = torch.linspace(0.5, 1.5, value.numel(), dtype=torch.float64, device=value.device).view(value.shape)
         gradients = torch.autograd.grad((value * weights).sum(), [self.outputs[p] for p in producers], retain_graph=True, allow_unused=True)
         return [
@@ -254,7 +257,9 @@ def _elementwise(record: _Record, name: str, producers: list[str]) -> dict[str, 
         for place, p in enumerate(producers):
             clean[p] &= touched[0][place] ^ touched[1][place]
             codes[p] |= touched[1][place].long() << bit
-    found = {p: [{int(code)} for code in codes[p]] for p in producers if bool(clean[p].all())}
+        if not any(bool(mask.all()) for mask in clean.values()):
+            return None  # everything meets, as behind a norm
+    found = {p: [{code} for code in codes[p].tolist()] for p in producers if bool(clean[p].all())}
     covered = {code for channels in found.values() for touched in channels for code in touched}
     return found if covered == set(range(columns)) else None
 

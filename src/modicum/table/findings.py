@@ -13,6 +13,7 @@ import torch
 
 from modicum.core.errors import ModelError, SettingError
 from modicum.core.method import Change
+from modicum.core.once import Once
 from modicum.core.option import KEEP, Option
 from modicum.core.plan import Choice, Plan, Table
 from modicum.core.unit import Site, Stats, Unit
@@ -163,6 +164,7 @@ class Sizing:
     block_seconds: Callable[[str], float] = lambda block: 0.0
     scales: Mapping[str, float] = field(default_factory=dict)
     _forms: dict[Any, Form] = field(default_factory=dict)
+    _lost: Once = field(default_factory=lambda: Once(_lost))
 
     def table(self, findings: Findings | None = None) -> Table:
         """The table of every choice on every site, structural sites first. Raises ``SettingError`` where a site has no choice."""
@@ -256,8 +258,10 @@ class Sizing:
         """Options that cut all members, with what they leave of each."""
         yield KEEP, {member.name: Structural([], [], 0.0) for member in members}
         for text, step in levels(self.target, members[0], self.menu).items():
-            kept = {member.name: step.kept(range(len(member.axes[-1].groups))) for member in members}
-            whole = any(len(kept[member.name]) == len(member.axes[-1].groups) for member in members)
+            counts = {member.name: len(member.axes[-1].groups) for member in members}
+            left = {count: step.kept(range(count)) for count in set(counts.values())}
+            kept = {name: left[count] for name, count in counts.items()}
+            whole = any(len(kept[name]) == count for name, count in counts.items())
             if whole or not self.target.narrows(members, kept):
                 continue
             if findings is None:
@@ -349,7 +353,7 @@ class Sizing:
         if level in (KEEP, GONE):
             yield from self._standing(site, site.units if level == KEEP else (), options, findings, given)
             return
-        shapes = {unit: remaining_shape(cut, unit, left[cut.name].kept) for unit in site.units}
+        shapes = {unit: remaining_shape(cut, unit, left[cut.name].kept, self._lost) for unit in site.units}
         narrow = replace(site, units=tuple(replace(unit, shape=shape) for unit, shape in shapes.items()))
         for text, option in options.items():
             whole = all(0 not in shape for shape in shapes.values())
@@ -407,12 +411,19 @@ def shadow(unit: Unit) -> Form:
     return Dense(torch.empty(unit.shape, dtype=unit.dtype, device="meta"))
 
 
-def remaining_shape(cut: Site, unit: Unit, kept: Sequence[int]) -> tuple[int, int]:
+def _lost(groups: Sequence[Sequence[int]], kept: Sequence[int]) -> int:
+    """Rows that go with all groups but those that are kept."""
+    return sum(map(len, groups)) - sum(len(groups[place]) for place in kept)
+
+
+def remaining_shape(
+    cut: Site, unit: Unit, kept: Sequence[int], lost: Callable[[Sequence[Sequence[int]], Sequence[int]], int] = _lost
+) -> tuple[int, int]:
     """Rows and columns of a unit that remain when a cut keeps ``kept`` groups."""
-    (rows, columns), stays = unit.shape, set(kept)
+    rows, columns = unit.shape
     for member, axis in zip(cut.units, cut.axes):
         if member.name == unit.name:
-            gone = sum(len(group) for place, group in enumerate(axis.groups) if place not in stays)
+            gone = lost(axis.groups, kept)
             rows, columns = (rows - gone, columns) if axis.side == "rows" else (rows, columns - gone)
     return rows, columns
 
