@@ -15,6 +15,7 @@ from torch import distributed
 from modicum.core.method import Need
 from modicum.core.option import Option
 from modicum.core.unit import Site, Stats, Unit
+from modicum.data import splits
 from modicum.forms import Dense
 from modicum.sweep.ranks import connected
 
@@ -34,6 +35,25 @@ def _swept():
     """What libraries and other tests have left is not looked through whenever a run frees its circles."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _tokenized_once():
+    """The texts in the package take seconds to tokenize, and no test changes them: each tokenizer does it once."""
+    kept, encode = {}, splits.encode
+
+    def once(documents, tokenizer):
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is None or sum(map(len, documents)) < 100_000:
+            return encode(documents, tokenizer)
+        key = hash((backend.to_str(), tokenizer.eos_token_id, *documents))
+        if key not in kept:
+            kept[key] = encode(documents, tokenizer)
+        return kept[key].clone()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(splits, "encode", once)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -481,7 +481,7 @@ def test_fit_from_a_measurement_chooses_in_seconds_unless_asked_to_search(measur
     """From Python as well, and without other libraries' bars."""
     receipt = modicum.fit(measured=measured[0], bpw=9, out=tmp_path / "x").receipt
     assert receipt["search"]["allocator"] == "integer_program" and "evaluations" not in receipt["search"]
-    receipt = modicum.fit(measured=measured[0], bpw=9, out=tmp_path / "y", search_time=2).receipt
+    receipt = modicum.fit(measured=measured[0], bpw=9, out=tmp_path / "y", search_time=0.5).receipt
     assert receipt["search"]["allocator"] == "auto" and receipt["search"]["evaluations"] > 1
     assert 0 < receipt["search"]["end"] <= receipt["search"]["start"] * (1 + 1e-9)
     assert capfd.readouterr().err == ""

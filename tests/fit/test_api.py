@@ -32,7 +32,7 @@ def distance(module, other, batch):
 
 def test_a_module_and_batches_are_all_it_takes():
     model, batches = zoo.build("mlp")
-    result = modicum.fit(model, "6bpw", data=batches)
+    result = modicum.fit(model, "6bpw", data=batches, search_time=1)
     assert isinstance(result.model, zoo.Mlp) and result.model is not model
     assert result.receipt["bytes"]["actual"] <= result.receipt["bytes"]["allowed"] == 6 * result.source.parameters // 8
     for batch in batches:
@@ -50,7 +50,7 @@ def test_a_temporary_output_lives_as_long_as_its_result():
 
 def test_a_causal_model_loads_with_transformers():
     model, batches = zoo.build("llama")
-    result = modicum.fit(model, "8bpw", data=batches)
+    result = modicum.fit(model, "8bpw", data=batches, **FAST)
     again = type(model).from_pretrained(result.out, dtype="auto").eval()
     assert_close(outputs(result.model, batches[0]), outputs(again, batches[0]), rtol=0, atol=0)
 
@@ -121,7 +121,9 @@ def attributes(module):
     return [(name, {key: id(value) for key, value in vars(part).items() if key != "seen"}) for name, part in module.named_modules()]
 
 
-@pytest.mark.parametrize("how", [{"bpw": 6}, {"method": "wanda keep=0.5"}, {"method": "blocks count=1"}], ids=["budget", "method", "drop"])
+@pytest.mark.parametrize(
+    "how", [{"bpw": 6, "search_time": 1}, {"method": "wanda keep=0.5"}, {"method": "blocks count=1"}], ids=["budget", "method", "drop"]
+)
 @pytest.mark.parametrize("name", ["llama", "cnn", "marked"])
 def test_the_callers_module_and_randomness_are_untouched(name, how):
     if "blocks" in str(how) and name == "cnn":
@@ -168,7 +170,7 @@ def test_the_callers_module_outlives_a_run_that_fails(monkeypatch):
 
 def test_batches_of_tuples_and_of_bare_tensors():
     model, batches = zoo.build("mlp")
-    results = [modicum.fit(model, "6bpw", data=data) for data in (batches, [(b["x"],) for b in batches], [b["x"] for b in batches])]
+    results = [modicum.fit(model, "6bpw", data=data, **FAST) for data in (batches, [(b["x"],) for b in batches], [b["x"] for b in batches])]
     named, tuples, bare = ((result.out / "model.safetensors").read_bytes() for result in results)
     assert tuples == bare
     assert len(named) == len(tuples)
@@ -189,7 +191,7 @@ def test_batches_of_several_positional_arguments():
     torch.manual_seed(0)
     model = Two()
     batches = [(torch.randn(16, 64), torch.randn(16, 64)) for _ in range(5)]
-    result = modicum.fit(model, "9bpw", data=batches)
+    result = modicum.fit(model, "9bpw", data=batches, **FAST)
     for batch in batches:
         assert distance(result.model, model, batch) < 0.02
 

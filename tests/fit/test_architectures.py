@@ -15,7 +15,7 @@ ALL = [*zoo.names(), *zoo.extra_names()]
 # Of one kind each: dense, experts, encoder, no blocks at all.
 SEARCHED = {"llama", "qwen3_moe", "bert", "mlp"}
 # One of each awkward kind goes through everything in the short form; all do in the long one.
-KINDS = {"llama", "qwen3_moe", "deepseek_v3", "gpt2", "mamba", "t5", "whisper", "clip", "cnn", "bert", "mlp"}
+KINDS = {"llama", "qwen3_moe", "gpt2", "mamba", "whisper", "cnn", "bert", "mlp"}
 
 
 def each(names):
@@ -28,7 +28,7 @@ def test_half_the_bytes_reloaded_equal(name):
     before = {key: value.clone() for key, value in model.state_dict().items()}
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     # Judging candidates takes the same road for all: a few models are enough.
-    search = 2 if name in SEARCHED else 0
+    search = 0.5 if name in SEARCHED else 0
     result = modicum.fit(model, f"{size // 2}B", data=batches, target="modicum", group=32, gradient_samples=2, search_time=search)
     receipt = result.receipt
     assert receipt["bytes"]["actual"] <= size // 2
@@ -39,7 +39,7 @@ def test_half_the_bytes_reloaded_equal(name):
     assert not any("forward" in vars(module) for module in model.modules())
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", each(ALL))
 def test_at_least_99_percent_of_layer_bytes_can_be_treated(name):
     model, batches = zoo.build(name)
     receipt = modicum.fit(model, method="gptq bits=4 group=32", data=batches, target="modicum", allow_fallback=True).receipt

@@ -273,7 +273,7 @@ def test_auto_is_not_worse_than_the_integer_program_where_it_judges(llama, known
 
 def test_a_search_is_told_in_the_receipt(llama, known, monkeypatch):
     monkeypatch.setattr(running, "too_slow", lambda *_: "")  # however busy the machine is
-    result = fit(llama, known, bpw=3, search_time=2.0)
+    result = fit(llama, known, bpw=3, search_time=1.0)
     told = result.receipt["search"]
     assert told["allocator"] == "auto" and told["evaluations"] >= 1 and told["seconds"] > 0
     assert "skipped" not in told and "choose" in result.receipt["stages"]
@@ -290,7 +290,7 @@ def test_a_search_that_would_be_too_short_is_left_out_and_named(llama, known):
 
 def test_an_interrupted_run_keeps_what_it_chose(llama, known, tmp_path, monkeypatch):
     """A search that time ends would not end alike again, so it is not made again."""
-    words = {"bpw": 3, "search_time": 3.0, "out": tmp_path / "out"}
+    words = {"bpw": 3, "search_time": 1.0, "out": tmp_path / "out"}
     monkeypatch.setattr(running, "too_slow", lambda *_: "")  # however busy the machine is
     with monkeypatch.context() as patch:
         patch.setattr(Assembly, "run", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))

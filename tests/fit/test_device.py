@@ -96,10 +96,13 @@ WAYS = {
     "cuts": ("llama", {"method": "ziplm keep=0.5 | nearest bits=8"}),
     "biases": ("opt", {"method": "flap keep=0.5"}),
     "budget": ("llama", {"budget": "6bpw", "menu": "int4,int8", "gradient_samples": 2}),
+    "budget of a module": ("mlp", {"budget": "6bpw", "menu": "int4,int8", "gradient_samples": 2}),
 }
+# One method and one budget in the short form.
+SHORT = ("convolutions", "budget of a module")
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", [pytest.param(way, marks=[] if way in SHORT else pytest.mark.slow) for way in WAYS])
 def test_a_device_gives_what_the_processor_gives(tmp_path, device, way):
     name, settings = WAYS[way]
     there = fitted(name, tmp_path / "there", device=device, **settings)

@@ -81,11 +81,11 @@ def size_of(out):
     "target, budget, menu",
     [
         ("modicum", {"bpw": 2.8}, None),
-        ("modicum", {"bpw": 4}, None),
+        pytest.param("modicum", {"bpw": 4}, None, marks=pytest.mark.slow),
         ("modicum", {"size": "100kB", "params": "80%"}, None),
         ("modicum", {"bpw": 5}, "nearest bits=2 group=32,ziplm keep=0.5"),
         ("transformers", {"bpw": 6}, None),
-        ("transformers", {"bpw": 14}, "nearest bits=8 group=32"),
+        pytest.param("transformers", {"bpw": 14}, "nearest bits=8 group=32", marks=pytest.mark.slow),
     ],
 )
 def test_any_budget_target_and_part_of_the_menu_without_another_sweep(llama, known, unmeasured, target, budget, menu):
@@ -108,7 +108,7 @@ def test_low_budgets_take_structure_and_high_ones_leave_it(llama, known):
     assert "model" in structure[2.1] and len(structure[2.1]) >= len(structure[2.8]) and not structure[33.0]
 
 
-@pytest.mark.parametrize("target, bpw", [("modicum", 4.0), ("transformers", 7.0)])
+@pytest.mark.parametrize("target, bpw", [("modicum", 4.0), pytest.param("transformers", 7.0, marks=pytest.mark.slow)])
 def test_the_files_are_those_of_a_fit_that_measures_itself(llama, known, tmp_path, target, bpw):
     """With the same harms: a fit that judges nothing has no scales learnt from judged plans."""
     model, batches = llama
@@ -211,7 +211,10 @@ def uninterrupted(tmp_path_factory):
     return out
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+# The first and the last in the short form.
+@pytest.mark.parametrize(
+    "moment", [pytest.param(name, marks=[] if place in (0, 3) else pytest.mark.slow) for place, name in enumerate(MOMENTS)]
+)
 def test_a_killed_measurement_continues_to_the_same_findings(uninterrupted, tmp_path, moment):
     assert in_child(tmp_path / "m", moment) == -signal.SIGKILL
     assert not (tmp_path / "m").exists() and (tmp_path / "m.partial").is_dir()

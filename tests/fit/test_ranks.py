@@ -59,7 +59,7 @@ def equal_codes(one, other):
     ("name", "settings"),
     [
         ("llama", GPTQ),
-        ("llama", {"method": "replaceme count=1 | gptq bits=4"}),
+        pytest.param("llama", {"method": "replaceme count=1 | gptq bits=4"}, marks=pytest.mark.slow),
         ("llama", BUDGET),
         pytest.param("qwen3_moe", GPTQ, marks=pytest.mark.slow),
         pytest.param("qwen3_moe", BUDGET, marks=pytest.mark.slow),
@@ -148,7 +148,11 @@ def fitting(out):
     return lambda ranks: fit(models[ranks.rank], data=batches, out=out, target="modicum", ranks=ranks, **settings)
 
 
-@pytest.mark.parametrize("end", ENDS)
+# Each stage once in the short form: within the measurement, after the choice, within the assembly.
+SHORT = ("its outputs written by one", "the choice", "its forms written by the other")
+
+
+@pytest.mark.parametrize("end", [pytest.param(end, marks=[] if end in SHORT else pytest.mark.slow) for end in ENDS])
 def test_interrupted_ranks_continue_to_the_same_bytes(together, uninterrupted, tmp_path, noted, end):
     with dying(*ENDS[end]):
         found = together(fitting(tmp_path / "out"))
@@ -196,7 +200,7 @@ def test_plans_are_judged_by_one_on_the_forms_of_all(together, tmp_path, noted):
     models, batches = given("llama")
     first, second = together(
         lambda ranks: fit(
-            models[ranks.rank], data=batches, out=tmp_path / "out", target="modicum", ranks=ranks, **BUDGET | {"search_time": 5.0}
+            models[ranks.rank], data=batches, out=tmp_path / "out", target="modicum", ranks=ranks, **BUDGET | {"search_time": 1.0}
         )
     )  # fmt: skip
     assert first.receipt == second.receipt and first.receipt["search"]["evaluations"] > 0 and first.receipt["search"]["rank"]

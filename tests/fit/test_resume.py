@@ -145,6 +145,8 @@ POINTS = [
     ("kept", 6),
     ("write", 20),
 ]
+# The others in the long form.
+SHORT = [("keep", 2), ("write", 20)]
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +164,7 @@ def same(out, other):
 # The same bytes
 
 
-@pytest.mark.parametrize("point, count", POINTS)
+@pytest.mark.parametrize("point, count", [pytest.param(*place, marks=[] if place in SHORT else pytest.mark.slow) for place in POINTS])
 def test_a_killed_run_continues_to_the_same_bytes(uninterrupted, tmp_path, point, count):
     out = tmp_path / "out"
     assert in_child(out, point=point, count=count) == KILLED
@@ -191,7 +193,7 @@ def test_the_receipt_of_a_continued_run_tells_the_same(uninterrupted, tmp_path):
 # Nothing twice
 
 
-@pytest.mark.parametrize("count", [2, 5])
+@pytest.mark.parametrize("count", [pytest.param(2, marks=pytest.mark.slow), 5])
 def test_finished_units_are_not_done_again(uninterrupted, tmp_path, count):
     log, whole = tmp_path / "log", uninterrupted[1]
     assert in_child(tmp_path / "out", log, "kept", count) == KILLED
@@ -213,7 +215,9 @@ def test_a_run_killed_as_it_moves_its_files_solves_nothing_again(tmp_path):
 # Other settings
 
 
-@pytest.mark.parametrize("first", [{"budget": "7bpw"}, {"weights_seed": 1}, {"keep": ("o_proj",)}])
+@pytest.mark.parametrize(
+    "first", [{"budget": "7bpw"}, *(pytest.param(w, marks=pytest.mark.slow) for w in ({"weights_seed": 1}, {"keep": ("o_proj",)}))]
+)
 def test_a_partial_of_another_request_is_started_afresh(uninterrupted, tmp_path, first):
     log = tmp_path / "log"
     assert in_child(tmp_path / "out", point="kept", count=5, **first) == KILLED

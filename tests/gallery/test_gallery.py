@@ -19,12 +19,16 @@ SCRIPTS = sorted((Path(__file__).parents[2] / "docs" / "gallery").glob("*.py"))
 def tiny_demo(monkeypatch, tmp_path):
     """A model of two blocks in place of the demo, whose tokenizer and texts it has; no search, and methods of a script's own go with it."""
     sizes = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 1024}
-    folder = zoo.random_checkpoint(tmp_path / "demo", transformers.LlamaConfig(max_position_embeddings=512, tie_word_embeddings=False, **sizes))
+    folder = zoo.random_checkpoint(
+        tmp_path / "demo", transformers.LlamaConfig(max_position_embeddings=512, tie_word_embeddings=False, **sizes)
+    )
     for file in DEMO.glob("tokenizer*"):
         shutil.copy(file, folder)
     monkeypatch.setattr("modicum.models.open.DEMO", folder)
     fit, known = modicum.fit, dict(registry())
-    monkeypatch.setattr(modicum, "fit", lambda *model, **settings: fit(*model, **settings | {"search_time": 0, "tokens": 64, "target": "modicum"}))
+    monkeypatch.setattr(
+        modicum, "fit", lambda *model, **settings: fit(*model, **settings | {"search_time": 0, "tokens": 64, "target": "modicum"})
+    )
     yield
     registry().clear()
     registry().update(known)
