@@ -121,11 +121,13 @@ def test_a_model_with_a_head_takes_the_base(tmp_path):
     require_same(opened.bert, modicum.load(out))
 
 
-@pytest.mark.parametrize(("method", "kind"), [("ziplm keep=0.5 | nearest bits=4", "cut"), ("replaceme count=1", "span")])
-def test_cut_blocks_heads_and_channels(tmp_path, method, kind):
-    out = container(tmp_path, llama(), method=method)
-    assert kind in {site["kind"] for site in json.loads((out / "receipt.json").read_text())["sites"]}
-    require_same(LlamaForCausalLM.from_pretrained(out), modicum.load(out))
+@pytest.mark.parametrize("method", ["ziplm keep=0.5 | nearest bits=4", "replaceme count=1"])
+def test_cut_blocks_heads_and_channels(tmp_path, method):
+    whole = llama()
+    out = container(tmp_path, whole, method=method)
+    opened = LlamaForCausalLM.from_pretrained(out)
+    require_same(opened, modicum.load(out))
+    assert opened.num_parameters() < 0.9 * whole.num_parameters()
 
 
 @pytest.mark.parametrize("tied", [False, True])
