@@ -129,9 +129,9 @@ def test_reasons_of_what_no_data_is_for():
         opened = open_model(model)
         script = rehearse(opened, from_batches(data).calibration[0])
         sites |= {unit.name: script.data_free(unit) for unit in opened.units.values()}
-    assert sites["long.weight_hr_l1_reverse"] == sites["cell.weight_hh"] == "recurrent"
-    assert sites["own.in_proj_weight"] == sites["cross.k_proj_weight"] == "packed attention"
-    assert sites["own.out_proj.weight"] == sites["weight"] == sites["pair.weight"] == "used directly"
+    assert sites["long.weight_hr_l1_reverse"] == sites["cell.weight_hh"] == ""  # their inputs are known, though no call shows them
+    assert sites["own.in_proj_weight"] == sites["cross.k_proj_weight"] == sites["own.out_proj.weight"] == ""
+    assert sites["weight"] == sites["pair.weight"] == "used directly"
     assert sites["bag.weight"] == "embedding"
     assert (sites["up.weight"], sites["out.weight"]) == ("", "grouped convolution")
 

@@ -29,6 +29,7 @@ from modicum.sweep.ranks import LONE, Ranks
 from modicum.sweep.rehearsal import Script, module_units, stop_names
 from modicum.sweep.spill import SpillPool
 from modicum.sweep.suspend import Answer, Arrival, Chain, Stop
+from modicum.sweep.within import Met, mixed, products
 
 # An expert that met fewer tokens than this share of its columns takes the pooled covariance of its stack.
 STARVED = 0.25
@@ -87,6 +88,8 @@ class Sweep:
         self._at: dict[str, list[str]] = defaultdict(list)  # units by the module they are met at
         for module, unit in [*self.units.items(), *((unit.module, unit) for unit in model.units.values() if unit.kind == "expert")]:
             self._at[module].append(unit.name)
+        for module, stages in script.inside.items():
+            self._at[module] += [unit for stage in stages for unit in stage]
         self.done: set[str] = set()
         self.chronicle = Chronicle()
         self._inside: dict[str, int] = {}
@@ -95,7 +98,8 @@ class Sweep:
         self._outputs: dict[str, dict[int, Any]] = {}
         self._dense: dict[str, torch.Tensor] = {}
         self._displaced: dict[str, dict[str, nn.Parameter]] = {}
-        stops = stop_names(model, script.stacks) if treat or values or biases else []
+        others = [*script.stacks, *(script.inside if treat else ())]
+        stops = stop_names(model, others) if treat or values or biases else []
         self.chain = Chain(
             model.module, self.batches, stops, model.blocks, script.carried, seeds=script.seeds(self.batches), in_turn=script.in_turn
         )  # fmt: skip
@@ -122,13 +126,16 @@ class Sweep:
 
     def _place(self, block: str) -> None:
         """Put treated weights that no module's forward multiplies (used directly, or seen by no one) into the loaded block."""
-        for name in sorted(self.script.uncalled.intersection(self.forms)):
+        for name in sorted((self.script.uncalled | self.script.within).intersection(self.forms)):
             if self.script.home(name, self.model.blocks) == block:
-                unit = self.model.units[name]
-                self._displaced.setdefault(block, {})[unit.parameter] = self.model.weights.parameter(unit.parameter)
-                value = self._value(unit)
-                assert value is not None
-                self.model.weights.put(unit.parameter, value)
+                self._exchange(self.model.units[name], block)
+
+    def _exchange(self, unit: Unit, block: str) -> None:
+        """Put a treated weight into its module, until the block is done."""
+        self._displaced.setdefault(block, {}).setdefault(unit.parameter, self.model.weights.parameter(unit.parameter))
+        value = self._value(unit)
+        assert value is not None
+        self.model.weights.put(unit.parameter, value)
 
     def _restore(self, block: str) -> None:
         for parameter, value in self._displaced.pop(block, {}).items():
@@ -150,6 +157,8 @@ class Sweep:
             self.chronicle.note(f"{stop.name}: not all micro-batches call it at the same point; it was measured on those that came first")
         if stop.name in self.script.stacks:
             return self._stack(stop.name, arrivals)
+        if stop.name in self.script.inside:
+            return self._within(stop.name, arrivals)
         if stop.name not in self.units:
             return self._plain(stop.name, arrivals)
         return self._unit(self.units[stop.name], stop.name, arrivals)
@@ -229,7 +238,7 @@ class Sweep:
     def _called_alone(self, unit: Unit) -> bool:
         """Whether a unit's weight is used by nothing but the calls of its module."""
         modules = {unit.module, *(alias.rpartition(".")[0] for alias in unit.aliases)}
-        return unit.kind != "expert" and unit.name not in self.script.uncalled and self.script.read.isdisjoint(modules)
+        return unit.kind != "expert" and unit.name not in self.script.uncalled | self.script.within and self.script.read.isdisjoint(modules)
 
     def _enough(self) -> bool:
         return self._awaited is not None and self._awaited <= self.done and not any(self._inside.values())
@@ -253,10 +262,17 @@ class Sweep:
         unwanted = self.measured is not None and self.measured.isdisjoint(self.script.stage_of(unit.name))
         if unwanted or self.script.data_free(unit) or not has_rows(unit, owner):
             return summed(Stats(count=sum(value.numel() // value.shape[-1] for _, value in inputs)), self.ranks, unit.name)
-        collector = Collector(self.needs, unit.shape[1], inputs[0][1].device, together=self.script.together.get(unit.name))
-        for index, value in inputs:
+        for _, value in inputs:
             self.pool.admit(value)
-            for rows, real in token_rows(self.script.masks.get(name), unit, owner, self.batches[index], value):
+        return self._collected(unit, name, [(index, "", value) for index, value in inputs])
+
+    def _collected(self, unit: Unit, name: str, inputs: Sequence[tuple[int, str, torch.Tensor]]) -> Stats:
+        """Statistics of a unit's inputs, each of a micro-batch and laid out as the tokens of one of the module's arguments."""
+        owner = self.chain.owner(name)
+        collector = Collector(self.needs, unit.shape[1], inputs[0][2].device, together=self.script.together.get(unit.name))
+        for index, argument, value in inputs:
+            cover = self.script.masks.get(f"{name} {argument}".rstrip())
+            for rows, real in token_rows(cover, unit, owner, self.batches[index], value):
                 collector.add(rows if real is None else rows[real])
         stats = collector.stats(self.ranks, unit.name)
         if stats.square is not None and not finite(stats.square):
@@ -298,6 +314,47 @@ class Sweep:
             yield
         finally:
             owner._parameters.update(before)
+
+    # Units that their module uses in its own way
+
+    def _within(self, name: str, arrivals: list[tuple[int, Arrival]]) -> Iterator[tuple[int, Any]]:
+        if self.treat is not None and not self.done.issuperset(self._at[name]):
+            self._treat_within(name, arrivals)
+            if self._enough():
+                raise _EnoughError
+        for index, arrival in arrivals:
+            output = arrival.run(self.chain.original(name))
+            self.pool.admit(output)
+            yield index, output
+
+    def _treat_within(self, name: str, arrivals: list[tuple[int, Arrival]]) -> None:
+        """Treat its units in the order of their use: what comes later meets what those before it give."""
+        assert self.treat is not None
+        forward, owner = self.chain.original(name), self.chain.owner(name)
+        calls = [products(owner, forward, arrival.args, arrival.kwargs or {}) for _, arrival in arrivals]
+        for stage in self.script.inside[name]:
+            met = [(index, arrival.within(partial(next, call))) for (index, arrival), call in zip(arrivals, calls)]
+            members = [self.model.units[member] for member in stage if member not in self.done]
+            if members:
+                block = self.script.block_of.get(members[0].name, "")
+                stats = self._measure_within(members, name, met)
+                self._accept(self.treat(Stage(tuple(members), block, stats)))
+                self.done.update(stats)
+                for member in members:
+                    if member.name in self.forms:
+                        self._exchange(member, self.script.home(member.name, self.model.blocks))
+
+    def _measure_within(self, members: Sequence[Unit], name: str, met: Sequence[tuple[int, Met]]) -> dict[str, Stats]:
+        inputs = [(index, argument, value) for index, each in met for argument, value in each.inputs]
+        if self._wanted(members):
+            stats = self._collected(members[0], name, inputs)
+        else:
+            stats = summed(Stats(count=sum(value.numel() // value.shape[-1] for _, _, value in inputs)), self.ranks, members[0].name)
+        found = {member.name: self._own(member, stats) for member in members}
+        if any(mixed(each) for _, each in met):
+            for each in found.values():
+                each.events.append("its rows multiply several inputs, and have the covariance of all of them")
+        return found
 
     # Stacks of experts
 

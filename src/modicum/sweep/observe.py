@@ -15,6 +15,7 @@ from modicum.models.model import Model
 from modicum.sweep.masks import Learnt, Seen, learn, signature
 from modicum.sweep.outputs import Outputs
 from modicum.sweep.suspend import Arrival, Chain, Stop
+from modicum.sweep.within import streams
 
 if TYPE_CHECKING:
     from modicum.sweep.rehearsal import Script
@@ -32,7 +33,7 @@ class Probe:
     def __call__(self, batch: Batch) -> Seen:
         """What one forward showed; of a module that is called twice each call by itself."""
         self.seen, self.calls = {}, {}
-        stops = [*self.units, *self.script.stacks]
+        stops = list(dict.fromkeys([*self.units, *self.script.stacks, *self.script.inside]))
         self.chain = Chain(
             self.model.module, [batch], stops, self.model.blocks, self.script.carried, seeds=[0] if self.script.draws else None
         )
@@ -50,6 +51,10 @@ class Probe:
         elif stop.kind == "leave":
             self.model.weights.release(self.model.blocks[stop.name].parameters)
             yield index, arrival.output
+        elif stop.name in self.script.inside:
+            for argument, value in streams(self.chain.owner(stop.name), arrival.args, arrival.kwargs or {}).items():
+                self.seen[f"{stop.name} {argument}"] = signature(value)
+            yield index, arrival.run(self.chain.original(stop.name))
         else:
             self._sign(stop.name, arrival.tensor)
             yield index, arrival.run(self.chain.original(stop.name))

@@ -154,6 +154,8 @@ class _Outline(_Rehearsal):
             seen |= set(map(there, inside(seen)))
         for stack in inside(list(self.script.stacks)):
             self._stack_like(self.script.stacks[stack], there)
+        for module in inside(list(self.script.inside)):
+            self.script.inside[there(module)] = tuple(tuple(map(there, stage)) for stage in self.script.inside[module])
         for call in [call for call in self.calls if call.block == other]:
             key = None if call.key is None else (name, *call.key[1:])
             self.calls.append(replace(call, unit=there(call.unit), block=name, key=key))

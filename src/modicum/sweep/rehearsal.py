@@ -16,6 +16,7 @@ from modicum.core.unit import Unit
 from modicum.data.splits import Batch, chance_of, count_tokens, one_row
 from modicum.models.model import Model
 from modicum.models.structure import expert_units, find_stacks
+from modicum.sweep import within
 from modicum.sweep.beside import DRAWS, TURNS, shares_state
 from modicum.sweep.carried import kept, written
 from modicum.sweep.cover import Cover
@@ -48,6 +49,7 @@ class Script:
 
     ``stages``: unit names in call order, grouped where units of one block got the very same input, unchanged, and take the same rows of it.
     ``block_of`` each unit's block. ``opaque``: units whose module gives something else than the product of its input and its weight.
+    ``inside``: by module the units whose inputs `sweep.within` tells, grouped where they share them, in the order of their use.
     ``droppable``: blocks whose output has the shape of their input and nothing beside it; ``tuples``: those that wrap it in a tuple.
     ``read``: modules whose weight is read from outside their own forward, if only for its dtype. ``carried``: attributes that forwards write, by
     module: each micro-batch has its own. ``whole``: a single row of a batch cannot run. ``outputs``: what of the output is
@@ -64,6 +66,7 @@ class Script:
     uncalled: set[str] = field(default_factory=set)
     opaque: set[str] = field(default_factory=set)
     stacks: dict[str, StackUse] = field(default_factory=dict)
+    inside: dict[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
     droppable: set[str] = field(default_factory=set)
     tuples: set[str] = field(default_factory=set)
     read: set[str] = field(default_factory=set)
@@ -92,7 +95,12 @@ class Script:
 
     def by_weight(self, unit: Unit) -> bool:
         """Whether errors are felt through the weight itself, for what its module makes of it is not the product of an input and it."""
-        return unit.kind != "expert" and unit.name in self.uncalled | self.opaque
+        return unit.kind != "expert" and unit.name in self.uncalled | self.opaque | self.within
+
+    @property
+    def within(self) -> set[str]:
+        """Units whose module uses them in its own way, on inputs that are known."""
+        return {name for stages in self.inside.values() for stage in stages for name in stage}
 
     def stage_of(self, unit: str) -> tuple[str, ...]:
         """The stage a unit belongs to; a unit the rehearsal did not reach is a stage of its own."""
@@ -109,6 +117,8 @@ class Script:
             return "tied" if unit.aliases else "embedding"
         if unit.aliases:
             return "tied"
+        if unit.name in self.within:
+            return ""
         if unit.direct:
             return _DIRECT.get(unit.kind, "used directly")
         if unit.name in self.reused:
@@ -130,12 +140,12 @@ def _real_tokens(batch: Batch, covers: Sequence[Cover]) -> int:
     return count_tokens([batch])
 
 
-def stop_names(model: Model, stacks: dict[str, StackUse] | None = None) -> list[str]:
-    """Modules at which a sweep stops: those of all units, every alias's module, and the modules that own stacks of experts."""
+def stop_names(model: Model, others: Iterable[str] = ()) -> list[str]:
+    """Modules at which a sweep stops: those of all units, every alias's module, and ``others`` that own several units."""
     names = []
     for unit in model.units.values():
         names += [] if unit.direct else [unit.module, *(alias.rpartition(".")[0] for alias in unit.aliases)]
-    return list(dict.fromkeys([*names, *(stacks or {})]))
+    return list(dict.fromkeys([*names, *others]))
 
 
 def module_units(model: Model) -> dict[str, Unit]:
@@ -190,14 +200,17 @@ class _Rehearsal:
     def __init__(self, model: Model, batch: Batch):
         self.model, self.script = model, Script()
         self.units = module_units(model)
+        owners = dict.fromkeys(unit.module for unit in model.units.values() if unit.direct)
+        modules = dict(model.module.named_modules())
+        self.own = [name for name in owners if within.known(modules[name])]
         # A stack is met where its module is called, so nothing inside may be met itself.
-        around = {name[:place] for name in self.units for place, letter in enumerate(name) if letter == "." or not place}
+        around = {name[:place] for name in [*self.units, *self.own] for place, letter in enumerate(name) if letter == "." or not place}
         self.candidates = {
             name: shapes for name, shapes in find_stacks(model.module, model.weights).items() if name not in self.units.keys() | around
         }
         self.calls: list[_Call] = []
         self.inside: list[str] = []
-        names = [*self.units, *self.candidates]
+        names = list(dict.fromkeys([*self.units, *self.own, *self.candidates]))
         self.chain = Chain(model.module, [batch], names, model.blocks, seeds=[chance_of(batch)])
         self.entered: dict[str, Any] = {}
         self.maps: list[torch.Tensor] = []  # what convolutions along one axis gave
@@ -256,6 +269,8 @@ class _Rehearsal:
             yield index, arrival.output
         elif stop.name in self.candidates:
             yield index, self._stack(stop.name, arrival)
+        elif stop.name in self.own:
+            yield index, self._within(stop.name, arrival)
         else:
             yield index, self._unit(stop.name, arrival)
 
@@ -313,9 +328,35 @@ class _Rehearsal:
         self.calls += [_Call(unit.name, block) for unit in self.model.units.values() if unit.kind == "expert" and unit.module == name]
         return output
 
+    def _within(self, name: str, arrival: Arrival) -> Any:
+        owner, forward, block = self.chain.owner(name), self.chain.original(name), self.inside[-1] if self.inside else ""
+        output = arrival.run(forward)
+        self.calling = True
+        try:
+            found = arrival.run(lambda *args, **kwargs: within.stages(owner, forward, args, kwargs, output))
+        except Exception:  # whatever torch raises where a call is not as it is thought of
+            found = ()
+        finally:
+            self.calling = False
+        if not found:
+            self._tell(f"{name}: what its weights multiply could not be told from what it gives; they take options that need no inputs")
+        stages = tuple(tuple(self._of(name, attribute) for attribute in stage) for stage in found)
+        self.script.inside[name] = tuple(tuple(unit for unit in stage if unit) for stage in stages)
+        self.calls += [_Call(unit, block, (block, name, stage)) for stage in self.script.inside[name] for unit in stage]
+        return output
+
+    def _of(self, module: str, attribute: str) -> str:
+        """The unit of a module's own parameter, or nothing: one that is tied has others who use it."""
+        first = self.model.weights.first.get(f"{module}.{attribute}" if module else attribute, "")
+        unit = self.model.units.get(first)
+        return first if unit is not None and not unit.aliases else ""
+
+    def _tell(self, note: str) -> None:
+        self.model.notes += [note] if note not in self.model.notes else []
+
     def disturbed(self, others: Sequence[Batch]) -> bool:
         """Whether forwards on what was run here and on something else disturb each other."""
-        stops = [*self.units, *self.script.stacks]
+        stops = [*self.units, *self.script.stacks, *self.script.inside]
         return shares_state(self.model, self.script, stops, self.chain.batches[0], self.output, others)
 
     def _group(self) -> None:
@@ -323,6 +364,8 @@ class _Rehearsal:
         for unit in [unit for unit in self.model.units.values() if unit.kind == "parameter" and unit.name not in self.multiplied]:
             del self.model.units[unit.name]  # a table, which is added
         self.script.reused |= {name for name, count in counts.items() if count > 1}
+        self._leave_out_reused()
+        counts = Counter(call.unit for call in self.calls)
         self.script.uncalled = {name for name in self.model.units if name not in counts}
         stages: dict[object, list[str]] = {}
         for call in self.calls:
@@ -332,6 +375,15 @@ class _Rehearsal:
             if call.unit not in members:
                 members.append(call.unit)
         self.script.stages = [tuple(members) for members in stages.values()]
+
+    def _leave_out_reused(self) -> None:
+        """Modules that are called twice meet inputs that their own weights made: these take options that need none, as before."""
+        for name, stages in list(self.script.inside.items()):
+            units = {unit for stage in stages for unit in stage}
+            if not units or units & self.script.reused:
+                del self.script.inside[name]
+                self.calls = [call for call in self.calls if call.unit not in units]
+                self.script.reused -= units
 
 
 def input_key(unit: Unit, module: nn.Module, block: str, inputs: torch.Tensor | None) -> tuple | None:

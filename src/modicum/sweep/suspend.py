@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextvars
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,10 +53,12 @@ class Arrival:
 
     def run(self, forward: Callable) -> Any:
         """What ``forward`` gives for these arguments, in the modes in which the module was called."""
-        if self.modes is None:
-            return forward(*self.args, **(self.kwargs or {}))
-        with self.modes.applied():
-            return forward(*self.args, **(self.kwargs or {}))
+        return self.within(lambda: forward(*self.args, **(self.kwargs or {})))
+
+    def within(self, step: Callable[[], Any]) -> Any:
+        """What ``step`` gives in the modes in which the module was called."""
+        with nullcontext() if self.modes is None else self.modes.applied():
+            return step()
 
 
 @dataclass(frozen=True)

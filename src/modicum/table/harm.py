@@ -20,7 +20,8 @@ def fisher(unit: Unit, error: torch.Tensor, stats: Stats, sensitivity: Sensitivi
 
     ``½ Σ_r E[g_r²] E[δ_r²]`` with the gradient g and the error δ of the unit's outputs: exact to second order where neither the errors of two
     rows nor those of two positions go together. Of a weight that no product stands for, ``½ Σ F_ij E_ij²`` with the information F of each of its
-    weights. For an embedding, entries count by how often they were looked up.
+    weights; where its inputs are known, a row's information ``Σ_j F_ij`` weighs its output error instead, relative to its inputs' energy: the same
+    in the mean over white errors. For an embedding, entries count by how often they were looked up.
 
     *Shapes*: ``error`` and ``weight`` (rows, columns).
 
@@ -128,13 +129,23 @@ def rows(unit: Unit, error: torch.Tensor, stats: Stats, sensitivity: Sensitivity
     if sensitivity is None:
         return _energy(unit, error, stats, None)
     if sensitivity.weight is not None:
-        return (error.square() * sensitivity.weight).sum(1) * 0.5
+        return _through_weights(error, stats, sensitivity.weight)
     if not _looked_up(unit):
         squares = output_error(error, stats, sensitivity)
         return None if squares is None else squares * sensitivity.gradient * 0.5
     if sensitivity.gradient.shape != error.shape[1:]:
         return None
     return _share(stats, len(error)) * (error.square() @ sensitivity.gradient) * 0.5
+
+
+def _through_weights(error: torch.Tensor, stats: Stats, information: torch.Tensor) -> torch.Tensor:
+    """Harm of each row (rows,), by the information of each weight; where inputs were seen, a row's is theirs to share out, for errors may cancel."""
+    squares = output_error(error, stats, None)
+    if squares is None:
+        return (error.square() * information).sum(1) * 0.5
+    moment, count = _moment(stats, None)  # type: ignore[misc]
+    energy = (moment if isinstance(moment, torch.Tensor) and moment.ndim == 1 else moment.diagonal()).sum() / count
+    return squares * information.sum(1) * (0.5 / energy.clamp_min(1e-30))
 
 
 def output_error(error: torch.Tensor, stats: Stats, sensitivity: Sensitivity | None) -> torch.Tensor | None:
