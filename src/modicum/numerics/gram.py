@@ -12,30 +12,30 @@ _PANEL = 384
 _SHORT = 768
 
 
-def add_gram(total: torch.Tensor, rows: torch.Tensor) -> None:
-    """Add ``rowsᵀ · rows`` to the lower triangle of ``total`` (columns, columns), in place; ``mirror`` makes the rest.
+def add_gram(total: torch.Tensor, rows: torch.Tensor, sign: int = 1) -> None:
+    """Add ``sign · rowsᵀ · rows`` to the lower triangle of ``total`` (columns, columns), in place; ``mirror`` makes the rest.
 
     Both float32; ``rows`` (tokens, columns). The triangle is halved until it is small: what lies below the halves is a product, as square as can
     be. BLAS' own symmetric update, which only scipy reaches, is a little faster alone and three times slower between torch's products: its
     threads and torch's wait for each other. The bits do not depend on the number of threads.
     """
     if len(total) <= _LEAF:
-        add_product(total, rows, rows)
+        add_product(total, rows, rows, sign)
         return
     middle = len(total) // 2 // _ALIGNED * _ALIGNED
-    add_gram(total[:middle, :middle], rows[:, :middle])
-    add_gram(total[middle:, middle:], rows[:, middle:])
-    add_product(total[middle:, :middle], rows[:, middle:], rows[:, :middle])
+    add_gram(total[:middle, :middle], rows[:, :middle], sign)
+    add_gram(total[middle:, middle:], rows[:, middle:], sign)
+    add_product(total[middle:, :middle], rows[:, middle:], rows[:, :middle], sign)
 
 
-def add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
-    """Add ``leftᵀ · right`` of rows (tokens, columns) to ``total``, in place; the bits do not depend on the number of threads.
+def add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor, sign: int = 1) -> None:
+    """Add ``sign · leftᵀ · right`` of rows (tokens, columns) to ``total``, in place; the bits do not depend on the number of threads.
 
     MKL divides sums among threads that are much longer than the result is wide; so they are made in pieces that are not.
     """
     most = max(_SHORT, 4 * min(total.shape))
     for low in range(0, len(left), most):
-        total.addmm_(left[low : low + most].T, right[low : low + most])
+        total.addmm_(left[low : low + most].T, right[low : low + most], alpha=sign)
 
 
 def mirror(total: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Set
 
 import torch
 import torch.nn.functional as F
@@ -15,25 +15,26 @@ from modicum.core.unit import Stats, Unit
 from modicum.data.splits import Batch
 from modicum.numerics.gram import add_gram, mirror
 from modicum.sweep.cover import Cover
+from modicum.sweep.patches import batched, met, padded, patches, places
 from modicum.sweep.ranks import LONE, Ranks
+from modicum.sweep.shifts import Shifts
 from modicum.sweep.spill import SpillPool
 
 # Values turned to float32 at a time: enough rows for products at full speed, and a bound on memory.
 _CHUNK = 1 << 23
-# Values of patches that are made at a time.
-_PATCHES = 1 << 24
 _MOMENTS = {Need.NORMS, Need.MEANS, Need.VARIANCES}
 
 
 class Collector:
     """Accumulates the statistics of inputs given as rows (tokens, columns); a covariance the ``pool`` has no room for lies in a file.
 
-    Of the covariance blocks of ``together`` columns, or the whole.
+    Of the covariance blocks of ``together`` columns, or the whole. Where patches repeat, ``shifts`` sums what they do not have in common; it wants
+    their images too.
     """
 
     def __init__(self, needs: Set[Need], columns: int, device: torch.device | str = "cpu", pool: SpillPool | None = None,
-                 together: int | None = None):  # fmt: skip
-        self._stats = Stats()
+                 together: int | None = None, shifts: Shifts | None = None):  # fmt: skip
+        self._stats, self._shifts = Stats(), shifts
         if needs & _MOMENTS or Need.COVARIANCE in needs:
             self._stats.total = torch.zeros(columns, device=device)
             self._stats.square = torch.zeros(columns, device=device)
@@ -60,15 +61,24 @@ class Collector:
         for chunk in rows.split(count):
             value = buffer[: len(chunk)].copy_(chunk)
             stats.total += value.sum(0)
-            if stats.moment is not None:
+            if self._shifts is not None:
+                self._shifts.add(value)
+            elif stats.moment is not None:
                 for columns, square in spans(stats.moment):
                     add_gram(square, value[:, columns])
             else:
                 stats.square += value.square_().sum(0)
 
+    def add_images(self, images: torch.Tensor) -> None:
+        """What patches at the edges of a convolution's input add to the covariance, where it is summed by ``shifts``."""
+        if self._shifts is not None and self._stats.covariance is not None:
+            self._shifts.add_edges(self._stats.covariance, images)
+
     def stats(self, ranks: Ranks = LONE, who: str = "") -> Stats:
         """What was collected, over all ranks, of the unit ``who``, in the computer's own memory; nothing can be added afterwards."""
         stats = self._stats
+        if self._shifts is not None and stats.covariance is not None:
+            self._shifts.complete(stats.covariance)
         for part in ("total", "square", "covariance"):
             if (value := getattr(stats, part)) is not None:
                 setattr(stats, part, value.cpu())
@@ -97,7 +107,7 @@ def _squares(stats: Stats) -> Iterator[torch.Tensor]:
 def input_rows(unit: Unit, module: nn.Module, inputs: torch.Tensor) -> Iterator[torch.Tensor]:
     """A module's input as rows (tokens or patches, columns of the unit's matrix view), so many at a time as stay small where they are made."""
     if unit.kind == "convolution":
-        return _patches(module, _padded(module, inputs))
+        return patches(module, padded(module, inputs))
     if unit.kind == "transposed convolution":
         inputs = inputs.movedim(-1 - len(module.kernel_size), -1)  # type: ignore[arg-type]
     return iter((inputs.reshape(-1, inputs.shape[-1]),))
@@ -107,7 +117,7 @@ def output_rows(unit: Unit, module: nn.Module, gradient: torch.Tensor) -> Iterat
     """Gradients of a module's output as rows (positions of the input rows, rows of the unit's matrix view), piece by piece."""
     if unit.kind == "transposed convolution":  # every input meets a patch of the output
         sides = [side for side in reversed(module.padding) for _ in range(2)]  # type: ignore[arg-type]
-        return _patches(module, F.pad(_batched(module, gradient), sides), _met(module, gradient))
+        return patches(module, F.pad(batched(module, gradient), sides), met(module, gradient))
     if unit.kind == "convolution":
         gradient = gradient.movedim(-1 - len(module.kernel_size), -1)  # type: ignore[arg-type]
     return iter((gradient.reshape(-1, gradient.shape[-1]),))
@@ -116,51 +126,6 @@ def output_rows(unit: Unit, module: nn.Module, gradient: torch.Tensor) -> Iterat
 def has_rows(unit: Unit, module: nn.Module) -> bool:
     """Whether inputs can be written as rows of the unit's columns."""
     return unit.kind != "embedding" and unit.groups == 1
-
-
-def _batched(module: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """Images with an axis for the batch, which one alone may lack."""
-    return images if images.ndim > len(module.kernel_size) + 1 else images.unsqueeze(0)  # type: ignore[arg-type]
-
-
-def _padded(module: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
-    pads, mode = list(module._reversed_padding_repeated_twice), str(module.padding_mode)  # type: ignore[arg-type]
-    return F.pad(_batched(module, inputs), pads, mode="constant" if mode == "zeros" else mode)
-
-
-def _met(module: nn.Module, output: torch.Tensor) -> list[int]:
-    """Positions of a transposed convolution's input along each axis, from its output."""
-    sizes = output.shape[output.ndim - len(module.kernel_size) :]  # type: ignore[arg-type]
-    beyond = [more if more >= stride else 0 for more, stride in zip(module.output_padding, module.stride)]  # type: ignore[arg-type]
-    geometry = zip(sizes, module.kernel_size, module.stride, module.dilation, module.padding, beyond)  # type: ignore[arg-type]
-    return [(size - more + 2 * pad - far * (wide - 1) - 1) // step + 1 for size, wide, step, far, pad, more in geometry]
-
-
-def _places(module: nn.Module, images: torch.Tensor) -> list[int]:
-    """Positions of a convolution's output along each axis, from its padded images."""
-    geometry = zip(images.shape[2:], module.kernel_size, module.stride, module.dilation)  # type: ignore[arg-type]
-    return [(size - far * (wide - 1) - 1) // step + 1 for size, wide, step, far in geometry]
-
-
-def _patches(module: nn.Module, images: torch.Tensor, counts: Sequence[int] = ()) -> Iterator[torch.Tensor]:
-    """Patches (positions, channels · kernel) of padded images, a bounded number at a time, in the order of images and positions."""
-    kernel, stride, dilation = tuple(module.kernel_size), tuple(module.stride), tuple(module.dilation)  # type: ignore[arg-type]
-    (across, deep, *along), counts = images.stride(), counts or _places(module, images)
-    view = images.as_strided(
-        (len(images), *counts, images.shape[1], *kernel),
-        (across, *(a * step for a, step in zip(along, stride)), deep, *(a * far for a, far in zip(along, dilation))),
-    )
-    for part in _divided(view, 1 + len(counts)):
-        yield part.reshape(-1, images.shape[1] * math.prod(kernel))
-
-
-def _divided(view: torch.Tensor, axes: int, axis: int = 0) -> Iterator[torch.Tensor]:
-    """Parts of few values along the leading ``axes``, in order: several of an axis where that is enough, else each divided along the next."""
-    if view.numel() <= _PATCHES or axis == axes:
-        yield view
-        return
-    for part in view.split(max(1, _PATCHES * view.shape[axis] // view.numel()), axis):
-        yield from _divided(part, axes, axis + 1)
 
 
 def real_inputs(cover: Cover | None, batch: Batch, ids: torch.Tensor) -> torch.Tensor:
@@ -189,8 +154,8 @@ def token_rows(
     """Rows of an input, piece by piece, and which of each piece are no padding: bool (rows,), None where all are."""
     pieces, real = input_rows(unit, module, inputs), None
     if cover is not None and unit.kind != "transposed convolution":
-        images = _padded(module, inputs) if unit.kind == "convolution" else None
-        count = inputs.numel() // inputs.shape[-1] if images is None else len(images) * math.prod(_places(module, images))
+        images = padded(module, inputs) if unit.kind == "convolution" else None
+        count = inputs.numel() // inputs.shape[-1] if images is None else len(images) * math.prod(places(module, images))
         real = real_rows(cover, unit, batch, inputs, count)
     low = 0
     for rows in pieces:

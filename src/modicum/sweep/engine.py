@@ -27,6 +27,7 @@ from modicum.sweep.collect import Collector, has_rows, real_inputs, summed, toke
 from modicum.sweep.experts import Use, Watch, routed
 from modicum.sweep.ranks import LONE, Ranks
 from modicum.sweep.rehearsal import Script, module_units, stop_names
+from modicum.sweep.shifts import Shifts
 from modicum.sweep.spill import SpillPool
 from modicum.sweep.suspend import Answer, Arrival, Chain, Stop
 from modicum.sweep.within import Met, mixed, products
@@ -269,11 +270,16 @@ class Sweep:
     def _collected(self, unit: Unit, name: str, inputs: Sequence[tuple[int, str, torch.Tensor]]) -> Stats:
         """Statistics of a unit's inputs, each of a micro-batch and laid out as the tokens of one of the module's arguments."""
         owner = self.chain.owner(name)
-        collector = Collector(self.needs, unit.shape[1], inputs[0][2].device, together=self.script.together.get(unit.name))
+        together = self.script.together.get(unit.name)
+        shifts = (
+            None if together or name in self.script.masks or Need.COVARIANCE not in self.needs else Shifts.of(unit, owner, inputs[0][2])
+        )
+        collector = Collector(self.needs, unit.shape[1], inputs[0][2].device, together=together, shifts=shifts)
         for index, argument, value in inputs:
             cover = self.script.masks.get(f"{name} {argument}".rstrip())
             for rows, real in token_rows(cover, unit, owner, self.batches[index], value):
                 collector.add(rows if real is None else rows[real])
+            collector.add_images(value)
         stats = collector.stats(self.ranks, unit.name)
         if stats.square is not None and not finite(stats.square):
             raise ModelError(
