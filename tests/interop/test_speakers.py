@@ -25,7 +25,7 @@ def test_the_same_embeddings_for_sentences_it_was_not_fitted_on(spoken, fitted):
     both = models.speaker_encoder(), modicum.load(fitted.out, into=models.speaker_encoder())
     before, after = (torch.tensor(np.array([model.embed_utterance(sound) for sound in spoken[60:]])) for model in both)
     cosines = torch.cosine_similarity(before, after)
-    assert float(cosines.mean()) >= 0.999 and float(cosines.min()) >= 0.998
+    assert float(cosines.min()) >= 0.999
     # Who speaks: the voice whose sentence is nearest. Both must name the same.
     nearest = [(table @ table.T - 2 * torch.eye(len(table))).argmax(1) % len(models.VOICES) for table in (before, after)]
     assert float((nearest[0] == nearest[1]).float().mean()) > 0.9

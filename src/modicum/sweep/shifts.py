@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from modicum.core.unit import Unit
 from modicum.numerics.gram import add_gram, add_product, mirror
@@ -31,7 +30,7 @@ class Shifts:
     ``complete`` makes the whole of both.
     """
 
-    module: nn.Module
+    module: Any
     axis: int
     taps: int
     places: int
@@ -65,8 +64,8 @@ class Shifts:
         """Add what places at both edges of a module's inputs have in common to the lower triangle of ``total`` (columns, columns)."""
         images, module = padded(self.module, inputs), self.module
         counts, at = places(module, images), 2 + self.axis
-        behind = counts[self.axis] * module.stride[self.axis]  # type: ignore[index]
-        wide = [0] * (2 * (images.ndim - 2 - self.axis) - 1) + [self.taps * module.dilation[self.axis]]  # type: ignore[index]
+        behind = counts[self.axis] * module.stride[self.axis]
+        wide = [0] * (2 * (images.ndim - 2 - self.axis) - 1) + [self.taps * module.dilation[self.axis]]
         images, counts = F.pad(images, wide), [*counts]
         counts[self.axis] = self.places
         for edge, sign in ((images.narrow(at, behind, images.shape[at] - behind), 1), (images, -1)):
@@ -75,7 +74,7 @@ class Shifts:
 
     def complete(self, total: torch.Tensor) -> None:
         """Make the covariance of what ``add_edges`` left in ``total`` (columns, columns), in place."""
-        kernel: tuple[int, ...] = tuple(self.module.kernel_size)  # type: ignore[arg-type]
+        kernel: tuple[int, ...] = tuple(self.module.kernel_size)
         deep, rest = len(total) // math.prod(kernel[self.axis :]), math.prod(kernel[self.axis + 1 :])
         whole = mirror(total).view(deep, kernel[self.axis], rest, deep, kernel[self.axis], rest)
         begun, edges = self.base.view(deep, self.taps, rest, *whole.shape[3:]), []

@@ -57,7 +57,7 @@ def streams(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> dict[str,
     return {name: arguments[name] for name in names if isinstance(arguments.get(name), torch.Tensor)}
 
 
-def products(module: nn.Module, forward: Callable, args: tuple, kwargs: dict[str, Any]) -> Products:
+def products(module: Any, forward: Callable, args: tuple, kwargs: dict[str, Any]) -> Products:
     """What the module's parameters meet in one call of its own ``forward``."""
     arguments = given(module, args, kwargs)
     if isinstance(module, nn.MultiheadAttention):
@@ -156,7 +156,7 @@ def _layer(
     module: nn.RNNBase, data: torch.Tensor, sizes: torch.Tensor, begun: tuple[torch.Tensor, ...], ways: list[tuple[str, int]]
 ) -> torch.Tensor:  # fmt: skip
     """What one layer gives at every step (values, ways · width), by the kernel that the module calls."""
-    kernel = {"LSTM": torch.lstm, "GRU": torch.gru, "RNN_TANH": torch.rnn_tanh, "RNN_RELU": torch.rnn_relu}[module.mode]
+    kernel: Any = {"LSTM": torch.lstm, "GRU": torch.gru, "RNN_TANH": torch.rnn_tanh, "RNN_RELU": torch.rnn_relu}[module.mode]
     parts = ["weight_ih", "weight_hh", *(["bias_ih", "bias_hh"] if module.bias else []), *(["weight_hr"] if module.proj_size else [])]
     weights = [getattr(module, f"{part}_{name}") for name, _ in ways for part in parts]
     hidden = begun if module.mode == "LSTM" else begun[0]
