@@ -56,10 +56,10 @@ class Collector:
             stats.inputs.append(rows.cpu())
         if stats.total is None or stats.square is None:
             return
-        count = max(1, _CHUNK // rows.shape[1])
-        buffer = torch.empty(min(count, len(rows)), rows.shape[1], device=rows.device)
+        count, whole = max(1, _CHUNK // rows.shape[1]), stats.moment is not None and rows.dtype == torch.float32
+        buffer = torch.empty(0 if whole else min(count, len(rows)), rows.shape[1], device=rows.device)
         for chunk in rows.split(count):
-            value = buffer[: len(chunk)].copy_(chunk)
+            value = chunk if whole else buffer[: len(chunk)].copy_(chunk)
             stats.total += value.sum(0)
             if self._shifts is not None:
                 self._shifts.add(value)
