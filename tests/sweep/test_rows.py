@@ -1,9 +1,13 @@
 """Rows of inputs and of output gradients: of every layer their product, summed over positions, is the gradient of its weight."""
 
+import math
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 
+from modicum.core.blocks import spans
 from modicum.core.method import Need
 from modicum.models.structure import find_units
 from modicum.models.weights import Weights
@@ -57,8 +61,9 @@ REPEATED = {
 }
 
 
+@pytest.mark.parametrize("together", [None, 1])
 @pytest.mark.parametrize("name", REPEATED)
-def test_what_patches_have_in_common_is_summed_once(name):
+def test_what_patches_have_in_common_is_summed_once(name, together):
     """The covariance by shifts is that of all patches, of several batches with places of different numbers."""
     layer, shape = REPEATED[name]
     (unit,) = find_units(layer, Weights(layer)).values()
@@ -67,18 +72,19 @@ def test_what_patches_have_in_common_is_summed_once(name):
         torch.randn(shape, generator=chance),
         torch.randn((*shape[:-2], shape[-2] + (len(shape) > 3), shape[-1] + 7), generator=chance),
     ]
-    shifts = Shifts.of(unit, layer, batches[0])
-    fast = Collector({Need.COVARIANCE}, unit.shape[1], shifts=shifts)
-    plain = Collector({Need.COVARIANCE}, unit.shape[1])
+    shifts, width = partial(Shifts.of, unit, layer, batches[0]), together and math.prod(layer.kernel_size)  # a channel in each block
+    fast = Collector({Need.COVARIANCE}, unit.shape[1], shifts=shifts, together=width)
+    plain = Collector({Need.COVARIANCE}, unit.shape[1], together=width)
     for batch in batches:
         fast.add_images(batch)
         for rows in input_rows(unit, layer, batch):
             fast.add(rows)
             plain.add(rows)
-    assert shifts is not None and len(shifts.base) < unit.shape[1]
+    assert fast._shifts and not plain._shifts
     found, expected = fast.stats(), plain.stats()
-    torch.testing.assert_close(found.covariance, expected.covariance, rtol=1e-5, atol=1e-4)
-    assert torch.equal(found.covariance, found.covariance.T)
+    for (_, square), (_, other) in zip(spans(found.moment), spans(expected.moment), strict=True):
+        torch.testing.assert_close(square, other, rtol=1e-5, atol=1e-4)
+        assert torch.equal(square, square.T)
     torch.testing.assert_close(found.square, expected.square, rtol=1e-5, atol=1e-4)
     assert torch.equal(found.total, expected.total) and found.count == expected.count
 

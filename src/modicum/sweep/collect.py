@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Iterator, Set
+from itertools import zip_longest
 
 import torch
 import torch.nn.functional as F
@@ -28,13 +29,14 @@ _MOMENTS = {Need.NORMS, Need.MEANS, Need.VARIANCES}
 class Collector:
     """Accumulates the statistics of inputs given as rows (tokens, columns); a covariance the ``pool`` has no room for lies in a file.
 
-    Of the covariance blocks of ``together`` columns, or the whole. Where patches repeat, ``shifts`` sums what they do not have in common; it wants
-    their images too.
+    Of the covariance blocks of ``together`` columns, or the whole. Where patches repeat, ``shifts`` of its columns sum what they do not have in
+    common, and want their images too.
     """
 
     def __init__(self, needs: Set[Need], columns: int, device: torch.device | str = "cpu", pool: SpillPool | None = None,
-                 together: int | None = None, shifts: Shifts | None = None):  # fmt: skip
-        self._stats, self._shifts = Stats(), shifts
+                 together: int | None = None, shifts: Callable[[slice], Shifts | None] | None = None):  # fmt: skip
+        self._stats = Stats()
+        self._shifts: list[Shifts] = []
         if needs & _MOMENTS or Need.COVARIANCE in needs:
             self._stats.total = torch.zeros(columns, device=device)
             self._stats.square = torch.zeros(columns, device=device)
@@ -45,6 +47,9 @@ class Collector:
                 self._stats.blocks = Blocks.zeros(columns, together, device)
             if pool is not None:
                 pool.admit(list(_squares(self._stats)))
+            assert self._stats.moment is not None
+            repeats = [None if shifts is None else shifts(part) for part, _ in spans(self._stats.moment)]
+            self._shifts = [each for each in repeats if each is not None] if None not in repeats else []
         if Need.INPUTS in needs:
             self._stats.inputs = []
 
@@ -61,24 +66,22 @@ class Collector:
         for chunk in rows.split(count):
             value = chunk if whole else buffer[: len(chunk)].copy_(chunk)
             stats.total += value.sum(0)
-            if self._shifts is not None:
-                self._shifts.add(value)
-            elif stats.moment is not None:
-                for columns, square in spans(stats.moment):
-                    add_gram(square, value[:, columns])
+            if stats.moment is not None:
+                for (part, square), shifts in zip_longest(spans(stats.moment), self._shifts):
+                    add_gram(square, value[:, part]) if shifts is None else shifts.add(value[:, part])
             else:
                 stats.square += value.square_().sum(0)
 
     def add_images(self, images: torch.Tensor) -> None:
         """What patches at the edges of a convolution's input add to the covariance, where it is summed by ``shifts``."""
-        if self._shifts is not None and self._stats.covariance is not None:
-            self._shifts.add_edges(self._stats.covariance, images)
+        for shifts, square in zip(self._shifts, _squares(self._stats)):
+            shifts.add_edges(square, images)
 
     def stats(self, ranks: Ranks = LONE, who: str = "") -> Stats:
         """What was collected, over all ranks, of the unit ``who``, in the computer's own memory; nothing can be added afterwards."""
         stats = self._stats
-        if self._shifts is not None and stats.covariance is not None:
-            self._shifts.complete(stats.covariance)
+        for shifts, square in zip(self._shifts, _squares(stats)):
+            shifts.complete(square)
         for part in ("total", "square", "covariance"):
             if (value := getattr(stats, part)) is not None:
                 setattr(stats, part, value.cpu())

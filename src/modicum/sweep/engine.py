@@ -270,10 +270,8 @@ class Sweep:
     def _collected(self, unit: Unit, name: str, inputs: Sequence[tuple[int, str, torch.Tensor]]) -> Stats:
         """Statistics of a unit's inputs, each of a micro-batch and laid out as the tokens of one of the module's arguments."""
         owner = self.chain.owner(name)
+        shifts = None if name in self.script.masks else partial(Shifts.of, unit, owner, inputs[0][2])
         together = self.script.together.get(unit.name)
-        shifts = (
-            None if together or name in self.script.masks or Need.COVARIANCE not in self.needs else Shifts.of(unit, owner, inputs[0][2])
-        )
         collector = Collector(self.needs, unit.shape[1], inputs[0][2].device, together=together, shifts=shifts)
         for index, argument, value in inputs:
             cover = self.script.masks.get(f"{name} {argument}".rstrip())

@@ -31,6 +31,7 @@ class Shifts:
     """
 
     module: Any
+    channels: slice
     axis: int
     taps: int
     places: int
@@ -38,9 +39,10 @@ class Shifts:
     base: torch.Tensor = field(repr=False)
 
     @classmethod
-    def of(cls, unit: Unit, module: Any, inputs: torch.Tensor) -> Shifts | None:
-        """Shifts of a convolution with such inputs, or None where they gain nothing."""
-        if unit.kind != "convolution":
+    def of(cls, unit: Unit, module: Any, inputs: torch.Tensor, columns: slice | None = None) -> Shifts | None:
+        """Shifts of a convolution with such inputs, for some ``columns`` of its rows; None where they gain nothing, or cut a channel."""
+        columns = slice(0, unit.shape[1]) if columns is None else columns
+        if unit.kind != "convolution" or columns.start % (deep := math.prod(module.kernel_size)) or columns.stop % deep:
             return None
         common = [math.gcd(stride, far) for stride, far in zip(module.stride, module.dilation)]
         taps = [stride // shared for stride, shared in zip(module.stride, common)]
@@ -52,9 +54,10 @@ class Shifts:
         along = (
             torch.arange(math.prod(module.kernel_size)).view(module.kernel_size).movedim(axis, 0)[: taps[axis]].reshape(-1).sort().values
         )
-        channels = unit.shape[1] // math.prod(module.kernel_size)
-        first = (torch.arange(channels)[:, None] * math.prod(module.kernel_size) + along).reshape(-1).to(inputs.device)
-        return cls(module, axis, taps[axis], beyond, first, torch.zeros(len(first), unit.shape[1], device=inputs.device))
+        channels = slice(columns.start // deep, columns.stop // deep)
+        first = (torch.arange(channels.stop - channels.start)[:, None] * deep + along).reshape(-1).to(inputs.device)
+        base = torch.zeros(len(first), columns.stop - columns.start, device=inputs.device)
+        return cls(module, channels, axis, taps[axis], beyond, first, base)
 
     def add(self, rows: torch.Tensor) -> None:
         """Add what the first taps have in common with all, of float32 rows (places, columns)."""
@@ -62,7 +65,7 @@ class Shifts:
 
     def add_edges(self, total: torch.Tensor, inputs: torch.Tensor) -> None:
         """Add what places at both edges of a module's inputs have in common to the lower triangle of ``total`` (columns, columns)."""
-        images, module = padded(self.module, inputs), self.module
+        images, module = padded(self.module, inputs)[:, self.channels], self.module
         counts, at = places(module, images), 2 + self.axis
         behind = counts[self.axis] * module.stride[self.axis]
         wide = [0] * (2 * (images.ndim - 2 - self.axis) - 1) + [self.taps * module.dilation[self.axis]]
