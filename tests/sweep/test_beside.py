@@ -163,3 +163,23 @@ def test_blocks_that_a_forward_enters_twice_are_no_steps_of_their_own():
     assert not model.blocks and not script.blocks and not script.in_turn and len(script.reused) == 3
     with torch.no_grad():
         assert all(torch.equal(outputs[index], module(*batch)) for index, batch in enumerate(batches))
+
+
+class Hooked(Plain):
+    """Hooks itself up on first use, and computes with what its hooks have seen."""
+
+    def forward(self, x):
+        if not hasattr(self, "hooked"):
+            self.hooked = True
+            self.down.register_forward_hook(lambda part, args, output: self.seen.append(output))
+        self.seen = []
+        return super().forward(x) + len(self.seen)
+
+
+def test_what_a_forward_hooks_up_on_first_use_is_hooked_up_once():
+    batches = [(torch.randn(4, WIDTH),) for _ in range(3)]
+    module = Hooked().eval()
+    _, script, outputs = swept(module, batches)
+    assert not script.in_turn
+    with torch.no_grad():
+        assert all(torch.equal(outputs[index], module(*batch)) for index, batch in enumerate(batches))

@@ -48,7 +48,7 @@ def small(model: Model, script: Script, batch: Batch) -> tuple[Model, Script, Ba
     if not _tokens_only(batch):
         return None
     for config in _configs(model):
-        with suppress(*_UNSUITED):
+        with suppress(*UNSUITED):
             built = _filled(model, config)
             row = _fitting(batch, built)
             with torch.no_grad():
@@ -61,7 +61,7 @@ def small(model: Model, script: Script, batch: Batch) -> tuple[Model, Script, Ba
 
 
 # What classes raise at numbers that they were not made for.
-_UNSUITED = (ModicumError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError, ArithmeticError)
+UNSUITED = (ModicumError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError, ArithmeticError)
 
 
 def _tokens_only(batch: Batch) -> bool:
@@ -87,14 +87,14 @@ def _configs(model: Model) -> Iterator[Any]:
     shallow = _shallow(model)
     wide = model.module.get_input_embeddings().weight.shape[1]  # type: ignore[operator]
     most = next((1 << power for power in range(12, 0, -1) if wide % (1 << power) == 0 and wide >> power >= _WIDTH), 1)
-    lefts = _LEFT if any(_EXPERTS.search(name) for part in _parts(shallow) for name in vars(part)) else _LEFT[-1:]
+    lefts = _LEFT if any(_EXPERTS.search(name) for part in parts_of(shallow) for name in vars(part)) else _LEFT[-1:]
     for by, heads, experts in itertools.product((most, most // 2, most // 4), _HEADS, lefts):
         if by < max(heads, 2):
             continue
         config = copy.deepcopy(shallow)
-        for part in _parts(config):
-            _narrow(part, by, heads, experts)
-        with suppress(*_UNSUITED):
+        for part in parts_of(config):
+            narrow(part, by, heads, experts)
+        with suppress(*UNSUITED):
             keeps_its_rules(config)  # saving asks for them, building does not
             if sum(value.numel() for value in skeleton(type(model.module), copy.deepcopy(config)).parameters()) <= SMALL:
                 yield config
@@ -121,15 +121,15 @@ def _nature(block: nn.Module) -> str:
     return repr((shapes, said))
 
 
-def _parts(config: Any) -> Iterator[Any]:
+def parts_of(config: Any) -> Iterator[Any]:
     """A config and the configs inside."""
     yield config
     for value in list(vars(config).values()):
         if hasattr(value, "to_dict") and hasattr(value, "model_type"):
-            yield from _parts(value)
+            yield from parts_of(value)
 
 
-def _narrow(config: Any, by: int, heads: int, experts: int) -> None:
+def narrow(config: Any, by: int, heads: int, experts: int) -> None:
     """Divide a config's numbers by what they are."""
     for name, value in list(vars(config).items()):
         if name.startswith("_"):

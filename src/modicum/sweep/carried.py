@@ -94,11 +94,18 @@ def written(before: Kept, after: Kept) -> dict[str, frozenset[str]]:
     return found
 
 
-def restore(module: nn.Module, before: Kept) -> None:
-    """Put back what forwards have written since ``before`` was taken."""
+def hooks(module: nn.Module) -> int:
+    """How many hooks see the forwards of a module's parts."""
+    return sum(len(part._forward_hooks) + len(part._forward_pre_hooks) for part in module.modules())
+
+
+def restore(module: nn.Module, before: Kept, *, added: bool = True) -> None:
+    """Put back what forwards have written since ``before`` was taken; not what they have ``added``, where that must stay."""
     parts = dict(module.named_modules())
     for name, keys in written(before, kept(module)).items():
         for key in sorted(keys) if name in before else ():
+            if key not in before[name] and not added:
+                continue
             _put(_home(parts[name], key), key, before[name].get(key, _MISSING))
 
 

@@ -16,7 +16,7 @@ from torch import nn
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack, _pop_mode
 
-from modicum.sweep.carried import kept, restore
+from modicum.sweep.carried import hooks, kept, restore
 
 _DEVICES = ("cpu", "cuda")
 
@@ -167,8 +167,9 @@ def uncut(module: nn.Module, *, restored: bool = True) -> Iterator[None]:
     """Every layer is really called inside: no compiler's code for the module, no fast path that multiplies weights without their layers.
 
     What forwards keep on their parts is afterwards what it was before, unless not ``restored``: a loader may do its last steps on first use.
+    A forward that hooks itself up on first use keeps the note that it has: it would hook itself up again.
     """
-    before = kept(module) if restored else {}
+    before, hooked = (kept(module), hooks(module)) if restored else ({}, 0)
     compiled = {part: vars(part)["_compiled_call_impl"] for part in module.modules() if vars(part).get("_compiled_call_impl") is not None}
     wrapped = {part: vars(part)["forward"] for part in module.modules() if "_orig_mod" in part._modules and "forward" in vars(part)}
     if _Plain.count == 0:
@@ -190,4 +191,4 @@ def uncut(module: nn.Module, *, restored: bool = True) -> Iterator[None]:
         if _Plain.count == 0:
             torch.backends.mha.set_fastpath_enabled(_Plain.fast)
         if restored:
-            restore(module, before)
+            restore(module, before, added=hooks(module) <= hooked)

@@ -7,14 +7,21 @@ from __future__ import annotations
 
 import copy
 import inspect
+import itertools
 import re
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import torch
 import transformers
-from torch.utils._pytree import tree_leaves
 
-from modicum.testing import zoo
+from modicum.export.small import narrow, parts_of
+from modicum.models.open import skeleton
+from modicum.testing import inputs, zoo
+from modicum.testing.inputs import batches
+
+__all__ = ["batches", "build", "causal_names", "config_for", "made"]
 
 # What numbers of configs are, by their names, and how large they are in a tiny model. The first pattern that fits decides; only numbers
 # that are larger by default are changed.
@@ -39,6 +46,9 @@ _RULES: list[tuple[str, int]] = [
     (r"(.*hidden_(size|dim)|.*embed.*(size|dim)|emb_dim|d_model|dim_model.*|lru_width|.*_width|mamba_d_ssm|n_embd)$", 64),
     (r"(.*_dim|.*proj.*(size|dim))$", 64),
 ]  # fmt: skip
+# By what widths, and those of heads, are divided where the rules do not do: the first that work; experts that are left, and parameters of all.
+_DIVISORS, _EXPERTS, _MOST = ((8, 4), (8, 2), (4, 2), (4, 1), (2, 1), (1, 1)), 4, 5_000_000
+_PICTURE = r"(image|img|input)_(size|resolution)$"
 # What only some configs declare, and are small in.
 _MORE: dict[str, Any] = {
     **{"lru_width": 64, "attention_window_size": 8, "linear_num_value_heads": 4, "linear_num_key_heads": 2},
@@ -84,16 +94,100 @@ def config_for(name: str) -> Any:
 
 def build(name: str, seed: int = 0) -> transformers.PreTrainedModel:
     """The class of Transformers ``name``, tiny and random, with biases and norms off the zeros and ones they start with."""
+    return _built(name, config_for(name), seed)
+
+
+def _built(name: str, config: Any, seed: int) -> transformers.PreTrainedModel:
+    config.architectures = [name]
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        model = getattr(transformers, name)(config_for(name)).eval()
+        model = getattr(transformers, name)(config).eval()
     zoo._unsettle(model, torch.Generator().manual_seed(seed))
     return model
 
 
+def made(name: str, seed: int = 0) -> tuple[transformers.PreTrainedModel, Callable[[torch.Generator], dict[str, torch.Tensor]]]:
+    """The class of Transformers ``name``, tiny and random, by the first config that works, with what makes batches for it.
+
+    Configs are shrunk by the rules of this module, else by dividing the numbers of the default one. Raises what the first one raised.
+    """
+    first: Exception | None = None
+    for config in _configs(name):
+        try:
+            if size_of(getattr(transformers, name), config) <= _MOST:
+                model = _built(name, config, seed)
+                return model, inputs.maker(model)
+        except Exception as error:  # whatever a class raises at numbers that it was not made for
+            first = first or error
+    raise first or ValueError("none of its configs is small")
+
+
+def size_of(cls: type, config: Any) -> int:
+    """Parameters of the model of a config, without making it."""
+    return sum(value.numel() for value in skeleton(cls, copy.deepcopy(config)).parameters())
+
+
+def _configs(name: str) -> Iterator[Any]:
+    with suppress(Exception):  # what configs raise at numbers that the rules made
+        ruled = config_for(name)
+        for part in parts_of(ruled):
+            _few_tokens(part)
+        yield ruled
+    for (by, heads), shallow, near in itertools.product(_DIVISORS, (True, False), (True, False)):
+        config = _default(getattr(transformers, name).config_class)
+        for part in parts_of(config):
+            pictures = {name: value for name, value in vars(part).items() if re.search(_PICTURE, name)}
+            narrow(part, by, heads, _EXPERTS)
+            vars(part).update(pictures)
+            _lessened(part, by, shallow, near)
+        yield config
+
+
+def _lessened(config: Any, by: int, shallow: bool, near: bool) -> None:
+    """Give a config few tokens and narrow lists, few blocks where ``shallow``, and small pictures where ``near``."""
+    _few_tokens(config)
+    for name, value in list(vars(config).items()):
+        listed = isinstance(value, list | tuple) and len(value) > 0
+        if shallow and re.search(r"(layers?|blocks)$", name) and type(value) is int:
+            setattr(config, name, min(value, 3))
+        elif shallow and re.search(r"depths$|layer_types$", name) and listed:
+            setattr(config, name, list(value[:3]) if isinstance(value[0], str) else [min(count, 2) for count in value])
+        elif near and re.search(_PICTURE, name):
+            patch = getattr(config, "patch_size", None)
+            small = 4 * patch if type(patch) is int and patch >= 8 else 64
+            setattr(config, name, type(value)([small] * len(value)) if listed else small)
+        elif re.search(r"(sizes|dims?|channels)$", name) and listed and all(type(item) is int and item % by == 0 for item in value):
+            setattr(config, name, type(value)(max(item // by, 8) for item in value))
+        elif getattr(value, "model_type", "") == "timm_backbone":
+            outs = [f"stage{index}" for index in range(1, 5)][-len(value.out_indices or [0]) :]
+            sizes = {"embedding_size": 16, "hidden_sizes": [16, 16, 32, 32], "depths": [1] * 4}
+            setattr(config, name, transformers.ResNetConfig(**sizes, out_features=outs))
+
+
+def _few_tokens(config: Any) -> None:
+    """Give a config few tokens, those that stand for something else than text at the end."""
+    special = itertools.count(zoo.VOCABULARY - 6)
+    for name, value in list(vars(config).items()):
+        if re.search(r"vocab(ulary)?_size$", name) and type(value) is int and value > 32:
+            setattr(config, name, zoo.VOCABULARY)
+        elif re.search(r"_token_(id|index)$", name) and type(value) is int and value > 2:
+            setattr(config, name, min(next(special), zoo.VOCABULARY - 1))
+
+
+def _default(cls: type) -> Any:
+    """The config that a class of configs makes of itself, or an empty one where it makes none."""
+    try:
+        return cls()
+    except Exception:  # whatever a class raises that must be told what it is
+        return transformers.PreTrainedConfig()
+
+
 def _shrunk(cls: type, settings: dict[str, Any]) -> Any:
     declared = {name: parameter.default for name, parameter in inspect.signature(cls).parameters.items()}
-    shared = {name: value for name, value in (zoo._SHARED | _MORE).items() if name in declared or name == "num_labels"}
+    listed = {name for name, value in vars(_default(cls)).items() if isinstance(value, list | tuple | dict)}
+    shared = {
+        name: value for name, value in (zoo._SHARED | _MORE).items() if name not in listed and (name in declared or name == "num_labels")
+    }
     if "kv_lora_rank" in declared and "num_key_value_heads" in shared:
         shared["num_key_value_heads"] = shared["num_attention_heads"]  # latent attention has all
     ruled = {name: number for name, value in declared.items() if name not in shared and (number := _ruled(name, value)) is not None}
@@ -124,65 +218,3 @@ def causal_names() -> list[str]:
     named = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     held = {entry.model for entry in (zoo._CORE | zoo._EXTRA).values()}
     return sorted({name if isinstance(name, str) else name[0] for name in named.values()} - held)
-
-
-def other_names() -> list[str]:
-    """Classes of Transformers that read texts, pictures and sounds and speak no language: encoders and their heads."""
-    from transformers.models.auto import modeling_auto as auto
-
-    kinds = (
-        "MASKED_LM",
-        "IMAGE_CLASSIFICATION",
-        "SEMANTIC_SEGMENTATION",
-        "OBJECT_DETECTION",
-        "DEPTH_ESTIMATION",
-        "CTC",
-        "AUDIO_CLASSIFICATION",
-    )
-    tables = [getattr(auto, f"MODEL_FOR_{kind}_MAPPING_NAMES") for kind in kinds]
-    held = {entry.model for entry in (zoo._CORE | zoo._EXTRA).values()}
-    return sorted({name if isinstance(name, str) else name[0] for table in tables for name in table.values()} - held)
-
-
-def batches(model: Any, count: int, seed: int = 3) -> list[dict[str, torch.Tensor]]:
-    """Batches of two rows that the forward of ``model`` takes."""
-    generator = torch.Generator().manual_seed(seed)
-    return [_batch(model, generator) for _ in range(count)]
-
-
-def _batch(model: Any, generator: torch.Generator) -> dict[str, torch.Tensor]:
-    main = getattr(model, "main_input_name", "input_ids")
-    if main == "pixel_values":
-        size = getattr(model.config, "image_size", None)
-        height, width = size if isinstance(size, list | tuple) else (size or 64, size or 64)
-        return {main: torch.randn(2, getattr(model.config, "num_channels", 3), height, width, generator=generator)}
-    if main == "input_values":
-        return {main: torch.randn(2, 4000, generator=generator)}
-    if main == "input_features":
-        return {main: torch.randn(2, 48, getattr(model.config, "num_mel_bins", 80), generator=generator)}
-    length = 32 if type(model).__name__.startswith("Reformer") else 24
-    return {"input_ids": torch.randint(3, 250, (2, length), generator=generator)}
-
-
-@torch.no_grad()
-def outputs(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """What a model says of a batch: its logits, or the first of its outputs that is a floating tensor."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        found = model(**batch)
-    logits = found.logits if hasattr(found, "logits") else None
-    return (logits if logits is not None else next(leaf for leaf in tree_leaves(found) if _floating(leaf))).float()
-
-
-def _floating(leaf: Any) -> bool:
-    return isinstance(leaf, torch.Tensor) and leaf.is_floating_point() and leaf.numel() > 0
-
-
-def divergence(original: torch.Tensor, candidate: torch.Tensor) -> float:
-    """Mean KL of logits over a vocabulary, else the squared error relative to the square."""
-    if original.shape != candidate.shape:
-        return float("inf")
-    if original.ndim == 3 and original.shape[-1] == zoo.VOCABULARY:
-        p, q = original.log_softmax(-1), candidate.log_softmax(-1)
-        return float(torch.where(p.isneginf() & q.isneginf(), 0, p.exp() * (p - q)).sum(-1).mean())
-    return float((original - candidate).square().sum() / original.square().sum().clamp_min(1e-30))
