@@ -38,14 +38,15 @@ def test_inputs_that_nobody_knows_are_told():
 
 
 def test_a_receipt_computed_again_by_plain_modules_is_the_same(tmp_path):
-    for name in ("bert", "cnn"):
+    for name in ("gpt2", "cnn"):
         model, batches = zoo.build(name)
+        batches = [{key: value for key, value in batch.items() if "mask" not in key} for batch in batches]  # padding counts like any other
         found = modicum.fit(model, method="nearest bits=4 group=16", data=batches, target="modicum", out=tmp_path / name)
         quality, judged = found.receipt["quality"], outside.judged_batches(batches)
         loaded = modicum.load(tmp_path / name, into=zoo.build(name)[0] if name == "cnn" else None)
         assert abs(outside.divergence(quality, model, loaded, judged) / quality["mean"] - 1) < 1e-3
         with torch.no_grad():
-            next(loaded.parameters()).mul_(1.5)
+            next(loaded.parameters()).zero_()
         assert abs(outside.divergence(quality, model, loaded, judged) / quality["mean"] - 1) > 0.05
 
 
