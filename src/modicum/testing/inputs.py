@@ -81,7 +81,11 @@ def _sized(model: Any, names: list[str]) -> Iterator[Make]:
     for place in range(most):
         chosen = {name: shapes[min(place, len(shapes) - 1)] for name, shapes in choices if shapes}
         if len(chosen) == len(names):
-            yield lambda generator, chosen=chosen: {name: make(generator) for name, make in chosen.items()}
+            yield partial(_together, chosen)
+
+
+def _together(chosen: dict[str, Callable[[Generator], Tensor]], generator: Generator) -> Batch:
+    return {name: make(generator) for name, make in chosen.items()}
 
 
 def _choices(model: Any, name: str) -> list[Callable[[Generator], Tensor]]:
@@ -89,7 +93,11 @@ def _choices(model: Any, name: str) -> list[Callable[[Generator], Tensor]]:
     if name in ("input_ids", "decoder_input_ids"):
         return [lambda generator: _ids(model, generator, _TOKENS if name == "input_ids" else _DECODED)]
     shapes = _picture_shapes(model) if name in _PICTURES else _sound_shapes(model, name)
-    return [lambda generator, shape=shape: torch.randn(ROWS, *shape, generator=generator) for shape in shapes]
+    return [partial(_drawn, shape) for shape in shapes]
+
+
+def _drawn(shape: tuple[int, ...], generator: Generator) -> Tensor:
+    return torch.randn(ROWS, *shape, generator=generator)
 
 
 def _ids(model: Any, generator: Generator, length: int) -> Tensor:
@@ -134,8 +142,9 @@ def _told(error: Exception, form: Make, model: Any) -> Iterator[Make]:
     """The form with as many tokens in the place of pictures or sound as an error says that they have; it may count their numbers."""
     found = re.search(r"tokens: (\d+),? features:? (\d+)", str(error))
     kinds = [kind for kind in ("image", "video", "audio") if kind in str(error).lower()] or ["image"]
-    for wide in (1, *_declared(model, "hidden_size")) if found is not None else ():
-        yield partial(_placed, form, model, kinds[0], int(found[2]) // ROWS // wide)
+    if found is not None:
+        counted = int(found[2]) // ROWS
+        yield from (partial(_placed, form, model, kinds[0], counted // wide) for wide in (1, *_declared(model, "hidden_size")))
 
 
 def _placed(form: Make, model: Any, kind: str, count: int, generator: Generator) -> Batch:

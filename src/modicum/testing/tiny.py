@@ -160,8 +160,8 @@ def _lessened(config: Any, by: int, shallow: bool, near: bool) -> None:
             setattr(config, name, type(value)(max(item // by, 8) for item in value))
         elif getattr(value, "model_type", "") == "timm_backbone":
             outs = [f"stage{index}" for index in range(1, 5)][-len(value.out_indices or [0]) :]
-            sizes = {"embedding_size": 16, "hidden_sizes": [16, 16, 32, 32], "depths": [1] * 4}
-            setattr(config, name, transformers.ResNetConfig(**sizes, out_features=outs))
+            sizes: dict[str, Any] = {"embedding_size": 16, "hidden_sizes": [16, 16, 32, 32], "depths": [1] * 4, "out_features": outs}
+            setattr(config, name, transformers.ResNetConfig(**sizes))
 
 
 def _few_tokens(config: Any) -> None:
