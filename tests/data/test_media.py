@@ -1,9 +1,11 @@
 """Pictures and sound from folders: what comes of them, what is used, and what is refused in one sentence."""
 
+import sys
 import wave
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 import transformers
 from PIL import Image
@@ -11,6 +13,7 @@ from torch import nn
 
 import modicum
 from modicum.core.errors import DataError, ModelError
+from modicum.data import sound
 from modicum.data.media import from_files
 
 RATE = 16000
@@ -111,12 +114,44 @@ def test_recordings_are_brought_to_the_processors_rate_and_cut(processors, tmp_p
     assert np.abs(row[inner] - tone(RATE, 30)[inner]).max() < 0.01
 
 
+@pytest.mark.parametrize(
+    ("suffix", "subtype", "close"),
+    [("flac", "PCM_16", 1e-4), ("wav", "FLOAT", 1e-6), ("wav", "ULAW", 0.03), ("ogg", "VORBIS", 0.1), ("mp3", "MPEG_LAYER_III", 0.1)],
+)
+def test_other_recordings_are_read_by_libsndfile(tmp_path, suffix, subtype, close):
+    values = np.sin(2 * np.pi * 440 * np.arange(RATE) / RATE) * 0.5
+    soundfile.write(file := tmp_path / f"one.{suffix}", np.stack([values, values / 2], 1), RATE, subtype)
+    heard = sound.recorded(file, RATE)
+    inner = slice(RATE // 4, RATE // 2)
+    assert heard.dtype == np.float32 and np.abs(heard[inner] - 0.75 * values[inner]).max() < close
+    assert len(sound.recorded(file, RATE // 2)) == pytest.approx(RATE / 2, abs=1200)
+
+
+def test_without_libsndfile_it_says_what_to_install(tmp_path, monkeypatch):
+    soundfile.write(tmp_path / "one.flac", np.zeros(100), RATE)
+    monkeypatch.setitem(sys.modules, "soundfile", None)
+    with pytest.raises(
+        DataError, match=r"one.flac is no WAV recording in PCM .* need soundfile, not installed here. Run: pip install 'modicum\[sound\]'"
+    ):
+        sound.recorded(tmp_path / "one.flac", RATE)
+
+
+def test_a_rate_that_no_recording_has_is_refused_before_a_filter_is_made_for_it(tmp_path):
+    recording(file := tmp_path / "one.wav", np.zeros(100))
+    data = bytearray(file.read_bytes())
+    data[24:28] = (2**31 - 1).to_bytes(4, "little")
+    file.write_bytes(data)
+    with pytest.raises(DataError, match="it says 2147483647 samples a second"):
+        sound.recorded(file, RATE)
+
+
 def test_what_cannot_be_used_is_told_in_one_sentence(processors, tmp_path):
     photos = pictures(tmp_path / "photos", 4)
     with pytest.raises(DataError, match="takes pictures, for which modicum ships none. Pass --data FOLDER"):
         from_files(None, Sees(), processors / "sees")
     with pytest.raises(
-        DataError, match=r"must be a folder with at least three different files of sound \(.wav, .wave\), one for each part, 0 were"
+        DataError,
+        match=r"must be a folder with at least three different files of sound \(.aif, .*, .wav, .wave\), one for each part, 0 were",
     ):
         from_files(photos, Hears(), processors / "hears")
     with pytest.raises(DataError, match="nowhere must be a folder with at least three different files of pictures .* 0 were found"):

@@ -17,7 +17,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow
+import soundfile
 import torch
 import transformers
 from PIL import Image
@@ -29,6 +31,7 @@ from modicum.core.option import Option
 from modicum.core.plan import Plan
 from modicum.core.tensorfile import Shards, TensorFile
 from modicum.data import read_documents
+from modicum.data.captions import captions
 from modicum.data.media import from_files
 from modicum.measure.measured import Measured
 from modicum.models.open import DEMO, open_model
@@ -144,6 +147,30 @@ def _recordings(folder):
             file.writeframes(bytes(range(240)) * width)
 
 
+def _compressed(folder):
+    folder.mkdir(exist_ok=True)
+    transformers.Wav2Vec2FeatureExtractor(sampling_rate=8000).save_pretrained(folder)
+    values = np.sin(np.arange(1600) / 7) / 2
+    for place, (suffix, subtype) in enumerate(
+        [("flac", "PCM_16"), ("ogg", "VORBIS"), ("wav", "FLOAT"), ("mp3", "MPEG_LAYER_III"), ("aiff", "PCM_24")]
+    ):
+        soundfile.write(folder / f"{place}.{suffix}", values * (1 - place / 9), 8000, subtype)
+
+
+def _captioned(folder):
+    for place, name in enumerate(("metadata.csv", "metadata.jsonl")):
+        (inside := folder / str(place)).mkdir(parents=True, exist_ok=True)
+        for picture in range(4):
+            Image.new("RGB", (5, 5), (40 * picture, 90, place)).save(inside / f"{picture}.png")
+        rows = [{"file_name": f"{picture}.png", "text": f"é {picture}"} for picture in range(4)]
+        text = (
+            "file_name,text\n" + "".join(f'{row["file_name"]},"{row["text"]}"\n' for row in rows)
+            if place == 0
+            else "\n".join(map(json.dumps, rows))
+        )
+        (inside / name).write_text(text, encoding="utf-8")
+
+
 # Readers
 
 
@@ -212,6 +239,8 @@ READERS = {
     "recordings": Reader(
         _recordings, lambda folder: from_files(folder, _Named("input_values"), folder), ("[0-9].*", "preprocessor_config.json")
     ),
+    "compressed": Reader(_compressed, lambda folder: from_files(folder, _Named("input_values"), folder), ("[0-9].*",)),
+    "captions": Reader(_captioned, lambda folder: captions(folder, None), ("0/metadata.csv", "1/metadata.jsonl")),
     "tokenizer": Reader(_with_tokenizer, lambda folder: _tokenizer([_opened(folder)]), ("tokenizer_config.json",)),
 }
 

@@ -35,7 +35,7 @@ SHORT = {"tensors": 60, "index": 60, "plan": 60, "receipt": 5, "texts": 60, "par
 LONG = {
     **{"tensors": 2500, "index": 2500, "plan": 2000, "receipt": 200, "measurement": 800, "checkpoint": 800},
     **{"container": 700, "masked": 400, "narrow": 500, "transformers": 400, "tokenizer": 200, "texts": 1500, "parquet": 1500},
-    **{"pictures": 1500, "recordings": 1500},
+    **{"pictures": 1500, "recordings": 1500, "compressed": 800, "captions": 800},
 }
 
 

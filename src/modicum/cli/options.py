@@ -54,8 +54,9 @@ MEASURING = options(
     click.option("--target", metavar="NAME", help="transformers or modicum; by default the one that suits the model, to measure all."),
     click.option(
         "--data", metavar="PATH",
-        help="What to calibrate and judge with: text, CSV, TSV, JSON lines, JSON, Parquet, or a folder of them; a folder of pictures, or of WAV "
-        "recordings, for a model that takes those. By default the text shipped with modicum.",
+        help="What to calibrate and judge with: text, CSV, TSV, JSON lines, JSON, Parquet, or a folder of them; a folder of pictures or "
+        "recordings for a model that takes those, with metadata.csv (file_name, text) where it reads text too. By default the text shipped "
+        "with modicum.",
     ),
     TEXT_COLUMN,
     click.option("--samples", default=128, show_default=True, help="Sequences to calibrate on."),

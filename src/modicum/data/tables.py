@@ -18,7 +18,7 @@ from modicum.data.files import Text
 
 SUFFIXES = frozenset({".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet"})
 # What the column of the documents is called, the surest first.
-NAMES = ("text", "content", "document", "body", "article", "sentence", "review", "abstract")
+NAMES = ("text", "content", "document", "body", "article", "sentence", "review", "abstract", "transcription", "transcript", "caption")
 _DELIMITERS = {".tsv": "\t", ".csv": ",;\t|"}
 _ROWS = 1000  # of Parquet, read at once
 _SHOWN = 10
@@ -51,6 +51,24 @@ def column_of(where: str, names: Sequence[str], asked: str | None, texts: Sequen
         return (usual or only)[0]
     shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
     raise DataError(f"data: {where} has the columns {shown or 'none'}; which holds the text cannot be told. Name it with --text-column.")
+
+
+def records(file: Path, text: Text) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows of a table in CSV, TSV or JSON lines as objects, each with where it stands. Raises ``DataError``."""
+    if file.suffix.lower() == ".jsonl":
+        for number, line in enumerate(text.value.split("\n"), 1):
+            where = f"{file}, line {number},"
+            if line.strip():
+                row = _parsed(where, line, "be one JSON object")
+                if not isinstance(row, dict):
+                    raise DataError(f"data: {where} must be one JSON object, is {quoted(line)}. Mend or remove the line.")
+                yield where, row
+        return
+    with _long_fields():
+        rows = list(_table(file, text, file.suffix.lower()))
+    names = [name.strip() for name in rows[0][1]] if rows else []
+    for line, row in _even(file, rows[1:], len(names)):
+        yield f"{file}, line {line},", dict(zip(names, row))
 
 
 # CSV and TSV

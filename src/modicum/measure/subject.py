@@ -59,7 +59,7 @@ class Subject:
     def open(cls, source: str | Path | nn.Module | Model, settings: Settings, batches: Any = None, data: Splits | None = None) -> Subject:
         """Open the model, split the data (unless it is split already) and rehearse. Raises the errors of each."""
         model = opened(source, settings)
-        if batches is None and data is None and not media.kind_of(model.module):
+        if batches is None and data is None and not media.kind_of(model.module, settings.data):
             require_positions(model, settings.tokens)
         if getattr(settings, "dry_run", False) and model.weights.lazy and batches is None:
             return cls._outlined(model, settings, data)
@@ -173,7 +173,7 @@ def _glimpse(model: Model, settings: Settings, data: Splits | None) -> tuple[Bat
     """A row to outline the model with, where data comes from, what was found there, and the tokens that a run would calibrate on."""
     if data is not None:
         return shortened(one_row(data.calibration[0]), _FEW), data.source, data.taken, count_tokens(data.calibration)
-    if media.kind_of(model.module):
+    if media.kind_of(model.module, settings.data):
         few = _split(model, replace(settings, samples=1, test_samples=1), None)
         return one_row(few.calibration[0]), few.source, few.taken, min(settings.samples, few.taken["files"])
     taken = extent(settings.data, model.tokenizer, settings.tokens, settings.text_column)
@@ -229,10 +229,10 @@ def require_positions(model: Model, tokens: int) -> None:
 def _split(model: Model, settings: Settings, batches: Any) -> Splits:
     if batches is not None:
         return without_labels(model.module, from_batches(batches, seed=settings.seed))
-    if media.kind_of(model.module) and model.directory is not None:
+    if media.kind_of(model.module, settings.data) and model.directory is not None:
         return media.from_files(
             settings.data, model.module, model.directory, samples=settings.samples, seed=settings.seed, batch=settings.micro_batch,
-            test_samples=settings.test_samples,
+            test_samples=settings.test_samples, text_column=settings.text_column,
         )  # fmt: skip
     return from_text(
         settings.data, model.tokenizer, samples=settings.samples, tokens=settings.tokens, seed=settings.seed,

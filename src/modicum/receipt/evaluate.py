@@ -116,7 +116,7 @@ def _batches(
 ) -> tuple[list[Batch], dict[str, Any]]:
     if data is None or isinstance(data, str | Path):
         if not _reads_text(data, models):
-            return _files(data, models, samples, seed)
+            return _files(data, models, samples, seed, text_column)
         splits = from_text(data, _tokenizer(models), samples=1, tokens=tokens, seed=seed, test_samples=samples, text_column=text_column)
         found = sum(len(batch["input_ids"]) for batch in splits.test if isinstance(batch, dict))
         notes = [f"The text gives {found} sequences of {tokens} tokens, of the {samples} asked for."] if found < samples else []
@@ -131,12 +131,12 @@ def _batches(
     return batches, {"source": "batches", "notes": notes, "hash": None}
 
 
-def _files(path: Any, models: list[_Opened], samples: int, seed: int) -> tuple[list[Batch], dict[str, Any]]:
+def _files(path: Any, models: list[_Opened], samples: int, seed: int, text_column: str | None) -> tuple[list[Batch], dict[str, Any]]:
     """The test part of pictures or recordings, as the processor beside one of the models makes it."""
     directory = next(
         (model.directory for model in models if model.directory and (model.directory / "preprocessor_config.json").is_file()), None
     )
-    splits = from_files(path, models[-1].module, directory, samples=1, seed=seed, test_samples=samples)
+    splits = from_files(path, models[-1].module, directory, samples=1, seed=seed, test_samples=samples, text_column=text_column)
     found = sum(map(count_rows, splits.test))
     notes = [f"There are {found} files of {splits.taken['kind']} to judge on, of the {samples} asked for."] if found < samples else []
     return splits.test, {"source": splits.source, "notes": notes, "hash": splits.hashes["test"], "taken": splits.taken}
@@ -166,7 +166,7 @@ def _tokenizer(models: list[_Opened]) -> Any:
 
 
 def _reads_text(data: Any, models: list[_Opened]) -> bool:
-    return (data is None or isinstance(data, str | Path)) and not kind_of(models[-1].module)
+    return (data is None or isinstance(data, str | Path)) and not kind_of(models[-1].module, data)
 
 
 def _trim(models: list[_Opened]) -> Trim | None:
