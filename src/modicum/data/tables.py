@@ -67,8 +67,8 @@ def records(file: Path, text: Text) -> Iterator[tuple[str, dict[str, Any]]]:
     with _long_fields():
         rows = list(_table(file, text, file.suffix.lower()))
     names = [name.strip() for name in rows[0][1]] if rows else []
-    for line, row in _even(file, rows[1:], len(names)):
-        yield f"{file}, line {line},", dict(zip(names, row))
+    for place, fields in _even(file, rows[1:], len(names)):
+        yield f"{file}, line {place},", dict(zip(names, fields))
 
 
 # CSV and TSV
