@@ -59,7 +59,7 @@ def _tokenized_once():
 @pytest.fixture(autouse=True)
 def _seeded():
     random.seed(0)
-    np.random.seed(0)  # noqa: NPY002: it is the global state that is seeded
+    np.random.seed(0)  # it is the global state that is seeded
     torch.manual_seed(0)
 
 

@@ -1,4 +1,4 @@
-"""Prints, as JSON, hashes of what this process makes: of one weight, or, given a model's folder and one to write into, of a model.
+"""Prints, as JSON, hashes of what this process makes: of one weight and a tiny model, or, given a model's folder and one to write into, of that.
 
 Threads and the seed of Python's hashes are what the environment says.
 """
@@ -6,14 +6,17 @@ Threads and the seed of Python's hashes are what the environment says.
 import hashlib
 import json
 import sys
+import tempfile
 from pathlib import Path
 
 import torch
 
+import modicum
 from modicum.core.option import Option
 from modicum.core.unit import Site, Stats, Unit
 from modicum.drop.ziplm import Ziplm
 from modicum.forms import Dense
+from modicum.testing import zoo
 
 # One option of each family, on a weight that is wide enough for threads to share the work.
 OPTIONS = (
@@ -50,6 +53,14 @@ def forms(rows=384, columns=512, tokens=2048):
     yield "ziplm refit", digest(cutter.refit(weight, inputs.T @ inputs, torch.tensor(few)).contiguous().numpy().tobytes())
 
 
+def tiny():
+    """The files of a tiny model, chosen for a budget with a search."""
+    model, batches = zoo.tied_twin()
+    with tempfile.TemporaryDirectory() as folder:
+        out = modicum.fit(model, "9bpw", data=batches, out=Path(folder) / "out", menu="int4,int8").out
+        yield from ((name, digest((out / name).read_bytes())) for name in ("model.safetensors", "plan.json", "config.json"))
+
+
 def files(model, out):
     """What commands write; what receipts and findings tell, beside times and threads, stands under names with a colon."""
     common = (str(model), "--data", str(model.with_suffix(".txt")), *SIZES, "--menu", MENU)
@@ -80,4 +91,4 @@ def digest(*parts):
 
 if __name__ == "__main__":
     said, sys.stdout = sys.stdout, sys.stderr
-    json.dump(dict(files(*map(Path, sys.argv[1:])) if sys.argv[1:] else forms()), said)
+    json.dump(dict(files(*map(Path, sys.argv[1:])) if sys.argv[1:] else {**dict(forms()), **dict(tiny())}), said)

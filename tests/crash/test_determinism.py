@@ -22,7 +22,7 @@ def made(threads, seed, *words):
     return json.loads(done.stdout)
 
 
-def test_threads_and_hashes_change_no_form():
+def test_threads_and_hashes_change_neither_forms_nor_files():
     assert made(2, 1) == made(1, 0)
 
 

@@ -208,6 +208,7 @@ def test_harm_is_what_others_cannot_make_up_for(pairs, monkeypatch, tmp_path):
     assert len(shares) == 24 and all(min(pair) < 0.1 and 0.8 < max(pair) <= 1 for pair in both)
 
 
+@pytest.mark.slow
 def test_harms_of_several_ranks_are_those_of_one(together, tmp_path):
     """Each rank has some of the micro-batches; what the others' experts met is sent, in the order of one process."""
     modules = [paired()[0] for _ in range(3)]

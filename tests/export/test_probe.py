@@ -156,7 +156,14 @@ def test_gap(one):
     assert gap(one, torch.full_like(one, float("nan"))) == float("inf")
 
 
-@pytest.mark.parametrize("name", ["OlmoHybridForCausalLM", "HrmTextForCausalLM", "RoFormerForCausalLM", "llama4"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "OlmoHybridForCausalLM",
+        "llama4",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("HrmTextForCausalLM", "RoFormerForCausalLM")),
+    ],
+)
 def test_merged_renamed_and_exchanged_weights_are_written_as_the_loader_takes_them(name, tmp_path):
     model, batches = zoo.build(name) if name.islower() else (tiny.build(name), None)
     batches = batches or tiny.batches(model, 4)

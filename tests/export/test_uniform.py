@@ -48,7 +48,11 @@ def planned(subject, kinds, weights=""):
     return Plan("transformers", options)
 
 
-@pytest.mark.parametrize("name", WIDTHS)
+# In the short form heads and channels, experts and fused projections, channels alone, and nothing.
+SHORT = ("llama", "qwen3_moe", "phi3", "gpt_neox", "gpt2", "deepseek_v3")
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name in SHORT else pytest.mark.slow) for name in WIDTHS])
 def test_what_is_offered_is_loaded_by_transformers(tmp_path, name):
     """All kinds at once, quantized as well; outputs are compared with those of the dequantized weights inside ``fit``."""
     model, batches, subject = opened(name)

@@ -56,6 +56,7 @@ def same(one, other):
     return len(one) == len(other) and all(np.array_equal(a, b) for a, b in zip(one, other))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_judged_in_its_own_dtype(llama, tmp_path):
     """Workers open it and load nothing before they judge."""
     zoo.build("llama", dtype=torch.bfloat16)[0].save_pretrained(tmp_path / "model")
