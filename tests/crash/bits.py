@@ -54,11 +54,12 @@ def forms(rows=384, columns=512, tokens=2048):
 
 
 def tiny():
-    """The files of a tiny model, chosen for a budget with a search."""
-    model, batches = zoo.tied_twin()
-    with tempfile.TemporaryDirectory() as folder:
-        out = modicum.fit(model, "9bpw", data=batches, out=Path(folder) / "out", menu="int4,int8").out
-        yield from ((name, digest((out / name).read_bytes())) for name in ("model.safetensors", "plan.json", "config.json"))
+    """The files of two tiny models, chosen for a budget: one with a search."""
+    for (model, batches), seconds in ((zoo.tied_twin(), 0), (zoo.build("mlp"), 60)):
+        with tempfile.TemporaryDirectory() as folder:
+            out = modicum.fit(model, "9bpw", data=batches, out=Path(folder) / "out", menu="int4,int8", search_time=seconds).out
+            yield from ((f"{seconds} {path.name}", digest(path.read_bytes())) for path in sorted(out.glob("*.safetensors")))
+            yield f"{seconds} plan", (out / "plan.json").read_text()
 
 
 def files(model, out):
