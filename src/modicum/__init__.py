@@ -29,8 +29,8 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "fit": "modicum.fit", "Result": "modicum.fit", "measure": "modicum.measure", "Measured": "modicum.measure",
-    "load": "modicum.export", "evaluate": "modicum.receipt", "frontier": "modicum.receipt", "find": "modicum.core.method",
-    "register": "modicum.core.method", "open_model": "modicum.models.open", "trim": "modicum.vocabulary",
+    "load": "modicum.export", "evaluate": "modicum.receipt", "frontier": "modicum.receipt", "report": "modicum.receipt",
+    "find": "modicum.core.method", "register": "modicum.core.method", "open_model": "modicum.models.open", "trim": "modicum.vocabulary",
     "Budget": "modicum.core.budget", "Plan": "modicum.core.plan", "Option": "modicum.core.option",
     "ModicumError": "modicum.core.errors", "SettingError": "modicum.core.errors",
     "ModelError": "modicum.core.errors", "DataError": "modicum.core.errors", "BudgetError": "modicum.core.errors",
@@ -56,6 +56,7 @@ __all__ = [
     "measure",
     "open_model",
     "register",
+    "report",
     "trim",
 ]
 
@@ -71,6 +72,7 @@ if TYPE_CHECKING:
     from modicum.models.open import open_model
     from modicum.receipt.evaluate import evaluate
     from modicum.receipt.frontier import frontier
+    from modicum.receipt.report import report
     from modicum.vocabulary import trim
 
 

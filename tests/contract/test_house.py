@@ -29,17 +29,13 @@ ORDER = [
     ("cli",),
 ]
 RANK = {name: place for place, names in enumerate(ORDER) for name in names}
-# Upward imports inside functions, each with its reason.
-ALLOWED = {
-    ("fit/run.py", "receipt"): "a run ends by writing the report of its own receipt",
-}
 
 
 def imports(path):
-    """(package of modicum, whether at the top of the module) of every import that runs; annotations' are left out."""
+    """(package, module) of every import of modicum's own that runs, wherever it stands; annotations' are left out."""
     found = []
 
-    def visit(node, top):
+    def visit(node):
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
             return
         names = []
@@ -47,18 +43,19 @@ def imports(path):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: imports are written in full"
-            names = (
-                [node.module]
-                if node.module != "modicum"
-                else [f"modicum.{alias.name}" for alias in node.names if (ROOT / alias.name).is_dir()]
-            )
-        found.extend((name.split(".")[1], name, top) for name in names if name.startswith("modicum."))
-        inside = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            names = [own(node.module, alias.name) for alias in node.names]
+        found.extend((name.split(".")[1], name) for name in names if name.startswith("modicum."))
         for child in ast.iter_child_nodes(node):
-            visit(child, top and not inside)
+            visit(child)
 
-    visit(ast.parse(path.read_text(encoding="utf-8")), True)
+    visit(ast.parse(path.read_text(encoding="utf-8")))
     return found
+
+
+def own(module, name):
+    """The module that ``from module import name`` reads."""
+    inside = ROOT.joinpath(*module.split(".")[1:], name)
+    return f"{module}.{name}" if module.split(".")[0] == "modicum" and (inside.is_dir() or inside.with_suffix(".py").exists()) else module
 
 
 def files():
@@ -82,36 +79,35 @@ def test_every_package_has_its_place():
 @each_file
 def test_imports_point_one_way(path):
     own = path.relative_to(ROOT).parts[0]
-    for package, name, top in imports(path):
-        reason = None if top else ALLOWED.get((str(path.relative_to(ROOT)), package))
+    for package, name in imports(path):
         assert package in RANK, f"{name} is of no layer"
-        assert RANK[package] <= RANK[own] or reason, f"{path.relative_to(ROOT)} imports {name}, which stands above it"
-
-
-def test_what_is_allowed_upward_is_still_there():
-    for file, package in ALLOWED:
-        assert any(name == package and not top for name, _, top in imports(ROOT / file)), f"{file} no longer imports {package}: strike it"
+        assert RANK[package] <= RANK[own], f"{path.relative_to(ROOT)} imports {name}, which stands above it"
 
 
 def test_packages_do_not_import_in_circles():
     edges = {name: set() for name in RANK}
     for path in files():
         own = path.relative_to(ROOT).parts[0]
-        edges[own] |= {other for other, _, _ in imports(path) if other != own and (str(path.relative_to(ROOT)), other) not in ALLOWED}
+        edges[own] |= {other for other, _ in imports(path) if other != own}
     graphlib.TopologicalSorter(edges).prepare()  # raises CycleError
+
+
+def test_modules_do_not_import_in_circles():
+    edges = {".".join(("modicum", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__"): path for path in files()}
+    graphlib.TopologicalSorter({name: {other for _, other in imports(path)} for name, path in edges.items()}).prepare()
 
 
 @each_file
 def test_families_never_import_each_other(path):
     own = path.relative_to(ROOT).parts[0]
     if own in FAMILIES:
-        assert not {package for package, _, _ in imports(path)} & (set(FAMILIES) - {own})
+        assert not {package for package, _ in imports(path)} & (set(FAMILIES) - {own})
 
 
 @each_method_file
 def test_methods_import_only_their_family_or_a_stand_in(path):
     family = path.parent.name
-    others = [name for package, name, _ in imports(path) if package == family and not name.split(".")[2].startswith("_")]
+    others = [name for package, name in imports(path) if package == family and not name.split(".")[2].startswith("_")]
     if others:
         (cls,) = (cls for cls in registry().values() if cls.__module__ == f"modicum.{family}.{path.stem}")
         stand_in = inspect.get_annotations(cls.without_data)["return"]

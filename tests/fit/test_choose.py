@@ -11,7 +11,7 @@ from modicum.allocate import ALLOCATORS, JUDGED
 from modicum.core.budget import Budget
 from modicum.core.errors import BudgetError
 from modicum.fit import choose as choosing
-from modicum.fit import run as running
+from modicum.fit import choosing as running
 from modicum.fit.assemble import Assembly
 from modicum.fit.choose import Chooser
 from modicum.fit.request import Request
@@ -255,8 +255,8 @@ def test_no_time_to_search_is_no_judge(llama, known, monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("judged")
 
-    monkeypatch.setattr("modicum.fit.run.PlanJudge", refuse)
-    monkeypatch.setattr("modicum.fit.run.Levels", refuse)
+    monkeypatch.setattr("modicum.fit.choosing.PlanJudge", refuse)
+    monkeypatch.setattr("modicum.fit.choosing.Levels", refuse)
     told = fit(llama, known, bpw=4).receipt["search"]
     assert "evaluations" not in told and told["allocator"] == "integer_program"  # what auto is without a judge
     assert told["rank"] == known.findings.rank and told["rank"]["plans"] == 30

@@ -135,7 +135,7 @@ def test_too_little_is_refused_before_any_work(tmp_path):
 def test_a_tensor_that_is_read_back_otherwise_is_told(tmp_path, monkeypatch):
     """As a disk would that loses what it was given."""
     from modicum.export._family import Layout
-    from modicum.fit import run
+    from modicum.fit import verify
 
     model = checkpoint(tmp_path / "model", 1)
     data = [{"input_ids": torch.randint(0, 256, (1, 8))} for _ in range(3)]
@@ -151,6 +151,6 @@ def test_a_tensor_that_is_read_back_otherwise_is_told(tmp_path, monkeypatch):
         return paths
 
     monkeypatch.setattr(Layout, "write", written)
-    monkeypatch.setattr(run.Run, "_too_large", lambda self: True)
+    monkeypatch.setattr(verify, "too_large", lambda made: True)
     with pytest.raises(ModelError, match="must be read back as it was written, differs"):
         modicum.fit(model, method="nearest", data=data, ram="8GB", out=tmp_path / "out")

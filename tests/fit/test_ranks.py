@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from modicum.core.errors import ModelError, SettingError
 from modicum.fit import fit
 from modicum.fit.assemble import Assembly
+from modicum.fit.choosing import Choosing
 from modicum.fit.run import Run
 from modicum.measure import measure
 from modicum.measure.measurement import Measurement
@@ -127,7 +128,7 @@ ENDS = {
     "a block measured": (1, ChainStore, "keep", 2),
     "its outputs written by one": (0, ChainStore, "_stored", 2, True),
     "its harms written by one": (1, Measurement, "save", 2, True),
-    "the choice": (0, Run, "_chosen", 1, True),
+    "the choice": (0, Choosing, "_chosen", 1, True),
     "a block made": (1, ChainStore, "keep", 5, True),
     "its forms written by the other": (1, Assembly, "_flush", 2),
     "all but the last": (0, ChainStore, "_stored", 6, True),

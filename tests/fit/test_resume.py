@@ -10,8 +10,12 @@ import torch
 
 import modicum
 from modicum.core.errors import ModelError, SettingError
+from modicum.core.progress import Quiet
+from modicum.fit import structure, verify
 from modicum.fit.assemble import Assembly
-from modicum.fit.run import Quiet, Run
+from modicum.fit.made import Made
+from modicum.fit.run import Run
+from modicum.measure import survey
 from modicum.measure.measurement import Measurement
 from modicum.quantize.gptq import Gptq
 from modicum.testing import zoo
@@ -126,7 +130,7 @@ def die_within_write(count):
 
 # The model has three blocks: the first three of ChainStore.keep are the measurement's, the others the assembly's.
 KILLERS = {
-    "a gradient's file": die_before(modicum.measure.survey, "save_sensitivities"),
+    "a gradient's file": die_before(survey, "save_sensitivities"),
     "keep": die_before(ChainStore, "keep"),
     "kept": die_after(ChainStore, "keep"),
     "save": die_before(Measurement, "save"),
@@ -332,7 +336,7 @@ def test_an_output_that_appears_during_the_run_is_not_overwritten_unasked(tmp_pa
     assert (tmp_path / "out" / "thesis.txt").read_text() == "ten years of work"
 
 
-@pytest.mark.parametrize("owner, name", [(Measurement, "run"), (Assembly, "run"), (Run, "_verify"), (Run, "_quality")])
+@pytest.mark.parametrize("owner, name", [(Measurement, "run"), (Assembly, "run"), (verify, "reloaded"), (Made, "quality")])
 def test_an_output_outlives_a_run_that_fails(old, monkeypatch, owner, name):
     def fail(*_, **__):
         raise ModelError("fails here.")
@@ -375,7 +379,7 @@ def test_what_a_structural_step_made_is_not_made_again(tmp_path, monkeypatch, me
         patch.setattr(Assembly, "run", dies)
         with pytest.raises(KeyboardInterrupt):
             again("resumed")
-    monkeypatch.setattr(Run, "_structural", None)
+    monkeypatch.setattr(structure, "structural", None)
     again("resumed")
     for path in (tmp_path / "whole").glob("*.safetensors"):
         assert path.read_bytes() == (tmp_path / "resumed" / path.name).read_bytes()

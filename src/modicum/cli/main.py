@@ -256,10 +256,11 @@ def _name(model: str | None, measured: str | None) -> str:
 def _run(model: str | Model | None, out: Path, quiet: bool, settings: dict[str, Any]) -> tuple[dict[str, Any], Path]:
     from modicum.fit import fit as run
     from modicum.models.quiet import hushed
+    from modicum.receipt.report import report
     from modicum.sweep.ranks import joined
 
     with hushed(), joined() as ranks, progress(quiet or not ranks.leads) as shown:
-        arguments: dict[str, Any] = {**settings, "out": out, "progress": shown, "ranks": ranks}
+        arguments: dict[str, Any] = {**settings, "out": out, "progress": shown, "ranks": ranks, "page": report}
         result = run(model, **arguments)
     _only_first(ranks)
     return result.receipt, result.out

@@ -4,47 +4,63 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from modicum.core.option import KEEP
 from modicum.core.plan import Choice, Plan, Table
 from modicum.core.unit import Site, Unit
+from modicum.fit.choosing import Chosen
+from modicum.fit.made import Made
+from modicum.fit.scene import Scene
 from modicum.models.model import Model
 from modicum.models.structure import plain_parameters
 from modicum.sweep import Script
 from modicum.table.findings import DEPTH, GONE, level_of
-from modicum.work.store import FormStore
-
-if TYPE_CHECKING:
-    from modicum.fit.run import Run
 
 RECEIPT_FORMAT, RECEIPT_VERSION = "modicum-receipt", 1
 # What stands for the option of a site whose block was left out.
 DROPPED = "dropped"
 
 
-def untreated(run: Run, forms: Mapping[str, Any]) -> list[dict[str, Any]]:
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a run came to: what was chosen and made, the folder ``final`` of its files, and what was found when they were held against it."""
+
+    made: Made
+    chosen: Chosen
+    final: Path
+    predicted: int
+    actual: int
+    verification: dict[str, Any]
+    quality: dict[str, Any]
+    verdict: str
+    events: list[str]
+    stages: dict[str, dict[str, float]]
+
+
+def untreated(scene: Scene, forms: Mapping[str, Any], dropped: Collection[str] = ()) -> list[dict[str, Any]]:
     """Parameters that stay as they were, each with a reason from the closed set, largest first."""
-    in_sites = {unit.name: site for site in run.sites for unit in site.units}
+    in_sites = {unit.name: site for site in scene.sites for unit in site.units}
     rows = []
-    for unit in run.model.units.values():
-        if unit.name in forms or Script.home(unit.name, run.change.dropped):
+    for unit in scene.model.units.values():
+        if unit.name in forms or Script.home(unit.name, dropped):
             continue
-        if reason := run.target.refusal(unit):
+        if reason := scene.target.refusal(unit):
             rows.append(_row(unit, reason))
-        elif run.subject.kept(in_sites[unit.name]) if unit.name in in_sites else False:
+        elif scene.subject.kept(in_sites[unit.name]) if unit.name in in_sites else False:
             rows.append(_row(unit, "kept by request"))
         elif unit.name not in in_sites:
             rows.append(_row(unit, "no option fits"))
         elif forms:
             rows.append(_row(unit, "kept by plan"))
-    gone = {name for block in run.change.dropped for name in run.model.blocks[block].parameters}
-    rows += [{"unit": name, "bytes": run.model.bytes_of(name), "reason": reason}
-             for name, reason in plain_parameters(run.model).items() if name not in gone]  # fmt: skip
+    gone = {name for block in dropped for name in scene.model.blocks[block].parameters}
+    rows += [{"unit": name, "bytes": scene.model.bytes_of(name), "reason": reason}
+             for name, reason in plain_parameters(scene.model).items() if name not in gone]  # fmt: skip
     return sorted(rows, key=lambda row: (-row["bytes"], row["unit"]))
 
 
@@ -57,29 +73,20 @@ def _row(unit: Unit, reason: str) -> dict[str, Any]:
     return {"unit": unit.name, "bytes": unit.dense_bytes, "reason": reason}
 
 
-def build_receipt(
-    run: Run,
-    plan: Plan,
-    table: Table | None,
-    forms: FormStore,
-    predicted: int,
-    actual: int,
-    verification: dict,
-    quality: dict,
-    final: Path,
-) -> dict[str, Any]:
+def build_receipt(outcome: Outcome) -> dict[str, Any]:
     """Everything that was done, measured and verified, as a versioned JSON value."""
     import transformers
 
     import modicum
 
-    model, request = run.model, run.request
-    gone = run.change.dropped
+    made, chosen, scene, final = outcome.made, outcome.chosen, outcome.made.scene, outcome.final
+    model, request, forms, gone = scene.model, scene.request, made.forms, made.change.dropped
+    table, picks = chosen.table, chosen.picks
     treated = sum(unit.dense_bytes for unit in model.units.values() if unit.name in forms or Script.home(unit.name, gone))
     layer_bytes = sum(model.bytes_of(name) for name, reason in _reasons(model).items() if reason != "vector")
-    chosen = {site: table.choices[site][index] for site, index in run.picks.items()} if table is not None else {}
-    rows = [_structural_row(run, name, option, chosen.get(name)) for name, option in _structural(run, plan, table, chosen).items()]
-    rows += [_site_row(run, site, plan, forms, chosen.get(site.name)) for site in run.sites]
+    choices = {site: table.choices[site][index] for site, index in picks.items()} if table is not None else {}
+    rows = [_structural_row(name, option, choices.get(name)) for name, option in _structural(scene, chosen.plan, table, choices).items()]
+    rows += [_site_row(made, site, chosen.plan, choices.get(site.name)) for site in scene.sites]
     return {
         "format": RECEIPT_FORMAT, "version": RECEIPT_VERSION,
         "model": {
@@ -90,36 +97,37 @@ def build_receipt(
         },
         "request": {
             "budget": str(request.budget) if request.budget else None, "method": str(request.method) if request.method else None,
-            "plan": request.plan is not None, "target": run.target_name, "keep": list(request.keep), "allocator": request.allocator,
-            "menu": [str(option) for option in run.subject.menu(run.target_name)], "harm": request.harm,
+            "plan": request.plan is not None, "target": scene.target.name, "keep": list(request.keep), "allocator": request.allocator,
+            "menu": [str(option) for option in scene.subject.menu(scene.target.name)], "harm": request.harm,
             "samples": request.samples, "tokens": request.tokens, "micro_batch": request.micro_batch, "test_samples": request.test_samples,
             "text_column": request.text_column,
         },
-        "data": {"source": run.data.source, "notes": list(run.data.notes), "hashes": run.data.hashes, "taken": run.data.taken,
-                 "calibration_tokens": run.script.count_tokens(run.data.calibration),
-                 "test_tokens": run.script.count_tokens(run.data.test)},
+        "data": {"source": scene.data.source, "notes": list(scene.data.notes), "hashes": scene.data.hashes, "taken": scene.data.taken,
+                 "calibration_tokens": scene.script.count_tokens(scene.data.calibration),
+                 "test_tokens": scene.script.count_tokens(scene.data.test)},
         "seed": request.seed,
         "versions": {"modicum": modicum.__version__, "torch": torch.__version__, "transformers": transformers.__version__,
                      "python": platform.python_version(), "threads": torch.get_num_threads(),
-                     "ranks": run.ranks.count, "device": str(run.model.weights.device)},
+                     "ranks": scene.ranks.count, "device": str(scene.model.weights.device)},
         "bytes": {
-            "original": model.dense_bytes, "predicted": predicted, "actual": actual,
+            "original": model.dense_bytes, "predicted": outcome.predicted, "actual": outcome.actual,
             "allowed": request.budget.bytes(model.parameters) if request.budget else None,
-            "bits_per_weight": 8 * actual / model.parameters,
+            "bits_per_weight": 8 * outcome.actual / model.parameters,
             "files": {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(final.glob("*.safetensors"))},
         },
-        "values": {"original": model.parameters, "actual": _values(run, forms)},
+        "values": {"original": model.parameters, "actual": _values(made)},
         "coverage": {
             "treated_bytes": treated, "layer_bytes": layer_bytes, "share": treated / max(layer_bytes, 1),
-            "share_of_all": treated / max(model.dense_bytes, 1), "untreated": untreated(run, forms),
+            "share_of_all": treated / max(model.dense_bytes, 1), "untreated": untreated(scene, forms, gone),
         },
-        "sites": rows, "search": run.search, "predicted_harm": table.harm(run.picks) if table is not None else None,
-        "quality": quality, "verdict": run.verdict, "verification": verification, "events": run.events, "stages": run.meter.stages,
+        "sites": rows, "search": chosen.search, "predicted_harm": table.harm(picks) if table is not None else None,
+        "quality": outcome.quality, "verdict": outcome.verdict, "verification": outcome.verification, "events": outcome.events,
+        "stages": outcome.stages,
     }  # fmt: skip
 
 
-def _site_row(run: Run, site: Site, plan: Plan, forms: FormStore, choice: Choice | None) -> dict[str, Any]:
-    gone = {unit.name for unit in site.units if Script.home(unit.name, run.change.dropped)}
+def _site_row(made: Made, site: Site, plan: Plan, choice: Choice | None) -> dict[str, Any]:
+    forms, gone = made.forms, {unit.name for unit in site.units if Script.home(unit.name, made.change.dropped)}
     named = [plan.options.get(site.name) or plan.options.get(unit.name, "keep") for unit in site.units]
     option = DROPPED if len(gone) == len(site.units) else ", ".join(dict.fromkeys(named))
     sizes = [0 if u.name in gone else forms[u.name].nbytes if u.name in forms else u.dense_bytes for u in site.units]
@@ -129,18 +137,19 @@ def _site_row(run: Run, site: Site, plan: Plan, forms: FormStore, choice: Choice
     }  # fmt: skip
 
 
-def _values(run: Run, forms: FormStore) -> int:
+def _values(made: Made) -> int:
     """Stored weight values: those of forms, and of every parameter that stands as it was."""
-    units, gone = run.model.units.values(), {name for block in run.change.dropped for name in run.model.blocks[block].parameters}
+    model, forms = made.scene.model, made.forms
+    units, gone = model.units.values(), {name for block in made.change.dropped for name in model.blocks[block].parameters}
     treated = {unit.parameter for unit in units if unit.name in forms}
-    dense = [name for name in run.model.weights.names if name not in treated and name not in gone]
+    dense = [name for name in model.weights.names if name not in treated and name not in gone]
     beside = sum(unit.size for unit in units if unit.parameter in treated and unit.name not in forms)
-    return sum(forms[name].values for name in forms) + beside + sum(run.model.weights.held(name).numel() for name in dense)
+    return sum(forms[name].values for name in forms) + beside + sum(model.weights.held(name).numel() for name in dense)
 
 
-def _structural(run: Run, plan: Plan, table: Table | None, chosen: Mapping[str, Choice]) -> dict[str, str]:
+def _structural(scene: Scene, plan: Plan, table: Table | None, chosen: Mapping[str, Choice]) -> dict[str, str]:
     """Options of the depth and of coupled cuts; those that were chosen alike in all blocks under the name of their choice."""
-    units = {unit.name for unit in run.model.units.values()} | {site.name for site in run.sites}
+    units = {unit.name for unit in scene.model.units.values()} | {site.name for site in scene.sites}
     named = {name: option for name, option in plan.options.items() if name not in units}
     above = [] if table is None else [site for site in table.children if site not in named]
     alike = {site: level for site in above if (level := level_of(chosen[site].option)) not in (KEEP, GONE)}
@@ -148,7 +157,7 @@ def _structural(run: Run, plan: Plan, table: Table | None, chosen: Mapping[str, 
     return {name: option for name, option in named.items() if name == DEPTH or name.rpartition(":")[2] not in kinds} | alike
 
 
-def _structural_row(run: Run, name: str, option: str, choice: Choice | None) -> dict[str, Any]:
+def _structural_row(name: str, option: str, choice: Choice | None) -> dict[str, Any]:
     return {
         "site": name, "kind": "span" if name == DEPTH else "cut", "option": option, "weights": 0, "data_free": "", "original_bytes": 0,
         "bytes": 0, "harm": choice.harm if choice is not None else None,

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from modicum.core.budget import readable
-from modicum.core.plan import Table
 from modicum.data.splits import count_tokens
 from modicum.fit.choose import Chooser
+from modicum.fit.choosing import Chosen
+from modicum.fit.scene import Scene
 from modicum.fit.verdict import degree, elsewhere
-
-if TYPE_CHECKING:
-    from modicum.fit.run import Run
 
 # Share of the files that another target must be able to treat besides, to be worth a word.
 _DENSE = 0.2
@@ -20,32 +18,33 @@ _DENSE = 0.2
 _TOKENS = 4
 
 
-def advice(run: Run, quality: Mapping[str, Any], table: Table | None, actual: int) -> list[str]:
+def advice(scene: Scene, chosen: Chosen, quality: Mapping[str, Any], actual: int) -> list[str]:
     """Clauses for the verdict; nothing where next to nothing was lost."""
     if degree(quality) == "near-lossless":
         return []
-    return [*_targets(run, quality, table, actual), *_tokens(run)]
+    return [*_targets(scene, chosen, quality, actual), *_tokens(scene)]
 
 
-def _targets(run: Run, quality: Mapping[str, Any], table: Table | None, actual: int) -> Iterator[str]:
+def _targets(scene: Scene, chosen: Chosen, quality: Mapping[str, Any], actual: int) -> Iterator[str]:
     """Another target: by its forecast where it was measured too, otherwise by what it could treat besides."""
-    others = [name for name in (run.measured.meta["targets"] if run.measured is not None else ()) if name != run.target_name]
-    if table is not None and run.limits.keys() <= {"bytes", "values"}:
-        for name in others:
-            limits = run.limits or {"bytes": actual}
-            other = Chooser(run.subject, name, run.request).table(run.findings)
-            if clause := elsewhere(name, other, limits, table.harm(run.picks), quality["mean"]):
+    measured, table, name = scene.measured, chosen.table, scene.target.name
+    others = [other for other in (measured.meta["targets"] if measured is not None else ()) if other != name]
+    if measured is not None and table is not None and chosen.limits.keys() <= {"bytes", "values"}:
+        for other in others:
+            limits = chosen.limits or {"bytes": actual}
+            theirs = Chooser(scene.subject, other, scene.request).table(measured.findings)
+            if clause := elsewhere(other, theirs, limits, table.harm(chosen.picks), quality["mean"]):
                 yield clause
-    dense = sum(unit.dense_bytes for unit in run.model.units.values() if run.target.refusal(unit))
-    if run.target_name != "modicum" and "modicum" not in others and dense > _DENSE * actual:
-        yield f"--target modicum can round {readable(dense)} more, which stay dense for {run.target_name}"
+    dense = sum(unit.dense_bytes for unit in scene.model.units.values() if scene.target.refusal(unit))
+    if name != "modicum" and "modicum" not in others and dense > _DENSE * actual:
+        yield f"--target modicum can round {readable(dense)} more, which stay dense for {name}"
 
 
-def _tokens(run: Run) -> Iterator[str]:
+def _tokens(scene: Scene) -> Iterator[str]:
     """More tokens, where there were few for the widest rows that were treated on their inputs."""
-    if not all(isinstance(batch, Mapping) and "input_ids" in batch for batch in run.data.calibration):
+    if not all(isinstance(batch, Mapping) and "input_ids" in batch for batch in scene.data.calibration):
         return  # pictures and sound have many positions a row
-    tokens = count_tokens(run.data.calibration)
-    widest = max((unit.shape[1] for site in run.sites if not site.data_free for unit in site.units), default=0)
+    tokens = count_tokens(scene.data.calibration)
+    widest = max((unit.shape[1] for site in scene.sites if not site.data_free for unit in site.units), default=0)
     if tokens < _TOKENS * widest:
         yield f"{tokens} calibration tokens are few for rows of {widest}, more --samples may help"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -14,11 +14,9 @@ from modicum.core.plan import Table
 from modicum.data.splits import count_tokens
 from modicum.fit.account import untreated
 from modicum.fit.choose import Chooser
+from modicum.fit.scene import Scene
 from modicum.runtime import memory
 from modicum.table.menu import offered
-
-if TYPE_CHECKING:
-    from modicum.fit.run import Run
 
 # What is said of a budget of time.
 UNTIMED = "time is only known once the model has run, which a dry run leaves out"
@@ -28,53 +26,53 @@ _PRODUCT, _SECONDS = 512, 0.2
 _BESIDE = 3.0
 
 
-def forecast(run: Run) -> dict[str, Any]:
+def forecast(scene: Scene) -> dict[str, Any]:
     """Sizes within reach, what would be treated and what not, and what it would take."""
-    budget = run.request.budget
-    untimed = budget is not None and bool(budget.speed or budget.latency) and bool(run.subject.planned)
-    chooser = Chooser(run.subject, run.target_name, run.request) if budget is not None and not untimed else None
-    sizing = chooser.sizing if chooser is not None else run.subject.sizing(run.target_name)
+    budget = scene.request.budget
+    untimed = budget is not None and bool(budget.speed or budget.latency) and bool(scene.subject.planned)
+    chooser = Chooser(scene.subject, scene.target.name, scene.request) if budget is not None and not untimed else None
+    sizing = chooser.sizing if chooser is not None else scene.subject.sizing(scene.target.name)
     menu, table = sizing.menu, chooser.table(None) if chooser is not None else sizing.table()
     smallest = int(table.cost(table.cheapest()))
     largest = int(table.cost(table.best(lambda _, choice: (-float(choice.bytes),))))
-    tokens = run.subject.planned or run.script.count_tokens(run.data.calibration)
+    tokens = scene.subject.planned or scene.script.count_tokens(scene.data.calibration)
     unfit = UNTIMED if untimed else "" if chooser is None else _unfit(chooser, table)
-    model, work = run.model, _operations(run, tokens, len(menu))
+    model, work = scene.model, _operations(scene, tokens, len(menu))
     return {
-        "format": "modicum-forecast", "version": 1, "model": model.name, "target": run.target_name,
+        "format": "modicum-forecast", "version": 1, "model": model.name, "target": scene.target.name,
         "parameters": model.parameters, "original_bytes": model.dense_bytes, "smallest_bytes": smallest, "largest_bytes": largest,
         "smallest_bpw": 8 * smallest / model.parameters, "blocks": len(model.blocks), "units": len(model.units),
         "sites": [{"name": site.name, "kind": site.kind, "weights": site.size, "data_free": site.data_free,
-                   "options": list(offered(run.target, site, menu))} for site in run.sites],
-        "untreated": untreated(run, {}), "data": {"source": run.data.source, "taken": run.data.taken}, "calibration_tokens": tokens,
-        "activation_bytes": _activations(run, tokens), "memory_bytes": _memory(run, tokens, menu), "work_operations": work,
-        "measured": run.measured is not None, **_time(run, work), "fits": None if budget is None or untimed else not unfit, "why": unfit,
+                   "options": list(offered(scene.target, site, menu))} for site in scene.sites],
+        "untreated": untreated(scene, {}), "data": {"source": scene.data.source, "taken": scene.data.taken}, "calibration_tokens": tokens,
+        "activation_bytes": _activations(scene, tokens), "memory_bytes": _memory(scene, tokens, menu), "work_operations": work,
+        "measured": scene.measured is not None, **_time(scene, work), "fits": None if budget is None or untimed else not unfit, "why": unfit,
     }  # fmt: skip
 
 
-def _operations(run: Run, tokens: int, options: int) -> int:
-    units = run.model.units
+def _operations(scene: Scene, tokens: int, options: int) -> int:
+    units = scene.model.units
     products = 2 * tokens * sum(unit.size for unit in units.values() if unit.kind != "embedding")
-    covariances = sum(2 * tokens * units[stage[0]].shape[1] ** 2 for stage in run.script.stages)
-    solves = sum(unit.size * unit.shape[1] for site in run.sites for unit in site.units) * options
+    covariances = sum(2 * tokens * units[stage[0]].shape[1] ** 2 for stage in scene.script.stages)
+    solves = sum(unit.size * unit.shape[1] for site in scene.sites for unit in site.units) * options
     # Of a measurement, what it took to measure is spent already: one option on every unit is left to be made.
-    return int(products + covariances + solves / options if run.measured is not None else 2 * products + covariances + solves)
+    return int(products + covariances + solves / options if scene.measured is not None else 2 * products + covariances + solves)
 
 
-def _activations(run: Run, tokens: int) -> int:
-    per_token = max((unit.shape[0] + unit.shape[1] for unit in run.model.units.values()), default=0)
-    return tokens * per_token * run.model.dtype.itemsize
+def _activations(scene: Scene, tokens: int) -> int:
+    per_token = max((unit.shape[0] + unit.shape[1] for unit in scene.model.units.values()), default=0)
+    return tokens * per_token * scene.model.dtype.itemsize
 
 
-def _memory(run: Run, tokens: int, options: Iterable[Option]) -> int:
+def _memory(scene: Scene, tokens: int, options: Iterable[Option]) -> int:
     """Bytes this process would have at the most, all activations in memory."""
-    model, request = run.model, run.request
-    at_once = min(tokens, request.micro_batch * request.tokens) if run.subject.planned else count_tokens(run.data.calibration[:1])
+    model, request = scene.model, scene.request
+    at_once = min(tokens, request.micro_batch * request.tokens) if scene.subject.planned else count_tokens(scene.data.calibration[:1])
     batch = {"input_ids": torch.empty((1, at_once), dtype=torch.int64, device="meta")}
-    return memory.largest(model, run.script, batch, options) + _activations(run, tokens)
+    return memory.largest(model, scene.script, batch, options) + _activations(scene, tokens)
 
 
-def _time(run: Run, work: int) -> dict[str, float]:
+def _time(scene: Scene, work: int) -> dict[str, float]:
     """Seconds that the work takes at the speed that matrix products have here now, and those of the search, which a setting says."""
     product = torch.ones(_PRODUCT, _PRODUCT)
     product @ product
@@ -83,7 +81,7 @@ def _time(run: Run, work: int) -> dict[str, float]:
         product @ product
         count += 1
     speed = 2 * _PRODUCT**3 * count / spent
-    searching = 0.0 if run.request.budget is None else run.request.search_time
+    searching = 0.0 if scene.request.budget is None else scene.request.search_time
     return {"operations_per_second": speed, "seconds": _BESIDE * work / speed + searching, "search_seconds": searching}
 
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from modicum.core.method import Change, Method
+from modicum.core.method import Change, Method, find
 from modicum.core.settings import param
 from modicum.core.unit import Site, Stats
 from modicum.forms import Form
 from modicum.forms.lift import on_dense
 from modicum.numerics.grid import Grid
+
+# The method that takes the least work for its codes.
+_CHEAPEST = "nearest"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,11 +32,10 @@ class Quantizer(Method):
         """The grid the settings describe."""
         return Grid(self.bits, self.group, self.symmetric)
 
-    def blueprint(self) -> Quantizer:
-        """The cheapest method whose form has the same bytes: for sizes before any work."""
-        from modicum.quantize.nearest import Nearest
-
-        return Nearest(bits=self.bits, group=self.group, symmetric=self.symmetric)
+    def blueprint(self) -> Method:
+        """The family's cheapest method, whose form has the same bytes: for sizes before any work."""
+        cheapest: Any = find(f"{self.family()}/{_CHEAPEST}")
+        return cheapest(bits=self.bits, group=self.group, symmetric=self.symmetric)
 
     def quantize(self, weight: torch.Tensor, grid: Grid, stats: Stats, dtype: torch.dtype) -> Form:
         """Form of float32 ``weight`` (rows, columns) on ``grid``, scales stored in ``dtype``."""

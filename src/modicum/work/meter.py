@@ -8,19 +8,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from modicum.core.memory import own_memory
+from modicum.core.progress import Quiet
 
 _PERIOD = 0.02
 
 
 class Meter:
-    """Samples memory in a thread while a stage runs."""
+    """Samples memory in a thread while a stage runs; ``progress`` is told of stages that have steps."""
 
-    def __init__(self) -> None:
+    def __init__(self, progress: Quiet | None = None) -> None:
+        self.progress = progress or Quiet()
         self.stages: dict[str, dict[str, float]] = {}
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
+    def stage(self, name: str, steps: int = 0) -> Iterator[None]:
         """Measure what runs inside under ``name``; seconds add up, by the clock and those all threads worked, peaks take the largest."""
+        if steps:
+            self.progress.start(name, steps)
         stop, peak = threading.Event(), [own_memory()]
 
         def watch() -> None:

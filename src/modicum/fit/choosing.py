@@ -1,0 +1,136 @@
+"""The choice of a run: measured or read, judged where there is time, and held against plain options once it is made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from modicum.allocate import JUDGED
+from modicum.core.plan import Picks, Plan, Table
+from modicum.fit import explicit
+from modicum.fit.choose import Chooser
+from modicum.fit.scene import Scene
+from modicum.judge.judge import Levels, PlanJudge, too_slow
+from modicum.measure.survey import Survey
+from modicum.sweep.spill import SpillPool
+from modicum.table.findings import Findings
+from modicum.work.meter import Meter
+from modicum.work.store import write_json
+
+
+@dataclass
+class Chosen:
+    """What was chosen and from what, how it was searched for, and all events so far."""
+
+    plan: Plan
+    table: Table | None = None
+    picks: Picks = field(default_factory=dict)
+    limits: dict[str, float] = field(default_factory=dict)
+    search: dict[str, Any] = field(default_factory=dict)
+    events: list[str] = field(default_factory=list)
+
+
+class Choosing:
+    """Makes the choice of a run in its folder ``partial``; ``events`` are those so far."""
+
+    def __init__(self, scene: Scene, partial: Path, pool: SpillPool, meter: Meter, events: Sequence[str]):
+        self.scene, self.partial, self.pool, self.meter, self.events = scene, partial, pool, meter, list(events)
+        self.kept = partial / "choice.json"
+        self.search: dict[str, Any] = {}
+        self.findings = Findings()
+        self.chooser: Chooser | None = None
+
+    def run(self) -> Chosen:
+        """The plan: as it was given, of one option everywhere, or chosen within the budget."""
+        scene = self.scene
+        if scene.request.plan is not None:
+            return Chosen(scene.request.plan, events=self.events)
+        if scene.request.method is not None:
+            plan, events = explicit.everywhere(scene, scene.request.method)
+            return Chosen(plan, events=self.events + events)
+        self.chooser = chooser = Chooser(scene.subject, scene.target.name, scene.request)
+        known = scene.ranks.first("choice kept", lambda: json.loads(self.kept.read_text()) if self.kept.exists() else None)
+        self.findings, levels = self._findings(chooser, known is None)
+        return scene.ranks.first("plan", lambda: self._chosen(chooser, levels, known))
+
+    def _chosen(self, chooser: Chooser, levels: Levels | None, known: dict[str, Any] | None) -> Chosen:
+        """The choice, made now or as it was ``known``, and the table it was made from."""
+        table, limits, findings = chooser.table(self.findings), chooser.limits(), self.findings
+        if known is not None:
+            picks, self.search = known["picks"], known["search"]
+            self.events += [event for event in known["events"] if event not in self.events]
+        else:
+            judge = PlanJudge(table, levels, self.scene.data.validation, self.scene.model.is_causal) if levels is not None else None
+            with self.meter.stage("choose", 1):
+                picks = chooser.choose(table, findings, judge)
+            self.events += chooser.report.pop("events", [])
+            self.events += chooser.forced(table, picks)
+            self.search |= chooser.report | {"harm": self.scene.request.harm, "rank": findings.rank}
+            self._keep(picks, self.events)
+        return Chosen(chooser.sizing.plan(table, picks, findings), table, picks, limits, self.search, list(self.events))
+
+    def _keep(self, picks: Picks, events: Sequence[str]) -> None:
+        """A search that time ends would not end alike again: what it chose is kept."""
+        write_json(self.kept, {"picks": picks, "search": self.search, "events": list(events)})
+
+    def surpassed(self, chosen: Chosen, lost: Callable[[int], Sequence[float]]) -> Chosen | None:
+        """The plain option that was measured to lose less than what was made, which ``lost(n)`` on ``n`` rows; mostly none.
+
+        How the best of them compares is noted in the choice's ``search`` either way.
+        """
+        chooser, table = self.chooser, chosen.table
+        if table is None or chooser is None or "plain" in chosen.search:
+            return None
+        with self.meter.stage("choose"):
+            rival = chooser.surpassed(table, self.findings, chosen.picks, lost)
+        chosen.search |= {name: value for name, value in chooser.report.items() if name == "plain"}
+        if rival is None:
+            return None
+        self.search = chosen.search
+        events = [*chosen.events, *chooser.report["events"], *chooser.forced(table, rival.picks)]
+        self._keep(rival.picks, events)
+        return Chosen(chooser.sizing.plan(table, rival.picks, self.findings), table, rival.picks, chosen.limits, chosen.search, events)
+
+    def _findings(self, chooser: Chooser, choosing: bool) -> tuple[Findings, Levels | None]:
+        """What is known for choosing: measured before or now; and the forms to judge by, where candidates are judged."""
+        scene, measured, levels = self.scene, self.scene.measured, None
+        known = measured.findings if measured is not None else Findings()
+        if choosing and scene.ranks.first("search", self._searching):
+            levels = Levels(self.partial / "levels", chooser.sizing, known, scene.data.calibration, self.pool, scene.request.seed)
+        if measured is not None:
+            self.events += [event for event in known.events if event not in self.events]
+            if missing := measured.missing(scene.target, chooser.sizing.menu):
+                self.events.append(
+                    f"menu: of the options of this version {len(missing)} were not measured, such as {missing[0]!r}, and are left out. "
+                    "Measure again to choose from them."
+                )
+            return known, levels
+        survey = Survey(
+            scene.subject, [scene.target.name], self.partial / "measure", self.pool, self.meter, self.meter.progress, scene.ranks
+        )
+        findings = survey.run(levels)
+        self.events += findings.events
+        if levels is not None:
+            levels.findings = findings
+        return findings, levels
+
+    def _searching(self) -> bool:
+        """Whether candidates are judged: asked for, and fast enough. A loss budget cannot do without."""
+        scene, request = self.scene, self.scene.request
+        if request.budget is not None and request.budget.loss is not None:
+            return True
+        judged = request.allocator in JUDGED
+        # What an allocator that asks no judge chose from a measurement is held against plain options once it is made.
+        if not request.search_time or (scene.measured is not None and not judged):
+            return False
+        reason = too_slow(scene.model, scene.script, scene.data.validation[0], request.search_time, self.pool)
+        if not reason:
+            return True
+        if judged:
+            self.search = {"skipped": reason}
+        stands = "the integer program's answer stands" if judged else "what plain options would lose is a forecast"
+        self.events.append(f"search: left out, {reason}; {stands}. Pass a longer --search-time.")
+        return False

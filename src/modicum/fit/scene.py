@@ -1,0 +1,95 @@
+"""What a run works on: its subject and request, the target it writes for, and the processes that share the work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from modicum.core.errors import SettingError
+from modicum.core.option import Option
+from modicum.core.unit import Site
+from modicum.data.splits import Splits
+from modicum.export import Target
+from modicum.fit.request import Request
+from modicum.measure.measured import Measured
+from modicum.measure.subject import Subject
+from modicum.models.model import Model
+from modicum.sweep import Script
+from modicum.sweep.ranks import LONE, Ranks
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What stands before anything is done; ``measured`` where the findings come from a measurement."""
+
+    subject: Subject
+    request: Request
+    target: Target
+    measured: Measured | None = None
+    ranks: Ranks = LONE
+
+    @classmethod
+    def open(
+        cls, source: str | Path | nn.Module | Model, request: Request, batches: Any = None, measured: Measured | None = None,
+        ranks: Ranks = LONE,
+    ) -> Scene:  # fmt: skip
+        """Open the subject, or that of a measurement, and its target. Raises the errors of each."""
+        subject = Subject.open(source, request, batches) if measured is None else measured.open(source, request)
+        subject.check_kept()
+        _check_device(subject.model, request)
+        ranks.share(subject.data.calibration)
+        name = _target_name(subject, request)
+        scene = cls(subject, request, subject.target(name), measured, ranks)
+        if measured is not None:
+            measured.check(subject, name if request.budget is not None else None)
+        return scene
+
+    @property
+    def model(self) -> Model:
+        """The original."""
+        return self.subject.model
+
+    @property
+    def data(self) -> Splits:
+        """The sequences of all parts."""
+        return self.subject.data
+
+    @property
+    def script(self) -> Script:
+        """What the rehearsal saw."""
+        return self.subject.script
+
+    @cached_property
+    def sites(self) -> list[Site]:
+        """What the target chooses for."""
+        return list(self.target.sites())
+
+    @property
+    def options(self) -> Iterable[Option]:
+        """Every option that the run may apply."""
+        if self.request.plan is not None:
+            return [Option.parse(text) for text in self.request.plan.options.values()]
+        return self.subject.menu(self.target.name) if self.request.method is None else [self.request.method]
+
+
+def _check_device(model: Model, request: Request) -> None:
+    """Raise ``SettingError`` for what is done by processors alone."""
+    budget, device = request.budget, model.weights.device
+    if device.type == "cpu":
+        return
+    if request.workers != "1":
+        raise SettingError(f"workers: must be 1 on --device {device}, which they would share, got {request.workers}. Leave it out.")
+    if budget is not None and (budget.speed or budget.latency):
+        raise SettingError(f"budget {budget}: is timed on the processor, cannot be with --device {device}. Use --device cpu.")
+
+
+def _target_name(subject: Subject, request: Request) -> str:
+    plan = request.plan
+    if plan is not None and request.target in (None, plan.target):
+        return plan.target
+    return request.target or subject.default_target

@@ -1,0 +1,75 @@
+"""What was written, held against what was made: bytes, and the outputs of the model that the target's own loader reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from modicum.core.budget import Budget, readable
+from modicum.core.errors import BudgetError, ModelError
+from modicum.data.splits import placed
+from modicum.export._family import Layout
+from modicum.fit.made import Made
+from modicum.judge.quality import compare, plain
+from modicum.models.quiet import hushed
+from modicum.runtime.memory import whole_model
+
+# The most that a reloaded model may differ by.
+_SAME = 1e-3
+
+
+def weighed(made: Made, layout: Layout, final: Path, who: str) -> int:
+    """Bytes of the files of ``who``. Raises ``ModelError`` where they are not those of the plan, ``BudgetError`` where they are too many."""
+    predicted, budget = layout.nbytes(), made.scene.request.budget
+    actual = sum(path.stat().st_size for path in final.iterdir() if path.name.endswith((".safetensors", ".safetensors.index.json")))
+    if actual != predicted:
+        raise ModelError(f"{who}: must have {predicted} bytes by the plan, has {actual}. Report this.")
+    allowed = budget.bytes(made.scene.model.parameters) if budget is not None else None
+    if allowed is not None and actual > allowed:
+        raise BudgetError(f"budget {budget}: the files have {actual} bytes, which is more. Report this.")
+    return actual
+
+
+def verified(made: Made, layout: Layout, final: Path, who: str, events: list[str]) -> dict[str, Any]:
+    """What was compared, with the model in memory or tensor by tensor. Raises ``ModelError`` where anything differs."""
+    return reread(made, layout, final, events) if too_large(made) else reloaded(made, final, who)
+
+
+def too_large(made: Made) -> bool:
+    """Whether the target's own loader, which holds the model whole, would need more memory than is allowed."""
+    scene = made.scene
+    return scene.request.ram is not None and whole_model(scene.model, scene.data.test[0]) > scene.request.ram
+
+
+def reloaded(made: Made, final: Path, who: str) -> dict[str, Any]:
+    """Reload with the target's own loader and compare with the dequantized weights on test sequences."""
+    scene, budget = made.scene, made.scene.request.budget
+    batches = scene.data.test[:1]
+    here = [placed(batches[0], "cpu")]  # whatever the device: loaders load to the computer's own memory
+    module, found = scene.target.verify(final, made.forms, here[0])
+    if (wide := found.get("as wide as before")) and _narrower(budget):
+        raise BudgetError(f"budget {budget}: cuts must load narrower for it, these do not: {', '.join(sorted(wide))}. Keep them whole.")
+    with hushed():  # some loaders do their last steps on first use
+        judged = compare(made.outputs(batches), plain(module, here), batches, False, scene.script.outputs)
+    worst = max(value for each in judged.parts.values() for value in each.divergence)
+    if worst > _SAME:
+        raise ModelError(f"{who}: the reloaded model must match the dequantized weights, differs by {worst:.2g} ({judged.metric}).")
+    return found | {"logits": {"metric": judged.metric, "largest": worst, "sequences": len(judged.divergence)}}
+
+
+def reread(made: Made, layout: Layout, final: Path, events: list[str]) -> dict[str, Any]:
+    """What can be verified without loading the model whole."""
+    scene, budget = made.scene, made.scene.request.budget
+    needed = readable(whole_model(scene.model, scene.data.test[0]))
+    if _narrower(budget):
+        raise BudgetError(f"budget {budget}: what really loads must be tried with the model in memory, {needed}. Allow more --ram.")
+    events.append(
+        f"verify: the target's own loader was not run, it holds the model whole ({needed}) and --ram allows {readable(scene.request.ram or 0)}; "
+        "the files were read back tensor by tensor."
+    )
+    return {"loader": "none: every tensor read back", "tensors compared": layout.compare(final)}
+
+
+def _narrower(budget: Budget | None) -> bool:
+    """Whether a budget counts on cuts that load narrower."""
+    return budget is not None and bool(budget.memory or budget.speed or budget.latency)
