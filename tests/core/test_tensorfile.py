@@ -10,11 +10,12 @@ import torch
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from modicum.core import tensorfile
+from modicum.core import tensorfile, tensorformat, tensorwriter
 from modicum.core.errors import ModelError
-from modicum.core.tensorfile import Shards, TensorFile, TensorWriter, file_bytes, header_bytes
+from modicum.core.tensorfile import Shards, TensorFile
+from modicum.core.tensorwriter import TensorWriter, file_bytes, header_bytes
 
-DTYPES = list(tensorfile._DTYPES.values())
+DTYPES = list(tensorformat.DTYPES.values())
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), max_size=12).filter(lambda name: name != "__metadata__")
 SHAPES = st.lists(st.integers(0, 5), max_size=4).map(tuple)
 TENSORS = st.dictionaries(NAMES, st.tuples(st.sampled_from(DTYPES), SHAPES), max_size=8)
@@ -46,7 +47,11 @@ def write_all(path, tensors, metadata=None, order=None):
 
 
 def same(left, right):
-    return left.dtype == right.dtype and left.shape == right.shape and bytes(tensorfile._raw(left)) == bytes(tensorfile._raw(right))
+    return (
+        left.dtype == right.dtype
+        and left.shape == right.shape
+        and bytes(tensorformat.raw_bytes(left)) == bytes(tensorformat.raw_bytes(right))
+    )
 
 
 def header_of(path):
@@ -273,7 +278,7 @@ ODD = st.one_of(
     st.integers(0, 40),
     st.floats(),
     st.text(max_size=3),
-    st.sampled_from([*tensorfile._DTYPES, "F4"]),
+    st.sampled_from([*tensorformat.DTYPES, "F4"]),
     st.lists(st.integers(-1, 40) | st.booleans(), max_size=4),
     st.dictionaries(st.sampled_from(["dtype", "shape", "data_offsets", "a"]), st.lists(st.integers(0, 40), max_size=2), max_size=3),
 )
@@ -387,7 +392,8 @@ def test_folder_must_exist(tmp_path):
 
 
 def test_large_and_strided_and_lazy_tensors(tmp_path, monkeypatch):
-    monkeypatch.setattr(tensorfile, "_PIECE", 64)
+    for module in (tensorfile, tensorwriter):
+        monkeypatch.setattr(module, "PIECE", 64)
     tensors = {
         "large": filled(torch.float64, (9, 11)),
         "transposed": filled(torch.float32, (5, 7)).T,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from modicum.table.findings import level_of
+from modicum.table.sizing import level_of
 
 
 @pytest.fixture

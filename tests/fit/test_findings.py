@@ -26,22 +26,11 @@ from modicum.measure.survey import Survey
 from modicum.sweep import Sweep
 from modicum.sweep.coupling import kept_rows
 from modicum.sweep.spill import SpillPool
-from modicum.table.findings import (
-    CUT_PRIOR,
-    DEPTH,
-    DIGITS,
-    GONE,
-    Finding,
-    Findings,
-    Sizing,
-    Structural,
-    _zeros,
-    kind_of,
-    level_of,
-    remaining_shape,
-)
+from modicum.table.findings import CUT_PRIOR, DEPTH, GONE, Finding, Findings, Structural, kind_of
 from modicum.table.harm import fisher
 from modicum.table.menu import offered
+from modicum.table.sizing import DIGITS, Sizing, level_of
+from modicum.table.zeros import remaining_shape, zeros
 from modicum.testing import zoo
 from modicum.work.meter import Meter
 
@@ -432,7 +421,7 @@ ROUNDINGS = [
 def test_sizes_of_zeros_are_those_of_a_whole_matrix(text, shape):
     """Where one row stands for all of them too, and where a cut leaves fewer."""
     unit, option = Unit("w", "m", "w", "linear", (37, 50), (37, 50), torch.float32), Option.parse(text)
-    form = _zeros(option, unit, shape)
+    form = zeros(option, unit, shape)
     site, stats = Site("w", "unit", (unit,)), Stats(reference=torch.zeros(37, 50), covariance=torch.eye(50), count=50)
     masks = [None if kept == size else torch.arange(size) < kept for kept, size in zip(shape, unit.shape)]
     start = Dense(torch.zeros(shape))
@@ -445,4 +434,4 @@ def test_sizes_of_zeros_are_those_of_a_whole_matrix(text, shape):
 
 def test_the_largest_weights_are_sized_in_no_memory_at_all():
     unit = Unit("w", "m", "w", "linear", (1 << 20, 1 << 16), (1 << 20, 1 << 16), torch.bfloat16)
-    assert _zeros(Option.parse("gptq bits=4 group=0 symmetric=true"), unit, unit.shape).nbytes == (1 << 36) // 2 + (1 << 21)
+    assert zeros(Option.parse("gptq bits=4 group=0 symmetric=true"), unit, unit.shape).nbytes == (1 << 36) // 2 + (1 << 21)

@@ -13,8 +13,10 @@ from modicum.allocate.random import spread
 from modicum.core.errors import ModelError, SettingError
 from modicum.core.option import Option
 from modicum.core.progress import Quiet
+from modicum.judge.crews import Died
 from modicum.judge.judge import Levels, PlanJudge
-from modicum.judge.workers import Died, Spread, Worker, workers
+from modicum.judge.worker import Worker
+from modicum.judge.workers import Spread, workers
 from modicum.measure.settings import Settings
 from modicum.measure.subject import Subject
 from modicum.measure.survey import Survey
@@ -128,7 +130,7 @@ def test_ray_answers_as_one_process_does_though_an_actor_is_killed(judge):
 def alone(monkeypatch):
     """Makes workers' crews of one worker in this process; they are returned, to look into."""
     threads = torch.get_num_threads()
-    monkeypatch.setattr("modicum.judge.workers.Processes", InPlace)
+    monkeypatch.setattr("modicum.judge.crews.Processes", InPlace)
     yield
     torch.set_num_threads(threads)
 

@@ -14,7 +14,8 @@ import torch
 from modicum.core.errors import ModelError
 from modicum.core.method import Change
 from modicum.core.option import Option
-from modicum.core.tensorfile import Shards, TensorWriter, file_bytes
+from modicum.core.tensorfile import Shards
+from modicum.core.tensorwriter import TensorWriter, file_bytes
 from modicum.core.unit import Site, Unit
 from modicum.data.splits import Batch
 from modicum.forms import Form

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from modicum.core.errors import ModelError
-from modicum.export.container import persistent_buffers, trim_config
+from modicum.export.placing import persistent_buffers, trim_config
 from modicum.models.model import Model
 from modicum.models.open import skeleton
 from modicum.sweep import Script

@@ -24,10 +24,10 @@ from modicum.data.splits import Batch
 from modicum.drop._family import SiteCutter
 from modicum.export._family import Entries, Layout, Target
 from modicum.export.companions import copy_companions, save_config, save_generation
-from modicum.export.container import persistent_buffers
 from modicum.export.depth import following, renamed, renumbering, shallower
 from modicum.export.names import Names
 from modicum.export.narrow import Incision
+from modicum.export.placing import persistent_buffers
 from modicum.export.schemes import Targets, entries, inside, quantization, scheme, tensors
 from modicum.export.uniform import narrower
 from modicum.forms import Cut, Dense, Form

@@ -20,7 +20,8 @@ from modicum.fit.scene import Scene
 from modicum.models.model import Model
 from modicum.models.structure import plain_parameters
 from modicum.sweep import Script
-from modicum.table.findings import DEPTH, GONE, level_of
+from modicum.table.findings import DEPTH, GONE
+from modicum.table.sizing import level_of
 
 RECEIPT_FORMAT, RECEIPT_VERSION = "modicum-receipt", 1
 # What stands for the option of a site whose block was left out.

@@ -25,8 +25,9 @@ from modicum.judge.workers import workers
 from modicum.measure.subject import Subject
 from modicum.models.structure import plain_parameters
 from modicum.table.exact import exact_bytes
-from modicum.table.findings import GONE, Findings, level_of
+from modicum.table.findings import GONE, Findings
 from modicum.table.menu import Menu, misfit
+from modicum.table.sizing import level_of
 
 # Parameters that stand in a budget's way that are named.
 _TOLD = 3

@@ -23,7 +23,8 @@ from modicum.judge.quality import RUINED, Quality, RuinedError, compare, streame
 from modicum.models.model import Model
 from modicum.sweep import Script, Stage, Sweep
 from modicum.sweep.spill import SpillPool
-from modicum.table.findings import DEPTH, GONE, Findings, Sizing, level_of
+from modicum.table.findings import DEPTH, GONE, Findings
+from modicum.table.sizing import Sizing, level_of
 from modicum.work.store import FormStore
 
 # Dequantized weights and original outputs kept in memory between candidates, in bytes each.

@@ -3,48 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import multiprocessing
-import os
-import pickle
 import shutil
-import signal
 import tempfile
-import traceback
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from multiprocessing import connection
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
-from typing_extensions import override
 
 from modicum.allocate._family import Judge
 from modicum.core.errors import SettingError
-from modicum.core.method import Change
 from modicum.core.option import KEEP
-from modicum.core.plan import Picks, Table
-from modicum.data.splits import Batch
-from modicum.export import TARGETS
-from modicum.judge.judge import Levels, Part, PlanJudge
-from modicum.models.model import Model
-from modicum.models.open import open_model
-from modicum.sweep import Script
-from modicum.sweep.rehearsal import use_eager_experts
-from modicum.sweep.spill import SpillPool
-from modicum.table.findings import DEPTH, Findings, Sizing
-from modicum.work.store import FormStore
+from modicum.core.plan import Picks
+from modicum.judge.crews import Actors, Crew, Died, Processes, cluster
+from modicum.judge.judge import PlanJudge
+from modicum.judge.worker import Task, change_path, write_recipe
+from modicum.table.findings import DEPTH
 
-_RECIPE = "recipe.pt"
 # A candidate whose judging kills so many workers is given up.
 _DEATHS = 2
-
-Task = tuple[Picks, int]
-"""A selection, and the sequences to judge it on."""
 
 
 @contextlib.contextmanager
@@ -75,14 +54,14 @@ def workers(judge: PlanJudge, spec: str, events: list[str] | None = None) -> Ite
 @contextlib.contextmanager
 def _crew(judge: PlanJudge, spec: str, folder: Path) -> Iterator[Crew]:
     if spec == "ray":
-        with _cluster() as ray:
+        with cluster() as ray:
             count = max(1, int(ray.cluster_resources().get("CPU", 1)))
-            _write(judge, folder, count)
+            write_recipe(judge, folder, count)
             yield Actors(ray, count, folder)
         return
     if not spec.isdigit() or int(spec) < 1:
         raise SettingError(f"workers: must be a number of processes or ray, got {spec!r}.")
-    _write(judge, folder, int(spec))
+    write_recipe(judge, folder, int(spec))
     processes = Processes(int(spec), folder)
     try:
         yield processes
@@ -124,7 +103,7 @@ class Spread:
         levels = self.judge.levels
         self.judge.prepare(candidates)
         for span in {self.judge.table.choices[DEPTH][picks[DEPTH]].option for picks in candidates if DEPTH in picks} - {KEEP}:
-            if not (path := _change_path(self.folder, span)).exists():
+            if not (path := change_path(self.folder, span)).exists():
                 torch.save(levels.change(span), path)
 
     def _shared_out(self, tasks: Sequence[Task]) -> list[Any]:
@@ -174,246 +153,3 @@ class Spread:
         self._opening.add(place)
         self.crew.renew(place)
         return self._held.pop(place, -1)
-
-
-# Crews: who carries it out
-
-
-@dataclass(frozen=True)
-class Died:
-    """The answer of a worker that is no more."""
-
-    reason: str
-
-
-class Crew(Protocol):
-    """Workers by place. Each answers first when it has opened the model, then once for every task; a task is given to those that have none."""
-
-    count: int
-
-    def give(self, place: int, task: Task) -> None:
-        """Hand a task to a worker; one that died says so in its next answer."""
-
-    def answers(self) -> Iterable[tuple[int, Any]]:
-        """Wait for at least one answer: (place, divergences, an exception or ``Died``)."""
-        ...
-
-    def renew(self, place: int) -> None:
-        """Put a new worker in the place of one that died."""
-
-    def retire(self, place: int) -> None:
-        """Leave the place of one that died empty."""
-
-
-class Processes:
-    """Workers as processes of this machine, with a pipe to each."""
-
-    def __init__(self, count: int, folder: Path):
-        self.count, self.folder = count, folder
-        # A fork would share the locks of thread pools that it does not have.
-        self.context = multiprocessing.get_context("spawn")
-        self.members = {place: self._started() for place in range(count)}
-
-    def _started(self) -> tuple[Any, connection.Connection]:
-        ours, theirs = self.context.Pipe()
-        process = self.context.Process(target=serve, args=(theirs, self.folder, max(1, torch.get_num_threads() // self.count)), daemon=True)
-        process.start()
-        theirs.close()
-        return process, ours
-
-    def give(self, place: int, task: Task) -> None:
-        """Send a task."""
-        with contextlib.suppress(OSError):
-            self.members[place][1].send(task)
-
-    def answers(self) -> Iterator[tuple[int, Any]]:
-        """What has come through the pipes."""
-        ready = connection.wait([pipe for _, pipe in self.members.values()])
-        for place in [place for place, (_, pipe) in self.members.items() if pipe in ready]:
-            process, pipe = self.members[place]
-            try:
-                yield place, pipe.recv()
-            except (EOFError, OSError):
-                process.join()
-                yield place, Died(f"exit code {process.exitcode}")
-
-    def renew(self, place: int) -> None:
-        """Start another process."""
-        self.retire(place)
-        self.members[place] = self._started()
-
-    def retire(self, place: int) -> None:
-        """End a process; it holds nothing that is not on disk."""
-        process, pipe = self.members.pop(place)
-        process.kill()
-        process.join()
-        pipe.close()
-
-
-class Actors:
-    """Workers as actors of a Ray cluster, one for each CPU.
-
-    Ray's own restarts are off: calls fail while an actor is on its way back, so that its death would count twice.
-    """
-
-    def __init__(self, ray: Any, count: int, folder: Path):
-        self.ray, self.count, self.folder = ray, count, folder
-        self.made = ray.remote(num_cpus=1, max_restarts=0)(Worker)
-        self.members: dict[int, Any] = {}
-        self.waiting: dict[Any, int] = {}
-        for place in range(count):
-            self.renew(place)
-
-    def give(self, place: int, task: Task) -> None:
-        """Send a task."""
-        self.waiting[self.members[place].outcome.remote(task)] = place
-
-    def answers(self) -> Iterator[tuple[int, Any]]:
-        """What has come back."""
-        done, _ = self.ray.wait(list(self.waiting), num_returns=1)
-        for call in done:
-            place = self.waiting.pop(call)
-            try:
-                answer = self.ray.get(call)
-            except self.ray.exceptions.RayActorError as error:
-                answer = Died(type(error).__name__)
-            yield place, answer
-
-    def renew(self, place: int) -> None:
-        """Start another actor."""
-        self.members[place] = self.made.remote()
-        self.waiting[self.members[place].open.remote(self.folder, 1)] = place
-
-    def retire(self, place: int) -> None:
-        """Forget an actor, which ends it."""
-        del self.members[place]
-
-
-@contextlib.contextmanager
-def _cluster() -> Iterator[Any]:
-    """Ray, on the cluster that this process is connected to; otherwise the one it finds; otherwise a cluster of this machine alone."""
-    try:
-        import ray
-    except ImportError:
-        raise SettingError("workers: ray must be installed, is not. Install modicum[ray], or pass a number of processes.") from None
-    connected = ray.is_initialized()
-    if not connected:
-        # Nothing is sent to anybody unless the user says so.
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        ray.init(log_to_driver=False)
-    try:
-        yield ray
-    finally:
-        if not connected:
-            ray.shutdown()
-
-
-# Inside a worker
-
-
-@dataclass(frozen=True)
-class _Recipe:
-    """All that a judge is made of, beside the forms in ``levels``; ``source`` is a directory, whose code may be trusted, or a module."""
-
-    source: Path | nn.Module
-    trusted: bool
-    target: str
-    script: Script
-    table: Table
-    findings: Findings
-    levels: Path
-    batches: list[Batch]
-    causal: bool
-    ram: int | None
-
-    def judge(self, folder: Path) -> PlanJudge:
-        model = open_model(self.source, trust_remote_code=self.trusted)
-        use_eager_experts(model)
-        sizing, pool = Sizing(TARGETS[self.target](model, self.script), ()), SpillPool(self.ram, folder)
-        return PlanJudge(self.table, MadeLevels(self.levels, folder, sizing, self.findings, pool), self.batches, self.causal)
-
-
-def _write(judge: PlanJudge, folder: Path, count: int) -> None:
-    levels, target = judge.levels, judge.target
-    model, limit = target.model, levels.pool.limit
-    # A config that names code of its own was only opened because it is trusted.
-    trusted = bool(getattr(model.config, "auto_map", None))
-    recipe = _Recipe(
-        _source(model), trusted, target.name, target.script, judge.table, levels.findings, levels.store.directory.absolute(), judge.batches,
-        judge.causal, None if limit is None else limit // count,
-    )  # fmt: skip
-    try:
-        torch.save(recipe, folder / _RECIPE)
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
-        raise SettingError(
-            f"workers: {model.name} must be picklable to be sent to others, is not ({error}). Give it as a directory, or pass --workers 1."
-        ) from None
-
-
-def _source(model: Model) -> Path | nn.Module:
-    """What a worker opens: the directory where weights are read lazily from it, otherwise the module."""
-    return model.directory.absolute() if model.weights.lazy and model.directory is not None else model.module
-
-
-class MadeLevels(Levels):
-    """Levels that another process makes, and its changes of depth in ``folder``; nothing is written."""
-
-    def __init__(self, directory: Path, folder: Path, sizing: Sizing, findings: Findings, pool: SpillPool):
-        super().__init__(directory, sizing, findings, [], pool, 0)
-        self.folder = folder
-
-    @override
-    def require(self, parts: Iterable[Part]) -> None:
-        """Look again where something is missing."""
-        if any(part not in self and (part[1] != KEEP or part[2]) for part in parts):
-            self.store = FormStore(self.store.directory)
-
-    @override
-    def change(self, span: str) -> Change:
-        if span not in self._changes:
-            self._changes[span] = torch.load(_change_path(self.folder, span), weights_only=False)
-        return self._changes[span]
-
-
-def _change_path(folder: Path, span: str) -> Path:
-    return folder / f"{hashlib.sha256(span.encode()).hexdigest()[:16]}.pt"
-
-
-class Worker:
-    """A judge that answers with what it found or with what went wrong."""
-
-    def open(self, folder: Path, threads: int) -> Exception | None:
-        """Open the model."""
-        torch.set_num_threads(threads)
-        try:
-            recipe = torch.load(folder / _RECIPE, mmap=True, weights_only=False)
-            self.judge = recipe.judge(folder)
-        except Exception as error:
-            return _sendable(error)
-        return None
-
-    def outcome(self, task: Task) -> np.ndarray | Exception:
-        """Judge one selection."""
-        try:
-            return self.judge(*task)
-        except Exception as error:
-            return _sendable(error)
-
-
-def _sendable(error: Exception) -> Exception:
-    """The error where it survives the way, otherwise its text."""
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:
-        return RuntimeError("".join(traceback.format_exception(error)))
-    return error
-
-
-def serve(pipe: connection.Connection, folder: Path, threads: int) -> None:
-    """Answer what comes through the pipe until its other end is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    worker = Worker()
-    with contextlib.suppress(EOFError, OSError):
-        pipe.send(worker.open(folder, threads))
-        while True:
-            pipe.send(worker.outcome(pipe.recv()))

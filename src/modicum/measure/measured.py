@@ -18,7 +18,8 @@ from modicum.core.errors import ModelError, SettingError
 from modicum.core.files import read_json
 from modicum.core.option import Option
 from modicum.core.progress import Quiet
-from modicum.core.tensorfile import TensorFile, TensorWriter
+from modicum.core.tensorfile import TensorFile
+from modicum.core.tensorwriter import TensorWriter
 from modicum.data.splits import PARTS, Batch, Splits
 from modicum.export import Target
 from modicum.judge.judge import Levels, too_slow

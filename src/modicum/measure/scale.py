@@ -18,7 +18,8 @@ from modicum.allocate.random import spread
 from modicum.core.option import KEEP
 from modicum.core.plan import Picks, Table
 from modicum.judge.judge import PlanJudge
-from modicum.table.findings import DEPTH, GONE, kind_of, level_of
+from modicum.table.findings import DEPTH, GONE, kind_of
+from modicum.table.sizing import level_of
 
 # Random plans to learn from, and sequences to judge each on.
 PLANS, SEQUENCES = 30, 8

@@ -15,7 +15,8 @@ from modicum.judge.quality import compare, streamed
 from modicum.models.model import Model
 from modicum.sweep import Script
 from modicum.sweep.spill import SpillPool
-from modicum.table.findings import SPAN_LENGTHS, Structural
+from modicum.table.findings import Structural
+from modicum.table.sizing import SPAN_LENGTHS
 
 
 def measure_spans(

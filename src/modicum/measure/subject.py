@@ -35,8 +35,8 @@ from modicum.sweep.coupling import coupled_cuts, shortened
 from modicum.sweep.outline import outlined
 from modicum.sweep.ranks import LONE, Ranks
 from modicum.sweep.spill import SpillPool
-from modicum.table.findings import Sizing
 from modicum.table.menu import cutters, default_menu
+from modicum.table.sizing import Sizing
 
 # Tokens that are enough to see what a model is made of.
 _FEW = 16

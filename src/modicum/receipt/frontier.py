@@ -29,7 +29,8 @@ from modicum.models.evaluating import evaluating
 from modicum.models.model import Model
 from modicum.receipt.curves import page, picture
 from modicum.sweep.spill import SpillPool
-from modicum.table.findings import DEPTH, GONE, Findings, level_of
+from modicum.table.findings import DEPTH, GONE, Findings
+from modicum.table.sizing import level_of
 from modicum.work.store import write_json
 
 FRONTIER_FORMAT, FRONTIER_VERSION = "modicum-frontier", 1

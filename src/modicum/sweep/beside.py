@@ -14,7 +14,7 @@ from modicum.models.model import Model
 from modicum.sweep.suspend import Arrival, Chain, Stop
 
 if TYPE_CHECKING:
-    from modicum.sweep.rehearsal import Script
+    from modicum.sweep.script import Script
 
 # Share of the largest number of an output by which two runs of one forward may differ on a processor; elsewhere sums have no order.
 _ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-5}

@@ -19,7 +19,8 @@ from torch.utils._pytree import tree_map_only
 from modicum.core.unit import Axis, Site
 from modicum.data.splits import Batch
 from modicum.models.model import Model
-from modicum.sweep.rehearsal import Script, module_units
+from modicum.sweep.rehearsal import module_units
+from modicum.sweep.script import Script
 from modicum.sweep.suspend import Arrival, Chain, Stop
 
 # Attributes under which attention modules keep the width of one head.

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import ChainMap, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
-from functools import partial, reduce
+from dataclasses import replace
+from functools import partial
 from itertools import zip_longest
 from typing import Any
 
@@ -15,7 +14,6 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map_only
 
-from modicum.core.blocks import Blocks
 from modicum.core.errors import ModelError, SettingError
 from modicum.core.finite import finite
 from modicum.core.method import Need
@@ -26,9 +24,11 @@ from modicum.models.model import Model
 from modicum.sweep.collect import Collector, has_rows, real_inputs, summed, token_rows
 from modicum.sweep.experts import Use, Watch, routed
 from modicum.sweep.ranks import LONE, Ranks
-from modicum.sweep.rehearsal import Script, module_units, stop_names
+from modicum.sweep.rehearsal import module_units, stop_names
+from modicum.sweep.script import Script
 from modicum.sweep.shifts import Shifts
 from modicum.sweep.spill import SpillPool
+from modicum.sweep.stage import Chronicle, Stage, looked_up, placed_on, pooled, seed_of
 from modicum.sweep.suspend import Answer, Arrival, Chain, Stop
 from modicum.sweep.within import Met, mixed, products
 
@@ -36,28 +36,7 @@ from modicum.sweep.within import Met, mixed, products
 STARVED = 0.25
 
 
-@dataclass
-class Stage:
-    """Units that share an input, in call order, with what was measured of it."""
-
-    units: tuple[Unit, ...]
-    block: str
-    stats: dict[str, Stats]
-
-
 Treat = Callable[[Stage], Mapping[str, Form] | None]
-
-
-@dataclass
-class Chronicle:
-    """What a sweep has to report: events by kind."""
-
-    events: list[str] = field(default_factory=list)
-
-    def note(self, text: str) -> None:
-        """Keep ``text`` once."""
-        if text not in self.events:
-            self.events.append(text)
 
 
 class Sweep:
@@ -179,7 +158,7 @@ class Sweep:
             if skip:
                 yield index, Answer((first,) if name in self.script.tuples else first)
             elif name in self.replayed:
-                yield index, Answer(_placed(self.replayed[name](index), self.model.weights.device))
+                yield index, Answer(placed_on(self.replayed[name](index), self.model.weights.device))
             else:
                 self._inside[name] = self._inside.get(name, 0) + 1
                 yield index, None
@@ -259,7 +238,7 @@ class Sweep:
             return summed(Stats(), self.ranks, unit.name)
         if unit.kind == "embedding":
             cover = self.script.masks.get(name)
-            return summed(_looked_up(unit, [real_inputs(cover, self.batches[i], ids) for i, ids in inputs]), self.ranks, unit.name)
+            return summed(looked_up(unit, [real_inputs(cover, self.batches[i], ids) for i, ids in inputs]), self.ranks, unit.name)
         unwanted = self.measured is not None and self.measured.isdisjoint(self.script.stage_of(unit.name))
         if unwanted or self.script.data_free(unit) or not has_rows(unit, owner):
             return summed(Stats(count=sum(value.numel() // value.shape[-1] for _, value in inputs)), self.ranks, unit.name)
@@ -394,13 +373,13 @@ class Sweep:
                     self._without_padding(name, index, arrival)()
         found = [collector.stats(self.ranks, unit.name) for collector, unit in zip(collectors, units)]
         starving = {unit.name for unit, mine in zip(units, found) if mine.count < STARVED * unit.shape[1]}
-        pooled = _pool(found) if starving else Stats()
+        whole = pooled(found) if starving else Stats()
         stats = {}
         for unit, mine in zip(units, found):
             starved = unit.name in starving
             if starved and not data_free:
                 self.chronicle.note(f"{name}.{attribute}: starved experts take the covariance of all experts of their stack")
-            stats[unit.name] = self._own(unit, pooled if starved else mine)
+            stats[unit.name] = self._own(unit, whole if starved else mine)
             stats[unit.name].frequency = torch.tensor([float(mine.count)])
             stats[unit.name].events += [f"starved: {mine.count} tokens"] if starved else []
         if Need.ROUTED in self.needs and attribute == self.script.stacks[name].attributes[-1] and self._wanted(units) and not data_free:
@@ -468,39 +447,8 @@ class Sweep:
             owner._parameters.update(before)
 
 
-def _placed(value: Any, device: torch.device) -> Any:
-    """Every tensor of a block's output on ``device``."""
-    return tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), value)
-
-
 class _EnoughError(Exception):
     """Nobody waits for what remains of a sweep."""
-
-
-def _looked_up(unit: Unit, inputs: list[torch.Tensor]) -> Stats:
-    """How often each entry was looked up; unknown where the module derives its indices itself."""
-    if any(ids.is_floating_point() or ids.numel() == 0 or int(ids.max()) >= unit.shape[0] or int(ids.min()) < 0 for ids in inputs):
-        return Stats()
-    frequency = torch.stack([torch.bincount(ids.reshape(-1).long(), minlength=unit.shape[0]) for ids in inputs]).sum(0).float().cpu()
-    return Stats(count=int(frequency.sum()), frequency=frequency)
-
-
-def seed_of(seed: int, name: str) -> int:
-    """Seed of one unit's source of chance: depends on the run's seed and the name, on no order and no hash seed."""
-    return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8], "little") >> 1
-
-
-def _pool(found: list[Stats]) -> Stats:
-    total: Callable[[Sequence[Any]], Any] = lambda values: (
-        None if values[0] is None else reduce(torch.Tensor.add_, values[1:], values[0].clone())
-    )
-    inputs = None if found[0].inputs is None else [rows for stats in found for rows in stats.inputs or []]
-    parts = zip(*(stats.blocks.parts for stats in found if stats.blocks is not None))
-    blocks = None if found[0].blocks is None else Blocks(tuple(total(part) for part in parts))
-    return Stats(
-        count=sum(stats.count for stats in found), total=total([s.total for s in found]), square=total([s.square for s in found]),
-        covariance=total([s.covariance for s in found]), blocks=blocks, inputs=inputs,
-    )  # fmt: skip
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from modicum.sweep.suspend import Arrival, Chain, Stop
 from modicum.sweep.within import streams
 
 if TYPE_CHECKING:
-    from modicum.sweep.rehearsal import Script
+    from modicum.sweep.script import Script
 
 
 class Probe:

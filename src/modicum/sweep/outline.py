@@ -21,7 +21,8 @@ from modicum.models.model import Model
 from modicum.models.weights import CheckpointWeights
 from modicum.sweep.coupling import _Search
 from modicum.sweep.outputs import described
-from modicum.sweep.rehearsal import Script, StackUse, _Rehearsal, use_eager_experts
+from modicum.sweep.rehearsal import _Rehearsal, use_eager_experts
+from modicum.sweep.script import Script, StackUse
 from modicum.sweep.suspend import Answer, Arrival, Stop
 
 # Weights of a matrix above which its rows are one.

@@ -21,7 +21,8 @@ from modicum.sweep.experts import Use, Watch
 from modicum.sweep.modes import seeded, uncut
 from modicum.sweep.outputs import likelihood
 from modicum.sweep.ranks import LONE, Ranks
-from modicum.sweep.rehearsal import Script, module_units
+from modicum.sweep.rehearsal import module_units
+from modicum.sweep.script import Script
 from modicum.sweep.spill import SpillPool
 
 # Units of more rows have no gradient covariance: at this width one takes 64 MB.

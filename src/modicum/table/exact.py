@@ -5,7 +5,9 @@ from __future__ import annotations
 from modicum.core.option import KEEP, Option
 from modicum.core.plan import Picks, Table
 from modicum.forms import Form
-from modicum.table.findings import DEPTH, GONE, Findings, Sizing, level_of, remaining_shape
+from modicum.table.findings import DEPTH, GONE, Findings
+from modicum.table.sizing import Sizing, level_of
+from modicum.table.zeros import remaining_shape
 
 
 def exact_bytes(sizing: Sizing, table: Table, picks: Picks, findings: Findings) -> int:

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from modicum.core.errors import ModelError
-from modicum.core.tensorfile import Shards, TensorFile, TensorWriter
+from modicum.core.tensorfile import Shards, TensorFile
+from modicum.core.tensorwriter import TensorWriter
 from modicum.models.weights import CheckpointWeights
 
 Axes = dict[str, int]

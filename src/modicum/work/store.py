@@ -15,7 +15,8 @@ import torch
 
 from modicum.core.errors import ModelError
 from modicum.core.method import Change
-from modicum.core.tensorfile import TensorFile, TensorWriter
+from modicum.core.tensorfile import TensorFile
+from modicum.core.tensorwriter import TensorWriter
 from modicum.forms import Form, restore
 from modicum.sweep import Sensitivity
 from modicum.sweep.ranks import LONE, Ranks

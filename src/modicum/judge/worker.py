@@ -1,0 +1,150 @@
+"""Inside a worker: the judge it makes of a recipe, and its answers."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import pickle
+import signal
+import traceback
+from collections.abc import Iterable
+from dataclasses import dataclass
+from multiprocessing import connection
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from typing_extensions import override
+
+from modicum.core.errors import SettingError
+from modicum.core.method import Change
+from modicum.core.option import KEEP
+from modicum.core.plan import Picks, Table
+from modicum.data.splits import Batch
+from modicum.export import TARGETS
+from modicum.judge.judge import Levels, Part, PlanJudge
+from modicum.models.model import Model
+from modicum.models.open import open_model
+from modicum.sweep import Script
+from modicum.sweep.rehearsal import use_eager_experts
+from modicum.sweep.spill import SpillPool
+from modicum.table.findings import Findings
+from modicum.table.sizing import Sizing
+from modicum.work.store import FormStore
+
+_RECIPE = "recipe.pt"
+
+
+Task = tuple[Picks, int]
+"""A selection, and the sequences to judge it on."""
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """All that a judge is made of, beside the forms in ``levels``; ``source`` is a directory, whose code may be trusted, or a module."""
+
+    source: Path | nn.Module
+    trusted: bool
+    target: str
+    script: Script
+    table: Table
+    findings: Findings
+    levels: Path
+    batches: list[Batch]
+    causal: bool
+    ram: int | None
+
+    def judge(self, folder: Path) -> PlanJudge:
+        model = open_model(self.source, trust_remote_code=self.trusted)
+        use_eager_experts(model)
+        sizing, pool = Sizing(TARGETS[self.target](model, self.script), ()), SpillPool(self.ram, folder)
+        return PlanJudge(self.table, MadeLevels(self.levels, folder, sizing, self.findings, pool), self.batches, self.causal)
+
+
+def write_recipe(judge: PlanJudge, folder: Path, count: int) -> None:
+    """Write what ``count`` workers make their judges of. Raises ``SettingError`` for a module that cannot be pickled."""
+    levels, target = judge.levels, judge.target
+    model, limit = target.model, levels.pool.limit
+    # A config that names code of its own was only opened because it is trusted.
+    trusted = bool(getattr(model.config, "auto_map", None))
+    recipe = _Recipe(
+        _source(model), trusted, target.name, target.script, judge.table, levels.findings, levels.store.directory.absolute(), judge.batches,
+        judge.causal, None if limit is None else limit // count,
+    )  # fmt: skip
+    try:
+        torch.save(recipe, folder / _RECIPE)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise SettingError(
+            f"workers: {model.name} must be picklable to be sent to others, is not ({error}). Give it as a directory, or pass --workers 1."
+        ) from None
+
+
+def _source(model: Model) -> Path | nn.Module:
+    """What a worker opens: the directory where weights are read lazily from it, otherwise the module."""
+    return model.directory.absolute() if model.weights.lazy and model.directory is not None else model.module
+
+
+class MadeLevels(Levels):
+    """Levels that another process makes, and its changes of depth in ``folder``; nothing is written."""
+
+    def __init__(self, directory: Path, folder: Path, sizing: Sizing, findings: Findings, pool: SpillPool):
+        super().__init__(directory, sizing, findings, [], pool, 0)
+        self.folder = folder
+
+    @override
+    def require(self, parts: Iterable[Part]) -> None:
+        """Look again where something is missing."""
+        if any(part not in self and (part[1] != KEEP or part[2]) for part in parts):
+            self.store = FormStore(self.store.directory)
+
+    @override
+    def change(self, span: str) -> Change:
+        if span not in self._changes:
+            self._changes[span] = torch.load(change_path(self.folder, span), weights_only=False)
+        return self._changes[span]
+
+
+def change_path(folder: Path, span: str) -> Path:
+    """Where a change of depth waits for workers."""
+    return folder / f"{hashlib.sha256(span.encode()).hexdigest()[:16]}.pt"
+
+
+class Worker:
+    """A judge that answers with what it found or with what went wrong."""
+
+    def open(self, folder: Path, threads: int) -> Exception | None:
+        """Open the model."""
+        torch.set_num_threads(threads)
+        try:
+            recipe = torch.load(folder / _RECIPE, mmap=True, weights_only=False)
+            self.judge = recipe.judge(folder)
+        except Exception as error:
+            return _sendable(error)
+        return None
+
+    def outcome(self, task: Task) -> np.ndarray | Exception:
+        """Judge one selection."""
+        try:
+            return self.judge(*task)
+        except Exception as error:
+            return _sendable(error)
+
+
+def _sendable(error: Exception) -> Exception:
+    """The error where it survives the way, otherwise its text."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError("".join(traceback.format_exception(error)))
+    return error
+
+
+def serve(pipe: connection.Connection, folder: Path, threads: int) -> None:
+    """Answer what comes through the pipe until its other end is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    worker = Worker()
+    with contextlib.suppress(EOFError, OSError):
+        pipe.send(worker.open(folder, threads))
+        while True:
+            pipe.send(worker.outcome(pipe.recv()))

@@ -1,0 +1,67 @@
+"""Forms of zeros: the exact bytes of what an option would give, before anything is made."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+
+from modicum.core.errors import ModelError
+from modicum.core.option import Option
+from modicum.core.unit import Site, Stats, Unit
+from modicum.forms import Cut, Dense, Form
+
+
+def shadow(unit: Unit) -> Form:
+    """A unit as it is, without its values."""
+    return Dense(torch.empty(unit.shape, dtype=unit.dtype, device="meta"))
+
+
+def lost_of(groups: Sequence[Sequence[int]], kept: Sequence[int]) -> int:
+    """Rows that go with all groups but those that are kept."""
+    return sum(map(len, groups)) - sum(len(groups[place]) for place in kept)
+
+
+def remaining_shape(
+    cut: Site, unit: Unit, kept: Sequence[int], lost: Callable[[Sequence[Sequence[int]], Sequence[int]], int] = lost_of
+) -> tuple[int, int]:
+    """Rows and columns of a unit that remain when a cut keeps ``kept`` groups."""
+    rows, columns = unit.shape
+    for member, axis in zip(cut.units, cut.axes):
+        if member.name == unit.name:
+            gone = lost(axis.groups, kept)
+            rows, columns = (rows - gone, columns) if axis.side == "rows" else (rows, columns - gone)
+    return rows, columns
+
+
+def zeros(option: Option, unit: Unit, shape: tuple[int, int]) -> Form:
+    """What an option makes of zeros, of which a cut leaves ``shape``. Raises ``ModelError`` where that takes data."""
+    masks = [None if kept == size else torch.arange(size) < kept for kept, size in zip(shape, unit.shape)]
+    if not option.steps:
+        inner = Dense(torch.empty(shape, dtype=unit.dtype, device="meta"))
+        return inner if shape == unit.shape else Cut(inner, *masks)
+    steps = tuple(step.blueprint() if hasattr(step, "blueprint") else step for step in option.steps)
+    fitted = Option(steps).without_data()
+    if fitted is None:
+        raise ModelError(f"{option}: its bytes cannot be told without data.")
+    if all(type(step).family() == "quantize" and getattr(step, "group", 0) >= 0 for step in fitted.steps):
+        alike = _rows_alike(fitted, unit, shape)
+        return alike if shape == unit.shape else Cut(alike, *masks)
+    zeros = torch.zeros(unit.shape, dtype=unit.dtype)
+    start: Form = Dense(zeros) if shape == unit.shape else Cut(Dense(torch.zeros(shape, dtype=unit.dtype)), *masks)
+    return fitted.apply(Site(unit.name, "unit", (unit,)), {unit.name: Stats(reference=zeros)}, {unit.name: start}).forms[unit.name]
+
+
+def _rows_alike(option: Option, unit: Unit, shape: tuple[int, int]) -> Form:
+    """Codes of zeros, one row of which stands for all: a matrix of the largest models takes no memory, and no time."""
+    one = replace(unit, shape=(1, shape[1]))
+    zeros = torch.zeros(one.shape, dtype=unit.dtype)
+    change = option.apply(Site(unit.name, "unit", (one,)), {unit.name: Stats(reference=zeros)}, {unit.name: Dense(zeros)})
+    form = copy.copy(change.forms[unit.name])
+    for name, value in vars(form).items():
+        if isinstance(value, torch.Tensor):
+            setattr(form, name, value.expand(shape[0], -1))
+    form.shape = shape
+    return form
