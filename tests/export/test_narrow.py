@@ -16,7 +16,8 @@ from modicum.core.unit import Unit
 from modicum.data.splits import call
 from modicum.drop import Flap, Ziplm
 from modicum.export.container import Container
-from modicum.export.narrow import Group, Incision, group_units, narrowed, precisely
+from modicum.export.narrow import Group, Incision, group_units, narrowed
+from modicum.export.precise import precisely
 from modicum.forms import Cut, Dense
 from modicum.models.open import open_model
 from modicum.sweep import rehearse

@@ -23,20 +23,9 @@ from modicum.data.splits import Batch
 from modicum.export._family import Entries, Layout, Target
 from modicum.export.companions import copy_companions, save_config, save_generation
 from modicum.export.mark import mark, unmarked
-from modicum.export.narrow import (
-    TOLERANCE,
-    Group,
-    Incision,
-    Trial,
-    dummy,
-    fits,
-    group_units,
-    precise_output,
-    put_attributes,
-    relative_gap,
-    resize,
-)
+from modicum.export.narrow import TOLERANCE, Group, Incision, Trial, dummy, fits, group_units, put_attributes, resize
 from modicum.export.placing import assign, drop_blocks, persistent_buffers
+from modicum.export.precise import precise_output, relative_gap
 from modicum.forms import Dense, Form, restore
 from modicum.models.copying import bare, copied
 from modicum.models.extra import extra_states, give_back
