@@ -118,7 +118,7 @@ def test_a_model_larger_than_its_limit_is_read_back_tensor_by_tensor(beyond, run
 
 
 def test_a_model_that_is_too_large_to_load_is_read_back_tensor_by_tensor(tmp_path, monkeypatch):
-    monkeypatch.setattr("modicum.fit.run.Run._too_large", lambda self: True)
+    monkeypatch.setattr("modicum.fit.verify.too_large", lambda made: True)
     data = [{"input_ids": torch.randint(0, 256, (1, 8))} for _ in range(3)]
     told = modicum.fit(checkpoint(tmp_path / "model", 1), method="nearest", data=data, ram="8GB", out=tmp_path / "out").receipt
     require_read_back(told, tmp_path / "out")

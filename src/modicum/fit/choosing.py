@@ -37,7 +37,8 @@ class Choosing:
     """Makes the choice of a run in its folder ``partial``; ``events`` are those so far."""
 
     def __init__(self, scene: Scene, partial: Path, pool: SpillPool, meter: Meter, events: Sequence[str]):
-        self.scene, self.partial, self.pool, self.meter, self.events = scene, partial, pool, meter, list(events)
+        self.scene, self.ranks, self.partial, self.pool, self.meter = scene, scene.ranks, partial, pool, meter
+        self.events = list(events)
         self.kept = partial / "choice.json"
         self.search: dict[str, Any] = {}
         self.findings = Findings()
@@ -52,9 +53,9 @@ class Choosing:
             plan, events = explicit.everywhere(scene, scene.request.method)
             return Chosen(plan, events=self.events + events)
         self.chooser = chooser = Chooser(scene.subject, scene.target.name, scene.request)
-        known = scene.ranks.first("choice kept", lambda: json.loads(self.kept.read_text()) if self.kept.exists() else None)
+        known = self.ranks.first("choice kept", lambda: json.loads(self.kept.read_text()) if self.kept.exists() else None)
         self.findings, levels = self._findings(chooser, known is None)
-        return scene.ranks.first("plan", lambda: self._chosen(chooser, levels, known))
+        return self.ranks.first("plan", lambda: self._chosen(chooser, levels, known))
 
     def _chosen(self, chooser: Chooser, levels: Levels | None, known: dict[str, Any] | None) -> Chosen:
         """The choice, made now or as it was ``known``, and the table it was made from."""
@@ -98,7 +99,7 @@ class Choosing:
         """What is known for choosing: measured before or now; and the forms to judge by, where candidates are judged."""
         scene, measured, levels = self.scene, self.scene.measured, None
         known = measured.findings if measured is not None else Findings()
-        if choosing and scene.ranks.first("search", self._searching):
+        if choosing and self.ranks.first("search", self._searching):
             levels = Levels(self.partial / "levels", chooser.sizing, known, scene.data.calibration, self.pool, scene.request.seed)
         if measured is not None:
             self.events += [event for event in known.events if event not in self.events]
