@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +33,18 @@ def report(receipt: Mapping[str, Any]) -> str:
 
 def render(page: str, /, **values: Any) -> str:
     """A page of this folder, with values as text unless they are marked as markup."""
+    return _pages().get_template(page).render(**values)
+
+
+@cache
+def _pages() -> jinja2.Environment:
+    """Templates of this folder, each compiled once in a process."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
     environment.filters |= {"size": readable, "words": _words}
-    return environment.get_template(page).render(**values)
+    return environment
 
 
 def read_receipt(path: str | Path) -> dict[str, Any]:
