@@ -17,8 +17,8 @@ from modicum.drop._family import CutDropper
 class Flap(CutDropper):
     """Cut heads and feed-forward channels whose input variance times squared column norm is least, across all layers at once.
 
-    The score of column j is ``Var(x_j) · ‖W_:j‖²``, summed over a group, standardised within each site so that layers compare, and cut at one
-    global threshold; the removed columns' mean output goes into the consumer's bias.
+    The score of column j is ``Var(x_j) · ‖W_:j‖²``, standardised over the columns of its site so that layers compare, averaged over a group (heads:
+    of its squares), and cut at one global threshold; the removed columns' mean output goes into the consumer's bias.
 
     *Shapes:* consumer's weight (rows, columns), scores (groups,). *Needs and cost:* means and variances; one survey. *Reduces to:* the
     original model at ``keep=1``; without ``bias`` to plain removal. *Raises:* ``ModelError`` where no coupled cut is found.
@@ -30,7 +30,7 @@ class Flap(CutDropper):
         >>> import torch
         >>> stats = Stats(count=2, total=torch.tensor([2.0, 2.0]), square=torch.tensor([2.0, 10.0]))
         >>> Flap().rank(torch.ones(3, 2), stats, [(0,), (1,)])
-        tensor([ 0., 12.])
+        tensor([-1.,  1.])
 
     """
 
@@ -41,17 +41,20 @@ class Flap(CutDropper):
     bias: bool = param(True, "fold the removed columns' mean output into the bias")
 
     def rank(self, weight: torch.Tensor, stats: Stats, groups: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Fluctuation of each group."""
+        """Mean fluctuation of each group's columns, in standard deviations from the site's mean.
+
+        Standardised before it is averaged: sums over the few heads of a layer, standardised, would spread as widely as single channels do,
+        and heads be cut for it. Heads' columns are squared first, as the authors' code does and the paper does not say.
+        """
         columns = stats.variance * weight.square().sum(0)
-        return torch.stack([columns[list(group)].sum() for group in groups])
+        if any(len(group) > 1 for group in groups):
+            columns = columns.square()
+        standard = (columns - columns.mean()) / columns.std(unbiased=False).clamp_min(1e-30)
+        return torch.stack([standard[list(group)].mean() for group in groups])
 
     def select(self, scores: dict[str, torch.Tensor], sizes: dict[str, int]) -> dict[str, list[int]]:
-        """Standardise per site, keep globally from the top until the share of weights is met."""
-        ranked = []
-        for site, found in scores.items():
-            standard = (found - found.mean()) / found.std(unbiased=False).clamp_min(1e-30)
-            ranked += [(float(score), site, group) for group, score in enumerate(standard)]
-        ranked.sort(reverse=True)
+        """Keep globally from the top until the share of weights is met."""
+        ranked = sorted(((float(score), site, group) for site, found in scores.items() for group, score in enumerate(found)), reverse=True)
         kept: dict[str, list[int]] = {site: [int(found.argmax())] for site, found in scores.items()}
         total = sum(sizes[site] * len(found) for site, found in scores.items())
         held = sum(sizes[site] for site in kept)
