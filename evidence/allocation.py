@@ -60,10 +60,10 @@ class Scene:
     findings: Findings
 
     @classmethod
-    def measured(cls, setting: Setting, seed: int, folder: Path, menu: str = BITS, curved: bool = False) -> Scene:
+    def measured(cls, setting: Setting, seed: int, folder: Path, menu: str = BITS, curved: bool = False, harm: str = "covariance") -> Scene:
         """Measure, keeping every form that the judges need; with the curvature of every weight where ``curved``."""
         data = {"samples": setting.samples, "tokens": setting.tokens, "test_samples": setting.test_samples, "gradient_samples": _GRADIENTS}
-        request = Request(budget=Budget(bpw=8.0), search_time=0.0, **common(menu=menu, target="modicum", seed=seed, **data))
+        request = Request(budget=Budget(bpw=8.0), search_time=0.0, **common(menu=menu, target="modicum", seed=seed, harm=harm, **data))
         subject, pool = Subject.open("demo", request), SpillPool(None)
         chooser = Chooser(subject, "modicum", request)
         levels = Levels(folder / "levels", chooser.sizing, Findings(), subject.data.calibration, pool, seed)
@@ -163,7 +163,7 @@ Chosen = Callable[[Scene, str, Limits], Picks]
 
 def compare(claim: Claim, chosen: Chosen, curved: bool = False) -> dict[str, Any]:
     """Mean KL of the best baseline minus the method's, at the bytes of the uniform plan."""
-    names = [claim.setting.method, *claim.setting.baselines]
+    names = [claim.setting.method, *claim.setting.baselines, *claim.setting.beside]
     found: dict[str, list[Outcome]] = {name: [] for name in names}
     for scene in scenes(claim.setting, curved=curved):
         for name in names:
@@ -172,11 +172,11 @@ def compare(claim: Claim, chosen: Chosen, curved: bool = False) -> dict[str, Any
 
 
 def compared(claim: Claim, found: dict[str, list[Outcome]], figures: dict[str, Any] | None = None, **conditions: bool) -> dict[str, Any]:
-    """The result of outcomes by option, the method's first; of the baselines the one of least mean KL counts."""
-    method, *baselines = found
-    baselines.sort(key=lambda name: statistics.mean(outcome.kl for outcome in found[name]))
-    pairs = [(a.divergence - b.divergence).tolist() for a, b in zip(found[baselines[0]], found[method])]
-    rows = [row(name, found[name]) for name in (method, *baselines)]
+    """The result of outcomes by option, the method's first; of the claim's baselines the one of least mean KL counts."""
+    method, *others = found
+    others.sort(key=lambda name: (name in claim.setting.beside, statistics.mean(outcome.kl for outcome in found[name])))
+    pairs = [(a.divergence - b.divergence).tolist() for a, b in zip(found[others[0]], found[method])]
+    rows = [row(name, found[name]) for name in (method, *others)]
     within = no_larger(claim, rows)
     return result(
         claim,

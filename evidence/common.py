@@ -14,7 +14,7 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What is run; of several ``baselines`` the best counts, the others are reported.
+    """What is run; of several ``baselines`` the best counts, the others are reported, and so is what stands ``beside`` and is no part of the claim.
 
     ``samples`` calibration windows and ``test_samples`` test windows of ``tokens`` tokens, both drawn by the seed; method and baseline
     of one seed see the same. ``extra_bytes`` is the share of the baseline's bytes that the method's files may add.
@@ -27,6 +27,7 @@ class Setting:
     tokens: int = 128
     test_samples: int = 48
     extra_bytes: float = 0.0
+    beside: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +50,8 @@ def main(claim: Claim) -> None:
 def run(claim: Claim) -> dict[str, Any]:
     """Measure everything a claim names, and judge it."""
     start, setting = time.process_time(), claim.setting
-    method, *baselines = [measure(text, setting) for text in (setting.method, *setting.baselines)]
-    baselines.sort(key=lambda row: statistics.mean(row["log_perplexity"]))
+    method, *baselines = [measure(text, setting) for text in (setting.method, *setting.baselines, *setting.beside)]
+    baselines.sort(key=lambda row: (row["option"] in setting.beside, statistics.mean(row["log_perplexity"])))
     return {
         **dataclasses.asdict(claim),
         "seeds": setting.seeds,
