@@ -10,7 +10,8 @@ from torch import nn
 from transformers import AutoTokenizer, BatchEncoding, PreTrainedTokenizerFast
 
 from modicum.core.errors import DataError, SettingError
-from modicum.data import call, count_tokens, from_batches, from_text, slice_rows
+from modicum.data import call, count_tokens, from_batches, from_text, shipped, slice_rows
+from modicum.models.open import DEMO
 
 PARTS = ("calibration", "validation", "test")
 
@@ -92,6 +93,17 @@ def test_order_and_repetition_of_documents_do_not_matter(numbers, tmp_path):
     assert plain.hashes == mixed.hashes
     assert plain.notes == ()
     assert mixed.notes == ("7 of 47 documents repeat another and were left out.",)
+
+
+def test_each_part_of_the_shipped_texts_is_drawn_from_its_own_text_alone():
+    tokenizer = AutoTokenizer.from_pretrained(DEMO)
+    splits = from_text(None, tokenizer, samples=12, tokens=48, test_samples=12)
+    texts = {part: "".join(shipped(part)) for part in PARTS}
+    for part, batches in zip(PARTS, parts_of(splits)):
+        windows = [tokenizer.decode(row) for row in ids_of(batches)]
+        whole = [text for text in windows if tokenizer.eos_token not in text]
+        assert len(whole) >= 4 and all(text in texts[part] for text in whole)
+        assert not any(text in texts[other] for text in whole for other in PARTS if other != part)
 
 
 def test_shipped_texts_serve_where_no_path_is_given():
