@@ -65,6 +65,23 @@ def test_weights_and_places_are_the_routers_own(name, dtype):
         torch.testing.assert_close(weights, routing[tokens], rtol=2**-7 if dtype == torch.bfloat16 else 1e-6, atol=0)
 
 
+def test_experts_that_met_few_tokens_take_the_covariance_of_their_stack_and_it_is_told():
+    module, batches = zoo.build("qwen3_moe")
+    model, few = open_model(module), [{"input_ids": batches[0]["input_ids"][:1, :16]}]
+    found = {}
+    sweep = Sweep(model, few, rehearse(model, few[0]), lambda stage: found.update(stage.stats), needs={Need.COVARIANCE})
+    sweep.finish()
+    experts = {unit: stats for unit, stats in found.items() if model.units[unit].kind == "expert"}
+    starved = {unit for unit, stats in experts.items() if stats.events == [f"starved: {int(stats.frequency)} tokens"]}
+    assert starved == {unit for unit, stats in experts.items() if stats.frequency < model.units[unit].shape[1] / 4}
+    owners = {(model.units[unit].module, model.units[unit].parameter) for unit in starved}
+    assert starved and len(sweep.chronicle.events) == len(owners)
+    assert all("starved experts take the covariance of all experts of their stack" in event for event in sweep.chronicle.events)
+    for module, parameter in owners:
+        mine = [experts[unit].covariance for unit in starved if model.units[unit].parameter == parameter]
+        assert all(torch.equal(one, mine[0]) for one in mine), module
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_inputs_stand_at_the_tokens_they_came_from(name):
     model, script, found, told, _ = swept(name)
