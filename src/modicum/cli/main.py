@@ -12,7 +12,21 @@ import click
 
 from modicum import __version__
 from modicum.cli.methods import catalogue, cite, explain
-from modicum.cli.options import AS_JSON, JUDGED, MEASURING, OPENING, QUIET, TEXT_COLUMN, TRUST, flag, given, options, print_json, progress
+from modicum.cli.options import (
+    AS_JSON,
+    COMPUTE,
+    JUDGED,
+    MEASURING,
+    OPENING,
+    QUIET,
+    TEXT_COLUMN,
+    TRUST,
+    flag,
+    given,
+    options,
+    print_json,
+    progress,
+)
 from modicum.core.errors import ModicumError, SettingError
 
 if TYPE_CHECKING:
@@ -163,6 +177,7 @@ def frontier(directory: str, quiet: bool, as_json: bool, **settings: Any) -> Non
     click.option("--samples", default=64, show_default=True, help="Sequences to judge on."),
     click.option("--tokens", default=512, show_default=True, help="Tokens per sequence."),
     click.option("--seed", default=0, show_default=True, help="Seed of the choice of sequences."),
+    COMPUTE,
     JUDGED,
 )
 @QUIET

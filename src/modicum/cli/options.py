@@ -49,6 +49,13 @@ TEXT_COLUMN = click.option(
     metavar="NAME",
     help="Column of the text in a table: its name, or its number where there is no header; by default found by its name.",
 )
+COMPUTE = click.option(
+    "--compute",
+    default="auto",
+    show_default=True,
+    metavar="DTYPE",
+    help="Dtype to compute in: float32, bfloat16, or auto: for weights of half precision whichever this processor is faster in.",
+)
 # What measuring and fitting have in common.
 MEASURING = options(
     click.option("--target", metavar="NAME", help="transformers or modicum; by default the one that suits the model, to measure all."),
@@ -70,6 +77,7 @@ MEASURING = options(
     click.option("--ram", metavar="SIZE", help="Memory to stay within, such as 4GB."),
     click.option("--seed", default=0, show_default=True, help="Seed of every choice by chance."),
     click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto or cpu; cuda or cuda:N for a GPU."),
+    COMPUTE,
     click.option("--keep", multiple=True, metavar="PATTERN", help="Leave matching layers as they are; may be repeated."),
     click.option(
         "--harm", default="covariance", show_default=True, metavar="NAME",

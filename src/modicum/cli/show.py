@@ -106,7 +106,7 @@ def evaluation(found: Mapping[str, Any]) -> None:
     """What ``evaluate`` measured."""
     judged = f"{found['quality']['sequences']} sequences of {_source(found['data'])}"
     against = [("reference", found["reference"])] if found["reference"] else []
-    _print_rows(("model", found["model"]), *against, *_quality(found["quality"]), ("judged on", judged))
+    _print_rows(("model", found["model"]), *against, *_quality(found["quality"]), ("judged on", judged), *computed(found.get("compute")))
     _print_rows(*_taken(found["data"]), *_vocabulary(found.get("vocabulary")))
     for note in found["data"]["notes"]:
         _print_rows(("note", note))
@@ -135,12 +135,21 @@ def forecast(value: Mapping[str, Any]) -> None:
     }[value["fits"]]
     _print_rows(
         ("model", f"{value['model']}: {value['parameters']} parameters, {readable(value['original_bytes'])}"),
-        ("target", value["target"]), ("within reach", reach), *fits,
+        ("target", value["target"]), ("within reach", reach), *fits, *computed(value.get("compute")),
         ("calibration", f"{value['calibration_tokens']:,} tokens{_sampled(value.get('data') or {})}"), *_effort(value),
     )  # fmt: skip
     _print_table(("treated", "option", "sites", "weights"), _offers(value["sites"]))
     if value["untreated"]:
         _print_table(("stays dense", "layers", "bytes", "the largest"), _reasons(value["untreated"]))
+
+
+def computed(value: Mapping[str, str] | None) -> list[tuple[str, str]]:
+    """In which dtypes is computed, and why; what earlier versions wrote does not say."""
+    if not value:
+        return []
+    own = "" if value["forward"] == value["stored"] else f", weights are stored in {value['stored']}"
+    apart = "" if value["gradients"] == value["forward"] else f", gradients in {value['gradients']}"
+    return [("computed in", f"{value['forward']}{apart}{own}: {value['why']}")]
 
 
 def _sampled(data: Mapping[str, Any]) -> str:

@@ -80,9 +80,9 @@ class Container(Target):
                 layout.add({name: (bias.dtype, tuple(bias.shape))}, partial(dict, {name: bias}))
             else:
                 layout.makers = [(names, (partial(dict, {name: bias})) if names == (name,) else make) for names, make in layout.makers]
-        for name, buffer in persistent_buffers(self.model.module).items():
+        for name, buffer in persistent_buffers(self.model.stored.module).items():
             layout.add({name: (buffer.dtype, tuple(buffer.shape))}, partial(dict, {name: buffer}))
-        for name, value in extra_states(self.model.module)[1].items():
+        for name, value in extra_states(self.model.stored.module)[1].items():
             layout.add({name: (value.dtype, tuple(value.shape))}, partial(dict, {name: value}))
         return layout
 
@@ -110,7 +110,7 @@ class Container(Target):
                     "transposed": unit.transposed, "expert": unit.expert,
                 }  # fmt: skip
         body = {"format": FORMAT, "version": VERSION, "class": type(self.model.module).__name__, "units": units, "dropped": sorted(dropped)}
-        if extra := extra_states(self.model.module)[0]:
+        if extra := extra_states(self.model.stored.module)[0]:
             body["extra"] = extra
         (directory / FILE).write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
         if self.model.config is not None and hasattr(self.model.config, "save_pretrained"):
@@ -157,7 +157,7 @@ class Container(Target):
 
     def _reloaded(self, directory: Path, *, narrow: bool) -> tuple[nn.Module, dict[str, nn.Module]]:
         """A module filled from the files, and its modules by their names before blocks are dropped, which renumbers the others."""
-        module = copied(self.model.module, apart=True) if self.model.config is None else _skeleton(directory)
+        module = copied(self.model.stored.module, apart=True) if self.model.config is None else _skeleton(directory)
         modules = dict(module.named_modules())
         return load(directory, into=module, narrow=narrow), modules
 

@@ -296,7 +296,7 @@ class Transformers(Target):
                 shown = torch.empty(shape, dtype=weights.dtype(first), device="meta")
                 shapes = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in names({first: shown}).items()}
                 layout.add(_renamed(shapes, rename), partial(self._renamed_dense, first, forms, rename, rows, names))
-        kept = {name: buffer for name, buffer in persistent_buffers(self.model.module).items() if not Script.home(name, dropped)}
+        kept = {name: buffer for name, buffer in persistent_buffers(self.model.stored.module).items() if not Script.home(name, dropped)}
         for name, buffer in _renamed(names(kept), rename).items():
             layout.add({name: (buffer.dtype, tuple(buffer.shape))}, partial(dict, {name: buffer}))
         return layout

@@ -114,7 +114,7 @@ class Trial:
 
     def _apart(self, loaded: Any, forms: Mapping[str, Form], dropped: frozenset[str]) -> str:
         """How the outputs of what was loaded differ from those of the forms."""
-        sweep = Sweep(self.model, [self.batch], self.script, values=dict(forms), dropped=dropped)
+        sweep = Sweep(self.model.stored, [self.batch], self.script, values=dict(forms), dropped=dropped)
         ((_, mine),) = sweep.run()
         with torch.no_grad():
             theirs = call(loaded, placed(self.batch, "cpu"))

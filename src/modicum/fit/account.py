@@ -96,6 +96,7 @@ def build_receipt(outcome: Outcome) -> dict[str, Any]:
             "files": {path.name: _sha256(path) for path in model.files}, "notes": model.notes,
             "opened": model.opened,
         },
+        "compute": {"asked": request.compute} | scene.subject.compute.to_json(),
         "request": {
             "budget": str(request.budget) if request.budget else None, "method": str(request.method) if request.method else None,
             "plan": request.plan is not None, "target": scene.target.name, "keep": list(request.keep), "allocator": request.allocator,

@@ -46,6 +46,7 @@ def forecast(scene: Scene) -> dict[str, Any]:
                    "options": list(offered(scene.target, site, menu))} for site in scene.sites],
         "untreated": untreated(scene, {}), "data": {"source": scene.data.source, "taken": scene.data.taken}, "calibration_tokens": tokens,
         "activation_bytes": _activations(scene, tokens), "memory_bytes": _memory(scene, tokens, menu), "work_operations": work,
+        "compute": scene.subject.compute.to_json(),
         "measured": scene.measured is not None, **_time(scene, work), "fits": None if budget is None or untimed else not unfit, "why": unfit,
     }  # fmt: skip
 
@@ -61,7 +62,7 @@ def _operations(scene: Scene, tokens: int, options: int) -> int:
 
 def _activations(scene: Scene, tokens: int) -> int:
     per_token = max((unit.shape[0] + unit.shape[1] for unit in scene.model.units.values()), default=0)
-    return tokens * per_token * scene.model.dtype.itemsize
+    return tokens * per_token * scene.model.computed.itemsize
 
 
 def _memory(scene: Scene, tokens: int, options: Iterable[Option]) -> int:

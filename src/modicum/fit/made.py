@@ -12,6 +12,7 @@ from modicum.data.splits import Batch
 from modicum.fit.scene import Scene
 from modicum.judge.judge import first
 from modicum.judge.quality import RUINED, Quality, RuinedError, compare, streamed
+from modicum.models.model import Model
 from modicum.sweep.spill import SpillPool
 from modicum.work.store import FormStore
 
@@ -30,11 +31,11 @@ class Made:
         """Blocks that are left out."""
         return frozenset(self.change.dropped)
 
-    def outputs(self, batches: Sequence[Batch]) -> Iterator[tuple[int, Any]]:
-        """What it answers."""
+    def outputs(self, batches: Sequence[Batch], model: Model | None = None) -> Iterator[tuple[int, Any]]:
+        """What it answers; ``model`` where not as the run computes."""
         scene = self.scene
         return streamed(
-            scene.model, batches, scene.script, self.forms, biases=self.change.biases, dropped=self.dropped, pool=self.pool
+            model or scene.model, batches, scene.script, self.forms, biases=self.change.biases, dropped=self.dropped, pool=self.pool
         )  # fmt: skip
 
     def _original(self, batches: Sequence[Batch]) -> Iterator[tuple[int, Any]]:

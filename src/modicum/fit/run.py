@@ -63,7 +63,7 @@ class Result:
     @cached_property
     def model(self) -> nn.Module:
         """The compressed model as a working module, loaded from the files that were written."""
-        return load(self.out, into=None if self.source.config is not None else copied(self.source.module, apart=True))
+        return load(self.out, into=None if self.source.config is not None else copied(self.source.stored.module, apart=True))
 
 
 def fit(
@@ -123,7 +123,7 @@ class Run:
         if request.budget is not None:
             self._check_out()
         with self.meter.stage("open"):
-            self.scene = Scene.open(source, request, batches, measured, ranks)
+            self.scene = Scene.open(source, request, batches, measured, ranks, self.place)
         self.pool = self.scene.subject.plan_memory(self.scene.options, ranks)
         self.events: list[str] = list(self.scene.model.notes)
 
@@ -148,7 +148,7 @@ class Run:
     def _held(self) -> Result:
         scene = self.scene
         fingerprint = self.ranks.agreed(self.request.fingerprint(scene.model.hash(), scene.data.hashes))
-        partial = self.pool.directory = self.place.begin(fingerprint)
+        partial = self.pool.directory = self.place.begin(fingerprint, scene.subject.compute.to_json())
         if self.ranks.leads:
             self.place.forget_ranks(self.ranks.count)
         choosing = Choosing(scene, partial, self.pool, self.meter, self.events)

@@ -16,11 +16,13 @@ from modicum.core.unit import Site
 from modicum.data.splits import Splits
 from modicum.export import Target
 from modicum.fit.request import Request
+from modicum.measure.computing import agreed
 from modicum.measure.measured import Measured
 from modicum.measure.subject import Subject
 from modicum.models.model import Model
 from modicum.sweep import Script
 from modicum.sweep.ranks import LONE, Ranks
+from modicum.work.workdir import WorkDir
 
 
 @dataclass(frozen=True)
@@ -36,10 +38,13 @@ class Scene:
     @classmethod
     def open(
         cls, source: str | Path | nn.Module | Model, request: Request, batches: Any = None, measured: Measured | None = None,
-        ranks: Ranks = LONE,
+        ranks: Ranks = LONE, place: WorkDir | None = None,
     ) -> Scene:  # fmt: skip
-        """Open the subject, or that of a measurement, and its target. Raises the errors of each."""
-        subject = Subject.open(source, request, batches) if measured is None else measured.open(source, request)
+        """Open the subject, or that of a measurement, and its target; an interrupted run in ``place`` goes on as it began. Raises the errors of each."""
+        if measured is not None:
+            subject = measured.open(source, request, place, ranks)
+        else:
+            subject = Subject.open(source, request, batches, settle=agreed(request, place, ranks))
         subject.check_kept()
         _check_device(subject.model, request)
         ranks.share(subject.data.calibration)

@@ -7,7 +7,7 @@ from typing import Any
 
 from modicum.core.budget import Budget, readable
 from modicum.core.errors import BudgetError, ModelError
-from modicum.data.splits import placed
+from modicum.data.splits import one_row, placed
 from modicum.export._family import Layout
 from modicum.fit.made import Made
 from modicum.judge.quality import compare, plain
@@ -42,15 +42,15 @@ def too_large(made: Made) -> bool:
 
 
 def reloaded(made: Made, final: Path, who: str) -> dict[str, Any]:
-    """Reload with the target's own loader and compare with the dequantized weights on test sequences."""
-    scene, budget = made.scene, made.scene.request.budget
-    batches = scene.data.test[:1]
+    """Reload with the target's own loader and compare with the dequantized weights on test sequences, in the weights' own dtype."""
+    scene, budget, stored = made.scene, made.scene.request.budget, made.scene.model.stored
+    batches = [scene.data.test[0] if stored is scene.model else one_row(scene.data.test[0])]  # one is enough where that is slow
     here = [placed(batches[0], "cpu")]  # whatever the device: loaders load to the computer's own memory
     module, found = scene.target.verify(final, made.forms, here[0])
     if (wide := found.get("as wide as before")) and _narrower(budget):
         raise BudgetError(f"budget {budget}: cuts must load narrower for it, these do not: {', '.join(sorted(wide))}. Keep them whole.")
     with hushed():  # some loaders do their last steps on first use
-        judged = compare(made.outputs(batches), plain(module, here), batches, False, scene.script.outputs)
+        judged = compare(made.outputs(batches, stored), plain(module, here), batches, False, scene.script.outputs)
     worst = max(value for each in judged.parts.values() for value in each.divergence)
     if worst > _SAME:
         raise ModelError(f"{who}: the reloaded model must match the dequantized weights, differs by {worst:.2g} ({judged.metric}).")

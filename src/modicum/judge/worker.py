@@ -7,7 +7,7 @@ import hashlib
 import pickle
 import signal
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from multiprocessing import connection
 from pathlib import Path
@@ -45,6 +45,7 @@ class _Recipe:
     """All that a judge is made of, beside the forms in ``levels``; ``source`` is a directory, whose code may be trusted, or a module."""
 
     source: Path | nn.Module
+    turned: Mapping[torch.dtype, torch.dtype]
     trusted: bool
     target: str
     script: Script
@@ -58,6 +59,7 @@ class _Recipe:
     def judge(self, folder: Path) -> PlanJudge:
         model = open_model(self.source, trust_remote_code=self.trusted)
         use_eager_experts(model)
+        model = model.computing(self.turned)
         sizing, pool = Sizing(TARGETS[self.target](model, self.script), ()), SpillPool(self.ram, folder)
         return PlanJudge(self.table, MadeLevels(self.levels, folder, sizing, self.findings, pool), self.batches, self.causal)
 
@@ -69,8 +71,8 @@ def write_recipe(judge: PlanJudge, folder: Path, count: int) -> None:
     # A config that names code of its own was only opened because it is trusted.
     trusted = bool(getattr(model.config, "auto_map", None))
     recipe = _Recipe(
-        _source(model), trusted, target.name, target.script, judge.table, levels.findings, levels.store.directory.absolute(), judge.batches,
-        judge.causal, None if limit is None else limit // count,
+        _source(model), dict(model.weights.turned), trusted, target.name, target.script, judge.table, levels.findings,
+        levels.store.directory.absolute(), judge.batches, judge.causal, None if limit is None else limit // count,
     )  # fmt: skip
     try:
         torch.save(recipe, folder / _RECIPE)
@@ -82,7 +84,7 @@ def write_recipe(judge: PlanJudge, folder: Path, count: int) -> None:
 
 def _source(model: Model) -> Path | nn.Module:
     """What a worker opens: the directory where weights are read lazily from it, otherwise the module."""
-    return model.directory.absolute() if model.weights.lazy and model.directory is not None else model.module
+    return model.directory.absolute() if model.weights.lazy and model.directory is not None else model.stored.module
 
 
 class MadeLevels(Levels):

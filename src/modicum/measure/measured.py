@@ -23,6 +23,7 @@ from modicum.core.tensorwriter import TensorWriter
 from modicum.data.splits import PARTS, Batch, Splits
 from modicum.export import Target
 from modicum.judge.judge import Levels, too_slow
+from modicum.measure.computing import agreed
 from modicum.measure.settings import Settings, common
 from modicum.measure.subject import Subject, opened
 from modicum.measure.survey import Survey
@@ -116,12 +117,12 @@ class Measured:
             raise SettingError(f"measurement {self.directory}: was taken of a module in memory. Give it again as the model.")
         return adopted, menu if menu is not None else self.meta["menu"], said["data"], model
 
-    def open(self, source: Any, settings: Settings) -> Subject:
+    def open(self, source: Any, settings: Settings, place: WorkDir | None = None, ranks: Ranks = LONE) -> Subject:
         """The model with the sequences it was measured on. Raises ``SettingError`` where it is another, or has changed since."""
         model = opened(source, settings)
         if model.hash() != self.meta["model"]["hash"]:
             raise SettingError(f"{model.name}: must be the model that was measured, is not or has changed. Measure again.")
-        return Subject.open(model, settings, None, self.splits)
+        return Subject.open(model, settings, None, self.splits, agreed(settings, place, ranks, self.meta.get("compute")))
 
     def check(self, subject: Subject, target: str | None = None) -> None:
         """Raise ``SettingError`` where an option, or a ``target`` to choose for, was not measured."""
@@ -175,13 +176,15 @@ def measure(
 def _measure(source: Any, request: Settings, batches: Any, place: WorkDir, progress: Quiet, ranks: Ranks) -> Measured:
     meter = Meter()
     with meter.stage("open"):
-        subject = Subject.open(source, request, batches)
+        subject = Subject.open(source, request, batches, settle=agreed(request, place, ranks))
         subject.check_kept()
         ranks.share(subject.data.calibration)
     targets = [request.target] if request.target is not None else subject.possible_targets()
     pool = subject.plan_memory([option for target in targets for option in subject.menu(target)], ranks)
     with place.held():
-        partial = pool.directory = place.begin(ranks.agreed(request.fingerprint(subject.model.hash(), subject.data.hashes)))
+        partial = pool.directory = place.begin(
+            ranks.agreed(request.fingerprint(subject.model.hash(), subject.data.hashes)), subject.compute.to_json()
+        )  # fmt: skip
         if ranks.leads:
             place.forget_ranks(ranks.count)
         survey = Survey(subject, targets, partial / "measure", pool, meter, progress, ranks, plain=True)
@@ -230,6 +233,7 @@ def _meta(subject: Subject, source: Any, targets: list[str], meter: Meter) -> di
                   "parameters": subject.model.parameters, "bytes": subject.model.dense_bytes},
         "targets": targets, "menu": None if settings.menu is None else [str(option) for option in settings.menu], "settings": said,
         "data": {"source": data.source, "notes": list(data.notes), "hashes": data.hashes, "taken": data.taken}, "stages": meter.stages,
+        "compute": subject.compute.to_json(),
     }  # fmt: skip
 
 

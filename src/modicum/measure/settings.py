@@ -19,6 +19,10 @@ from modicum.core.settings import param
 _WAYS = {"out", "overwrite", "dry_run", "ram", "device", "workers"}
 
 
+# Dtypes to compute in; auto: what suits the machine.
+COMPUTE = ("auto", "float32", "bfloat16")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """What measuring and fitting have in common; the same names as on the command line."""
@@ -35,6 +39,7 @@ class Settings:
     ram: int | None = param(None, "bytes of memory to stay within")
     seed: int = param(0, "seed of every choice by chance")
     device: str = param("auto", "where models run and their inputs are measured")
+    compute: str = param("auto", "dtype to compute in: auto, float32 or bfloat16; auto: for weights of half precision the faster one here")
     keep: tuple[str, ...] = param((), "patterns of layers to leave as they are")
     harm: str = param("covariance", "how harm is predicted")
     gradient_samples: int = param(16, "sequences to take gradients on")
@@ -63,6 +68,8 @@ class Settings:
             raise SettingError(f"target {self.target!r}: is not known. {near(self.target, TARGETS)}")
         if self.harm not in HARMS:
             raise SettingError(f"harm {self.harm!r}: is not known. {near(self.harm, HARMS)}")
+        if self.compute not in COMPUTE:
+            raise SettingError(f"compute {self.compute!r}: is not known. {near(self.compute, COMPUTE)}")
         for name in ("samples", "tokens", "micro_batch", "test_samples", "gradient_samples"):
             if getattr(self, name) < 1:
                 raise SettingError(f"{name}: must be at least 1, got {getattr(self, name)}.")

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from modicum.core.errors import DataError, ModelError, ModicumError, SettingError, near
+from modicum.core.errors import DataError, ModelError, ModicumError, SettingError, near, quoted
 from modicum.core.memory import free_memory, own_memory, trim
 from modicum.core.option import Option
 from modicum.core.unit import Site
@@ -24,16 +24,20 @@ from modicum.data.splits import Batch, Splits, count_rows, count_tokens, from_ba
 from modicum.drop.experts import expert_sites
 from modicum.export import TARGETS, Target
 from modicum.export.probe import probed
+from modicum.judge.quality import streamed
 from modicum.measure.compared import UNCOMPARED, compared
+from modicum.measure.computing import Settle, agreed
 from modicum.measure.settings import Settings
 from modicum.models.model import Model
 from modicum.models.open import apart, open_model
+from modicum.runtime.compute import Compute
 from modicum.runtime.memory import Plan, planned
 from modicum.runtime.runtime import Runtime
 from modicum.sweep import Script, rehearse
 from modicum.sweep.coupling import coupled_cuts, shortened
 from modicum.sweep.outline import outlined
 from modicum.sweep.ranks import LONE, Ranks
+from modicum.sweep.rehearsal import use_eager_experts
 from modicum.sweep.spill import SpillPool
 from modicum.table.menu import cutters, default_menu
 from modicum.table.sizing import Sizing
@@ -50,33 +54,38 @@ class Subject:
     model: Model
     data: Splits
     script: Script
+    compute: Compute
     memory: Plan = field(default_factory=Plan)
     planned: int = 0  # tokens that a run would calibrate on, where this is only its forecast
     _targets: dict[str, Target] = field(default_factory=dict)
     _runtimes: dict[tuple, Runtime] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, source: str | Path | nn.Module | Model, settings: Settings, batches: Any = None, data: Splits | None = None) -> Subject:
-        """Open the model, split the data (unless it is split already) and rehearse. Raises the errors of each."""
-        model = opened(source, settings)
+    def open(
+        cls, source: str | Path | nn.Module | Model, settings: Settings, batches: Any = None, data: Splits | None = None,
+        settle: Settle | None = None,
+    ) -> Subject:  # fmt: skip
+        """Open the model, split the data (unless it is split already), settle in which dtype to compute, and rehearse. Raises the errors of each."""
+        model, settle = opened(source, settings), settle or agreed(settings)
         if batches is None and data is None and not media.kind_of(model.module, settings.data):
             require_positions(model, settings.tokens)
         if getattr(settings, "dry_run", False) and model.weights.lazy and batches is None:
-            return cls._outlined(model, settings, data)
+            return cls._outlined(model, settings, data, settle)
         data = data or _split(model, settings, batches)
         # A module in memory is left where the caller has put it, unless told otherwise.
         device = model.weights.home if settings.device == "auto" else chosen_device(settings.device)
         if {device.type, model.weights.home.type} != {"cpu"}:
             model, data = model.on(device), data.on(device)
-        script = _rehearsed(model, data, settings)
-        model.opened = "" if getattr(settings, "dry_run", False) else compared(model, data.calibration[0], settings.ram)
+        model, script, compute = _settled(model, data, settings, settle(model, data))
+        shown = data.calibration[0] if model is model.stored else one_row(data.calibration[0])  # slow in its own dtype
+        model.opened = "" if getattr(settings, "dry_run", False) else compared(model.stored, shown, settings.ram)
         if UNCOMPARED in model.opened:
             model.notes.append(f"opening: {model.opened}")
         model.notes += [f"{name}: the model pays this mask no heed; what it marks counts like any other token." for name in script.ignored]
-        return cls(settings, model, data, script)
+        return cls(settings, model, data, script, compute)
 
     @classmethod
-    def _outlined(cls, model: Model, settings: Settings, data: Splits | None) -> Subject:
+    def _outlined(cls, model: Model, settings: Settings, data: Splits | None, settle: Settle) -> Subject:
         """The same from headers alone, and a few tokens."""
         example, source, taken, planned = _glimpse(model, settings, data)
         try:
@@ -87,9 +96,17 @@ class Subject:
             with own_errors(model.module, example):
                 raise
             raise AssertionError from error
-        found = cls(settings, model, Splits([example], [example], [example], source, (), {}, taken), script, planned=planned)
+        few = Splits([example], [example], [example], source, (), {}, taken)
+        compute = settle(model, few)
+        found = cls(settings, compute.of(model), few, script, compute, planned=planned)
         found.__dict__["cuts"] = {site.name: site for site in cuts} | expert_sites(model, script)
         return found
+
+    @cached_property
+    def felt(self) -> Model:
+        """The model that gradients are taken of."""
+        alike = self.compute.gradients == self.compute.forward
+        return self.model if alike else self.compute.of(self.model, gradients=True)
 
     # Targets
 
@@ -195,6 +212,35 @@ def opened(source: str | Path | nn.Module | Model, settings: Settings) -> Model:
     return open_model(source, allow_pickle=settings.allow_pickle, trust_remote_code=settings.trust_remote_code)
 
 
+def _settled(model: Model, data: Splits, settings: Settings, compute: Compute) -> tuple[Model, Script, Compute]:
+    """The model in the dtype to compute in, and what its rehearsal sees; in its weights' own where it does not run in another, unless that was
+    asked for, which raises ``SettingError``.
+    """
+    use_eager_experts(model)
+    other, notes = compute.of(model), list(model.notes)
+    try:
+        found = other, _rehearsed(other, data, settings), compute
+        if other is not model and _has_values(data.calibration[0]):  # which the model's own dtype may not take
+            for _ in streamed(model, [one_row(data.calibration[0])], found[1]):
+                pass
+    except Exception as error:
+        if other is model:
+            raise
+        model.notes[:] = notes
+        found = model, _rehearsed(model, data, settings), compute.refused(error)  # raises what has another cause
+        if settings.compute != "auto":
+            raise SettingError(
+                f"compute {settings.compute}: {model.name}'s own forward must run in it, raises {type(error).__name__}: {quoted(error)}. "
+                "Leave it out."
+            ) from error
+    model.notes += [found[2].event()] if compute.changed else []
+    return found
+
+
+def _has_values(batch: Batch) -> bool:
+    return any(value.is_floating_point() for value in (batch.values() if isinstance(batch, dict) else batch))
+
+
 def _rehearsed(model: Model, data: Splits, settings: Settings) -> Script:
     """What a rehearsal sees. What the model's own forward raises is told as its own; an error of ours stays one."""
     batch, *others = (*data.calibration, *data.validation, *data.test)
@@ -206,7 +252,7 @@ def _rehearsed(model: Model, data: Splits, settings: Settings) -> Script:
         raise DataError(f"{model.name}: {_extent(batch)} must fit the model{_limits(model)}.") from None
     except Exception:
         if not model.weights.lazy:
-            require_suitable(model.module, batch)  # the caller's own module, run as the caller would
+            require_suitable(model.stored.module, batch)  # the caller's own module, run as the caller would
             raise
         with own_errors(model.module, batch):
             raise

@@ -113,7 +113,7 @@ class Survey:
         self.progress.start("gradients", len(batches))
         with self.meter.stage("gradients"):
             found = output_gradients(
-                model, batches, self.subject.script, settings.seed, covariance=settings.harm == "covariance", widest=self._widest(),
+                self.subject.felt, batches, self.subject.script, settings.seed, covariance=settings.harm == "covariance", widest=self._widest(),
                 pool=self.pool, ranks=self.ranks, tick=self.progress.step,
             )  # fmt: skip
             if settings.harm == "hessian":

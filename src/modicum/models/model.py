@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map_only
 
 from modicum.core.errors import ModelError, quoted
 from modicum.core.unit import Unit
@@ -42,6 +44,7 @@ class Model:
     notes: list[str] = field(default_factory=list)
     trust_remote_code: bool = False
     opened: str = ""  # how it compares with what Transformers loads
+    original: Model | None = field(default=None, repr=False)
 
     @property
     def _of_transformers(self) -> bool:
@@ -75,6 +78,11 @@ class Model:
         except Exception as error:
             raise ModelError(f"{self.name}: its tokenizer cannot be read ({quoted(error)}). Fetch the tokenizer's files again.") from None
 
+    @property
+    def stored(self) -> Model:
+        """The same model in the dtypes that its weights are stored in, where this one computes in another."""
+        return self.original or self
+
     def bytes_of(self, name: str) -> int:
         """Bytes of a parameter as stored."""
         return self.weights.held(name).numel() * self.weights.dtype(name).itemsize
@@ -91,11 +99,16 @@ class Model:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Dtype of most weights."""
+        """Dtype that most weights are stored in."""
         sizes: dict[torch.dtype, int] = {}
         for name in self.weights.names:
             sizes[self.weights.dtype(name)] = sizes.get(self.weights.dtype(name), 0) + self.weights.held(name).numel()
         return max(sizes, key=lambda dtype: sizes[dtype])
+
+    @property
+    def computed(self) -> torch.dtype:
+        """Dtype that most weights are computed with."""
+        return self.weights.turned.get(self.dtype, self.dtype)
 
     @property
     def files(self) -> list[Path]:
@@ -109,7 +122,7 @@ class Model:
             held = self.weights.held(name)
             digest.update(f"{name} {tuple(held.shape)} {self.weights.dtype(name)}".encode())
             if not self.weights.lazy:
-                digest.update(held.contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
+                digest.update(self.weights.read(name).contiguous().reshape(-1).view(torch.uint8).numpy().data)
         for path in self.files:
             digest.update(f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}".encode())
         return digest.hexdigest()
@@ -140,6 +153,21 @@ class Model:
         other.weights = self.weights.on(other.module, device)
         return other
 
+    def computing(self, turned: Mapping[torch.dtype, torch.dtype]) -> Model:
+        """The same model whose weights of some dtypes are loaded in others, in modules of its own; as it is where that changes none."""
+        stored = self.stored
+        if not any(stored.weights.dtype(name) in turned for name in stored.weights.names):
+            return stored
+        other = stored.twin()
+        other.weights, other.original = stored.weights.on(other.module, stored.weights.device, turned), stored
+        other.module.register_forward_pre_hook(partial(_turned_inputs, turned), with_kwargs=True)
+        return other
+
     def matrix(self, unit: Unit) -> torch.Tensor:
         """Matrix view (rows, columns) of a unit's original weight."""
         return unit.matrix(self.weights.read(unit.parameter))
+
+
+def _turned_inputs(turned: Mapping[torch.dtype, torch.dtype], module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """What a module is called with, in the dtypes that it computes in; what is wider stays."""
+    return tree_map_only(torch.Tensor, lambda value: value.to(turned.get(value.dtype, value.dtype)), (args, kwargs))

@@ -6,8 +6,9 @@ import copy
 import itertools
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -25,11 +26,12 @@ CPU = torch.device("cpu")
 class Weights:
     """Loads and releases the parameters of ``module``; this class serves a module whose parameters are all in memory.
 
-    ``names`` maps each distinct parameter's first name to every name it has: tied parameters are one. Loaded parameters are on ``device``; what is
-    read is in the computer's own memory.
+    ``names`` maps each distinct parameter's first name to every name it has: tied parameters are one. Loaded parameters are on ``device``, those
+    of a dtype among ``turned`` in the one it gives; what is read is in the computer's own memory, and as it is stored.
     """
 
     lazy = False
+    turned: Mapping[torch.dtype, torch.dtype] = MappingProxyType({})
 
     def __init__(self, module: nn.Module, device: torch.device = CPU):
         self.module, self.device = module, device
@@ -48,16 +50,35 @@ class Weights:
     def over(self, module: nn.Module) -> Weights:
         """The same source of values for another instance of the module."""
         other = Weights(module, self.device)
-        other._here = dict(self._here)
+        other._here, other.turned = dict(self._here), self.turned
         return other
 
-    def on(self, module: nn.Module, device: torch.device) -> Weights:
-        """The same values for another instance of the module, loaded to ``device``; its buffers are put there now."""
-        for owner in module.modules():
-            owner._buffers.update({name: buffer.to(device) for name, buffer in owner._buffers.items() if buffer is not None})
+    def on(self, module: nn.Module, device: torch.device, turned: Mapping[torch.dtype, torch.dtype] | None = None) -> Weights:
+        """The same values for another instance of the module, loaded to ``device`` and in the dtypes of ``turned``; its buffers are put there now."""
         other = self.over(module)
-        other.device = device
+        other.device, other.turned = device, self.turned if turned is None else turned
+        for owner in module.modules():
+            owner._buffers.update({name: other._placed(owner, name, value) for name, value in owner._buffers.items() if value is not None})
+        if other.turned:
+            other._park()
         return other
+
+    def _placed(self, owner: nn.Module, name: str, buffer: torch.Tensor) -> torch.Tensor:
+        """A buffer where and as it is computed with. What was computed wide, such as angles of positions, does not get narrower."""
+        dtype = self.turned.get(buffer.dtype, buffer.dtype)
+        narrower = dtype.itemsize < buffer.dtype.itemsize and name in owner._non_persistent_buffers_set
+        return buffer.to(self.device, buffer.dtype if narrower else dtype)
+
+    def _park(self) -> None:
+        """Leave parameters out of the module while they are not loaded: what it sees of them meanwhile has the dtype that it computes in."""
+        for name in self.names:
+            if not self.lazy:
+                self._here.setdefault(name, self.held(name))
+            self.put(name, self._absent(name))
+
+    def _absent(self, name: str) -> torch.Tensor:
+        """What stands for a parameter that is not loaded: no values, in the dtype that it is computed with."""
+        return torch.empty_like(self.held(name), dtype=self.loaded(name), device="meta")
 
     def held(self, name: str) -> torch.Tensor:
         """The parameter as the module holds it now, on ``meta`` where it is not loaded."""
@@ -72,29 +93,40 @@ class Weights:
 
     def dtype(self, name: str) -> torch.dtype:
         """Dtype in which the parameter is stored."""
-        return self.held(name).dtype
+        return self._here.get(self.first[name], self.held(name)).dtype
+
+    def loaded(self, name: str) -> torch.dtype:
+        """Dtype in which the parameter is loaded and computed with."""
+        return self.turned.get(self.dtype(name), self.dtype(name))
+
+    def brought(self, value: torch.Tensor) -> torch.Tensor:
+        """A value where, and in the dtype in which, it is computed with."""
+        return value.to(self.device, self.turned.get(value.dtype, value.dtype))
 
     def read(self, name: str) -> torch.Tensor:
-        """One parameter's value, whether loaded or not."""
+        """One parameter's value as it is stored, whether loaded or not."""
         return self._here.get(self.first[name], self.held(name)).to(CPU)
 
     @property
     def home(self) -> torch.device:
         """Where the parameters lie while nothing is loaded."""
-        return CPU if self.lazy else next((self.held(name).device for name in self.names), CPU)
+        return CPU if self.lazy else next((self._here.get(name, self.held(name)).device for name in self.names), CPU)
 
     def load(self, names: Iterable[str]) -> None:
         """Put the named parameters into the module."""
         for name in names:
             if self.held(name).device != self.device:
-                self._here[self.first[name]] = self.held(name)
-                self.put(name, self.held(name).to(self.device))
+                value = self._here.setdefault(self.first[name], self.held(name))
+                self.put(name, value.to(self.device, self.loaded(name)))
 
     def release(self, names: Iterable[str]) -> None:
         """Free the named parameters, if they can be read again."""
         for name in names:
-            if (value := self._here.pop(self.first[name], None)) is not None:
-                self.put(name, value)
+            if (value := self._here.get(self.first[name])) is None:
+                continue
+            if not self.turned:
+                self._here.pop(self.first[name])
+            self.put(name, self._absent(name) if self.turned else value)
 
     def put(self, name: str, value: torch.Tensor) -> None:
         """Set a parameter under all of its names."""
@@ -116,9 +148,12 @@ class CheckpointWeights(Weights):
     # What is loaded in the place of values, by name, shape and dtype, where they are not to be read.
     stand_in: Callable[[str, tuple[int, ...], torch.dtype], torch.Tensor] | None = None
 
-    def __init__(self, module: nn.Module, shards: Shards, device: torch.device = CPU):
+    def __init__(self, module: nn.Module, shards: Shards, device: torch.device = CPU, built: Mapping[str, torch.dtype] | None = None):
         super().__init__(module, device)
         self.shards = shards
+        tensors = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
+        self._twin = built is not None
+        self._built = built or {name: value.dtype for name, value in tensors}
         self.notes: list[str] = []
         self._sources: dict[str, tuple[Any, list[tuple[str, str]]]] = {}  # conversion → its converter, (key on disk, pattern)
         self._made_by: dict[str, str] = {}  # parameter → conversion that makes it
@@ -140,7 +175,9 @@ class CheckpointWeights(Weights):
 
     @override
     def over(self, module: nn.Module) -> CheckpointWeights:
-        return CheckpointWeights(module, self.shards, self.device)
+        other = CheckpointWeights(module, self.shards, self.device, self._built)
+        other.turned = self.turned
+        return other
 
     def _index(self) -> tuple[list[str], list[str]]:
         from transformers.conversion_mapping import get_model_conversion_mapping
@@ -196,7 +233,7 @@ class CheckpointWeights(Weights):
             if self.held(first).is_floating_point() and stored not in FLOATS:
                 raise ModelError(f"{where}: {first} must be stored in float16, bfloat16, float32 or float64, is {stored}. Dequantize it.")
             other += [first] if stored != dtype else []
-            if self.held(first).is_floating_point() and self.held(first).device.type == "meta":
+            if not self._twin and self.held(first).is_floating_point() and self.held(first).device.type == "meta":
                 self.put(first, torch.empty_like(self.held(first), dtype=dtype))  # a model may look at its dtype before it is loaded
         if other:
             stored = self.shards.entry(self._sources[self._made_by[other[0]]][1][0][0]).dtype
@@ -208,15 +245,8 @@ class CheckpointWeights(Weights):
     def _loaded(self, target: str) -> torch.dtype:
         """The dtype Transformers loads a conversion's tensors in: that of the class, or that of the model as it is built."""
         if target in self.first or target in dict(self.module.named_buffers()):
-            return self._wide(target) or self._built(target)
+            return self._wide(target) or self._built[target]
         return self.shards.entry(self._sources[target][1][0][0]).dtype
-
-    def _built(self, name: str) -> torch.dtype:
-        prefix, _, attribute = name.rpartition(".")
-        owner = self.module.get_submodule(prefix)
-        value = owner._parameters.get(attribute, owner._buffers.get(attribute))
-        assert value is not None
-        return value.dtype
 
     def _check_shape(self, name: str, held: torch.Tensor) -> None:
         wanted, has = tuple(held.shape), self._made[name]
@@ -263,20 +293,20 @@ class CheckpointWeights(Weights):
     @override
     def read(self, name: str) -> torch.Tensor:
         held = self.held(name)
-        return held.to(CPU) if held.device.type != "meta" else self._value(self.first[name])
+        return held.to(CPU, self.dtype(name)) if held.device.type != "meta" else self._value(self.first[name])
 
     @override
     def load(self, names: Iterable[str]) -> None:
         for name in names:
             if self.held(name).device.type == "meta":
                 if self.stand_in is not None:
-                    self.put(name, self.stand_in(name, tuple(self.held(name).shape), self.dtype(name)))
+                    self.put(name, self.stand_in(name, tuple(self.held(name).shape), self.loaded(name)))
                     continue
                 value = self._value(self.first[name])
                 if name not in self._finite:
                     require_finite(name, value)
                     self._finite.add(name)
-                self.put(name, value.to(self.device))
+                self.put(name, value.to(self.device, self.loaded(name)))
         self._latest = ("", {})
 
     @override

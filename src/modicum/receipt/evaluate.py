@@ -21,6 +21,7 @@ from modicum.judge.quality import Quality, compare, plain, require
 from modicum.measure.settings import judged_by
 from modicum.models.evaluating import evaluating
 from modicum.models.open import locate
+from modicum.receipt.computed import computing
 from modicum.receipt.trimmed import Trim
 from modicum.sweep.observe import masks_of, output_signatures
 from modicum.sweep.outputs import Outputs, convolved, described
@@ -41,6 +42,7 @@ def evaluate(
     seed: int = 0,
     output: str | int | Callable[[Any], Any] | None = None,
     classes: str | int | None = None,
+    compute: str = "auto",
     progress: Quiet | None = None,
 ) -> dict[str, Any]:
     """Measure a model's perplexity and, against a ``reference``, its mean KL per token.
@@ -51,7 +53,8 @@ def evaluate(
     ``tokens`` tokens are drawn from text by ``seed``: those of ``fit``'s receipt where all three are equal. Modules are judged in evaluation
     mode and left as they came. ``output``: what of the output is judged, names or places separated by commas, or a function; by default all
     that is no inner state, cache or loss. ``classes``: the axis of its classes, ``independent``, or ``none``; by default what
-    its name, shape and config tell. Padding that a mask of the batch marks counts nowhere.
+    its name, shape and config tell. ``compute``: the dtype both compute in, ``float32``, ``bfloat16``, or ``auto``: of half precision what is
+    faster on this processor. Padding that a mask of the batch marks counts nowhere.
 
     On text both models must have one vocabulary, or the model's must be the reference's as ``trim`` makes it smaller. Then the reference is
     judged as a model of the tokens that stayed, its probabilities those given that one of them comes, and ``vocabulary`` tells the rest: ``tokens``
@@ -83,17 +86,20 @@ def evaluate(
     if original and trim:
         original = replace(original, module=trim.narrowed(original.module, _vocabulary_rows(candidate)))
     shown = progress or Quiet()
-    with evaluating(candidate.module), evaluating(original.module if original else None):
+    modules = [part.module for part in (whole, original, candidate) if part]
+    with (
+        evaluating(candidate.module), evaluating(original.module if original else None), computing(modules, compute, batches[0]) as computed,
+    ):  # fmt: skip
         outputs = _outputs(original or candidate, batches, output, classes)
         shown.start("judge", len(batches))
         quality = _compared(candidate, original, batches, causal, outputs, shown.step).summary(seed)
-        modules = [part.module for part in (whole, original, candidate) if part]
         vocabulary = {"vocabulary": trim.facts(modules, batches, causal)} if trim else {}
     if original is None:
         quality = {name: quality[name] for name in ("sequences", "tokens", "perplexity")}
     return {
         "format": EVALUATION_FORMAT, "version": EVALUATION_VERSION, "model": candidate.name,
         "reference": original.name if original else None, "data": described, "seed": seed, "quality": quality, **vocabulary,
+        "compute": {"asked": compute} | computed.to_json(),
     }  # fmt: skip
 
 

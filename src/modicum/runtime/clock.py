@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import platform
 import statistics
 import time
@@ -25,6 +26,8 @@ from modicum.sweep import Script
 from modicum.sweep.rehearsal import module_units
 
 FORMAT, VERSION = "modicum-clock", 1
+# Instructions for half precision, which torch and oneDNN use where they are.
+_UNITS = {"avx512_bf16", "avx512_fp16", "amx_bf16", "amx_fp16", "avx_ne_convert", "bf16", "asimdhp"}
 # A shape is measured until so many seconds or repeats have passed, after one run to warm up.
 _SECONDS, _REPEATS = 0.1, 50
 # Bytes of weights gone round in while measuring: in a model each layer's are others, and come from memory.
@@ -52,17 +55,23 @@ class Clock:
         if not rows or not columns or not tokens:
             return 0.0
         key = f"{rows}x{columns} on {tokens} in {str(dtype).removeprefix('torch.')}"
+        return self.of(key, lambda: self.measure(rows, columns, tokens, dtype))
+
+    def of(self, key: str, measure: Callable[[], float]) -> float:
+        """What is kept under ``key``, else what ``measure`` gives now."""
         if self._table is None:
             self._table = self._read().get(self.machine, {})
         if key not in self._table:
-            self._table[key] = self.measure(rows, columns, tokens, dtype)
+            self._table[key] = measure()
             self._write()
         return self._table[key]
 
     @cached_property
     def machine(self) -> str:
-        """What times depend on beside the shape."""
-        return f"{processor()}, torch {torch.__version__}, {torch.get_num_threads()} threads"
+        """What times depend on beside the shape: also what of the processor's instructions torch and oneDNN may use."""
+        allowed = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "all"
+        able = [torch.backends.cpu.get_cpu_capability(), *sorted(_UNITS & instructions()), f"oneDNN {allowed}"]
+        return f"{processor()}, {' '.join(able)}, torch {torch.__version__}, {torch.get_num_threads()} threads"
 
     def _read(self) -> dict[str, dict[str, float]]:
         """Every machine's table; entries that are no times are left out."""
@@ -98,11 +107,21 @@ def default_path() -> Path:
 
 def processor() -> str:
     """Name of the processor, as the system tells it."""
+    return _told("model name") or platform.processor() or platform.machine()
+
+
+def instructions() -> set[str]:
+    """Names of the processor's kinds of instructions, where the system tells them: many clouds call all their processors alike."""
+    return set((_told("flags") or _told("Features")).split())
+
+
+def _told(what: str) -> str:
+    """A line of what the system says of its first processor."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
+            if line.startswith(what):
                 return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    return ""
 
 
 def time_linear(rows: int, columns: int, tokens: int, dtype: torch.dtype) -> float:

@@ -99,7 +99,7 @@ def _require_free(model: Model, script: Script, batch: Batch, need: _Need, left:
     """Raise ``BudgetError`` where what is free cannot do: for what one unit needs at the least."""
     rows = 1 if script.whole else count_rows(batch)
     for name, values in script.met.items():
-        if (size := values * rows * model.dtype.itemsize) > left:
+        if (size := values * rows * model.computed.itemsize) > left:
             raise BudgetError(
                 f"{name}: what it reads and gives for one batch must fit in memory, takes {readable(size)} where {readable(max(0, left))} are free. "
                 "Pass a smaller --micro-batch (or batches of fewer rows), or shorter --tokens."
@@ -148,14 +148,14 @@ class _Need:
 def whole_model(model: Model, batch: Batch) -> int:
     """Bytes that this process would have with the compressed model loaded whole, as Transformers does, and run on a batch."""
     trim()
-    return own_memory() + model.dense_bytes + forward(model, batch)
+    return own_memory() + model.dense_bytes + forward(model.stored, batch)
 
 
 def weights_held(model: Model) -> int:
-    """Bytes of the weights that a streaming sweep will load: all outside blocks that are not there yet, one block of each of two sweeps, and its
-    treated values.
+    """Bytes of the weights that a streaming sweep will load, in the dtype it computes in: all outside blocks that are not there yet, one block of
+    each of two sweeps, and its treated values.
     """
-    if not model.weights.lazy:
+    if not model.weights.lazy and not model.weights.turned:
         return 0
     trunk = [name for name in model.trunk if model.weights.held(name).device.type == "meta"]
     blocks = max((_size(model, block.parameters) for block in model.blocks.values()), default=0)
@@ -168,8 +168,8 @@ def forward(model: Model, batch: Batch) -> int:
     inside = max((max(unit.shape) for unit in units if unit.parameter not in trunk), default=0)
     head = lambda unit: unit.kind != "embedding" or model.is_causal  # a tied embedding is the head too
     outside = max((unit.shape[0] for unit in units if unit.parameter in trunk and head(unit)), default=0)
-    return count_tokens([batch]) * model.dtype.itemsize * (_INNER * inside + _LOGITS * outside)
+    return count_tokens([batch]) * model.computed.itemsize * (_INNER * inside + _LOGITS * outside)
 
 
 def _size(model: Model, names: Iterable[str]) -> int:
-    return sum(model.weights.held(name).numel() * model.weights.dtype(name).itemsize for name in names)
+    return sum(model.weights.held(name).numel() * model.weights.loaded(name).itemsize for name in names)

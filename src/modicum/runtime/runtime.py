@@ -71,7 +71,7 @@ class Runtime:
         if not self.cuts:
             return frozenset()
         with self._loaded(0):
-            narrow = narrowable(self.model.module, list(self.cuts.values()), self._input(2, min(self.context, 16)))
+            narrow = narrowable(self.model.stored.module, list(self.cuts.values()), self._input(2, min(self.context, 16)))
         return frozenset(unit.name for name, site in self.cuts.items() if name not in narrow for unit in site.units)
 
     # Memory
@@ -100,7 +100,9 @@ class Runtime:
         while context:
             for experts in ("", "grouped_mm"):  # the plain loop over experts asks which were chosen
                 try:
-                    return math.ceil(counted_bytes(self.model.module, self._input(self.batch, context), experts) * self.context / context)
+                    return math.ceil(
+                        counted_bytes(self.model.stored.module, self._input(self.batch, context), experts) * self.context / context
+                    )
                 except _TooLongError:
                     break
                 except Exception:  # whatever a forward does that tensors without values cannot answer
@@ -216,9 +218,9 @@ class Runtime:
 
     def _watch(self, batch: int, context: int, share: float) -> Watched:
         example = self._input(batch, context)
-        run = lambda: call(self.model.module, example, cached=True)
+        run = lambda: call(self.model.stored.module, example, cached=True)
         try:
-            return watch(self.model, self.script, run, self.cuts.values(), seconds=share * _SECONDS)
+            return watch(self.model.stored, self.script, run, self.cuts.values(), seconds=share * _SECONDS)
         except IndexError:
             raise BudgetError(
                 f"--context: must be what the model takes, got {self.context} tokens{self._most()}. Pass a smaller --context: the tokens of the "
@@ -232,7 +234,7 @@ class Runtime:
     @contextmanager
     def _loaded(self, overhead: int) -> Iterator[None]:
         """Inside, every weight is in memory. Raises ``BudgetError`` where there is not room for them and ``overhead`` bytes."""
-        weights = self.model.weights
+        weights = self.model.stored.weights
         absent = [name for name in weights.names if weights.held(name).device.type == "meta"]
         needed = sum(weights.held(name).numel() * weights.dtype(name).itemsize for name in absent) + overhead
         free = psutil.virtual_memory().available

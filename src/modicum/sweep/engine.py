@@ -282,7 +282,8 @@ class Sweep:
             return None
         if unit.name not in self._dense:
             weights = self.model.weights
-            self._dense[unit.name] = unit.stored(self.forms[unit.name].dense().to(weights.device, weights.dtype(unit.parameter)))
+            value = self.forms[unit.name].dense().to(weights.dtype(unit.parameter))  # as a runtime has it
+            self._dense[unit.name] = unit.stored(value.to(weights.device, weights.loaded(unit.parameter)))
         return self._dense[unit.name]
 
     @contextmanager
@@ -292,7 +293,7 @@ class Sweep:
         if value is not None:
             owner._parameters["weight"] = nn.Parameter(value, requires_grad=False)
         if bias is not None:
-            owner._parameters["bias"] = nn.Parameter(bias.to(self.model.weights.device), requires_grad=False)
+            owner._parameters["bias"] = nn.Parameter(self.model.weights.brought(bias), requires_grad=False)
         try:
             yield
         finally:

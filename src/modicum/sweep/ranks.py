@@ -54,6 +54,10 @@ class Ranks:
             raise SettingError(
                 "ranks: must all be given the same settings, model and data, were not. Run the same command on all machines."
             )
+        return self.stamped(fingerprint)
+
+    def stamped(self, fingerprint: str) -> str:
+        """The fingerprint with the own share of the run."""
         return fingerprint if self.count == 1 else f"{fingerprint} {self.rank} of {self.count}"
 
     def share(self, items: Sequence[T]) -> Sequence[T]:

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,8 +69,14 @@ class WorkDir:
                 Path(lock.lock_file).unlink()
             lock.release()
 
-    def begin(self, fingerprint: str) -> Path:
-        """Continue an interrupted run of the same request, or start afresh; the folder to work in."""
+    def begun(self, fingerprint: Callable[[], str]) -> Any:
+        """What an interrupted run of the same request noted of how it computes; None where none is here."""
+        known = _state(self.partial / "state.json") if self.partial.exists() else {}
+        ours = known.get("format") == self.kind and known.get("fingerprint") == fingerprint()
+        return known.get("compute") if ours else None
+
+    def begin(self, fingerprint: str, compute: dict[str, str] | None = None) -> Path:
+        """Continue an interrupted run of the same request, or start afresh; the folder to work in. ``compute`` is noted for those who go on."""
         state = self.partial / "state.json"
         if self.partial.exists():
             known = _state(state) or {"format": _state(self.partial / "stale.json").get("format")}
@@ -82,7 +88,7 @@ class WorkDir:
             if known.get("fingerprint") != fingerprint:
                 self._clear()
         self.partial.mkdir(exist_ok=True)
-        write_json(state, {"format": self.kind, "fingerprint": fingerprint})
+        write_json(state, {"format": self.kind, "fingerprint": fingerprint} | ({"compute": compute} if compute else {}))
         return self.partial
 
     def forget_ranks(self, count: int) -> None:
