@@ -40,7 +40,7 @@ class Scene:
         cls, source: str | Path | nn.Module | Model, request: Request, batches: Any = None, measured: Measured | None = None,
         ranks: Ranks = LONE, place: WorkDir | None = None,
     ) -> Scene:  # fmt: skip
-        """Open the subject, or that of a measurement, and its target; an interrupted run in ``place`` goes on as it began. Raises the errors of each."""
+        """Open the subject, or that of a measurement, and its target; a run begun in ``place`` goes on as it began. Raises the errors of each."""
         if measured is not None:
             subject = measured.open(source, request, place, ranks)
         else:
