@@ -25,7 +25,7 @@ _NAMES = {str(dtype)[6:]: dtype for dtype in (*_HALVES, torch.float32, torch.flo
 _WORTH = 1.25
 # Sides of the products that are timed, powers of two near those of the model's layers, and their rows.
 _LEAST, _MOST, _TOKENS = 256, 512, 64
-_SECONDS, _REPEATS = 0.01, 5
+_SECONDS, _REPEATS = 0.01, 20
 # What a forward and a sweep for gradients consist of: block by block forward, again for the graph, and back through the inputs alone.
 _FORWARD, _GRADIENTS = Counter(linear=1), Counter(linear=2, gradient=1)
 

@@ -1,0 +1,93 @@
+"""What a run costs where products of half precision are fast, and where they are not: processor seconds of one ``fit``, each in a process of its own.
+
+``MODICUM_EARLIER=EARLIER/src`` adds an earlier version. The slow path is forced, and shown to be by the rates that torch has on it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from bench.common import ROOT, SAMPLES, show
+
+SLOW = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+PATHS = {"as it is": {}, "without bfloat16 units": SLOW}
+WORDS = ("--bpw", "4.5", "--search-time", "0", "--samples", str(SAMPLES), "--test-samples", "16")
+_RATES = """
+import torch
+from modicum.runtime.compute import time_product
+rate = lambda kind, dtype: 2e-9 * 64 * 512 * 512 / time_product(kind, dtype, 512, 512)
+print(*(f"{kind} {rate(kind, torch.float32):.0f} and {rate(kind, torch.bfloat16):.1f}" for kind in ("linear", "gradient")), sep=", ")
+"""
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        models = {"bfloat16": _demo(), "its float32 copy": _widened(_demo(), place / "wide")}
+        rows, rates = [], []
+        for path, extra in PATHS.items():
+            rates.append(f"{path}: {_ran((sys.executable, '-c', _RATES), _environment(extra, place))[0].strip()}")
+            for version, source in _versions().items():
+                found = {name: _fitted(model, place, extra, source) for name, model in models.items()}
+                ratio = f"{found['bfloat16'][0] / found['its float32 copy'][0]:.2f}"
+                rows += [(path, version, name, f"{spent:.1f}", computed, ratio) for name, (spent, computed) in found.items()]
+    show(
+        "Computing: processor seconds of one fit of the demo", ("processor", "version", "weights", "seconds", "computed in", "bfloat16 to copy"),
+        rows, f"One thread. Products in float32 and in bfloat16, billions of operations a second: {'; '.join(rates)}. "
+        f"`fit demo {' '.join(WORDS)}`; without units {' '.join(f'{name}={value}' for name, value in SLOW.items())}. "
+        "`MODICUM_EARLIER=EARLIER/src python bench/run.py compute`.",
+    )  # fmt: skip
+
+
+def _demo() -> Path:
+    from modicum.models.open import DEMO
+
+    return DEMO
+
+
+def _versions() -> dict[str, str]:
+    earlier = os.environ.get("MODICUM_EARLIER")
+    return {"now": str(ROOT / "src")} | ({"earlier": earlier} if earlier else {})
+
+
+def _widened(source: Path, made: Path) -> Path:
+    """The same checkpoint with its weights in float32."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(source, made)
+    save_file({name: value.float() for name, value in load_file(source / "model.safetensors").items()}, made / "model.safetensors")
+    config = json.loads((source / "config.json").read_text(encoding="utf-8")) | {"dtype": "float32"}
+    (made / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return made
+
+
+def _environment(extra: dict[str, str], place: Path, source: str = str(ROOT / "src")) -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": source, "XDG_CACHE_HOME": str(place / "home"), **extra}
+
+
+def _fitted(model: Path, place: Path, extra: dict[str, str], source: str) -> tuple[float, str]:
+    """Processor seconds of one fit, and what its receipt says it computed in; a first one fills the cache with what is found out once."""
+    words = (sys.executable, "-m", "modicum", "fit", str(model), "--out", str(place / "out"), "--overwrite", "--json")
+    environment = _environment(extra, place, source)
+    _ran((*words, "--method", "nearest bits=8", "--samples", "8", "--test-samples", "1"), environment)
+    text, spent = _ran((*words, *WORDS), environment)
+    return spent, json.loads(text).get("compute", {}).get("forward", "as stored")
+
+
+def _ran(words: tuple[str, ...], environment: dict[str, str]) -> tuple[str, float]:
+    """What a process prints, and the processor seconds it took."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    text = subprocess.run(words, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment).stdout
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return text, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+if __name__ == "__main__":
+    main()
