@@ -165,6 +165,25 @@ def test_an_attention_to_something_else_has_both_covariances(wide):
         same(found["attention.k_proj_weight"], key)
 
 
+def test_layers_in_a_list_are_measured_like_others():
+    opened = open_model(nn.ModuleList([nn.LSTM(8, 8), nn.GRU(8, 8)]))
+    assert not opened.blocks
+    opened = open_model(Stacked().eval())
+    script = rehearse(opened, {"x": torch.randn(4, 3, 8)})
+    assert {script.data_free(unit) for unit in opened.units.values()} == {""}
+
+
+class Stacked(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.LSTM(8, 8, batch_first=True), nn.GRU(8, 8, batch_first=True)])
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x)[0]
+        return x
+
+
 class Twice(nn.Module):
     def __init__(self):
         super().__init__()

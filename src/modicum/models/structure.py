@@ -14,6 +14,8 @@ from modicum.models.weights import Weights
 
 # Parameters of fewer weights, outside the layers that torch knows, are not worth a form.
 _SMALLEST = 256
+# Torch's layers that use several weights in one call: like a linear layer no steps of their own, for their inputs are met at that call.
+_WHOLE = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
 
 
 def kind_of(module: nn.Module) -> Kind | None:
@@ -134,7 +136,7 @@ def expert_units(prefix: str, attribute: str, weights: Weights, transposed: bool
 def find_blocks(module: nn.Module, weights: Weights) -> dict[str, Block]:
     """Elements of the outermost lists of modules, in order of definition.
 
-    An element must own parameters and not be a unit itself, and stand there once: one that is used several times is no step of its own.
+    An element must own parameters and not be a unit itself or a layer of several, and stand there once: one that is used several times is no step of its own.
     Nested lists (experts, branches) stay inside their block.
     """
     blocks: dict[str, Block] = {}
@@ -147,7 +149,7 @@ def find_blocks(module: nn.Module, weights: Weights) -> dict[str, Block]:
             if (
                 counts[id(element)] == 1
                 and kind_of(element) is None
-                and not isinstance(element, nn.ModuleList)
+                and not isinstance(element, (nn.ModuleList, *_WHOLE))
                 and next(element.parameters(), None) is not None
             ):
                 blocks[name] = Block(name, prefix, index, ())

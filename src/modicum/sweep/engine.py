@@ -335,7 +335,7 @@ class Sweep:
         else:
             stats = summed(Stats(count=sum(value.numel() // value.shape[-1] for _, _, value in inputs)), self.ranks, members[0].name)
         found = {member.name: self._own(member, stats) for member in members}
-        if any(mixed(each) for _, each in met):
+        if stats.moment is not None and any(mixed(each) for _, each in met):
             for each in found.values():
                 each.events.append("its rows multiply several inputs, and have the covariance of all of them")
         return found
