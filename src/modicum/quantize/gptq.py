@@ -19,7 +19,7 @@ from modicum.quantize._family import Quantizer
 from modicum.quantize.hqq import Hqq
 
 # Rows that are solved together: so few that a column's operations cost their calls.
-_TOGETHER, _SLAB = 1024, 1 << 24
+_TOGETHER, _SLAB = 4096, 1 << 24
 
 
 @dataclass(frozen=True, kw_only=True)
