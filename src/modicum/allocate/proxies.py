@@ -13,7 +13,7 @@ from modicum.allocate._cache import cached
 from modicum.allocate._family import Judge, fill, judged
 from modicum.allocate.integer_program import integer_program
 from modicum.allocate.random import random, spread
-from modicum.core.errors import SettingError
+from modicum.core.errors import SettingError, listed
 from modicum.core.plan import Limits, Picks, Table
 
 # Random plans to learn from, half of them at the limits; the fewest, where time is short; those judged at once; sequences to judge each on.
@@ -184,9 +184,7 @@ def evaluated(expression: Expression, known: dict[str, np.ndarray]) -> np.ndarra
     """Value of an expression, (choices,). Raises ``SettingError`` for a statistic that the table lacks."""
     if isinstance(expression, str):
         if expression not in known:
-            raise SettingError(
-                f"proxy: the table must have {expression}, has {', '.join(known)}. Measure with --curvature, or evolve again."
-            )
+            raise SettingError(f"proxy: the table must have {expression}, has {listed(known)}. Measure with --curvature, or evolve again.")
         return known[expression]
     values = [evaluated(part, known) for part in expression[1:]]
     return OPERATIONS[expression[0]](*values)

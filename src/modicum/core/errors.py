@@ -54,6 +54,12 @@ def near(name: str, known: Iterable[str]) -> str:
     return f"The nearest of {len(known)}: {', '.join(heapq.nlargest(_SHOWN, known, likeness))}."
 
 
+def listed(names: Iterable[str]) -> str:
+    """Names for a sentence: the first ten, and how many more there are."""
+    names = list(names)
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+
+
 def quoted(error: BaseException | str, most: int = _QUOTED) -> str:
     """What somebody else's error says, for a sentence of ours: its first line, ended between two words where it is too long."""
     line = next((line.strip() for line in str(error).splitlines() if line.strip()), "") or type(error).__name__

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from modicum.core.errors import ModelError
+from modicum.core.errors import ModelError, quoted
 
 MAX_JSON = 100_000_000  # bytes
 
@@ -86,4 +86,4 @@ def require_inside(directory: Path) -> None:
     """Raise ``ModelError`` where something in ``directory`` is a link out of it."""
     for path in sorted(directory.iterdir()):
         if path.is_symlink() and leads_outside(path, directory):
-            raise ModelError(f"{directory}: {path.name!r:.80} must lie in the directory, and it links outside. Copy it there.")
+            raise ModelError(f"{directory}: {quoted(repr(path.name))} must lie in the directory, and it links outside. Copy it there.")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from modicum.core import settings
-from modicum.core.errors import ModelError, SettingError
+from modicum.core.errors import ModelError, SettingError, quoted
 from modicum.core.method import Change, Method, Need, find
 from modicum.core.unit import Site, Stats
 
@@ -58,7 +58,7 @@ class Option:
         if text.strip() == KEEP:
             return cls()
         if len(text) > _LONGEST:
-            raise SettingError(f"option {text[:40]!r}...: must have at most {_LONGEST} characters, has {len(text)}.")
+            raise SettingError(f"option {quoted(repr(text), 60)}: must have at most {_LONGEST} characters, has {len(text)}.")
         steps = []
         for part in text.split("|"):
             try:

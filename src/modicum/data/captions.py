@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from modicum.core.errors import DataError
+from modicum.core.errors import DataError, listed
 from modicum.core.files import leads_outside
 from modicum.data import files, tables
 
@@ -49,9 +49,7 @@ def _rows(table: Path, text_column: str | None, columns: set[str]) -> Iterator[t
     """Where each row stands, its file and its text."""
     for where, row in tables.records(table, files.read_text(table)):
         if not isinstance(name := row.get(FILE), str) or not name:
-            raise DataError(
-                f"data: {where} must have a {FILE}, has {', '.join(map(str, row)) or 'none'}. Name the file of each text there."
-            )
+            raise DataError(f"data: {where} must have a {FILE}, has {listed(map(str, row)) or 'none'}. Name the file of each text there.")
         others = {key: value for key, value in row.items() if key != FILE}
         column = tables.column_of(where, list(others), text_column, [key for key, value in others.items() if isinstance(value, str)])
         if not isinstance(text := row[column], str) or not text.strip():

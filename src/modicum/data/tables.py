@@ -13,7 +13,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from modicum.core.errors import DataError, near, quoted
+from modicum.core.errors import DataError, listed, near, quoted
 from modicum.data.files import Text
 
 SUFFIXES = frozenset({".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet"})
@@ -21,7 +21,6 @@ SUFFIXES = frozenset({".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet"})
 NAMES = ("text", "content", "document", "body", "article", "sentence", "review", "abstract", "transcription", "transcript", "caption")
 _DELIMITERS = {".tsv": "\t", ".csv": ",;\t|"}
 _ROWS = 1000  # of Parquet, read at once
-_SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -49,8 +48,9 @@ def column_of(where: str, names: Sequence[str], asked: str | None, texts: Sequen
     only = names if texts is None else texts
     if len(usual) == 1 or (not usual and len(only) == 1):
         return (usual or only)[0]
-    shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
-    raise DataError(f"data: {where} has the columns {shown or 'none'}; which holds the text cannot be told. Name it with --text-column.")
+    raise DataError(
+        f"data: {where} has the columns {listed(names) or 'none'}; which holds the text cannot be told. Name it with --text-column."
+    )
 
 
 def records(file: Path, text: Text) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -210,7 +210,9 @@ def load(directory: str | Path, *, into: nn.Module | None = None, narrow: bool =
     modules = dict(into.named_modules())
     for name in body["dropped"]:
         if name not in modules or not isinstance(modules.get(name.rpartition(".")[0]), nn.ModuleList):
-            raise ModelError(f"{directory}: dropped must name blocks of the model, {name!r:.80} is none. Check the module or config.")
+            raise ModelError(
+                f"{directory}: dropped must name blocks of the model, {quoted(repr(name))} is none. Check the module or config."
+            )
     shards = Shards(directory)
     _fill(into, shards, body, directory, narrow_groups(body, directory) if narrow else [])
     give_back(modules, body.get("extra", {}), lambda name: shards.read(name).clone(), directory)
@@ -232,7 +234,7 @@ def narrow_groups(body: dict[str, Any], directory: Path) -> list[Group]:
         groups = [Group.from_json(value) for value in given]
         units = [unit for group in groups for unit in group.units]
         if unknown := sorted(set(units) - body["units"].keys()):
-            raise ValueError(f"{unknown[0]!r:.80} is no unit")
+            raise ValueError(f"{quoted(repr(unknown[0]))} is no unit")
         if len(set(units)) < len(units):
             raise ValueError("a unit is named twice")
         return groups
@@ -268,7 +270,7 @@ def _load_transformers(directory: Path) -> nn.Module:
         raise ModelError(f"{directory}: Transformers cannot load it ({quoted(error, 120)}).") from None
     for kind in ("missing_keys", "mismatched_keys", "error_msgs"):
         if report.get(kind):
-            raise ModelError(f"{directory}: must hold the model's weights, {kind} are such as {sorted(map(str, report[kind]))[0]:.200}.")
+            raise ModelError(f"{directory}: must hold the model's weights, {kind} are such as {quoted(sorted(map(str, report[kind]))[0])}.")
     return module.eval()
 
 
@@ -278,7 +280,7 @@ def read_body(directory: Path) -> dict[str, Any]:
     try:
         body = read_json(path)
         if body["format"] != FORMAT or body["version"] != VERSION:
-            raise ValueError(f"is {body['format']!r:.40} {body['version']!r:.40}, not {FORMAT} {VERSION}")
+            raise ValueError(f"is {quoted(repr(body['format']))} {quoted(repr(body['version']))}, not {FORMAT} {VERSION}")
         if (
             not isinstance(body["units"], dict)
             or not isinstance(body["dropped"], list)
@@ -340,9 +342,9 @@ def check_place(unit: Unit, modules: Mapping[str, nn.Module], experts: set[int],
     held = modules[owner]._parameters.get(attribute) if owner in modules else None
     slices = len(held) if held is not None and held.ndim else 0
     if held is None or tuple(held.shape) != unit.stored_shape:
-        raise ModelError(f"{directory}: {unit.name:.200} must be a weight of the model, is not. Check the module or config.")
+        raise ModelError(f"{directory}: {quoted(unit.name)} must be a weight of the model, is not. Check the module or config.")
     if unit.expert is not None and (type(unit.expert) is not int or not 0 <= unit.expert < slices or unit.expert in experts):
-        raise ModelError(f"{directory}: {unit.name:.200} must be one slice of a stack of the model, is not. Check the module or config.")
+        raise ModelError(f"{directory}: {quoted(unit.name)} must be one slice of a stack of the model, is not. Check the module or config.")
     experts |= set() if unit.expert is None else {unit.expert}
 
 
@@ -371,4 +373,4 @@ def described_unit(name: str, described: dict[str, Any], directory: Path) -> Uni
             raise ValueError(f"{unit.shape} is stored as {stored}")
         return unit
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
-        raise ModelError(f"{directory}: unit {name:.200} must be described in full ({error}). Write the files anew.") from None
+        raise ModelError(f"{directory}: unit {quoted(name)} must be described in full ({error}). Write the files anew.") from None

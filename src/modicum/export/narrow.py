@@ -41,7 +41,7 @@ class Group:
     def from_json(cls, value: Any) -> Group:
         """Inverse of ``to_json``. Raises ``ValueError`` where it is anything else."""
         if not isinstance(value, dict) or value.keys() - {"units", "attributes"}:
-            raise ValueError(f"{value!r:.60} is no group")
+            raise ValueError(f"{quoted(repr(value))} is no group")
         units, attributes = value.get("units"), value.get("attributes", {})
         if not isinstance(units, list) or not units or not all(isinstance(unit, str) for unit in units):
             raise ValueError("units must be a list of names")
@@ -139,7 +139,7 @@ def put_attributes(modules: Mapping[str, nn.Module], group: Group) -> None:
     """Set the counts that follow a group. Raises ``ValueError`` where a module has none that large."""
     for name, values in group.attributes.items():
         if name not in modules:
-            raise ValueError(f"module {name!r:.60} is not in the model")
+            raise ValueError(f"module {quoted(repr(name))} is not in the model")
         for attribute, value in values.items():
             before = vars(modules[name]).get(attribute)
             if type(before) is not int or not 1 <= value <= before:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers.core_model_loading import ConversionOps, WeightConverter, WeightRenaming
 
-from modicum.core.errors import ModelError
+from modicum.core.errors import ModelError, quoted
 from modicum.core.files import require_inside
 from modicum.core.tensorfile import Shards
 from modicum.core.unit import Unit
@@ -78,7 +78,7 @@ class Opening:
         for name in names:
             unit_name, _, part = name.rpartition(":")
             if unit_name and unit_name not in parameters:
-                raise ModelError(f"{self.directory}: holds {name:.200}, which belongs to no unit. Write the files anew.")
+                raise ModelError(f"{self.directory}: holds {quoted(name)}, which belongs to no unit. Write the files anew.")
             self.keys[parameters[unit_name] if unit_name else part].append(name)
 
     def _narrow(self, body: dict[str, Any], modules: dict[str, nn.Module], shards: Shards) -> None:
@@ -194,7 +194,7 @@ class _Restore(ConversionOps):
             value = self._value({name: tensors[0] for name, tensors in input_dict.items()})
         except Exception as error:  # whatever restoring raises at parts that are not its own
             name = self.making.units[0][0].parameter
-            told = error if isinstance(error, ModelError) else f"{self.opening.directory}: {name:.200} cannot be restored ({error})."
+            told = error if isinstance(error, ModelError) else f"{self.opening.directory}: {quoted(name)} cannot be restored ({error})."
             self.opening.errors.append(told if isinstance(told, ModelError) else ModelError(told))
             return {full_layer_name: torch.zeros(held.shape, dtype=held.dtype)}
         return {full_layer_name: value.to(self.dtype or held.dtype)}
@@ -269,5 +269,7 @@ def _drop(model: nn.Module, modules: dict[str, nn.Module], dropped: list[str], d
     own = {id(module): name for name, module in model.named_modules(remove_duplicate=False)}
     inside = [name for name in dropped if name in modules]
     if len(inside) < len(dropped):
-        raise ModelError(f"{directory}: dropped must name blocks of the model, {sorted(set(dropped) - set(inside))[0]!r:.80} is none.")
+        raise ModelError(
+            f"{directory}: dropped must name blocks of the model, {quoted(repr(sorted(set(dropped) - set(inside))[0]))} is none."
+        )
     container.drop_blocks(model, [own[id(modules[name])] for name in inside])

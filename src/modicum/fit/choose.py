@@ -14,7 +14,7 @@ from modicum.allocate import ALLOCATORS, JUDGED
 from modicum.allocate._family import Judge, fill
 from modicum.allocate.integer_program import integer_program
 from modicum.core.budget import Budget, readable
-from modicum.core.errors import BudgetError, ModelError
+from modicum.core.errors import BudgetError, ModelError, listed
 from modicum.core.option import KEEP, Option
 from modicum.core.plan import Picks, Table
 from modicum.export import TARGETS, Target
@@ -285,7 +285,7 @@ class Chooser:
         cut = {table.parents[site] for site in bare} & {
             site for site, index in picks.items() if level_of(table.choices[site][index].option) not in (KEEP, GONE)
         }
-        return [f"{site}: cut, and no integer grid of the menu fits {', '.join(sorted(b for b in bare if table.parents[b] == site))}; "
+        return [f"{site}: cut, and no integer grid of the menu fits {listed(sorted(b for b in bare if table.parents[b] == site))}; "
                 "another --group may lose less." for site in sorted(cut)]  # fmt: skip
 
     def exact_bytes(self, table: Table, picks: Picks, findings: Findings) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from modicum.core.budget import Budget, readable
-from modicum.core.errors import BudgetError, ModelError
+from modicum.core.errors import BudgetError, ModelError, listed
 from modicum.data.splits import one_row, placed
 from modicum.export._family import Layout
 from modicum.fit.made import Made
@@ -48,7 +48,7 @@ def reloaded(made: Made, final: Path, who: str) -> dict[str, Any]:
     here = [placed(batches[0], "cpu")]  # whatever the device: loaders load to the computer's own memory
     module, found = scene.target.verify(final, made.forms, here[0])
     if (wide := found.get("as wide as before")) and _narrower(budget):
-        raise BudgetError(f"budget {budget}: cuts must load narrower for it, these do not: {', '.join(sorted(wide))}. Keep them whole.")
+        raise BudgetError(f"budget {budget}: cuts must load narrower for it, these do not: {listed(sorted(wide))}. Keep them whole.")
     with hushed():  # some loaders do their last steps on first use
         judged = compare(made.outputs(batches, stored), plain(module, here), batches, False, scene.script.outputs)
     worst = max(value for each in judged.parts.values() for value in each.divergence)

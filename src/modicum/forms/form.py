@@ -93,7 +93,7 @@ def restore(described: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], *
     try:
         shape, dtype = (int(described["shape"][0]), int(described["shape"][1])), getattr(torch, str(described["dtype"]))
         if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-            raise ValueError(f"dtype must be one of floats, is {described['dtype']!r:.40}")
+            raise ValueError(f"dtype must be one of floats, is {quoted(repr(described['dtype']))}")
         form = _KINDS[kind].restored(tensors, described, shape, dtype)
         if not known and tuple(form.dense().shape) != shape:
             raise ValueError(f"shape {shape} does not match the tensors")

@@ -114,7 +114,7 @@ def check_counts(raw: Any, path: Path | str) -> None:
     """Raise ``ModelError`` where a config asks for more layers, heads or experts than there can be."""
     for name, value in _entries(raw):
         if _COUNTS.search(str(name)) and isinstance(value, int | float) and not abs(value) <= _MOST:
-            raise ModelError(f"{path}: {name!s:.80} must be at most {_MOST}, is {value!r:.40}. Check the config.")
+            raise ModelError(f"{path}: {quoted(str(name))} must be at most {_MOST}, is {quoted(repr(value))}. Check the config.")
 
 
 def _tokenizer_config(directory: Path) -> Any:
@@ -153,7 +153,7 @@ def model_class(config: Any, who: str) -> type[nn.Module]:
         cls = getattr(transformers, name, None) if isinstance(name, str) else None
         if isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel):
             return cls
-    raise ModelError(f"{who}: config.json must name a class of Transformers in 'architectures', names {named!r:.200}.")
+    raise ModelError(f"{who}: config.json must name a class of Transformers in 'architectures', names {quoted(repr(named))}.")
 
 
 def skeleton(cls: type[nn.Module], config: Any, *, stored: int | None = None) -> nn.Module:
@@ -239,7 +239,7 @@ def _from_pickle(cls: Any, config: Any, directory: Path, name: str) -> Model:
         except Exception as error:
             raise ModelError(f"{file}: must be a pickle of tensors alone, is not ({quoted(error)}).") from None
     if strange := [name for name, value in state.items() if not isinstance(name, str) or not isinstance(value, torch.Tensor)]:
-        raise ModelError(f"{directory}: its pickled weights must be tensors by name, {strange[0]!r:.80} is none.")
+        raise ModelError(f"{directory}: its pickled weights must be tensors by name, {quoted(repr(strange[0]))} is none.")
     try:
         module, report = cls.from_pretrained(None, config=config, state_dict=state, output_loading_info=True)
     except Exception as error:

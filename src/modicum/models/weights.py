@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from typing_extensions import override
 
-from modicum.core.errors import ModelError, quoted
+from modicum.core.errors import ModelError, listed, quoted
 from modicum.core.finite import finite
 from modicum.core.tensorfile import Shards
 from modicum.models.plain import FLOATS, kept_wide, parted, tied_pairs, untie
@@ -166,7 +166,7 @@ class CheckpointWeights(Weights):
         if apart := self._parted():
             untie(module, apart)
             Weights.__init__(self, module, device)
-            self.notes.append(f"{', '.join(apart)}: tied by the config, kept apart: the checkpoint holds other values for it")
+            self.notes.append(f"{listed(apart)}: tied by the config, kept apart: the checkpoint holds other values for it")
         self._check()
 
     @override

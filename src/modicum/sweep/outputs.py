@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from modicum.core.errors import ModelError, SettingError, near
+from modicum.core.errors import ModelError, SettingError, listed, near
 from modicum.data.splits import Batch
 from modicum.sweep.cover import Cover
 
@@ -150,13 +150,13 @@ def _wanted(output: Any, names: str, config: Any, maps: Sequence[torch.Tensor]) 
     for name in (name.strip() for name in names.split(",") if name.strip()):
         place = list(known)[int(name)] if name not in known and name.isdigit() and int(name) < len(known) else name
         if place not in known:
-            raise SettingError(f"output {name!r}: the model's output holds {', '.join(known)}. {near(name, known)}")
+            raise SettingError(f"output {name!r}: the model's output holds {listed(known)}. {near(name, known)}")
         path, value = known[place]
         if not (value.is_floating_point() or value.is_complex()):
             raise SettingError(f"output {name!r}: must hold numbers with fractions, holds {str(value.dtype)[6:]}. Choose another.")
         parts.append(_told(path, value, config, maps))
     if not parts:
-        raise SettingError(f"output: at least one name must be given; the model's output holds {', '.join(known)}.")
+        raise SettingError(f"output: at least one name must be given; the model's output holds {listed(known)}.")
     return tuple(parts)
 
 
@@ -164,9 +164,7 @@ def _classified(output: Any, parts: tuple[Part, ...], classes: str | None) -> tu
     """Parts with what the caller says of their classes."""
     words = [word.strip() for word in str(classes).split(",")] if classes is not None else []
     if len(words) > len(parts):
-        raise SettingError(
-            f"classes {classes!r}: must be at most one for each of {len(parts)} outputs ({', '.join(p.name for p in parts)})."
-        )
+        raise SettingError(f"classes {classes!r}: must be at most one for each of {len(parts)} outputs ({listed(p.name for p in parts)}).")
     found = [_said(part, word, _follow(output, part.path)) for part, word in zip(parts, words)]
     return (*found, *parts[len(found) :])
 

@@ -246,7 +246,9 @@ def _texts(corpus: str | os.PathLike[str] | Iterable[str], model: Model, text_co
         try:
             text.encode()
         except UnicodeEncodeError:
-            raise DataError(f"trim: a text must be valid Unicode, one holds half of a surrogate pair: {text[:40]!r}. Mend it.") from None
+            raise DataError(
+                f"trim: a text must be valid Unicode, one holds half of a surrogate pair: {quoted(repr(text), 60)}. Mend it."
+            ) from None
     return texts
 
 
@@ -292,7 +294,7 @@ def _changed(old: _Checkpoint, tokenizer: Any, table: Mapping[int, int], texts: 
     for text, before, after in zip(texts, _encoded(old.tokenizer, texts), _encoded(tokenizer, texts)):
         if all(index in table for index in before.ids) and [table[index] for index in before.ids] != after.ids:
             raise ModelError(
-                f"{old.name}: texts whose tokens all stay must be encoded as before, {text[:60]!r} is not. Keep this vocabulary."
+                f"{old.name}: texts whose tokens all stay must be encoded as before, {quoted(repr(text), 60)} is not. Keep this vocabulary."
             )
         total += len(before.ids)
         changed += (Counter(zip(before.offsets, before.tokens)) - Counter(zip(after.offsets, after.tokens))).total()
