@@ -1,24 +1,34 @@
 """What a target's own loader would not bring back right is known, and said, before anything is measured."""
 
 import errno
+import functools
 import json
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import FalconConfig, FalconForCausalLM, LlamaForCausalLM
 
 import modicum
+from modicum.core.budget import Budget
 from modicum.core.errors import ModelError
 from modicum.core.files import cache_folder, keep_json
+from modicum.core.method import Change
 from modicum.data.splits import call
 from modicum.export import probe as probing
 from modicum.export import small as small_models
 from modicum.export._family import Layout
 from modicum.export.hf import Transformers
+from modicum.export.narrow import Incision
 from modicum.export.probe import Finding, Probe, Trial, gap, weights
+from modicum.export.uniform import narrower
+from modicum.fit.request import Request
+from modicum.measure.settings import common
+from modicum.measure.subject import Subject
 from modicum.models.open import open_model
 from modicum.sweep import rehearse
 from modicum.sweep.outputs import output_tensor
+from modicum.table.findings import DEPTH
 from modicum.testing import tiny, zoo
 
 EIGHT = {"method": "nearest bits=8 group=32", "target": "transformers"}
@@ -154,6 +164,61 @@ def test_gap(one):
     assert gap(one, one.clone()) == 0
     assert gap(one, one + torch.tensor([0.0, 0.0, 1.0])) > 0.5
     assert gap(one, torch.full_like(one, float("nan"))) == float("inf")
+
+
+def scale(monkeypatch):
+    """Let Llama compute with numbers of its config that cuts and dropped blocks change."""
+    plain = LlamaForCausalLM.forward
+
+    @functools.wraps(plain)
+    def scaled(self, *args, **settings):
+        found = plain(self, *args, **settings)
+        found.logits = found.logits * (self.config.intermediate_size / 64) * self.config.num_hidden_layers
+        return found
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", scaled)
+
+
+def reshaping():
+    """A subject whose menu has cuts and blocks to leave out, and the choices that its table offers."""
+    model, batches = zoo.build("llama")
+    request = Request(budget=Budget(size=10**9), **common(menu="ziplm keep=0.5,blocks count=1,nearest bits=4 group=8", group=8))
+    subject = Subject.open(model, request, batches)
+    return subject, subject.sizing("transformers").table().choices
+
+
+def probes(subject):
+    return [note for note in subject.model.notes if note.startswith("probe: ")]
+
+
+def test_cuts_and_dropped_blocks_that_come_back_otherwise_leave_the_menu(target, monkeypatch):
+    scale(monkeypatch)
+    subject, choices = reshaping()
+    assert "all blocks:heads" in choices and "all blocks:ffn" not in choices
+    assert len(choices.get(DEPTH, [0])) == 1
+    said = probes(subject)
+    assert any("mlp.up_proj" in note and "take no cuts" in note and "outputs differ" in note for note in said)
+    assert any("no block is left out" in note for note in said)
+    assert "another model" in subject.target("transformers").holds(Change(dropped=("model.layers.1",)))
+    monkeypatch.setattr(probing.reshaped, "cuts", lambda trial: pytest.fail("asked again"))
+    assert probes(reshaping()[0]) == said
+
+
+def test_cuts_and_dropped_blocks_that_come_back_right_stay(target):
+    subject, choices = reshaping()
+    assert {"all blocks:heads", "all blocks:ffn"} <= set(choices) and len(choices[DEPTH]) > 1
+    assert not probes(subject)
+
+
+def test_a_count_that_a_config_computes_is_no_cut():
+    """Falcon's width of a head is a property of its config."""
+    config = FalconConfig(
+        vocab_size=64, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, multi_query=False, new_decoder_architecture=False
+    )
+    model = open_model(FalconForCausalLM(config).eval())
+    unit = model.units["transformer.h.0.self_attention.dense.weight"]
+    half = Incision(unit, None, torch.arange(32) < 16)
+    assert narrower(model.module, model.config, {unit.name: half}) is None
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,8 @@ class Target(ABC):
 
     def __init__(self, model: Model, script: Script):
         self.model, self.script = model, script
-        self.off: dict[str, str] = {}  # "integer" or "float8" and a kind of weight that its loader does not bring back so, and why
+        # "integer", "float8" or "cut" and a kind of weight that its loader does not bring back so, or "drop" for fewer blocks, and why.
+        self.off: dict[str, str] = {}
         self.probe: Probe | None = None
 
     @abstractmethod

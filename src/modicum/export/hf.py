@@ -94,6 +94,10 @@ class Transformers(Target):
     def holds(self, change: Change) -> str:
         if change.biases or any(not isinstance(form, Dense | Cut) for form in change.forms.values()):
             return "it cannot hold biases that compression adds"
+        if (change.dropped and "drop" in self.off) or self.wrong(
+            "cut", [self.model.units[n] for n, f in change.forms.items() if isinstance(f, Cut)]
+        ):
+            return "its loader makes another model of what remains"
         cuts = self._incisions(change.forms)
         if cuts is None or (cuts and narrower(self.model.module, self.model.config, cuts, change.dropped) is None):
             return "its config has no numbers for these widths, which must be the same in all blocks"
@@ -117,6 +121,8 @@ class Transformers(Target):
 
     @override
     def narrows(self, members: Sequence[Site], kept: Mapping[str, Sequence[int]]) -> bool:
+        if any(self.wrong("cut", member.units) for member in members):
+            return False
         counts = tuple((member.name, len(kept[member.name])) for member in members)
         if counts not in self._tried:
             self._tried[counts] = narrower(self.model.module, self.model.config, Incision.of_cuts(members, kept)) is not None

@@ -28,6 +28,7 @@ from modicum.core.files import cache_folder, keep_json, read_json
 from modicum.core.option import Option
 from modicum.core.unit import Stats, unnumbered
 from modicum.data.splits import Batch, call, placed
+from modicum.export import reshaped
 from modicum.export._family import Target
 from modicum.export.small import SMALL, small
 from modicum.forms import Dense, Form
@@ -52,6 +53,9 @@ class Finding:
     off: dict[str, str] = field(default_factory=dict)
     nothing: str = ""
     untried: bool = False
+    # Kinds of weight whose cuts come back wrong, and why models without a block do; None where nobody has asked yet.
+    cuts: dict[str, str] | None = None
+    depth: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """JSON value."""
@@ -62,10 +66,12 @@ class Finding:
         """Inverse of ``to_json``. Raises ``ValueError`` where it is anything else."""
         if not isinstance(value, dict) or (value.get("format"), value.get("version")) != ("modicum-probe", 1):
             raise ValueError("it is no probe's finding")
-        off, nothing, untried = (value.get(name) for name in ("off", "nothing", "untried"))
+        off, nothing, untried, cuts, depth = (value.get(name) for name in ("off", "nothing", "untried", "cuts", "depth"))
         if not isinstance(nothing, str) or not isinstance(untried, bool) or not _texts(off):
             raise ValueError("it is no probe's finding")
-        return cls(dict(off or {}), nothing, untried)
+        if not (cuts is None or _texts(cuts)) or not isinstance(depth, str | None):
+            raise ValueError("it is no probe's finding")
+        return cls(dict(off or {}), nothing, untried, cuts, depth)
 
 
 def _texts(value: Any) -> bool:
@@ -212,6 +218,19 @@ class Probe:
         keep_json(self.path, found.to_json())
         return found
 
+    def reshaped(self, cuts: bool, depth: bool) -> list[str]:
+        """Ask about cuts and about blocks that are left out, where plans may have them; what a user must know of the answers."""
+        found, trial = self.finding, self.trial if (cuts or depth) and not self.finding.untried else None
+        if trial is not None:
+            before = (found.cuts, found.depth)
+            found.cuts = reshaped.cuts(trial) if cuts and found.cuts is None else found.cuts
+            found.depth = reshaped.depth(trial) if depth and found.depth is None else found.depth
+            if before != (found.cuts, found.depth):
+                keep_json(self.path, found.to_json())
+        off = {f"cut {kind}": why for kind, why in (found.cuts or {}).items()} | ({"drop": found.depth} if found.depth else {})
+        self.target.off |= off
+        return self._told(off)
+
     def notes(self) -> list[str]:
         """What a user must know of it."""
         target = self.target.name
@@ -219,17 +238,23 @@ class Probe:
             return [
                 f"probe: not made, no small model of this kind was found; whether target {target} loads what is written shows at the end."
             ]
+        return self._told(self.finding.off)
+
+    def _told(self, off: Mapping[str, str]) -> list[str]:
         reasons: dict[tuple[str, str], list[str]] = {}
-        for name, why in self.finding.off.items():
+        for name, why in off.items():
             family, _, kind = name.partition(" ")
             reasons.setdefault((family, why), []).append(kind)
+        target = self.target.name
         return [
             f"probe: {_listed(kinds)} take{'s' if len(kinds) == 1 else ''} no {_SHOWN[family]}, which target {target} would load otherwise ({why})."
+            if family != "drop"
+            else f"probe: no block is left out, target {target} would load what remains otherwise ({why})."
             for (family, why), kinds in reasons.items()
         ]
 
 
-_SHOWN = {"integer": "integers", "float8": "8-bit floats"}
+_SHOWN = {"integer": "integers", "float8": "8-bit floats", "cut": "cuts"}
 
 
 def _listed(kinds: list[str]) -> str:

@@ -39,9 +39,9 @@ def narrower(module: nn.Module, config: Any, incisions: Mapping[str, Incision], 
     wanted = there(remaining_shapes(module, incisions))
     for changes in _candidates(_text(config), incisions):
         tried = copy.deepcopy(config)
-        for name, value in changes.items():
-            setattr(_text(tried), name, value)
         try:
+            for name, value in changes.items():
+                _set(_text(tried), name, value)
             built = skeleton(type(module), copy.deepcopy(tried))
             keeps_its_rules(tried)
         except ModelError:  # numbers the class was not made for
@@ -71,6 +71,14 @@ def _heads(config: Any, share: Fraction) -> dict[str, int]:
     if width and count:  # many read a width that they do not name
         whole["head_dim"] = getattr(config, "head_dim", None) or width // count
     return whole
+
+
+def _set(config: Any, name: str, value: int) -> None:
+    """Change a number of a config. Raises ``ModelError`` for one that it computes from others."""
+    try:
+        setattr(config, name, value)
+    except AttributeError as error:
+        raise ModelError(f"config: {name} cannot be {value} ({error}).") from None
 
 
 def keeps_its_rules(config: Any) -> None:

@@ -21,6 +21,7 @@ from modicum.data import media
 from modicum.data.extent import extent
 from modicum.data.forward import own_errors, require_suitable, without_labels
 from modicum.data.splits import Batch, Splits, count_rows, count_tokens, from_batches, from_text, one_row
+from modicum.drop._family import Dropper, Spanner
 from modicum.drop.experts import expert_sites
 from modicum.export import TARGETS, Target
 from modicum.export.probe import probed
@@ -118,7 +119,21 @@ class Subject:
             target = TARGETS[name](self.model, self.script)
             self.model.notes += probed(target, self.data.calibration[0]) if target.probes else []
             self._targets[name] = target
+            self.model.notes += self._reshaped(target)
         return self._targets[name]
+
+    def _reshaped(self, target: Target) -> list[str]:
+        """What the target's loader makes of cuts and of fewer blocks, asked where the request may have them."""
+        if target.probe is None:
+            return []
+        asked = self.settings
+        texts = asked.plan.options.values() if getattr(asked, "plan", None) is not None else ()
+        options = [Option.parse(text) for text in texts] or (
+            [asked.method] if getattr(asked, "method", None) is not None else self.menu(target.name)
+        )
+        steps = [step for option in options for step in option.steps if isinstance(step, Dropper)]
+        spans = [step for step in steps if isinstance(step, Spanner)]
+        return target.probe.reshaped(cuts=len(spans) < len(steps), depth=bool(spans))
 
     @property
     def default_target(self) -> str:
