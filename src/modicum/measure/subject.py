@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -126,11 +126,10 @@ class Subject:
         """What the target's loader makes of cuts and of fewer blocks, asked where the request may have them."""
         if target.probe is None:
             return []
-        asked = self.settings
-        texts = asked.plan.options.values() if getattr(asked, "plan", None) is not None else ()
-        options = [Option.parse(text) for text in texts] or (
-            [asked.method] if getattr(asked, "method", None) is not None else self.menu(target.name)
-        )
+        plan, method = (getattr(self.settings, name, None) for name in ("plan", "method"))
+        options: Sequence[Option] = [Option.parse(text) for text in plan.options.values()] if plan is not None else []
+        if plan is None:
+            options = [method] if method is not None else self.menu(target.name)
         steps = [step for option in options for step in option.steps if isinstance(step, Dropper)]
         spans = [step for step in steps if isinstance(step, Spanner)]
         return target.probe.reshaped(cuts=len(spans) < len(steps), depth=bool(spans))
