@@ -136,8 +136,8 @@ def expert_units(prefix: str, attribute: str, weights: Weights, transposed: bool
 def find_blocks(module: nn.Module, weights: Weights) -> dict[str, Block]:
     """Elements of the outermost lists of modules, in order of definition.
 
-    An element must own parameters and not be a unit itself or a layer of several, and stand there once: one that is used several times is no step of its own.
-    Nested lists (experts, branches) stay inside their block.
+    An element must own parameters and not be a unit itself or a layer of several, and stand there once: one that is used several times is no step
+    of its own. Nested lists (experts, branches) stay inside their block.
     """
     blocks: dict[str, Block] = {}
     counts = Counter(id(element) for owner in module.modules() if isinstance(owner, nn.ModuleList) for element in owner)
