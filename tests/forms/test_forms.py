@@ -79,6 +79,7 @@ def check(form, shape, dtype):
     assert form.shape == shape and form.dtype == dtype
     assert value.shape == shape and value.dtype == dtype
     assert form.nbytes == sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    assert form.outline == {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
     described = json.loads(json.dumps(form.describe()))
     again = restore(described, {name: tensor.clone() for name, tensor in tensors.items()})
     assert type(again) is type(form) and torch.equal(again.dense(), value)

@@ -21,8 +21,12 @@ def random(table: Table, limits: Limits, judge: Judge | None = None, *, seed: in
 
     *Needs and cost:* the table; a pass over it for each rung that a site goes up and each move of structure.
     """
+    return drawn(table, limits, floor(table, limits), table.best(lambda _, choice: (choice.harm, table.load(choice, limits))), seed)
+
+
+def drawn(table: Table, limits: Limits, picks: Picks, whole: Picks, seed: int) -> Picks:
+    """A random selection between the one that spends least and the one of least harm."""
     chance = np.random.default_rng(seed)
-    picks, whole = floor(table, limits), table.best(lambda _, choice: (choice.harm, table.load(choice, limits)))
     if not table.fits(picks, limits):
         return picks
     if table.fits(whole, limits):
@@ -78,7 +82,9 @@ def spread(table: Table, count: int, seed: int = 0, resource: str = "bytes") -> 
     The range is cut into ``count`` equal parts and one limit is drawn from each, so that few selections cover it.
     """
     chance = np.random.default_rng(seed)
-    least = table.cost(table.best(lambda _, choice: (choice.spends(resource), choice.harm)), resource)
-    most = table.cost(table.best(lambda _, choice: (choice.harm, choice.spends(resource))), resource)
+    # Of one resource, the ends are the same whatever its limit.
+    picks = table.best(lambda _, choice: (choice.spends(resource), choice.harm))
+    whole = table.best(lambda _, choice: (choice.harm, choice.spends(resource)))
+    least, most = table.cost(picks, resource), table.cost(whole, resource)
     limits = least + max(most - least, 0.0) * (np.arange(count) + chance.random(count)) / max(count, 1)
-    return [random(table, {resource: float(limit)}, seed=int(chance.integers(2**31))) for limit in limits]
+    return [drawn(table, {resource: float(limit)}, picks, whole, int(chance.integers(2**31))) for limit in limits]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
 from typing_extensions import override
 
 from modicum.forms.form import Form, restore
-from modicum.forms.packing import pack, unpack
+from modicum.forms.packing import pack, packed_outline, unpack
 
 
 class Cut(Form):
@@ -43,6 +44,13 @@ class Cut(Form):
             if mask is not None:
                 found[name] = pack(mask.to(torch.uint8)[None], 1)
         return found
+
+    @override
+    @cached_property
+    def outline(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        masks = {"rows": self.rows, "columns": self.columns}
+        found = {f"inner.{name}": entry for name, entry in self.inner.outline.items()}
+        return found | {name: packed_outline((1, len(mask)), 1) for name, mask in masks.items() if mask is not None}
 
     @override
     def settings(self) -> dict[str, Any]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
 from typing_extensions import override
 
 from modicum.forms.form import Form, expect
-from modicum.forms.packing import pack, packed_bytes, unpack
+from modicum.forms.packing import pack, packed_bytes, packed_outline, unpack
 
 
 class Integer(Form):
@@ -54,6 +55,12 @@ class Integer(Form):
     def nbytes(self) -> int:
         zero = 0 if self.zero is None else packed_bytes(self.zero.shape, self.bits)
         return packed_bytes(self.codes.shape, self.bits) + self.scale.nbytes + zero
+
+    @override
+    @cached_property
+    def outline(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        found = {"codes": packed_outline(self.codes.shape, self.bits), "scale": (self.scale.dtype, tuple(self.scale.shape))}
+        return found if self.zero is None else found | {"zero": packed_outline(self.zero.shape, self.bits)}
 
     @override
     def settings(self) -> dict[str, Any]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
 from typing_extensions import override
 
 from modicum.forms.form import Form, expect
-from modicum.forms.packing import pack, packed_bytes, unpack
+from modicum.forms.packing import pack, packed_bytes, packed_outline, unpack
 
 
 class Masked(Form):
@@ -39,6 +40,11 @@ class Masked(Form):
     @property
     def nbytes(self) -> int:
         return self.kept.nbytes + packed_bytes(self.mask.shape, 1)
+
+    @override
+    @cached_property
+    def outline(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        return {"values": (self.kept.dtype, tuple(self.kept.shape)), "mask": packed_outline(self.mask.shape, 1)}
 
     @override
     def settings(self) -> dict[str, Any]:

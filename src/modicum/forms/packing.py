@@ -15,6 +15,11 @@ def packed_bytes(shape: torch.Size | tuple[int, ...], bits: int) -> int:
     return shape[0] * math.ceil(shape[1] * bits / 8)
 
 
+def packed_outline(shape: torch.Size | tuple[int, ...], bits: int) -> tuple[torch.dtype, tuple[int, ...]]:
+    """Dtype and shape of what ``pack`` makes of codes of this (rows, columns) shape."""
+    return torch.uint8, (shape[0], math.ceil(shape[1] * bits / 8))
+
+
 def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
     """Pack codes uint8 (rows, columns) below 2^bits into uint8 (rows, ⌈columns · bits / 8⌉)."""
     if bits == 8:

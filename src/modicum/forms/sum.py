@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -35,6 +36,11 @@ class Sum(Form):
     @property
     def nbytes(self) -> int:
         return sum(part.nbytes for part in self.parts)
+
+    @override
+    @cached_property
+    def outline(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        return {f"{index}.{name}": entry for index, part in enumerate(self.parts) for name, entry in part.outline.items()}
 
     @override
     def settings(self) -> dict[str, Any]:
