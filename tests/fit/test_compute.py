@@ -1,20 +1,21 @@
 """The dtype to compute in is a fact of the machine: what is stored and made is the same, whichever is faster here, and the receipt says which."""
 
 import json
+import threading
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import modicum
-from modicum.core.errors import DataError, SettingError
+from modicum.core.errors import BudgetError, DataError, SettingError
 from modicum.core.progress import Quiet
-from modicum.measure import measure
+from modicum.measure import computing, measure
 from modicum.measure.settings import Settings
 from modicum.measure.subject import Subject
 from modicum.models.open import open_model
 from modicum.runtime import compute
-from modicum.runtime.compute import chosen, turned
+from modicum.runtime.compute import Compute, chosen, turned
 from modicum.runtime.memory import weights_held
 from modicum.sweep import output_gradients
 from modicum.testing import zoo
@@ -90,6 +91,7 @@ def test_forms_without_data_are_the_same_to_the_bit(checkpoint, machine, tmp_pat
     assert any(event.startswith("compute: in float32, where the weights are stored in bfloat16") for event in wide["events"])
     assert wide["quality"]["mean"] == pytest.approx(narrow["quality"]["mean"], rel=0.1)
     assert wide["bytes"]["actual"] == narrow["bytes"]["actual"]
+    assert "<th>computed in</th><td>float32; stored in bfloat16 (products take" in (tmp_path / "wide" / "report.html").read_text()
 
 
 def test_solved_forms_differ_by_rounding_alone(checkpoint, machine, tmp_path):
@@ -242,6 +244,13 @@ def test_blocks_are_widened_as_they_are_loaded(checkpoint):
     assert model.computing(turned(HALF, HALF)) is model
 
 
+def test_too_little_memory_names_the_narrower_dtype(checkpoint, machine):
+    source, batches = checkpoint
+    machine(8.0)
+    with pytest.raises(BudgetError, match="It computes in float32; --compute bfloat16 takes less, and longer"):
+        modicum.fit(source, data=batches, method="gptq bits=4", ram="200MB", **SETTINGS)
+
+
 def test_a_dry_run_says_in_which_dtype(checkpoint, machine, tmp_path):
     from modicum.cli.show import computed
 
@@ -256,14 +265,16 @@ def test_a_dry_run_says_in_which_dtype(checkpoint, machine, tmp_path):
     assert narrow["activation_bytes"] * 2 == forecast["activation_bytes"]
 
 
-def test_ranks_and_workers_compute_alike(checkpoint, machine):
-    """What computes beside this process is told the dtype, and times nothing itself."""
-    source, batches = checkpoint
-    machine(8.0)
-    subject = Subject.open(source, Settings(target="modicum"), batches)
-    again = subject.model.stored.computing(dict(subject.model.weights.turned))
-    assert again.weights.turned == subject.model.weights.turned == {HALF: WIDE, torch.float16: WIDE}
-    assert subject.felt is subject.model
+def test_all_ranks_follow_the_first(monkeypatch, together):
+    here = threading.local()
+    monkeypatch.setattr(computing, "chosen", lambda *_: here.own)
+
+    def settled(ranks):
+        own = "float32" if ranks.leads else "bfloat16"
+        here.own = Compute("bfloat16", own, own, f"what suits rank {ranks.rank}")
+        return computing.agreed(Settings(target="modicum"), ranks=ranks)(None, None)
+
+    assert [found.why for found in together(settled)] == ["what suits rank 0"] * 2
 
 
 def test_written_models_are_judged_alike_too(checkpoint, machine, tmp_path):

@@ -195,7 +195,8 @@ class Subject:
         trim(circles=self.settings.ram is not None or 8 * own_memory() > free_memory())
         free = min(ranks.gather("free memory", free_memory(self.settings.ram) // ranks.beside))
         batch = max(self.data.calibration, key=lambda batch: (count_rows(batch), count_tokens([batch])))
-        self.memory = planned(self.model, self.script, batch, options, self.settings.ram, free)
+        wider = max((self.model, self.felt), key=lambda model: model.computed.itemsize)
+        self.memory = planned(wider, self.script, batch, options, self.settings.ram, free)
         self.model.notes += [event for event in self.memory.events if event not in self.model.notes]
         return SpillPool(self.memory.activations, tight=self.settings.ram is not None)
 

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from modicum.core.budget import readable
 from modicum.core.errors import BudgetError
 from modicum.core.memory import free_memory, own_memory, trim
@@ -92,7 +94,9 @@ def _require_ram(model: Model, need: _Need, batch: Batch, ram: int) -> None:
     needed = max([forward(model, batch), *(need.of(stage, _NARROW) for stage in need.stages())])
     needed += own_memory() + _LATER_BYTES + weights_held(model)
     if ram - needed < _LEAST_BYTES:
-        raise BudgetError(f"--ram: must be at least {readable(needed + 2 * _LEAST_BYTES)} for this model, got {readable(ram)}.")
+        narrow = model.dtype == torch.bfloat16 and model.computed != model.dtype
+        less = f" It computes in {str(model.computed)[6:]}; --compute bfloat16 takes less, and longer." if narrow else ""
+        raise BudgetError(f"--ram: must be at least {readable(needed + 2 * _LEAST_BYTES)} for this model, got {readable(ram)}.{less}")
 
 
 def _require_free(model: Model, script: Script, batch: Batch, need: _Need, left: int) -> None:
