@@ -14,6 +14,7 @@ from modicum.measure import computing, measure
 from modicum.measure.settings import Settings
 from modicum.measure.subject import Subject
 from modicum.models.open import open_model
+from modicum.receipt import report
 from modicum.runtime import compute
 from modicum.runtime.compute import Compute, chosen, turned
 from modicum.runtime.memory import weights_held
@@ -91,7 +92,7 @@ def test_forms_without_data_are_the_same_to_the_bit(checkpoint, machine, tmp_pat
     assert any(event.startswith("compute: in float32, where the weights are stored in bfloat16") for event in wide["events"])
     assert wide["quality"]["mean"] == pytest.approx(narrow["quality"]["mean"], rel=0.1)
     assert wide["bytes"]["actual"] == narrow["bytes"]["actual"]
-    assert "<th>computed in</th><td>float32; stored in bfloat16 (products take" in (tmp_path / "wide" / "report.html").read_text()
+    assert "<th>computed in</th><td>float32; stored in bfloat16 (products take" in report(wide)
 
 
 def test_solved_forms_differ_by_rounding_alone(checkpoint, machine, tmp_path):
