@@ -28,9 +28,9 @@ from modicum.work.meter import Meter
 MENU = ("nearest bits=2 group=64", "gptq bits=4 group=64", "replaceme count=1", "ziplm keep=0.5")
 
 
-def judged_by(source, place, batches, menu=MENU, ram=None):
+def judged_by(source, place, batches, menu=MENU, ram=None, **words):
     """A judge of a tiny model, with nothing made yet."""
-    settings = Settings(menu=tuple(Option.parse(text) for text in menu), harm="error", target="modicum")
+    settings = Settings(menu=tuple(Option.parse(text) for text in menu), harm="error", target="modicum", **words)
     subject = Subject.open(source, settings, batches)
     sizing, pool = subject.sizing("modicum"), SpillPool(ram)
     levels = Levels(place / "levels", sizing, Findings(), subject.data.calibration, pool, 0)
@@ -130,7 +130,7 @@ def test_ray_answers_as_one_process_does_though_an_actor_is_killed(judge):
 def alone(monkeypatch):
     """Makes workers' crews of one worker in this process; they are returned, to look into."""
     threads = torch.get_num_threads()
-    monkeypatch.setattr("modicum.judge.crews.Processes", InPlace)
+    monkeypatch.setattr("modicum.judge.workers.Processes", InPlace)
     yield
     torch.set_num_threads(threads)
 
@@ -157,6 +157,15 @@ def test_a_directory_is_opened_again(llama, tmp_path, alone):
         other = pooled.crew.worker.judge
         assert other.target.model is not judge.target.model and other.target.model.weights.lazy
         assert other.levels.pool.limit == 500_000  # shared out
+
+
+def test_workers_compute_in_the_dtype_of_the_run(llama, tmp_path, alone):
+    zoo.build("llama", dtype=torch.bfloat16)[0].save_pretrained(tmp_path / "model")
+    judge = judged_by(tmp_path / "model", tmp_path, llama[1], MENU[:1], compute="float32")
+    plans = spread(judge.table, 2, 0)
+    with workers(judge, "2") as pooled:
+        assert same(pooled.many(plans, 1), judge.many(plans, 1))
+        assert pooled.crew.worker.judge.target.model.computed == torch.float32 == judge.target.model.computed
 
 
 def test_workers_never_write(judge, alone):
