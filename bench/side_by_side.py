@@ -21,7 +21,8 @@ from bench.common import ROOT, SAMPLES, TEST, TOKENS, interval, show
 from bench.large import MODELS
 from bench.sweep import LARGE, VOCABULARY
 from modicum.data.splits import from_text
-from modicum.models.open import DEMO, open_model
+from modicum.models.located import DEMO
+from modicum.models.open import open_model
 from modicum.testing import random_checkpoint
 
 PEER = ROOT / ".venv-llmcompressor" / "bin" / "python"

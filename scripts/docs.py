@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import modicum
-from modicum.cli.main import fit as fit_command
 from modicum.cli.show import facts
 from modicum.core.method import FAMILIES, Method, registry
+from modicum.core.settings import bounds as worded
 from modicum.fit.request import Request
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -36,7 +36,7 @@ def reference() -> str:
     classes = [name for name in names if name not in (*functions, *errors)]
     parts = [f"# Reference\n\n{NOTE} Every name below is imported from `modicum`; `modicum.__version__` is its version.\n"]
     parts += ["## Functions\n", *map(function, functions)]
-    parts += ["## Settings of `fit`: `Request`\n", inspect.getdoc(Request) or "", "", settings(Request, command_help()), ""]
+    parts += ["## Settings of `fit`: `Request`\n", inspect.getdoc(Request) or "", "", settings(Request), ""]
     parts += ["## Classes\n", *map(klass, classes)]
     parts += ["## Errors\n", inspect.getdoc(sys.modules["modicum.core.errors"]) or "", "", table(("error", "when"), map(error, errors)), ""]
     parts += ["## Methods\n", "A method's name, with its settings, is an option: `gptq bits=3 group=64`; steps are joined by `|`.\n"]
@@ -127,9 +127,9 @@ def method(cls: type[Method]) -> str:
     return f"### {cls.key()}\n\n{markdown(inspect.getdoc(cls) or '')}\n\n{' '.join(said)}\n\n{listed}"
 
 
-def settings(cls: type, helps: dict[str, str] | None = None) -> str:
-    """Table of a dataclass's settings; ``helps`` says what those are that say nothing themselves."""
-    rows = [(f"`{f.name}`", f"`{f.type}`", f"`{f.default}`", bounds(f.metadata), f.metadata.get("help") or (helps or {}).get(f.name, ""))
+def settings(cls: type) -> str:
+    """Table of a dataclass's settings."""
+    rows = [(f"`{f.name}`", f"`{f.type}`", f"`{f.default}`", bounds(f.metadata), f.metadata["help"])
             for f in dataclasses.fields(cls)]  # fmt: skip
     return table(("setting", "type", "default", "allowed", "what it is"), rows)
 
@@ -138,12 +138,7 @@ def bounds(metadata: Any) -> str:
     """Choices or closed bounds of a setting."""
     if metadata.get("choices"):
         return ", ".join(f"`{choice}`" for choice in metadata["choices"])
-    return "{} to {}".format(*metadata["between"]) if metadata.get("between") else ""
-
-
-def command_help() -> dict[str, str]:
-    """What the command line says of each option of ``fit``."""
-    return {option.name or "": getattr(option, "help", None) or "" for option in fit_command.params}
+    return worded(metadata["between"]) if metadata.get("between") else ""
 
 
 def public(name: str) -> Any:

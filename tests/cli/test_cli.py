@@ -16,7 +16,8 @@ from transformers.utils import logging
 import modicum
 from modicum import __version__
 from modicum.allocate import ALLOCATORS
-from modicum.cli import show
+from modicum.cli import early, show
+from modicum.cli import main as commands
 from modicum.cli.main import fit as fit_command
 from modicum.cli.main import frontier as frontier_command
 from modicum.cli.main import main
@@ -25,9 +26,9 @@ from modicum.core.errors import ModelError
 from modicum.core.method import registry
 from modicum.fit.request import Request
 from modicum.measure.settings import Settings
-from modicum.models.open import DEMO
+from modicum.models.located import DEMO
 from modicum.models.quiet import hushed
-from modicum.receipt import frontier
+from modicum.receipt import frontier, report
 from modicum.table.harm import HARMS
 from modicum.testing import zoo
 
@@ -344,9 +345,12 @@ def settings_of(monkeypatch, command, *words):
         raise ModelError("it: stops here.")
 
     monkeypatch.setattr(command, stop)
+    for owner, check in ((early, "check_fit"), (early, "check_measure"), (commands, "require_measurement")):
+        monkeypatch.setattr(owner, check, lambda *_: None)  # not all of what is handed over is there
     assert run(*words).stderr == "modicum: it: stops here.\n"
     got.pop("progress")
     got.pop("ranks", None)
+    assert got.pop("page", report) is report
     return got
 
 

@@ -28,5 +28,50 @@ def test_help_imports_nothing_heavy(words):
     assert not heavy_after(f"from modicum.cli.main import main\nmain({words}, standalone_mode=False)")
 
 
+# What is wrong about a command, and what is said of it.
+SLIPS = [
+    ("fit ./nowhere --bpw 4", "no such directory"),
+    ("fit demo --bpw 4 --menu int4,gptq+bist=3", "gptq: has no setting 'bist'. Did you mean bits?"),
+    ("fit demo --method gptt", "Did you mean gptq?"),
+    ("fit demo --bpw 4 --method gptq", "got budget and method"),
+    ("fit demo", "got nothing"),
+    ("fit demo --size 4", "must be a size"),
+    ("fit demo --params 7", "Write 7%"),
+    ("fit demo --bpw 4 --ram 4XB", "must be a size"),
+    ("fit demo --bpw 4 --data ./nothing.txt", "none is there"),
+    ("fit demo --bpw 4 --samples 0", "samples: must be at least 1, got 0."),
+    ("fit demo --bpw 4 --context 0", "context: must be at least 1, got 0."),
+    ("fit demo --bpw 4 --search-time inf", "search_time: must be at least 0 and finite, got inf."),
+    ("fit demo --bpw 4 --harm tracee", "harm 'tracee': is not known. Did you mean trace?"),
+    ("fit demo --bpw 4 --target transformer", "Did you mean transformers?"),
+    ("fit demo --bpw 4 --allocator hawk", "Did you mean hawq"),
+    ("fit demo --bpw 4 --workers x", "workers: must be a number of processes or ray"),
+    ("fit demo --plan ./nothing.json", "must be a readable JSON file"),
+    ("fit --from ./nowhere --bpw 4", "must be a folder that measure wrote"),
+    ("measure ./nowhere --out m", "no such directory"),
+    ("measure demo --out m --tokens -1", "tokens: must be at least 1, got -1."),
+    ("frontier ./nowhere", "must be a folder that measure wrote"),
+    ("eval ./nowhere", "no such directory"),
+    ("trim demo --to ./nothing.txt --out t", "none is there"),
+]
+
+
+def test_what_needs_no_model_is_refused_before_anything_heavy_is_imported():
+    code = f"""
+import contextlib, io, sys
+from modicum.cli.main import main
+for words, said in {SLIPS!r}:
+    with contextlib.redirect_stderr(io.StringIO()) as told:
+        try:
+            code = main([word.replace("+", " ") for word in words.split(" ")], standalone_mode=False)
+        except SystemExit as left:
+            code = left.code
+    line = told.getvalue()
+    assert code == 2 and line.startswith("modicum: ") and line.count("\\n") == 1 and said in line, (words, code, line)
+    assert not {HEAVY!r} & sys.modules.keys(), (words, {HEAVY!r} & sys.modules.keys())
+"""
+    assert not heavy_after(code)
+
+
 def test_what_is_heavy_shows():
     assert "torch" in heavy_after("import modicum\nmodicum.load")

@@ -101,4 +101,11 @@ def test_values_of_another_type_are_refused(value):
 
 def test_facts_of_a_setting_are_kept_beside_it():
     bits = dataclasses.fields(Dials)[0]
-    assert bits.default == 4 and dict(bits.metadata) == {"help": "bits", "between": (2, 8), "choices": None, "dial": True}
+    assert bits.default == 4 and dict(bits.metadata) == {
+        "help": "bits",
+        "between": (2, 8),
+        "choices": None,
+        "dial": True,
+        "metavar": "",
+        "group": "",
+    }

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import transformers
 
-from modicum.models.open import DEMO
+from modicum.models.located import DEMO
 from modicum.receipt import report
 from modicum.testing import zoo
 

@@ -16,7 +16,7 @@ from modicum.cli.main import main
 from modicum.core.errors import DataError
 from modicum.data.captions import captions
 from modicum.data.media import from_files, kind_of
-from modicum.models.open import DEMO
+from modicum.models.located import DEMO
 
 TEXTS = ["a red cube", "two small birds", "the sea", "rain on a roof at night", "one", "an old door"]
 SMALL = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2}

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 from modicum.cli.main import main
-from modicum.models.open import DEMO
+from modicum.models.located import DEMO
 from modicum.testing import zoo
 
 SMALL = ("--search-time", "0", "--samples", "4", "--tokens", "64", "--menu", "int4,int8", "--harm", "error")

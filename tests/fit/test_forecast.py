@@ -10,7 +10,7 @@ from click.testing import CliRunner
 import modicum
 from modicum.cli.main import main
 from modicum.core.errors import DataError, SettingError
-from modicum.models.open import DEMO
+from modicum.models.located import DEMO
 from modicum.models.quiet import hushed
 from modicum.models.weights import CheckpointWeights
 from modicum.testing import zoo

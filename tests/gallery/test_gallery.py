@@ -9,7 +9,7 @@ import transformers
 
 import modicum
 from modicum.core.method import registry
-from modicum.models.open import DEMO
+from modicum.models.located import DEMO
 from modicum.testing import zoo
 
 SCRIPTS = sorted((Path(__file__).parents[2] / "docs" / "gallery").glob("*.py"))

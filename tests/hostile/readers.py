@@ -34,7 +34,8 @@ from modicum.data import read_documents
 from modicum.data.captions import captions
 from modicum.data.media import from_files
 from modicum.measure.measured import Measured
-from modicum.models.open import DEMO, open_model
+from modicum.models.located import DEMO
+from modicum.models.open import open_model
 from modicum.models.quiet import hushed
 from modicum.receipt import read_receipt, report
 from modicum.receipt.evaluate import _opened, _tokenizer

@@ -9,7 +9,7 @@ from torch import nn
 
 from modicum.core.errors import DataError, ModelError, SettingError
 from modicum.data import from_text
-from modicum.models.open import DEMO
+from modicum.models.located import DEMO
 from modicum.receipt import evaluate
 from modicum.testing import zoo
 

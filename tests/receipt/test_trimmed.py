@@ -15,7 +15,7 @@ from modicum.cli.main import main
 from modicum.core.errors import ModelError
 from modicum.data import from_text
 from modicum.data.text import shipped
-from modicum.models.open import DEMO
+from modicum.models.located import DEMO
 from modicum.receipt import evaluate
 from modicum.vocabulary import trim
 from modicum.vocabulary.kept import kept_tokens

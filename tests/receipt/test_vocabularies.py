@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from modicum.core.errors import ModelError
-from modicum.models.open import DEMO
+from modicum.models.located import DEMO
 from modicum.receipt import evaluate
 
 SMALL = {"samples": 2, "tokens": 16}

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 import modicum
 from modicum.core.errors import BudgetError, DataError, ModelError, SettingError
 from modicum.data.text import shipped
-from modicum.models.open import DEMO
+from modicum.models.located import DEMO
 from modicum.vocabulary import _rows, _tokenizer, trim
 from modicum.vocabulary._tokenizer import (
     ancestors,

@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from modicum import __version__
+from modicum.cli import early
+from modicum.cli.generated import Command, Grouped
 from modicum.cli.methods import catalogue, cite, explain
 from modicum.cli.options import (
     AS_JSON,
     COMPUTE,
+    FITTING,
     JUDGED,
     MEASURING,
     OPENING,
@@ -28,6 +31,7 @@ from modicum.cli.options import (
     progress,
 )
 from modicum.core.errors import ModicumError, SettingError
+from modicum.measure.meta import require_measurement
 
 if TYPE_CHECKING:
     from modicum.core.plan import Plan
@@ -36,8 +40,6 @@ if TYPE_CHECKING:
 
 # Commands that write OUT.partial and continue from it.
 _CONTINUING = ("fit", "measure", "export")
-# Read off the folder, as the library does, without importing what is in it.
-_ALLOCATORS = sorted(path.stem for path in Path(__file__).parents[1].joinpath("allocate").glob("[!_]*.py"))
 
 
 class _Sentences(click.Group):
@@ -71,30 +73,22 @@ def main() -> None:
     """
 
 
-@main.command()
+@main.command(cls=Command)
 @click.argument("model", required=False)
 @options(
-    click.option("--from", "measured", metavar="DIR", help="A directory that measure wrote: nothing is measured again."),
-    click.option("--size", metavar="SIZE", help="Budget: bytes of the weight files, such as 4.5MB or 2GiB."),
-    click.option("--bpw", type=float, metavar="BITS", help="Budget: bits of the weight files per original weight."),
-    click.option("--params", metavar="SHARE", help="Budget: stored weight values, such as 60%; scales and tables apart."),
-    click.option("--loss", metavar="SHARE", help="Budget: rise of held-out perplexity, such as 1%; the smallest result within it."),
-    click.option("--memory", metavar="SIZE", help="Budget: memory in the target's runtime, with cache and activations, such as 2GiB."),
-    click.option("--context", default=2048, show_default=True, help="Tokens that --memory, --speed and --latency are for."),
-    click.option("--batch", default=1, show_default=True, help="Sequences served at once that they are for."),
-    click.option("--speed", metavar="FACTOR", help="Budget: times the original's speed in the target's runtime, such as 1.5x."),
-    click.option("--latency", metavar="TIME", help="Budget: time of one forward pass, such as 20ms."),
-    click.option("--method", metavar="OPTION", help='Instead of a budget: one option everywhere, such as "gptq bits=4 group=128".'),
-    click.option("--plan", metavar="FILE", help="Instead of a budget: a plan.json, as fit wrote it or edited."),
+    FITTING,
     click.option(
-        "--allocator", default="auto", show_default=True, metavar="NAME", help=f"How the budget is divided: {', '.join(_ALLOCATORS)}."
+        "--from", "measured", metavar="DIR", cls=Grouped, group="data", help="A directory that measure wrote: nothing is measured again."
     ),
-    click.option("--workers", default="1", show_default=True, metavar="N", help="Processes that judge candidates side by side, or ray."),
-    MEASURING,
-    click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Directory to write; by default out/<model name>."),
-    flag("--dry-run", "Say what would be done and what is within reach, then stop."),
-)  # fmt: skip
-@TRUST
+    click.option(
+        "--out",
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        cls=Grouped,
+        group="files",
+        help="Directory to write; by default out/<model name>.",
+    ),
+)
 @QUIET
 @AS_JSON
 def fit(model: str | None, measured: str | None, out: Path | None, quiet: bool, as_json: bool, **settings: Any) -> None:
@@ -103,10 +97,11 @@ def fit(model: str | None, measured: str | None, out: Path | None, quiet: bool, 
     MODEL is demo, a directory, or a Hugging Face id; with --from it may be left out. Several budgets hold together: --size, --bpw, --params,
     --loss, --memory, --speed and --latency. Instead of budgets one of --method and --plan.
     """
-    from modicum.cli import show
-
     if model is None and measured is None:
         raise click.UsageError("Missing argument 'MODEL', or --from DIR.")
+    early.check_fit(model, measured, given(settings))
+    from modicum.cli import show
+
     wanted = given(settings) | ({"measured": measured} if measured is not None else {})
     receipt, written = _run(model, out or Path("out") / _name(model, measured), quiet, wanted)
     if as_json:
@@ -117,11 +112,14 @@ def fit(model: str | None, measured: str | None, out: Path | None, quiet: bool, 
         show.outcome(receipt, written)
 
 
-@main.command()
+@main.command(cls=Command)
 @click.argument("model")
-@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Directory to write.")
-@MEASURING
-@TRUST
+@options(
+    MEASURING,
+    click.option(
+        "--out", required=True, type=click.Path(path_type=Path), metavar="DIR", cls=Grouped, group="files", help="Directory to write."
+    ),
+)
 @QUIET
 @AS_JSON
 def measure(model: str, out: Path, quiet: bool, as_json: bool, **settings: Any) -> None:
@@ -130,6 +128,7 @@ def measure(model: str, out: Path, quiet: bool, as_json: bool, **settings: Any) 
     MODEL is demo, a directory, or a Hugging Face id. Afterwards modicum frontier DIR draws what every size costs, and modicum fit --from DIR
     chooses within any budget, for any measured target, without measuring again.
     """
+    early.check_measure(model, given(settings))
     from modicum.cli import show
     from modicum.measure import measure as run
     from modicum.models.quiet import hushed
@@ -158,6 +157,7 @@ def frontier(directory: str, quiet: bool, as_json: bool, **settings: Any) -> Non
 
     DIR is a directory that measure wrote. Into it go frontier.svg, frontier.html and frontier.json.
     """
+    require_measurement(Path(directory))
     from modicum.cli import show
     from modicum.models.quiet import hushed
     from modicum.receipt import frontier as run
@@ -187,6 +187,7 @@ def judge(directory: str, quiet: bool, as_json: bool, **settings: Any) -> None:
 
     DIR is a directory that fit wrote, one that Transformers loads, or demo.
     """
+    early.check_places(directory, settings["data"])
     from modicum.cli import show
     from modicum.models.quiet import hushed
     from modicum.receipt import evaluate
@@ -240,6 +241,7 @@ def trim(model: str, corpus: str, out: Path, quiet: bool, as_json: bool, **setti
 
     MODEL is demo, a directory, or a Hugging Face id. The logits of the tokens that stay are those of the original.
     """
+    early.check_places(model, corpus)
     from modicum.core.budget import readable
     from modicum.models.quiet import hushed
     from modicum.vocabulary import trim as run

@@ -9,6 +9,11 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from modicum.cli.generated import from_settings
+from modicum.core.budget import Budget
+from modicum.fit.request import Request
+from modicum.measure.settings import Settings
+
 if TYPE_CHECKING:
     from modicum.cli.progress import Progress
 
@@ -31,65 +36,15 @@ def flag(name: str, help: str) -> Callable:
 
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout, and nothing else.")
 QUIET = flag("--quiet", "Show no progress; without it stderr has a bar, or where it is no terminal a line per stage and minute.")
-OPENING = options(
-    flag("--allow-pickle", "Read pickled weights where there are no safetensors."),
-    flag("--trust-remote-code", "Let the model's directory run code of its own."),
-)
-TRUST = options(
-    flag("--overwrite", "Replace the output directory where it exists."),
-    OPENING,
-    flag("--allow-fallback", "Accept solves that needed more damping than asked for; the receipt names each."),
-)
-JUDGED = options(
-    click.option("--output", metavar="NAMES", help="What of the output is judged, by name or place; by default all of the model's answer."),
-    click.option("--classes", metavar="AXIS", help="Axis of the classes, independent, or none; by default what name and shape tell."),
-)
-TEXT_COLUMN = click.option(
-    "--text-column",
-    metavar="NAME",
-    help="Column of the text in a table: its name, or its number where there is no header; by default found by its name.",
-)
-COMPUTE = click.option(
-    "--compute",
-    default="auto",
-    show_default=True,
-    metavar="DTYPE",
-    help="Dtype to compute in: float32, bfloat16, or auto: for weights of half precision whichever this processor is faster in.",
-)
-# What measuring and fitting have in common.
-MEASURING = options(
-    click.option("--target", metavar="NAME", help="transformers or modicum; by default the one that suits the model, to measure all."),
-    click.option(
-        "--data", metavar="PATH",
-        help="What to calibrate and judge with: text, CSV, TSV, JSON lines, JSON, Parquet, or a folder of them; a folder of pictures or "
-        "recordings for a model that takes those, with metadata.csv (file_name, text) where it reads text too. By default the text shipped "
-        "with modicum.",
-    ),
-    TEXT_COLUMN,
-    click.option("--samples", default=128, show_default=True, help="Sequences to calibrate on."),
-    click.option("--tokens", default=512, show_default=True, help="Tokens per sequence."),
-    click.option("--micro-batch", default=8, show_default=True, help="Sequences run at once."),
-    click.option("--test-samples", default=64, show_default=True, help="Sequences to judge on; half as many to choose by."),
-    JUDGED,
-    click.option("--gradient-samples", default=16, show_default=True, help="Sequences to take gradients on."),
-    click.option("--menu", metavar="OPTIONS", help="Options to choose from, by commas, such as int2,int3,int4."),
-    click.option("--group", type=int, metavar="N", help="Columns per scale for the menu's intN, 0: a row; by default what suits each layer."),
-    click.option("--ram", metavar="SIZE", help="Memory to stay within, such as 4GB."),
-    click.option("--seed", default=0, show_default=True, help="Seed of every choice by chance."),
-    click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto or cpu; cuda or cuda:N for a GPU."),
-    COMPUTE,
-    click.option("--keep", multiple=True, metavar="PATTERN", help="Leave matching layers as they are; may be repeated."),
-    click.option(
-        "--harm", default="covariance", show_default=True, metavar="NAME",
-        help="How harm is predicted: covariance, fisher, hessian, trace or error.",
-    ),
-    click.option(
-        "--search-time", type=float, metavar="SECONDS",
-        help="Time to judge plans by real divergences, to learn what harms are worth and to improve the choice; by default 60, of "
-        "fit --from 0: the choice is there in seconds.",
-    ),
-    flag("--curvature", "Also measure Hessian traces and top eigenvalues, with the model in memory."),
-)  # fmt: skip
+_OPENING = ("allow_pickle", "trust_remote_code")
+OPENING = options(*from_settings(Settings, only=_OPENING))
+TRUST = options(*from_settings(Settings, only=("overwrite", *_OPENING, "allow_fallback")))
+JUDGED = options(*from_settings(Settings, only=("output", "classes")))
+TEXT_COLUMN = options(*from_settings(Settings, only=("text_column",)))
+COMPUTE = options(*from_settings(Settings, only=("compute",)))
+# Every setting of measuring, and of fitting; where it is written, each command says itself.
+MEASURING = options(*from_settings(Settings, leave=("out",)))
+FITTING = options(*from_settings(Budget), *from_settings(Request, leave=("out",)))
 
 
 def given(settings: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from fractions import Fraction
 from typing import Any
 
 from modicum.core.errors import BudgetError
+from modicum.core.settings import param
 
 _UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 _SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6}
@@ -24,13 +25,17 @@ class Budget:
     original's; ``latency`` seconds of one forward pass.
     """
 
-    size: int | None = None
-    bpw: float | None = None
-    params: float | None = None
-    loss: float | None = None
-    memory: int | None = None
-    speed: float | None = None
-    latency: float | None = None
+    size: int | None = param(None, "bytes of the weight files, such as 4.5MB or 2GiB", metavar="SIZE", group="budget")
+    bpw: float | None = param(None, "bits of the weight files per original weight", metavar="BITS", group="budget")
+    params: float | None = param(None, "stored weight values, such as 60%; scales and tables apart", metavar="SHARE", group="budget")
+    loss: float | None = param(
+        None, "rise of held-out perplexity, such as 1%; the smallest result within it", metavar="SHARE", group="budget"
+    )
+    memory: int | None = param(
+        None, "memory in the target's runtime, with cache and activations, such as 2GiB", metavar="SIZE", group="budget"
+    )
+    speed: float | None = param(None, "times the original's speed in the target's runtime, such as 1.5x", metavar="FACTOR", group="budget")
+    latency: float | None = param(None, "time of one forward pass, such as 20ms", metavar="TIME", group="budget")
 
     def __post_init__(self) -> None:
         given = {field.name: getattr(self, field.name) for field in fields(self) if getattr(self, field.name) is not None}

@@ -10,9 +10,20 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from modicum.core.errors import ModelError, quoted
+from modicum.core.errors import DataError, ModelError, quoted
 
 MAX_JSON = 100_000_000  # bytes
+
+
+def require_there(path: Path) -> None:
+    """Raise ``DataError`` where data are to be read, and nothing is."""
+    if not path.exists():
+        raise no_data(path)
+
+
+def no_data(path: Path) -> DataError:
+    """What is said of data that are not there."""
+    return DataError(f"data: {path} must be a file or folder, none is there. Check the path.")
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:

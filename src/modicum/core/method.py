@@ -156,7 +156,11 @@ def register(cls: type[Method]) -> type[Method]:
 
 def find(key: str) -> type[Method]:
     """Method class by ``family/name`` or by name alone. Raises ``SettingError`` with the near names."""
-    methods = registry()
+    return named(key, registry())
+
+
+def named(key: str, methods: Mapping[str, type]) -> type:
+    """What stands in ``methods`` under ``family/name``, or under a name that only one of them has. Raises ``SettingError``."""
     if key in methods:
         return methods[key]
     matches = [name for name in methods if name.split("/")[1] == key]

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import re
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from modicum.core import settings
-from modicum.core.errors import ModelError, SettingError, quoted
+from modicum.core.errors import ModelError
+from modicum.core.grammar import KEEP, spelled
 from modicum.core.method import Change, Method, Need, find
 from modicum.core.unit import Site, Stats
 
 if TYPE_CHECKING:
     from modicum.forms import Form
-
-KEEP = "keep"
-_LONGEST = 1000  # characters of an option's text
 
 
 # What of a unit's statistics a need is read from.
@@ -55,34 +51,7 @@ class Option:
     @classmethod
     def parse(cls, text: str) -> Option:
         """Read an option's text. ``int4`` is short for ``gptq bits=4``, ``fp8`` for the eight-bit float. Raises ``SettingError``."""
-        if text.strip() == KEEP:
-            return cls()
-        if len(text) > _LONGEST:
-            raise SettingError(f"option {quoted(repr(text), 60)}: must have at most {_LONGEST} characters, has {len(text)}.")
-        steps = []
-        for part in text.split("|"):
-            try:
-                words = shlex.split(part)
-            except ValueError as error:
-                raise SettingError(
-                    f"option {text!r}: cannot be read ({error}). Write it as 'gptq bits=4 group=64 | eora rank=8'."
-                ) from None
-            if not words:
-                raise SettingError(f"option {text!r}: holds an empty step. Write it as 'gptq bits=4 group=64 | eora rank=8'.")
-            name, given = words[0], {}
-            if short := re.fullmatch(r"int(\d+)", name):
-                name, given = "gptq", {"bits": short[1]}
-            elif name in ("fp8", "fp16"):
-                name, given = {"fp8": "float8", "fp16": "half"}[name], {}
-            for word in words[1:]:
-                key, equals, value = word.partition("=")
-                if not equals:
-                    raise SettingError(f"option {text!r}: settings are written name=value, got {word!r}.")
-                if key in given:
-                    raise SettingError(f"option {text!r}: {key} is given twice. Give it once.")
-                given[key] = value
-            steps.append(settings.read(find(name), given, name))
-        return cls(tuple(steps))
+        return cls(tuple(settings.read(find(name), given, name) for name, given in spelled(text)))
 
     def __str__(self) -> str:
         return " | ".join(map(str, self.steps)) or KEEP

@@ -9,21 +9,42 @@ from typing import Any, get_type_hints
 from modicum.core.errors import SettingError, near
 
 
-def param(default: Any, help: str, *, between: tuple[float, float] | None = None, choices: tuple | None = None, dial: bool = False) -> Any:
+def param(
+    default: Any, help: str, *, between: tuple[float, float] | None = None, choices: tuple | None = None, dial: bool = False,
+    metavar: str = "", group: str = "",
+) -> Any:  # fmt: skip
     """A dataclass field with what everybody needs to know of a setting: default, help, and closed bounds or choices.
 
-    ``dial`` marks what the budget turns: it is always written, default or not.
+    ``dial`` marks what the budget turns: it is always written, default or not. ``metavar`` stands for the value in the command line's help,
+    under the heading ``group``.
     """
-    return dataclasses.field(default=default, metadata={"help": help, "between": between, "choices": choices, "dial": dial})
+    said = {"help": help, "between": between, "choices": choices, "dial": dial, "metavar": metavar, "group": group}
+    return dataclasses.field(default=default, metadata=said)
+
+
+def require(value: Any) -> None:
+    """Check a run's settings, told by their names alone, against bounds and choices. Raises ``SettingError``."""
+    for field in dataclasses.fields(value):
+        got, between, choices = getattr(value, field.name), field.metadata.get("between"), field.metadata.get("choices")
+        if choices is not None and got is not None and got not in choices:
+            raise SettingError(f"{field.name} {got!r}: is not known. {near(str(got), choices)}")
+        if between is not None and got is not None and not (between[0] <= got <= between[1] and abs(got) < float("inf")):
+            raise SettingError(f"{field.name}: must be {bounds(between)}{' and finite' if got == float('inf') else ''}, got {got}.")
+
+
+def bounds(between: tuple[float, float]) -> str:
+    """Closed bounds in words."""
+    low, high = (f"{bound:g}" if isinstance(bound, float) else str(bound) for bound in between)
+    return f"at least {low}" if between[1] == float("inf") else f"from {low} to {high}"
 
 
 def check(value: Any) -> None:
     """Check every field of the frozen dataclass ``value`` against its bounds. Raises ``SettingError``."""
     cls: Any = type(value)
-    hints = _hints(cls)
+    kinds_of = hints(cls)
     for field in dataclasses.fields(value):
         got, who = getattr(value, field.name), f"{type(value).__name__}.{field.name}"
-        kinds = getattr(hints[field.name], "__args__", (hints[field.name],))
+        kinds = getattr(kinds_of[field.name], "__args__", (kinds_of[field.name],))
         if not any(_is(got, kind) for kind in kinds):
             raise SettingError(f"{who}: must be {_named(kinds)}, got {got!r}.")
         between, choices = field.metadata.get("between"), field.metadata.get("choices")
@@ -34,19 +55,20 @@ def check(value: Any) -> None:
 
 
 @cache
-def _hints(cls: Any) -> dict[str, Any]:
+def hints(cls: Any) -> dict[str, Any]:
+    """Types of a dataclass's fields."""
     return get_type_hints(cls)
 
 
 def read(cls: type, text: dict[str, str], who: str) -> Any:
     """Build dataclass ``cls`` from settings given as text. Raises ``SettingError`` for unknown names and unreadable values."""
-    hints = _hints(cls)
+    kinds_of = hints(cls)
     known = {field.name for field in dataclasses.fields(cls)}
     values = {}
     for name, word in text.items():
         if name not in known:
             raise SettingError(f"{who}: has no setting {name!r}. {near(name, known) if known else 'It has none.'}")
-        values[name] = _parse(word, hints[name], f"{who}.{name}")
+        values[name] = _parse(word, kinds_of[name], f"{who}.{name}")
     return cls(**values)
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
-from modicum.core.blocks import Blocks
+    from modicum.core.blocks import Blocks
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 Kind = Literal[
@@ -187,4 +188,6 @@ class Stats:
 
     def generator(self) -> torch.Generator:
         """The source of chance for this site: depends on the run's seed and the unit's name alone."""
+        import torch
+
         return torch.Generator().manual_seed(self.site_seed)

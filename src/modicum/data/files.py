@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from modicum.core.errors import DataError
+from modicum.core.files import no_data
 
 # Characters that are read of one path in all: hundreds of times what a run draws its sequences from.
 MOST = 100_000_000
@@ -87,7 +88,7 @@ def read_text(file: Path, most: int = MOST) -> Text:
 def _opened(file: Path, *, raw: bool = False) -> IO[bytes]:
     try:
         if not file.is_file():
-            raise DataError(f"data: {file} must be a file or folder, none is there. Check the path.")
+            raise no_data(file)
         unpack = None if raw else _OPEN.get(file.suffix.lower())
         return file.open("rb") if unpack is None else unpack(file)
     except (OSError, ValueError) as error:

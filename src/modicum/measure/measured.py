@@ -24,6 +24,7 @@ from modicum.data.splits import PARTS, Batch, Splits
 from modicum.export import Target
 from modicum.judge.judge import Levels, too_slow
 from modicum.measure.computing import agreed
+from modicum.measure.meta import FILE, FORMAT, VERSION, no_measurement, read_meta
 from modicum.measure.settings import Settings, common
 from modicum.measure.subject import Subject, opened
 from modicum.measure.survey import Survey
@@ -37,9 +38,7 @@ from modicum.work.meter import Meter
 from modicum.work.store import write_json
 from modicum.work.workdir import WorkDir, beside, read_from
 
-_PARTS = {"model", "targets", "menu", "settings", "data", "stages", "hash"}
-FORMAT, VERSION = "modicum-measurement", 1
-_FILE, _FINDINGS, _TOKENS = "measurement.json", "findings.json", "sequences.safetensors"
+_FINDINGS, _TOKENS = "findings.json", "sequences.safetensors"
 # What a measurement decides for every fit from it.
 _DECIDED = (
     "data",
@@ -72,16 +71,12 @@ class Measured:
         """Read a measurement. Raises ``SettingError`` for anything else."""
         directory = Path(directory)
         try:
-            meta = read_json(directory / _FILE)
-            if not isinstance(meta, dict) or meta.get("format") != FORMAT or meta.get("version") != VERSION:
-                raise ValueError(f"not of format {FORMAT}, version {VERSION}")
-            if missing := _PARTS - meta.keys():
-                raise ValueError(f"{min(missing)!r} is missing")
+            meta = read_meta(directory)
             if meta["hash"] != _hash(directory, meta):
                 raise ValueError("not as it was written")
             findings = Findings.from_json(read_json(directory / _FINDINGS))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise SettingError(f"measurement {directory}: must be a folder that measure wrote ({error}). Measure again.") from None
+            raise no_measurement(directory, error) from None
         return cls(directory, meta, findings)
 
     @cached_property
@@ -213,7 +208,7 @@ def _written(place: WorkDir, findings: Findings, subject: Subject, meta: dict[st
     final.mkdir()
     write_json(final / _FINDINGS, findings.to_json())
     _write_sequences(final / _TOKENS, subject.data)
-    write_json(final / _FILE, meta | {"hash": _hash(final, meta)})
+    write_json(final / FILE, meta | {"hash": _hash(final, meta)})
     place.finish(final)
     return Measured.read(place.out)
 

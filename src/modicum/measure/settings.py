@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from modicum.core.budget import parse_size
-from modicum.core.errors import SettingError, near
 from modicum.core.option import Option
 from modicum.core.plan import Plan
-from modicum.core.settings import param
+from modicum.core.settings import param, require
 
+# Names that are registered further up, where what they stand for is imported.
+TARGETS = ("transformers", "modicum")
+HARMS = ("covariance", "fisher", "hessian", "trace", "error")
+_ONE_OR_MORE = (1, float("inf"))
 # What changes how a run goes, and not what it makes.
 _WAYS = {"out", "overwrite", "dry_run", "ram", "device", "workers"}
 
@@ -27,55 +30,69 @@ COMPUTE = ("auto", "float32", "bfloat16")
 class Settings:
     """What measuring and fitting have in common; the same names as on the command line."""
 
-    target: str | None = param(None, "format to write, by its runtime; none: the one that suits the model")
-    data: str | None = param(None, "path of a text; none: the texts shipped with modicum")
-    text_column: str | None = param(None, "column of the text, where the data is a table; none: found by its name")
-    samples: int = param(128, "sequences to calibrate on")
-    tokens: int = param(512, "tokens per sequence")
-    micro_batch: int = param(8, "sequences run at once")
-    test_samples: int = param(64, "sequences to judge on; half as many to choose by")
-    menu: tuple[Option, ...] | None = param(None, "options to choose from; none: all that methods declare")
-    group: int | None = param(None, "columns per scale for the menu's integers; none: as many as suit each layer's rows")
-    ram: int | None = param(None, "bytes of memory to stay within")
-    seed: int = param(0, "seed of every choice by chance")
-    device: str = param("auto", "where models run and their inputs are measured")
-    compute: str = param("auto", "dtype to compute in: auto, float32 or bfloat16; auto: for weights of half precision the faster one here")
-    keep: tuple[str, ...] = param((), "patterns of layers to leave as they are")
-    harm: str = param("covariance", "how harm is predicted")
-    gradient_samples: int = param(16, "sequences to take gradients on")
-    search_time: float = param(
-        60.0, "seconds to judge plans by real divergences: to learn what harms are worth, to improve the choice; 0: none"
-    )
-    output: str | Callable[[Any], Any] | None = param(
-        None, "what of the model's output is judged: names or places, the main one first; none: all that is no inner state, cache or loss"
-    )
-    classes: str | None = param(
+    target: str | None = param(
+        None, "format to write, by its runtime; by default the one that suits the model, to measure all", choices=TARGETS, metavar="NAME",
+        group="method",
+    )  # fmt: skip
+    data: str | None = param(
         None,
-        "axis of the classes, independent (labels) or none (values), for one output after the other; none given: what its name and shape tell",
+        "what to calibrate and judge with: text, CSV, TSV, JSON lines, JSON, Parquet, or a folder of them; a folder of pictures or "
+        "recordings for a model that takes those, with metadata.csv (file_name, text) where it reads text too. By default the text shipped "
+        "with modicum",
+        metavar="PATH", group="data",
+    )  # fmt: skip
+    text_column: str | None = param(
+        None, "column of the text in a table: its name, or its number where there is no header; by default found by its name", metavar="NAME",
+        group="data",
+    )  # fmt: skip
+    samples: int = param(128, "sequences to calibrate on", between=_ONE_OR_MORE, metavar="N", group="data")
+    tokens: int = param(512, "tokens per sequence", between=_ONE_OR_MORE, metavar="N", group="data")
+    micro_batch: int = param(8, "sequences run at once", between=_ONE_OR_MORE, metavar="N", group="machine")
+    test_samples: int = param(64, "sequences to judge on; half as many to choose by", between=_ONE_OR_MORE, metavar="N", group="data")
+    menu: tuple[Option, ...] | None = param(
+        None,
+        "options to choose from, by commas, such as int2,int3,int4; by default all that methods declare",
+        metavar="OPTIONS",
+        group="method",
     )
-    curvature: bool = param(False, "also measure Hessian traces and top eigenvalues, with the model in memory")
-    out: Path | None = param(None, "directory to write")
-    overwrite: bool = param(False, "replace the output directory where it exists")
-    allow_pickle: bool = param(False, "read pickled weights where there are no safetensors")
-    trust_remote_code: bool = param(False, "let the model's directory run code of its own")
-    allow_fallback: bool = param(False, "accept solves that needed more damping than asked for")
+    group: int | None = param(
+        None, "columns per scale for the menu's intN, 0: a row; by default what suits each layer", metavar="N", group="method"
+    )
+    ram: int | None = param(None, "memory to stay within, such as 4GB", metavar="SIZE", group="machine")
+    seed: int = param(0, "seed of every choice by chance", metavar="N", group="data")
+    device: str = param(
+        "auto", "where models run and their inputs are measured: auto or cpu; cuda or cuda:N for a GPU", metavar="NAME", group="machine"
+    )
+    compute: str = param(
+        "auto", "dtype to compute in; auto: for weights of half precision whichever this processor is faster in", choices=COMPUTE,
+        metavar="DTYPE", group="machine",
+    )  # fmt: skip
+    keep: tuple[str, ...] = param((), "leave matching layers as they are; may be repeated", metavar="PATTERN", group="method")
+    harm: str = param("covariance", "how harm is predicted", choices=HARMS, metavar="NAME", group="method")
+    gradient_samples: int = param(16, "sequences to take gradients on", between=_ONE_OR_MORE, metavar="N", group="data")
+    search_time: float = param(
+        60.0,
+        "time to judge plans by real divergences, to learn what harms are worth and to improve the choice, 0: none; of fit --from by default 0: "
+        "the choice is there in seconds",
+        between=(0, float("inf")), metavar="SECONDS", group="method",
+    )  # fmt: skip
+    output: str | Callable[[Any], Any] | None = param(
+        None, "what of the output is judged, by name or place, the main one first; by default all of the model's answer", metavar="NAMES",
+        group="data",
+    )  # fmt: skip
+    classes: str | None = param(
+        None, "axis of the classes, independent (labels), or none (values), for one output after the other; by default what name and shape tell",
+        metavar="AXIS", group="data",
+    )  # fmt: skip
+    curvature: bool = param(False, "also measure Hessian traces and top eigenvalues, with the model in memory", group="method")
+    out: Path | None = param(None, "directory to write", metavar="DIR", group="files")
+    overwrite: bool = param(False, "replace the output directory where it exists", group="files")
+    allow_pickle: bool = param(False, "read pickled weights where there are no safetensors", group="files")
+    trust_remote_code: bool = param(False, "let the model's directory run code of its own", group="files")
+    allow_fallback: bool = param(False, "accept solves that needed more damping than asked for; the receipt names each", group="method")
 
     def __post_init__(self) -> None:
-        from modicum.export import TARGETS
-        from modicum.table.harm import HARMS
-
-        if self.target is not None and self.target not in TARGETS:
-            raise SettingError(f"target {self.target!r}: is not known. {near(self.target, TARGETS)}")
-        if self.harm not in HARMS:
-            raise SettingError(f"harm {self.harm!r}: is not known. {near(self.harm, HARMS)}")
-        if self.compute not in COMPUTE:
-            raise SettingError(f"compute {self.compute!r}: is not known. {near(self.compute, COMPUTE)}")
-        for name in ("samples", "tokens", "micro_batch", "test_samples", "gradient_samples"):
-            if getattr(self, name) < 1:
-                raise SettingError(f"{name}: must be at least 1, got {getattr(self, name)}.")
-
-        if not 0 <= self.search_time < float("inf"):
-            raise SettingError(f"search_time: must be 0 or more seconds, got {self.search_time}.")
+        require(self)
 
     def fingerprint(self, model_hash: str, data_hash: dict[str, str]) -> str:
         """Hash of everything that decides the result: an interrupted run continues only where it is equal."""
@@ -89,10 +106,10 @@ def common(
 ) -> dict[str, Any]:  # fmt: skip
     """Settings as callers write them, in the types that ``Settings`` holds."""
     output, classes = judged_by(output, classes)
-    words = [word for word in menu.split(",") if word.strip()] if isinstance(menu, str) else list(menu or [])
+    options = (word if isinstance(word, Option) else Option.parse(word) for word in menu_words(menu, settings.get("group")))
     return {
         **settings,
-        "menu": tuple(_menu_option(word, settings.get("group")) for word in words) or None,
+        "menu": tuple(options) or None,
         "ram": parse_size(ram) if isinstance(ram, str) else ram,
         "data": str(data) if isinstance(data, str | Path) else None,
         "out": Path(out) if out is not None else None,
@@ -110,12 +127,15 @@ def judged_by(output: Any, classes: Any) -> tuple[str | Callable[[Any], Any] | N
     return plain(output), plain(classes)
 
 
-def _menu_option(word: str | Option, group: int | None) -> Option:
-    if isinstance(word, Option):
-        return word
-    word = word.strip()
+def menu_words(menu: Iterable[str | Option] | str | None, group: int | None = None) -> list[str | Option]:
+    """Options of a menu, each as text that says its ``group`` where it is short for one."""
+    words = [word for word in menu.split(",") if word.strip()] if isinstance(menu, str) else list(menu or [])
+    return [word if isinstance(word, Option) else _long(word.strip(), group) for word in words]
+
+
+def _long(word: str, group: int | None) -> str:
     short = word.startswith("int") and word[3:].isdigit()
-    return Option.parse(f"{word} group={group}" if short and group is not None else word)
+    return f"{word} group={group}" if short and group is not None else word
 
 
 def _plain(value: Any) -> Any:

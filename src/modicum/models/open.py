@@ -15,12 +15,12 @@ from modicum.core.files import read_json, require_inside
 from modicum.core.tensorfile import Shards
 from modicum.models.copying import bare, compiled, copied, uncompile
 from modicum.models.extra import extra_states
+from modicum.models.located import locate
 from modicum.models.model import Model
 from modicum.models.plain import FLOATS, settle_dtype
 from modicum.models.structure import find_blocks, find_units
 from modicum.models.weights import CheckpointWeights, Weights, require_finite, skeleton_parameters
 
-DEMO = Path(__file__).resolve().parents[1] / "demo" / "model"
 # Counts in a config that somebody builds a list of, and the most there can be: a larger one would fill the memory before a weight is read.
 _COUNTS = re.compile(r"(layers?|depths?|labels|experts|stages|blocks|heads)$")
 _MOST = 100_000
@@ -64,27 +64,6 @@ def open_model(source: str | Path | nn.Module | Model, *, allow_pickle: bool = F
     if weights.unused:
         model.notes.append(f"{len(weights.unused)} tensors of the checkpoint are not part of the model, among them {weights.unused[0]}")
     return model
-
-
-def locate(source: str | Path) -> Path:
-    """Directory of a model's files; a Hugging Face id is fetched. Raises ``ModelError``."""
-    if str(source) == "demo":
-        return DEMO
-    if Path(source).is_dir():
-        return Path(source)
-    if Path(source).exists():
-        raise ModelError(f"{source}: must be a directory with config.json and safetensors, is a file.")
-    text = str(source)
-    if text.count("/") != 1 or text.startswith((".", "/", "~")):
-        raise ModelError(f"{source}: no such directory. Give 'demo', a directory, or a Hugging Face id such as owner/name.")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    wanted = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "LICENSE*", "*.md"]
-    try:
-        return Path(snapshot_download(text, allow_patterns=wanted))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise ModelError(f"{source}: is no local directory and could not be fetched from the hub ({quoted(error)}).") from None
 
 
 def read_config(directory: Path, trust_remote_code: bool = False) -> Any:

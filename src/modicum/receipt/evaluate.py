@@ -20,7 +20,7 @@ from modicum.export import load
 from modicum.judge.quality import Quality, compare, plain, require
 from modicum.measure.settings import judged_by
 from modicum.models.evaluating import evaluating
-from modicum.models.open import locate
+from modicum.models.located import locate
 from modicum.receipt.computed import computing
 from modicum.receipt.trimmed import Trim
 from modicum.sweep.observe import masks_of, output_signatures

@@ -20,8 +20,9 @@ from modicum.core.output import mark, require_apart, require_ours
 from modicum.core.progress import Quiet
 from modicum.data.splits import Batch
 from modicum.data.text import read_documents
+from modicum.models.located import locate
 from modicum.models.model import Model
-from modicum.models.open import locate, model_class, open_model, read_config, skeleton
+from modicum.models.open import model_class, open_model, read_config, skeleton
 from modicum.models.weights import CheckpointWeights
 from modicum.sweep import Script, Sweep
 from modicum.sweep.outputs import output_tensor

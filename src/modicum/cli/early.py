@@ -1,0 +1,57 @@
+"""What can be refused without looking at a model: told before anything heavy is imported, in the library's own words."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from modicum.core import grammar
+from modicum.core.budget import Budget
+from modicum.core.files import require_there
+from modicum.core.option import Option
+from modicum.core.plan import Plan
+from modicum.fit.request import Request
+from modicum.measure.meta import require_measurement
+from modicum.measure.settings import Settings, common, menu_words
+from modicum.models.located import here
+
+
+def check_fit(model: str | None, measured: str | None, given: dict[str, Any]) -> None:
+    """Raise what ``fit`` would raise for a slip in its settings, or for a folder that is not there."""
+    words = dict(given)
+    budget = Budget.of(**{field.name: words.pop(field.name, None) for field in fields(Budget)})
+    method, plan = words.pop("method", None), words.pop("plan", None)
+    if method is not None:
+        grammar.check(method)
+    known: dict[str, Any] = {
+        "budget": budget,
+        "method": None if method is None else Option(),
+        "plan": None if plan is None else Plan.read(Path(plan)),
+    }
+    Request(**known, **_common(words))
+    check_places(model, words.get("data"))
+    if measured is not None:
+        require_measurement(Path(measured))
+
+
+def check_measure(model: str, given: dict[str, Any]) -> None:
+    """Raise what ``measure`` would raise for a slip in its settings, or for a folder that is not there."""
+    Settings(**_common(given))
+    check_places(model, given.get("data"))
+
+
+def check_places(model: str | None, *data: str | None) -> None:
+    """Raise for a model or data that are not there."""
+    if model is not None:
+        here(model)
+    for path in data:
+        if path is not None:
+            require_there(Path(path))
+
+
+def _common(given: dict[str, Any]) -> dict[str, Any]:
+    """Settings in the types that ``Settings`` holds, options of the menu spelled right and left out."""
+    for word in menu_words(given.get("menu"), given.get("group")):
+        grammar.check(str(word))
+    return common(**{name: value for name, value in given.items() if name != "menu"})

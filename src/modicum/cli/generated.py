@@ -1,0 +1,75 @@
+"""Options of the command line made from settings: names, help, defaults and bounds are said once, where the settings are."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection, Iterable
+from typing import Any
+
+import click
+
+from modicum.core import settings
+
+# Headings of the help, in their order; what belongs to none stands last.
+GROUPS = {"budget": "Budget", "method": "Method", "data": "Data", "machine": "Machine", "files": "Files"}
+
+
+class Grouped(click.Option):
+    """An option that stands under a heading."""
+
+    def __init__(self, *names: Any, group: str = "", **words: Any):
+        super().__init__(*names, **words)
+        self.group = group
+
+
+class Command(click.Command):
+    """A command whose help has headings."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options, heading by heading."""
+        rows: dict[str, list[tuple[str, str]]] = {}
+        for option in self.get_params(ctx):
+            if isinstance(option, click.Option) and (row := option.get_help_record(ctx)) is not None:
+                rows.setdefault(getattr(option, "group", ""), []).append(row)
+        for group in [*GROUPS, ""]:
+            if group in rows:
+                with formatter.section(GROUPS.get(group, "Other" if len(rows) > 1 else "Options")):
+                    formatter.write_dl(rows[group])
+
+
+# Settings that are written as plain numbers; sizes, shares and times are texts that the library reads.
+_NUMBERS = {"N": int, "BITS": float, "SECONDS": float}
+
+
+def from_settings(cls: type, only: Collection[str] = (), leave: Collection[str] = ()) -> list[Callable]:
+    """An option for every setting of ``cls`` that stands under a heading: ``only`` some of them, or all but those to ``leave``."""
+    kinds, named = settings.hints(cls), [field for field in dataclasses.fields(cls) if field.metadata.get("group")]
+    return [_option(field, kinds[field.name]) for field in named if (field.name in only or not only) and field.name not in leave]
+
+
+def _option(field: dataclasses.Field, kind: Any) -> Callable:
+    said, name = field.metadata, f"--{field.name.replace('_', '-')}"
+    words: dict[str, Any] = {"help": _sentence(said), "group": said["group"], "cls": Grouped}
+    if kind is bool:
+        return click.option(name, is_flag=True, **words)
+    if isinstance(field.default, tuple):
+        return click.option(name, multiple=True, metavar=said["metavar"], **words)
+    shown: dict[str, Any] = {} if field.default is None else {"default": field.default, "show_default": True}
+    kind = _NUMBERS.get(said["metavar"], str) if kind is not str else str
+    return click.option(name, type=kind, metavar=said["metavar"], **words, **shown)
+
+
+def _sentence(said: Any) -> str:
+    """The help with its choices and bounds."""
+    text = said["help"]
+    parts = [text[0].upper() + text[1:]]
+    if said["choices"]:
+        parts.append(f": {_listed(said['choices'])}")
+    elif said["between"]:
+        parts.append(f"; {settings.bounds(said['between'])}")
+    return f"{''.join(parts)}."
+
+
+def _listed(names: Iterable[str]) -> str:
+    *first, last = names
+    return f"{', '.join(first)} or {last}" if first else last

@@ -1,0 +1,100 @@
+"""How options are written, and what they may say: read off the methods' files, so that a slip is told before anything heavy is imported."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import re
+import shlex
+from functools import cache
+from pathlib import Path
+
+from modicum.core import settings
+from modicum.core.errors import SettingError, quoted
+from modicum.core.method import FAMILIES, named, registry
+
+KEEP = "keep"
+_LONGEST = 1000  # characters of an option's text
+_ROOT = Path(__file__).parents[1]
+# What the files of methods write their settings with.
+_WORDS = {"param": settings.param, "int": int, "float": float, "str": str, "bool": bool}
+
+
+def spelled(text: str) -> list[tuple[str, dict[str, str]]]:
+    """Names and settings of an option's steps, as they are written. Raises ``SettingError`` for what is no option."""
+    if text.strip() == KEEP:
+        return []
+    if len(text) > _LONGEST:
+        raise SettingError(f"option {quoted(repr(text), 60)}: must have at most {_LONGEST} characters, has {len(text)}.")
+    steps: list[tuple[str, dict[str, str]]] = []
+    for part in text.split("|"):
+        try:
+            words = shlex.split(part)
+        except ValueError as error:
+            raise SettingError(f"option {text!r}: cannot be read ({error}). Write it as 'gptq bits=4 group=64 | eora rank=8'.") from None
+        if not words:
+            raise SettingError(f"option {text!r}: holds an empty step. Write it as 'gptq bits=4 group=64 | eora rank=8'.")
+        name, given = words[0], {}
+        if short := re.fullmatch(r"int(\d+)", name):
+            name, given = "gptq", {"bits": short[1]}
+        elif name in ("fp8", "fp16"):
+            name, given = {"fp8": "float8", "fp16": "half"}[name], {}
+        for word in words[1:]:
+            key, equals, value = word.partition("=")
+            if not equals:
+                raise SettingError(f"option {text!r}: settings are written name=value, got {word!r}.")
+            if key in given:
+                raise SettingError(f"option {text!r}: {key} is given twice. Give it once.")
+            given[key] = value
+        steps.append((name, given))
+    return steps
+
+
+def check(text: str) -> None:
+    """Raise ``SettingError`` for an option that names no method, or settings that its method does not have."""
+    methods = registry() if registry.cache_info().currsize else outlines()  # a script's own methods are known once it has registered them
+    for name, given in spelled(text):
+        settings.read(named(name, methods), given, name)
+
+
+@cache
+def outlines() -> dict[str, type]:
+    """Every method's settings, by key: dataclasses of the same name and fields, made from the text of its file."""
+    return {f"{family}/{path.stem}": _outline(path) for family in FAMILIES for path in sorted((_ROOT / family).glob("[!_]*.py"))}
+
+
+def _outline(path: Path) -> type:
+    name = "".join(word.capitalize() for word in path.stem.split("_"))
+    return dataclasses.make_dataclass(name, _settings(path, name), frozen=True, kw_only=True, namespace={"__post_init__": settings.check})
+
+
+def _settings(path: Path, name: str) -> list[tuple]:
+    """Fields of a class and of those it inherits from, in their order."""
+    body = _parsed(path).body
+    homes = {alias.name: node.module for node in body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    cls = next((node for node in body if isinstance(node, ast.ClassDef) and node.name == name), None)
+    if cls is None:
+        home = homes.get(name) or ""
+        return _settings(_ROOT.joinpath(*home.split(".")[1:]).with_suffix(".py"), name) if home.startswith("modicum.") else []
+    found: dict[str, tuple] = {}
+    for base in cls.bases:
+        if isinstance(base, ast.Name):
+            found |= {field[0]: field for field in _settings(path, base.id)} if base.id in homes or _stands(body, base.id) else {}
+    for node in cls.body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Call) and ast.unparse(node.value.func) == "param":
+            assert isinstance(node.target, ast.Name)
+            found[node.target.id] = (node.target.id, _evaluated(node.annotation), _evaluated(node.value))
+    return list(found.values())
+
+
+def _stands(body: list[ast.stmt], name: str) -> bool:
+    return any(isinstance(node, ast.ClassDef) and node.name == name for node in body)
+
+
+def _evaluated(node: ast.expr) -> object:
+    return eval(compile(ast.Expression(node), "<settings>", "eval"), dict(_WORDS))
+
+
+@cache
+def _parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
