@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def _demo() -> Path:
-    from modicum.models.open import DEMO
+    from modicum.models.located import DEMO
 
     return DEMO
 

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, BatchEncoding, PreTrainedTokenizerFast
 
 from modicum.core.errors import DataError, SettingError
 from modicum.data import call, count_tokens, from_batches, from_text, shipped, slice_rows
-from modicum.models.open import DEMO
+from modicum.models.located import DEMO
 
 PARTS = ("calibration", "validation", "test")
 

@@ -24,7 +24,7 @@ def tiny_demo(monkeypatch, tmp_path):
     )
     for file in DEMO.glob("tokenizer*"):
         shutil.copy(file, folder)
-    monkeypatch.setattr("modicum.models.open.DEMO", folder)
+    monkeypatch.setattr("modicum.models.located.DEMO", folder)
     fit, known = modicum.fit, dict(registry())
     monkeypatch.setattr(
         modicum, "fit", lambda *model, **settings: fit(*model, **settings | {"search_time": 0, "tokens": 64, "target": "modicum"})
