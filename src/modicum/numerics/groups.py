@@ -22,6 +22,7 @@ class Elimination:
 
     def __init__(self, weight: torch.Tensor, covariance: torch.Tensor, groups: Sequence[Sequence[int]], damping: float):
         self.groups = [torch.tensor(group, dtype=torch.long) for group in groups]
+        self._lone = torch.cat(self.groups) if groups and all(len(group) == 1 for group in groups) else None
         with single_threaded():
             self.inverse = torch.cholesky_inverse(factor(damped_covariance(covariance, damping), damping))
         self.weight = weight.double()
@@ -30,14 +31,14 @@ class Elimination:
 
     def scores(self) -> torch.Tensor:
         """Loss (groups left,) of removing each group alone."""
-        if all(len(self.groups[group]) == 1 for group in self.left):
+        if self._lone is not None:
             columns = self._columns(self.left)
             return self.weight[:, columns].square().sum(0) / self.inverse.diagonal()[columns]
         with single_threaded():
             return torch.stack([self._score(self._columns([group])) for group in self.left])
 
     def _columns(self, groups: Sequence[int]) -> torch.Tensor:
-        return self._place[torch.cat([self.groups[group] for group in groups])]
+        return self._place[torch.cat([self.groups[group] for group in groups]) if self._lone is None else self._lone[list(groups)]]
 
     def _score(self, columns: torch.Tensor) -> torch.Tensor:
         part = self.weight[:, columns]
