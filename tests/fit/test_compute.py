@@ -92,7 +92,7 @@ def test_forms_without_data_are_the_same_to_the_bit(checkpoint, machine, tmp_pat
     assert any(event.startswith("compute: in float32, where the weights are stored in bfloat16") for event in wide["events"])
     assert wide["quality"]["mean"] == pytest.approx(narrow["quality"]["mean"], rel=0.1)
     assert wide["bytes"]["actual"] == narrow["bytes"]["actual"]
-    assert "<th>computed in</th><td>float32; stored in bfloat16 (products take" in report(wide)
+    assert "<th>computed in</th><td>float32; stored in bfloat16 (products in float32 against" in report(wide)
 
 
 def test_solved_forms_differ_by_rounding_alone(checkpoint, machine, tmp_path):
@@ -260,7 +260,7 @@ def test_a_dry_run_says_in_which_dtype(checkpoint, machine, tmp_path):
     forecast = modicum.fit(source, "6bpw", data=batches, dry_run=True, **SETTINGS).receipt
     assert forecast["compute"]["forward"] == "float32"
     ((label, line),) = computed(forecast["compute"])
-    assert label == "computed in" and line.startswith("float32, weights are stored in bfloat16: products take this processor")
+    assert label == "computed in" and line.startswith("float32, weights are stored in bfloat16: products in float32 against")
     machine(0.2)
     narrow = modicum.fit(source, "6bpw", data=batches, dry_run=True, **SETTINGS).receipt
     assert narrow["activation_bytes"] * 2 == forecast["activation_bytes"]

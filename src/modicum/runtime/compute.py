@@ -138,7 +138,7 @@ def _why(own: Mapping[str, float], wide: Mapping[str, float], stored: str, shape
     """The speeds that decided, in billions of operations a second."""
     speed = lambda times, kind: f"{2e-9 * _TOKENS * shape[0] * shape[1] / times[kind]:.3g}"
     shown = [f"{words} {speed(wide, kind)} against {speed(own, kind)}" for kind, words in (("linear", "forward"), ("gradient", "backward"))]
-    return f"products take this processor in float32 and in {stored}, billions of operations a second: {', '.join(shown)}"
+    return f"products in float32 against {stored}, billions of operations a second on this processor: {', '.join(shown)}"
 
 
 def measured() -> Seconds:
