@@ -20,7 +20,7 @@ from modicum.receipt import evaluate
 from modicum.vocabulary import trim
 from modicum.vocabulary.kept import kept_tokens
 
-SMALL = {"samples": 3, "tokens": 24}
+SMALL = {"compute": "bfloat16", "samples": 3, "tokens": 24}
 
 
 @pytest.fixture(scope="module")
