@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import copy
 import functools
+import itertools
 import json
 import multiprocessing
 import re
@@ -179,6 +180,12 @@ def versions() -> dict[str, str]:
     return found
 
 
+def mixed(many: list[str], few: list[str]) -> list[str]:
+    """Both lists in one, the few spread among the first of the many, so that an unfinished sweep has some of all."""
+    pairs = itertools.zip_longest(many, few)
+    return [name for pair in pairs for name in pair if name is not None]
+
+
 def chosen(names: list[str], known: dict[str, Any], again: list[str]) -> list[str]:
     """Names to run: those not known yet, or those that ``again`` asks for by name or by outcome."""
     if not again:
@@ -199,7 +206,7 @@ def main() -> None:
 
     modicum.fit  # noqa: B018  imported once for all
     results = json.loads(given.out.read_text(encoding="utf-8")) if given.out.exists() else {}
-    names = tiny.causal_names() if given.target == "transformers" else [*heads.other_names(), *elsewhere.elsewhere_names()]
+    names = tiny.causal_names() if given.target == "transformers" else mixed(heads.other_names(), elsewhere.elsewhere_names())
     sweep(chosen(names, results.get(given.target, {}), given.again), given.target, results, given.out, given.seconds)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from transformers.models.auto import modeling_auto
 
 from modicum.testing.tiny import causal_names
@@ -24,18 +26,18 @@ _LAST = ("IMAGE_TEXT_TO_TEXT",)
 
 
 def other_names() -> list[str]:
-    """Names of classes, each once: heads of every kind, then architectures without a head, then pictures with texts."""
+    """Names of classes, each once: the first of every kind, then the second, and so on."""
     known = set(causal_names())
-    heads = [name for kind in _EACH for name in _table(kind).values()]
     told = {model for kind in _EACH for model in _table(kind)} | set(_table("CAUSAL_LM"))
+    kinds = [list(_table(kind).values()) for kind in (*_EACH, *_LAST)]
     for kind in _REPEATED:
         listed = _table(kind)
-        heads += [*list(listed.values())[:_FEW], *(name for model, name in listed.items() if model not in told)]
+        kinds.append([*list(listed.values())[:_FEW], *(name for model, name in listed.items() if model not in told)])
     told |= {model for kind in (*_REPEATED, *_LAST) for model in _table(kind)}
     # A model inside another, as its text or its vision, is what the other has of it.
-    whole = [name for model, name in _table("").items() if model not in told and not _inner(model)]
-    last = [name for kind in _LAST for name in _table(kind).values()]
-    return [name for name in dict.fromkeys([*heads, *whole, *last]) if name not in known]
+    kinds.append([name for model, name in _table("").items() if model not in told and not _inner(model)])
+    found = [name for names in itertools.zip_longest(*kinds) for name in names if name is not None]
+    return [name for name in dict.fromkeys(found) if name not in known]
 
 
 def _table(kind: str) -> dict[str, str]:
