@@ -205,3 +205,34 @@ def test_weights_outside_blocks_come_and_go(tmp_path, name):
         assert inside == {frozenset({"model.norm.weight"})} and held["lm_head.weight"] == {"model.norm.weight", "lm_head.weight"}
     if name == "qwen2":  # the embedding is the head too
         assert all("model.embed_tokens.weight" in held[unit] for unit in held)
+
+
+class Named(torch.nn.Module):
+    """Calls its blocks by a keyword of its own."""
+
+    class Block(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = torch.nn.Linear(8, 8)
+
+        def forward(self, flag=None, *, features):
+            return features + self.inner(features)
+
+    def __init__(self):
+        super().__init__()
+        self.layers = torch.nn.ModuleList([self.Block() for _ in range(3)])
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(features=x)
+        return x
+
+
+def test_blocks_may_be_called_by_any_keyword():
+    module, batches = Named().eval(), [(torch.randn(2, 8),) for _ in range(3)]
+    model = open_model(module)
+    script = rehearse(model, batches[0])
+    assert len(script.blocks) == 3
+    got = dict(Sweep(model, batches, script).run())
+    with torch.no_grad():
+        assert all(torch.equal(got[index], module(*batch)) for index, batch in enumerate(batches))

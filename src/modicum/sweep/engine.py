@@ -153,7 +153,7 @@ class Sweep:
             self.model.weights.load(each for each in self.model.blocks[name].parameters if each not in self._given)
             self._place(name)
         for index, arrival in arrivals:
-            first = arrival.args[0] if arrival.args else (arrival.kwargs or {})["hidden_states"]
+            first = arrival.stream
             self.pool.admit(first)
             if skip:
                 yield index, Answer((first,) if name in self.script.tuples else first)

@@ -51,6 +51,11 @@ class Arrival:
         """The first tensor among the arguments, by position before by keyword."""
         return next((value for value in (*self.args, *(self.kwargs or {}).values()) if isinstance(value, torch.Tensor)), None)
 
+    @property
+    def stream(self) -> Any:
+        """What a block goes on from: its first argument by position, else its hidden states, else its first tensor under any name."""
+        return self.args[0] if self.args else (self.kwargs or {}).get("hidden_states", self.tensor)
+
     def run(self, forward: Callable) -> Any:
         """What ``forward`` gives for these arguments, in the modes in which the module was called."""
         return self.within(lambda: forward(*self.args, **(self.kwargs or {})))
