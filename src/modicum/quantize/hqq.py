@@ -60,7 +60,7 @@ class Hqq(Quantizer):
         dtype, best = scale.dtype, torch.full(scale.shape, torch.inf, device=groups.device)
         kept_scale, kept_zero = scale, zero
         now_scale, now_zero = scale.float(), torch.full_like(scale.float(), 2.0 ** (grid.bits - 1)) if zero is None else zero.float()
-        for _ in range(self.steps):
+        for step in range(self.steps):
             rounded = now_scale.to(dtype).float()[..., None]
             levels = (groups / rounded).add_(now_zero[..., None]).round_().clamp_(0, grid.top).sub_(now_zero[..., None])
             error = torch.addcmul(groups, levels, rounded, value=-1)
@@ -74,6 +74,8 @@ class Hqq(Quantizer):
             kept_scale = torch.where(better, now_scale.to(dtype), kept_scale)
             if kept_zero is not None:
                 kept_zero = torch.where(better, now_zero.to(torch.uint8), kept_zero)
+            if step == self.steps - 1:
+                break  # nobody would look at what comes next
             # The proximal step of the norm, in units of the group's mean error.
             shrunk = size.add_(power, alpha=-1 / self.strength).clamp_min_(0).mul_(unit).copysign_(error)
             now_scale, now_zero = _regress(groups - shrunk, levels, now_scale, now_zero, None if zero is None else grid.top)
