@@ -98,6 +98,11 @@ def test_modules_do_not_import_in_circles():
 
 
 @each_file
+def test_no_file_is_too_long_to_read(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
+
+
+@each_file
 def test_families_never_import_each_other(path):
     own = path.relative_to(ROOT).parts[0]
     if own in FAMILIES:

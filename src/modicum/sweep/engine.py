@@ -5,36 +5,29 @@ from __future__ import annotations
 from collections import ChainMap, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from functools import partial
-from itertools import zip_longest
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_map_only
 
 from modicum.core.errors import ModelError, SettingError
 from modicum.core.finite import finite
 from modicum.core.method import Need
-from modicum.core.unit import Routed, Stats, Unit
+from modicum.core.unit import Stats, Unit
 from modicum.data.splits import Batch
 from modicum.forms import Form
 from modicum.models.model import Model
 from modicum.sweep.collect import Collector, has_rows, real_inputs, summed, token_rows
-from modicum.sweep.experts import Use, Watch, routed
 from modicum.sweep.ranks import LONE, Ranks
 from modicum.sweep.rehearsal import module_units, stop_names
 from modicum.sweep.script import Script
 from modicum.sweep.shifts import Shifts
 from modicum.sweep.spill import SpillPool
-from modicum.sweep.stage import Chronicle, Stage, looked_up, placed_on, pooled, seed_of
+from modicum.sweep.stacks import Stacks
+from modicum.sweep.stage import Chronicle, Stage, looked_up, placed_on, seed_of
 from modicum.sweep.suspend import Answer, Arrival, Chain, Stop
 from modicum.sweep.within import Met, mixed, products
-
-# An expert that met fewer tokens than this share of its columns takes the pooled covariance of its stack.
-STARVED = 0.25
-
 
 Treat = Callable[[Stage], Mapping[str, Form] | None]
 
@@ -113,7 +106,7 @@ class Sweep:
     def _exchange(self, unit: Unit, block: str) -> None:
         """Put a treated weight into its module, until the block is done."""
         self._displaced.setdefault(block, {}).setdefault(unit.parameter, self.model.weights.parameter(unit.parameter))
-        value = self._value(unit)
+        value = self.value(unit)
         assert value is not None
         self.model.weights.put(unit.parameter, value)
 
@@ -136,7 +129,7 @@ class Sweep:
         if not complete:
             self.chronicle.note(f"{stop.name}: not all micro-batches call it at the same point; it was measured on those that came first")
         if stop.name in self.script.stacks:
-            return self._stack(stop.name, arrivals)
+            return Stacks(self).answers(stop.name, arrivals)
         if stop.name in self.script.inside:
             return self._within(stop.name, arrivals)
         if stop.name not in self.units:
@@ -202,7 +195,7 @@ class Sweep:
             self._treat_stage(unit, name, arrivals)
             if self._enough():
                 raise _EnoughError
-        value = self._value(unit)
+        value = self.value(unit)
         for index, arrival in arrivals:
             with self._swapped(name, value):
                 output = arrival.run(self.chain.original(name))
@@ -227,8 +220,8 @@ class Sweep:
         assert self.treat is not None
         members = tuple(self.model.units[member] for member in self.script.stage_of(unit.name) if member not in self.done)
         stats = self._measure(unit, name, arrivals)
-        shared = {member.name: self._own(member, stats) for member in members}
-        self._accept(self.treat(Stage(members, self.script.block_of.get(unit.name, ""), shared)))
+        shared = {member.name: self.own(member, stats) for member in members}
+        self.accept(self.treat(Stage(members, self.script.block_of.get(unit.name, ""), shared)))
         self.done.update(shared)
 
     def _measure(self, unit: Unit, name: str, arrivals: list[tuple[int, Arrival]]) -> Stats:
@@ -264,19 +257,20 @@ class Sweep:
             )
         return stats
 
-    def _own(self, unit: Unit, stats: Stats) -> Stats:
+    def own(self, unit: Unit, stats: Stats) -> Stats:
         """The stage's statistics with what belongs to one unit; the large parts are shared."""
         return Stats(
             count=stats.count, total=stats.total, square=stats.square, covariance=stats.covariance, blocks=stats.blocks, inputs=stats.inputs,
             frequency=stats.frequency, site_seed=seed_of(self.seed, unit.name), cache=stats.cache,
         )  # fmt: skip
 
-    def _accept(self, forms: Mapping[str, Form] | None) -> None:
+    def accept(self, forms: Mapping[str, Form] | None) -> None:
+        """Keep what a stage became; afterwards its units give what that gives."""
         for name, form in (forms or {}).items():
             self._made[name] = form
             self._dense.pop(name, None)
 
-    def _value(self, unit: Unit) -> torch.Tensor | None:
+    def value(self, unit: Unit) -> torch.Tensor | None:
         """Stored-layout value of a treated unit, or None where the module's own weight stands."""
         if unit.name not in self.forms:
             return None
@@ -322,7 +316,7 @@ class Sweep:
             if members:
                 block = self.script.block_of.get(members[0].name, "")
                 stats = self._measure_within(members, name, met)
-                self._accept(self.treat(Stage(tuple(members), block, stats)))
+                self.accept(self.treat(Stage(tuple(members), block, stats)))
                 self.done.update(stats)
                 for member in members:
                     if member.name in self.forms:
@@ -330,128 +324,20 @@ class Sweep:
 
     def _measure_within(self, members: Sequence[Unit], name: str, met: Sequence[tuple[int, Met]]) -> dict[str, Stats]:
         inputs = [(index, argument, value) for index, each in met for argument, value in each.inputs]
-        if self._wanted(members):
+        if self.wanted(members):
             stats = self._collected(members[0], name, inputs)
         else:
             stats = summed(Stats(count=sum(value.numel() // value.shape[-1] for _, _, value in inputs)), self.ranks, members[0].name)
-        found = {member.name: self._own(member, stats) for member in members}
+        found = {member.name: self.own(member, stats) for member in members}
         if stats.moment is not None and any(mixed(each) for _, each in met):
             for each in found.values():
                 each.events.append("its rows multiply several inputs, and have the covariance of all of them")
         return found
 
-    # Stacks of experts
-
-    def _stack(self, name: str, arrivals: list[tuple[int, Arrival]]) -> Iterator[tuple[int, Any]]:
-        if self.treat is not None:
-            for attribute in self.script.stacks[name].attributes:
-                units = [unit for unit in self.model.units.values() if unit.module == name and unit.parameter.endswith(attribute)]
-                if units[0].name not in self.done:
-                    self._treat_experts(name, attribute, units, arrivals)
-        treated = any(unit.name in self.forms for unit in self.model.units.values() if unit.module == name)
-        for index, arrival in arrivals:
-            with self._swapped_stacks(name) if treated else _nothing():
-                output = arrival.run(self.chain.original(name))
-            self.pool.admit(output)
-            yield index, output
-
-    def _treat_experts(self, name: str, attribute: str, units: list[Unit], arrivals: list[tuple[int, Arrival]]) -> None:
-        assert self.treat is not None
-        data_free = bool(self.script.data_free(units[0]))
-        needs = frozenset() if data_free or not self._wanted(units) else self.needs
-        together = self.script.together.get(units[0].name)
-        collectors = [Collector(needs, unit.shape[1], self.model.weights.device, self.pool, together) for unit in units]
-
-        def add(use: Use) -> None:
-            if use.attribute == attribute:
-                collectors[use.expert].add(use.inputs)
-
-        with self._swapped_stacks(name):
-            owner = self.chain.owner(name)
-            stacks = {other: owner._parameters[other].detach() for other in self.script.stacks[name].attributes}  # type: ignore[union-attr]
-            for index, arrival in arrivals:
-                with Watch(stacks, add):
-                    self._without_padding(name, index, arrival)()
-        found = [collector.stats(self.ranks, unit.name) for collector, unit in zip(collectors, units)]
-        starving = {unit.name for unit, mine in zip(units, found) if mine.count < STARVED * unit.shape[1]}
-        whole = pooled(found) if starving else Stats()
-        stats = {}
-        for unit, mine in zip(units, found):
-            starved = unit.name in starving
-            if starved and not data_free:
-                self.chronicle.note(f"{name}.{attribute}: starved experts take the covariance of all experts of their stack")
-            stats[unit.name] = self._own(unit, whole if starved else mine)
-            stats[unit.name].frequency = torch.tensor([float(mine.count)])
-            stats[unit.name].events += [f"starved: {mine.count} tokens"] if starved else []
-        if Need.ROUTED in self.needs and attribute == self.script.stacks[name].attributes[-1] and self._wanted(units) and not data_free:
-            for member, met in self._routed(name, attribute, units, arrivals).items():
-                stats[member].routed = met
-        self._accept(self.treat(Stage(tuple(units), self.script.block_of.get(units[0].name, ""), stats)))
-        self.done.update(stats)
-
-    def _without_padding(self, name: str, index: int, arrival: Arrival) -> Callable[[], Any]:
-        """The call of a module of experts, on the tokens alone that are no padding."""
-        cover, first, given = self.script.masks.get(name), arrival.tensor, (arrival.args, arrival.kwargs or {})
-        real = None if cover is None or first is None else cover.real(self.batches[index], first.shape[:-1])
-        if real is not None and first is not None:
-            here, lead = real.expand(first.shape[:-1]).to(first.device), first.shape[:-1]
-            alone = lambda value: value[here].reshape(*[1] * (len(lead) - 1), -1, *value.shape[len(lead) :])
-            given = tree_map_only(torch.Tensor, lambda value: alone(value) if value.shape[: len(lead)] == lead else value, given)
-        return partial(replace(arrival, args=given[0], kwargs=given[1]).run, self.chain.original(name))
-
-    def _wanted(self, units: Sequence[Unit]) -> bool:
+    def wanted(self, units: Sequence[Unit]) -> bool:
+        """Whether anything is to be measured for some of the units."""
         return self.measured is None or any(unit.name in self.measured for unit in units)
-
-    def _routed(self, name: str, attribute: str, units: list[Unit], arrivals: list[tuple[int, Arrival]]) -> dict[str, list[Routed]]:
-        """What each expert's last product met on all ranks, and where it went; rows of the module's outputs are counted through all micro-batches.
-
-        Nothing where the module's output is not a sum of its experts' outputs.
-        """
-        mine: list[tuple[dict[int, Routed], int] | None] = []
-        with self._swapped_stacks(name):
-            owner = self.chain.owner(name)
-            stacks = {other: owner._parameters[other].detach() for other in self.script.stacks[name].attributes}  # type: ignore[union-attr]
-            for index, arrival in arrivals:
-                mine.append(routed(self._without_padding(name, index, arrival), stacks, attribute))
-                self.pool.admit([met.inputs for met in mine[-1][0].values()] if mine[-1] is not None else [])
-        found: dict[str, list[Routed]] = {unit.name: [] for unit in units}
-        rows = 0
-        for call in (call for calls in zip_longest(*self.ranks.gather(f"{name} routed", mine), fillvalue=({}, 0)) for call in calls):
-            if call is None:
-                self.chronicle.note(f"{name}: its output is not a weighted sum of its experts'; they cannot make up for each other")
-                return {}
-            for expert, met in call[0].items():
-                found[units[expert].name].append(replace(met, tokens=met.tokens + rows))
-            rows += call[1]
-        return found
-
-    @contextmanager
-    def _swapped_stacks(self, name: str) -> Iterator[None]:
-        """The module's stacks with every treated expert's value in place."""
-        owner = self.chain.owner(name)
-        before = dict(owner._parameters)
-        for attribute in self.script.stacks[name].attributes:
-            held = before[attribute]
-            treated = [
-                u for u in self.model.units.values() if u.module == name and u.parameter.endswith(attribute) and u.name in self.forms
-            ]
-            if treated and held is not None:
-                stack = held.detach().clone()
-                for unit in treated:
-                    value = self._value(unit)
-                    assert value is not None and unit.expert is not None
-                    stack[unit.expert] = value
-                owner._parameters[attribute] = nn.Parameter(stack, requires_grad=False)
-        try:
-            yield
-        finally:
-            owner._parameters.update(before)
 
 
 class _EnoughError(Exception):
     """Nobody waits for what remains of a sweep."""
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
