@@ -11,6 +11,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import parametrizations as norms
+from torch.utils.checkpoint import checkpoint
 
 WIDTH, VOCABULARY, TIME, SIDE = 16, 32, 6, 8
 _DTYPES = (torch.float32,) * 7 + (torch.float64, torch.bfloat16, torch.float16)
@@ -23,6 +25,7 @@ class Sentence:
     module: nn.Module
     batches: list[Any]
     words: tuple[str, ...]
+    masked: str = ""
 
 
 # Parts that keep (batch, ..., width): each a line of the grammar.
@@ -130,10 +133,107 @@ class Blocks(nn.Module):
         return x
 
 
+class Listed(nn.Module):
+    """Matrices in a list and in a dictionary."""
+
+    def __init__(self, chance: random.Random):
+        super().__init__()
+        self.some = nn.ParameterList([torch.randn(WIDTH, WIDTH) / 4 for _ in range(2)])
+        self.named = nn.ParameterDict({"up": torch.randn(WIDTH, WIDTH) / 4, "shift": torch.zeros(WIDTH)})
+        self.chained = chance.random() < 0.5
+
+    def forward(self, x):
+        if self.chained:
+            x = torch.linalg.multi_dot([x.reshape(-1, WIDTH), *self.some]).reshape(x.shape)
+        else:
+            for matrix in self.some:
+                x = torch.einsum("...i,ij->...j", x, matrix)
+        return F.linear(x, self.named["up"], self.named["shift"])
+
+
+class Computed(nn.Module):
+    """A weight that is computed from what is stored."""
+
+    def __init__(self, chance: random.Random):
+        super().__init__()
+        way = chance.choice([norms.weight_norm, norms.spectral_norm, norms.orthogonal])
+        self.layer = way(nn.Linear(WIDTH, WIDTH))
+
+    def forward(self, x):
+        return self.layer(F.relu(x))
+
+
+class Routed(nn.Module):
+    """Experts that meet the tokens which chose them."""
+
+    def __init__(self, chance: random.Random):
+        super().__init__()
+        self.router, self.experts = nn.Linear(WIDTH, 3), nn.ModuleList(Gated(chance) for _ in range(3))
+
+    def forward(self, x):
+        flat = x.reshape(-1, WIDTH)
+        weights, chosen = self.router(flat).softmax(-1).topk(2)
+        out = torch.zeros_like(flat)
+        for number, expert in enumerate(self.experts):
+            row, place = (chosen == number).nonzero(as_tuple=True)
+            out = out.index_add(0, row, weights[row, place, None] * expert(flat[row]))
+        return out.reshape(x.shape)
+
+
+class Stacked(nn.Module):
+    """Experts in one parameter of three axes, all of which every token meets."""
+
+    def __init__(self, chance: random.Random):
+        super().__init__()
+        self.up, self.down = nn.Parameter(torch.randn(2, 24, WIDTH) / 4), nn.Parameter(torch.randn(2, WIDTH, 24) / 5)
+
+    def forward(self, x):
+        return sum(F.linear(F.silu(F.linear(x, up)), down) for up, down in zip(self.up, self.down))
+
+
+class Tied(nn.Module):
+    """Two layers of one weight, and the weight turned."""
+
+    def __init__(self, chance: random.Random):
+        super().__init__()
+        self.first, self.second = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.second.weight, self.turned = self.first.weight, chance.random() < 0.4
+
+    def forward(self, x):
+        x = self.second(F.gelu(self.first(x)))
+        return F.linear(x, self.first.weight.T) if self.turned else x
+
+
+class Unfelt(nn.Module):
+    """A part without gradients, and one computed anew for them."""
+
+    def __init__(self, chance: random.Random):
+        super().__init__()
+        self.still, self.anew = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x):
+        with torch.no_grad():
+            y = self.still(x)
+        return checkpoint(self.anew, x, use_reentrant=False) + y
+
+
+class Waves(nn.Module):
+    """Numbers with an imaginary part on the way."""
+
+    def __init__(self, chance: random.Random):
+        super().__init__()
+        self.layer = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x):
+        waves = torch.fft.rfft(x.float() if x.dtype in (torch.float16, torch.bfloat16) else x)
+        return self.layer(torch.fft.irfft(waves * 2, n=WIDTH).to(x.dtype))
+
+
 POINTWISE: dict[str, Callable[[random.Random], nn.Module]] = {
     "linear": lambda chance: nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU(inplace=chance.random() < 0.5)),
     "branches": Branches, "gated": Gated, "shared layer": Shared, "state on self": Remembering, "autocast": Autocast, "normed": Normed,
-    "bare matrix": Bare, "blocks": Blocks,
+    "bare matrix": Bare, "blocks": Blocks, "lists of matrices": Listed, "computed weight": Computed, "routed": Routed, "stacked": Stacked,
+    "tied": Tied, "unfelt": Unfelt, "waves": Waves,
 }  # fmt: skip
 
 
@@ -198,8 +298,67 @@ class Along(nn.Module):
         return self.layer(x.transpose(1, 2)).transpose(1, 2)
 
 
+class Crossed(nn.Module):
+    """torch's own attention to a memory of another width, or under a causal mask of its own."""
+
+    def __init__(self, chance: random.Random):
+        super().__init__()
+        self.causal = chance.random() < 0.5
+        self.memory = nn.Linear(WIDTH, 8)
+        self.attention = nn.MultiheadAttention(WIDTH, 2, kdim=8, vdim=8, batch_first=True, bias=chance.random() < 0.5)
+
+    def forward(self, x):
+        memory, mask = self.memory(x), None
+        if self.causal:
+            mask = torch.full((x.shape[1],) * 2, -torch.inf, dtype=x.dtype).triu(1)
+        return self.attention(x, key=memory, value=memory, attn_mask=mask, need_weights=False)[0]
+
+
+class Biased(nn.Module):
+    """Attention of one head whose scores take a table's values of how far apart tokens are."""
+
+    def __init__(self, chance: random.Random):
+        super().__init__()
+        self.all, self.out, self.apart = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH), nn.Embedding(2 * TIME, 1)
+
+    def forward(self, x):
+        query, key, value = self.all(x).chunk(3, -1)
+        places = torch.arange(x.shape[1])
+        scores = query @ key.transpose(1, 2) / 4 + self.apart(places[:, None] - places + TIME)[..., 0]
+        return self.out(scores.softmax(-1) @ value)
+
+
+class Stepwise(nn.Module):
+    """A recurrent cell that forward calls once for each token."""
+
+    def __init__(self, chance: random.Random):
+        super().__init__()
+        self.cell = chance.choice([nn.LSTMCell, nn.GRUCell, nn.RNNCell])(WIDTH, WIDTH)
+
+    def forward(self, x):
+        state, found = None, []
+        for token in x.unbind(1):
+            state = self.cell(token, state)
+            found.append(state[0] if isinstance(state, tuple) else state)
+        return torch.stack(found, 1)
+
+
+class Wider(nn.Module):
+    """Along time to half the length and back, in groups."""
+
+    def __init__(self, chance: random.Random):
+        super().__init__()
+        groups = chance.choice([1, 2])
+        self.down = nn.Conv1d(WIDTH, 8, 2, stride=2, groups=groups)
+        self.up = nn.ConvTranspose1d(8, WIDTH, 2, stride=2, groups=groups)
+
+    def forward(self, x):
+        return self.up(F.elu(self.down(x.transpose(1, 2)))).transpose(1, 2)
+
+
 ALONG: dict[str, Callable[[random.Random], nn.Module]] = {
     "recurrent": Recurrent, "packed attention": Packed, "grouped attention": Grouped, "encoder": Encoder, "convolution along": Along,
+    "cross attention": Crossed, "biased attention": Biased, "cell": Stepwise, "down and up along": Wider,
 }  # fmt: skip
 
 
@@ -242,24 +401,72 @@ class DownUp(nn.Module):
         return self.up(F.gelu(self.down(x))) + self.skip
 
 
-IMAGE: dict[str, Callable[[random.Random], nn.Module]] = {"split": Split, "depthwise": Depthwise, "down and up": DownUp}
+class Volume(nn.Module):
+    """A convolution of three axes, channels in groups as the first of them."""
+
+    def __init__(self, chance: random.Random):
+        super().__init__()
+        self.layer = nn.Conv3d(4, 4, (3, 3, 1), padding=(1, 1, 0), stride=1)
+        self.back = nn.ConvTranspose3d(4, 4, 3, padding=1)
+
+    def forward(self, x):
+        return self.back(F.relu(self.layer(x.unflatten(1, (4, 4))))).flatten(1, 2)
+
+
+class Pyramid(nn.Module):
+    """Two scales, one of which is made larger again."""
+
+    def __init__(self, chance: random.Random):
+        super().__init__()
+        self.fine, self.coarse = nn.Conv2d(WIDTH, WIDTH, 1), nn.Conv2d(WIDTH, WIDTH, 3, padding=2, dilation=2, groups=2)
+        self.norm = nn.GroupNorm(4, WIDTH)
+
+    def forward(self, x):
+        small = self.coarse(F.avg_pool2d(x, 2))
+        return self.norm(self.fine(x) + F.interpolate(small, size=x.shape[-2:]))
+
+
+IMAGE: dict[str, Callable[[random.Random], nn.Module]] = {
+    "split": Split,
+    "depthwise": Depthwise,
+    "down and up": DownUp,
+    "volume": Volume,
+    "pyramid": Pyramid,
+}
 
 
 # What goes in.
 
 
 class Net(nn.Module):
-    """Stem, parts and ending; ``padding`` marks what is none of a row's tokens."""
+    """Stem, parts and ending; ``padding`` says in one of several ways what is none of a row's tokens."""
 
-    def __init__(self, stem: nn.Module | None, parts: list[nn.Module], end: nn.Module, masked: bool = False):
+    def __init__(self, stem: nn.Module | None, parts: list[nn.Module], end: nn.Module, masked: str = ""):
         super().__init__()
         self.stem, self.parts, self.end, self.masked = stem or nn.Identity(), nn.Sequential(*parts), end, masked
 
     def forward(self, x, padding=None):
         x = self.stem(x)
+        padding = ~reality(padding, self.masked) if self.masked else None
         for part in self.parts:
             x = part(x, padding) if self.masked and isinstance(part, Packed | Grouped | Encoder) else part(x)
         return self.end(x)
+
+
+def reality(mask: torch.Tensor, said: str) -> torch.Tensor:
+    """Which tokens are real (rows, tokens), of a mask that says it in one of the ways."""
+    if said == "lengths":
+        return torch.arange(TIME) < mask[:, None]
+    if said == "pairs":
+        return mask.any(1)
+    return {"padding": mask == 0, "real": mask != 0, "additive": mask == 0}[said]
+
+
+def said_as(real: torch.Tensor, said: str) -> torch.Tensor:
+    """A mask that says which tokens are real."""
+    if said == "pairs":
+        return real[:, :, None] & real[:, None] & torch.ones(TIME, TIME, dtype=torch.bool).tril()
+    return {"padding": ~real, "real": real.long(), "additive": ~real * torch.finfo(torch.float32).min, "lengths": real.sum(1)}[said]
 
 
 class Ending(nn.Module):
@@ -270,7 +477,7 @@ class Ending(nn.Module):
         layer = (lambda width: nn.Conv2d(WIDTH, width, 1)) if image else (lambda width: nn.Linear(WIDTH, width))
         self.kind, self.image = kind, image
         self.head = layer({"score": 1, "classes": 5}.get(kind, WIDTH))
-        self.other = layer(4) if kind in ("pair", "named pair") else None
+        self.other = layer(4) if kind in ("pair", "named pair", "nested") else None
 
     def forward(self, x):
         if self.kind == "pooled":
@@ -280,7 +487,8 @@ class Ending(nn.Module):
             return SimpleOutput(logits=first)
         if self.other is not None:
             second = self.other(x)
-            return (first, second) if self.kind == "pair" else {"features": first, "boxes": second}
+            made = {"pair": (first, second), "nested": [first, {"boxes": [second], "count": 3, "places": torch.arange(3)}]}
+            return made.get(self.kind, {"features": first, "boxes": second})
         return first
 
 
@@ -289,7 +497,8 @@ class SimpleOutput(SimpleNamespace):
         return list(vars(self).values())
 
 
-ENDINGS = ("plain", "plain", "pooled", "pair", "named pair", "score", "classes")
+ENDINGS = ("plain", "plain", "pooled", "pair", "named pair", "nested", "score", "classes")
+MASKS = ("padding", "real", "additive", "lengths", "pairs")
 
 
 def compose(seed: int) -> Sentence:
@@ -307,18 +516,18 @@ def compose(seed: int) -> Sentence:
     stem = {"tokens": lambda: nn.Embedding(VOCABULARY, WIDTH), "images": lambda: nn.Conv2d(3, WIDTH, 3, padding=1)}.get(
         kind, lambda: None
     )()
-    masked = kind in ("tokens", "series") and chance.random() < 0.3
+    masked = chance.choice(MASKS) if kind in ("tokens", "series") and chance.random() < 0.3 else ""
     dtype = chance.choice(_DTYPES)
     module = Net(stem, parts, Ending(ending, image=kind == "images"), masked).to(dtype).train(chance.random() < 0.3)
-    words += [ending, str(dtype)[6:], *(["masked"] if masked else [])]
+    words += [ending, str(dtype)[6:], *([f"masked by {masked}"] if masked else [])]
     form = chance.choice(["tensor", "tuple", "keywords"])
-    return Sentence(module, [_batch(kind, masked, dtype, form) for _ in range(8)], (*words, form))
+    return Sentence(module, [_batch(kind, masked, dtype, form) for _ in range(8)], (*words, form), masked)
 
 
-def _batch(kind: str, masked: bool, dtype: torch.dtype, form: str) -> Any:
+def _batch(kind: str, masked: str, dtype: torch.dtype, form: str) -> Any:
     shape = {"features": (4, WIDTH), "series": (4, TIME, WIDTH), "images": (2, 3, SIDE, SIDE), "tokens": (4, TIME)}[kind]
     value = torch.randint(VOCABULARY, shape) if kind == "tokens" else torch.randn(shape).to(dtype)
     if masked:
-        padding = torch.arange(TIME) >= torch.randint(2, TIME + 1, (4, 1))
+        padding = said_as(torch.arange(TIME) < torch.randint(2, TIME + 1, (4, 1)), masked)
         return (value, padding) if form != "keywords" else {"x": value, "padding": padding}
     return {"tensor": value, "tuple": (value,), "keywords": {"x": value}}[form]
