@@ -1,6 +1,11 @@
 """Gradients by recomputation equal those of one plain backward, and half the Fisher-weighted error predicts KL."""
 
+import contextlib
+
+import pytest
 import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from modicum.models.open import open_model
 from modicum.sweep import output_gradients, rehearse
@@ -39,3 +44,39 @@ def test_small_errors_cost_the_predicted_kl():
     output = rows[0] @ error.T
     predicted = 0.5 * (output.square().mean(0) * sensitivity.gradient).sum()
     assert 0.5 < float(predicted / real) < 2.0
+
+
+class Within(nn.Module):
+    """Two maps, the first of them computed in a way of its own."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.first, self.second, self.way = nn.Linear(8, 8), nn.Linear(8, 8), way
+
+    def forward(self, x):
+        return self.second(self.way(self.first, x))
+
+
+def still(mode):
+    def way(layer, x):
+        with mode():
+            return layer(x).sigmoid()
+
+    return way
+
+
+def anew(layer, x):
+    return checkpoint(lambda x: layer(x).sigmoid(), x.requires_grad_() if x.is_leaf else x, use_reentrant=True)
+
+
+@pytest.mark.parametrize("way", [still(torch.no_grad), still(torch.inference_mode), anew])
+def test_what_a_forward_keeps_from_gradients_is_felt_all_the_same(way):
+    found, x = [], torch.randn(4, 8)
+    for each in (still(contextlib.nullcontext), way):
+        torch.manual_seed(0)
+        model = open_model(Within(each).eval())
+        found.append(output_gradients(model, [(x.clone(),)], rehearse(model, (x.clone(),)))["first.weight"].gradient)
+    assert float(found[0].sum()) > 0
+    torch.testing.assert_close(*found)
+    with torch.no_grad(), torch.inference_mode():
+        assert torch.is_inference_mode_enabled() and not torch.is_grad_enabled()

@@ -50,8 +50,8 @@ def every_change(model: Model, script: Script, batches: Sequence[Batch], most: i
 def _distance(before: dict[int, torch.Tensor], after: dict[int, torch.Tensor]) -> float:
     if any(before[i].shape != after[i].shape for i in after):
         return 2.0
-    similar = [torch.nn.functional.cosine_similarity(before[i].float(), after[i].float(), dim=-1).mean() for i in after]
-    return 1.0 - float(torch.stack(similar).mean())
+    similar = [torch.nn.functional.cosine_similarity(before[i].float(), after[i].float(), dim=-1).mean() for i in after if after[i].numel()]
+    return 1.0 - float(torch.stack(similar).mean()) if similar else 2.0
 
 
 def least(changes: dict[tuple[str, ...], float]) -> tuple[str, ...]:

@@ -112,6 +112,8 @@ class _Survey:
             for place, index in enumerate(sorted(outputs)):
                 after = self._rows(index, outputs[index])
                 part = self.projected[place]
+                if after.shape != part.shape:
+                    raise UnsuitableError(f"{self.before}: must give the tokens that {name} gives, gives others. Use blocks instead.")
                 self.gram += (part.T @ part).double()
                 self.cross += (part.T @ (after - self.rest[place])).double()
             self.projected, self.rest = [], []

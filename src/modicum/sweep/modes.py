@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.overrides import _get_current_function_mode_stack
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack, _pop_mode
 
 from modicum.sweep.carried import hooks, kept, restore
@@ -153,6 +153,26 @@ def seeded(seed: int) -> Iterator[None]:
         yield
     finally:
         before.set()
+
+
+class _Unblocked(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return None if func is torch._C._set_grad_enabled and args == (False,) else func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def unblocked() -> Iterator[None]:
+    """Gradients reach what forwards compute without them: their own ``no_grad`` and ``inference_mode`` are passed over inside.
+
+    A tower that is kept from training multiplies weights that count all the same.
+    """
+    way = torch.inference_mode
+    before, way.__enter__, way.__exit__ = (way.__enter__, way.__exit__), lambda self: None, lambda self, *error: None  # type: ignore[method-assign]
+    try:
+        with _Unblocked():
+            yield
+    finally:
+        way.__enter__, way.__exit__ = before  # type: ignore[method-assign]
 
 
 class _Plain:

@@ -18,7 +18,7 @@ from modicum.models.structure import kind_of
 from modicum.numerics.gram import add_gram, mirror
 from modicum.sweep.collect import has_rows, output_rows, token_rows
 from modicum.sweep.experts import Use, Watch
-from modicum.sweep.modes import seeded, uncut
+from modicum.sweep.modes import seeded, unblocked, uncut
 from modicum.sweep.outputs import likelihood
 from modicum.sweep.ranks import LONE, Ranks
 from modicum.sweep.rehearsal import module_units
@@ -139,7 +139,7 @@ class _Gradients:
 
     def add(self, batch: Batch) -> None:
         self.batch = batch
-        with self._patched(), self._chance(batch), _frozen(self.model.module), self._felt_directly(), torch.enable_grad():
+        with self._patched(), self._chance(batch), _frozen(self.model.module), self._felt_directly(), torch.enable_grad(), unblocked():
             try:
                 loss, draws = likelihood(call(self.model.module, batch), self.generator, self.script.outputs, batch)
                 loss.backward()
@@ -238,7 +238,7 @@ class _Gradients:
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             output = original(*args, **kwargs)
-            if not isinstance(output, torch.Tensor):
+            if not isinstance(output, torch.Tensor) or not torch.is_grad_enabled():  # it will be computed anew where gradients are wanted
                 return output
             if not output.requires_grad:
                 output = output.detach().requires_grad_().clone()
