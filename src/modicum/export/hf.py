@@ -231,7 +231,7 @@ class Transformers(Target):
         found: set[str] = set()
         names = {id(owner): name for name, owner in module.named_modules() if kind_of(owner) == "linear"}
         if callable(initialize):
-            with torch.no_grad(), weight_reads(names, found.add):
+            with torch.no_grad(), weight_reads(names, lambda name, _: found.add(name)):
                 for owner in module.modules():
                     if id(owner) not in names:
                         with contextlib.suppress(Exception):  # what it does is not wanted, only what it reads

@@ -94,7 +94,7 @@ class _Search:
                 self.adds = record.adds(self.wanted[1])
                 return
             for name in record.order:
-                if self.units[name].kind in _KINDS and len(record.inputs[name].shape) >= 2:
+                if self.units[name].kind in _KINDS and len(record.inputs[name].shape) >= 2 and record.inputs[name].numel():
                     self._consumer(record, name)
 
     def _consumer(self, record: _Record, name: str) -> None:
@@ -215,7 +215,9 @@ class _Record:
         weights = torch.linspace(0.5, 1.5, value.numel(), dtype=torch.float64, device=value.device).view(value.shape)
         gradients = torch.autograd.grad((value * weights).sum(), [self.outputs[p] for p in producers], retain_graph=True, allow_unused=True)
         return [
-            torch.zeros(self.outputs[p].shape[-1], dtype=torch.bool) if g is None else (g.reshape(-1, g.shape[-1]).abs().amax(0) > 0).cpu()
+            torch.zeros(self.outputs[p].shape[-1], dtype=torch.bool)
+            if g is None or not g.numel()
+            else (g.reshape(-1, g.shape[-1]).abs().amax(0) > 0).cpu()
             for p, g in zip(producers, gradients)
         ]
 
@@ -239,7 +241,7 @@ class _Record:
         total = sum(value.double().square().sum() for value in [first, *others] if isinstance(value, torch.Tensor) and value.requires_grad)
         gradients = torch.autograd.grad(total, wanted, allow_unused=True) if isinstance(total, torch.Tensor) else [None]
         self.inputs, self.outputs = kept
-        return all(g is None or not bool(g.abs().max() > 0) for g in gradients)
+        return all(g is None or not bool((g != 0).any()) for g in gradients)
 
 
 def _leaf(value: Any) -> Any:

@@ -63,7 +63,7 @@ class Sweep:
             self._at[module].append(unit.name)
         for module, stages in script.inside.items():
             self._at[module] += [unit for stage in stages for unit in stage]
-        self.done: set[str] = set()
+        self.done: set[str] = set(script.uncalled)  # what they are is known before the forward begins
         self.chronicle = Chronicle()
         self._inside: dict[str, int] = {}
         self._passed: dict[str, int] = {}

@@ -15,6 +15,13 @@ _SECOND = {"linear", "embedding", "embedding_bag", "bilinear"} | {
     f"conv{way}{axes}d" for way in ("", "_transpose") for axes in (1, 2, 3)
 }  # fmt: skip
 
+# Functions that ask of a tensor what it is, not what it holds; properties are "__get__".
+_ABOUT = {
+    "__get__", "size", "dim", "ndimension", "numel", "nelement", "stride", "element_size", "is_contiguous", "data_ptr", "untyped_storage",
+    "storage", "__len__", "is_floating_point", "is_complex", "get_device", "new_zeros", "new_ones", "new_empty", "new_full", "new_tensor",
+    "zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "type_as", "requires_grad_",
+}  # fmt: skip
+
 
 class Products(TorchFunctionMode):
     """Reports by name each parameter that a product takes as it is, or in a view; ``held()`` gives the names by their memory."""
@@ -36,3 +43,37 @@ class Products(TorchFunctionMode):
         for tensor in tree_leaves(given) if held else ():
             if isinstance(tensor, torch.Tensor) and (found := held.get(tensor.untyped_storage().data_ptr())) is not None:
                 self.report(found)
+
+
+class Loans(TorchFunctionMode):
+    """Reports by name each weight that is read from outside its layer's forward, once something is computed with its values."""
+
+    def __init__(self, report: Callable[[str], None]):
+        super().__init__()
+        self.report = report
+        self._lent: dict[str, range] = {}  # addresses
+
+    def lend(self, name: str, weight: Any) -> None:
+        """A weight was read from outside."""
+        if start := _address(weight):
+            self._lent[name] = range(start, start + weight.nbytes)
+
+    def end(self) -> None:
+        """Forget what was lent: other weights will lie there."""
+        self._lent.clear()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs, name = kwargs or {}, getattr(func, "__name__", "")
+        if self._lent and name not in _ABOUT:
+            for address in map(_address, tree_leaves(args[:1] if name == "to" else (args, kwargs))):
+                for lent in [lent for lent, there in self._lent.items() if address in there]:
+                    self.report(lent)
+        return func(*args, **kwargs)
+
+
+def _address(value: Any) -> int:
+    """Where a tensor's values begin; zero where they lie nowhere."""
+    try:
+        return value.data_ptr() if isinstance(value, torch.Tensor) and value.device.type != "meta" else 0
+    except RuntimeError:  # tensors without a storage
+        return 0

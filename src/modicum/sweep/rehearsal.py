@@ -22,7 +22,7 @@ from modicum.sweep.carried import kept, written
 from modicum.sweep.experts import Use, Watch
 from modicum.sweep.observe import Probe, masks_of, require_numbers
 from modicum.sweep.outputs import Outputs, described
-from modicum.sweep.products import Products
+from modicum.sweep.products import Loans, Products
 from modicum.sweep.script import Script, StackUse
 from modicum.sweep.suspend import Arrival, Chain, Stop
 
@@ -59,14 +59,15 @@ def use_eager_experts(model: Model) -> None:
 
 
 @contextmanager
-def weight_reads(names: Mapping[int, str], report: Callable[[str], None]) -> Iterator[None]:
-    """Report by name every read of ``weight`` on the modules whose identities are in ``names``."""
+def weight_reads(names: Mapping[int, str], report: Callable[[str, Any], None]) -> Iterator[None]:
+    """Report by name and value every read of ``weight`` on the modules whose identities are in ``names``."""
     lookup = nn.Module.__getattr__
 
     def watch(module: nn.Module, name: str) -> Any:
+        value = lookup(module, name)
         if name == "weight" and id(module) in names:
-            report(names[id(module)])
-        return lookup(module, name)
+            report(names[id(module)], value)
+        return value
 
     nn.Module.__getattr__ = watch  # type: ignore[method-assign]
     try:
@@ -106,13 +107,15 @@ class _Rehearsal:
         self.entered: dict[str, Any] = {}
         self.maps: list[torch.Tensor] = []  # what convolutions along one axis gave
         self.multiplied: set[str] = set()  # parameters of modules' own that a product takes
+        self.borrowed: set[str] = set()  # units with which something is computed outside their layers' calls
+        self.loans = Loans(lambda name: None if self.calling else self.borrowed.add(self.units[name].name))
 
     def run(self) -> _Rehearsal:
         """Run it."""
         # Outside inference mode, under which torch does not count a tensor's changes.
         reads = weight_reads({id(self.chain.owner(name)): name for name in self.units}, self._read)
         before, versions = kept(self.model.module), self._versions()
-        with torch.inference_mode(False), torch.no_grad(), reads, Products(self._bare, self.multiplied.add):
+        with torch.inference_mode(False), torch.no_grad(), reads, Products(self._bare, self.multiplied.add), self.loans:
             self.model.weights.load(self.model.trunk)
             try:
                 for _, output in self.chain.run(self._work):
@@ -155,6 +158,7 @@ class _Rehearsal:
             yield index, None
         elif stop.kind == "leave":
             self.inside.remove(stop.name)
+            self.loans.end()
             self._leave(stop.name, arrival.output)
             self.model.weights.release(self.model.blocks[stop.name].parameters)
             yield index, arrival.output
@@ -171,9 +175,10 @@ class _Rehearsal:
         values = {name: self.model.weights.held(name) for name in names}
         return {value.untyped_storage().data_ptr(): name for name, value in values.items() if value.device.type != "meta"}
 
-    def _read(self, name: str) -> None:
+    def _read(self, name: str, value: Any) -> None:
         if not self.calling:
             self.script.read.add(name)
+            self.loans.lend(name, value)
 
     def _leave(self, name: str, output: Any) -> None:
         self.script.blocks.append(name)
@@ -254,10 +259,12 @@ class _Rehearsal:
         counts = Counter(call.unit for call in self.calls)
         for unit in [unit for unit in self.model.units.values() if unit.kind == "parameter" and unit.name not in self.multiplied]:
             del self.model.units[unit.name]  # a table, which is added
-        self.script.reused |= {name for name, count in counts.items() if count > 1}
+        # What is also multiplied elsewhere is no more its calls' alone than what is never called: it stands in its place, with all uses.
+        lent = self.borrowed.intersection(counts) - self.script.within
+        self.script.reused |= {name for name, count in counts.items() if count > 1 or name in lent}
         self._leave_out_reused()
         counts = Counter(call.unit for call in self.calls)
-        self.script.uncalled = {name for name in self.model.units if name not in counts}
+        self.script.uncalled = {name for name in self.model.units if name not in counts or name in lent}
         stages: dict[object, list[str]] = {}
         for call in self.calls:
             self.script.block_of.setdefault(call.unit, call.block)
