@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+import modicum
 from modicum.core.unit import Stats, Unit
 from modicum.models.open import open_model
 from modicum.sweep import Sensitivity, output_gradients, rehearse
@@ -239,6 +240,43 @@ def test_what_is_not_known_is_none():
     for kind in ("fisher", "covariance"):  # felt at a head that is not its own
         assert HARMS[kind](embedding(), error, Stats(), felt(7), error) is None
     assert rows(linear(), error, Stats(), None) is None is output_error(error, Stats(), None)
+
+
+def test_what_fits_a_few_tokens_exactly_is_not_free():
+    unit, sensitivity, x = linear(), felt(7), torch.randn(3, 5)
+    error = torch.randn(7, 2) @ torch.linalg.svd(x).Vh[3:]  # changes nothing at the three tokens that were seen
+    few = Stats(count=3, square=x.square().sum(0), covariance=x.T @ x)
+    assert float((error @ x.T).abs().max()) < 1e-5 < HARMS["fisher"](unit, error, few, sensitivity, error) / float(error.square().sum())
+    enough = Stats(count=5, square=x.square().sum(0), covariance=x.T @ x)
+    assert HARMS["fisher"](unit, error, enough, sensitivity, error) == pytest.approx(0.0, abs=1e-6)
+
+
+class Routed(nn.Module):
+    """Experts, the last of which no token chooses."""
+
+    def __init__(self):
+        super().__init__()
+        self.router = nn.Linear(16, 3)
+        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(16, 24), nn.SiLU(), nn.Linear(24, 16)) for _ in range(3))
+        nn.init.constant_(self.router.bias[2], -100.0)
+
+    def forward(self, x):
+        weights, chosen = self.router(x).softmax(-1).max(-1)
+        out = torch.zeros_like(x)
+        for number, expert in enumerate(self.experts):
+            row = (chosen == number).nonzero()[:, 0]
+            out = out.index_add(0, row, weights[row, None] * expert(x[row]))
+        return out
+
+
+def test_what_no_gradient_reached_is_told_and_not_free(tmp_path):
+    batches = [(torch.randn(4, 16),) for _ in range(6)]
+    found = modicum.measure(
+        Routed(), data=batches, target="modicum", menu=["nearest bits=4", "nearest bits=8"], out=tmp_path / "out"
+    ).findings
+    assert any(event.startswith("experts.2.0.weight and 1 more: no gradient reached them") for event in found.events)
+    low, high = (found.harm("experts.2.0.weight", f"nearest bits={bits}", "") for bits in (4, 8))
+    assert low > high > 0
 
 
 def test_harm_is_fisher_or_relative():

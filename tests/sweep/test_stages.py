@@ -1,10 +1,13 @@
 """Units are one stage where they see the same rows: the same tensor, unchanged, and of convolutions the same patches."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+import modicum
 from modicum.core.method import Need
+from modicum.data.splits import from_batches
 from modicum.models.open import open_model
 from modicum.sweep import Sweep, output_gradients, rehearse
 from modicum.sweep.stage import seed_of
@@ -98,3 +101,30 @@ def test_a_units_chance_depends_on_the_runs_seed_and_its_name_alone():
     """A number that is written down: neither the order of units nor the seed of Python's hashes has a part in it."""
     assert seed_of(0, "layers.0.weight") == 611314259352508050
     assert len({seed_of(seed, name) for seed in (0, 1) for name in ("a", "b")}) == 4
+
+
+class Borrowing(nn.Module):
+    """A layer that is called, whose weight is then multiplied once more, turned; another whose weight is asked for its dtype alone."""
+
+    def __init__(self, tied=False):
+        super().__init__()
+        self.there, self.plain = nn.Embedding(20, 16) if tied else nn.Linear(16, 16), nn.Linear(16, 16)
+
+    def forward(self, x):
+        x = self.plain(self.there(x).to(self.plain.weight.dtype)).tanh()
+        return F.linear(x, self.there.weight if isinstance(self.there, nn.Embedding) else self.there.weight.T)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_weight_that_is_multiplied_outside_its_layer_is_treated_there_too(tied):
+    torch.manual_seed(0)
+    module, batches = Borrowing(tied).eval(), [(torch.randint(20, (4, 3)) if tied else torch.randn(4, 16),) for _ in range(6)]
+    script = rehearse(model := open_model(module), batches[0])
+    assert script.uncalled == {"there.weight"} and script.reused == {"there.weight"} and "there" in script.read
+    assert script.data_free(model.units["plain.weight"]) == ""
+    result = modicum.fit(module, method="nearest bits=3 group=0", data=batches)
+    test = from_batches(batches, seed=0).test
+    with torch.no_grad():
+        pairs = [(module(*batch).double(), result.model(*batch).double()) for batch in test]
+    errors = torch.cat([(a - b).flatten(1).square().sum(1) / a.flatten(1).square().sum(1) for a, b in pairs])
+    assert result.receipt["quality"]["mean"] == pytest.approx(float(errors.mean()), rel=1e-4)

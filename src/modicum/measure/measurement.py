@@ -74,12 +74,24 @@ class Measurement:
                 self.levels[site.name].update(levels(target, site, menu))
         self.producers = {unit.name: site for site in self.cuts.values() for unit in site.units[:-1]}
         self.found = Findings()
+        self._leave_out_unfelt()
         self._rows: dict[str, dict[str, torch.Tensor]] = {}
         self._left: dict[str, dict[str, float]] = {}
         self._uses: Counter[str] = Counter()
         self._begun: dict[str, Form] = {}  # what first steps made of the unit at hand, on which others may stand
         if directory is not None and (directory / "harms.json").exists():
             self.found = Findings.from_json(json.loads((directory / "harms.json").read_text()))
+
+    def _leave_out_unfelt(self) -> None:
+        """Nothing is known of a weight that no gradient has reached, such as that of an expert which met no token; it is not free to spoil."""
+        unfelt = [name for name in self.model.units if name in self.sensitivities and not bool(self.sensitivities[name].gradient.any())]
+        self.sensitivities = {name: felt for name, felt in self.sensitivities.items() if name not in unfelt}
+        if unfelt:
+            others = f" and {len(unfelt) - 1} more" if len(unfelt) > 1 else ""
+            self.found.events.append(
+                f"{unfelt[0]}{others}: no gradient reached them in the sequences that errors are weighed on. Their harm is that of a typical "
+                "weight. More --gradient-samples may reach them."
+            )
 
     def treat(self, stage: Stage) -> None:
         """Measure every option on every unit of the stage; nothing is changed."""

@@ -156,6 +156,11 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 class _Unblocked(TorchFunctionMode):
+    """Passes over what turns gradients off; ``count`` is how many do."""
+
+    count = 0
+    inference = torch.inference_mode.__enter__, torch.inference_mode.__exit__
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return None if func is torch._C._set_grad_enabled and args == (False,) else func(*args, **(kwargs or {}))
 
@@ -166,13 +171,16 @@ def unblocked() -> Iterator[None]:
 
     A tower that is kept from training multiplies weights that count all the same.
     """
-    way = torch.inference_mode
-    before, way.__enter__, way.__exit__ = (way.__enter__, way.__exit__), lambda self: None, lambda self, *error: None  # type: ignore[method-assign]
+    way: Any = torch.inference_mode
+    way.__enter__, way.__exit__ = lambda self: None, lambda self, *error: None
+    _Unblocked.count += 1
     try:
         with _Unblocked():
             yield
     finally:
-        way.__enter__, way.__exit__ = before  # type: ignore[method-assign]
+        _Unblocked.count -= 1
+        if _Unblocked.count == 0:  # ranks may be threads
+            way.__enter__, way.__exit__ = _Unblocked.inference
 
 
 class _Plain:

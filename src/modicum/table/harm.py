@@ -160,10 +160,18 @@ def output_error(error: torch.Tensor, stats: Stats, sensitivity: Sensitivity | N
 def _moment(stats: Stats, sensitivity: Sensitivity | None) -> tuple[torch.Tensor | Blocks, int] | None:
     """Summed second moment of the inputs (columns, columns), whole or in blocks, or its diagonal (columns,), and the count that makes it a mean."""
     if stats.moment is not None and stats.count:
-        return stats.moment, stats.count
+        return _spread(stats.moment, stats.count), stats.count
     if stats.square is not None and stats.count:
         return stats.square, stats.count
     return None if sensitivity is None or sensitivity.square is None else (sensitivity.square, 1)
+
+
+def _spread(moment: torch.Tensor | Blocks, count: int) -> torch.Tensor | Blocks:
+    """A second moment of fewer tokens than columns, as if others lay in all directions alike: what fits the few exactly is not free."""
+    columns = 0 if isinstance(moment, Blocks) else len(moment)
+    if count >= columns:
+        return moment
+    return moment + (1 - count / columns) * moment.diagonal().mean() * torch.eye(columns, dtype=moment.dtype, device=moment.device)
 
 
 def _times(error: torch.Tensor, moment: torch.Tensor | Blocks) -> torch.Tensor:
