@@ -1,5 +1,6 @@
 """The original is the original as its users load it, and what a caller gives stays as it was."""
 
+import re
 import tempfile
 import threading
 
@@ -8,6 +9,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.ao.nn.quantized import dynamic as nnq
 
 import modicum
 from modicum.core.errors import ModelError
@@ -290,3 +292,25 @@ def test_an_error_leaves_no_temporary_folder(kind, tmp_path, monkeypatch):
     with pytest.raises(modicum.ModicumError):
         modicum.fit(kind(), method="nearest bits=8", data=[torch.randn(8, 64) for _ in range(4)])
     assert not list(tmp_path.iterdir())
+
+
+class Holder:
+    """What carries a model about, such as a pipeline."""
+
+    def __init__(self):
+        self.model = nn.Linear(4, 4)
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (lambda: nn.Linear, "is the class Linear. Build a model of it"),
+        (Holder, "is a Holder, which holds one. Pass its .model"),
+        (lambda: nn.Linear(4, 4).state_dict(), "of weights alone, which does not say what is done with them"),
+        (lambda: 7, "is a int. Pass one of those"),
+        (lambda: nn.Sequential(nnq.Linear(4, 4, dtype=torch.float16)), "must not be quantized already, its layer 0 is"),
+    ],
+)
+def test_what_is_no_model_is_told_with_what_to_pass(made, said):
+    with pytest.raises(ModelError, match=re.escape(said)):
+        modicum.fit(made(), method="nearest bits=8", data=[(torch.randn(2, 4),)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,8 @@ def open_model(source: str | Path | nn.Module | Model, *, allow_pickle: bool = F
         return source
     if isinstance(source, nn.Module):
         return _from_module(source)
+    if not isinstance(source, str | Path):
+        raise ModelError(f"model: must be a directory, an id, demo or a module, is {_told(source)}.")
     directory = locate(source)
     config = read_config(directory, trust_remote_code)
     if (quantized := getattr(config, "quantization_config", None)) is not None:
@@ -64,6 +66,18 @@ def open_model(source: str | Path | nn.Module | Model, *, allow_pickle: bool = F
     if weights.unused:
         model.notes.append(f"{len(weights.unused)} tensors of the checkpoint are not part of the model, among them {weights.unused[0]}")
     return model
+
+
+def _told(source: Any) -> str:
+    """What came in a model's place, and what to do."""
+    what = type(source).__name__
+    if isinstance(source, type):
+        return f"the class {source.__name__}. Build a model of it, or load one"
+    if isinstance(getattr(source, "model", None), nn.Module):
+        return f"a {what}, which holds one. Pass its .model, and with data= batches as that is called with them"
+    if isinstance(source, Mapping) and any(isinstance(value, torch.Tensor) for value in source.values()):
+        return f"a {what} of weights alone, which does not say what is done with them. Load them into their module, and pass that"
+    return f"a {what}. Pass one of those"
 
 
 def read_config(directory: Path, trust_remote_code: bool = False) -> Any:
@@ -192,6 +206,8 @@ def _check_module(module: nn.Module) -> None:
         )
     if lazy := [name for name, value in module.named_parameters() if nn.parameter.is_lazy(value)]:
         raise ModelError(f"{who}: {lazy[0]} must have a shape, has none before its module's first call. Run it on a batch first.")
+    if rounded := [name for name, part in module.named_modules() if ".quantized" in type(part).__module__]:
+        raise ModelError(f"{who}: must not be quantized already, its layer {rounded[0]} is. Start from the module before it was.")
     if not any(parameter.numel() for parameter in module.parameters()):
         raise ModelError(f"{who}: must have parameters, has none. There is nothing to compress.")
 
