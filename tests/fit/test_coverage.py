@@ -185,3 +185,28 @@ def test_doubles_and_rows_of_zeros(method):
     assert made[0].weight.dtype == torch.float64
     assert made[0].weight[3].abs().max() < 1e-12 and torch.isfinite(made[0].weight).all()
     assert F.cosine_similarity(made[0].weight.flatten(), model[0].weight.flatten(), 0) > 0.6
+
+
+class Chained(nn.Module):
+    """Matrices of a list whose product is made in one call."""
+
+    def __init__(self):
+        super().__init__()
+        self.matrices = nn.ParameterList([torch.randn(16, 16) for _ in range(3)])
+
+    def forward(self, x):
+        return torch.linalg.multi_dot([x, *self.matrices])
+
+
+def test_matrices_of_a_chain_multiply():
+    model = open_model(Chained())
+    rehearse(model, (torch.randn(2, 16),))
+    assert list(model.units) == ["matrices.0", "matrices.1", "matrices.2"]
+
+
+@pytest.mark.slow
+def test_an_exported_graph_multiplies_too():
+    layers = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 16))
+    model = open_model(torch.export.export(layers, (torch.randn(4, 16),)).module())
+    rehearse(model, (torch.randn(4, 16),))
+    assert list(model.units) == ["0.weight", "2.weight"]

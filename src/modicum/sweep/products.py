@@ -10,7 +10,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 # Products by name, and those whose second argument alone is a weight: what they are given first is an input, even if it is a parameter.
-_EITHER = {"matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "mv", "addmm", "addmv", "baddbmm", "addbmm", "einsum", "tensordot"}
+_EITHER = {
+    "matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "mv", "addmm", "addmv", "baddbmm", "addbmm", "einsum", "tensordot", "linalg_multi_dot",
+    "chain_matmul", "inner",
+}  # fmt: skip
 _SECOND = {"linear", "embedding", "embedding_bag", "bilinear"} | {
     f"conv{way}{axes}d" for way in ("", "_transpose") for axes in (1, 2, 3)
 }  # fmt: skip
@@ -31,7 +34,7 @@ class Products(TorchFunctionMode):
         self.held, self.report = held, report
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs, name = kwargs or {}, getattr(func, "__name__", "")
+        kwargs, name = kwargs or {}, getattr(func, "__name__", "").partition(".")[0]  # an exported graph's has its overload behind it
         if name in _EITHER:
             self._look((args, kwargs))
         elif name in _SECOND:

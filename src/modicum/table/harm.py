@@ -168,9 +168,9 @@ def _moment(stats: Stats, sensitivity: Sensitivity | None) -> tuple[torch.Tensor
 
 def _spread(moment: torch.Tensor | Blocks, count: int) -> torch.Tensor | Blocks:
     """A second moment of fewer tokens than columns, as if others lay in all directions alike: what fits the few exactly is not free."""
-    columns = 0 if isinstance(moment, Blocks) else len(moment)
-    if count >= columns:
+    if isinstance(moment, Blocks) or count >= len(moment):
         return moment
+    columns = len(moment)
     return moment + (1 - count / columns) * moment.diagonal().mean() * torch.eye(columns, dtype=moment.dtype, device=moment.device)
 
 
