@@ -203,7 +203,7 @@ def test_unknown_methods_offer_the_near_ones(command):
         (("fit", "{model}", "--speed", "fast"), "must be a factor such as 1.5x"),
         (("fit", "{model}", "--latency", "20"), "must be a time such as 20ms"),
         (("fit", "{model}", "--bpw", "4", "--workers", "many"), "must be a number of processes or ray"),
-        (("fit", "{model}", "--bpw", "4", "--search-time", "-1"), "must be 0 or more seconds"),
+        (("fit", "{model}", "--bpw", "4", "--search-time", "-1"), "search_time: must be at least 0, got -1.0."),
         (("fit", "{model}", "--memory", "1GB", "--context", "0"), "context: must be at least 1"),
         (("fit", "--from", "{model}", "--bpw", "4"), "must be a folder that measure wrote"),
         (("fit", "--from", "nowhere", "--bpw", "4"), "must be a folder that measure wrote"),
@@ -360,6 +360,7 @@ EVERY = {
     "text_column": "said",
     **{"target": "modicum", "data": "a.txt", "samples": 5, "tokens": 6, "micro_batch": 7, "test_samples": 9, "gradient_samples": 4},
     **{"menu": "int4", "group": 32, "ram": "4GB", "seed": 3, "device": "cpu", "keep": ("head", "layers.0"), "harm": "trace"},
+    "compute": "float32",
     **{"curvature": True, "overwrite": True, "allow_pickle": True, "trust_remote_code": True, "allow_fallback": True},
     "search_time": 1.5,
 }
