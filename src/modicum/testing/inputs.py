@@ -91,7 +91,9 @@ def _together(chosen: dict[str, Callable[[Generator], Tensor]], generator: Gener
 def _choices(model: Any, name: str) -> list[Callable[[Generator], Tensor]]:
     """What an input may be, the likeliest first."""
     if name in ("input_ids", "decoder_input_ids"):
-        return [lambda generator: _ids(model, generator, _TOKENS if name == "input_ids" else _DECODED)]
+        length = _TOKENS if name == "input_ids" else _DECODED
+        lone = partial(_ids, model, length=length)
+        return [lone, lambda generator: torch.stack([lone(generator), lone(generator)], 1)]  # the latter of several choices
     shapes = _picture_shapes(model) if name in _PICTURES else _sound_shapes(model, name)
     return [partial(_drawn, shape) for shape in shapes]
 
@@ -100,7 +102,7 @@ def _drawn(shape: tuple[int, ...], generator: Generator) -> Tensor:
     return torch.randn(ROWS, *shape, generator=generator)
 
 
-def _ids(model: Any, generator: Generator, length: int) -> Tensor:
+def _ids(model: Any, generator: Generator, *, length: int) -> Tensor:
     text = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
     most = min(getattr(text, "vocab_size", None) or 256, 250)
     length = 32 if type(model).__name__.startswith("Reformer") else length
