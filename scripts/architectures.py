@@ -152,7 +152,7 @@ def apart(name: str, target: str) -> dict[str, Any]:
     try:
         if here.poll(LIMIT):
             return here.recv()
-        return {"outcome": "error", "why": f"took more than {LIMIT} s"}
+        return {"outcome": "no answer", "why": f"took more than {LIMIT} s"}
     except EOFError:
         return {"outcome": "error", "why": "the process ended"}
     finally:
@@ -207,6 +207,7 @@ def main() -> None:
     modicum.fit  # noqa: B018  imported once for all
     results = json.loads(given.out.read_text(encoding="utf-8")) if given.out.exists() else {}
     names = tiny.causal_names() if given.target == "transformers" else mixed(heads.other_names(), elsewhere.elsewhere_names())
+    results.setdefault("listed", {})[given.target] = len(names)
     sweep(chosen(names, results.get(given.target, {}), given.again), given.target, results, given.out, given.seconds)
 
 

@@ -78,11 +78,17 @@ def architectures() -> str:
         rows = [architecture(name, one) for name, one in found.items()]
         summary = ", ".join(f"{count} {outcome}" for outcome, count in counts.most_common())
         parts += [
-            f"## {titles[target]}\n\nOf {len(found)}: {summary}.\n",
+            f"## {titles[target]}\n\nOf {len(found)}{unswept(kept, target)}: {summary}.\n",
             table(("class", "outcome", "treated", "bits", "receipt", "outside", "what is left, or why", "code"), rows),
             "",
         ]
     return "\n".join(parts).rstrip() + "\n"
+
+
+def unswept(kept: dict[str, Any], target: str) -> str:
+    """Of how many classes those of a table are the ones swept so far."""
+    listed = kept.get("listed", {}).get(target, 0)
+    return f" swept so far, of {listed} that the sweep lists" if listed > len(kept[target]) else ""
 
 
 def architecture(name: str, found: dict[str, Any]) -> tuple[str, ...]:
