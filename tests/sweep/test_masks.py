@@ -162,6 +162,26 @@ def test_masks_of_pairs_and_lengths_leave_padding_out(meaning):
     assert script.outputs.parts[0].cover is not None
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_padding_that_sees_itself_under_a_causal_mask_is_left_out(turned):
+    batch, meaning = padded("real"), "apart" if turned else "pairs"
+    real = batch["mask"].bool()
+    mask = real[:, :, None] & real[:, None] & torch.ones(7, 7, dtype=torch.bool).tril() | torch.eye(7, dtype=torch.bool)
+    model, batch = open_model(Among(meaning).eval()), batch | {"mask": ~mask if turned else mask}
+    script = rehearse(model, batch)
+    assert {stats.count for stats in measured(model, batch, script).values()} == {REAL}
+    assert torch.equal(script.outputs.parts[0].cover.real(batch, (3, 7)), real)
+
+
+def test_a_mask_of_pairs_of_which_nothing_is_told_is_told():
+    batches = [padded("real", seed=seed) for seed in range(4)]
+    for batch in batches:
+        real = batch["mask"].bool()
+        batch["mask"] = real[:, :, None] & real[:, None]  # padding meets nothing, and so in equal parts all
+    result = modicum.fit(Among("pairs"), method="nearest bits=8", data=batches)
+    assert any("mask: which tokens this mask leaves out could not be told" in event for event in result.receipt["events"])
+
+
 def test_whole_numbers_that_are_no_lengths_are_no_mask():
     model, batch = open_model(Among("lengths").eval()), pairs("lengths")
     model.module.forward = lambda x, mask: Among.forward(model.module, x, torch.full((3,), 7)) + 0.1 * mask[:, None, None]

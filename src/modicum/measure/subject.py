@@ -83,6 +83,10 @@ class Subject:
         if UNCOMPARED in model.opened:
             model.notes.append(f"opening: {model.opened}")
         model.notes += [f"{name}: the model pays this mask no heed; what it marks counts like any other token." for name in script.ignored]
+        model.notes += [
+            f"{name}: which tokens this mask leaves out could not be told; all count alike. A mask with an entry for each token says it."
+            for name in script.unclear
+        ]
         return cls(settings, model, data, script, compute)
 
     @classmethod

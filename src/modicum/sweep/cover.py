@@ -108,14 +108,25 @@ def _of_lengths(batch: Batch, value: torch.Tensor) -> torch.Tensor | None:
 
 
 def _of_pairs(value: torch.Tensor) -> torch.Tensor | None:
-    """Which tokens are met at all, of a mask (rows, tokens, tokens): by themselves, else by others, whichever tells some from others."""
+    """Which tokens are met at all, of a mask (rows, tokens, tokens): by themselves, else by others, whichever tells some from others.
+
+    The last token under a causal mask is met by none, but meets others; where what is not zero parts tokens, padding is parted from all both ways.
+    """
     square = value.ndim > 2 and value.shape[-1] == value.shape[-2] > 1 and value[0].numel() == value.shape[-1] ** 2
     if not square or not _two_valued(value):
         return None
     pairs = (value != 0).reshape(len(value), *value.shape[-2:])
     own, apart = pairs.diagonal(dim1=1, dim2=2), torch.eye(pairs.shape[-1], dtype=torch.bool, device=value.device)
-    readings = (own, (pairs & ~apart).any(1), (pairs | apart).all(1))
-    return next((reading for reading in readings if bool((reading.any(1) & ~reading.all(1)).any())), own)
+    others, all_but_self = pairs & ~apart, pairs | apart
+    readings = (own, others.any(1) | others.any(2), all_but_self.all(1) & all_but_self.all(2), all_but_self.all(1))
+    # Under a causal mask all but the first token are met by some alone.
+    return next((reading for reading in readings if bool((reading.any(1) & ~reading.all(1)).any()) and int(reading.sum(1).max()) > 1), own)
+
+
+def parts_tokens(value: torch.Tensor) -> bool:
+    """Whether a mask of pairs says of its rows different things, as padding does and the order of tokens does not."""
+    square = value.ndim > 2 and value.shape[-1] == value.shape[-2] > 1 and value[0].numel() == value.shape[-1] ** 2
+    return square and _two_valued(value) and bool(((value != 0) != (value[:1] != 0)).any())
 
 
 def flags(value: torch.Tensor) -> torch.Tensor | None:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from modicum.data.splits import Batch, count_rows
-from modicum.sweep.cover import Cover, entry, flags, flipped, marks
+from modicum.sweep.cover import Cover, entry, flags, flipped, marks, parts_tokens
 
 Seen = dict[str, torch.Tensor]
 """What a forward showed: by name, a signature of each token of a tensor."""
@@ -26,21 +26,30 @@ Run = Callable[[Batch], Seen]
 
 @dataclass
 class Learnt:
-    """Masks by the names of tensors whose tokens they cover; ``ignored`` are masks that the model pays no heed."""
+    """Masks by the names of tensors whose tokens they cover; ``ignored`` are masks that the model pays no heed, ``unclear`` those of pairs of tokens
+    of which nothing could be told.
+    """
 
     covers: dict[str, Cover] = field(default_factory=dict)
     ignored: list[str] = field(default_factory=list)
+    unclear: list[str] = field(default_factory=list)
 
 
 def learn(run: Run, batches: Iterable[Batch]) -> Learnt:
     """Find the masks of batches and what each covers, by a few forwards of two rows where there is padding, by none where there is not."""
-    found, clash = Learnt(), set()
-    for key, batch in _padded(batches).items():
+    found, clash, batches = Learnt(), set(), list(batches)
+    padded = _padded(batches)
+    for batch in batches:
+        unread = [key for key, value in _entries(batch) if key not in padded and parts_tokens(value)]
+        found.unclear += [str(key) for key in unread if str(key) not in found.unclear]
+    for key, batch in padded.items():
         covers = _tried(run, batch, key)
         if covers is None:
             continue
         if not covers and flags(entry(batch, key)) is not None:  # type: ignore[arg-type]  # else it may be no mask
             found.ignored.append(str(key))
+        elif not covers and parts_tokens(entry(batch, key)):  # type: ignore[arg-type]
+            found.unclear.append(str(key))
         for name, cover in covers.items():
             clash |= {name} if name in found.covers else set()
             found.covers[name] = cover

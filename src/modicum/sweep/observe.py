@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -77,7 +78,7 @@ def masks_of(probe: Callable[[Batch], Seen], batches: Sequence[Batch], outputs: 
     again = {name.rpartition(" ")[0] for name in learnt.covers if name.rpartition(" ")[2].isdigit()}
     covers = {name: cover for name, cover in learnt.covers.items() if name not in again}
     ours = {name.removeprefix("-> "): cover for name, cover in covers.items() if name.startswith("-> ")}
-    return outputs.covered(ours), Learnt({name: cover for name, cover in covers.items() if not name.startswith("-> ")}, learnt.ignored)
+    return outputs.covered(ours), replace(learnt, covers={name: cover for name, cover in covers.items() if not name.startswith("-> ")})
 
 
 def require_numbers(name: str, outputs: Outputs, output: Any, batch: Batch) -> None:

@@ -363,6 +363,6 @@ def rehearse(
     model.notes += [DRAWS] if script.draws else []
     probe = Probe(model, outputs, rehearsal.units, script)
     script.outputs, learnt = masks_of(probe, [batch, *others], outputs)
-    script.masks, script.ignored = learnt.covers, learnt.ignored
+    script.masks, script.ignored, script.unclear = learnt.covers, learnt.ignored, learnt.unclear
     require_numbers(model.name, script.outputs, rehearsal.output, rehearsal.chain.batches[0])
     return script

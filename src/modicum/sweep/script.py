@@ -33,7 +33,8 @@ class Script:
     ``droppable``: blocks whose output has the shape of their input and nothing beside it; ``tuples``: those that wrap it in a tuple.
     ``read``: modules whose weight is read from outside their own forward, if only for its dtype. ``carried``: attributes that forwards write, by
     module: each micro-batch has its own. ``whole``: a single row of a batch cannot run. ``outputs``: what of the output is
-    judged; ``masks``: by module the mask that its input's tokens belong to; ``ignored``: masks that the model pays no heed; ``draws``: whether
+    judged; ``masks``: by module the mask that its input's tokens belong to; ``ignored``: masks that the model pays no heed; ``unclear``: those
+    of pairs of tokens of which nothing could be told; ``draws``: whether
     a forward draws random numbers; ``in_turn``: whether forwards share state, so that none may begin before the one before it has ended.
     ``together``: columns whose covariance is taken together, of units whose whole one does not fit (``fit.memory``).
     ``met``: values that a unit reads and gives for one row, which is one of ``example``.
@@ -55,6 +56,7 @@ class Script:
     outputs: Outputs = field(default_factory=Outputs)
     masks: dict[str, Cover] = field(default_factory=dict)
     ignored: list[str] = field(default_factory=list)
+    unclear: list[str] = field(default_factory=list)
     draws: bool = False
     in_turn: bool = False
     together: dict[str, int] = field(default_factory=dict)
