@@ -60,7 +60,7 @@ def test_a_malformed_pattern_is_told(pattern):
 
 @pytest.mark.parametrize("keep", [-0.1, 1.1, float("nan")])
 def test_a_share_out_of_bounds_is_told(keep):
-    with pytest.raises(SettingError, match=r"Magnitude\.keep: must lie between 0\.0 and 1\.0"):
+    with pytest.raises(SettingError, match=r"magnitude\.keep: must lie between 0\.0 and 1\.0"):
         Magnitude(keep=keep)
 
 

@@ -110,7 +110,7 @@ def test_it_cannot_come_after_another_quantizer(layer):
 
 
 @pytest.mark.parametrize(
-    "settings, said", [({"bits": 1}, "Gptq.bits"), ({"order": "desc"}, "Gptq.order"), ({"damping": -1.0}, "Gptq.damping")]
+    "settings, said", [({"bits": 1}, "gptq.bits"), ({"order": "desc"}, "gptq.order"), ({"damping": -1.0}, "gptq.damping")]
 )
 def test_settings_out_of_bounds_are_refused(settings, said):
     with pytest.raises(SettingError, match=f"{said}: must"):

@@ -71,5 +71,5 @@ def test_without_data_plain_svd_stands_in():
 
 
 def test_rank_must_be_positive():
-    with pytest.raises(SettingError, match=r"Eora\.rank: must lie between 1 and"):
+    with pytest.raises(SettingError, match=r"eora\.rank: must lie between 1 and"):
         Eora(rank=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -267,7 +268,7 @@ def _name(model: str | None, measured: str | None) -> str:
         from modicum.measure import Measured
 
         model = Measured.read(measured or "").meta["model"]["name"]
-    return Path(model).resolve().name or "model"
+    return Path(os.path.realpath(model)).name or "model"
 
 
 def _run(model: str | Model | None, out: Path, quiet: bool, settings: dict[str, Any]) -> tuple[dict[str, Any], Path]:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 from modicum.core.errors import BudgetError
@@ -68,7 +69,8 @@ class Budget:
     def of(cls, **words: Any) -> Budget | None:
         """Budgets as callers write them, texts or numbers, or None where none is given. Raises ``BudgetError``."""
         readers = {
-            "size": parse_size, "bpw": _number, "params": _share, "loss": _share, "memory": parse_size, "speed": _times, "latency": _seconds,
+            "size": parse_size, "bpw": _number, "params": _share, "loss": _share, "memory": partial(parse_size, who="memory"),
+            "speed": _times, "latency": _seconds,
         }  # fmt: skip
         read = lambda name, word: readers[name](word) if isinstance(word, str) else _plain(name, word)
         given: dict[str, Any] = {name: read(name, word) for name, word in words.items() if word is not None}
@@ -100,11 +102,14 @@ class Budget:
         return " and ".join(words[name](value) for name, value in self._given().items())
 
 
-def parse_size(text: str) -> int:
+def parse_size(text: str, who: str = "size") -> int:
     """Bytes of a size such as ``4GB``. Raises ``BudgetError``."""
-    size = Budget.parse(text).size
+    try:
+        size = Budget.parse(text).size
+    except BudgetError:
+        size = None
     if size is None:
-        raise BudgetError(f"size: must be in bytes, such as 4GB, got {text!r}.")
+        raise BudgetError(f"{who}: must be a size such as 4.5MB or 2GiB, got {text!r}.")
     return size
 
 

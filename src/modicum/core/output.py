@@ -35,9 +35,9 @@ def mark(directory: Path) -> None:
 
 def require_apart(out: Path, inputs: Iterable[Path], flag: str) -> None:
     """Raise ``SettingError`` where writing ``out`` would touch what is read: the same folder, one above it, or one inside it."""
-    place = out.resolve()
+    place = Path(os.path.realpath(out))  # links in a circle stay as they are
     for path in inputs:
-        given = path.resolve()
+        given = Path(os.path.realpath(path))
         if place == given:
             raise SettingError(f"{out}: must not be what is read, is. Choose another {flag}.")
         if given.is_relative_to(place):

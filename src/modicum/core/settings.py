@@ -9,6 +9,10 @@ from typing import Any, get_type_hints
 from modicum.core.errors import SettingError, near
 
 
+# Seeds that every source of chance takes.
+SEEDS = (0, 2**63 - 1)
+
+
 def param(
     default: Any, help: str, *, between: tuple[float, float] | None = None, choices: tuple | None = None, dial: bool = False,
     metavar: str = "", group: str = "",
@@ -43,7 +47,7 @@ def check(value: Any) -> None:
     cls: Any = type(value)
     kinds_of = hints(cls)
     for field in dataclasses.fields(value):
-        got, who = getattr(value, field.name), f"{type(value).__name__}.{field.name}"
+        got, who = getattr(value, field.name), f"{_called(cls)}.{field.name}"
         kinds = getattr(kinds_of[field.name], "__args__", (kinds_of[field.name],))
         if not any(_is(got, kind) for kind in kinds):
             raise SettingError(f"{who}: must be {_named(kinds)}, got {got!r}.")
@@ -52,6 +56,17 @@ def check(value: Any) -> None:
             raise SettingError(f"{who}: must be one of {', '.join(map(str, choices))}, got {got!r}.")
         if between is not None and got is not None and not between[0] <= got <= between[1]:
             raise SettingError(f"{who}: must lie between {between[0]} and {between[1]}, got {got!r}.")
+
+
+def _called(cls: Any) -> str:
+    """What users write for a class of settings: a method's name, as in an option, else the class's own."""
+    return str(cls.key()).rpartition("/")[2] if callable(getattr(cls, "key", None)) else cls.__name__
+
+
+def require_seed(seed: int) -> None:
+    """Raise ``SettingError`` for a seed that some source of chance would refuse at the end of a run."""
+    if not SEEDS[0] <= seed <= SEEDS[1]:
+        raise SettingError(f"seed: must be {bounds(SEEDS)}, got {seed}.")
 
 
 @cache

@@ -117,6 +117,8 @@ class TensorFile:
         if self.nbytes < len(prefix):
             raise ModelError(f"{self._who}: must begin with 8 bytes of header length, and it has {self.nbytes} bytes. Fetch it again.")
         self._pread(memoryview(prefix), 0, "the header length")
+        if prefix == b"version ":
+            raise ModelError(f"{self._who}: must hold tensors, is a pointer of Git LFS to them. Fetch the file itself: git lfs pull.")
         length, room = int.from_bytes(prefix, "little"), self.nbytes - len(prefix)
         if length > min(room, MAX_HEADER):
             raise ModelError(

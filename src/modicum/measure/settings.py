@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from modicum.core.budget import parse_size
+from modicum.core.errors import SettingError
 from modicum.core.option import Option
 from modicum.core.plan import Plan
-from modicum.core.settings import param, require
+from modicum.core.settings import SEEDS, param, require
 
 # Names that are registered further up, where what they stand for is imported.
 TARGETS = ("transformers", "modicum")
@@ -59,7 +60,7 @@ class Settings:
         None, "columns per scale for the menu's intN, 0: a row; by default what suits each layer", metavar="N", group="method"
     )
     ram: int | None = param(None, "memory to stay within, such as 4GB", metavar="SIZE", group="machine")
-    seed: int = param(0, "seed of every choice by chance", metavar="N", group="data")
+    seed: int = param(0, "seed of every choice by chance", between=SEEDS, metavar="N", group="data")
     device: str = param(
         "auto", "where models run and their inputs are measured: auto or cpu; cuda or cuda:N for a GPU", metavar="NAME", group="machine"
     )
@@ -110,7 +111,7 @@ def common(
     return {
         **settings,
         "menu": tuple(options) or None,
-        "ram": parse_size(ram) if isinstance(ram, str) else ram,
+        "ram": parse_size(ram, "--ram") if isinstance(ram, str) else ram,
         "data": str(data) if isinstance(data, str | Path) else None,
         "out": Path(out) if out is not None else None,
         "keep": tuple(keep),
@@ -130,6 +131,8 @@ def judged_by(output: Any, classes: Any) -> tuple[str | Callable[[Any], Any] | N
 def menu_words(menu: Iterable[str | Option] | str | None, group: int | None = None) -> list[str | Option]:
     """Options of a menu, each as text that says its ``group`` where it is short for one."""
     words = [word for word in menu.split(",") if word.strip()] if isinstance(menu, str) else list(menu or [])
+    if isinstance(menu, str) and not words:
+        raise SettingError(f"menu: must name at least one option, {menu!r} names none. Leave it out for all that methods declare.")
     return [word if isinstance(word, Option) else _long(word.strip(), group) for word in words]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from modicum.core.errors import ModelError, quoted
+from modicum.core.errors import ModelError, listed, quoted
 
 DEMO = Path(__file__).resolve().parents[1] / "demo" / "model"
 
@@ -16,7 +16,9 @@ def here(source: str | Path) -> Path | None:
     if Path(source).is_dir():
         return Path(source)
     if Path(source).exists():
-        raise ModelError(f"{source}: must be a directory with config.json and safetensors, is a file.")
+        raise ModelError(
+            f"{source}: must be a directory with config.json and safetensors, is a file. {instead(Path(source).parent, Path(source))}"
+        )
     text = str(source)
     if text.count("/") != 1 or text.startswith((".", "/", "~")):
         raise ModelError(f"{source}: no such directory. Give 'demo', a directory, or a Hugging Face id such as owner/name.")
@@ -35,3 +37,17 @@ def locate(source: str | Path) -> Path:
         return Path(snapshot_download(str(source), allow_patterns=wanted))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise ModelError(f"{source}: is no local directory and could not be fetched from the hub ({quoted(error)}).") from None
+
+
+def instead(directory: Path, file: Path | None = None) -> str:
+    """What to give in the place of a folder without a config, or of a file, as far as can be told from what is there."""
+    if (file is None and any(directory.glob("*.gguf"))) or (file is not None and file.suffix.lower() == ".gguf"):
+        return "GGUF files are compressed already: give the original checkpoint in safetensors."
+    if file is not None:
+        return "Give the directory it lies in."
+    if (directory / "adapter_config.json").is_file():
+        return "It holds an adapter: merge it into its base model (merge_and_unload), save that, and give its directory."
+    if (directory / "model_index.json").is_file():
+        return "It holds a pipeline of several models: give the directory of one of them, such as unet or transformer."
+    inside = sorted(path.parent.name for path in directory.glob("*/config.json"))
+    return f"Give the directory that does: {listed(inside)}." if inside else "Give a directory saved by save_pretrained."

@@ -15,7 +15,7 @@ from modicum.core.files import read_json, require_inside
 from modicum.core.tensorfile import Shards
 from modicum.models.copying import bare, compiled, copied, uncompile
 from modicum.models.extra import extra_states
-from modicum.models.located import locate
+from modicum.models.located import instead, locate
 from modicum.models.model import Model
 from modicum.models.plain import FLOATS, settle_dtype
 from modicum.models.structure import find_blocks, find_units
@@ -86,7 +86,7 @@ def read_config(directory: Path, trust_remote_code: bool = False) -> Any:
 
     path = directory / "config.json"
     if not path.exists():
-        raise ModelError(f"{directory}: must hold config.json, does not. Give a directory saved by save_pretrained.")
+        raise ModelError(f"{directory}: must hold config.json, does not. {instead(directory)}")
     require_inside(directory)
     try:
         raw = read_json(path)

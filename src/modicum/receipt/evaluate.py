@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from modicum.core.errors import DataError, ModelError, SettingError, quoted
 from modicum.core.progress import Quiet, ticked
+from modicum.core.settings import require_seed
 from modicum.data.forward import LABELS_LEFT_OUT, is_labelled
 from modicum.data.media import from_files, kind_of
 from modicum.data.splits import Batch, batch_items, count_rows, count_tokens, from_text
@@ -75,6 +76,7 @@ def evaluate(
         DataError: text that cannot be read or is too short; no batch.
 
     """
+    require_seed(seed)
     candidate = _opened(model)
     whole = original = _opened(reference) if reference is not None else None
     models = [part for part in (candidate, original) if part]

@@ -33,15 +33,25 @@ class WorkDir:
     inputs: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.out.name in ("", ".."):
+            raise SettingError(f"--out {str(self.out)!r}: must name a folder that a run can make. Write its name, such as out/small.")
         self.partial = self.out.with_name(self.out.name + ".partial")
 
     def check(self) -> None:
         """Raise ``SettingError`` where ``out`` cannot be written."""
+        try:
+            self._check()
+        except OSError as error:
+            raise SettingError(f"{self.out}: must be writable, is not ({error.strerror or error}). Choose another --out.") from None
+
+    def _check(self) -> None:
         require_apart(self.out, self.inputs, "--out")
         if os.path.lexists(self.out):
             if not self.overwrite:
                 raise SettingError(f"{self.out}: exists already. Choose another --out, or pass --overwrite.")
             require_ours(self.out, "--out")
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            Path(f"{self.partial}.lock").lstat()  # a name that is too long
         parent = next(parent for parent in self.out.absolute().parents if parent.exists())
         if not parent.is_dir() or not os.access(parent, os.W_OK):
             raise SettingError(f"{self.out}: its folder must be writable, {parent} is not. Choose another --out.")
@@ -52,6 +62,8 @@ class WorkDir:
         lock = filelock.FileLock(str(self.partial) + ".lock")
         try:
             self.partial.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.partial.parent):  # what keeps the lock from being made is not always another run
+                pass
             lock.acquire(timeout=0)
         except filelock.Timeout:
             raise SettingError(f"{self.out}: is being written by another run. Wait for it, or choose another --out.") from None
