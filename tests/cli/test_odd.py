@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from modicum.cli.main import main
 from modicum.core.errors import SettingError
 from modicum.fit import fit
-from modicum.models.open import DEMO
+from modicum.models.located import DEMO
 from modicum.receipt import evaluate
 
 FIT = ("--bpw", "4", "--quiet")

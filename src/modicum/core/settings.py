@@ -8,7 +8,6 @@ from typing import Any, get_type_hints
 
 from modicum.core.errors import SettingError, near
 
-
 # Seeds that every source of chance takes.
 SEEDS = (0, 2**63 - 1)
 
