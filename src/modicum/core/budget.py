@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from fractions import Fraction
 from functools import partial
@@ -68,7 +68,7 @@ class Budget:
     @classmethod
     def of(cls, **words: Any) -> Budget | None:
         """Budgets as callers write them, texts or numbers, or None where none is given. Raises ``BudgetError``."""
-        readers = {
+        readers: dict[str, Callable[[str], Any]] = {
             "size": parse_size, "bpw": _number, "params": _share, "loss": _share, "memory": partial(parse_size, who="memory"),
             "speed": _times, "latency": _seconds,
         }  # fmt: skip
@@ -107,9 +107,9 @@ def parse_size(text: str, who: str = "size") -> int:
     try:
         size = Budget.parse(text).size
     except BudgetError:
-        size = None
+        raise BudgetError(f"{who}: must be a size such as 4.5MB or 2GiB, got {text!r}.") from None
     if size is None:
-        raise BudgetError(f"{who}: must be a size such as 4.5MB or 2GiB, got {text!r}.")
+        raise BudgetError(f"{who}: must be in bytes, such as 4GB, got {text!r}.")
     return size
 
 
