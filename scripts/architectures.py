@@ -163,7 +163,7 @@ def apart(name: str, target: str) -> dict[str, Any]:
 @functools.cache
 def code() -> str:
     """The commit of the code that a row was made with, and its day."""
-    command = ["git", "log", "-1", "--format=%h of %cs", "--", "src"]
+    command = ["git", "log", "-1", "--format=%h of %cs", "--", ":/src"]
     return subprocess.run(command, capture_output=True, text=True, check=True, cwd=RESULTS.parent).stdout.strip()
 
 
