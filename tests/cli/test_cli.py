@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from click.testing import CliRunner
@@ -103,6 +104,15 @@ def test_help_answers_before_anything_heavy_is_imported(words):
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "Usage:" in done.stdout or __version__ in done.stdout
+
+
+def test_help_says_what_exit_codes_mean(monkeypatch):
+    said = " ".join(run("--help").stdout.split())
+    assert "0 done, 2 refused in one sentence on stderr, 130 interrupted, 1 a fault of modicum's own" in said
+    assert (run("--help").exit_code, run("explain", "gpt").exit_code) == (0, 2)
+    for error, code in ((KeyboardInterrupt(), 130), (RuntimeError("a bug"), 1)):
+        monkeypatch.setattr("modicum.core.method.find", mock.Mock(side_effect=error))
+        assert CliRunner().invoke(main, ["explain", "gptq"]).exit_code == code
 
 
 def test_python_m_is_the_command():

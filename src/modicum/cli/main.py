@@ -65,7 +65,11 @@ def _leave(ctx: click.Context, sentence: str, code: int) -> None:
     ctx.exit(code)
 
 
-@click.group(cls=_Sentences, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+# What a script may rely on.
+_CODES = "Exit codes: 0 done, 2 refused in one sentence on stderr, 130 interrupted, 1 a fault of modicum's own, with its traceback."
+
+
+@click.group(cls=_Sentences, epilog=_CODES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="modicum")
 def main() -> None:
     """Give neural networks as few parameters as the job needs.
