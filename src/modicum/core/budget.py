@@ -106,8 +106,9 @@ def parse_size(text: str, who: str = "size") -> int:
     """Bytes of a size such as ``4GB``. Raises ``BudgetError``."""
     try:
         size = Budget.parse(text).size
-    except BudgetError:
-        raise BudgetError(f"{who}: must be a size such as 4.5MB or 2GiB, got {text!r}.") from None
+    except BudgetError as error:
+        why = str(error).partition(": ")[2].replace(", or bits per weight such as 4bpw", "")
+        raise BudgetError(f"{who}: {why}") from None
     if size is None:
         raise BudgetError(f"{who}: must be in bytes, such as 4GB, got {text!r}.")
     return size
