@@ -31,7 +31,23 @@ OPTIONS = (
     "svd keep=0.5",
     "fp8",
 )
-SIZES = ("--samples", "4", "--tokens", "64", "--test-samples", "2", "--micro-batch", "4", "--gradient-samples", "2", "--target", "modicum")
+# Which dtype is faster may hang on the number of threads: it is said.
+SIZES = (
+    "--compute",
+    "bfloat16",
+    "--samples",
+    "4",
+    "--tokens",
+    "64",
+    "--test-samples",
+    "2",
+    "--micro-batch",
+    "4",
+    "--gradient-samples",
+    "2",
+    "--target",
+    "modicum",
+)
 MENU = "int2,int4,int8,gptq bits=3 | eora rank=2,svd keep=0.5,sparsegpt keep=0.5,ziplm keep=0.5,replaceme count=1"
 
 

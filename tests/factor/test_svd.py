@@ -64,5 +64,5 @@ def test_it_cannot_come_after_a_quantizer(layer):
 
 @pytest.mark.parametrize("settings", [{"rank": 0}, {"keep": -0.1}, {"keep": 2.1}])
 def test_settings_out_of_bounds_are_refused(settings):
-    with pytest.raises(SettingError, match=r"Svd\.(rank|keep): must lie between"):
+    with pytest.raises(SettingError, match=r"svd\.(rank|keep): must lie between"):
         Svd(**settings)

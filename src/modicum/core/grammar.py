@@ -60,12 +60,14 @@ def check(text: str) -> None:
 @cache
 def outlines() -> dict[str, type]:
     """Every method's settings, by key: dataclasses of the same name and fields, made from the text of its file."""
-    return {f"{family}/{path.stem}": _outline(path) for family in FAMILIES for path in sorted((_ROOT / family).glob("[!_]*.py"))}
+    paths = [(family, path) for family in FAMILIES for path in sorted((_ROOT / family).glob("[!_]*.py"))]
+    return {f"{family}/{path.stem}": _outline(f"{family}/{path.stem}", path) for family, path in paths}
 
 
-def _outline(path: Path) -> type:
+def _outline(key: str, path: Path) -> type:
     name = "".join(word.capitalize() for word in path.stem.split("_"))
-    return dataclasses.make_dataclass(name, _settings(path, name), frozen=True, kw_only=True, namespace={"__post_init__": settings.check})
+    words = {"__post_init__": settings.check, "key": staticmethod(lambda: key)}
+    return dataclasses.make_dataclass(name, _settings(path, name), frozen=True, kw_only=True, namespace=words)
 
 
 def _settings(path: Path, name: str) -> list[tuple]:

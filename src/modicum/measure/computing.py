@@ -24,15 +24,15 @@ def agreed(settings: Settings, place: WorkDir | None = None, ranks: Ranks = LONE
 
     def begun(model: Model, data: Splits) -> Compute | None:
         own = lambda: ranks.stamped(settings.fingerprint(model.hash(), data.hashes))
-        return None if place is None else _goes_on(place.begun(own), "as the run began")
+        return None if place is None else Compute.from_json(place.begun(own))  # one run has one reason, however often it was interrupted
 
     def settle(model: Model, data: Splits) -> Compute:
-        before = _goes_on(kept, "as it was measured") if settings.compute == "auto" else None
+        before = _as_measured(kept) if settings.compute == "auto" else None
         return ranks.first("compute", lambda: begun(model, data) or before or chosen(model, settings.compute))
 
     return settle
 
 
-def _goes_on(found: Any, when: str) -> Compute | None:
+def _as_measured(found: Any) -> Compute | None:
     known = Compute.from_json(found)
-    return None if known is None else replace(known, why=known.why if known.why.startswith(when) else f"{when}: {known.why}")
+    return None if known is None else replace(known, why=f"as it was measured: {known.why}")
