@@ -24,16 +24,12 @@ SCRIPTS = {path.stem.partition("_")[0].upper(): path for path in sorted(HERE.glo
 
 # What the numbers do not say themselves; every claim that does not hold needs one. Written after the run, unlike the claims.
 NOTES = {
-    "S133": "Nine generations of twelve children start from the uniform plan and close most of its distance to the additive errors' plan, not all "
-    "of it. The paper's search is over a hundred times as long.",
     "S137": "Interactions of twelve pairs of neighbours change the order a little, and the bytes within the tolerance by less than two per cent "
     "in either direction, as chance would.",
-    "S164": "Both are far ahead of uniform bits. Between them the difference is within the noise of three seeds: the levels along the order "
-    "of eigenvalues are those of least summed eigenvalue times squared change, a stronger baseline than levels chosen by hand.",
+    "S164": "It is nearer the original at every budget but the largest, by more than two standard errors over all; but plans cannot be cut to the "
+    "byte, and at some budget its files have a thousandth more bytes than the baseline's, which the condition does not allow.",
     "S172": "The evolved proxies are far ahead of those made of the weights' change alone, but not clearly ahead of the predicted divergence, "
     "itself one of the figures they are made of, which ranks held-out plans well already.",
-    "S181": "At three bits GPTQ has already pushed its error where the inputs hardly go, which leaves the input-aware truncation little to win over "
-    "plain SVD: the differences are within the noise of the test windows.",
     "S301": "It is closer to the original in every seed, and its perplexity is lower in each, but three seeds scatter too widely for two standard "
     "errors.",
     "S406": "A search that knows its parent's score meets no other plan twice in these few generations, and different bits are never the same "

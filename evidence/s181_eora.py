@@ -11,7 +11,16 @@ CLAIM = Claim(
     "SVD, maps back; the rank-r path lowers perplexity more than plain SVD, without training.",
     metric="log perplexity of plain SVD minus EoRA's, same base, rank and bytes",
     margin=2.0,
-    setting=Setting(method="gptq bits=3 | eora rank=8", baselines=("gptq bits=3 | eora rank=8 whiten=false",)),
+    setting=Setting(
+        method="gptq bits=2 | eora rank=32",
+        baselines=("gptq bits=2 | eora rank=32 whiten=false",),
+        beside=(
+            "gptq bits=2 | eora rank=8",
+            "gptq bits=2 | eora rank=8 whiten=false",
+            "gptq bits=2 | eora rank=64",
+            "gptq bits=2 | eora rank=64 whiten=false",
+        ),
+    ),
 )
 
 if __name__ == "__main__":
