@@ -28,8 +28,8 @@ NOTES = {
     "in either direction, as chance would.",
     "S164": "It is nearer the original at every budget but the largest, by more than two standard errors over all; but plans cannot be cut to the "
     "byte, and at some budget its files have a thousandth more bytes than the baseline's, which the condition does not allow.",
-    "S172": "The evolved proxies rank held-out plans at least as well as every hand-made one in every seed (0.91 to 0.94), but the change weighed by the "
-    "largest eigenvalue does as well in one seed and far worse in another, so three seeds scatter too widely.",
+    "S172": "The evolved proxies rank held-out plans at least as well as every hand-made one in every seed (0.91 to 0.94), but the change weighed by "
+    "the largest eigenvalue does as well in one seed and far worse in another, so three seeds scatter too widely.",
     "S301": "It is closer to the original in every seed, and its perplexity is lower in each, but three seeds scatter too widely for two standard "
     "errors.",
     "S406": "A search that knows its parent's score meets no other plan twice in these few generations, and different bits are never the same "
