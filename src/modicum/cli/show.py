@@ -9,19 +9,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
+from modicum.cli.printing import print_line, print_rows, print_table
 from modicum.cli.progress import lasting
 from modicum.core.budget import readable
 
 if TYPE_CHECKING:
     from modicum.core.method import Method
     from modicum.measure import Measured
-
-# Lines of a table that is written to a file or a pipe, where no window limits them.
-_PIPE_WIDTH = 200
 
 
 # Results of runs
@@ -36,7 +30,7 @@ def outcome(receipt: Mapping[str, Any], out: Path) -> None:
     allowed = [("allowed", f"{readable(sizes['allowed'])} ({sizes['allowed']} bytes)")] if sizes["allowed"] is not None else []
     budget = [("budget", receipt["request"]["budget"])] if receipt["request"]["budget"] else []
     events = [("events", f"{len(receipt['events'])}, named in the receipt")] if receipt["events"] else []
-    _print_rows(
+    print_rows(
         ("size", after), *budget, *allowed, *_quality(receipt["quality"]), *_verdict(receipt),
         *_choice(receipt.get("search") or {}), *_structure(receipt["sites"]), *_taken(receipt["data"]),
         ("coverage", f"{coverage['share']:.1%} of layer bytes treated, layers as they were: {whole}"),
@@ -66,12 +60,12 @@ def measurement(measured: Measured) -> None:
     """What ``measure`` found: how much of what, how far predictions can be trusted, time, where it is, and what to do with it."""
     facts, where = measurement_facts(measured), str(measured.directory)
     model = facts["model"]
-    _print_table(
+    print_table(
         ("measured", "sites", "options"), [(kind, *map(str, count.values())) for kind, count in facts["found"].items() if count["sites"]]
     )
     seconds = sum(stage["seconds"] for stage in facts["stages"].values())
     events = [("events", f"{len(facts['events'])}, named in the measurement")] if facts["events"] else []
-    _print_rows(
+    print_rows(
         ("model", f"{model['name']}: {model['parameters']} parameters, {readable(model['bytes'])}"), ("targets", ", ".join(facts["targets"])),
         *(_taken(facts["data"]) or [("data", _source(facts["data"]))]),
         ("sequences", f"{facts['settings']['samples']} of {facts['settings']['tokens']} tokens"), *_rank(facts["rank"]), *events,
@@ -84,11 +78,11 @@ def frontier(found: Mapping[str, Any], directory: Path) -> None:
     """The frontier where it was measured, and where its picture is."""
     for curve in found["curves"]:
         points = [point for point in curve["points"] if point["chosen"]["measured"]] or curve["points"]
-        _print_line(f"target {curve['target']}")
+        print_line(f"target {curve['target']}")
         names = ("size", "bpw", "predicted", "measured", "95 % interval", "perplexity", "uniform", "dropped", "cuts")
-        _print_table(names, [_point(point["chosen"], point["uniform"]) for point in points])
-        _print_line("")
-    _print_rows(*_rank(found["rank"]), ("picture", str(directory / "frontier.svg")), ("page", str(directory / "frontier.html")))
+        print_table(names, [_point(point["chosen"], point["uniform"]) for point in points])
+        print_line("")
+    print_rows(*_rank(found["rank"]), ("picture", str(directory / "frontier.svg")), ("page", str(directory / "frontier.html")))
 
 
 def _point(chosen: Mapping[str, Any], uniform: Mapping[str, Any]) -> tuple[str, ...]:
@@ -106,10 +100,10 @@ def evaluation(found: Mapping[str, Any]) -> None:
     """What ``evaluate`` measured."""
     judged = f"{found['quality']['sequences']} sequences of {_source(found['data'])}"
     against = [("reference", found["reference"])] if found["reference"] else []
-    _print_rows(("model", found["model"]), *against, *_quality(found["quality"]), ("judged on", judged), *computed(found.get("compute")))
-    _print_rows(*_taken(found["data"]), *_vocabulary(found.get("vocabulary")))
+    print_rows(("model", found["model"]), *against, *_quality(found["quality"]), ("judged on", judged), *computed(found.get("compute")))
+    print_rows(*_taken(found["data"]), *_vocabulary(found.get("vocabulary")))
     for note in found["data"]["notes"]:
-        _print_rows(("note", note))
+        print_rows(("note", note))
 
 
 def _vocabulary(trim: Mapping[str, Any] | None) -> list[tuple[str, str]]:
@@ -133,14 +127,14 @@ def forecast(value: Mapping[str, Any]) -> None:
         True: [("budget", f"{of}can be met")],
         False: [("budget", f"{of}cannot be met: {value.get('why') or 'it is below the smallest'}")],
     }[value["fits"]]
-    _print_rows(
+    print_rows(
         ("model", f"{value['model']}: {value['parameters']} parameters, {readable(value['original_bytes'])}"),
         ("target", value["target"]), ("within reach", reach), *fits, *computed(value.get("compute")),
         ("calibration", f"{value['calibration_tokens']:,} tokens{_sampled(value.get('data') or {})}"), *_effort(value),
     )  # fmt: skip
-    _print_table(("treated", "option", "sites", "weights"), _offers(value["sites"]))
+    print_table(("treated", "option", "sites", "weights"), _offers(value["sites"]))
     if value["untreated"]:
-        _print_table(("stays dense", "layers", "bytes", "the largest"), _reasons(value["untreated"]))
+        print_table(("stays dense", "layers", "bytes", "the largest"), _reasons(value["untreated"]))
 
 
 def computed(value: Mapping[str, str] | None) -> list[tuple[str, str]]:
@@ -290,21 +284,21 @@ def methods(classes: Iterable[type[Method]]) -> None:
     """One line for each method."""
     rows = [facts(cls) for cls in classes]
     table = [(row["key"], row["line"], ", ".join(row["needs"]), str(row["paper"]["year"]) if row["paper"] else "") for row in rows]
-    _print_table(("method", "what it does", "needs", "year"), table)
+    print_table(("method", "what it does", "needs", "year"), table)
 
 
 def method(cls: type[Method]) -> None:
     """All a method says of itself: what it does, its settings, what it needs, its known gaps and its paper."""
-    _print_line(cls.key())
-    _print_line(f"\n{_doc(cls)}\n")
+    print_line(cls.key())
+    print_line(f"\n{_doc(cls)}\n")
     rows = [(field.name, str(field.default), _bounds(field.metadata), field.metadata.get("help", "")) for field in dataclasses.fields(cls)]
     if rows:
-        _print_table(("setting", "default", "allowed", "what it is"), rows)
-    _print_rows(("needs", ", ".join(sorted(need.value for need in cls.needs)) or "no data"))
-    _print_rows(*((f"gap: {promise}", reason) for promise, reason in cls.known_gaps.items()))
+        print_table(("setting", "default", "allowed", "what it is"), rows)
+    print_rows(("needs", ", ".join(sorted(need.value for need in cls.needs)) or "no data"))
+    print_rows(*((f"gap: {promise}", reason) for promise, reason in cls.known_gaps.items()))
     if cls.paper:
         where = f", arXiv {cls.paper.arxiv}" if cls.paper.arxiv else ""
-        _print_rows(("paper", f"{cls.paper.title} ({cls.paper.authors.replace(' and ', '; ') or 'unknown'}, {cls.paper.year}{where})"))
+        print_rows(("paper", f"{cls.paper.title} ({cls.paper.authors.replace(' and ', '; ') or 'unknown'}, {cls.paper.year}{where})"))
 
 
 def _doc(cls: type[Method]) -> str:
@@ -315,30 +309,3 @@ def _bounds(metadata: Mapping[str, Any]) -> str:
     if metadata.get("choices") is not None:
         return ", ".join(map(str, metadata["choices"]))
     return "{:,} to {:,}".format(*metadata["between"]) if metadata.get("between") else ""
-
-
-# Printing
-
-
-def _console() -> Console:
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=_PIPE_WIDTH)
-
-
-def _print_line(line: str) -> None:
-    # Never wrapped: a path or a sentence stays whole for who copies it.
-    _console().print(Text(line), soft_wrap=True)
-
-
-def _print_rows(*rows: tuple[str, str]) -> None:
-    for name, value in rows:
-        _print_line(f"{name + ':':<20} {value}")
-
-
-def _print_table(names: Iterable[str], rows: Iterable[tuple[str, ...]]) -> None:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in names:
-        table.add_column(name, overflow="fold")
-    for row in rows:
-        table.add_row(*map(Text, row))
-    _console().print(table)

@@ -17,7 +17,11 @@ except ImportError:  # no such limits elsewhere
 
 # What the older kind of control group calls its limit and its use.
 _OLD = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+# What is no limit, in the older kind.
+_BOUNDLESS = 1 << 62
 _STATUS = Path("/proc/self/status")
+# Where control groups are told, and those of this process.
+_ROOT, _OWN = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 _TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
 
 
@@ -46,8 +50,20 @@ def _limits() -> Iterator[int]:
             yield most - int(held[size].split()[0]) * 1024
 
 
-def _groups(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> Iterator[int]:
+def group_limit() -> int | None:
+    """The least memory in bytes that a control group of this process allows; None where none limits it."""
+    return min((limit for most, *_ in _places(_ROOT, _OWN) if (limit := _number(most)) is not None), default=None)
+
+
+def _groups(root: Path = _ROOT, own: Path = _OWN) -> Iterator[int]:
     """What each control group that this process is in leaves of memory; files in its cache give way."""
+    for place in _places(root, own):
+        if (left := _left(*place)) is not None:
+            yield left
+
+
+def _places(root: Path = _ROOT, own: Path = _OWN) -> Iterator[tuple[Path, Path, Path]]:
+    """Of each control group that this process is in, the files of its limit, its use, and what it consists of."""
     if not own.exists():
         return
     for line in own.read_text().splitlines():
@@ -57,8 +73,7 @@ def _groups(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cg
         most, used, top = ("memory.max", "memory.current", root) if not kinds else (*_OLD, root / "memory")
         place = top / path.lstrip("/")
         for group in (place, *place.parents):
-            if (left := _left(group / most, group / used, group / "memory.stat")) is not None:
-                yield left
+            yield group / most, group / used, group / "memory.stat"
             if group == top:
                 break
 
@@ -71,6 +86,15 @@ def _left(most: Path, used: Path, stat: Path) -> int | None:
         return int(limit) - int(held) + cached.get("total_inactive_file", cached.get("inactive_file", 0)) if limit != "max" else None
     except (OSError, ValueError):
         return None
+
+
+def _number(path: Path) -> int | None:
+    """The limit in a file of a control group; None where there is none. The older kind writes the largest number of pages for that."""
+    try:
+        limit = int(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return limit if limit < _BOUNDLESS else None
 
 
 def trim(*, circles: bool = True) -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -22,6 +20,7 @@ from torch import nn
 from modicum.core.files import cache_folder, keep_json
 from modicum.core.unit import Site
 from modicum.models.model import Model
+from modicum.runtime.processor import instructions, processor
 from modicum.sweep import Script
 from modicum.sweep.rehearsal import module_units
 
@@ -66,6 +65,10 @@ class Clock:
             self._write()
         return self._table[key]
 
+    def known(self) -> dict[str, float]:
+        """What is kept of this machine."""
+        return self._read().get(self.machine, {})
+
     @cached_property
     def machine(self) -> str:
         """What times depend on beside the shape: also what of the processor's instructions torch and oneDNN may use."""
@@ -103,25 +106,6 @@ class Clock:
 def default_path() -> Path:
     """Where the table is kept: the user's cache folder."""
     return cache_folder() / "clock.json"
-
-
-def processor() -> str:
-    """Name of the processor, as the system tells it."""
-    return _told("model name") or platform.processor() or platform.machine()
-
-
-def instructions() -> set[str]:
-    """Names of the processor's kinds of instructions, where the system tells them: many clouds call all their processors alike."""
-    return set((_told("flags") or _told("Features")).split())
-
-
-def _told(what: str) -> str:
-    """A line of what the system says of its first processor."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith(what):
-                return line.partition(":")[2].strip()
-    return ""
 
 
 def time_linear(rows: int, columns: int, tokens: int, dtype: torch.dtype) -> float:
