@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 import modicum
 from modicum.core.progress import Quiet
@@ -119,6 +119,16 @@ def attempt(module, batches, **asked):
         return None, str(error)
 
 
+def computed(module, batches, receipt):
+    """The module and its batches in the dtype that the receipt says was computed in, which holds all that the stored one does."""
+    dtypes = receipt["compute"]
+    if dtypes["forward"] == dtypes["stored"]:
+        return module, batches
+    dtype = getattr(torch, dtypes["forward"])
+    widened = lambda leaf: leaf.to(dtype) if torch.is_tensor(leaf) and leaf.is_floating_point() else leaf
+    return copy.deepcopy(module).to(dtype), [tree_map(widened, batch) for batch in batches]
+
+
 def judge(seed):
     """Hold all four laws on the module of a number; why it was refused, or an empty string. None where torch itself cannot run it."""
     sentence = grammar.compose(seed)
@@ -137,7 +147,8 @@ def judge(seed):
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         said = sentence.masked if sentence.masked and heeds(plain, sentence.batches, sentence.masked) else ""
-        found = divergence(plain, result.model, test, said)
+        wide, wider = computed(plain, test, result.receipt)
+        found = divergence(wide, computed(result.model, (), result.receipt)[0], wider, said)
         assert result.receipt["quality"]["mean"] == pytest.approx(found, rel=2e-2, abs=1e-6), (
             "the receipt's divergence is not that of the outputs"
         )
