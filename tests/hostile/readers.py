@@ -7,6 +7,7 @@ import contextlib
 import csv
 import gzip
 import hashlib
+import io
 import json
 import lzma
 import os
@@ -26,6 +27,7 @@ from PIL import Image
 from pyarrow import parquet
 
 import modicum
+from modicum.cli.compare import shown
 from modicum.core.errors import ModicumError
 from modicum.core.option import Option
 from modicum.core.plan import Plan
@@ -33,6 +35,8 @@ from modicum.core.tensorfile import Shards, TensorFile
 from modicum.data import read_documents
 from modicum.data.captions import captions
 from modicum.data.media import from_files
+from modicum.fit.compared import compare
+from modicum.fit.receipts import as_written
 from modicum.measure.measured import Measured
 from modicum.models.located import DEMO
 from modicum.models.open import open_model
@@ -219,11 +223,20 @@ def _opened_whole(folder):
     opened.weights.load(opened.weights.names)
 
 
+def _told(folder):
+    """What is made of a receipt: its page, and a comparison as it is shown."""
+    page = report(read_receipt(folder / "receipt.json"))
+    found = compare([folder, folder])
+    with as_written(), contextlib.redirect_stdout(io.StringIO()):
+        shown(found)
+    return page
+
+
 READERS = {
     "tensors": Reader(_checkpoint, _tensors, (SINGLE,)),
     "index": Reader(_sharded, _shards, (INDEX, "model-0000[12]*.safetensors")),
     "plan": Reader(_fitted("nearest bits=4"), _plan, ("plan.json",)),
-    "receipt": Reader(_fitted("nearest bits=4"), lambda folder: report(read_receipt(folder / "receipt.json")), ("receipt.json",)),
+    "receipt": Reader(_fitted("nearest bits=4"), _told, ("receipt.json",)),
     "measurement": Reader(_measured, lambda folder: Measured.read(folder).splits, ("*.json", "*.safetensors")),
     "checkpoint": Reader(_sharded, _opened_whole, ("config.json", INDEX, "model-00001*.safetensors")),
     "container": Reader(

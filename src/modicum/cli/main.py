@@ -13,6 +13,8 @@ import click
 
 from modicum import __version__
 from modicum.cli import early
+from modicum.cli.clean import clean
+from modicum.cli.compare import compare
 from modicum.cli.env import env
 from modicum.cli.generated import Command, Grouped
 from modicum.cli.methods import catalogue, cite, explain
@@ -263,7 +265,7 @@ def trim(model: str, corpus: str, out: Path, quiet: bool, as_json: bool, **setti
         click.echo(f"left out, since it holds the old vocabulary or an earlier receipt: {name}")
 
 
-for _told in (catalogue, explain, cite, env):
+for _told in (catalogue, explain, cite, env, compare, clean):
     main.add_command(_told)
 
 

@@ -26,10 +26,14 @@ _BESIDE = (
     "spiece.model", "chat_template.*", "*processor_config.json", "README.md", "LICENSE*",
 )  # fmt: skip
 
+# What stands in an unfinished one for a moment.
+_HALF = ("*.safetensors.partial", "*.json.new")
+
 
 def mark(directory: Path) -> None:
     """List the files of a finished folder in it: nothing else in it is ours to remove."""
-    body = {"format": _FORMAT, "version": 1, "files": sorted(str(path.relative_to(directory)) for path in _files(directory))}
+    files = sorted(name for path in files_in(directory) if (name := str(path.relative_to(directory))) != _LIST)
+    body = {"format": _FORMAT, "version": 1, "files": files}
     (directory / _LIST).write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
 
 
@@ -50,14 +54,21 @@ def require_ours(out: Path, flag: str) -> None:
     """Raise ``SettingError`` where something at ``out`` was not written by a run: it would be lost."""
     if not out.is_dir():
         raise SettingError(f"{out}: must be a folder that a run wrote to be replaced, is none. Choose another {flag}.")
-    written = _written(out)
-    foreign = sorted(path for path in map(str, (file.relative_to(out) for file in _files(out))) if not _listed(path, written))
+    written, foreign = _written(out), unlisted(out)
     if foreign:
         why = f"holds {foreign[0]}, which no run wrote" if written else f"no run wrote it, and it holds {foreign[0]}"
         raise SettingError(f"{out}: is not replaced: {why}. Move it away, or choose another {flag}.")
 
 
-def _files(directory: Path) -> list[Path]:
+def unlisted(directory: Path, *, unfinished: bool = False) -> list[str]:
+    """Files of a result, by their paths in it, that its list does not have: no run wrote them. Of an ``unfinished`` one, which may have no list yet,
+    those that no result has.
+    """
+    written = _written(directory) or ((*_BESIDE, *_HALF) if unfinished else ())
+    return sorted(path for path in map(str, (file.relative_to(directory) for file in files_in(directory))) if not _listed(path, written))
+
+
+def files_in(directory: Path) -> list[Path]:
     """Files and links in a folder, at any depth; links are not followed."""
     found = []
     for folder, folders, files in os.walk(directory):

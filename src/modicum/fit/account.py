@@ -16,6 +16,7 @@ from modicum.core.plan import Choice, Plan, Table
 from modicum.core.unit import Site, Unit
 from modicum.fit.choosing import Chosen
 from modicum.fit.made import Made
+from modicum.fit.receipts import RECEIPT_FORMAT, RECEIPT_VERSION
 from modicum.fit.scene import Scene
 from modicum.models.model import Model
 from modicum.models.structure import plain_parameters
@@ -23,7 +24,6 @@ from modicum.sweep import Script
 from modicum.table.findings import DEPTH, GONE
 from modicum.table.sizing import level_of
 
-RECEIPT_FORMAT, RECEIPT_VERSION = "modicum-receipt", 1
 # What stands for the option of a site whose block was left out.
 DROPPED = "dropped"
 

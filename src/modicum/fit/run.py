@@ -15,6 +15,7 @@ from torch import nn
 from modicum.core.budget import Budget, every
 from modicum.core.errors import ModelError, SettingError
 from modicum.core.option import Option
+from modicum.core.output import mark
 from modicum.core.plan import Plan
 from modicum.core.progress import Quiet
 from modicum.export import load
@@ -40,7 +41,7 @@ from modicum.models.model import Model
 from modicum.sweep.ranks import LONE, Ranks
 from modicum.work.meter import Meter
 from modicum.work.store import write_json
-from modicum.work.workdir import WorkDir, beside, read_from, temporary
+from modicum.work.workdir import RUN, WorkDir, beside, read_from, temporary
 
 Page = Callable[[Mapping[str, Any]], str]
 """Draws a receipt as a page."""
@@ -119,7 +120,7 @@ class Run:
     ):  # fmt: skip
         self.request, self.meter, self.ranks, self.temporary, self.page = request, Meter(progress), ranks, temporary, page
         self.out = beside(request.out or (temporary or Path()) / "model", ranks.rank)
-        self.place = WorkDir(self.out, "modicum-run", request.overwrite, read_from(source, measured, request.data))
+        self.place = WorkDir(self.out, RUN, request.overwrite, read_from(source, measured, request.data))
         if request.budget is not None:
             self._check_out()
         with self.meter.stage("open"):
@@ -194,6 +195,7 @@ class Run:
             layout.write(final)
             self.scene.target.finish(final, made.forms, made.dropped)
         chosen.plan.write(final / "plan.json")
+        mark(final)  # of what is interrupted from here on it is known what is ours
         receipt = self._receipt(chosen, made, layout, final)
         write_json(final / "receipt.json", receipt)
         if self.page is not None:

@@ -108,10 +108,14 @@ class Quality:
         return [value for index in sorted(found) for value in found[index]]
 
     def summary(self, seed: int = 0) -> dict[str, Any]:
-        """Mean divergence with a bootstrap 95 % interval over sequences, that of each output, and perplexities."""
+        """Mean divergence with a bootstrap 95 % interval over sequences, what ``each`` lost, that of each output, and perplexities."""
         mean, low, high = interval(self.divergence, seed)
         found = {"metric": self.metric, "mean": mean, "low": low, "high": high, "sequences": len(self.divergence), "tokens": self.tokens}
-        found |= {"worst output": self.worst.part.name, "outputs": [_row(judged) for judged in self.parts.values()]}
+        found |= {
+            "each": self.divergence,
+            "worst output": self.worst.part.name,
+            "outputs": [_row(judged) for judged in self.parts.values()],
+        }
         if self.candidate:
             found |= {"perplexity": _perplexity(self.candidate)}
             if self.original:

@@ -36,7 +36,7 @@ from modicum.table.findings import Findings
 from modicum.table.menu import everything, offered
 from modicum.work.meter import Meter
 from modicum.work.store import write_json
-from modicum.work.workdir import WorkDir, beside, read_from
+from modicum.work.workdir import MEASURING, WorkDir, beside, read_from
 
 _FINDINGS, _TOKENS = "findings.json", "sequences.safetensors"
 # What a measurement decides for every fit from it.
@@ -161,7 +161,7 @@ def measure(
     if callable(request.output):
         raise SettingError("output: must be names or places in what measure keeps on disk, a function came. Name the outputs.")
     batches = None if data is None or isinstance(data, str | Path) else data
-    place = WorkDir(Path(out), "modicum-measuring", request.overwrite, read_from(model, request.data))
+    place = WorkDir(Path(out), MEASURING, request.overwrite, read_from(model, request.data))
     ranks.first("out", place.check)
     place = WorkDir(beside(place.out, ranks.rank), place.kind, place.overwrite, place.inputs)
     with evaluating(model if isinstance(model, nn.Module) else None):

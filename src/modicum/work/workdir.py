@@ -19,6 +19,9 @@ from modicum.core.files import read_json
 from modicum.core.output import mark, require_apart, require_ours
 from modicum.work.store import write_json
 
+# What is made in a folder, as its marker says.
+RUN, MEASURING = "modicum-run", "modicum-measuring"
+
 
 @dataclass
 class WorkDir:
@@ -91,7 +94,7 @@ class WorkDir:
         """Continue an interrupted run of the same request, or start afresh; the folder to work in. ``compute`` is noted for those who go on."""
         state = self.partial / "state.json"
         if self.partial.exists():
-            known = _state(state) or {"format": _state(self.partial / "stale.json").get("format")}
+            known = _state(state) or {"format": marker(self.partial)}
             if (self.partial / "replaced").exists() and not self.out.exists():
                 (self.partial / "replaced").rename(self.out)
             # A run that died as it began has left its state half written, and nothing else.
@@ -152,6 +155,12 @@ def read_from(*given: Any) -> tuple[Path, ...]:
 def temporary(prefix: str = "modicum-") -> Path:
     """A folder of the caller's own."""
     return Path(tempfile.mkdtemp(prefix=prefix))
+
+
+def marker(partial: Path) -> str:
+    """What the folder of a run says that it is: being made, or being cleared away; nothing where it is no run's."""
+    found = (_state(partial / name).get("format") for name in ("state.json", "stale.json"))
+    return next((name for name in found if isinstance(name, str)), "")
 
 
 def _state(path: Path) -> dict[str, Any]:
