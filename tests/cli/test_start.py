@@ -52,6 +52,9 @@ SLIPS = [
     ("measure demo --out m --tokens -1", "tokens: must be at least 1, got -1."),
     ("frontier ./nowhere", "must be a folder that measure wrote"),
     ("eval ./nowhere", "no such directory"),
+    ("compare ./nowhere", "at least two folders"),
+    ("compare ./nowhere ./elsewhere", "is none. Check the path"),
+    ("clean ./nowhere", "must be a folder to look through"),
     ("trim demo --to ./nothing.txt --out t", "none is there"),
 ]
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from modicum.cli import early
 from modicum.cli.options import AS_JSON, flag, print_json
 from modicum.core.budget import readable
 from modicum.core.errors import ModicumError, SettingError
@@ -25,6 +26,7 @@ def clean(directory: Path, yes: bool, as_json: bool) -> None:
     Without DIR below the current directory. These are folders such as OUT.partial, from which the same command would continue, and kept answers
     of probes, which are made again when they are needed. A folder that a run is using, or that holds anything that no run wrote, stays.
     """
+    early.require_folder(directory)
     from modicum.work.leftover import leftovers
 
     found = leftovers(directory)

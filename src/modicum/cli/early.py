@@ -8,6 +8,7 @@ from typing import Any
 
 from modicum.core import grammar
 from modicum.core.budget import Budget
+from modicum.core.errors import SettingError
 from modicum.core.files import require_there
 from modicum.core.option import Option
 from modicum.core.plan import Plan
@@ -48,6 +49,12 @@ def check_places(model: str | None, *data: str | None) -> None:
     for path in data:
         if path is not None:
             require_there(Path(path))
+
+
+def require_folder(directory: Path) -> None:
+    """Raise ``SettingError`` for a folder to look through that is none."""
+    if not directory.is_dir():
+        raise SettingError(f"{directory}: must be a folder to look through, is none. Check the path.")
 
 
 def _common(given: dict[str, Any]) -> dict[str, Any]:

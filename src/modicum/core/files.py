@@ -42,6 +42,19 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         raise ValueError(error.strerror or str(error)) from None
 
 
+def write_json(path: Path, value: Any) -> None:
+    """Replace a JSON file in one step: after a crash it is whole, old or new."""
+    partial = path.with_name(path.name + ".new")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            json.dump(value, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be written ({error.strerror}). Free space or choose another --out.") from None
+
+
 def cache_folder() -> Path:
     """The user's cache folder for what this package keeps between runs."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "modicum"

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from modicum.core.errors import ModelError
+from modicum.core.files import write_json
 from modicum.core.finite import finite
 from modicum.core.option import Option
 from modicum.core.unit import Site, Stats, Unit
@@ -18,7 +19,7 @@ from modicum.models.model import Model
 from modicum.sweep import Script, Stage, Sweep
 from modicum.sweep.ranks import LONE, Ranks, operations
 from modicum.sweep.spill import SpillPool
-from modicum.work.store import ChainStore, FormStore, write_json
+from modicum.work.store import ChainStore, FormStore
 
 
 class Assembly:

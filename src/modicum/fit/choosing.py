@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from modicum.allocate import JUDGED
+from modicum.core.files import write_json
 from modicum.core.plan import Picks, Plan, Table
 from modicum.fit import explicit
 from modicum.fit.choose import Chooser
@@ -18,7 +19,6 @@ from modicum.measure.survey import Survey
 from modicum.sweep.spill import SpillPool
 from modicum.table.findings import Findings
 from modicum.work.meter import Meter
-from modicum.work.store import write_json
 
 
 @dataclass

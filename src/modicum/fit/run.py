@@ -14,6 +14,7 @@ from torch import nn
 
 from modicum.core.budget import Budget, every
 from modicum.core.errors import ModelError, SettingError
+from modicum.core.files import write_json
 from modicum.core.option import Option
 from modicum.core.output import mark
 from modicum.core.plan import Plan
@@ -40,7 +41,6 @@ from modicum.models.evaluating import evaluating
 from modicum.models.model import Model
 from modicum.sweep.ranks import LONE, Ranks
 from modicum.work.meter import Meter
-from modicum.work.store import write_json
 from modicum.work.workdir import RUN, WorkDir, beside, read_from, temporary
 
 Page = Callable[[Mapping[str, Any]], str]

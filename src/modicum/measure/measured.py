@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from modicum.core.errors import ModelError, SettingError
-from modicum.core.files import read_json
+from modicum.core.files import read_json, write_json
 from modicum.core.option import Option
 from modicum.core.progress import Quiet
 from modicum.core.tensorfile import TensorFile
@@ -35,7 +35,6 @@ from modicum.sweep.spill import SpillPool
 from modicum.table.findings import Findings
 from modicum.table.menu import everything, offered
 from modicum.work.meter import Meter
-from modicum.work.store import write_json
 from modicum.work.workdir import MEASURING, WorkDir, beside, read_from
 
 _FINDINGS, _TOKENS = "findings.json", "sequences.safetensors"

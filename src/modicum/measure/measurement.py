@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from modicum.core.errors import ModelError
+from modicum.core.files import write_json
 from modicum.core.finite import finite
 from modicum.core.method import Need
 from modicum.core.option import Option
@@ -29,7 +30,7 @@ from modicum.table.findings import Finding, Findings, Structural
 from modicum.table.harm import HARMS
 from modicum.table.harm import rows as contributions
 from modicum.table.menu import levels, offered
-from modicum.work.store import ChainStore, write_json
+from modicum.work.store import ChainStore
 
 # Harm of a cut whose gradients were not seen, in nats: not to be chosen lightly.
 _UNKNOWN = 1.0

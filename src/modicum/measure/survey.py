@@ -9,6 +9,7 @@ from pathlib import Path
 
 from modicum.core.budget import readable
 from modicum.core.errors import BudgetError
+from modicum.core.files import write_json
 from modicum.core.option import Option
 from modicum.core.progress import Quiet
 from modicum.core.unit import Unit
@@ -29,7 +30,7 @@ from modicum.table.exact import exact_bytes
 from modicum.table.findings import Findings, Structural, prior_of
 from modicum.table.menu import cutters, spanners
 from modicum.work.meter import Meter
-from modicum.work.store import load_sensitivities, save_sensitivities, write_json
+from modicum.work.store import load_sensitivities, save_sensitivities
 
 # Sequences that spans are judged on, and calibration batches their stand-ins are fitted to.
 _SPAN_SEQUENCES, _SPAN_BATCHES = 8, 4

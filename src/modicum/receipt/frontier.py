@@ -16,6 +16,7 @@ from modicum.allocate.integer_program import integer_program
 from modicum.allocate.uniform import uniform
 from modicum.core.budget import Budget
 from modicum.core.errors import ModelError, SettingError, near
+from modicum.core.files import write_json
 from modicum.core.option import KEEP
 from modicum.core.plan import Picks, Table
 from modicum.core.progress import Quiet
@@ -31,7 +32,6 @@ from modicum.receipt.curves import page, picture
 from modicum.sweep.spill import SpillPool
 from modicum.table.findings import DEPTH, GONE, Findings
 from modicum.table.sizing import level_of
-from modicum.work.store import write_json
 
 FRONTIER_FORMAT, FRONTIER_VERSION = "modicum-frontier", 1
 # Bytes that no choice of a plan changes.

@@ -64,9 +64,7 @@ class Leftover:
 
 
 def leftovers(directory: Path) -> list[Leftover]:
-    """Folders of interrupted runs, and kept answers of probes, below ``directory`` and in it. Raises ``SettingError`` where it is no folder."""
-    if not directory.is_dir():
-        raise SettingError(f"{directory}: must be a folder to look through, is none. Check the path.")
+    """Folders of interrupted runs, and kept answers of probes, below ``directory`` and in it."""
     return list(_below(directory))
 
 

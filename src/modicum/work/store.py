@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -13,7 +12,7 @@ from typing import Any
 
 import torch
 
-from modicum.core.errors import ModelError
+from modicum.core.files import write_json
 from modicum.core.method import Change
 from modicum.core.tensorfile import TensorFile
 from modicum.core.tensorwriter import TensorWriter
@@ -23,19 +22,6 @@ from modicum.sweep.ranks import LONE, Ranks
 
 # Before the module's name, where a file holds biases beside forms.
 _BIAS = "bias of "
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Replace a JSON file in one step: after a crash it is whole, old or new."""
-    partial = path.with_name(path.name + ".new")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            json.dump(value, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be written ({error.strerror}). Free space or choose another --out.") from None
 
 
 def _write(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:

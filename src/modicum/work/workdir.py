@@ -15,9 +15,8 @@ from typing import Any
 import filelock
 
 from modicum.core.errors import ModelError, SettingError
-from modicum.core.files import read_json
+from modicum.core.files import read_json, write_json
 from modicum.core.output import mark, require_apart, require_ours
-from modicum.work.store import write_json
 
 # What is made in a folder, as its marker says.
 RUN, MEASURING = "modicum-run", "modicum-measuring"
