@@ -1,14 +1,14 @@
-"""What the evidence on allocators shares: one measurement of the demo for each seed, and plans judged by real divergence at equal bytes."""
+"""What the evidence on allocators shares: one measurement of a model for each seed, and plans judged by real divergence at equal bytes."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import json
 import statistics
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from common import Claim, Setting, verdict
+from kept import Kept
 from modicum.core.budget import Budget
 from modicum.core.plan import Limits, Picks, Table
 from modicum.core.progress import Quiet
@@ -47,7 +48,7 @@ _TRACE_ROWS, _TOP_TOKENS, _TOP_ITERATIONS = 8, 32, 6
 
 @dataclass(frozen=True)
 class Scene:
-    """The demo as one seed measured it: its table, and judges on validation (to choose) and on test sequences (to report).
+    """A model as one seed measured it: its table, and judges on validation (to choose) and on test sequences (to report).
 
     Harms are as predicted, layer by layer: no scales learnt from judged plans stand between a claim and its numbers.
     """
@@ -60,11 +61,20 @@ class Scene:
     findings: Findings
 
     @classmethod
-    def measured(cls, setting: Setting, seed: int, folder: Path, menu: str = BITS, curved: bool = False, harm: str = "covariance") -> Scene:
+    def measured(
+        cls,
+        setting: Setting,
+        seed: int,
+        folder: Path,
+        menu: str = BITS,
+        curved: bool = False,
+        harm: str = "covariance",
+        model: str = "demo",
+    ) -> Scene:
         """Measure, keeping every form that the judges need; with the curvature of every weight where ``curved``."""
         data = {"samples": setting.samples, "tokens": setting.tokens, "test_samples": setting.test_samples, "gradient_samples": _GRADIENTS}
         request = Request(budget=Budget(bpw=8.0), search_time=0.0, **common(menu=menu, target="modicum", seed=seed, harm=harm, **data))
-        subject, pool = Subject.open("demo", request), SpillPool(None)
+        subject, pool = Subject.open(model, request), SpillPool(None)
         chooser = Chooser(subject, "modicum", request)
         levels = Levels(folder / "levels", chooser.sizing, Findings(), subject.data.calibration, pool, seed)
         levels.findings = Survey(subject, ["modicum"], folder / "survey", pool, Meter(), Quiet()).run(levels)
@@ -117,12 +127,45 @@ class Outcome:
         """Mean KL per token."""
         return float(self.divergence.mean())
 
+    def plain(self) -> dict[str, Any]:
+        """As JSON keeps it."""
+        return {
+            "divergence": self.divergence.tolist(), "log_perplexity": float(self.log_perplexity), "original": float(self.original),
+            "bytes": int(self.bytes),
+        }  # fmt: skip
 
-def scenes(setting: Setting, menu: str = BITS, curved: bool = False) -> Iterator[Scene]:
-    """A scene for each seed; its files go with it."""
-    for seed in setting.seeds:
+    @classmethod
+    def read(cls, plain: dict[str, Any]) -> Outcome:
+        """From what JSON kept."""
+        return cls(**{**plain, "divergence": np.array(plain["divergence"])})
+
+
+Found = tuple[dict[str, Outcome], dict[str, Any]]
+"""Outcomes by option, and figures that JSON can keep."""
+
+
+def by_seed(
+    kept: Kept, setting: Setting, work: Callable[[Scene], Found], menu: str = BITS, curved: bool = False, model: str = "demo"
+) -> list[Found]:
+    """What is found in the scene of each seed. Each is a step that is kept; a scene's files go with it."""
+
+    def once(seed: int) -> Any:
         with tempfile.TemporaryDirectory() as folder:
-            yield Scene.measured(setting, seed, Path(folder), menu, curved)
+            outcomes, figures = work(Scene.measured(setting, seed, Path(folder), menu, curved, model=model))
+        return [{name: outcome.plain() for name, outcome in outcomes.items()}, figures]
+
+    found = [kept(f"{Path(model).name}, seed {seed}", functools.partial(once, seed)) for seed in setting.seeds]
+    return [({name: Outcome.read(plain) for name, plain in outcomes.items()}, figures) for outcomes, figures in found]
+
+
+def joined(found: Sequence[Found]) -> dict[str, list[Outcome]]:
+    """Outcomes of each option, seed by seed."""
+    return {name: [outcomes[name] for outcomes, _ in found] for name in found[0][0]}
+
+
+def told(found: Sequence[Found], name: str) -> list[Any]:
+    """A figure, seed by seed."""
+    return [figures[name] for _, figures in found]
 
 
 def row(option: str, outcomes: Sequence[Outcome]) -> dict[str, Any]:
@@ -138,7 +181,7 @@ def row(option: str, outcomes: Sequence[Outcome]) -> dict[str, Any]:
 
 
 def result(
-    claim: Claim, rows: Sequence[dict[str, Any]], gains: Sequence[float], figures: dict[str, Any], conditions: dict[str, bool]
+    claim: Claim, kept: Kept, rows: Sequence[dict[str, Any]], gains: Sequence[float], figures: dict[str, Any], conditions: dict[str, bool]
 ) -> dict[str, Any]:
     """A result: the method's row, then the baselines'; it holds where the gains are clear and every condition is met."""
     difference = verdict(gains, claim.margin)
@@ -153,7 +196,7 @@ def result(
         "conditions": conditions,
         "difference": difference,
         "holds": difference["clear"] and all(conditions.values()),
-        "seconds": round(time.process_time(), 1),
+        "seconds": round(kept.seconds, 1),
     }
 
 
@@ -163,15 +206,14 @@ Chosen = Callable[[Scene, str, Limits], Picks]
 
 def compare(claim: Claim, chosen: Chosen, curved: bool = False) -> dict[str, Any]:
     """Mean KL of the best baseline minus the method's, at the bytes of the uniform plan."""
-    names = [claim.setting.method, *claim.setting.baselines, *claim.setting.beside]
-    found: dict[str, list[Outcome]] = {name: [] for name in names}
-    for scene in scenes(claim.setting, curved=curved):
-        for name in names:
-            found[name].append(scene.outcome(chosen(scene, name, scene.limits())))
-    return compared(claim, found)
+    names, kept = [claim.setting.method, *claim.setting.baselines, *claim.setting.beside], Kept.of(claim.id)
+    work = lambda scene: ({name: scene.outcome(chosen(scene, name, scene.limits())) for name in names}, {})
+    return compared(claim, kept, joined(by_seed(kept, claim.setting, work, curved=curved)))
 
 
-def compared(claim: Claim, found: dict[str, list[Outcome]], figures: dict[str, Any] | None = None, **conditions: bool) -> dict[str, Any]:
+def compared(
+    claim: Claim, kept: Kept, found: dict[str, list[Outcome]], figures: dict[str, Any] | None = None, **conditions: bool
+) -> dict[str, Any]:
     """The result of outcomes by option, the method's first; of the claim's baselines the one of least mean KL counts."""
     method, *others = found
     others.sort(key=lambda name: (name in claim.setting.beside, statistics.mean(outcome.kl for outcome in found[name])))
@@ -180,6 +222,7 @@ def compared(claim: Claim, found: dict[str, list[Outcome]], figures: dict[str, A
     within = no_larger(claim, rows)
     return result(
         claim,
+        kept,
         rows,
         [statistics.mean(pair) for pair in pairs],
         {"intervals": [list(interval(pair)[1:]) for pair in pairs], **(figures or {})},

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import statistics
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from kept import Kept
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +51,8 @@ def main(claim: Claim) -> None:
 
 def run(claim: Claim) -> dict[str, Any]:
     """Measure everything a claim names, and judge it."""
-    start, setting = time.process_time(), claim.setting
-    method, *baselines = [measure(text, setting) for text in (setting.method, *setting.baselines, *setting.beside)]
+    kept, setting = Kept.of(claim.id), claim.setting
+    method, *baselines = [measure(text, setting, kept) for text in (setting.method, *setting.baselines, *setting.beside)]
     baselines.sort(key=lambda row: (row["option"] in setting.beside, statistics.mean(row["log_perplexity"])))
     return {
         **dataclasses.asdict(claim),
@@ -60,25 +62,30 @@ def run(claim: Claim) -> dict[str, Any]:
         "others": baselines[1:],
         "difference": judge(method, baselines[0], claim.margin),
         "holds": holds(method, baselines[0], claim.margin, setting.extra_bytes),
-        "seconds": round(time.process_time() - start, 1),
+        "seconds": round(kept.seconds, 1),
     }
 
 
-def measure(text: str, setting: Setting) -> dict[str, Any]:
+def measure(text: str, setting: Setting, kept: Kept) -> dict[str, Any]:
     """Quality and bytes of one option on the demo model, seed by seed."""
+    found = [kept(f"{text}, seed {seed}", functools.partial(fitted, text, setting, seed)) for seed in setting.seeds]
+    return {"option": text, **{name: [each[name] for each in found] for name in found[0]}}
+
+
+def fitted(text: str, setting: Setting, seed: int) -> dict[str, Any]:
+    """Quality and bytes of one option by one seed."""
     import modicum
 
-    row: dict[str, Any] = {"option": text, "log_perplexity": [], "log_perplexity_original": [], "kl": [], "bytes": []}
-    for seed in setting.seeds:
-        receipt = modicum.fit(
-            "demo", method=text, target="modicum", seed=seed,
-            samples=setting.samples, tokens=setting.tokens, test_samples=setting.test_samples,
-        ).receipt  # fmt: skip
-        row["log_perplexity"].append(math.log(receipt["quality"]["perplexity"]))
-        row["log_perplexity_original"].append(math.log(receipt["quality"]["perplexity_original"]))
-        row["kl"].append(receipt["quality"]["mean"])
-        row["bytes"].append(receipt["bytes"]["actual"])
-    return row
+    receipt = modicum.fit(
+        "demo", method=text, target="modicum", seed=seed,
+        samples=setting.samples, tokens=setting.tokens, test_samples=setting.test_samples,
+    ).receipt  # fmt: skip
+    return {
+        "log_perplexity": math.log(receipt["quality"]["perplexity"]),
+        "log_perplexity_original": math.log(receipt["quality"]["perplexity_original"]),
+        "kl": receipt["quality"]["mean"],
+        "bytes": receipt["bytes"]["actual"],
+    }
 
 
 def judge(method: dict[str, Any], baseline: dict[str, Any], margin: float) -> dict[str, Any]:

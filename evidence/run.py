@@ -1,7 +1,8 @@
 """Run the evidence scripts and write what came out: ``evidence/results.json`` and ``docs/evidence.md``.
 
-python evidence/run.py                  # all
+python evidence/run.py                  # all; what was stopped goes on where it was
 python evidence/run.py S181 S332        # these; the others' results stay
+python evidence/run.py --fresh          # all, and nothing that is finished is taken over
 python evidence/run.py --page           # run nothing, write docs/evidence.md from results.json
 python evidence/run.py --check          # run nothing, exit 1 where docs/evidence.md is not what results.json says
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shutil
 import statistics
 import subprocess
 import sys
@@ -32,8 +34,8 @@ NOTES = {
     "the largest eigenvalue does as well in one seed and far worse in another, so three seeds scatter too widely.",
     "S301": "It is closer to the original in every seed, and its perplexity is lower in each, but three seeds scatter too widely for two standard "
     "errors.",
-    "S406": "A search that knows its parent's score meets no other plan twice in these few generations, and different bits are never the same "
-    "function: all hits are the parent's, and the first probe of the uniform plan is one sequence more.",
+    "S406": "In a search for bits on the demo it saves nothing: its hits were 5 % of the proposals, all of them the parent's, since different bits "
+    "are never the same function and a few generations draw no plan twice.",
 }
 
 HEAD = """# Evidence
@@ -41,11 +43,12 @@ HEAD = """# Evidence
 Written by `make evidence` from `evidence/results.json`; do not edit.
 
 Each script in `evidence/` writes down a system's claim, metric and margin before it runs, then measures the method of that name here
-against the claim's baseline on the demo model. Method and baseline of one seed see the same calibration windows and are judged on the
-same test windows; the seed draws both. A difference is the baseline's log perplexity minus the method's, or what the claim's metric says:
-positive is better. A claim *holds* where the mean difference over the seeds exceeds the margin, in standard errors, the method's files
-have no more bytes than allowed where they are compared, and every condition of the claim is met. What does not hold stays here with its
-numbers. A small model on little text shows a direction, not the size of an effect on large ones.
+against the claim's baseline, on the demo model where nothing else is said. Method and baseline of one seed see the same calibration windows
+and are judged on the same test windows; the seed draws both. A difference is the baseline's log perplexity minus the method's, or what the
+claim's metric says: positive is better. A claim *holds* where the mean difference over the seeds exceeds the margin, in standard errors, the
+method's files have no more bytes than allowed where they are compared, and every condition of the claim is met. What does not hold stays
+here with its numbers, and with the smallest difference that its test could have seen. A small model on little text shows a direction, not the
+size of an effect on large ones.
 """
 
 
@@ -54,6 +57,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("ids", nargs="*", metavar="ID", help=f"which to run: {' '.join(SCRIPTS)}; without any, all")
     parser.add_argument("--check", action="store_true", help="run nothing, exit 1 where the page is stale")
+    parser.add_argument("--fresh", action="store_true", help="forget the steps that were finished before")
     parser.add_argument("--page", action="store_true", help="run nothing, write the page")
     arguments = parser.parse_args()
     if unknown := [word for word in arguments.ids if word.upper() not in SCRIPTS]:
@@ -61,13 +65,28 @@ def main() -> int:
     results = {row["id"]: row for row in json.loads(RESULTS.read_text(encoding="utf-8"))} if RESULTS.exists() else {}
     if arguments.check:
         return check(list(results.values()))
-    for name in [] if arguments.page else map(str.upper, arguments.ids or SCRIPTS):
+    names = [] if arguments.page else list(map(str.upper, arguments.ids or SCRIPTS))
+    for name in names if arguments.fresh else []:
+        forget(name)
+    for name in names:
         results[name] = run(SCRIPTS[name])
         print(f"{name} {'holds' if results[name]['holds'] else 'does not hold'}, {results[name]['seconds']:.0f} s", flush=True)
+        write(results)
+    write(results)
+    return 0
+
+
+def write(results: dict[str, dict[str, Any]]) -> None:
+    """Results and page, row by row: a run that is stopped loses none that was finished."""
     rows = [results[name] for name in SCRIPTS if name in results]
     RESULTS.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     PAGE.write_text(page(rows), encoding="utf-8")
-    return 0
+
+
+def forget(name: str) -> None:
+    """Delete the finished steps of a script."""
+    for folder in (HERE.parent / "out" / "evidence").glob(f"{name}-*"):
+        shutil.rmtree(folder)
 
 
 def run(script: Path) -> dict[str, Any]:
@@ -87,7 +106,13 @@ def page(rows: list[dict[str, Any]]) -> str:
     """The page: a table of all, then a section for each."""
     table = ["| id | system | method | baseline | difference | standard error | seeds | holds |", "|---|---|---|---|---:|---:|---:|---|"]
     table += [_row(row) for row in rows]
-    return "\n".join([HEAD, *table, "", *map(section, rows)]).rstrip() + "\n"
+    return "\n".join([HEAD, *table, "", _total(rows), "", *map(section, rows)]).rstrip() + "\n"
+
+
+def _total(rows: list[dict[str, Any]]) -> str:
+    """What running all takes."""
+    seconds = sum(row["seconds"] for row in rows)
+    return f"Together they take {seconds:,.0f} seconds of one processor, {seconds / 3600:.1f} hours. What a stopped run has finished is taken over."
 
 
 def _row(row: dict[str, Any]) -> str:
@@ -110,19 +135,43 @@ def section(row: dict[str, Any]) -> str:
     setting, difference = row["setting"], row["difference"]
     options = [row["measured"], row["baseline"], *row["others"]]
     spread = ", ".join(f"{value:+.4f}" for value in difference["values"])
-    kl = [b - a for a, b in zip(row["measured"]["kl"], row["baseline"]["kl"])]
-    original = math.exp(statistics.mean(row["measured"]["log_perplexity_original"]))
     said = [
-        f"Metric: {row['metric']}; margin: {row['margin']:g} standard errors. {setting['samples']} calibration and {setting['test_samples']} "
-        f"test windows of {setting['tokens']} tokens, seeds {', '.join(map(str, row['seeds']))}, {row['seconds']:.0f} seconds of one processor.",
-        f"Difference by seed: {spread}; mean {difference['mean']:+.4f}, standard error {difference['standard_error']:.4f}. "
-        f"The original's perplexity is {original:.3f}. In mean KL from the original the method is "
-        f"{_closer(kl)}." + ("" if row["holds"] else f" {_power(row)}"),
+        f"Metric: {row['metric']}; margin: {row['margin']:g} standard errors. {_windows(setting)}, seeds {', '.join(map(str, row['seeds']))}, "
+        f"{row['seconds']:.0f} seconds of one processor.",
+        f"Difference by seed: {spread}; mean {difference['mean']:+.4f}, standard error {difference['standard_error']:.4f}."
+        + (_beside(row) if "kl" in row["measured"] else "")
+        + ("" if row["holds"] else f" {_power(row)}"),
         f"**{'It holds here.' if row['holds'] else 'It does not hold here.'}** {NOTES.get(row['id'], '')}".rstrip(),
     ]
-    table = ["| option | perplexity | lowest to highest | mean KL | bytes |", "|---|---:|---:|---:|---:|", *map(_option, options)]
+    table = _compressed(options) if "kl" in row["measured"] else _searched(options)
     head = [f"## {row['id']}: {row['system']}\n", f"> {row['claim']}\n", said[0]]
     return "\n".join([*head, "", *table, "", said[1], "", *_figures(row), said[2], ""])
+
+
+def _windows(setting: dict[str, Any]) -> str:
+    """What was seen of a text; nothing of a row that has no test windows."""
+    if not setting["test_samples"]:
+        return "No model is compressed"
+    return f"{setting['samples']} calibration and {setting['test_samples']} test windows of {setting['tokens']} tokens"
+
+
+def _beside(row: dict[str, Any]) -> str:
+    """What else tells a method from its baseline."""
+    kl = [b - a for a, b in zip(row["measured"]["kl"], row["baseline"]["kl"])]
+    original = math.exp(statistics.mean(row["measured"]["log_perplexity_original"]))
+    return f" The original's perplexity is {original:.3f}. In mean KL from the original the method is {_closer(kl)}."
+
+
+def _compressed(options: list[dict[str, Any]]) -> list[str]:
+    """A table of what the demo became."""
+    return ["| option | perplexity | lowest to highest | mean KL | bytes |", "|---|---:|---:|---:|---:|", *map(_option, options)]
+
+
+def _searched(options: list[dict[str, Any]]) -> list[str]:
+    """A table of what searches spent and found, seed by seed."""
+    names = [name for name in options[0] if name != "option"]
+    head = [f"| option | {' | '.join(names)} |", f"|---|{'---:|' * len(names)}"]
+    return [*head, *(f"| `{option['option']}` | {' | '.join(_number(option[name]) for name in names)} |" for option in options)]
 
 
 def _power(row: dict[str, Any]) -> str:

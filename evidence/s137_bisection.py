@@ -8,8 +8,9 @@ the largest harms are measured. Both rankings are bisected by the same rule.
 
 from __future__ import annotations
 
-from allocation import WIDTH, Outcome, result, row, scenes, show
+from allocation import WIDTH, Found, Scene, by_seed, joined, result, row, show, told
 from common import Claim, Setting
+from kept import Kept
 from modicum.allocate._cache import Cached
 from modicum.allocate.bisection import within
 
@@ -27,23 +28,26 @@ CLAIM = Claim(
 )
 
 
+def seen(scene: Scene) -> Found:
+    """The plan of each ranking, with the tolerance and what each diverges."""
+    judge = Cached(scene.validation)
+    diverges = lambda picks: float(judge(picks, judge.samples).mean())
+    tolerance = SHARE * diverges(scene.everywhere(WIDTH))
+    plans = {name: within(scene.table, judge, tolerance, pairs=pairs) for name, pairs in PAIRS.items()}
+    figures = {"tolerance": tolerance, "validation KL": {name: diverges(picks) for name, picks in plans.items()}}
+    return {name: scene.outcome(picks) for name, picks in plans.items()}, figures
+
+
 def main() -> None:
-    found: dict[str, list[Outcome]] = {name: [] for name in PAIRS}
-    validation: dict[str, list[float]] = {name: [] for name in PAIRS}
-    tolerances = []
-    for scene in scenes(CLAIM.setting):
-        judge = Cached(scene.validation)
-        diverges = lambda picks, judge=judge: float(judge(picks, judge.samples).mean())
-        tolerances.append(SHARE * diverges(scene.everywhere(WIDTH)))
-        for name, pairs in PAIRS.items():
-            picks = within(scene.table, judge, tolerances[-1], pairs=pairs)
-            validation[name].append(diverges(picks))
-            found[name].append(scene.outcome(picks))
-    with_pairs, without = (found[name] for name in PAIRS)
-    gains = [1 - a.bytes / b.bytes for a, b in zip(with_pairs, without)]
+    kept = Kept.of(CLAIM.id)
+    found = by_seed(kept, CLAIM.setting, seen)
+    outcomes, tolerances = joined(found), told(found, "tolerance")
+    validation = {name: [each[name] for each in told(found, "validation KL")] for name in PAIRS}
+    gains = [1 - a.bytes / b.bytes for a, b in zip(*outcomes.values())]
+    fine = all(kl <= tolerance for values in validation.values() for kl, tolerance in zip(values, tolerances))
     figures = {"tolerance": tolerances, "validation KL": validation}
-    kept = all(kl <= tolerance for values in validation.values() for kl, tolerance in zip(values, tolerances))
-    show(result(CLAIM, [row(name, outcomes) for name, outcomes in found.items()], gains, figures, {"within the tolerance": kept}))
+    rows = [row(name, outcomes[name]) for name in PAIRS]
+    show(result(CLAIM, kept, rows, gains, figures, {"within the tolerance": fine}))
 
 
 if __name__ == "__main__":

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import statistics
 
-from allocation import KEPT, WIDTH, Outcome, Scene, compared, pearson, scenes, show
+from allocation import KEPT, WIDTH, Found, Scene, by_seed, compared, joined, pearson, show, told
 from common import Claim, Setting
+from kept import Kept
 from modicum.allocate import ALLOCATORS
 from modicum.allocate.random import spread
 from modicum.core.plan import Picks
@@ -35,25 +36,29 @@ CLAIM = Claim(
 
 
 def main() -> None:
-    found: dict[str, list[Outcome]] = {name: [] for name in (CLAIM.setting.method, *CLAIM.setting.baselines)}
-    correlations, ratios, together = [], [], []
-    for scene in scenes(CLAIM.setting):
-        for name, outcomes in found.items():
-            outcomes.append(scene.outcome(ALLOCATORS[name](scene.table, scene.limits())))
-        plans = spread(scene.table, PLANS, scene.seed)
-        sums = [scene.table.harm(picks) for picks in plans]
-        real = [diverges(scene, picks) for picks in plans]
-        correlations.append(pearson(sums, real))
-        ratios.append(statistics.median(b / a for a, b in zip(sums, real)))
-        together.append(diverges(scene, scene.everywhere(WIDTH)) / alone(scene))
+    kept = Kept.of(CLAIM.id)
+    found = by_seed(kept, CLAIM.setting, seen)
+    correlations, together = told(found, "correlation"), told(found, "together")
     figures = {
         "KL of all layers over the sum of each alone": together,
         "correlation of predicted sums and real KL": correlations,
-        "median of real KL over predicted sums": ratios,
+        "median of real KL over predicted sums": told(found, "ratio"),
     }
     additive = all(1 / ADDITIVE <= ratio <= ADDITIVE for ratio in together)
     conditions = {"layers add up": additive, "predicted sums correlate with real KL": min(correlations) > CORRELATED}
-    show(compared(CLAIM, found, figures, **conditions))
+    show(compared(CLAIM, kept, joined(found), figures, **conditions))
+
+
+def seen(scene: Scene) -> Found:
+    """The program's plan and the baseline's, and how well layers add up."""
+    names, plans = (CLAIM.setting.method, *CLAIM.setting.baselines), spread(scene.table, PLANS, scene.seed)
+    sums, real = [scene.table.harm(picks) for picks in plans], [diverges(scene, picks) for picks in plans]
+    figures = {
+        "correlation": pearson(sums, real),
+        "ratio": statistics.median(b / a for a, b in zip(sums, real)),
+        "together": diverges(scene, scene.everywhere(WIDTH)) / alone(scene),
+    }
+    return {name: scene.outcome(ALLOCATORS[name](scene.table, scene.limits())) for name in names}, figures
 
 
 def alone(scene: Scene) -> float:

@@ -10,14 +10,19 @@ Another structure than the middle one would leave the baseline other bits to sea
 
 from __future__ import annotations
 
+import functools
 import math
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from allocation import Outcome, Scene, hypervolume, result, row, scenes, show
+from allocation import Outcome, Scene, hypervolume, result, row, show
 from common import Claim, Setting
+from kept import Kept
 from modicum.allocate._family import Judge
 from modicum.allocate.nsga2 import FIRST, ROUND, front
 from modicum.core.plan import Choice, Picks, Table
@@ -133,21 +138,29 @@ def best(scene: Scene, plans: Sequence[Picks]) -> Outcome:
 
 
 def main() -> None:
+    kept = Kept.of(CLAIM.id)
+    with tempfile.TemporaryDirectory() as folder:
+        measured = functools.cache(lambda: Scene.measured(CLAIM.setting, 0, Path(folder), MENU))
+        found = [kept(f"search {seed}", functools.partial(searched, measured, seed)) for seed in CLAIM.setting.seeds]
     names = (CLAIM.setting.method, *CLAIM.setting.baselines)
-    found: dict[str, list[Outcome]] = {name: [] for name in names}
-    areas: dict[str, list[float]] = {name: [] for name in names}
-    counts = []
-    for scene in scenes(replace(CLAIM.setting, seeds=(0,)), MENU):
-        for seed in CLAIM.setting.seeds:
-            judged = [joint(scene, seed), halves(scene, seed)]
-            counts.append(min(map(len, judged)))
-            for name, known in zip(names, judged):
-                plans = undominated(scene, known[: counts[-1]])
-                areas[name].append(area(scene, plans))
-                found[name].append(best(scene, plans))
+    areas = {name: [each["areas"][name] for each in found] for name in names}
     gains = [a - b for a, b in zip(*areas.values())]
-    figures = {"hypervolume": areas, "plans judged by each search": counts}
-    show(result(CLAIM, [row(name, outcomes) for name, outcomes in found.items()], gains, figures, {}))
+    figures = {"hypervolume": areas, "plans judged by each search": [each["count"] for each in found]}
+    rows = [row(name, [Outcome.read(each["outcomes"][name]) for each in found]) for name in names]
+    show(result(CLAIM, kept, rows, gains, figures, {}))
+
+
+def searched(measured: Callable[[], Scene], seed: int) -> dict[str, Any]:
+    """What one seed's searches found, and how many plans each judged."""
+    scene, names = measured(), (CLAIM.setting.method, *CLAIM.setting.baselines)
+    judged = [joint(scene, seed), halves(scene, seed)]
+    count = min(map(len, judged))
+    plans = {name: undominated(scene, known[:count]) for name, known in zip(names, judged)}
+    return {
+        "count": count,
+        "areas": {name: area(scene, found) for name, found in plans.items()},
+        "outcomes": {name: best(scene, found).plain() for name, found in plans.items()},
+    }
 
 
 if __name__ == "__main__":

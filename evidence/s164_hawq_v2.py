@@ -11,8 +11,9 @@ from __future__ import annotations
 import math
 import statistics
 
-from allocation import WIDTH, Outcome, Scene, no_larger, result, row, scenes, show
+from allocation import WIDTH, Found, Scene, by_seed, joined, no_larger, result, row, show
 from common import Claim, Setting
+from kept import Kept
 from modicum.allocate import ALLOCATORS
 from modicum.core.plan import Limits
 
@@ -27,6 +28,7 @@ CLAIM = Claim(
     margin=2.0,
     setting=Setting(method="hawq_v2", baselines=("uniform", "hawq"), samples=8, tokens=128, test_samples=16, extra_bytes=0.001),
 )
+NAMES = (CLAIM.setting.method, *CLAIM.setting.baselines)
 
 
 def limits(scene: Scene, bits: float) -> Limits:
@@ -35,15 +37,23 @@ def limits(scene: Scene, bits: float) -> Limits:
     return {"bytes": below + (bits - math.floor(bits)) * (above - below)}
 
 
+def seen(scene: Scene) -> Found:
+    """What each plan is at each budget."""
+    plans = {at(name, bits): ALLOCATORS[name](scene.table, limits(scene, bits)) for bits in BUDGETS for name in NAMES}
+    return {name: scene.outcome(picks) for name, picks in plans.items()}, {}
+
+
+def at(name: str, bits: float) -> str:
+    """What stands for an allocator at a budget."""
+    return f"{name} at {bits:g} bits"
+
+
 def main() -> None:
-    names = (CLAIM.setting.method, *CLAIM.setting.baselines)
-    found: dict[float, dict[str, list[Outcome]]] = {bits: {name: [] for name in names} for bits in BUDGETS}
-    for scene in scenes(CLAIM.setting, curved=True):
-        for bits in BUDGETS:
-            for name in names:
-                found[bits][name].append(scene.outcome(ALLOCATORS[name](scene.table, limits(scene, bits))))
+    kept = Kept.of(CLAIM.id)
+    outcomes = joined(by_seed(kept, CLAIM.setting, seen, curved=True))
+    found = {bits: {name: outcomes[at(name, bits)] for name in NAMES} for bits in BUDGETS}
     kl = {bits: {name: [outcome.kl for outcome in outcomes] for name, outcomes in options.items()} for bits, options in found.items()}
-    method, *baselines = names
+    method, *baselines = NAMES
     gains = lambda name: [
         statistics.mean(math.log(kl[bits][name][place] / kl[bits][method][place]) for bits in BUDGETS)
         for place in range(len(CLAIM.setting.seeds))
@@ -54,7 +64,7 @@ def main() -> None:
         f"mean KL at {bits:g} bits": {name: statistics.mean(values) for name, values in options.items()} for bits, options in kl.items()
     }
     within = all(no_larger(CLAIM, [row(name, found[bits][name]) for name in (method, baselines[0])]) for bits in BUDGETS)
-    show(result(CLAIM, rows, gains(baselines[0]), by_budget, {"no more bytes than allowed at any budget": within}))
+    show(result(CLAIM, kept, rows, gains(baselines[0]), by_budget, {"no more bytes than allowed at any budget": within}))
 
 
 if __name__ == "__main__":

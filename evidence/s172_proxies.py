@@ -15,8 +15,9 @@ from collections.abc import Sequence
 
 from scipy.stats import spearmanr
 
-from allocation import Outcome, Scene, result, row, scenes, show
+from allocation import Found, Scene, by_seed, joined, result, row, show
 from common import Claim, Setting
+from kept import Kept
 from modicum.allocate.integer_program import integer_program
 from modicum.allocate.proxies import Expression, Proxy, evolve
 from modicum.allocate.random import random
@@ -53,27 +54,27 @@ CLAIM = Claim(
 
 
 def main() -> None:
-    setting = CLAIM.setting
-    names = (setting.method, *setting.baselines, *setting.beside)
-    found: dict[str, list[Outcome]] = {name: [] for name in names}
-    ranks: dict[str, list[float]] = {name: [] for name in names}
-    texts: dict[str, list[str]] = {name: [] for name in EVOLVED}
-    for scene in scenes(setting, curved=True):
-        plans = [random(scene.table, scene.limits(), seed=1000 * scene.seed + number) for number in range(2 * PLANS)]
-        real = [float(scene.validation(picks, scene.validation.samples).mean()) for picks in plans]
-        known = {True: scene.table, False: Proxy(("-", "harm", "harm"), 0.0).priced(scene.table)}
-        for name in names:
-            if name in EVOLVED:
-                proxy = evolve(known[EVOLVED[name]], plans[:PLANS], real[:PLANS], seed=scene.seed, generations=GENERATIONS)
-                texts[name].append(str(proxy))
-            else:
-                proxy = Proxy(HANDMADE[name], 0.0)
-            ranks[name].append(ranked(scene, proxy, plans[PLANS:], real[PLANS:]))
-            found[name].append(scene.outcome(integer_program(proxy.priced(scene.table), scene.limits())))
+    setting, kept = CLAIM.setting, Kept.of(CLAIM.id)
+    found = by_seed(kept, setting, seen, curved=True)
+    outcomes, ranks = joined(found), {name: [each["ranks"][name] for _, each in found] for name in found[0][1]["ranks"]}
     best = sorted(setting.baselines, key=lambda name: -statistics.mean(ranks[name]))
     gains = [a - b for a, b in zip(ranks[setting.method], ranks[best[0]])]
-    rows = [row(name, found[name]) for name in (setting.method, *best, *setting.beside)]
-    show(result(CLAIM, rows, gains, {"rank correlation": ranks, "evolved": texts}, {}))
+    rows = [row(name, outcomes[name]) for name in (setting.method, *best, *setting.beside)]
+    texts = {name: [each["evolved"][name] for _, each in found] for name in EVOLVED}
+    show(result(CLAIM, kept, rows, gains, {"rank correlation": ranks, "evolved": texts}, {}))
+
+
+def seen(scene: Scene) -> Found:
+    """How each proxy ranks the plans held out, and what the integer program makes of it."""
+    plans = [random(scene.table, scene.limits(), seed=1000 * scene.seed + number) for number in range(2 * PLANS)]
+    real = [float(scene.validation(picks, scene.validation.samples).mean()) for picks in plans]
+    known = {True: scene.table, False: Proxy(("-", "harm", "harm"), 0.0).priced(scene.table)}
+    proxies = {name: Proxy(expression, 0.0) for name, expression in HANDMADE.items()} | {
+        name: evolve(known[knows], plans[:PLANS], real[:PLANS], seed=scene.seed, generations=GENERATIONS) for name, knows in EVOLVED.items()
+    }
+    outcomes = {name: scene.outcome(integer_program(proxy.priced(scene.table), scene.limits())) for name, proxy in proxies.items()}
+    ranks = {name: ranked(scene, proxy, plans[PLANS:], real[PLANS:]) for name, proxy in proxies.items()}
+    return outcomes, {"ranks": ranks, "evolved": {name: str(proxies[name]) for name in EVOLVED}}
 
 
 def ranked(scene: Scene, proxy: Proxy, plans: Sequence[Picks], real: Sequence[float]) -> float:

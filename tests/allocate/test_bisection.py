@@ -47,6 +47,16 @@ def test_interactions_save_bytes_within_a_tolerance():
     assert np.mean(saved) > 0.02 and min(saved) >= 0
 
 
+def test_interactions_are_measured_on_the_share_of_the_sequences_that_is_asked_for():
+    def asked(share):
+        table, judge = coupled(0)
+        within(table, judge, 6.0, share=share)
+        return {samples for _, samples in judge.asked}
+
+    assert 4 in asked(1 / 2)
+    assert 4 not in asked(1.0)
+
+
 def test_interactions_lower_the_divergence_within_a_budget():
     ratios = []
     for seed in range(8):

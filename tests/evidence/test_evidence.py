@@ -21,7 +21,9 @@ def load(name):
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # where dataclasses look for the module of a class
     try:
-        spec.loader.exec_module(module)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.syspath_prepend(str(EVIDENCE))  # scripts import what they share by its bare name
+            spec.loader.exec_module(module)
     finally:
         del sys.modules[spec.name]
     return module
@@ -63,6 +65,11 @@ def test_a_script_declares_its_claim_as_data_and_the_result_is_of_that_claim(scr
     assert len(setting["seeds"]) >= 3
 
 
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
+def test_a_script_finds_what_it_imports(script):
+    assert load(script.stem).CLAIM.id == script.stem.partition("_")[0].upper()
+
+
 def test_every_script_has_one_result_and_every_result_a_script():
     assert [row["id"] for row in RESULTS] == [script.stem.partition("_")[0].upper() for script in SCRIPTS] == list(run.SCRIPTS)
 
@@ -70,9 +77,12 @@ def test_every_script_has_one_result_and_every_result_a_script():
 @pytest.mark.parametrize("row", RESULTS, ids=lambda row: row["id"])
 def test_a_result_has_its_fields_and_follows_from_its_own_numbers(row):
     assert {"id", "claim", "setting", "measured", "baseline", "holds", "seconds", "margin", "metric", "seeds"} <= set(row)
+    searched = not row["setting"]["test_samples"]
     for option in (row["measured"], row["baseline"], *row["others"]):
-        assert all(len(option[key]) == len(row["seeds"]) for key in ("log_perplexity", "log_perplexity_original", "kl", "bytes"))
-    assert row["measured"]["log_perplexity_original"] == row["baseline"]["log_perplexity_original"]
+        assert {"best loss", "training steps"} <= set(option) if searched else {"log_perplexity", "kl", "bytes"} <= set(option)
+        assert all(len(values) == len(row["seeds"]) for key, values in option.items() if key != "option")
+    if not searched:
+        assert row["measured"]["log_perplexity_original"] == row["baseline"]["log_perplexity_original"]
     if "gains" in row:
         assert row["difference"] == common.verdict(row["gains"], row["margin"])
         assert row["holds"] == (row["difference"]["clear"] and all(row["conditions"].values()))
@@ -81,7 +91,7 @@ def test_a_result_has_its_fields_and_follows_from_its_own_numbers(row):
         assert row["holds"] == common.holds(row["measured"], row["baseline"], row["margin"], row["setting"]["extra_bytes"])
 
 
-@pytest.mark.parametrize("row", [row for row in RESULTS if "gains" in row], ids=lambda row: row["id"])
+@pytest.mark.parametrize("row", [row for row in RESULTS if "gains" in row and "kl" in row["measured"]], ids=lambda row: row["id"])
 def test_a_result_on_allocation_has_intervals_and_follows_from_its_own_numbers(row):
     method, baseline = row["measured"], row["baseline"]
     for option in (method, baseline, *row["others"]):
@@ -120,11 +130,101 @@ def test_an_unknown_id_is_refused_with_the_known_ones():
     assert f"no script for S999; there are {next(iter(run.SCRIPTS))}" in done.stderr
 
 
+def test_the_page_adds_up_what_all_rows_take_and_that_is_hours_less_than_four():
+    seconds = sum(row["seconds"] for row in RESULTS)
+
+    assert f"Together they take {seconds:,.0f} seconds of one processor" in run.page(RESULTS)
+    assert seconds < 4 * 3600
+
+
+@pytest.mark.parametrize("row", [row for row in RESULTS if not row["holds"]], ids=lambda row: row["id"])
+def test_what_does_not_hold_says_what_could_have_been_seen(row):
+    smallest = row["margin"] * row["difference"]["standard_error"]
+
+    assert f"A mean difference of {smallest:.4f} would have been seen, nothing smaller." in run.section(row)
+
+
+# Stands for the package: a fit notes that it ran, and the process ends where it is told to, as a machine that goes down would end it.
+STOPPED = """
+import os, random, signal, sys, types
+from pathlib import Path
+sys.path.insert(0, {evidence!r})
+import common, kept
+kept.STEPS = Path({steps!r})
+
+def fit(model, method, seed, **settings):
+    with open({steps!r} + ".log", "a") as log:
+        log.write(f"{{method}} {{seed}}\\n")
+    if [method, str(seed)] == sys.argv[1:]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    chance = random.Random(f"{{method}} {{seed}}")
+    quality = {{"perplexity": 9 + chance.random(), "perplexity_original": 8.1, "mean": chance.random() / 3}}
+    return types.SimpleNamespace(receipt={{"quality": quality, "bytes": {{"actual": 100}}}})
+
+sys.modules["modicum"] = types.SimpleNamespace(fit=fit)
+common.main(common.Claim(id="S301", system="", claim="", metric="", margin=2.0, setting=common.Setting(method="a", baselines=("b",))))
+"""
+
+
+def test_a_row_that_was_killed_goes_on_where_it_was_and_is_the_row_it_would_have_been(tmp_path):
+    def ran(steps, *stop):
+        script = STOPPED.format(evidence=str(EVIDENCE), steps=str(steps))
+        return subprocess.run([sys.executable, "-c", script, *stop], capture_output=True, text=True, check=False)
+
+    killed, whole = ran(tmp_path / "killed", "b", "1"), ran(tmp_path / "whole")
+    continued = ran(tmp_path / "killed")
+
+    assert killed.returncode == -9
+    assert not killed.stdout
+    row, wanted = json.loads(continued.stdout), json.loads(whole.stdout)
+    assert {**row, "seconds": 0} == {**wanted, "seconds": 0}
+    assert (tmp_path / "killed.log").read_text().split("\n")[:-1] == ["a 0", "a 1", "a 2", "b 0", "b 1", "b 1", "b 2"]
+
+
 @pytest.fixture
-def allocation(monkeypatch):
-    monkeypatch.syspath_prepend(str(EVIDENCE))
+def allocation():
     yield load("allocation")
-    sys.modules.pop("common", None)
+    for name in ("common", "kept"):
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def kept(allocation, monkeypatch, tmp_path):
+    monkeypatch.setattr(sys.modules["kept"], "STEPS", tmp_path)
+    return sys.modules["kept"].Kept
+
+
+def test_the_seconds_of_a_step_are_those_of_the_process_that_did_it(kept):
+    work = lambda: sum(number * number for number in range(300_000))
+    before = kept.of("S301")
+    found, again = before("sum", work), kept.of("S301")
+
+    assert again("sum", lambda: pytest.fail("done twice")) == found == work()
+    assert again.seconds == before.seconds > 0
+
+
+def test_steps_of_other_code_are_not_taken_over(kept, monkeypatch, capsys):
+    kept.of("S301")("step", lambda: 1)
+    monkeypatch.setattr(sys.modules["kept"], "code", lambda name: "changed")
+
+    assert kept.of("S301")("step", lambda: 2) == 2
+    assert capsys.readouterr().err == "S301: steps of other code are deleted\n"
+
+
+def test_scenes_of_seeds_that_are_finished_are_not_measured_again(allocation, kept, monkeypatch):
+    measured = []
+    monkeypatch.setattr(allocation.Scene, "measured", lambda setting, seed, *_, **__: measured.append(seed) or seed)
+    work = lambda seed: ({"a": allocation.Outcome(np.array([0.1, seed / 3]), 2.0, 1.9, 7)}, {"seed": seed})
+    seeds = lambda *seeds: allocation.Setting(method="a", baselines=(), seeds=seeds)
+
+    first = allocation.by_seed(kept.of("S301"), seeds(0, 1), work)
+    both = allocation.by_seed(kept.of("S301"), seeds(0, 1, 2), work)
+
+    assert measured == [0, 1, 2]
+    assert allocation.told(both, "seed") == [0, 1, 2]
+    assert [outcome.plain() for outcome in allocation.joined(both)["a"]][:2] == [
+        outcome.plain() for outcome in allocation.joined(first)["a"]
+    ]
 
 
 def test_a_front_dominates_the_steps_below_its_corner(allocation):
@@ -136,19 +236,19 @@ def test_a_front_dominates_the_steps_below_its_corner(allocation):
 
 
 def test_a_claim_on_allocation_needs_its_conditions_too(allocation):
-    setting = allocation.Setting(method="a", baselines=("b",), extra_bytes=0.01)
+    setting, kept = allocation.Setting(method="a", baselines=("b",), extra_bytes=0.01), allocation.Kept(Path())
     claim = allocation.Claim(id="S000", system="", claim="", metric="", margin=2.0, setting=setting)
     judged = lambda divergence, size: [
         allocation.Outcome(np.array([divergence, divergence + shift]), 2.0, 1.9, size) for shift in (0.1, 0.2, 0.3)
     ]
     found = {"a": judged(0.1, 101), "b": judged(0.3, 100), "c": judged(0.2, 100)}
 
-    holding = allocation.compared(claim, found, met=True)
+    holding = allocation.compared(claim, kept, found, met=True)
     assert (holding["baseline"]["option"], holding["holds"]) == ("c", True)
     assert holding["gains"] == pytest.approx([0.1, 0.1, 0.1])
-    assert not allocation.compared(claim, found, met=False)["holds"]
-    assert not allocation.compared(claim, found | {"a": judged(0.1, 102)})["holds"]
-    assert not allocation.compared(claim, found | {"a": judged(0.25, 100)})["holds"]
+    assert not allocation.compared(claim, kept, found, met=False)["holds"]
+    assert not allocation.compared(claim, kept, found | {"a": judged(0.1, 102)})["holds"]
+    assert not allocation.compared(claim, kept, found | {"a": judged(0.25, 100)})["holds"]
 
 
 @pytest.mark.parametrize(

@@ -51,12 +51,12 @@ def bisection(
     return integer_program(table, limits) if picks is None else fill(table, picks, limits)
 
 
-def within(table: Table, judge: Judge, tolerance: float, *, pairs: int = PAIRS) -> Picks:
+def within(table: Table, judge: Judge, tolerance: float, *, pairs: int = PAIRS, share: float = SHARE) -> Picks:
     """The smallest selection whose divergence stays within a tolerance, in nats per token: the paper's own question.
 
     Level by level, as many sites of the ranking go down as the mean over all sequences allows, found by bisection; those that went down are
-    ranked again for the next level. Sites that others depend on stay whole. *Cost:* log₂(sites) judgements of all sequences per level.
-    *Raises* ``BudgetError`` where keeping everything is not within the tolerance already.
+    ranked again for the next level. Sites that others depend on stay whole. Interactions are measured on ``share`` of the sequences.
+    *Cost:* besides these, log₂(sites) judgements of all sequences per level. *Raises* ``BudgetError`` where keeping everything is not within the tolerance already.
     """
     known = cached(judge, "bisection")
     diverges = lambda selection: float(known(selection, known.samples).mean())
@@ -64,7 +64,7 @@ def within(table: Table, judge: Judge, tolerance: float, *, pairs: int = PAIRS) 
     if not (least := diverges(picks)) <= tolerance:
         raise BudgetError(f"bisection: a divergence of {tolerance:g} must be reachable, keeping everything gives {least:g}. Allow more.")
     descent = Descent.of(table, picks, {"bytes": table.cost(picks)})
-    interactions = descent.measured(known, pairs) if pairs > 0 else {}
+    interactions = descent.measured(known, pairs, share=share) if pairs > 0 else {}
     going: Iterable[str] = descent.rungs
     for level in range(1, descent.levels):
         ranked = descent.ranked(level, going, interactions)
@@ -123,7 +123,7 @@ class Descent:
             picks[site] = index
         return picks if self.table.fits(picks, limits) else None
 
-    def measured(self, judge: Cached, pairs: int, seconds: float = 0.0) -> dict[tuple[str, str], float]:
+    def measured(self, judge: Cached, pairs: int, seconds: float = 0.0, share: float = SHARE) -> dict[tuple[str, str], float]:
         """Interaction of neighbours in call order, relative to the geometric mean of what each harms alone; the largest harms first."""
         size = lambda pair: self.harm(pair[0], self.middle(pair[0])) * self.harm(pair[1], self.middle(pair[1]))
         free = [site for site, found in self.rungs.items() if len(found) > 1]
@@ -132,17 +132,17 @@ class Descent:
         for place in range(0, len(chosen), _TOGETHER):
             if place and 0 < seconds <= time.monotonic() - began:
                 break
-            found |= self._interactions(judge, chosen[place : place + _TOGETHER])
+            found |= self._interactions(judge, chosen[place : place + _TOGETHER], share)
         return found
 
     def middle(self, site: str) -> int:
         """The level at which a site's interactions are measured."""
         return len(self.rungs[site]) // 2
 
-    def _interactions(self, judge: Cached, pairs: list[tuple[str, str]]) -> dict[tuple[str, str], float]:
+    def _interactions(self, judge: Cached, pairs: list[tuple[str, str]], share: float) -> dict[tuple[str, str], float]:
         groups = list(dict.fromkeys([(), *((site,) for pair in pairs for site in pair), *pairs]))
         lowered = [self.start | {site: self.rungs[site][self.middle(site)] for site in group} for group in groups]
-        outcomes = judge.many(lowered, max(1, round(SHARE * judge.samples)))
+        outcomes = judge.many(lowered, max(1, round(share * judge.samples)))
         found = {group: float(outcome.mean()) for group, outcome in zip(groups, outcomes)}
         return {pair: _interaction(found[pair], found[pair[:1]], found[pair[1:]], found[()]) for pair in pairs}
 
