@@ -56,7 +56,9 @@ def within(table: Table, judge: Judge, tolerance: float, *, pairs: int = PAIRS, 
 
     Level by level, as many sites of the ranking go down as the mean over all sequences allows, found by bisection; those that went down are
     ranked again for the next level. Sites that others depend on stay whole. Interactions are measured on ``share`` of the sequences.
-    *Cost:* besides these, log₂(sites) judgements of all sequences per level. *Raises* ``BudgetError`` where keeping everything is not within the tolerance already.
+
+    *Cost:* besides these, log₂(sites) judgements of all sequences per level. *Raises* ``BudgetError`` where keeping everything is not
+    within the tolerance already.
     """
     known = cached(judge, "bisection")
     diverges = lambda selection: float(known(selection, known.samples).mean())
