@@ -422,7 +422,13 @@ def test_measure_tells_what_it_found_and_what_to_do_next(measured):
     assert said["next"].startswith(f"modicum frontier {out}, modicum fit --from {out} --size 4.07MB")
     assert "random plans with Spearman r = " in said["prediction"]
     assert [line.split()[-2:] for line in result.stdout.splitlines()[1:3]] == [["22", "108"], ["6", "9"]]
-    assert {path.name for path in out.iterdir()} == {"measurement.json", "findings.json", "sequences.safetensors", ".modicum-files.json"}
+    assert {path.name for path in out.iterdir()} == {
+        "measurement.json",
+        "findings.json",
+        "sequences.safetensors",
+        "run.yaml",
+        ".modicum-files.json",
+    }
 
 
 def test_frontier_of_a_measurement(measured, tmp_path):

@@ -28,6 +28,9 @@ from pyarrow import parquet
 
 import modicum
 from modicum.cli.compare import shown
+from modicum.cli.early import check_fit
+from modicum.core.budget import Budget
+from modicum.core.config import FROM_PYTHON, Written, of_settings, read_config, write_config
 from modicum.core.errors import ModicumError
 from modicum.core.option import Option
 from modicum.core.plan import Plan
@@ -37,6 +40,7 @@ from modicum.data.captions import captions
 from modicum.data.media import from_files
 from modicum.fit.compared import compare
 from modicum.fit.receipts import as_written
+from modicum.fit.request import Request
 from modicum.measure.measured import Measured
 from modicum.models.located import DEMO
 from modicum.models.open import open_model
@@ -123,6 +127,22 @@ def _parquet(folder):
     columns = {"id": list(range(50)), "text": [f"text {place % 7} é" for place in range(50)]}
     for name, compression in {"a.parquet": "none", "b.parquet": "snappy", "c.parquet": "gzip"}.items():
         parquet.write_table(pyarrow.table(columns), folder / name, compression=compression)
+
+
+def _asked(folder):
+    """Settings of every kind."""
+    folder.mkdir(exist_ok=True)
+    said = {
+        "model": "demo",
+        "bpw": 4.5,
+        "params": "60%",
+        "memory": "2GiB",
+        "latency": "20ms",
+        "target": "modicum",
+        "menu": ["int4", "int8 group=32"],
+    }
+    said |= {"keep": ["*é", "lm_head"], "samples": 7, "search_time": 1.5, "ram": "4GB", "curvature": True, "given_in_python": ["data"]}
+    write_config(folder / "run.yaml", said)
 
 
 class _Named(torch.nn.Module):
@@ -218,6 +238,14 @@ def _plan(folder):
         Option.parse(text)
 
 
+def _config(folder):
+    """As ``fit`` reads it, before it looks at a model."""
+    found = read_config(folder / "run.yaml", of_settings(Budget, Request) | {"model": Written(str)})
+    found.pop(FROM_PYTHON, None)
+    found = {name: value for name, value in found.items() if name not in ("model", "data", "plan", "out")}
+    check_fit(None, None, found)
+
+
 def _opened_whole(folder):
     opened = open_model(folder)
     opened.weights.load(opened.weights.names)
@@ -236,6 +264,7 @@ READERS = {
     "tensors": Reader(_checkpoint, _tensors, (SINGLE,)),
     "index": Reader(_sharded, _shards, (INDEX, "model-0000[12]*.safetensors")),
     "plan": Reader(_fitted("nearest bits=4"), _plan, ("plan.json",)),
+    "config": Reader(_asked, _config, ("run.yaml",)),
     "receipt": Reader(_fitted("nearest bits=4"), _told, ("receipt.json",)),
     "measurement": Reader(_measured, lambda folder: Measured.read(folder).splits, ("*.json", "*.safetensors")),
     "checkpoint": Reader(_sharded, _opened_whole, ("config.json", INDEX, "model-00001*.safetensors")),
@@ -369,7 +398,7 @@ def _spliced(choose: Choose, raw: bytes) -> bytes:
 
 _SPOILING = {
     "safetensors": _spoilt_tensors, "json": _spoilt_json,
-    **dict.fromkeys(("csv", "tsv", "jsonl", "txt"), _spoilt_rows),
+    **dict.fromkeys(("csv", "tsv", "jsonl", "txt", "yaml"), _spoilt_rows),
 }  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from modicum.cli import early
+from modicum.cli.generated import Command
 from modicum.cli.options import AS_JSON, flag, print_json
 from modicum.core.budget import readable
 from modicum.core.errors import ModicumError, SettingError
@@ -16,9 +17,9 @@ if TYPE_CHECKING:
     from modicum.work.leftover import Leftover
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("directory", metavar="[DIR]", default=".", type=click.Path(path_type=Path))
-@flag("--yes", "Remove them; without it they are only listed.")
+@flag("--yes", "Remove them; without it they are only listed.", "files")
 @AS_JSON
 def clean(directory: Path, yes: bool, as_json: bool) -> None:
     """List what interrupted runs left below DIR, and remove it with --yes.

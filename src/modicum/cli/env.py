@@ -7,11 +7,12 @@ from typing import Any
 
 import click
 
+from modicum.cli.generated import Command
 from modicum.cli.options import AS_JSON, print_json
 from modicum.core.budget import readable
 
 
-@click.command()
+@click.command(cls=Command)
 @AS_JSON
 def env(as_json: bool) -> None:
     """Tell what a report of a fault needs: versions, system, processor, memory.

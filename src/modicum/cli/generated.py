@@ -9,17 +9,19 @@ from typing import Any
 import click
 
 from modicum.core import settings
+from modicum.core.config import Written, written
 
-# Headings of the help, in their order; what belongs to none stands last.
-GROUPS = {"budget": "Budget", "method": "Method", "data": "Data", "machine": "Machine", "files": "Files"}
+# Headings of the help, in their order; what belongs to none stands under the last.
+GROUPS = {"budget": "Budget", "method": "Method", "data": "Data", "machine": "Machine", "files": "Files", "shown": "Messages"}
+_LAST = "shown"
 
 
 class Grouped(click.Option):
-    """An option that stands under a heading."""
+    """An option that stands under a heading, and how it is ``written`` in a file where a setting says that."""
 
-    def __init__(self, *names: Any, group: str = "", **words: Any):
+    def __init__(self, *names: Any, group: str = "", written: Written | None = None, **words: Any):
         super().__init__(*names, **words)
-        self.group = group
+        self.group, self.written = group, written
 
 
 class Command(click.Command):
@@ -30,15 +32,10 @@ class Command(click.Command):
         rows: dict[str, list[tuple[str, str]]] = {}
         for option in self.get_params(ctx):
             if isinstance(option, click.Option) and (row := option.get_help_record(ctx)) is not None:
-                rows.setdefault(getattr(option, "group", ""), []).append(row)
-        for group in [*GROUPS, ""]:
-            if group in rows:
-                with formatter.section(GROUPS.get(group, "Other" if len(rows) > 1 else "Options")):
-                    formatter.write_dl(rows[group])
-
-
-# Settings that are written as plain numbers; sizes, shares and times are texts that the library reads.
-_NUMBERS = {"N": int, "BITS": float, "SECONDS": float}
+                rows.setdefault(getattr(option, "group", "") or _LAST, []).append(row)
+        for group in (group for group in GROUPS if group in rows):
+            with formatter.section(GROUPS[group] if len(rows) > 1 else "Options"):
+                formatter.write_dl(rows[group])
 
 
 def from_settings(cls: type, only: Collection[str] = (), leave: Collection[str] = ()) -> list[Callable]:
@@ -49,13 +46,13 @@ def from_settings(cls: type, only: Collection[str] = (), leave: Collection[str] 
 
 def _option(field: dataclasses.Field, kind: Any) -> Callable:
     said, name = field.metadata, f"--{field.name.replace('_', '-')}"
-    words: dict[str, Any] = {"help": _sentence(said), "group": said["group"], "cls": Grouped}
+    words: dict[str, Any] = {"help": _sentence(said), "group": said["group"], "cls": Grouped, "written": written(field, kind)}
+    kind = words["written"].kind
     if kind is bool:
         return click.option(name, is_flag=True, **words)
-    if isinstance(field.default, tuple):
+    if kind is list:
         return click.option(name, multiple=True, metavar=said["metavar"], **words)
     shown: dict[str, Any] = {} if field.default is None else {"default": field.default, "show_default": True}
-    kind = _NUMBERS.get(said["metavar"], str) if kind is not str else str
     return click.option(name, type=kind, metavar=said["metavar"], **words, **shown)
 
 

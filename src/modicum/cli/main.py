@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,20 +17,23 @@ from modicum.cli import early
 from modicum.cli.clean import clean
 from modicum.cli.compare import compare
 from modicum.cli.env import env
-from modicum.cli.generated import Command, Grouped
+from modicum.cli.generated import Command
 from modicum.cli.methods import catalogue, cite, explain
 from modicum.cli.options import (
     AS_JSON,
     COMPUTE,
+    CONFIG,
     FITTING,
     JUDGED,
     MEASURING,
     OPENING,
+    OVERWRITE,
     QUIET,
+    RAM,
     TEXT_COLUMN,
     TRUST,
-    flag,
     given,
+    option,
     options,
     print_json,
     progress,
@@ -44,6 +48,10 @@ if TYPE_CHECKING:
 
 # Commands that write OUT.partial and continue from it.
 _CONTINUING = ("fit", "measure", "export")
+
+
+def _out(help: str = "Directory to write.", metavar: str = "DIR", required: bool = True) -> Callable:
+    return option("--out", type=click.Path(path_type=Path), metavar=metavar, required=required, group="files", help=help)
 
 
 class _Sentences(click.Group):
@@ -85,17 +93,9 @@ def main() -> None:
 @click.argument("model", required=False)
 @options(
     FITTING,
-    click.option(
-        "--from", "measured", metavar="DIR", cls=Grouped, group="data", help="A directory that measure wrote: nothing is measured again."
-    ),
-    click.option(
-        "--out",
-        type=click.Path(path_type=Path),
-        metavar="DIR",
-        cls=Grouped,
-        group="files",
-        help="Directory to write; by default out/<model name>.",
-    ),
+    option("--from", "measured", metavar="DIR", group="data", help="A directory that measure wrote: nothing is measured again."),
+    _out("Directory to write; by default out/<model name>.", required=False),
+    CONFIG,
 )
 @QUIET
 @AS_JSON
@@ -124,9 +124,8 @@ def fit(model: str | None, measured: str | None, out: Path | None, quiet: bool, 
 @click.argument("model")
 @options(
     MEASURING,
-    click.option(
-        "--out", required=True, type=click.Path(path_type=Path), metavar="DIR", cls=Grouped, group="files", help="Directory to write."
-    ),
+    _out(),
+    CONFIG,
 )
 @QUIET
 @AS_JSON
@@ -149,13 +148,22 @@ def measure(model: str, out: Path, quiet: bool, as_json: bool, **settings: Any) 
     print_json(show.measurement_facts(found)) if as_json else show.measurement(found)
 
 
-@main.command()
+@main.command(cls=Command)
 @click.argument("directory", metavar="DIR")
 @options(
-    click.option("--target", metavar="NAME", help="Only this target; by default all that were measured."),
-    click.option("--points", default=40, show_default=True, help="Sizes to choose at."),
-    click.option("--measured", "measured_at", default=6, show_default=True, help="Sizes at which the choice is made and measured."),
-    click.option("--ram", metavar="SIZE", help="Memory to stay within, such as 4GB."),
+    option("--target", metavar="NAME", group="method", help="Only this target; by default all that were measured."),
+    option("--points", default=40, show_default=True, metavar="N", group="budget", help="Sizes to choose at."),
+    option(
+        "--measured",
+        "measured_at",
+        default=6,
+        show_default=True,
+        metavar="N",
+        group="budget",
+        help="Sizes at which the choice is made and measured.",
+    ),
+    RAM,
+    CONFIG,
 )
 @OPENING
 @QUIET
@@ -176,17 +184,18 @@ def frontier(directory: str, quiet: bool, as_json: bool, **settings: Any) -> Non
     print_json(found) if as_json else show.frontier(found, Path(directory))
 
 
-@main.command("eval")
+@main.command("eval", cls=Command)
 @click.argument("directory", metavar="DIR")
 @options(
-    click.option("--data", metavar="PATH", help="What to judge with, as for fit; by default the test text shipped with modicum."),
+    option("--data", metavar="PATH", group="data", help="What to judge with, as for fit; by default the test text shipped with modicum."),
     TEXT_COLUMN,
-    click.option("--reference", metavar="DIR", help="The original, to measure the divergence from."),
-    click.option("--samples", default=64, show_default=True, help="Sequences to judge on."),
-    click.option("--tokens", default=512, show_default=True, help="Tokens per sequence."),
-    click.option("--seed", default=0, show_default=True, help="Seed of the choice of sequences."),
+    option("--reference", metavar="DIR", group="data", help="The original, to measure the divergence from."),
+    option("--samples", default=64, show_default=True, metavar="N", group="data", help="Sequences to judge on."),
+    option("--tokens", default=512, show_default=True, metavar="N", group="data", help="Tokens per sequence."),
+    option("--seed", default=0, show_default=True, metavar="N", group="data", help="Seed of the choice of sequences."),
     COMPUTE,
     JUDGED,
+    CONFIG,
 )
 @QUIET
 @AS_JSON
@@ -205,10 +214,9 @@ def judge(directory: str, quiet: bool, as_json: bool, **settings: Any) -> None:
     print_json(found) if as_json else show.evaluation(found)
 
 
-@main.command()
+@main.command(cls=Command)
 @click.argument("directory", metavar="DIR")
-@click.option("--target", required=True, metavar="NAME", help="transformers or modicum.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR2", help="Directory to write.")
+@options(option("--target", required=True, metavar="NAME", group="method", help="transformers or modicum."), _out(metavar="DIR2"))
 @TRUST
 @QUIET
 @AS_JSON
@@ -232,15 +240,18 @@ def export(directory: str, target: str, out: Path, quiet: bool, as_json: bool, *
     print_json(receipt) if as_json else show.outcome(receipt, written)
 
 
-@main.command()
+@main.command(cls=Command)
 @click.argument("model")
 @options(
-    click.option("--to", "corpus", required=True, metavar="TEXT", help="What the model will work on: text, a table of texts, or a folder."),
+    option("--to", "corpus", required=True, metavar="TEXT", group="data", help="What the model will work on: text, a table, or a folder."),
     TEXT_COLUMN,
-    click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Directory to write."),
-    click.option("--size", type=int, metavar="N", help="The most tokens to keep; the most frequent stay."),
-    click.option("--multiple", default=1, show_default=True, metavar="N", help="Pad the vocabulary with zeros to a multiple of N."),
-    flag("--overwrite", "Replace the output directory where it exists."),
+    _out(),
+    option("--size", type=int, metavar="N", group="method", help="The most tokens to keep; the most frequent stay."),
+    option(
+        "--multiple", default=1, show_default=True, metavar="N", group="method", help="Pad the vocabulary with zeros to a multiple of N."
+    ),
+    OVERWRITE,
+    CONFIG,
 )
 @QUIET
 @AS_JSON

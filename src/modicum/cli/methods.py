@@ -7,12 +7,13 @@ from typing import Any
 
 import click
 
-from modicum.cli.options import AS_JSON, flag, print_json
+from modicum.cli.generated import Command
+from modicum.cli.options import AS_JSON, flag, option, print_json
 from modicum.core.errors import SettingError, near
 
 
-@click.command("list")
-@click.option("--family", metavar="NAME", help="Only this family, such as quantize.")
+@click.command("list", cls=Command)
+@option("--family", metavar="NAME", group="method", help="Only this family, such as quantize.")
 @AS_JSON
 def catalogue(family: str | None, as_json: bool) -> None:
     """List all methods."""
@@ -25,7 +26,7 @@ def catalogue(family: str | None, as_json: bool) -> None:
     print_json([show.facts(cls) for cls in methods]) if as_json else show.methods(methods)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("key")
 def explain(key: str) -> None:
     """Say what the method KEY does, and its settings."""
@@ -35,7 +36,7 @@ def explain(key: str) -> None:
     show.method(find(key))
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("what", metavar="DIR|KEY")
 @flag("--plain", "One line a paper instead of BibTeX.")
 @AS_JSON

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from modicum.cli.generated import from_settings
+from modicum.cli.generated import Grouped, from_settings
 from modicum.core.budget import Budget
-from modicum.fit.request import Request
+from modicum.core.config import FROM_PYTHON, Written, beneath, read_config, require_given
+from modicum.fit.request import WANTED, Request
 from modicum.measure.settings import Settings
 
 if TYPE_CHECKING:
@@ -29,12 +30,17 @@ def options(*added: Callable) -> Callable:
     return add
 
 
-def flag(name: str, help: str) -> Callable:
+def option(*names: str, group: str, help: str, **words: Any) -> Callable:
+    """An option that stands under a heading."""
+    return click.option(*names, cls=Grouped, group=group, help=help, **words)
+
+
+def flag(name: str, help: str, group: str = "shown") -> Callable:
     """An option without a value."""
-    return click.option(name, is_flag=True, help=help)
+    return option(name, is_flag=True, group=group, help=help)
 
 
-AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout, and nothing else.")
+AS_JSON = option("--json", "as_json", is_flag=True, group="shown", help="Print JSON on stdout, and nothing else.")
 QUIET = flag("--quiet", "Show no progress; without it stderr has a bar, or where it is no terminal a line per stage and minute.")
 _OPENING = ("allow_pickle", "trust_remote_code")
 OPENING = options(*from_settings(Settings, only=_OPENING))
@@ -42,15 +48,54 @@ TRUST = options(*from_settings(Settings, only=("overwrite", *_OPENING, "allow_fa
 JUDGED = options(*from_settings(Settings, only=("output", "classes")))
 TEXT_COLUMN = options(*from_settings(Settings, only=("text_column",)))
 COMPUTE = options(*from_settings(Settings, only=("compute",)))
+RAM = options(*from_settings(Settings, only=("ram",)))
+OVERWRITE = options(*from_settings(Settings, only=("overwrite",)))
 # Every setting of measuring, and of fitting; where it is written, each command says itself.
 MEASURING = options(*from_settings(Settings, leave=("out",)))
 FITTING = options(*from_settings(Budget), *from_settings(Request, leave=("out",)))
 
 
 def given(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings that stand on the command line; what the others are by default, the library says."""
+    """Settings that stand on the command line, and those of a file beside them; what the others are by default, the library says."""
     context = click.get_current_context()
-    return {name: value for name, value in settings.items() if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+    of = lambda source: {name: value for name, value in settings.items() if context.get_parameter_source(name) is source}
+    said, found = of(ParameterSource.COMMANDLINE), of(ParameterSource.DEFAULT_MAP)
+    if FROM_PYTHON in context.meta:
+        path, names = context.meta[FROM_PYTHON]
+        require_given(path, names, said)
+    return said | beneath(found, said, WANTED)
+
+
+# How options of a click type are written in a file.
+_KINDS = {"integer": int, "float": float}
+
+
+def _read(context: click.Context, _: click.Parameter, path: str | None) -> None:
+    """Let a file say what the command line does not."""
+    if path is None:
+        return
+    names = {_called(option): option for option in context.command.params if getattr(option, "group", "") not in ("", "shown")}
+    names |= {option.name or "": option for option in context.command.params if isinstance(option, click.Argument)}
+    found = read_config(path, {name: _written(option) for name, option in names.items() if name != "config"})
+    context.meta[FROM_PYTHON] = (path, found.pop(FROM_PYTHON, ()))
+    context.default_map = {names[name].name: value for name, value in found.items()}
+
+
+def _called(option: click.Parameter) -> str:
+    return option.opts[0].lstrip("-").replace("-", "_")
+
+
+def _written(option: click.Parameter) -> Written:
+    """How an option is written in a file."""
+    if isinstance(option, Grouped) and option.written is not None:
+        return option.written
+    return Written(bool if getattr(option, "is_flag", False) else _KINDS.get(option.type.name, str))
+
+
+CONFIG = option(
+    "--config", metavar="FILE", is_eager=True, expose_value=False, callback=_read, group="files",
+    help="YAML or JSON with settings under these names, such as the run.yaml beside a receipt; what the command line says counts.",
+)  # fmt: skip
 
 
 def print_json(value: Any) -> None:

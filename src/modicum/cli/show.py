@@ -30,8 +30,9 @@ def outcome(receipt: Mapping[str, Any], out: Path) -> None:
     allowed = [("allowed", f"{readable(sizes['allowed'])} ({sizes['allowed']} bytes)")] if sizes["allowed"] is not None else []
     budget = [("budget", receipt["request"]["budget"])] if receipt["request"]["budget"] else []
     events = [("events", f"{len(receipt['events'])}, named in the receipt")] if receipt["events"] else []
+    rules = [("rules", "; ".join(told))] if (told := receipt["request"].get("set")) else []
     print_rows(
-        ("size", after), *budget, *allowed, *_quality(receipt["quality"]), *_verdict(receipt),
+        ("size", after), *budget, *allowed, *rules, *_quality(receipt["quality"]), *_verdict(receipt),
         *_choice(receipt.get("search") or {}), *_structure(receipt["sites"]), *_taken(receipt["data"]),
         ("coverage", f"{coverage['share']:.1%} of layer bytes treated, layers as they were: {whole}"),
         ("target", f"{receipt['request']['target']}, reloaded and verified"), *events,

@@ -26,16 +26,25 @@ def no_data(path: Path) -> DataError:
     return DataError(f"data: {path} must be a file or folder, none is there. Check the path.")
 
 
-def read_json(path: str | os.PathLike[str]) -> Any:
+def read_json(path: str | os.PathLike[str], most: int | None = None) -> Any:
     """The value in a JSON file.
 
-    *Raises*: ``ValueError`` saying why it cannot be had: no regular file (pipes and devices are not opened for reading), more than 100 MB, no
-    UTF-8, no JSON, nested too deeply, a key twice in one object.
+    *Raises*: ``ValueError`` saying why it cannot be had: no regular file (pipes and devices are not opened for reading), more bytes than ``most`` (by
+    default 100 MB), no UTF-8, no JSON, nested too deeply, a key twice in one object.
     """
+    return parse_json(_read(path, MAX_JSON if most is None else most))
+
+
+def read_text(path: str | os.PathLike[str], most: int) -> str:
+    """The text in a file. Raises ``ValueError`` where it cannot be had, as ``read_json``."""
+    return _read(path, most).decode()
+
+
+def _read(path: str | os.PathLike[str], most: int) -> bytes:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe without a writer would be waited for
         try:
-            return parse_json(_content(fd))
+            return _content(fd, most)
         finally:
             os.close(fd)
     except OSError as error:
@@ -69,12 +78,12 @@ def keep_json(path: Path, value: Any) -> None:
         Path(file.name).replace(path)
 
 
-def _content(fd: int) -> bytes:
+def _content(fd: int, most: int) -> bytes:
     told = os.fstat(fd)
     if not stat.S_ISREG(told.st_mode):
         raise ValueError("it is no regular file")
-    if told.st_size > MAX_JSON:
-        raise ValueError(f"it has {told.st_size} bytes, more than {MAX_JSON}")
+    if told.st_size > most:
+        raise ValueError(f"it has {told.st_size} bytes, more than {most}")
     with os.fdopen(fd, "rb", closefd=False) as file:
         return file.read(told.st_size)
 

@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import re
 import shlex
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
@@ -52,9 +53,13 @@ def spelled(text: str) -> list[tuple[str, dict[str, str]]]:
 
 def check(text: str) -> None:
     """Raise ``SettingError`` for an option that names no method, or settings that its method does not have."""
-    methods = registry() if registry.cache_info().currsize else outlines()  # a script's own methods are known once it has registered them
     for name, given in spelled(text):
-        settings.read(named(name, methods), given, name)
+        settings.read(named(name, known()), given, name)
+
+
+def known() -> Mapping[str, type]:
+    """Settings of every method by key; a script's own methods are known once it has registered them."""
+    return registry() if registry.cache_info().currsize else outlines()
 
 
 @cache

@@ -14,14 +14,18 @@ SEEDS = (0, 2**63 - 1)
 
 def param(
     default: Any, help: str, *, between: tuple[float, float] | None = None, choices: tuple | None = None, dial: bool = False,
-    metavar: str = "", group: str = "",
+    metavar: str = "", group: str = "", several: bool = False, table: bool = False,
 ) -> Any:  # fmt: skip
     """A dataclass field with what everybody needs to know of a setting: default, help, and closed bounds or choices.
 
     ``dial`` marks what the budget turns: it is always written, default or not. ``metavar`` stands for the value in the command line's help,
-    under the heading ``group``.
+    under the heading ``group``. In a file ``several`` texts may be a list, where the command line has commas, and a ``table`` may stand for
+    a list of ``key: text``.
     """
-    said = {"help": help, "between": between, "choices": choices, "dial": dial, "metavar": metavar, "group": group}
+    said = {
+        "help": help, "between": between, "choices": choices, "dial": dial, "metavar": metavar, "group": group, "several": several,
+        "table": table,
+    }  # fmt: skip
     return dataclasses.field(default=default, metadata=said)
 
 

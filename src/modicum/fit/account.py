@@ -99,7 +99,8 @@ def build_receipt(outcome: Outcome) -> dict[str, Any]:
         "compute": {"asked": request.compute} | scene.subject.compute.to_json(),
         "request": {
             "budget": str(request.budget) if request.budget else None, "method": str(request.method) if request.method else None,
-            "plan": request.plan is not None, "target": scene.target.name, "keep": list(request.keep), "allocator": request.allocator,
+            "plan": request.plan is not None, "target": scene.target.name, "keep": list(request.keep),
+            "set": [str(rule) for rule in request.set], "allocator": request.allocator,
             "menu": [str(option) for option in scene.subject.menu(scene.target.name)], "harm": request.harm,
             "samples": request.samples, "tokens": request.tokens, "micro_batch": request.micro_batch, "test_samples": request.test_samples,
             "text_column": request.text_column,

@@ -29,6 +29,8 @@ def _targets(scene: Scene, chosen: Chosen, quality: Mapping[str, Any], actual: i
     """Another target: by its forecast where it was measured too, otherwise by what it could treat besides."""
     measured, table, name = scene.measured, chosen.table, scene.target.name
     others = [other for other in (measured.meta["targets"] if measured is not None else ()) if other != name]
+    if others and scene.request.set:  # which another target may not hold
+        others = [other for other in others if other in scene.subject.possible_targets()]
     if measured is not None and table is not None and chosen.limits.keys() <= {"bytes", "values"}:
         for other in others:
             limits = chosen.limits or {"bytes": actual}

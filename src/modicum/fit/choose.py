@@ -14,7 +14,7 @@ from modicum.allocate import ALLOCATORS, JUDGED
 from modicum.allocate._family import Judge, fill
 from modicum.allocate.integer_program import integer_program
 from modicum.core.budget import Budget, readable
-from modicum.core.errors import BudgetError, ModelError, listed
+from modicum.core.errors import BudgetError, ModelError, SettingError, listed
 from modicum.core.option import KEEP, Option
 from modicum.core.plan import Picks, Table
 from modicum.export import TARGETS, Target
@@ -26,7 +26,7 @@ from modicum.measure.subject import Subject
 from modicum.models.structure import plain_parameters
 from modicum.table.exact import exact_bytes
 from modicum.table.findings import GONE, Findings
-from modicum.table.menu import Menu, misfit
+from modicum.table.menu import misfit, suits
 from modicum.table.sizing import level_of
 
 # Parameters that stand in a budget's way that are named.
@@ -125,14 +125,17 @@ class Chooser:
 
     def _misfit(self, target: Target, option: Option) -> str:
         """Why the group of an option keeps it off layers, where the group was asked for."""
-        free = isinstance(self.sizing.menu, Menu)
+        free = suits(self.sizing.menu)
         return "" if free else misfit(target, [site for site in target.sites() if not self.subject.kept(site)], option)
 
     def _other_target(self, allowed: float) -> str:
         for name in TARGETS:
             if name == self.target or name not in self.subject.possible_targets():
                 continue
-            table = self.subject.sizing(name).table()
+            try:
+                table = self.subject.sizing(name).table()
+            except SettingError:  # the menu has nothing for some layer there, which is no help here
+                continue
             smallest = table.cost(table.cheapest())
             fits = "reaches it" if smallest <= allowed else "does not reach it either"
             return f" --target {name} {fits}: its smallest is {readable(smallest)}."

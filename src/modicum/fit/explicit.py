@@ -10,7 +10,8 @@ from modicum.core.unit import Site
 from modicum.drop._family import Dropper, SiteCutter
 from modicum.fit.scene import Scene
 from modicum.table.findings import DEPTH
-from modicum.table.menu import misfit, unheld
+from modicum.table.menu import Menu, misfit, unheld
+from modicum.table.ruling import chosen_by
 
 
 def check(scene: Scene) -> None:
@@ -40,7 +41,7 @@ def _check_plan(scene: Scene, plan: Plan) -> None:
 
 
 def _check_method(scene: Scene, method: Option) -> None:
-    if whole(method, rest=True) is not None or any(scene.target.adapt(site, method) for site in scene.sites):
+    if whole(method, rest=True) is not None or any(chosen_by(scene.target, site, method, scene.menu) for site in scene.sites):
         return
     group = misfit(scene.target, scene.sites, method)
     why = group or unheld(scene.target)
@@ -94,9 +95,10 @@ def everywhere(scene: Scene, method: Option) -> tuple[Plan, list[str]]:
     if (first := whole(method, rest=True)) is not None:
         plan.options[DEPTH] = str(first)
         method = Option(method.steps[1:])
+    menu = scene.subject.ruled(Menu([method]))
     for site in scene.sites:
-        fitted = scene.target.adapt(site, method)
-        if method.steps and fitted is not None and not scene.subject.kept(site):
+        fitted = chosen_by(scene.target, site, method, menu)
+        if fitted is not None and fitted.steps and not scene.subject.kept(site):
             plan.options[site.name] = str(fitted)
     if why := misfit(scene.target, scene.sites, method):
         events.append(f"method {str(method)!r}: some layers stay as they are, {why}.")

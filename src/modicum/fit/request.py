@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from modicum.core.budget import Budget
@@ -14,6 +14,9 @@ from modicum.measure.settings import Settings
 
 # Read off the folder, as the allocators themselves are found, without importing what is in it.
 ALLOCATORS = tuple(sorted(path.stem for path in Path(__file__).parents[1].joinpath("allocate").glob("[!_]*.py")))
+
+# Three ways to say what is wanted, of which a run takes one.
+WANTED = (("budget", *(field.name for field in fields(Budget))), ("method",), ("plan",))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,5 +42,9 @@ class Request(Settings):
         if len(given) != 1:
             came = " and ".join(given) or "nothing"
             raise BudgetError(f"fit: exactly one of a budget, a method or a plan must be given, got {came}. Pass --size 4.5MB or --bpw 4.")
+        if self.plan is not None and self.set:
+            raise SettingError(
+                f"set {str(self.set[0])!r}: must not stand beside a plan, which says what each layer has. Write it into the plan."
+            )
         if self.workers != "ray" and not (self.workers.isdigit() and int(self.workers) >= 1):
             raise SettingError(f"workers: must be a number of processes or ray, got {self.workers!r}.")

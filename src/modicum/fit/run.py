@@ -13,6 +13,8 @@ from typing import Any
 from torch import nn
 
 from modicum.core.budget import Budget, every
+from modicum.core.config import NAME as CONFIG
+from modicum.core.config import configured, write_config
 from modicum.core.errors import ModelError, SettingError
 from modicum.core.files import write_json
 from modicum.core.option import Option
@@ -29,11 +31,12 @@ from modicum.fit.choose import Chooser
 from modicum.fit.choosing import Choosing, Chosen
 from modicum.fit.forecast import forecast
 from modicum.fit.made import Made
-from modicum.fit.request import Request
+from modicum.fit.request import WANTED, Request
 from modicum.fit.scene import Scene
 from modicum.fit.structure import reshaped
 from modicum.fit.verdict import surprise, verdict
 from modicum.fit.verify import verified, weighed
+from modicum.measure.asked import asked
 from modicum.measure.measured import Measured
 from modicum.measure.settings import common
 from modicum.models.copying import copied
@@ -67,25 +70,27 @@ class Result:
         return load(self.out, into=None if self.source.config is not None else copied(self.source.stored.module, apart=True))
 
 
+@configured(Budget, Request, alternatives=WANTED, other={"from": "measured"})
 def fit(
     model: str | Path | nn.Module | Model | None = None, budget: str | Budget | None = None, *, size: str | int | None = None,
     bpw: float | str | None = None, params: str | float | None = None, loss: str | float | None = None, memory: str | int | None = None,
     speed: str | float | None = None, latency: str | float | None = None, method: str | Option | None = None,
     plan: str | Path | Plan | None = None, measured: str | Path | Measured | None = None, data: Any = None, out: str | Path | None = None,
     menu: Iterable[str | Option] | str | None = None, ram: str | int | None = None, keep: Iterable[str] = (), progress: Quiet | None = None,
-    ranks: Ranks = LONE, page: Page | None = None, **settings: Any,
+    ranks: Ranks = LONE, page: Page | None = None, config: str | Path | None = None, **settings: Any,
 ) -> Result:  # fmt: skip
     """Give the best ``model`` that fits ``budget``, in files that the target's runtime loads, with a receipt.
 
     ``model``: ``demo``, a directory, a Hugging Face id or a module. ``budget`` (``4.5MB``, ``4.5bpw``, or a ``Budget``), ``size``, ``bpw``,
     ``params`` (``60%`` of stored values), ``loss`` (``1%`` more perplexity), ``memory`` with ``context`` and ``batch``, ``speed`` (``1.5x``) and
     ``latency`` (``20ms``): those given hold together. Instead of budgets ``method`` (an option applied everywhere) or ``plan``. ``measured``: a
-    directory that ``measure`` wrote, which then is not measured again; its model and data are taken. ``data``: a path to text, or any
-    iterable of batches; without it the shipped text. ``out``: the directory to write; without it a temporary one that lives as long as the
-    result. ``ranks``: the processes that call this together, the first of which writes (``modicum.sweep.ranks.joined``). ``page``: what draws
-    the receipt as a page (``modicum.report``), written beside it as ``report.html``. Other settings as on the command line: see ``Request``.
-    Raises ``ModicumError`` kinds; nothing is left behind but ``OUT.partial`` (``OUT.rank-N.partial`` of the other ranks), from which the same
-    call continues.
+    directory that ``measure`` wrote, which then is not measured again; its model and data are taken. ``data``: a path to text, or any iterable
+    of batches; without it the shipped text. ``out``: the directory to write; without it a temporary one that lives as long as the result.
+    ``ranks``: the processes that call this together, the first of which writes (``modicum.sweep.ranks.joined``). ``page``: what draws the
+    receipt as a page (``modicum.report``), written beside it as ``report.html``. Other settings as on the command line: see ``Request``.
+    ``config``: a file, YAML or JSON, of settings that are not given here, such as the ``run.yaml`` that is written beside every receipt. Raises
+    ``ModicumError`` kinds; nothing is left behind but ``OUT.partial`` (``OUT.rank-N.partial`` of the other ranks), from which the same call
+    continues.
     """
     parsed = Budget.parse(budget) if isinstance(budget, str) else budget
     words = Budget.of(size=size, bpw=bpw, params=params, loss=loss, memory=memory, speed=speed, latency=latency)
@@ -101,10 +106,11 @@ def fit(
         **common(menu=menu, ram=ram, data=data, out=out, keep=keep, **settings),
     )  # fmt: skip
     batches = None if data is None or isinstance(data, str | Path) else data
+    said = asked(request, model=model, data=data, plan=plan, measured=measured)
     place = temporary() if request.out is None and not request.dry_run else None
     try:
         with evaluating(model if isinstance(model, nn.Module) else None):
-            return Run(model, request, batches, progress, known, ranks, place, page).run()
+            return Run(model, request, batches, said, progress, known, ranks, place, page).run()
     except BaseException:
         if place is not None:
             shutil.rmtree(place, ignore_errors=True)
@@ -115,10 +121,11 @@ class Run:
     """One run, from the request to the files."""
 
     def __init__(
-        self, source: str | Path | nn.Module | Model, request: Request, batches: Any, progress: Quiet | None = None,
+        self, source: str | Path | nn.Module | Model, request: Request, batches: Any, said: Mapping[str, Any], progress: Quiet | None = None,
         measured: Measured | None = None, ranks: Ranks = LONE, temporary: Path | None = None, page: Page | None = None,
     ):  # fmt: skip
         self.request, self.meter, self.ranks, self.temporary, self.page = request, Meter(progress), ranks, temporary, page
+        self.said = said
         self.out = beside(request.out or (temporary or Path()) / "model", ranks.rank)
         self.place = WorkDir(self.out, RUN, request.overwrite, read_from(source, measured, request.data))
         if request.budget is not None:
@@ -198,6 +205,7 @@ class Run:
         mark(final)  # of what is interrupted from here on it is known what is ours
         receipt = self._receipt(chosen, made, layout, final)
         write_json(final / "receipt.json", receipt)
+        write_config(final / CONFIG, self.said)
         if self.page is not None:
             (final / "report.html").write_text(self.page(receipt), encoding="utf-8")
         self.place.finish(final)

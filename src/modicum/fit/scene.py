@@ -14,6 +14,7 @@ from modicum.core.errors import SettingError
 from modicum.core.option import Option
 from modicum.core.unit import Site
 from modicum.data.splits import Splits
+from modicum.drop._family import Dropper
 from modicum.export import Target
 from modicum.fit.request import Request
 from modicum.measure.computing import agreed
@@ -22,6 +23,7 @@ from modicum.measure.subject import Subject
 from modicum.models.model import Model
 from modicum.sweep import Script
 from modicum.sweep.ranks import LONE, Ranks
+from modicum.table.menu import Menu
 from modicum.work.workdir import WorkDir
 
 
@@ -50,6 +52,8 @@ class Scene:
         ranks.share(subject.data.calibration)
         name = _target_name(subject, request)
         scene = cls(subject, request, subject.target(name), measured, ranks)
+        if request.plan is None:
+            subject.check_rules(name, scene.menu)
         if measured is not None:
             measured.check(subject, name if request.budget is not None else None)
         return scene
@@ -79,7 +83,16 @@ class Scene:
         """Every option that the run may apply."""
         if self.request.plan is not None:
             return [Option.parse(text) for text in self.request.plan.options.values()]
-        return self.subject.menu(self.target.name) if self.request.method is None else [self.request.method]
+        of_layers = self.menu.with_rules(self.sites)
+        return of_layers if self.request.method is None else [self.request.method, *of_layers]
+
+    @cached_property
+    def menu(self) -> Menu:
+        """What may be chosen: the target's menu, or the one method that is asked for; under rules by layer."""
+        method = self.request.method
+        if method is None:
+            return self.subject.menu(self.target.name)
+        return self.subject.ruled(Menu([Option(tuple(step for step in method.steps if not isinstance(step, Dropper)))]))
 
 
 def _check_device(model: Model, request: Request) -> None:

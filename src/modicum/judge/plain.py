@@ -18,7 +18,7 @@ from modicum.core.unit import Site
 from modicum.export import Target
 from modicum.judge.judge import PlanJudge
 from modicum.quantize._family import Quantizer
-from modicum.table.menu import Menu, suited, weight_options
+from modicum.table.menu import suited, suits, weight_options
 from modicum.table.tried import Tried
 
 # Sequences that plain options are judged on: enough, sequence by sequence, to tell two apart that differ by a twentieth.
@@ -65,7 +65,7 @@ def plains(target: Target, menu: Sequence[Option], table: Table) -> dict[str, Pi
 
 def _wanted(target: Target, sites: Sequence[Site], menu: Sequence[Option], option: Option) -> Iterator[dict[str, Option]]:
     """An option as a target can hold it on every site: with the group that suits each, then with each group that suits some."""
-    if not isinstance(menu, Menu):
+    if not suits(menu):
         yield _held(target, sites, dict.fromkeys((site.name for site in sites), option))
         return
     fitting = {site.name: list(suited(target, site, option)) for site in sites}

@@ -14,15 +14,19 @@ from typing import Any
 import torch
 from torch import nn
 
+from modicum.core.config import NAME as CONFIG
+from modicum.core.config import configured, write_config
 from modicum.core.errors import ModelError, SettingError
 from modicum.core.files import read_json, write_json
 from modicum.core.option import Option
 from modicum.core.progress import Quiet
 from modicum.core.tensorfile import TensorFile
 from modicum.core.tensorwriter import TensorWriter
+from modicum.core.unit import Site
 from modicum.data.splits import PARTS, Batch, Splits
 from modicum.export import Target
 from modicum.judge.judge import Levels, too_slow
+from modicum.measure.asked import asked
 from modicum.measure.computing import agreed
 from modicum.measure.meta import FILE, FORMAT, VERSION, no_measurement, read_meta
 from modicum.measure.settings import Settings, common
@@ -33,7 +37,7 @@ from modicum.models.model import Model
 from modicum.sweep.ranks import LONE, Ranks
 from modicum.sweep.spill import SpillPool
 from modicum.table.findings import Findings
-from modicum.table.menu import everything, offered
+from modicum.table.menu import everything, offered, under_rules
 from modicum.work.meter import Meter
 from modicum.work.workdir import MEASURING, WorkDir, beside, read_from
 
@@ -103,7 +107,7 @@ class Measured:
                 )
         # The choice is there in seconds, unless time to search is asked for, or an allocator that may need it.
         quick = {} if settings.get("allocator") else {"search_time": 0.0}
-        adopted = quick | {name: said[name] for name in _DECIDED if name != "data" and name in said} | settings
+        adopted = quick | {name: said[name] for name in (*_DECIDED, "set") if name != "data" and name in said} | settings
         if adopted.get("target") is None and len(self.meta["targets"]) == 1:
             adopted["target"] = self.meta["targets"][0]
         model = model if model is not None else self.source if self.source is not None else self.meta["model"]["source"]
@@ -135,46 +139,58 @@ class Measured:
     def _check_target(self, target: Target, menu: Sequence[Option], asked: bool) -> None:
         if target.name not in self.meta["targets"]:
             raise SettingError(f"target {target.name}: was not measured, {' and '.join(self.meta['targets'])} was. Measure again for it.")
-        missing = self.missing(target, menu)
+        under = [site for site in target.sites() if under_rules(menu, site)]
+        for site in under:
+            options = list(offered(target, site, menu))
+            if not any(self.findings.know(site, text) for text in options):
+                raise SettingError(f"set: {options[0]!r} was not measured on {site.name}. Measure again with the same --set.")
+        missing = self._missing(target, menu, [site for site in target.sites() if site not in under])
         if missing and (self.meta["menu"] is not None or asked):
             raise SettingError(f"menu: {missing[0]!r} was not measured for target {target.name}. Measure again with it on the menu.")
 
     def missing(self, target: Target, menu: Sequence[Option]) -> list[str]:
         """Options of a menu that were not measured on all sites that a target offers them on: an earlier version's default menu was shorter."""
-        offers = [(site, text) for site in target.sites() for text in offered(target, site, menu)]
+        return self._missing(target, menu, target.sites())
+
+    def _missing(self, target: Target, menu: Sequence[Option], sites: Iterable[Site]) -> list[str]:
+        offers = [(site, text) for site in sites for text in offered(target, site, menu)]
         return list(dict.fromkeys(text for site, text in offers if not self.findings.know(site, text)))
 
 
+@configured(Settings)
 def measure(
     model: str | Path | nn.Module | Model, *, out: str | Path, data: Any = None, menu: Iterable[Any] | str | None = None,
     ram: str | int | None = None, keep: Iterable[str] = (), progress: Quiet | None = None, ranks: Ranks = LONE,
-    **settings: Any,
+    config: str | Path | None = None, **settings: Any,
 ) -> Measured:  # fmt: skip
     """Measure ``model`` once, for any budget: harms of every option on every site, into the directory ``out``.
 
-    ``model``, ``data``, ``menu``, ``ram``, ``keep`` and ``ranks`` as for ``fit``; other settings: see ``Settings``. Without ``target`` every target
-    that can hold the model is measured for. Interrupted, the same call continues from ``OUT.partial``. What stays on disk: harms, and the sequences
-    of all three parts. Raises ``ModicumError`` kinds.
+    ``model``, ``data``, ``menu``, ``ram``, ``keep``, ``ranks`` and ``config`` as for ``fit``; other settings: see ``Settings``. Without
+    ``target`` every target that can hold the model is measured for. Interrupted, the same call continues from ``OUT.partial``. What stays on
+    disk: harms, and the sequences of all three parts. Raises ``ModicumError`` kinds.
     """
     request = Settings(**common(menu=menu, ram=ram, data=data, out=out, keep=keep, **settings))
     if callable(request.output):
         raise SettingError("output: must be names or places in what measure keeps on disk, a function came. Name the outputs.")
-    batches = None if data is None or isinstance(data, str | Path) else data
     place = WorkDir(Path(out), MEASURING, request.overwrite, read_from(model, request.data))
     ranks.first("out", place.check)
     place = WorkDir(beside(place.out, ranks.rank), place.kind, place.overwrite, place.inputs)
     with evaluating(model if isinstance(model, nn.Module) else None):
-        return _measure(model, request, batches, place, progress or Quiet(), ranks)
+        return _measure(model, request, data, place, progress or Quiet(), ranks)
 
 
-def _measure(source: Any, request: Settings, batches: Any, place: WorkDir, progress: Quiet, ranks: Ranks) -> Measured:
+def _measure(source: Any, request: Settings, data: Any, place: WorkDir, progress: Quiet, ranks: Ranks) -> Measured:
+    batches = None if data is None or isinstance(data, str | Path) else data
     meter = Meter()
     with meter.stage("open"):
         subject = Subject.open(source, request, batches, settle=agreed(request, place, ranks))
         subject.check_kept()
         ranks.share(subject.data.calibration)
     targets = [request.target] if request.target is not None else subject.possible_targets()
-    pool = subject.plan_memory([option for target in targets for option in subject.menu(target)], ranks)
+    menus = {name: subject.menu(name) for name in targets}
+    for name, menu in menus.items():
+        subject.check_rules(name, menu)
+    pool = subject.plan_memory([option for name, menu in menus.items() for option in menu.with_rules(subject.target(name).sites())], ranks)
     with place.held():
         partial = pool.directory = place.begin(
             ranks.agreed(request.fingerprint(subject.model.hash(), subject.data.hashes)), subject.compute.to_json()
@@ -188,7 +204,8 @@ def _measure(source: Any, request: Settings, batches: Any, place: WorkDir, progr
         findings.events += [event for event in subject.memory.events if event not in findings.events]
         if reason and not findings.scales:
             findings.events.append(f"scales: left out, {reason}; harms stand as predicted. Pass a longer --search-time.")
-        known = ranks.first("measured", lambda: _written(place, findings, subject, _meta(subject, source, targets, meter)))
+        said = asked(request, model=source, data=data)
+        known = ranks.first("measured", lambda: _written(place, findings, subject, _meta(subject, source, targets, meter), said))
         if not ranks.leads:
             place.discard()
     known.source = None if isinstance(source, str | Path) else source
@@ -201,13 +218,14 @@ def _unjudged(subject: Subject, pool: SpillPool) -> str:
     return too_slow(subject.model, subject.script, subject.data.validation[0], seconds, pool) if seconds else "no time was given"
 
 
-def _written(place: WorkDir, findings: Findings, subject: Subject, meta: dict[str, Any]) -> Measured:
+def _written(place: WorkDir, findings: Findings, subject: Subject, meta: dict[str, Any], said: dict[str, Any]) -> Measured:
     final = place.partial / "final"
     shutil.rmtree(final, ignore_errors=True)
     final.mkdir()
     write_json(final / _FINDINGS, findings.to_json())
     _write_sequences(final / _TOKENS, subject.data)
     write_json(final / FILE, meta | {"hash": _hash(final, meta)})
+    write_config(final / CONFIG, said)
     place.finish(final)
     return Measured.read(place.out)
 
@@ -221,6 +239,7 @@ def _levels(subject: Subject, targets: list[str], directory: Path, pool: SpillPo
 def _meta(subject: Subject, source: Any, targets: list[str], meter: Meter) -> dict[str, Any]:
     settings, data = subject.settings, subject.data
     said = {f.name: getattr(settings, f.name) for f in fields(settings) if f.name in _DECIDED}
+    said |= {"set": [str(rule) for rule in settings.set]} if settings.set else {}
     return {
         "format": FORMAT, "version": VERSION,
         "model": {"name": subject.model.name, "source": str(source) if isinstance(source, str | Path) else None, "hash": subject.model.hash(),

@@ -13,6 +13,7 @@ from modicum.core.budget import parse_size
 from modicum.core.errors import SettingError
 from modicum.core.option import Option
 from modicum.core.plan import Plan
+from modicum.core.rules import Rule, rules_of
 from modicum.core.settings import SEEDS, param, require
 
 # Names that are registered further up, where what they stand for is imported.
@@ -55,6 +56,7 @@ class Settings:
         "options to choose from, by commas, such as int2,int3,int4; by default all that methods declare",
         metavar="OPTIONS",
         group="method",
+        several=True,
     )
     group: int | None = param(
         None, "columns per scale for the menu's intN, 0: a row; by default what suits each layer", metavar="N", group="method"
@@ -69,6 +71,10 @@ class Settings:
         metavar="DTYPE", group="machine",
     )  # fmt: skip
     keep: tuple[str, ...] = param((), "leave matching layers as they are; may be repeated", metavar="PATTERN", group="method")
+    set: tuple[Rule, ...] = param(
+        (), "what holds for matching layers, as 'PATTERN: bits=8 group=32', a method, keep, or an option; may be repeated", metavar="RULE",
+        group="method", table=True,
+    )  # fmt: skip
     harm: str = param("covariance", "how harm is predicted", choices=HARMS, metavar="NAME", group="method")
     gradient_samples: int = param(16, "sequences to take gradients on", between=_ONE_OR_MORE, metavar="N", group="data")
     search_time: float = param(
@@ -79,11 +85,11 @@ class Settings:
     )  # fmt: skip
     output: str | Callable[[Any], Any] | None = param(
         None, "what of the output is judged, by name or place, the main one first; by default all of the model's answer", metavar="NAMES",
-        group="data",
+        group="data", several=True,
     )  # fmt: skip
     classes: str | None = param(
         None, "axis of the classes, independent (labels), or none (values), for one output after the other; by default what name and shape tell",
-        metavar="AXIS", group="data",
+        metavar="AXIS", group="data", several=True,
     )  # fmt: skip
     curvature: bool = param(False, "also measure Hessian traces and top eigenvalues, with the model in memory", group="method")
     out: Path | None = param(None, "directory to write", metavar="DIR", group="files")
@@ -103,7 +109,7 @@ class Settings:
 
 def common(
     *, menu: Iterable[str | Option] | str | None = None, ram: str | int | None = None, data: Any = None,
-    out: str | Path | None = None, keep: Iterable[str] = (), output: Any = None, classes: Any = None, **settings: Any,
+    out: str | Path | None = None, keep: Iterable[str] = (), set: Any = (), output: Any = None, classes: Any = None, **settings: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """Settings as callers write them, in the types that ``Settings`` holds."""
     output, classes = judged_by(output, classes)
@@ -115,6 +121,7 @@ def common(
         "data": str(data) if isinstance(data, str | Path) else None,
         "out": Path(out) if out is not None else None,
         "keep": tuple(keep),
+        "set": rules_of(set),
         "output": output,
         "classes": classes,
     }

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import fnmatch
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch import nn
 from modicum.core.errors import DataError, ModelError, ModicumError, SettingError, near, quoted
 from modicum.core.memory import free_memory, own_memory, trim
 from modicum.core.option import Option
+from modicum.core.rules import matches
 from modicum.core.unit import Site
 from modicum.data import media
 from modicum.data.extent import extent
@@ -40,7 +40,9 @@ from modicum.sweep.outline import outlined
 from modicum.sweep.ranks import LONE, Ranks
 from modicum.sweep.rehearsal import use_eager_experts
 from modicum.sweep.spill import SpillPool
-from modicum.table.menu import cutters, default_menu
+from modicum.table.menu import Menu, cutters, default_menu
+from modicum.table.rules import names_of, ruling
+from modicum.table.ruling import check_names, check_rules
 from modicum.table.sizing import Sizing
 
 # Tokens that are enough to see what a model is made of.
@@ -133,7 +135,7 @@ class Subject:
         plan, method = (getattr(self.settings, name, None) for name in ("plan", "method"))
         options: Sequence[Option] = [Option.parse(text) for text in plan.options.values()] if plan is not None else []
         if plan is None:
-            options = [method] if method is not None else self.menu(target.name)
+            options = [method] if method is not None else list(self.menu(target.name))
         steps = [step for option in options for step in option.steps if isinstance(step, Dropper)]
         spans = [step for step in steps if isinstance(step, Spanner)]
         return target.probe.reshaped(cuts=len(spans) < len(steps), depth=bool(spans))
@@ -145,20 +147,36 @@ class Subject:
 
     def possible_targets(self) -> list[str]:
         """Targets that can hold this model; what refuses one that it might have had is noted."""
-        found = []
+        found, unruled = [], None
         for name in TARGETS:
             try:
                 self.target(name)
+                self.check_rules(name, self.menu(name))
             except ModelError as error:
                 if self.model.config is not None:
-                    self.model.notes.append(f"target {name}: was left out, {error}")
+                    self._note(f"target {name}: was left out, {error}")
+            except SettingError as error:
+                unruled = error
+                self._note(f"target {name}: was left out, {error}")
             else:
                 found.append(name)
+        if unruled is not None and not found:
+            raise unruled
         return found
 
-    def menu(self, target: str) -> tuple[Option, ...]:
+    def _note(self, note: str) -> None:
+        if note not in self.model.notes:
+            self.model.notes.append(note)
+
+    def menu(self, target: str) -> Menu:
         """What may be chosen for a target: the request's menu, or the default."""
-        return self.settings.menu if self.settings.menu is not None else default_menu(self.target(target), self.settings.group)
+        asked = self.settings.menu
+        return self.ruled(Menu(asked) if asked is not None else default_menu(self.target(target), self.settings.group))
+
+    def ruled(self, menu: Menu) -> Menu:
+        """A menu under the rules of the request; what is kept as it is has none."""
+        rules = self.settings.set
+        return menu.under(cache(lambda site: () if self.kept(site) else ruling(rules, site))) if rules else menu
 
     def sizing(self, target: str) -> Sizing:
         """Makes tables for a target."""
@@ -182,15 +200,21 @@ class Subject:
 
     def kept(self, site: Site) -> bool:
         """Whether the request keeps a site as it is."""
-        names = [site.name, *(name for unit in site.units for name in (unit.name, unit.module))]
-        return any(_matches(pattern, name) for pattern in self.settings.keep for name in names)
+        names = [site.name, *(name for unit in site.units for name in names_of(unit))]
+        return any(matches(pattern, name) for pattern in self.settings.keep for name in names)
+
+    def check_rules(self, target: str, menu: Menu) -> None:
+        """Raise ``SettingError`` for rules that a target cannot hold; what they do not reach is noted."""
+        for told in check_rules(self.target(target), menu, self.settings.set):
+            self._note(told)
 
     def check_kept(self) -> None:
-        """Raise ``SettingError`` for a pattern of ``keep`` that names nothing: a slip would cost what it was meant to save."""
+        """Raise ``SettingError`` for a pattern that names nothing: a slip would cost what it was meant to save."""
         units = self.model.units.values()
-        names = {name for unit in units for name in (unit.name, unit.module)}
+        check_names(self.settings.set, list(units))
+        names = {name for unit in units for name in names_of(unit)}
         for pattern in self.settings.keep:
-            if not any(_matches(pattern, name) for name in names):
+            if not any(matches(pattern, name) for name in names):
                 raise SettingError(f"--keep {pattern!r}: must match a layer, matches none. {near(pattern, {u.module for u in units})}")
 
     def plan_memory(self, options: Iterable[Option], ranks: Ranks = LONE) -> SpillPool:
@@ -303,10 +327,6 @@ def _split(model: Model, settings: Settings, batches: Any) -> Splits:
         settings.data, model.tokenizer, samples=settings.samples, tokens=settings.tokens, seed=settings.seed,
         batch=settings.micro_batch, test_samples=settings.test_samples, text_column=settings.text_column,
     )  # fmt: skip
-
-
-def _matches(pattern: str, name: str) -> bool:
-    return fnmatch.fnmatch(name, pattern) or pattern in name.split(".")
 
 
 def _extent(batch: Batch) -> str:

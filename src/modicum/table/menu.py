@@ -10,11 +10,13 @@ from typing import Any
 
 from modicum.core.method import Method, registry
 from modicum.core.option import Option
+from modicum.core.rules import Rule
 from modicum.core.unit import Site
 from modicum.drop._family import SiteCutter, Spanner
 from modicum.export import Target
 from modicum.quantize._family import Quantizer
 from modicum.repair._family import Repairer
+from modicum.table.rules import Ruling, grouped, holds, repaired, ruled
 
 # A low-rank repair stands on options of at most so many bits: above, the next bit is the better buy.
 _REPAIRED_BITS = 3
@@ -29,15 +31,40 @@ _NARROWEST, _WIDEST = 16, 128
 
 
 class Menu(tuple[Option, ...]):
-    """Options whose integers take the groups that suit a site's rows: each stands here once, with the first of ``_GROUPS``."""
+    """Options, and the rules that hold for a site.
+
+    Of a menu that ``suits``, integers take the groups that suit a site's rows: each stands here once, with the first of ``_GROUPS``. A
+    ``declared`` one is what methods say of themselves, not the caller.
+    """
+
+    suits: bool
+    declared: bool
+    rules: Ruling
+
+    def __new__(
+        cls, options: Iterable[Option], *, suits: bool = False, declared: bool = False, rules: Ruling = lambda site: ()
+    ) -> Menu:  # fmt: skip
+        """Options in their order."""
+        menu = super().__new__(cls, options)
+        menu.suits, menu.declared, menu.rules = suits, declared, rules
+        return menu
+
+    def under(self, rules: Ruling) -> Menu:
+        """The same with the rules of each site."""
+        return Menu(self, suits=self.suits, declared=self.declared, rules=rules)
+
+    def with_rules(self, sites: Iterable[Site]) -> list[Option]:
+        """All options that a site may have, those included that only rules give."""
+        given = dict.fromkeys(self.rules(site) for site in sites)
+        return list(dict.fromkeys([*self, *(option for rules in given if rules for option in ruled(self, rules))]))
 
 
-def default_menu(target: Target, group: int | None) -> tuple[Option, ...]:
+def default_menu(target: Target, group: int | None) -> Menu:
     """Every method at the settings it declares in ``menu``, as far as the target's readers agree on it; ``group`` columns share a scale,
     or as many as suit each site's rows.
     """
     options = (option for option in everything(group) if target.common(option))
-    return Menu(options) if group is None else tuple(options)
+    return Menu(options, suits=group is None, declared=True)
 
 
 def everything(group: int | None) -> Iterator[Option]:
@@ -55,6 +82,16 @@ def _grouped(step: Method, group: int | None) -> Method:
     chosen = _GROUPS[0] if group is None else group
     settings: dict[str, Any] = {"group": chosen} if any(field.name == "group" for field in fields(step)) else {}
     return replace(step, **settings)
+
+
+def suits(menu: Sequence[Option]) -> bool:
+    """Whether integers of a menu take the groups that suit each site."""
+    return isinstance(menu, Menu) and menu.suits
+
+
+def under_rules(menu: Sequence[Option], site: Site) -> bool:
+    """Whether rules say what a site may have."""
+    return isinstance(menu, Menu) and bool(menu.rules(site))
 
 
 def groups_of(site: Site) -> list[int]:
@@ -129,12 +166,25 @@ def spanners(menu: Sequence[Option]) -> list[Spanner]:
 
 def offered(target: Target, site: Site, menu: Sequence[Option]) -> dict[str, Option]:
     """Options of the menu as the target can hold them on ``site``, by their text; keeping the weights is one where the target allows it."""
+    if rules := menu.rules(site) if isinstance(menu, Menu) else ():
+        return _under_rules(target, site, menu, rules)
     found = {}
     options = weight_options(menu)
-    if isinstance(menu, Menu):
+    if suits(menu):
         options = [one for option in options for one in suited(target, site, option)]
     for option in (Option(), *options):
         fitted = target.adapt(site, option)
         if fitted is not None and all(step.saves(site) for step in fitted.steps):
             found[str(fitted)] = fitted
     return found
+
+
+def _under_rules(target: Target, site: Site, menu: Sequence[Option], rules: Sequence[Rule]) -> dict[str, Option]:
+    """What rules leave of a menu, as the target can hold it with the settings that they fix; keeping the weights only where they say so."""
+    options = ruled(menu, rules)
+    if getattr(menu, "declared", False):
+        options = [option for option in options if not repaired(option, _REPAIRED_BITS)]
+    if suits(menu) and not grouped(rules):
+        options = [one for option in options for one in suited(target, site, option)]
+    fitted = (target.adapt(site, option) for option in options)
+    return {str(option): option for option in fitted if option is not None and holds(rules, option)}

@@ -19,7 +19,7 @@ from modicum.export._family import METADATA, SHARD_BYTES, header_share, tensor_b
 from modicum.forms import Form
 from modicum.sweep import Script
 from modicum.table.findings import DEPTH, GONE, Findings, Structural, kind_of, prior_of
-from modicum.table.menu import levels, offered, spanners
+from modicum.table.menu import levels, offered, spanners, under_rules
 from modicum.table.zeros import lost_of, remaining_shape, shadow, zeros
 
 # Between the choice of a cut that binds several blocks and the change of depth it stands beside.
@@ -146,7 +146,7 @@ class Sizing:
 
     @cached_property
     def groups(self) -> dict[str, tuple[Site, ...]]:
-        """Coupled cuts that one choice binds, by its name: those whose units' sites may change and lie within them.
+        """Coupled cuts that one choice binds, by its name: those whose units' sites may change, by no rule of their own, and lie within them.
 
         A unit belongs to the first cut that names it.
         """
@@ -157,7 +157,7 @@ class Sizing:
             names = {unit.name for unit in cut.units}
             sites = [home[unit] for unit in names if unit in home]
             inside = len(sites) == len(names) and all(unit.name in names for site in sites for unit in site.units)
-            if inside and not names & taken and not any(map(self.kept, sites)):
+            if inside and not names & taken and not any(self.kept(site) or under_rules(self.menu, site) for site in sites):
                 taken |= names
                 found[name] = cut
         return self.target.together(found)

@@ -24,7 +24,7 @@ _BY_TOKEN = ("vocab.json", "added_tokens.json")
 # And the receipts of earlier runs, which speak of another model.
 _FOREIGN = (
     *(".model", ".spm", ".tiktoken", ".bpe", ".codes", ".vocab", "tekken.json", "dict.txt"),
-    *("receipt.json", "plan.json", "report.html"),
+    *("receipt.json", "plan.json", "report.html", "run.yaml"),
 )
 
 
