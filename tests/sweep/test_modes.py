@@ -10,8 +10,10 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
+import modicum
 from modicum.models.open import open_model
 from modicum.sweep import Sweep, rehearse
+from modicum.testing import tiny
 
 
 class Region(nn.Module):
@@ -115,3 +117,21 @@ def test_encoder_layers_call_their_modules_under_a_padding_mask():
     script = rehearse(model, (torch.randn(2, 6, 16), pad))
     assert "encoder.layers.1.linear2.weight" not in script.uncalled
     assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_a_forward_that_makes_tensors_where_its_weights_are_not_loaded_yet(tmp_path):
+    from transformers import LlamaForCausalLM
+
+    tiny.build("LlamaForCausalLM").save_pretrained(tmp_path / "model")
+    plain, seen = LlamaForCausalLM.forward, []
+
+    def forward(self, input_ids=None, **arguments):
+        seen.append(self.device.type)
+        return plain(self, input_ids=input_ids + torch.zeros(1, dtype=torch.long, device=self.device), **arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LlamaForCausalLM, "forward", forward)
+        batches = [{"input_ids": torch.arange(16).reshape(2, 8) + start} for start in range(8)]
+        result = modicum.fit(tmp_path / "model", method="nearest bits=8 group=0", target="modicum", data=batches, out=tmp_path / "out")
+    assert result.receipt["quality"]["mean"] < 0.01 and "cpu" in seen
+    assert LlamaForCausalLM.device.fget.__module__ == "transformers.modeling_utils"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import sys
 import warnings
@@ -184,10 +185,31 @@ def unblocked() -> Iterator[None]:
 
 
 class _Plain:
-    """How many forwards run that want torch's own short cuts left out, and what they stood at before the first."""
+    """How many forwards run that want torch's own short cuts left out, and what stood there before the first."""
 
     count = 0
     fast = True
+    device: property | None = None
+
+
+def _placed() -> None:
+    """Transformers' models name the device of their first parameter: where that is not loaded yet, what a forward makes there is lost on ``meta``."""
+    if (utils := sys.modules.get("transformers.modeling_utils")) is None:
+        return
+    plain = _Plain.device = utils.PreTrainedModel.device
+
+    def device(self: nn.Module) -> torch.device:
+        found = plain.__get__(self)
+        tensors = itertools.chain(self.buffers(), self.parameters())
+        return found if found.type != "meta" else next((each.device for each in tensors if each.device.type != "meta"), torch.device("cpu"))
+
+    utils.PreTrainedModel.device = property(device)
+
+
+def _unplaced() -> None:
+    if _Plain.device is not None:
+        sys.modules["transformers.modeling_utils"].PreTrainedModel.device = _Plain.device
+        _Plain.device = None
 
 
 @contextmanager
@@ -203,6 +225,7 @@ def uncut(module: nn.Module, *, restored: bool = True) -> Iterator[None]:
     if _Plain.count == 0:
         _Plain.fast = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)
+        _placed()
     _Plain.count += 1
     for part in compiled:
         vars(part)["_compiled_call_impl"] = None
@@ -218,5 +241,6 @@ def uncut(module: nn.Module, *, restored: bool = True) -> Iterator[None]:
         _Plain.count -= 1
         if _Plain.count == 0:
             torch.backends.mha.set_fastpath_enabled(_Plain.fast)
+            _unplaced()
         if restored:
             restore(module, before, added=hooks(module) <= hooked)
