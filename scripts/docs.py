@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import modicum
+from modicum.cli.codes import CODES
+from modicum.cli.main import main as commands_of
 from modicum.cli.show import facts
 from modicum.core.method import FAMILIES, Method, registry
 from modicum.core.settings import bounds as worded
@@ -37,11 +39,42 @@ def reference() -> str:
     parts = [f"# Reference\n\n{NOTE} Every name below is imported from `modicum`; `modicum.__version__` is its version.\n"]
     parts += ["## Functions\n", *map(function, functions)]
     parts += ["## Settings of `fit`: `Request`\n", inspect.getdoc(Request) or "", "", settings(Request), ""]
+    parts += ["## Command line\n", *command_line()]
     parts += ["## Classes\n", *map(klass, classes)]
     parts += ["## Errors\n", inspect.getdoc(sys.modules["modicum.core.errors"]) or "", "", table(("error", "when"), map(error, errors)), ""]
     parts += ["## Methods\n", "A method's name, with its settings, is an option: `gptq bits=3 group=64`; steps are joined by `|`.\n"]
     parts += [method(cls) for _, cls in sorted(registry().items())]
     return "\n".join(parts).rstrip() + "\n"
+
+
+# What no single help says.
+FILES = """\
+A command reads settings from a file with `--config FILE`, YAML or JSON, under the names of its long options (`text_column` or
+`text-column`); values are spelt as on the command line, a list where that has commas or says an option again. What the command line says
+counts more; a budget, a method or a plan given there takes the place of the file's. Paths are read from where the command runs.
+`allow_pickle` and `trust_remote_code` are said on the command line alone. Beside every receipt and every measurement stands `run.yaml`,
+with what was asked and no more: `modicum fit MODEL --config OUT/run.yaml --out OTHER` gives the same bytes, where nothing was left to the
+clock (`--search-time 0`) and no plan is searched for. Data, plans and functions from Python are named in it (`given_in_python`) and must
+be given again. From Python: `modicum.fit(config="run.yaml", out="other")`.
+"""
+RULES = """\
+`--set 'PATTERN: what holds'`, or `set` in a file as a table of patterns, says what the layers that match may have, with the patterns of
+`--keep`. What holds is settings (`bits=8 group=32`, `method=gptq`), which every option of the menu takes over there, those left out that
+have none of that name; `keep`; or a whole option (`gptq bits=3 | eora rank=8`). Later rules count more, `--keep` most. A layer under a
+rule is never cut, nor kept unless the rule says so. Layers that a runtime fuses must be meant together. What a target cannot hold is
+refused before anything is measured.
+"""
+
+
+def command_line() -> list[str]:
+    """Commands, exit codes, files of settings, and rules by layer."""
+    commands = [(f"`modicum {name}`", (command.help or "").splitlines()[0]) for name, command in commands_of.commands.items()]
+    codes = [(str(code), word, when) for code, word, when in CODES]
+    return [
+        table(("command", "what it does"), commands), "",
+        "### Exit codes\n", "The same in every command.\n", table(("code", "in a word", "when"), codes), "",
+        "### Settings in a file\n", FILES, "### Rules by layer\n", RULES,
+    ]  # fmt: skip
 
 
 def methods() -> str:

@@ -1,6 +1,7 @@
 """Settings in a file: the same names as on the command line, which counts more; and the file beside every receipt, which gives the same again."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -49,9 +50,12 @@ def config(tmp_path, body, name="run.yaml"):
 
 @pytest.fixture(scope="module")
 def first(source):
-    keep = ("--keep", "*layers.0.self_attn.q_proj", "--target", "modicum")
-    result = run("fit", source / "twin", "--bpw", "9", *GIVEN, *keep, "--data", source / "text.txt", "--quiet", "--out", source / "one")
+    """What a run wrote that told all it could, on stderr and in a file."""
+    words = (*GIVEN, "--keep", "*layers.0.self_attn.q_proj", "--target", "modicum", "--data", source / "text.txt")
+    told = ("-v", "--log-file", source / "log")
+    result = run("fit", source / "twin", "--bpw", "9", *words, *told, "--out", source / "one")
     assert result.exit_code == 0, result.stderr
+    (source / "shown").write_text(result.stderr)
     return source / "one"
 
 
@@ -194,3 +198,21 @@ def test_other_commands_read_their_own_settings(tmp_path):
 def test_settings_that_are_lists_say_so():
     known = of_settings(Settings)
     assert known["keep"] == Written(list, several=True) and known["menu"] == Written(str, several=True) and known["samples"] == Written(int)
+
+
+def test_verbose_tells_stages_decisions_sites_and_events(source, first):
+    shown, log = (source / "shown").read_text(), (source / "log").read_text()
+    receipt = json.loads((first / "receipt.json").read_text())
+    told = [f"{site['site']}: {site['option']}, {site['bytes']} bytes of {site['original_bytes']}" for site in receipt["sites"]]
+    told += (
+        [f"{stage}: " for stage in receipt["stages"]] + receipt["events"] + ["for target modicum; computed in", "chosen by auto: allocator"]
+    )
+    told += [
+        "model.layers.0.mlp.down_proj.weight: harm of each option: keep 0, gptq bits=4 ",
+        f"modicum {modicum.__version__}: fit {source / 'twin'} --bpw 9",
+    ]
+    assert len(receipt["sites"]) > 20 and receipt["events"]
+    for line in told:
+        assert line in shown and line in log, line
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} INFO modicum: modicum .*", log.splitlines()[0])
+    assert re.fullmatch(r"\[\d+ s\] modicum .*", shown.splitlines()[0])

@@ -8,7 +8,7 @@ import pytest
 
 from modicum.cli.main import main
 
-HEAVY = {"torch", "transformers", "numpy", "scipy", "rich", "matplotlib", "jinja2", "safetensors", "filelock", "psutil"}
+HEAVY = {"torch", "transformers", "numpy", "scipy", "rich", "matplotlib", "jinja2", "safetensors", "filelock", "psutil", "yaml"}
 
 
 def heavy_after(code):
@@ -56,6 +56,12 @@ SLIPS = [
     ("compare ./nowhere ./elsewhere", "is none. Check the path"),
     ("clean ./nowhere", "must be a folder to look through"),
     ("trim demo --to ./nothing.txt --out t", "none is there"),
+    ("fit demo --bpw 4 --set lm_head:+bist=8", "'bist' is no setting of a method. Did you mean bits"),
+    ("fit demo --bpw 4 --set lm_head:+bits=9", "must lie between 2 and 8, got 9"),
+    ("fit demo --bpw 4 --set lm_head", "must have a pattern, a colon, a space"),
+    ("measure demo --out m --set lm_head:+method=gptk", "Did you mean gptq"),
+    ("fit demo --bpw 4 -v --quiet", "one of them must be left out"),
+    ("eval demo --log-file ./none/log", "must be writable, is not"),
 ]
 
 
@@ -74,6 +80,23 @@ for words, said in {SLIPS!r}:
     assert not {HEAVY!r} & sys.modules.keys(), (words, {HEAVY!r} & sys.modules.keys())
 """
     assert not heavy_after(code)
+
+
+def test_a_file_of_settings_is_refused_with_no_more_than_its_reader(tmp_path):
+    (tmp_path / "run.yaml").write_text("sampels: 3")
+    (tmp_path / "run.json").write_text('{"samples": 0, "model": "demo", "bpw": 4}')
+    code = f"""
+import contextlib, io, sys
+from modicum.cli.main import main
+for name, said in (("run.yaml", "Did you mean samples"), ("run.json", "samples: must be at least 1, got 0."), ("none", "must be readable")):
+    with contextlib.redirect_stderr(io.StringIO()) as told:
+        try:
+            code = main(["fit", "--config", f"{tmp_path}/{{name}}"], standalone_mode=False)
+        except SystemExit as left:
+            assert left.code == 2
+    assert said in told.getvalue(), told.getvalue()
+"""
+    assert heavy_after(code) == {"yaml"}
 
 
 def test_what_is_heavy_shows():

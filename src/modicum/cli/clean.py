@@ -9,7 +9,7 @@ import click
 
 from modicum.cli import early
 from modicum.cli.generated import Command
-from modicum.cli.options import AS_JSON, flag, print_json
+from modicum.cli.options import AS_JSON, flag, folder, print_json
 from modicum.core.budget import readable
 from modicum.core.errors import ModicumError, SettingError
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=Command)
-@click.argument("directory", metavar="[DIR]", default=".", type=click.Path(path_type=Path))
+@folder("directory", metavar="[DIR]", default=".", type=click.Path(path_type=Path))
 @flag("--yes", "Remove them; without it they are only listed.", "files")
 @AS_JSON
 def clean(directory: Path, yes: bool, as_json: bool) -> None:

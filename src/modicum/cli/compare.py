@@ -9,13 +9,13 @@ from typing import Any
 import click
 
 from modicum.cli.generated import Command
-from modicum.cli.options import AS_JSON, print_json
+from modicum.cli.options import AS_JSON, folder, print_json
 from modicum.core.budget import readable
 from modicum.core.errors import listed
 
 
 @click.command(cls=Command)
-@click.argument("directories", metavar="DIR DIR...", nargs=-1)
+@folder("directories", metavar="DIR DIR...", nargs=-1)
 @AS_JSON
 def compare(directories: tuple[str, ...], as_json: bool) -> None:
     """Put results of one original side by side.

@@ -7,25 +7,60 @@ from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from modicum.core import settings
 from modicum.core.config import Written, written
+from modicum.core.errors import SettingError
 
 # Headings of the help, in their order; what belongs to none stands under the last.
 GROUPS = {"budget": "Budget", "method": "Method", "data": "Data", "machine": "Machine", "files": "Files", "shown": "Messages"}
 _LAST = "shown"
 
 
-class Grouped(click.Option):
-    """An option that stands under a heading, and how it is ``written`` in a file where a setting says that."""
+# What a shell completes by itself, by what stands for the value in the help.
+_PLACES = {"FILE": "file", "PATH": "file", "TEXT": "file", "DIR": "dir", "DIR2": "dir"}
 
-    def __init__(self, *names: Any, group: str = "", written: Written | None = None, **words: Any):
+
+class Grouped(click.Option):
+    """An option that stands under a heading; how it is ``written`` in a file, and its ``choices``, where a setting says them."""
+
+    def __init__(self, *names: Any, group: str = "", written: Written | None = None, choices: Iterable[Any] = (), **words: Any):
         super().__init__(*names, **words)
-        self.group, self.written = group, written
+        self.group, self.written, self.choices = group, written, tuple(map(str, choices))
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """What the value may be: its choices, or what the shell knows of files."""
+        if self.choices:
+            return [CompletionItem(choice) for choice in self.choices if choice.startswith(incomplete)]
+        place = _PLACES.get(self.metavar or "")
+        return [CompletionItem(incomplete, type=place)] if place else super().shell_complete(ctx, incomplete)
+
+
+# Where a command's words are kept, and whether it tells more than its progress.
+WORDS, VERBOSE = "modicum.words", "modicum.verbose"
 
 
 class Command(click.Command):
-    """A command whose help has headings."""
+    """A command whose help has headings, and that tells more, or to a file, where it is asked to."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Keep the words as they were given."""
+        ctx.meta[WORDS] = [ctx.info_name or "", *args]
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command while whoever was asked to listens."""
+        verbose, file = ctx.params.pop("verbose", False), ctx.params.pop("log_file", None)
+        if verbose and ctx.params.get("quiet"):
+            raise SettingError("--quiet and --verbose: one of them must be left out, both came. Pass one.")
+        if not verbose and file is None:
+            return super().invoke(ctx)
+        from modicum.cli.told import told
+
+        ctx.meta[VERBOSE] = verbose
+        with told(verbose=verbose, file=file, words=ctx.meta[WORDS]):
+            return super().invoke(ctx)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options, heading by heading."""
@@ -47,6 +82,7 @@ def from_settings(cls: type, only: Collection[str] = (), leave: Collection[str] 
 def _option(field: dataclasses.Field, kind: Any) -> Callable:
     said, name = field.metadata, f"--{field.name.replace('_', '-')}"
     words: dict[str, Any] = {"help": _sentence(said), "group": said["group"], "cls": Grouped, "written": written(field, kind)}
+    words["choices"] = said["choices"] or ()
     kind = words["written"].kind
     if kind is bool:
         return click.option(name, is_flag=True, **words)

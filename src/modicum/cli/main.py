@@ -15,12 +15,13 @@ import click
 from modicum import __version__
 from modicum.cli import early
 from modicum.cli.clean import clean
+from modicum.cli.codes import CODES, INTERRUPTED, REFUSED
 from modicum.cli.compare import compare
+from modicum.cli.completion import completion
 from modicum.cli.env import env
 from modicum.cli.generated import Command
 from modicum.cli.methods import catalogue, cite, explain
 from modicum.cli.options import (
-    AS_JSON,
     COMPUTE,
     CONFIG,
     FITTING,
@@ -28,11 +29,13 @@ from modicum.cli.options import (
     MEASURING,
     OPENING,
     OVERWRITE,
-    QUIET,
     RAM,
+    SHOWN,
     TEXT_COLUMN,
     TRUST,
+    folder,
     given,
+    model,
     option,
     options,
     print_json,
@@ -61,14 +64,14 @@ class _Sentences(click.Group):
         try:
             return super().invoke(ctx)
         except ModicumError as error:
-            _leave(ctx, str(error), 2)
+            _leave(ctx, str(error), REFUSED)
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
-            _leave(ctx, f"{error.filename or 'output'}: no space is left on the device. Free some and run the same command again.", 2)
+            _leave(ctx, f"{error.filename or 'output'}: no space is left on the device. Free some and run the same command again.", REFUSED)
         except KeyboardInterrupt:
             continues = " The same command continues from what is done." if ctx.invoked_subcommand in _CONTINUING else ""
-            _leave(ctx, f"interrupted.{continues}", 130)
+            _leave(ctx, f"interrupted.{continues}", INTERRUPTED)
 
 
 def _leave(ctx: click.Context, sentence: str, code: int) -> None:
@@ -77,7 +80,7 @@ def _leave(ctx: click.Context, sentence: str, code: int) -> None:
 
 
 # What a script may rely on.
-_CODES = "Exit codes: 0 done, 2 refused in one sentence on stderr, 130 interrupted, 1 a fault of modicum's own, with its traceback."
+_CODES = f"Exit codes: {', '.join(f'{code} {word}' for code, word, _ in CODES)}."
 
 
 @click.group(cls=_Sentences, epilog=_CODES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -90,15 +93,14 @@ def main() -> None:
 
 
 @main.command(cls=Command)
-@click.argument("model", required=False)
+@model(required=False)
 @options(
     FITTING,
     option("--from", "measured", metavar="DIR", group="data", help="A directory that measure wrote: nothing is measured again."),
     _out("Directory to write; by default out/<model name>.", required=False),
     CONFIG,
 )
-@QUIET
-@AS_JSON
+@SHOWN
 def fit(model: str | None, measured: str | None, out: Path | None, quiet: bool, as_json: bool, **settings: Any) -> None:
     """Give the best MODEL that fits a budget.
 
@@ -121,14 +123,13 @@ def fit(model: str | None, measured: str | None, out: Path | None, quiet: bool, 
 
 
 @main.command(cls=Command)
-@click.argument("model")
+@model()
 @options(
     MEASURING,
     _out(),
     CONFIG,
 )
-@QUIET
-@AS_JSON
+@SHOWN
 def measure(model: str, out: Path, quiet: bool, as_json: bool, **settings: Any) -> None:
     """Measure MODEL once, for any budget.
 
@@ -149,7 +150,7 @@ def measure(model: str, out: Path, quiet: bool, as_json: bool, **settings: Any) 
 
 
 @main.command(cls=Command)
-@click.argument("directory", metavar="DIR")
+@folder("directory", metavar="DIR")
 @options(
     option("--target", metavar="NAME", group="method", help="Only this target; by default all that were measured."),
     option("--points", default=40, show_default=True, metavar="N", group="budget", help="Sizes to choose at."),
@@ -166,8 +167,7 @@ def measure(model: str, out: Path, quiet: bool, as_json: bool, **settings: Any) 
     CONFIG,
 )
 @OPENING
-@QUIET
-@AS_JSON
+@SHOWN
 def frontier(directory: str, quiet: bool, as_json: bool, **settings: Any) -> None:
     """Draw what every size of a measured model costs.
 
@@ -185,7 +185,7 @@ def frontier(directory: str, quiet: bool, as_json: bool, **settings: Any) -> Non
 
 
 @main.command("eval", cls=Command)
-@click.argument("directory", metavar="DIR")
+@folder("directory", metavar="DIR")
 @options(
     option("--data", metavar="PATH", group="data", help="What to judge with, as for fit; by default the test text shipped with modicum."),
     TEXT_COLUMN,
@@ -197,8 +197,7 @@ def frontier(directory: str, quiet: bool, as_json: bool, **settings: Any) -> Non
     JUDGED,
     CONFIG,
 )
-@QUIET
-@AS_JSON
+@SHOWN
 def judge(directory: str, quiet: bool, as_json: bool, **settings: Any) -> None:
     """Measure the quality of the model in DIR.
 
@@ -215,11 +214,10 @@ def judge(directory: str, quiet: bool, as_json: bool, **settings: Any) -> None:
 
 
 @main.command(cls=Command)
-@click.argument("directory", metavar="DIR")
+@folder("directory", metavar="DIR")
 @options(option("--target", required=True, metavar="NAME", group="method", help="transformers or modicum."), _out(metavar="DIR2"))
 @TRUST
-@QUIET
-@AS_JSON
+@SHOWN
 def export(directory: str, target: str, out: Path, quiet: bool, as_json: bool, **settings: Any) -> None:
     """Write what fit wrote in DIR for another target.
 
@@ -241,7 +239,7 @@ def export(directory: str, target: str, out: Path, quiet: bool, as_json: bool, *
 
 
 @main.command(cls=Command)
-@click.argument("model")
+@model()
 @options(
     option("--to", "corpus", required=True, metavar="TEXT", group="data", help="What the model will work on: text, a table, or a folder."),
     TEXT_COLUMN,
@@ -253,8 +251,7 @@ def export(directory: str, target: str, out: Path, quiet: bool, as_json: bool, *
     OVERWRITE,
     CONFIG,
 )
-@QUIET
-@AS_JSON
+@SHOWN
 def trim(model: str, corpus: str, out: Path, quiet: bool, as_json: bool, **settings: Any) -> None:
     """Write MODEL with the part of its vocabulary that a text uses.
 
@@ -276,7 +273,7 @@ def trim(model: str, corpus: str, out: Path, quiet: bool, as_json: bool, **setti
         click.echo(f"left out, since it holds the old vocabulary or an earlier receipt: {name}")
 
 
-for _told in (catalogue, explain, cite, env, compare, clean):
+for _told in (catalogue, explain, cite, env, compare, clean, completion):
     main.add_command(_told)
 
 

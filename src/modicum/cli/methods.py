@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from modicum.cli.generated import Command
-from modicum.cli.options import AS_JSON, flag, option, print_json
+from modicum.cli.options import AS_JSON, flag, key, option, print_json
 from modicum.core.errors import SettingError, near
 
 
@@ -27,7 +27,7 @@ def catalogue(family: str | None, as_json: bool) -> None:
 
 
 @click.command(cls=Command)
-@click.argument("key")
+@key("key")
 def explain(key: str) -> None:
     """Say what the method KEY does, and its settings."""
     from modicum.cli import show
@@ -37,7 +37,7 @@ def explain(key: str) -> None:
 
 
 @click.command(cls=Command)
-@click.argument("what", metavar="DIR|KEY")
+@key("what", metavar="DIR|KEY")
 @flag("--plain", "One line a paper instead of BibTeX.")
 @AS_JSON
 def cite(what: str, plain: bool, as_json: bool) -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
+from click.shell_completion import CompletionItem
 
+from modicum.cli.generated import VERBOSE as VERBOSE_MEANT
 from modicum.cli.generated import Grouped, from_settings
 from modicum.core.budget import Budget
 from modicum.core.config import FROM_PYTHON, Written, beneath, read_config, require_given
+from modicum.core.grammar import known
 from modicum.fit.request import WANTED, Request
 from modicum.measure.settings import Settings
 
@@ -40,8 +44,39 @@ def flag(name: str, help: str, group: str = "shown") -> Callable:
     return option(name, is_flag=True, group=group, help=help)
 
 
+def model(**words: Any) -> Callable:
+    """The model that a command works on: a folder, demo, or an id that no shell can know."""
+    return click.argument("model", shell_complete=lambda ctx, _, begun: [*_begun(["demo"], begun), *_folders(begun)], **words)
+
+
+def folder(name: str, **words: Any) -> Callable:
+    """A folder that a command works on."""
+    return click.argument(name, shell_complete=lambda ctx, _, begun: _folders(begun), **words)
+
+
+def key(name: str, **words: Any) -> Callable:
+    """A method, by the last part of its name."""
+    return click.argument(name, shell_complete=lambda ctx, _, begun: _begun((key.rpartition("/")[2] for key in known()), begun), **words)
+
+
+def _begun(names: Iterable[str], begun: str) -> list[CompletionItem]:
+    return [CompletionItem(name) for name in names if name.startswith(begun)]
+
+
+def _folders(begun: str) -> list[CompletionItem]:
+    return [CompletionItem(begun, type="dir")]
+
+
 AS_JSON = option("--json", "as_json", is_flag=True, group="shown", help="Print JSON on stdout, and nothing else.")
 QUIET = flag("--quiet", "Show no progress; without it stderr has a bar, or where it is no terminal a line per stage and minute.")
+VERBOSE = option(
+    "-v", "--verbose", is_flag=True, group="shown",
+    help="Tell on stderr what is decided, what each layer got, times, events, and warnings of libraries.",
+)  # fmt: skip
+LOG_FILE = option(
+    "--log-file", type=click.Path(path_type=Path), metavar="FILE", group="shown",
+    help="Add what --verbose tells to a file, with dates, and the traceback of a fault.",
+)  # fmt: skip
 _OPENING = ("allow_pickle", "trust_remote_code")
 OPENING = options(*from_settings(Settings, only=_OPENING))
 TRUST = options(*from_settings(Settings, only=("overwrite", *_OPENING, "allow_fallback")))
@@ -98,6 +133,10 @@ CONFIG = option(
 )  # fmt: skip
 
 
+# What a command shows while it works, and how it tells the outcome.
+SHOWN = options(QUIET, VERBOSE, LOG_FILE, AS_JSON)
+
+
 def print_json(value: Any) -> None:
     """A JSON value on stdout."""
     click.echo(json.dumps(value, indent=1))
@@ -107,4 +146,4 @@ def progress(quiet: bool) -> Progress:
     """Progress that suits where stderr goes."""
     from modicum.cli.progress import progress
 
-    return progress(quiet=quiet)
+    return progress(quiet=quiet, lines=click.get_current_context().meta.get(VERBOSE_MEANT, False))

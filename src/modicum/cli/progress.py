@@ -121,8 +121,8 @@ def lasting(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-def progress(*, quiet: bool = False) -> Progress:
-    """What suits the place that stderr goes to, or nothing."""
+def progress(*, quiet: bool = False, lines: bool = False) -> Progress:
+    """What suits the place that stderr goes to, lines where others stand between them, or nothing."""
     if quiet:
         return Progress()
-    return Bar() if sys.stderr.isatty() else Lines()
+    return Bar() if sys.stderr.isatty() and not lines else Lines()

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from modicum.core.log import LOG
 from modicum.core.option import KEEP
 from modicum.core.plan import Choice, Plan, Table
 from modicum.core.unit import Site, Unit
@@ -127,6 +128,18 @@ def build_receipt(outcome: Outcome) -> dict[str, Any]:
         "quality": outcome.quality, "verdict": outcome.verdict, "verification": outcome.verification, "events": outcome.events,
         "stages": outcome.stages,
     }  # fmt: skip
+
+
+def tell(receipt: Mapping[str, Any]) -> None:
+    """Tell who listens what every site got, what it came to, and what happened."""
+    for row in receipt["sites"]:
+        harm = f", harm {row['harm']:.3g}" if row["harm"] is not None else ""
+        LOG.info("%s: %s, %d bytes of %d%s", row["site"], row["option"], row["bytes"], row["original_bytes"], harm)
+    for row in receipt["coverage"]["untreated"]:
+        LOG.info("%s: stays as it is, %s, %d bytes", row["unit"], row["reason"], row["bytes"])
+    for event in receipt["events"]:
+        LOG.warning("%s", event)
+    LOG.info("%s", receipt["verdict"])
 
 
 def _site_row(made: Made, site: Site, plan: Plan, choice: Choice | None) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from modicum.allocate import JUDGED
 from modicum.core.files import write_json
+from modicum.core.log import LOG
 from modicum.core.plan import Picks, Plan, Table
 from modicum.fit import explicit
 from modicum.fit.choose import Chooser
@@ -69,6 +70,8 @@ class Choosing:
                 picks = chooser.choose(table, findings, judge)
             self.events += chooser.report.pop("events", [])
             self.events += chooser.forced(table, picks)
+            told = [f"{name} {value}" for name, value in chooser.report.items() if isinstance(value, int | float | str)]
+            LOG.info("chosen by %s: %s", self.scene.request.allocator, ", ".join(told))
             self.search |= chooser.report | {"harm": self.scene.request.harm, "rank": findings.rank}
             self._keep(picks, self.events)
         return Chosen(chooser.sizing.plan(table, picks, findings), table, picks, limits, self.search, list(self.events))

@@ -24,7 +24,7 @@ from modicum.core.progress import Quiet
 from modicum.export import load
 from modicum.export._family import Layout
 from modicum.fit import explicit
-from modicum.fit.account import Outcome, build_receipt
+from modicum.fit.account import Outcome, build_receipt, tell
 from modicum.fit.advice import advice
 from modicum.fit.assemble import Assembly
 from modicum.fit.choose import Chooser
@@ -206,6 +206,7 @@ class Run:
         receipt = self._receipt(chosen, made, layout, final)
         write_json(final / "receipt.json", receipt)
         write_config(final / CONFIG, self.said)
+        tell(receipt)
         if self.page is not None:
             (final / "report.html").write_text(self.page(receipt), encoding="utf-8")
         self.place.finish(final)

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from modicum.core.errors import SettingError
+from modicum.core.log import LOG
 from modicum.core.option import Option
 from modicum.core.unit import Site
 from modicum.data.splits import Splits
@@ -54,6 +55,7 @@ class Scene:
         scene = cls(subject, request, subject.target(name), measured, ranks)
         if request.plan is None:
             subject.check_rules(name, scene.menu)
+        LOG.info("%s for target %s; computed in %s: %s", subject.model.name, name, subject.compute.forward, subject.compute.why)
         if measured is not None:
             measured.check(subject, name if request.budget is not None else None)
         return scene

@@ -13,6 +13,7 @@ import torch
 from modicum.core.errors import ModelError
 from modicum.core.files import write_json
 from modicum.core.finite import finite
+from modicum.core.log import LOG
 from modicum.core.method import Need
 from modicum.core.option import Option
 from modicum.core.unit import Site, Stats, Unit
@@ -132,6 +133,8 @@ class Measurement:
         piece = _Piece(HARMS[self.harm](unit, weight, stats, sensitivity, weight))
         for text, option in self.options[unit.name].items():
             piece.findings[text] = self._finding(unit, option, stats, stored, weight, piece)
+        harms = (f"{text} {'unknown' if found.harm is None else f'{found.harm:.3g}'}" for text, found in piece.findings.items())
+        LOG.info("%s: harm of each option: %s", unit.name, ", ".join(harms))
         piece.events = [f"{unit.name}: {event}" for event in dict.fromkeys(stats.events)]
         stats.reference, stats.ahead, self._begun = None, (), {}
         stats.made.clear()

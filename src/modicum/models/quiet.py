@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from modicum.core.log import heard
+
 
 @contextmanager
 def hushed() -> Iterator[None]:
@@ -19,7 +21,10 @@ def hushed() -> Iterator[None]:
         # The plain bar is what quantization libraries draw, whatever is set; the hub's is a subclass.
         original(self, *arguments, **settings | ({"disable": True} if type(self) is tqdm else {}))
 
-    logging.set_verbosity_error()
+    if listened := heard():
+        logging.disable_default_handler()  # who listens shows it
+    else:
+        logging.set_verbosity_error()
     logging.disable_progress_bar()
     tqdm.__init__ = silent
     try:
@@ -27,5 +32,7 @@ def hushed() -> Iterator[None]:
     finally:
         tqdm.__init__ = original
         logging.set_verbosity(verbosity)
+        if listened:
+            logging.enable_default_handler()
         if bars:
             logging.enable_progress_bar()

@@ -7,6 +7,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from modicum.core.budget import readable
+from modicum.core.log import LOG
 from modicum.core.memory import own_memory
 from modicum.core.progress import Quiet
 
@@ -40,6 +42,7 @@ class Meter:
             stop.set()
             thread.join()
             before = self.stages.get(name, {"seconds": 0.0, "processor_seconds": 0.0, "peak_bytes": 0})
+            LOG.info("%s: %.1f s, memory up to %s", name, time.perf_counter() - started, readable(peak[0]))
             self.stages[name] = {
                 "seconds": round(before["seconds"] + time.perf_counter() - started, 3),
                 "processor_seconds": round(before["processor_seconds"] + time.process_time() - worked, 3),
