@@ -268,3 +268,18 @@ def test_more_bytes_than_allowed_do_not_hold():
 
     assert common.holds(method, baseline, 2.0, extra_bytes=0.01)
     assert not common.holds(method, baseline, 2.0, extra_bytes=0.0)
+
+
+def test_an_interaction_is_what_two_layers_cause_together_beyond_what_each_does(allocation, monkeypatch):
+    monkeypatch.setitem(sys.modules, "allocation", allocation)
+    interactions = load("interactions")
+    noise = np.array([0.9, 1.0, 1.1])
+    alone = {"a": 0.04 * noise, "b": 0.01 * noise}
+
+    strength, error, *means, names = interactions.told(0.06 * noise, alone, ("a", "b"))
+
+    assert (strength, *means) == pytest.approx((0.5, 0.04, 0.01))  # 0.01 nats more than the sum, over sqrt(0.04 * 0.01)
+    assert error == pytest.approx(0.5 * 0.1 / 3**0.5)
+    assert names == "a with b"
+    assert interactions.pairs(["a", "b", "c"])[:2] == [("a", "b"), ("b", "c")]
+    assert len(interactions.pairs(["a", "b", "c"])) == 2 + interactions.FAR
