@@ -177,6 +177,19 @@ def test_closed_file_is_not_read(folder):
         file.read("w")
 
 
+def test_a_file_is_opened_again_without_its_header(folder, monkeypatch):
+    path = folder / "a.safetensors"
+    write_all(path, {"w": torch.ones(300)})
+    with TensorFile(path) as file:
+        pass
+    monkeypatch.setattr(TensorFile, "_header", lambda self: pytest.fail("the header is known"))
+    with file.again() as other:
+        assert torch.equal(other.read("w"), torch.ones(300))
+    os.truncate(path, path.stat().st_size - 100)
+    with pytest.raises(ModelError, match=r"a\.safetensors: must be as it was, had \d+ bytes and has \d+"):
+        file.again()
+
+
 def test_file_truncated_after_opening(folder):
     path = folder / "a.safetensors"
     write_all(path, {"w": torch.ones(300)})

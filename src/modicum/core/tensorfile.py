@@ -6,6 +6,7 @@ believed only after it was checked against the real size of the file.
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import weakref
@@ -47,17 +48,32 @@ class TensorFile:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self._who = f"file {self.path}"
-        with system_errors(self._who):
-            if not self.path.is_file():
-                raise ModelError(f"{self._who}: must be a file, and none is there. Check the path.")
-            self._fd = os.open(self.path, os.O_RDONLY)
-        self._release = weakref.finalize(self, os.close, self._fd)
+        self._open()
         try:
-            self.nbytes = os.fstat(self._fd).st_size
             self.metadata, self.entries = self._parse(self._header())
         except BaseException:
             self.close()
             raise
+
+    def _open(self) -> None:
+        with system_errors(self._who):
+            if not self.path.is_file():
+                raise ModelError(f"{self._who}: must be a file, and none is there. Check the path.")
+            self._fd = os.open(self.path, os.O_RDONLY)
+            self._release = weakref.finalize(self, os.close, self._fd)
+            self.nbytes = os.fstat(self._fd).st_size
+
+    def again(self) -> TensorFile:
+        """The same file opened once more, its header as it was read: a file of many small tensors is not parsed for each of them.
+
+        *Raises*: ``ModelError`` where it is gone or of another size.
+        """
+        other = copy.copy(self)
+        other._open()
+        if other.nbytes != self.nbytes:
+            other.close()
+            raise ModelError(f"{self._who}: must be as it was, had {self.nbytes} bytes and has {other.nbytes}. Let nobody else write to it.")
+        return other
 
     def read(self, name: str) -> torch.Tensor:
         """The tensor called ``name``, freshly allocated on the CPU. *Raises* ``ModelError`` for unknown names and truncated files."""

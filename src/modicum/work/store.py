@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
@@ -38,10 +38,16 @@ def _described(forms: Mapping[str, Form]) -> str:
     return json.dumps({unit: form.describe() for unit, form in forms.items()})
 
 
-def _restored(file: TensorFile, name: str, described: Mapping[str, Any], *, known: bool = False) -> Form:
-    prefix = f"{name}:"
-    parts = {part.removeprefix(prefix): file.read(part) for part in file.entries if part.startswith(prefix)}
-    return restore(described, parts, known=known)
+def _restored(file: TensorFile, parts: Iterable[str], described: Mapping[str, Any], *, known: bool = False) -> Form:
+    return restore(described, {part.rpartition(":")[2]: file.read(part) for part in parts}, known=known)
+
+
+def _parts_of(file: TensorFile) -> dict[str, list[str]]:
+    """Names of a file's tensors by the unit whose form they are parts of."""
+    found: dict[str, list[str]] = {}
+    for entry in file.entries:
+        found.setdefault(entry.rpartition(":")[0], []).append(entry)
+    return found
 
 
 def save_sensitivities(path: Path, found: Mapping[str, Sensitivity]) -> None:
@@ -85,9 +91,9 @@ def save_change(path: Path, change: Change) -> None:
 def load_change(path: Path) -> Change:
     """Inverse of ``save_change``."""
     with TensorFile(path) as file:
-        told = json.loads(file.metadata["change"])
+        told, parts = json.loads(file.metadata["change"]), _parts_of(file)
         return Change(
-            forms={name: _restored(file, name, described) for name, described in json.loads(file.metadata["forms"]).items()},
+            forms={name: _restored(file, parts.get(name, ()), described) for name, described in json.loads(file.metadata["forms"]).items()},
             biases={name.removeprefix(_BIAS): file.read(name) for name in file.entries if name.startswith(_BIAS)},
             dropped=tuple(told["dropped"]),
             conflicts=frozenset(told["conflicts"]),
@@ -96,7 +102,7 @@ def load_change(path: Path) -> Change:
 
 
 class FormStore(Mapping[str, Form]):
-    """Forms by unit name, each group in a file of its own; reading one touches only its tensors.
+    """Forms by unit name, each group in a file of its own, whose header is parsed once; reading one touches only its tensors.
 
     Of several ``ranks`` all begin with what all have.
     """
@@ -104,7 +110,7 @@ class FormStore(Mapping[str, Form]):
     def __init__(self, directory: Path, ranks: Ranks = LONE):
         self.directory = directory
         directory.mkdir(parents=True, exist_ok=True)
-        self._home: dict[str, tuple[Path, dict]] = {}
+        self._home: dict[str, tuple[TensorFile, list[str], dict]] = {}
         self._known: set[str] = set()
         paths = {path.name: path for path in sorted(directory.glob("*.safetensors"))}
         kept = set.intersection(*ranks.gather("forms kept", set(paths)))
@@ -116,8 +122,8 @@ class FormStore(Mapping[str, Form]):
 
     def _register(self, path: Path) -> None:
         with TensorFile(path) as file:
-            for name, described in json.loads(file.metadata["forms"]).items():
-                self._home[name] = (path, described)
+            parts = _parts_of(file)
+            self._home |= {name: (file, parts.get(name, []), described) for name, described in json.loads(file.metadata["forms"]).items()}
 
     def put(self, key: str, forms: Mapping[str, Form]) -> None:
         """Store a group of forms under a file name made from ``key``."""
@@ -129,9 +135,9 @@ class FormStore(Mapping[str, Form]):
         self._known.update(forms)
 
     def __getitem__(self, name: str) -> Form:
-        path, described = self._home[name]
-        with TensorFile(path) as file:
-            form = _restored(file, name, described, known=name in self._known)
+        closed, parts, described = self._home[name]
+        with closed.again() as file:
+            form = _restored(file, parts, described, known=name in self._known)
         self._known.add(name)
         return form
 
