@@ -10,8 +10,8 @@ class SyntheticJudge:
 
     ``by_site``, ``by_option`` and ``by_choice`` are the standard deviations of the errors' logarithms. ``pairs`` is that of ``rho`` in
     ``sum over pairs of rho_st sqrt(h_s h_t)``, divided by the square root of the number of sites so that it is comparable for all sizes.
-    ``sequences`` is the spread among sequences, common to all selections; ``noise`` is relative and differs from selection to selection.
-    ``asked`` lists what was judged, with the number of sequences.
+    ``sequences``, as an argument, is the spread among them, common to all selections; ``noise`` is relative and differs from selection to selection.
+    ``asked`` lists what was judged, with the number of sequences; ``sequences`` counts them, none twice.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class SyntheticJudge:
         self.rho = np.clip(np.triu(rho, 1), -1.0, 2.0)
         self.common = np.exp(chance.normal(0, sequences, samples))
         self.calls = self.candidates = self.sequences = 0
-        self.asked = []
+        self.asked, self.known = [], {}
 
     def truth(self, picks):
         """Mean KL without noise."""
@@ -42,7 +42,9 @@ class SyntheticJudge:
     def __call__(self, picks, samples):
         assert 1 <= samples <= self.samples
         self.candidates += 1
-        self.sequences += samples
+        key = tuple(sorted(picks.items()))
+        self.sequences += max(0, samples - self.known.get(key, 0))
+        self.known[key] = max(samples, self.known.get(key, 0))
         self.asked.append((dict(picks), samples))
         own = np.random.default_rng([self.seed, *(picks[site] for site in self.sites)]).normal(0, self.noise, self.samples)
         return (self.truth(picks) / self.common.mean() * self.common * np.maximum(1 + own, 0))[:samples]

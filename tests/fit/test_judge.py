@@ -125,6 +125,7 @@ def test_a_selection_that_ruins_the_model_is_judged_by_a_number(llama):
     picks = llama.picks(0)
     judge(picks, 1)
     judge._dense = OrderedDict((part, Dense(value.dense() * float("nan"))) for part, value in judge._dense.items())
+    judge._found.clear()
     found = judge(picks, 2)
     assert found.tolist() == [RUINED] * judge.samples
     with pytest.raises(ModelError, match="must be finite"):
@@ -136,11 +137,25 @@ def test_a_selection_is_judged_to_the_same_values_again(llama):
     first = llama.judge(picks, llama.judge.samples)
     llama.judge(other, llama.judge.samples)
     before = llama.judge.evaluations
+    llama.judge._found.clear()
     assert np.array_equal(llama.judge(picks, llama.judge.samples), first)
     assert llama.judge.evaluations == before + 1
     assert np.array_equal(llama.judge(picks, 1), first[:1])
     both = llama.judge.many([other, picks], llama.judge.samples)
     assert np.array_equal(both[1], first) and not np.array_equal(both[0], first)
+
+
+def test_no_sequence_is_judged_twice(llama, monkeypatch):
+    """More of them are judged on from where a selection was left."""
+    batches = [*llama.subject.data.validation, *llama.subject.data.test]
+    judge, picks, ran = PlanJudge(llama.table, llama.levels, batches), llama.picks(9), []
+    whole = PlanJudge(llama.table, llama.levels, batches)(picks, 3)
+    quality = judge.quality
+    monkeypatch.setattr(judge, "quality", lambda picks, samples, begun: ran.append((begun, samples)) or quality(picks, samples, begun))
+    parts = [judge(picks, count) for count in (1, 2, 3, 2)]
+    assert ran == [(0, 1), (1, 2), (2, 3)] and judge.evaluations == 1
+    assert [part.tolist() for part in parts] == [parts[2][:count].tolist() for count in (1, 2, 3, 2)]
+    assert parts[2] == pytest.approx(whole, rel=1e-3)
 
 
 def test_what_is_kept_in_memory_changes_no_value(llama, monkeypatch, tmp_path):

@@ -1,5 +1,7 @@
 """Scales: the factor of each kind of option comes back from plans judged for real, and ranks are of plans not learnt from."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -130,17 +132,21 @@ def table(sites=12):
 class Truth:
     """A judge by which every kind costs a known multiple."""
 
-    samples = 4
+    samples, tokens = 4, 16
 
     def __init__(self, table, factors):
-        self.table, self.factors, self.prepared, self.judged = table, factors, [], 0
+        self.table, self.factors, self.prepared, self.judged, self.asked = table, factors, [], 0, []
 
     def prepare(self, candidates):
         self.prepared = list(candidates)
 
     def __call__(self, picks, samples):
         self.judged += 1
+        self.asked.append(samples)
         return np.full(samples, sum(self.factors.get(kind, 1.0) * harm for kind, harm in parts(self.table, picks).items()))
+
+    def many(self, candidates, samples):
+        return [self(picks, samples) for picks in candidates]
 
 
 def test_learning_asks_for_all_forms_at_once_and_finds_the_factors():
@@ -152,11 +158,15 @@ def test_learning_asks_for_all_forms_at_once_and_finds_the_factors():
     assert told["spearman"] > 0.95
 
 
-def test_short_time_means_fewer_plans():
-    known = table()
-    judge = Truth(known, {})
+def test_short_time_means_fewer_sequences_and_then_fewer_plans(monkeypatch):
+    known, judge = table(), Truth(table(), {})
+    # A second passes with every sequence judged: time for two of each plan, or for none.
+    monkeypatch.setattr("modicum.allocate._family.time", SimpleNamespace(monotonic=lambda: float(sum(judge.asked))))
+    monkeypatch.setattr(scale, "time", SimpleNamespace(monotonic=lambda: float(sum(judge.asked))))
+    _, told = learn(known, judge, seed=0, seconds=140.0)
+    assert told["plans"] == scale.PLANS and told["sequences"] == 2
     _, told = learn(known, judge, seed=0, seconds=0.0)
-    assert judge.judged == told["plans"] == scale._FOLDS
+    assert told["plans"] == scale._FOLDS and told["sequences"] == 1
 
 
 def test_plans_are_gentle_and_mix_all_kinds():

@@ -3,6 +3,7 @@
 import os
 import signal
 from collections import deque
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -64,8 +65,10 @@ def test_a_checkpoint_is_judged_in_its_own_dtype(llama, tmp_path):
     zoo.build("llama", dtype=torch.bfloat16)[0].save_pretrained(tmp_path / "model")
     judge = judged_by(tmp_path / "model", tmp_path, llama[1], MENU[:1])
     plans = spread(judge.table, 3, 0)
+    plain = judge.many(plans, judge.samples)
+    judge._found.clear()
     with workers(judge, "2") as pooled:
-        assert same(pooled.many(plans, judge.samples), judge.many(plans, judge.samples))
+        assert same(pooled.many(plans, judge.samples), plain)
 
 
 def test_processes_answer_as_one_does_though_one_is_killed(judge, monkeypatch):
@@ -73,6 +76,7 @@ def test_processes_answer_as_one_does_though_one_is_killed(judge, monkeypatch):
     assert kinds(judge, plans) >= {"keep", "gone", "nearest", "gptq", "replaceme", "ziplm"}
     plain = judge.many(plans, judge.samples)
     before = judge.evaluations
+    judge._found.clear()
     with workers(judge, "2", events) as pooled:
         assert same(pooled.many(plans, judge.samples), plain) and not events
         assert judge.evaluations == before + len(plans) and pooled.samples == judge.samples
@@ -90,6 +94,7 @@ def test_processes_answer_as_one_does_though_one_is_killed(judge, monkeypatch):
                 give(place, task)
 
         monkeypatch.setattr(pooled.crew, "give", give_and_kill)
+        judge._found.clear()
         assert same(pooled.many(plans, judge.samples), plain)
         assert len(killed) == 1 and events == ["search: a worker died (exit code -9) and was replaced"]
         processes = [process for process, _ in pooled.crew.members.values()]
@@ -102,6 +107,7 @@ def test_ray_answers_as_one_process_does_though_an_actor_is_killed(judge):
     ray = pytest.importorskip("ray")
     plans, events = spread(judge.table, 8, 0), []
     plain = judge.many(plans, judge.samples)
+    judge._found.clear()
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
         with workers(judge, "ray", events) as pooled:
@@ -116,6 +122,7 @@ def test_ray_answers_as_one_process_does_though_an_actor_is_killed(judge):
                     ray.kill(pooled.crew.members[place])
 
             pooled.crew.give = give_and_kill
+            judge._found.clear()
             assert same(pooled.many(plans, judge.samples), plain)
             assert events == ["search: a worker died (ActorDiedError) and was replaced"]
         assert ray.is_initialized()
@@ -228,8 +235,20 @@ class Plain:
 
     samples, evaluations, table, levels = 4, 0, None, None
 
+    def __init__(self):
+        self.known = {}
+
     def __call__(self, picks, samples):
-        return np.full(samples, float(picks["site"]))
+        return self.known.get(picks["site"], self.rows(picks, 0, samples))
+
+    def rows(self, picks, begun, samples):
+        return np.full(samples - begun, float(picks["site"]))
+
+    def judged(self, picks):
+        return 0
+
+    def learn(self, picks, begun, rows):
+        self.known[picks["site"]] = rows
 
     def prepare(self, candidates):
         """There are no forms to make."""
@@ -245,7 +264,7 @@ class Scripted:
     def give(self, place, task):
         site = task[0]["site"]
         self.asked.append((place, site))
-        self.waiting.append((place, self.script[site].pop(0) if self.script.get(site) else Plain()(*task)))
+        self.waiting.append((place, self.script[site].pop(0) if self.script.get(site) else Plain().rows(*task)))
 
     def answers(self):
         return [self.waiting.popleft()]
@@ -310,8 +329,8 @@ def test_an_error_that_cannot_be_sent_is_told_in_words():
             super().__init__(first)
 
     worker = Worker()
-    worker.judge = lambda picks, samples: (_ for _ in ()).throw(OddError("one", "two"))
-    told = worker.outcome(({}, 1))
+    worker.judge = SimpleNamespace(rows=lambda *task: (_ for _ in ()).throw(OddError("one", "two")))
+    told = worker.outcome(({}, 0, 1))
     assert type(told) is RuntimeError and "OddError: one" in str(told)
-    worker.judge = lambda picks, samples: (_ for _ in ()).throw(ModelError("as it is"))
-    assert type(worker.outcome(({}, 1))) is ModelError
+    worker.judge = SimpleNamespace(rows=lambda *task: (_ for _ in ()).throw(ModelError("as it is")))
+    assert type(worker.outcome(({}, 0, 1))) is ModelError

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, TypeVar
 
@@ -42,6 +43,14 @@ class Judge(Protocol):
     def many(self, candidates: Sequence[Picks], samples: int) -> list[np.ndarray]:
         """Judge several, side by side where there are workers; in the order given."""
         ...
+
+
+def pace(judge: Judge, picks: Picks) -> float:
+    """Seconds that a sequence takes: the second one, since with the first come the forms."""
+    judge.many([picks], 1)
+    began = time.monotonic()
+    judge.many([picks], 2)
+    return max(time.monotonic() - began, 1e-9)
 
 
 # Selections to start from

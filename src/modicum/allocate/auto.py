@@ -7,9 +7,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
+from scipy.special import stdtrit
 
 from modicum.allocate._cache import Cached
-from modicum.allocate._family import Judge, fill, floor, judged, step, switched
+from modicum.allocate._family import Judge, fill, floor, judged, pace, step, switched
 from modicum.allocate._learned import NOISE, Learned, Terms
 from modicum.allocate._program import least_harm
 from modicum.allocate.integer_program import integer_program
@@ -28,8 +29,12 @@ TIES, SWITCHES, DRAWS, STRUCTURES = 64, 24, 2, 2
 SHORTLIST = 24
 # Standard deviations by which a proposal may be hoped better than expected.
 HOPE = 2.5
-# Standard errors that an improvement must exceed.
-BOUND = 1.0
+# Standard errors that an improvement must exceed, on all sequences; on some, how sure it must be.
+BOUND, SURE = 1.0, 0.975
+# Share of the divergence that a round must gain to count as progress.
+WORTH = 0.005
+# Selections that time must allow to be judged on the small sample: the starts, and two rounds.
+_SMALL = 16
 # Powers of the harms in other starts: below one, large harms are thought exaggerated.
 POWERS = (0.8, 1.25)
 # Single changes of which exchanges are made.
@@ -49,14 +54,18 @@ def auto(table: Table, limits: Limits, judge: Judge | None = None, *, seed: int 
     Starts are the integer program's answer, that on tempered harms, and the uniform one. Then in rounds: a regression corrects the harms
     (``Learned``); the integer program on the corrected table, and on some drawn from what is still possible, exchanges of two sites that
     the corrected table thinks nearly free, random exchanges, and changed structure with the rest solved anew make a pool; those with the
-    least expected divergence less ``HOPE`` standard deviations are judged on an eighth of the sequences, the best of all these on all. A
-    selection replaces the best where its mean over all sequences is lower by more than ``BOUND`` standard errors of the paired differences,
-    or lower at all and not more harmful by the table. So the answer is never worse than the integer program's on the judge's sequences.
+    least expected divergence less ``HOPE`` standard deviations are judged on an eighth of the sequences. The best of all these races the best
+    selection so far: both are judged on twice as many sequences again and again, and it leaves as soon as it loses more on them. On all sequences it
+    replaces the best where its mean is lower by more than ``BOUND`` standard errors of the paired differences, or lower at all and not more
+    harmful by the table. So the answer is never worse than the integer program's on the judge's sequences.
 
-    Ends after ``PATIENCE`` rounds whose gains are inside the noise, and when ``seconds`` are spent or, at 0, after ``EVALUATIONS``
-    selections. A round that would not fit, as long as the last one, is not begun; the starts are judged in any case.
+    Ends after ``PATIENCE`` rounds whose gains are inside the noise or less than ``WORTH`` of the divergence, and when ``seconds`` are spent or, at 0,
+    after ``EVALUATIONS`` selections. A round that would not fit, as long as the last one, is not begun; the starts are judged in any case. Where
+    judging is so slow that ``seconds`` allow few selections on an eighth, they are first judged on fewer sequences, down to one. A race that time
+    ends is decided where the whole ``SURE`` interval of the paired differences speaks for the new selection. Whether time is short is all that is
+    asked of the clock.
 
-    *Needs and cost:* a judge; a few dozen judgements of an eighth of the sequences and one of all per round; three and more integer
+    *Needs and cost:* a judge; a few dozen judgements of an eighth of the sequences and a race per round; three and more integer
     programs per round. *Reduces to* ``integer_program`` without a judge.
     """
     began = time.monotonic()
@@ -64,12 +73,14 @@ def auto(table: Table, limits: Limits, judge: Judge | None = None, *, seed: int 
     if judge is None or not start or not table.fits(start, limits):
         return start
     small = min(judge.samples, max(LEAST, -(-judge.samples // PART)))
-    return _Search(Terms.of(table), limits, Cached(judge, probe=small), start, np.random.default_rng(seed), seconds).run(began)
+    if seconds > 0 and small > 1:
+        small = min(small, max(1, int(seconds / _SMALL / pace(judge, start))))
+    return _Search(Terms.of(table), limits, Cached(judge, probe=small), start, np.random.default_rng(seed), seconds, began).run()
 
 
 @dataclass
 class _Search:
-    """The best selection so far and all outcomes: of every selection met on the small sample, of finalists on all sequences."""
+    """The best selection so far, and what all that were met lose on the sequences that they were judged on; which of them have raced."""
 
     terms: Terms
     limits: Limits
@@ -77,28 +88,33 @@ class _Search:
     best: Picks
     chance: np.random.Generator
     seconds: float
+    began: float
     met: dict[_Key, Picks] = field(default_factory=dict)
-    small: dict[_Key, np.ndarray] = field(default_factory=dict)
-    full: dict[_Key, np.ndarray] = field(default_factory=dict)
+    rows: dict[_Key, np.ndarray] = field(default_factory=dict)
+    raced: set[_Key] = field(default_factory=set)
+    each: float = 0.0
 
     @property
     def table(self) -> Table:
         return self.terms.table
 
+    @property
+    def spent(self) -> float:
+        return time.monotonic() - self.began
+
     def key(self, picks: Picks) -> _Key:
         return tuple(picks[site] for site in self.table.choices)
 
-    def run(self, began: float) -> Picks:
+    def run(self) -> Picks:
         self.meet(self.new(self.starts()))
-        self.full[self.key(self.best)] = self.judge(self.best, self.judge.samples)
         self.improve()
         idle, took = 0, 0.0
-        while idle < PATIENCE and (count := self.affordable(time.monotonic() - began + took)):
+        while idle < PATIENCE and (count := self.affordable(self.spent + took)):
             began_round = time.monotonic()
             learned = self.learned()
             ranked = hopeful(learned, [picks for picks in self.proposals(learned) if self.table.fits(picks, self.limits)])
             self.meet(hopeful(learned, self.new(ranked, SHORTLIST))[:count])
-            idle = 0 if self.improve() else idle + 1
+            idle = 0 if self.improve() > WORTH else idle + 1
             took = time.monotonic() - began_round
         return self.best
 
@@ -106,7 +122,7 @@ class _Search:
         """How many selections the next round may judge."""
         if self.seconds > 0:
             return ROUND if spent <= self.seconds else 0
-        return max(min(ROUND, EVALUATIONS - len(self.small)), 0)
+        return max(min(ROUND, EVALUATIONS - len(self.rows)), 0)
 
     def starts(self) -> Iterator[Picks]:
         yield self.best
@@ -127,50 +143,81 @@ class _Search:
 
     def meet(self, candidates: list[Picks]) -> None:
         """Judge on the small sample."""
-        for picks, outcome in zip(candidates, self.judge.many(candidates, self.judge.probe)):
-            self.met[self.key(picks)], self.small[self.key(picks)] = picks, outcome
+        self.met |= {self.key(picks): picks for picks in candidates}
+        self.judged([self.key(picks) for picks in candidates], self.judge.probe)
 
-    def improve(self) -> bool:
-        """Judge the most promising on all sequences; whether one of them became the best."""
-        mean = lambda key: float(self.small[key].mean())
-        least = mean(self.key(self.best))
-        finalists = sorted((key for key in self.small if key not in self.full and mean(key) < least), key=mean)[:FINALISTS]
-        self.full |= zip(finalists, self.judge.many([self.met[key] for key in finalists], self.judge.samples))
-        for key in sorted(self.full, key=lambda key: float(self.full[key].mean())):
+    def judged(self, keys: list[_Key], count: int) -> None:
+        """Judge selections on the first ``count`` sequences."""
+        began, fresh = time.monotonic(), sum(max(0, count - len(self.rows.get(key, ()))) for key in keys)
+        for key, outcome in zip(keys, self.judge.many([self.met[key] for key in keys], count)):
+            self.rows[key] = outcome if len(outcome) > len(self.rows.get(key, ())) else self.rows[key]
+        if fresh:
+            self.each = (time.monotonic() - began) / fresh
+
+    def improve(self) -> float:
+        """Let the most promising race the best; by what share of its divergence the best became better."""
+        mean = lambda key: float(self.rows[key][: self.judge.probe].mean())
+        before = self.key(self.best)
+        finalists = sorted((key for key in self.rows if key not in self.raced and mean(key) < mean(before)), key=mean)[:FINALISTS]
+        for key in finalists:
+            self.race(key)
+        for key in sorted(self.raced, key=lambda key: float(self.gains(key).mean()), reverse=True):
             if self.better(key):
                 self.best = self.met[key]
-                return True
-        return False
+                self.raced.add(before)
+                return share(self.rows[before], self.rows[key])
+        return 0.0
+
+    def race(self, key: _Key) -> None:
+        """Judge a finalist and the best on more and more sequences, as long as the finalist loses less on them, and time is left."""
+        self.raced.add(key)
+        best = self.key(self.best)
+        while (count := len(self.gains(key))) < self.judge.samples and float(self.gains(key).mean()) > 0:
+            further = min(2 * count, self.judge.samples)
+            left = 2 * further - len(self.rows[key]) - min(further, len(self.rows[best]))
+            if 0 < self.seconds < self.spent + self.each * left:
+                break
+            self.judged([best, key], further)
+
+    def gains(self, key: _Key) -> np.ndarray:
+        """What a selection loses less than the best, on the sequences that both were judged on."""
+        now, other = self.rows[self.key(self.best)], self.rows[key]
+        count = min(len(now), len(other))
+        with np.errstate(invalid="ignore"):  # both may have ruined the model
+            return now[:count] - other[:count]
 
     def better(self, key: _Key) -> bool:
         """Whether a finalist replaces the best."""
-        now, other = self.full[self.key(self.best)], self.full[key]
-        if not other.mean() < now.mean():
+        gains = self.gains(key)
+        if not gains.mean() > 0:
             return False
-        if not np.isfinite(now).all() or self.table.harm(self.met[key]) <= self.table.harm(self.best):
+        if not np.isfinite(gains).all():
             return True
-        return bool((now - other).mean() > BOUND * standard_error(now - other))
+        if len(gains) < self.judge.samples:
+            return len(gains) > 1 and bool(gains.mean() > stdtrit(len(gains) - 1, SURE) * standard_error(gains))
+        harm = self.table.harm
+        return harm(self.met[key]) <= harm(self.best) or bool(gains.mean() > BOUND * standard_error(gains))
 
     def learned(self) -> Learned:
         """The regression on everything judged."""
-        kept = [key for key, outcome in self.small.items() if np.isfinite(outcome).all()]
+        kept = [key for key, outcome in self.rows.items() if np.isfinite(outcome).all()]
         means, errors = np.array([self.overall(key) for key in kept]).reshape(-1, 2).T
         return Learned(self.terms, self.terms.rows(self.met[key] for key in kept), means, errors)
 
     def overall(self, key: _Key) -> tuple[float, float]:
-        """Mean over all sequences and its standard error.
+        """Mean over all sequences that the best selection was judged on, and its standard error.
 
-        Where the small sample alone was judged, the best selection's ratio of the two carries over; the error of that is the standard error
+        Where some of them were not judged, the best selection's ratio of the two carries over; the error of that is the standard error
         of the differences from the best selection's outcome times a number.
         """
-        if key in self.full:
-            return float(self.full[key].mean()), 0.0
-        best, other = self.small[self.key(self.best)], self.small[key]
-        if not 0 < best.mean() < np.inf:
+        best = self.rows[self.key(self.best)]
+        other = self.rows[key][: len(best)]
+        here = best[: len(other)]
+        if len(other) == len(best) or not 0 < here.mean() < np.inf:
             return float(other.mean()), 0.0
-        ratio = float(self.full[self.key(self.best)].mean() / best.mean())
-        unseen = (1 - len(other) / self.judge.samples) ** 0.5
-        return ratio * float(other.mean()), ratio * unseen * standard_error(other - best * (other.mean() / best.mean()))
+        ratio = float(best.mean() / here.mean())
+        unseen = (1 - len(other) / len(best)) ** 0.5
+        return ratio * float(other.mean()), ratio * unseen * standard_error(other - here * (other.mean() / here.mean()))
 
     def proposals(self, learned: Learned) -> Iterator[Picks]:
         """What the next round may judge."""
@@ -198,6 +245,15 @@ class _Search:
         for place in self.chance.permutation(len(moves))[:STRUCTURES]:
             if (moved := step(self.table, self.best, moves[place][0], self.limits, moves[place][1])) is not None:
                 yield {site: moved[site] for site in self.table.children}
+
+
+def share(before: np.ndarray, after: np.ndarray) -> float:
+    """By what share a divergence fell, on the sequences that both were judged on; inside the noise, by none."""
+    count = min(len(before), len(after))
+    gains, now = before[:count] - after[:count], float(before[:count].mean())
+    if not np.isfinite(now):
+        return np.inf
+    return float(gains.mean()) / max(now, 1e-300) if gains.mean() > standard_error(gains) else 0.0
 
 
 def standard_error(values: np.ndarray) -> float:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from modicum.allocate._family import Judge, fill, floor
-from modicum.allocate._program import least_harm
+from modicum.allocate._program import GAP, least_harm
 from modicum.core.plan import Limits, Picks, Table
 
 
-def integer_program(table: Table, limits: Limits, judge: Judge | None = None, *, seed: int = 0, seconds: float = 0.0) -> Picks:
+def integer_program(
+    table: Table, limits: Limits, judge: Judge | None = None, *, seed: int = 0, seconds: float = 0.0, gap: float = GAP
+) -> Picks:  # fmt: skip
     """Minimise the summed predicted harm within all limits, by scipy's ``milp`` (HiGHS).
 
     One binary x per choice:
@@ -18,9 +20,9 @@ def integer_program(table: Table, limits: Limits, judge: Judge | None = None, *,
     filled. Returns the selection that spends least where none fits.
 
     *Needs and cost:* the table. Hard in principle; for hundreds of sites with a dozen choices about a second. ``seconds`` bounds it (0: one
-    minute), after which the best selection met is returned.
+    minute), after which the best selection met is returned; ``gap`` is the share of the harm within which it is exact.
     """
     start = floor(table, limits)
     if not table.fits(start, limits):
         return start
-    return fill(table, least_harm(table, limits, fill(table, start, limits), seconds=seconds or 60.0), limits)
+    return fill(table, least_harm(table, limits, fill(table, start, limits), seconds=seconds or 60.0, gap=gap), limits)

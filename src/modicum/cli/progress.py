@@ -59,6 +59,10 @@ class Bar(Progress):
         if self._task is not None:
             self._drawn.advance(self._task)
 
+    def say(self, line: str) -> None:
+        """A line above the bar."""
+        self._drawn.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
 
 class Lines(Progress):
     """A line for every stage as it begins, and another whenever ``period`` seconds have passed: the share done, and the time left."""
@@ -89,6 +93,11 @@ class Lines(Progress):
     def step(self) -> None:
         """One step is done."""
         self._done += 1
+
+    def say(self, line: str) -> None:
+        """A line of its own."""
+        with self._lock:
+            self._say(line)
 
     def _watch(self) -> None:
         """Say how far it is whenever nothing was said for long."""

@@ -17,6 +17,9 @@ class Quiet:
     def step(self) -> None:
         """One step is done."""
 
+    def say(self, line: str) -> None:
+        """Something that whoever watches wants to know at once."""
+
 
 def ticked(items: Iterable[Item], tick: Callable[[], None]) -> Iterator[Item]:
     """The items, with a tick as each has been worked on."""

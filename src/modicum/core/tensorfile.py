@@ -72,7 +72,9 @@ class TensorFile:
         other._open()
         if other.nbytes != self.nbytes:
             other.close()
-            raise ModelError(f"{self._who}: must be as it was, had {self.nbytes} bytes and has {other.nbytes}. Let nobody else write to it.")
+            raise ModelError(
+                f"{self._who}: must be as it was, had {self.nbytes} bytes and has {other.nbytes}. Let nobody else write to it."
+            )
         return other
 
     def read(self, name: str) -> torch.Tensor:

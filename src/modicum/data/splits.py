@@ -147,12 +147,13 @@ def call(module: Callable[..., Any], batch: Batch, *, cached: bool = False) -> A
 
 def one_row(batch: Batch) -> Batch:
     """The first row of a batch, or all of it where its tensors do not share their first axis."""
-    return some_rows(batch, 1)
+    return some_rows(batch, 0, 1)
 
 
-def some_rows(batch: Batch, count: int) -> Batch:
-    """The first ``count`` rows of a batch, or all of it where its tensors do not share their first axis."""
-    return batch if not _entries(batch) or _rows(batch) is None else slice_rows(batch, 0, count)
+def some_rows(batch: Batch, start: int, stop: int) -> Batch:
+    """Rows ``start`` to ``stop`` of a batch, or all of it where those are all, and where its tensors do not share their first axis."""
+    rows = _rows(batch) if _entries(batch) else None
+    return batch if rows is None or (start == 0 and stop >= rows) else slice_rows(batch, start, stop)
 
 
 def each_row(batch: Batch) -> list[Batch]:

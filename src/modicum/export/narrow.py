@@ -263,7 +263,7 @@ class Trial:
 
 def _short(batch: Batch) -> Batch:
     """A few rows, of a few tokens where all tensors are tokens by rows."""
-    rows = some_rows(batch, _ROWS)
+    rows = some_rows(batch, 0, _ROWS)
     tensors = list(rows.values()) if isinstance(rows, Mapping) else list(rows)
     tokens = all(tensor.ndim == 2 and not tensor.is_floating_point() and tensor.shape == tensors[0].shape for tensor in tensors)
     if not tokens:

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,11 @@ from modicum.table.sizing import level_of
 _TOLD = 3
 # Plain options that are judged beside a choice, those that are expected to lose least.
 TRIED = 3
+# Share of the forecast within which auto's answer is the best where nothing is judged: no forecast is better than that, and the last millionth takes
+# most of the time.
+_GAP = 1e-3
+
+_near = partial(integer_program, gap=_GAP)
 
 
 @dataclass
@@ -43,6 +49,8 @@ class Chooser:
     target: str
     request: Request
     report: dict[str, Any] = field(default_factory=dict)
+    _known: tuple[Findings, dict[str, float], Table] | None = None
+    _rivals: tuple[Table, list[Rival]] | None = None
 
     def __post_init__(self) -> None:
         assert self.request.budget is not None
@@ -60,7 +68,14 @@ class Chooser:
         return self.budget.speed is not None or self.budget.latency is not None
 
     def table(self, findings: Findings | None) -> Table:
-        """The table of the target, time outside all sites included."""
+        """The table of the target, time outside all sites included; made once of the same findings."""
+        if findings is None:
+            return self._made(None)
+        if self._known is None or self._known[0] is not findings or self._known[1] != findings.scales:
+            self._known = findings, dict(findings.scales), self._made(findings)
+        return self._known[2]
+
+    def _made(self, findings: Findings | None) -> Table:
         table = self.sizing.table(findings)
         if self.timed:
             table.fixed["seconds"] = self.runtime.rest()
@@ -90,7 +105,7 @@ class Chooser:
             smallest = table.cost(table.cheapest({resource: max(most, 1e-9)}), resource)
             if smallest > most:
                 raise BudgetError(self._sentence(resource, most, smallest))
-        if len(limits) > 1 and not table.fits(integer_program(table, limits), limits):
+        if len(limits) > 1 and not table.fits(integer_program(table, limits, gap=1.0), limits):
             raise BudgetError(f"budget {self.budget}: each part can be reached alone, not all together. Relax {' or '.join(limits)}.")
 
     def _sentence(self, resource: str, most: float, smallest: float) -> str:
@@ -174,7 +189,12 @@ class Chooser:
     # Against plain options
 
     def rivals(self, table: Table, findings: Findings) -> list[Rival]:
-        """Plain options within the budgets, the one expected to lose least first."""
+        """Plain options within the budgets, the one expected to lose least first; told once for a table."""
+        if self._rivals is None or self._rivals[0] is not table:
+            self._rivals = table, self._found_rivals(table, findings)
+        return self._rivals[1]
+
+    def _found_rivals(self, table: Table, findings: Findings) -> list[Rival]:
         limits, known = self.limits(), findings.plain.get(self.target, {})
         most, others = limits.pop("bytes", math.inf), limits
         found = []
@@ -264,7 +284,7 @@ class Chooser:
 
     def _spent(self, table: Table, findings: Findings, limits: dict[str, float], judge: Judge | None) -> Picks:
         """Choose, then spend what the header's estimate held back: the table assumes long offsets."""
-        choose = ALLOCATORS[self.request.allocator]
+        choose = ALLOCATORS[self.request.allocator] if judge is not None or self.request.allocator != "auto" else _near
         seconds = self.request.search_time if judge is not None else 0.0
         best = choose(table, limits, judge, seed=self.request.seed, seconds=seconds)
         for _ in range(4 if "bytes" in limits else 0):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from modicum.allocate import JUDGED
+from modicum.core.budget import readable
 from modicum.core.files import write_json
 from modicum.core.log import LOG
 from modicum.core.plan import Picks, Plan, Table
@@ -35,15 +36,17 @@ class Chosen:
 
 
 class Choosing:
-    """Makes the choice of a run in its folder ``partial``; ``events`` are those so far."""
+    """Makes the choice of a run in its folder ``partial``; ``events`` are those so far, ``chooser`` what divides a budget."""
 
-    def __init__(self, scene: Scene, partial: Path, pool: SpillPool, meter: Meter, events: Sequence[str]):
+    def __init__(
+        self, scene: Scene, partial: Path, pool: SpillPool, meter: Meter, events: Sequence[str], chooser: Chooser | None = None
+    ):  # fmt: skip
         self.scene, self.ranks, self.partial, self.pool, self.meter = scene, scene.ranks, partial, pool, meter
         self.events = list(events)
         self.kept = partial / "choice.json"
         self.search: dict[str, Any] = {}
         self.findings = Findings()
-        self.chooser: Chooser | None = None
+        self.chooser = chooser
 
     def run(self) -> Chosen:
         """The plan: as it was given, of one option everywhere, or chosen within the budget."""
@@ -53,7 +56,8 @@ class Choosing:
         if scene.request.method is not None:
             plan, events = explicit.everywhere(scene, scene.request.method)
             return Chosen(plan, events=self.events + events)
-        self.chooser = chooser = Chooser(scene.subject, scene.target.name, scene.request)
+        chooser = self.chooser
+        assert chooser is not None
         known = self.ranks.first("choice kept", lambda: json.loads(self.kept.read_text()) if self.kept.exists() else None)
         self.findings, levels = self._findings(chooser, known is None)
         return self.ranks.first("plan", lambda: self._chosen(chooser, levels, known))
@@ -68,6 +72,8 @@ class Choosing:
             judge = PlanJudge(table, levels, self.scene.data.validation, self.scene.model.is_causal) if levels is not None else None
             with self.meter.stage("choose", 1):
                 picks = chooser.choose(table, findings, judge)
+            size, harm = chooser.exact_bytes(table, picks, findings), table.harm(picks)
+            self.meter.progress.say(f"chosen: {readable(size)}, forecast to lose {harm:.2g}")
             self.events += chooser.report.pop("events", [])
             self.events += chooser.forced(table, picks)
             told = [f"{name} {value}" for name, value in chooser.report.items() if isinstance(value, int | float | str)]

@@ -10,7 +10,7 @@ from modicum.core.method import Change
 from modicum.core.progress import ticked
 from modicum.data.splits import Batch
 from modicum.fit.scene import Scene
-from modicum.judge.judge import first
+from modicum.judge.judge import between
 from modicum.judge.quality import RUINED, Quality, RuinedError, compare, streamed
 from modicum.models.model import Model
 from modicum.sweep.spill import SpillPool
@@ -50,7 +50,7 @@ class Made:
     def lost(self, count: int) -> list[float]:
         """What it loses on the first rows that choices are judged by."""
         scene = self.scene
-        batches = first(scene.data.validation, count, scene.script.whole)
+        batches = between(scene.data.validation, 0, count, scene.script.whole)
         try:
             return compare(self._original(batches), self.outputs(batches), batches, False, scene.script.outputs).by_row(batches)
         except RuinedError:

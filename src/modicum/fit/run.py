@@ -141,25 +141,26 @@ class Run:
 
     def run(self) -> Result:
         """Do it all, or with ``dry_run`` only say what would be done."""
-        scene = self.scene
+        scene, chooser = self.scene, None
         if self.request.dry_run:
             return Result(self.out, forecast(scene), Plan(scene.target.name), scene.model)
         if self.request.budget is not None:
             chooser = Chooser(scene.subject, scene.target.name, self.request)
-            self.ranks.first("budget", lambda: chooser.check(chooser.table(None)))
+            known = scene.measured.findings if scene.measured is not None else None
+            self.ranks.first("budget", lambda: chooser.check(chooser.table(known)))
         else:
             explicit.check(scene)
             self._check_out()
         with self.place.held():
-            return self._held()
+            return self._held(chooser)
 
-    def _held(self) -> Result:
+    def _held(self, chooser: Chooser | None) -> Result:
         scene = self.scene
         fingerprint = self.ranks.agreed(self.request.fingerprint(scene.model.hash(), scene.data.hashes))
         partial = self.pool.directory = self.place.begin(fingerprint, scene.subject.compute.to_json())
         if self.ranks.leads:
             self.place.forget_ranks(self.ranks.count)
-        choosing = Choosing(scene, partial, self.pool, self.meter, self.events)
+        choosing = Choosing(scene, partial, self.pool, self.meter, self.events, chooser)
         chosen = choosing.run()
         made = self._made(chosen, partial)
         better = self.ranks.first("surpassed", lambda: choosing.surpassed(chosen, made.lost))

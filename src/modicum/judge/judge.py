@@ -6,7 +6,7 @@ import copy
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from modicum.core.method import Change
 from modicum.core.option import KEEP, Option
 from modicum.core.plan import Picks, Table
 from modicum.core.unit import Site, Stats, Unit
-from modicum.data.splits import Batch, count_rows, some_rows
+from modicum.data.splits import Batch, count_rows, count_tokens, some_rows
 from modicum.drop._family import Dropper, SiteCutter, Wanted, cut_each
 from modicum.forms import Dense, Form
 from modicum.judge.quality import RUINED, Quality, RuinedError, compare, streamed
@@ -29,8 +29,10 @@ from modicum.work.store import FormStore
 
 # Dequantized weights and original outputs kept in memory between candidates, in bytes each.
 _HELD_BYTES = 2_000_000_000
-# Judging is worth its while where at least so many candidates can be, each on so many sequences.
-_FEWEST, _TIMED_SEQUENCES = 10, 8
+# Judging is worth its while where at least so many times a candidate can be judged on a sequence.
+_FEWEST = 24
+# Tokens for each column of the widest weight that forms are made on, those to be judged alone; what is written is made on all.
+_TOKENS = 16
 
 _THEN = " > "
 
@@ -40,11 +42,15 @@ joined by ``_THEN``), or nothing."""
 
 
 class Levels:
-    """Forms of options on units by ``Part``, on disk in ``directory``; those not made yet are made together, by one sweep."""
+    """Forms of options on units by ``Part``, on disk in ``directory``; those not made yet are made together, by one sweep over as many of the
+    ``calibration`` sequences as it takes to tell plans apart.
+    """
 
     def __init__(self, directory: Path, sizing: Sizing, findings: Findings, calibration: Sequence[Batch], pool: SpillPool, seed: int):
         self.store = FormStore(directory)
-        self.sizing, self.findings, self.calibration, self.pool, self.seed = sizing, findings, calibration, pool, seed
+        self.sizing, self.findings, self.pool, self.seed = sizing, findings, pool, seed
+        units = sizing.target.model.units.values()
+        self.calibration = enough(calibration, _TOKENS * max((unit.shape[1] for unit in units if unit.kind != "embedding"), default=0))
         self._changes: dict[str, Change] = {}
         self._waiting: dict[str, Form] = {}
         self._unit = ""
@@ -147,28 +153,29 @@ def too_slow(model: Model, script: Script, batch: Batch, seconds: float, pool: S
     begun = time.monotonic()
     for _ in streamed(model, [batch], script, pool=pool):
         pass
-    each = (time.monotonic() - begun) * _TIMED_SEQUENCES / max(1, count_rows(batch))
-    return f"judging one candidate takes about {each:.1f} s, {seconds:g} s are allowed" if each * _FEWEST > seconds else ""
+    each = (time.monotonic() - begun) / max(1, count_rows(batch))
+    return f"judging a candidate on one sequence takes about {each:.1f} s, {seconds:g} s are allowed" if each * _FEWEST > seconds else ""
 
 
 class PlanJudge:
-    """KL per token of selections on ``batches``, sequence by sequence, from the forms in ``levels``."""
+    """KL per token of selections on ``batches``, sequence by sequence, from the forms in ``levels``; no sequence is judged twice."""
 
     def __init__(self, table: Table, levels: Levels, batches: Sequence[Batch], causal: bool = False):
         self.table, self.levels, self.batches, self.causal = table, levels, list(batches), causal
         self.samples = sum(count_rows(batch) for batch in batches)
+        self.tokens = count_tokens(batches) / max(1, self.samples)  # of a sequence
         self.target = levels.sizing.target
         self.evaluations = 0
         self._dense: OrderedDict[Part, Dense] = OrderedDict()
         self._held = 0
-        self._originals: dict[int, list[tuple[int, Any]]] = {}
+        self._originals: dict[tuple[int, int], list[tuple[int, Any]]] = {}
+        self._found: dict[tuple[int, ...], np.ndarray] = {}
 
     def __call__(self, picks: Picks, samples: int) -> np.ndarray:
         """Judge one selection: (samples,) nats."""
-        try:
-            return np.array(self.quality(picks, samples).by_row(self._first(samples)))
-        except RuinedError:  # no reason to end a search
-            return np.full(min(samples, self.samples), RUINED)
+        if (begun := self.judged(picks)) < min(samples, self.samples):
+            self.learn(picks, begun, self.rows(picks, begun, samples))
+        return self._known(picks)[: self._count(0, samples)].copy()
 
     def prepare(self, candidates: Sequence[Picks]) -> None:
         """Make together all forms that several selections will need."""
@@ -179,8 +186,34 @@ class PlanJudge:
         self.prepare(candidates)
         return [self(picks, samples) for picks in candidates]
 
-    def quality(self, picks: Picks, samples: int) -> Quality:
-        """Divergence, and likelihoods where tokens predict the next, on the first ``samples`` sequences."""
+    # What was judged before
+
+    def judged(self, picks: Picks) -> int:
+        """Sequences that a selection was judged on."""
+        return len(self._known(picks))
+
+    def learn(self, picks: Picks, begun: int, rows: np.ndarray) -> None:
+        """Remember what a selection loses on the sequences from ``begun`` on."""
+        self.evaluations += self.judged(picks) == 0
+        self._found[self._key(picks)] = np.concatenate([self._known(picks)[:begun], rows])
+
+    def _known(self, picks: Picks) -> np.ndarray:
+        return self._found.get(self._key(picks), np.zeros(0))
+
+    def _key(self, picks: Picks) -> tuple[int, ...]:
+        return tuple(picks[site] for site in self.table.choices)
+
+    # Judging
+
+    def rows(self, picks: Picks, begun: int, samples: int) -> np.ndarray:
+        """Divergences on the sequences from ``begun`` to ``samples``."""
+        try:
+            return np.array(self.quality(picks, samples, begun).by_row(self._between(begun, samples)))
+        except RuinedError:  # no reason to end a search
+            return np.full(self._count(begun, samples), RUINED)
+
+    def quality(self, picks: Picks, samples: int, begun: int = 0) -> Quality:
+        """Divergence, and likelihoods where tokens predict the next, on the sequences from ``begun`` to ``samples``."""
         parts = self.parts(picks)
         self.levels.require(parts)
         change = self.levels.change(span) if (span := self._span(picks)) else Change()
@@ -188,13 +221,12 @@ class PlanJudge:
         for part in parts:
             if part[1] != KEEP or part[2]:
                 forms[part[0]] = self._value(part)
-        batches = self._first(samples)
-        self.evaluations += 1
+        batches = self._between(begun, samples)
         candidate = streamed(
             self.target.model, batches, self.target.script, forms, biases=change.biases, dropped=frozenset(change.dropped),
             pool=self.levels.pool,
         )  # fmt: skip
-        return compare(self._original(samples, batches), candidate, batches, self.causal, self.target.script.outputs)
+        return compare(self._original((begun, samples), batches), candidate, batches, self.causal, self.target.script.outputs)
 
     def parts(self, picks: Picks) -> list[Part]:
         """What a selection is made of: every unit that stays, its option, and what was done to it before."""
@@ -222,7 +254,8 @@ class PlanJudge:
 
     def _value(self, part: Part) -> Dense:
         if part not in self._dense:
-            value = Dense(self.levels[part].dense())
+            weights, unit = self.target.model.weights, self.target.model.units[part[0]]
+            value = Dense(self.levels[part].dense().to(weights.dtype(unit.parameter)))  # as a runtime has it
             self._dense[part] = value
             self._held += value.nbytes
             while self._held > _HELD_BYTES and len(self._dense) > 1:
@@ -230,13 +263,16 @@ class PlanJudge:
         self._dense.move_to_end(part)
         return self._dense[part]
 
-    def _first(self, samples: int) -> list[Batch]:
-        return first(self.batches, samples, self.target.script.whole)
+    def _between(self, begun: int, samples: int) -> list[Batch]:
+        return between(self.batches, begun, samples, self.target.script.whole)
 
-    def _original(self, samples: int, batches: list[Batch]) -> Iterator[tuple[int, Any]]:
+    def _count(self, begun: int, samples: int) -> int:
+        return sum(map(count_rows, self._between(begun, samples)))
+
+    def _original(self, key: tuple[int, int], batches: list[Batch]) -> Iterator[tuple[int, Any]]:
         """The original's outputs: kept from the first time where they are small enough, otherwise run again."""
-        if samples in self._originals:
-            return iter(self._originals[samples])
+        if key in self._originals:
+            return iter(self._originals[key])
         outputs = streamed(self.target.model.twin(), batches, self.target.script, pool=self.levels.pool)
         known: list[tuple[int, Any]] = []
         held = 0
@@ -245,19 +281,24 @@ class PlanJudge:
             held += sum(value.nbytes for value in read)
             if held > _HELD_BYTES:
                 return chain(known, outputs)
-        self._originals[samples] = known
+        self._originals[key] = known
         return iter(known)
 
 
-def first(batches: Sequence[Batch], samples: int, whole: bool) -> list[Batch]:
-    """The first ``samples`` rows of ``batches``; batches that run ``whole`` alone, as many as have these rows."""
+def enough(batches: Sequence[Batch], tokens: int) -> list[Batch]:
+    """The first of ``batches`` that have at least ``tokens`` together."""
+    counts = accumulate(map(count_tokens, ([batch] for batch in batches)), initial=0)
+    return [batch for batch, before in zip(batches, counts) if before < tokens or not before]
+
+
+def between(batches: Sequence[Batch], begun: int, samples: int, whole: bool) -> list[Batch]:
+    """The rows of ``batches`` from ``begun`` to ``samples``; batches that run ``whole`` alone, those that have any of these rows."""
     found: list[Batch] = []
     for batch in batches:
-        if samples <= 0:
-            break
-        count = count_rows(batch) if whole else min(samples, count_rows(batch))
-        found.append(batch if count == count_rows(batch) else some_rows(batch, count))
-        samples -= count
+        count = count_rows(batch)
+        if begun < count and samples > 0:
+            found.append(batch if whole else some_rows(batch, max(begun, 0), samples))
+        begun, samples = begun - count, samples - count
     return found
 
 

@@ -36,8 +36,8 @@ from modicum.work.store import FormStore
 _RECIPE = "recipe.pt"
 
 
-Task = tuple[Picks, int]
-"""A selection, and the sequences to judge it on."""
+Task = tuple[Picks, int, int]
+"""A selection, and the sequences to judge it on: from one to another."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class Worker:
     def outcome(self, task: Task) -> np.ndarray | Exception:
         """Judge one selection."""
         try:
-            return self.judge(*task)
+            return self.judge.rows(*task)
         except Exception as error:
             return _sendable(error)
 

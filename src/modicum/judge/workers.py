@@ -91,12 +91,12 @@ class Spread:
         if len(candidates) < 2:
             return self.judge.many(candidates, samples)
         self._prepare(candidates)
-        found = self._shared_out([(picks, samples) for picks in candidates])
-        self.judge.evaluations += len(candidates)
-        for outcome in found:
+        tasks = [(picks, begun, samples) for picks in candidates if (begun := self.judge.judged(picks)) < samples]
+        for (picks, begun, _), outcome in zip(tasks, self._shared_out(tasks)):
             if isinstance(outcome, Exception):
                 raise outcome
-        return found
+            self.judge.learn(picks, begun, outcome)
+        return [self.judge(picks, samples) for picks in candidates]
 
     def _prepare(self, candidates: Sequence[Picks]) -> None:
         """Everything that workers will read."""
@@ -126,7 +126,7 @@ class Spread:
                         left.appendleft(number)
                     else:
                         self.events.append("search: a candidate is lost, both workers that judged it died")
-                        found[number] = np.full(named[number][1], np.inf)
+                        found[number] = np.full(named[number][2] - named[number][1], np.inf)
         return [found[number] for number in named]
 
     def _opened(self, place: int, answer: Any) -> None:

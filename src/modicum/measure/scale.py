@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from scipy.optimize import least_squares
 
+from modicum.allocate._family import pace
 from modicum.allocate.random import spread
 from modicum.core.option import KEEP
 from modicum.core.plan import Picks, Table
@@ -21,8 +22,8 @@ from modicum.judge.judge import PlanJudge
 from modicum.table.findings import DEPTH, GONE, kind_of
 from modicum.table.sizing import level_of
 
-# Random plans to learn from, and sequences to judge each on.
-PLANS, SEQUENCES = 30, 8
+# Random plans to learn from; sequences to judge each on, and tokens that are enough of them.
+PLANS, SEQUENCES, _TOKENS = 30, 8, 2048
 # Every plan's rank is predicted from factors learnt without its fold.
 _FOLDS = 5
 # How strongly a factor is held at its prior, against one plan's relative error.
@@ -38,11 +39,14 @@ def learn(
 ) -> tuple[dict[str, float], dict[str, Any]]:  # fmt: skip
     """Factor by kind of option, on top of the table's own, and how harm ranks ``PLANS`` random plans: Spearman's correlation with their divergence.
 
-    The correlation with the factors is out of fold: no plan is ranked by factors it helped to learn. Fewer plans where ``seconds`` are short.
+    The correlation with the factors is out of fold: no plan is ranked by factors it helped to learn. Where ``seconds`` are short plans are judged
+    on fewer sequences, down to one, and then fewer plans.
     """
-    begun, samples = time.monotonic(), min(SEQUENCES, judge.samples)
-    plans = gentle(table, seed)
+    begun, plans = time.monotonic(), gentle(table, seed)
     judge.prepare(plans)
+    # Forms take what they take; half of the time is for judging in any case.
+    seconds, begun = max(seconds / 2, seconds - (time.monotonic() - begun)), time.monotonic()
+    samples = _affordable(judge, plans, seconds)
     real: list[float] = []
     for picks in plans:
         real.append(float(judge(picks, samples).mean()))
@@ -51,6 +55,14 @@ def learn(
             break
     kinds = [parts(table, picks) for picks in plans[: len(real)]]
     return fitted(kinds, real), _rank(kinds, real, samples)
+
+
+def _affordable(judge: PlanJudge, plans: Sequence[Picks], seconds: float) -> int:
+    """Sequences to judge each plan on: enough tokens, as far as ``seconds`` allow."""
+    samples = min(judge.samples, SEQUENCES, max(SEQUENCES // 2, math.ceil(_TOKENS / max(1, judge.tokens))))
+    if not plans or samples == 1 or seconds == math.inf:
+        return samples
+    return max(1, min(samples, int(seconds / PLANS / pace(judge, plans[0]))))
 
 
 def gentle(table: Table, seed: int) -> list[Picks]:
