@@ -147,6 +147,23 @@ def test_no_round_begins_that_the_time_left_is_too_short_for(monkeypatch, second
     assert seconds - 80 <= judge.sequences <= seconds + module.FINALISTS * judge.samples
 
 
+def test_where_judging_is_slow_a_few_sequences_find_a_better_selection_and_none_is_worse(monkeypatch):
+    """A sequence takes 2.4 s and a minute is allowed, so that not even two selections could be judged on all of them."""
+    better = []
+    for seed in range(8):
+        table, limits = synthetic.drawn(seed, sites=24, options=6)
+        judge = synthetic.SyntheticJudge(table, samples=32, seed=seed, by_site=0.8, by_option=0.4, noise=0.02)
+        clock = SimpleNamespace(monotonic=lambda judge=judge: 2.4 * judge.sequences)
+        monkeypatch.setattr(module, "time", clock)
+        monkeypatch.setattr("modicum.allocate._family.time", clock)
+        picks, start = auto(table, limits, judge, seconds=60.0), integer_program(table, limits)
+        assert judge.sequences <= 60 / 2.4 + module.ROUND
+        ours, theirs = (judge(found, judge.samples).mean() for found in (picks, start))
+        assert ours < theirs or picks == start
+        better.append(ours < theirs)
+    assert sum(better) >= 4
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_a_structure_moves_one_rung_and_all_else_is_the_best_under_it(seed):
     table, limits = synthetic.grown(seed)

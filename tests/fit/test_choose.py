@@ -282,7 +282,7 @@ def test_a_search_is_told_in_the_receipt(llama, known, monkeypatch):
 
 def test_a_search_that_would_be_too_short_is_left_out_and_named(llama, known):
     result = fit(llama, known, bpw=4, search_time=1e-6)
-    assert re.fullmatch(r"judging one candidate takes about .* s, 1e-06 s are allowed", result.receipt["search"]["skipped"])
+    assert re.fullmatch(r"judging a candidate on one sequence takes about .* s, 1e-06 s are allowed", result.receipt["search"]["skipped"])
     (event,) = [event for event in result.receipt["events"] if event.startswith("search: left out")]
     assert "integer program's answer stands. Pass a longer --search-time." in event
     assert result.plan.options == fit(llama, known, bpw=4).plan.options

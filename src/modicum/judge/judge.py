@@ -154,7 +154,7 @@ def too_slow(model: Model, script: Script, batch: Batch, seconds: float, pool: S
     for _ in streamed(model, [batch], script, pool=pool):
         pass
     each = (time.monotonic() - begun) / max(1, count_rows(batch))
-    return f"judging a candidate on one sequence takes about {each:.1f} s, {seconds:g} s are allowed" if each * _FEWEST > seconds else ""
+    return f"judging a candidate on one sequence takes about {each:.2g} s, {seconds:g} s are allowed" if each * _FEWEST > seconds else ""
 
 
 class PlanJudge:
