@@ -26,7 +26,8 @@ def test_a_terminal_gets_a_bar(monkeypatch):
         for stage in ("measure", "assemble"):
             bar.start(stage, 3)
             bar.step()
-    assert SAID["assemble"] in terminal.getvalue()
+        bar.say("chosen: 3.672 MB [of 4]")
+    assert SAID["assemble"] in terminal.getvalue() and "chosen: 3.672 MB [of 4]" in terminal.getvalue()
 
 
 @pytest.mark.parametrize("stream", [Terminal(), io.StringIO()])
@@ -35,6 +36,7 @@ def test_quiet_is_quiet_everywhere(monkeypatch, stream):
     with progress(quiet=True) as shown:
         shown.start("measure", 3)
         shown.step()
+        shown.say("chosen")
     assert type(shown) is Progress and stream.getvalue() == ""
 
 
@@ -51,9 +53,10 @@ def test_a_log_has_a_line_for_each_stage_as_it_begins():
         shown.start("measure", 24)
         for _ in range(24):
             shown.step()
+        shown.say("chosen: 3.672 MB")
         shown.start("export", 1)
 
-    assert lines(60, work) == ["[0 s] measuring every option on every layer, 24 steps", "[0 s] writing"]
+    assert lines(60, work) == ["[0 s] measuring every option on every layer, 24 steps", "[0 s] chosen: 3.672 MB", "[0 s] writing"]
 
 
 def test_nothing_is_said_of_a_refusal_but_the_refusal():

@@ -8,8 +8,9 @@ import pytest
 
 import modicum
 from modicum.allocate import ALLOCATORS, JUDGED
-from modicum.core.budget import Budget
+from modicum.core.budget import Budget, readable
 from modicum.core.errors import BudgetError
+from modicum.core.progress import Quiet
 from modicum.fit import choose as choosing
 from modicum.fit import choosing as running
 from modicum.fit.assemble import Assembly
@@ -21,6 +22,7 @@ from modicum.measure.settings import common
 from modicum.measure.subject import Subject
 from modicum.sweep.spill import SpillPool
 from modicum.table.findings import Findings
+from modicum.table.sizing import Sizing
 from modicum.testing import zoo
 
 MENU = "nearest bits=2 group=32,nearest bits=3 group=32,nearest bits=8 group=32,ziplm keep=0.5,blocks"
@@ -249,6 +251,29 @@ def test_time_is_a_limit_like_any_other(llama, known, monkeypatch, words):
 
 
 # Searching
+
+
+class Told(Quiet):
+    """What whoever watches a run is told."""
+
+    def __init__(self):
+        self.lines = []
+
+    def start(self, stage, total):
+        self.lines.append(stage)
+
+    def say(self, line):
+        self.lines.append(line)
+
+
+def test_from_a_measurement_the_table_is_made_once_and_the_choice_is_told_as_it_is_made(llama, known, monkeypatch):
+    made, told, table = [], Told(), Sizing.table
+    monkeypatch.setattr(Sizing, "table", lambda sizing, findings=None: made.append(sizing.target.name) or table(sizing, findings))
+    result = fit(llama, known, bpw=4, progress=told)
+    assert made.count("modicum") == 1
+    chosen = next(place for place, line in enumerate(told.lines) if line.startswith("chosen: "))
+    assert told.lines[chosen - 1] == "choose" and "assemble" in told.lines[chosen + 1 :]
+    assert readable(result.receipt["bytes"]["actual"]) in told.lines[chosen]
 
 
 def test_no_time_to_search_is_no_judge(llama, known, monkeypatch):
