@@ -91,7 +91,7 @@ def _factorized(covariance: torch.Tensor, damping: float, order: torch.Tensor | 
             with single_threaded():
                 failed = torch.linalg.cholesky_ex(work, out=(work, torch.empty((), dtype=torch.int32, device=work.device))).info
             scale = work.diagonal().clone()
-            if not failed and (dtype == torch.float64 or _accurate(scale.square() / damped)):
+            if not failed and (dtype == torch.float64 or accurate(scale.square() / damped)):
                 return Factor(_flipped(work.div_(scale).mT).mT, scale.flip(0).square().float(), damping * 10**retry, retry)
     raise ModelError(
         f"solver: no damping up to {damping * 10**_RETRIES:g} makes the covariance positive definite. Use more calibration tokens."
@@ -107,7 +107,7 @@ def _flipped(matrix: torch.Tensor) -> torch.Tensor:
     return turned
 
 
-def _accurate(left: torch.Tensor) -> bool:
+def accurate(left: torch.Tensor) -> bool:
     """Whether float32 has two digits of every curvature; ``left`` (columns,) is what remains of each column's energy given those decided later.
 
     What remains is what elimination did not cancel; its rounding errors, relative to the energy, grow as the root of the columns.
