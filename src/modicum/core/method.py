@@ -113,6 +113,11 @@ class Method:
     def __str__(self) -> str:
         return f"{self.key().split('/')[1]} {settings.write(self)}".strip()
 
+    @property
+    def by_rows(self) -> bool:
+        """Whether what these settings make of some rows of a weight is what they make of them in the whole, where there is no data."""
+        return False
+
     def saves(self, site: Site) -> bool:
         """Whether the method can make anything of ``site`` smaller: where it never can it does not stand on the menu of a budget."""
         return True

@@ -66,6 +66,11 @@ class Option:
         """Whether no step needs calibration data."""
         return not self.needs
 
+    @property
+    def by_rows(self) -> bool:
+        """Whether what it makes of some rows of a weight, without data, is what it makes of them in the whole."""
+        return bool(self.steps) and all(step.by_rows for step in self.steps)
+
     def without_data(self) -> Option | None:
         """The option for weights whose inputs were not seen: every step's stated stand-in, or None where a step has none."""
         steps = [step.without_data() if hasattr(step, "without_data") else step if step.data_free() else None for step in self.steps]

@@ -109,7 +109,8 @@ class Choosing:
         scene, measured, levels = self.scene, self.scene.measured, None
         known = measured.findings if measured is not None else Findings()
         if choosing and self.ranks.first("search", self._searching):
-            levels = Levels(self.partial / "levels", chooser.sizing, known, scene.data.calibration, self.pool, scene.request.seed)
+            data, seed = scene.data, scene.request.seed
+            levels = Levels(self.partial / "levels", chooser.sizing, known, data.calibration, self.pool, seed, data.validation)
         if measured is not None:
             self.events += [event for event in known.events if event not in self.events]
             if missing := measured.missing(scene.target, chooser.sizing.menu):

@@ -6,11 +6,13 @@ import copy
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from modicum.core.method import Change
 from modicum.core.option import KEEP, Option
@@ -18,12 +20,13 @@ from modicum.core.plan import Picks, Table
 from modicum.core.unit import Site, Stats, Unit
 from modicum.data.splits import Batch, count_rows, count_tokens, some_rows
 from modicum.drop._family import Dropper, SiteCutter, Wanted, cut_each
-from modicum.forms import Dense, Form
+from modicum.forms import Cut, Dense, Form
 from modicum.judge.quality import RUINED, Quality, RuinedError, compare, streamed
 from modicum.models.model import Model
 from modicum.sweep import Script, Stage, Sweep
 from modicum.sweep.spill import SpillPool
 from modicum.table.findings import DEPTH, GONE, Findings
+from modicum.table.harm import looked_up_alone
 from modicum.table.sizing import Sizing, level_of
 from modicum.work.store import FormStore
 
@@ -44,10 +47,15 @@ joined by ``_THEN``), or nothing."""
 class Levels:
     """Forms of options on units by ``Part``, on disk in ``directory``; those not made yet are made together, by one sweep over as many of the
     ``calibration`` sequences as it takes to tell plans apart.
+
+    Where the batches are known that plans will be ``judged`` on, tables are made as far as these look them up, and plans can be judged on no others.
     """
 
-    def __init__(self, directory: Path, sizing: Sizing, findings: Findings, calibration: Sequence[Batch], pool: SpillPool, seed: int):
-        self.store = FormStore(directory)
+    def __init__(
+        self, directory: Path, sizing: Sizing, findings: Findings, calibration: Sequence[Batch], pool: SpillPool, seed: int,
+        judged: Sequence[Batch] = (),
+    ):  # fmt: skip
+        self.store, self.judged = FormStore(directory), list(judged)
         self.sizing, self.findings, self.pool, self.seed = sizing, findings, pool, seed
         units = sizing.target.model.units.values()
         self.calibration = enough(calibration, _TOKENS * max((unit.shape[1] for unit in units if unit.kind != "embedding"), default=0))
@@ -82,10 +90,21 @@ class Levels:
     def __getitem__(self, part: Part) -> Form:
         return self.store[_name(part)]
 
+    def value(self, part: Part) -> torch.Tensor:
+        """Dense value of a part; of a table that was made only where it is looked up, the other rows are the original's."""
+        form = self[part]
+        if part[2] or not isinstance(form, Cut) or form.rows is None:
+            return form.dense()
+        model = self.sizing.target.model
+        value = model.matrix(model.units[part[0]]).clone()
+        value[form.rows] = form.inner.dense()
+        return value
+
     def require(self, parts: Iterable[Part]) -> None:
         """Make what is missing of ``parts`` on the original's inputs."""
         self.flush()
         missing = {part for part in parts if part not in self and (part[1] != KEEP or part[2])}
+        missing -= self._looked_up({part for part in missing if not part[2]}) if self.judged else set()
         if not missing:
             return
         model, script = self.sizing.target.model, self.sizing.target.script
@@ -100,12 +119,39 @@ class Levels:
                 for option, base in wanted.pop(unit.name, []):
                     self.keep(unit, option, base, self._made(unit, option, starts.get((unit.name, base)), stage.stats[unit.name]))
 
-        Sweep(model, self.calibration, script, treat, needs=needs, seed=self.seed, pool=self.pool, measured=set(wanted)).finish()
+        Sweep(model, self.calibration, script, treat, needs=needs, seed=self.seed, pool=self.pool, measured=set(wanted)).finish(
+            frozenset(wanted)
+        )
         for name, options in wanted.items():
             for option, base in options:
                 fitted = option.without_data() or option
                 self.keep(model.units[name], option, base, self._made(model.units[name], fitted, starts.get((name, base)), Stats()))
         self.flush()
+
+    def _looked_up(self, missing: set[Part]) -> set[Part]:
+        """Make the parts that are tables as far as the judged batches look them up; which these are."""
+        units, model = self.sizing.target.model.units, self.sizing.target.model
+        parts: dict[str, list[Part]] = {}
+        for part in sorted(missing):
+            if looked_up_alone(units[part[0]]) and Option.parse(part[1]).by_rows:
+                parts.setdefault(part[0], []).append(part)
+        made: set[Part] = set()
+
+        def treat(stage: Stage) -> None:
+            for unit in stage.units:
+                met = stage.stats[unit.name].frequency
+                for part in parts.get(unit.name, []) if met is not None else []:
+                    stored, some, option = model.matrix(unit)[met > 0], replace(unit, shape=(int((met > 0).sum()), unit.shape[1])), part[1]
+                    site, stats = Site(unit.name, "unit", (some,)), {unit.name: Stats(reference=stored)}
+                    form = Option.parse(option).apply(site, stats, {unit.name: Dense(stored)}).forms[unit.name]
+                    self.keep(unit, Option.parse(option), "", Cut(form, met > 0, None))
+                    made.add(part)
+
+        if parts:
+            script = self.sizing.target.script
+            Sweep(model, self.judged, script, treat, seed=self.seed, pool=self.pool, measured=set(parts)).finish(frozenset(parts))
+            self.flush()
+        return made
 
     def _made(self, unit: Unit, option: Option, start: Form | None, stats: Stats) -> Form:
         stored = self.sizing.target.model.matrix(unit)
@@ -165,6 +211,7 @@ class PlanJudge:
         self.samples = sum(count_rows(batch) for batch in batches)
         self.tokens = count_tokens(batches) / max(1, self.samples)  # of a sequence
         self.target = levels.sizing.target
+        assert not levels.judged or all(any(batch is other for other in levels.judged) for batch in batches), "forms were made for others"
         self.evaluations = 0
         self._dense: OrderedDict[Part, Dense] = OrderedDict()
         self._held = 0
@@ -255,7 +302,7 @@ class PlanJudge:
     def _value(self, part: Part) -> Dense:
         if part not in self._dense:
             weights, unit = self.target.model.weights, self.target.model.units[part[0]]
-            value = Dense(self.levels[part].dense().to(weights.dtype(unit.parameter)))  # as a runtime has it
+            value = Dense(self.levels.value(part).to(weights.dtype(unit.parameter)))  # as a runtime has it
             self._dense[part] = value
             self._held += value.nbytes
             while self._held > _HELD_BYTES and len(self._dense) > 1:

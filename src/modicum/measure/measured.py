@@ -233,7 +233,9 @@ def _written(place: WorkDir, findings: Findings, subject: Subject, meta: dict[st
 def _levels(subject: Subject, targets: list[str], directory: Path, pool: SpillPool) -> Levels:
     """Where forms wait to be judged; the target that holds most kinds of option tells what each kind costs."""
     target = "modicum" if "modicum" in targets else targets[0]
-    return Levels(directory, subject.sizing(target), Findings(), subject.data.calibration, pool, subject.settings.seed)
+    return Levels(
+        directory, subject.sizing(target), Findings(), subject.data.calibration, pool, subject.settings.seed, subject.data.validation
+    )
 
 
 def _meta(subject: Subject, source: Any, targets: list[str], meter: Meter) -> dict[str, Any]:

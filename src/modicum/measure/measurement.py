@@ -21,6 +21,7 @@ from modicum.data.splits import Batch
 from modicum.drop._family import SiteCutter
 from modicum.export import Target
 from modicum.forms import Dense, Form
+from modicum.measure.rows import Sample
 from modicum.models.model import Model
 from modicum.numerics.threads import total
 from modicum.sweep import Script, Sensitivity, Stage, Sweep
@@ -126,37 +127,58 @@ class Measurement:
         stored = self.model.matrix(unit)
         if not finite(stored):
             raise ModelError(f"{unit.name}: weights must be finite, hold NaN or Inf. Repair the checkpoint.")
-        weight, sensitivity = stored.float(), self.sensitivities.get(unit.name)
-        stats.reference = stored
-        stats.ahead = tuple(option.steps[0] for option in self.options[unit.name].values() if option.steps)
-        self._begun, self._uses = {}, Counter(str(option.steps[0]) for option in self.options[unit.name].values() if option.steps)
+        sensitivity, weight = self.sensitivities.get(unit.name), stored.float()
         piece = _Piece(HARMS[self.harm](unit, weight, stats, sensitivity, weight))
-        for text, option in self.options[unit.name].items():
-            piece.findings[text] = self._finding(unit, option, stats, stored, weight, piece)
-        harms = (f"{text} {'unknown' if found.harm is None else f'{found.harm:.3g}'}" for text, found in piece.findings.items())
+        options, sample = self.options[unit.name], Sample.of(unit, stats, sensitivity, self.harm)
+        some = {text: option for text, option in options.items() if sample is not None and option.by_rows}
+        found = self._tried(unit, {text: option for text, option in options.items() if text not in some}, stats, stored, piece)
+        if sample is not None:
+            found |= self._tried(unit, some, sample.stats(stats), stored[sample.rows], piece, sample)
+        piece.findings = {text: found[text] for text in options}
+        harms = (f"{text} {'unknown' if one.harm is None else f'{one.harm:.3g}'}" for text, one in piece.findings.items())
         LOG.info("%s: harm of each option: %s", unit.name, ", ".join(harms))
         piece.events = [f"{unit.name}: {event}" for event in dict.fromkeys(stats.events)]
-        stats.reference, stats.ahead, self._begun = None, (), {}
-        stats.made.clear()
         stats.finished(unit)
         return piece
 
-    def _finding(self, unit: Unit, option: Option, stats: Stats, stored: torch.Tensor, weight: torch.Tensor, piece: _Piece) -> Finding:
-        form = self.form(unit, option, stats, stored)
+    def _tried(
+        self, unit: Unit, options: Mapping[str, Option], stats: Stats, stored: torch.Tensor, piece: _Piece, sample: Sample | None = None
+    ) -> dict[str, Finding]:  # fmt: skip
+        """What each option costs a unit, told by ``stored``: the whole, or a ``sample`` of its rows, whose forms are of no other use."""
+        stats.reference, stats.ahead = stored, tuple(option.steps[0] for option in options.values() if option.steps)
+        self._begun, self._uses = {}, Counter(str(option.steps[0]) for option in options.values() if option.steps)
+        found, weight = {}, stored.float()
+        energy = total(weight.square() if sample is None else weight.square().mul_(sample.counts))
+        for text, option in options.items():
+            form = self.form(unit, option, stats, stored)
+            if sample is None:
+                self._shown(unit, option, form, piece)
+            found[text] = self._finding(unit, option, weight - form.dense().float(), stats, weight, energy, piece, sample)
+        stats.reference, stats.ahead, self._begun = None, (), {}
+        stats.made.clear()
+        return found
+
+    def _shown(self, unit: Unit, option: Option, form: Form, piece: _Piece) -> None:
         if self.keep is not None and self.ranks.count == 1:
             self.keep(unit, option, "", form)
         elif self.keep is not None:
             piece.forms.append((option, form))
+
+    def _finding(
+        self, unit: Unit, option: Option, error: torch.Tensor, stats: Stats, weight: torch.Tensor, energy: float, piece: _Piece,
+        sample: Sample | None,
+    ) -> Finding:  # fmt: skip
         if not option.steps:
             return Finding(0.0, 0.0, 0.0)
-        error, sensitivity = weight - form.dense().float(), self.sensitivities.get(unit.name)
-        distance = total(error.square())
+        if sample is not None:
+            error.mul_(sample.counts.sqrt())
+        sensitivity, distance = self.sensitivities.get(unit.name), total(error.square())
         if unit.name in self.producers:
             rows = contributions(unit, error, stats, sensitivity)
             if rows is not None:
                 piece.rows[str(option)] = rows
         cost = HARMS[self.harm](unit, error, stats, sensitivity, weight)
-        return Finding(cost, distance / max(total(weight.square()), 1e-30), distance)
+        return Finding(cost if cost is None or sample is None else sample.share * cost, distance / max(energy, 1e-30), distance)
 
     def form(self, unit: Unit, option: Option, stats: Stats, stored: torch.Tensor) -> Form:
         """What ``option`` makes of a unit."""

@@ -22,8 +22,11 @@ def truncated(matrix: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tens
     """Best factors left (rows, rank) and right (rank, columns), float32, of ``matrix`` in the Frobenius norm; right's rows are orthonormal up to
     the matrix's own rank.
 
-    Works on the smaller Gram matrix in float64 and computes only the eigenvectors asked for.
+    Works on the smaller Gram matrix in float64 and computes only the eigenvectors asked for; zeros have factors of zeros.
     """
+    if not bool(matrix.any()):
+        rank = min(rank, *matrix.shape)
+        return matrix.new_zeros(len(matrix), rank, dtype=torch.float32), matrix.new_zeros(rank, matrix.shape[1], dtype=torch.float32)
     if matrix.shape[0] > matrix.shape[1]:
         vectors = _leading(_product(matrix, matrix), rank)
         return _rows(matrix, vectors), vectors.T.float().contiguous()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from typing_extensions import override
 
 from modicum.core.method import Change, Method, find
 from modicum.core.settings import param
@@ -31,6 +32,12 @@ class Quantizer(Method):
     def grid(self) -> Grid:
         """The grid the settings describe."""
         return Grid(self.bits, self.group, self.symmetric)
+
+    @property
+    @override
+    def by_rows(self) -> bool:
+        """Rows share a scale only where there is one for all."""
+        return self.group >= 0
 
     def blueprint(self) -> Method:
         """The family's cheapest method, whose form has the same bytes: for sizes before any work."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from typing_extensions import override
 
 from modicum import forms
 from modicum.core.method import Change, Method, Paper
@@ -35,6 +36,12 @@ class Float8(Method):
 
     menu = ({},)
     paper = Paper("FP8 Formats for Deep Learning", "2209.05433", 2022, "Micikevicius, Paulius and others")
+
+    @property
+    @override
+    def by_rows(self) -> bool:
+        """Each row has a scale of its own."""
+        return True
 
     def apply(self, site: Site, stats: Mapping[str, Stats], current: Mapping[str, forms.Form]) -> Change:
         """Quantize every unit of the site."""

@@ -34,6 +34,12 @@ class Half(Method):
 
     menu = ({},)
 
+    @property
+    @override
+    def by_rows(self) -> bool:
+        """Each row has a scale of its own."""
+        return True
+
     @override
     def saves(self, site: Site) -> bool:
         """Weights of two bytes would only gain a scale."""

@@ -26,6 +26,9 @@ _LEAST_BYTES = 32_000_000
 _ENTRY, _MAKING, _MAKING_ROOT = 4, 8, 16
 # Columns of the narrowest blocks: no wider than some of the groups that share a scale.
 _NARROW = 128
+# Where columns are so many and so many times the rows, a whole covariance and its factor would take nearly all of the time: blocks are then of so
+# many columns at the most, or so many for each row.
+_WIDE, _FLAT, _BLOCK = 4096, 64, 512
 # Bytes that the covariances of output gradients may take in all; wider units keep the diagonal.
 _GRADIENT_BYTES = 2_000_000_000
 # Bytes per weight of a unit: in float32, its codes, and its dense value while it is checked; more while a slab of it is solved.
@@ -74,18 +77,25 @@ def largest(model: Model, script: Script, batch: Batch, options: Iterable[Option
 
 def _taken(need: _Need, stage: Sequence[Unit], room: int, left: int) -> Iterator[str]:
     """Decide for the units of one stage, which share their inputs, and tell where it is not the whole covariance."""
-    columns = stage[0].shape[1]
-    if not need.steps or need.of(stage) <= room:
+    rows, columns = sum(unit.shape[0] for unit in stage), stage[0].shape[1]
+    flat = columns >= max(_WIDE, _FLAT * rows) and any(step.blockwise for step in need.steps) and not need.script.data_free(stage[0])
+    if not need.steps or (need.of(stage) <= room and not flat):
         return
     widths = [1 << power for power in range((columns - 1).bit_length() - 1, _NARROW.bit_length() - 1, -1)]
-    width = next((width for width in widths if need.of(stage, width) <= room), _NARROW)
+    fitting = [width for width in widths if need.of(stage, width) <= room]
+    width = next((width for width in fitting if not flat or width <= max(_BLOCK, _FLAT * rows)), _NARROW)
+    why = (
+        f"whose covariance with what is made of it would take {readable(need.of(stage))}, more than there is room for ({readable(room)})"
+        if need.of(stage) > room
+        else f"whose covariance and its factor would take nearly all of the time for a weight of {rows} rows"
+    )
+    more = " More memory gives the whole." if not flat else ""
     for unit in stage:
         if width < columns:
             need.script.together[unit.name] = width
             yield (
-                f"{unit.name}: its inputs have {columns} columns, whose covariance with what is made of it would take "
-                f"{readable(need.of(stage))}, more than there is room for ({readable(room)}). It was measured in blocks of {width} columns; "
-                "what columns of two blocks have in common counts as nothing. More memory gives the whole."
+                f"{unit.name}: its inputs have {columns} columns, {why}. It was measured in blocks of {width} columns; what columns of two "
+                f"blocks have in common counts as nothing.{more}"
             )
 
 

@@ -56,9 +56,9 @@ def covariance(unit: Unit, error: torch.Tensor, stats: Stats, sensitivity: Sensi
         stats.events.append("no covariance of output gradients was collected: its harm takes their diagonal")
         return fisher(unit, error, stats, sensitivity, weight)
     moved = _moved(unit, error, stats, sensitivity)
-    if moved is None or (_looked_up(unit) and len(felt) != unit.shape[1]):
+    if moved is None or (looked_up_alone(unit) and len(felt) != unit.shape[1]):
         return None
-    weighed = error @ felt if _looked_up(unit) else felt @ error
+    weighed = error @ felt if looked_up_alone(unit) else felt @ error
     return max(0.0, 0.5 * total(moved.mul_(weighed)))
 
 
@@ -130,7 +130,7 @@ def rows(unit: Unit, error: torch.Tensor, stats: Stats, sensitivity: Sensitivity
         return _energy(unit, error, stats, None)
     if sensitivity.weight is not None:
         return _through_weights(error, stats, sensitivity.weight)
-    if not _looked_up(unit):
+    if not looked_up_alone(unit):
         squares = output_error(error, stats, sensitivity)
         return None if squares is None else squares * sensitivity.gradient * 0.5
     if sensitivity.gradient.shape != error.shape[1:]:
@@ -181,7 +181,7 @@ def _times(error: torch.Tensor, moment: torch.Tensor | Blocks) -> torch.Tensor:
 
 def _moved(unit: Unit, error: torch.Tensor, stats: Stats, sensitivity: Sensitivity) -> torch.Tensor | None:
     """Weight error times the inputs' mean second moment (rows, columns); an embedding's inputs are ones and zeros."""
-    if _looked_up(unit):
+    if looked_up_alone(unit):
         return error * _share(stats, len(error))[:, None]
     found = _moment(stats, sensitivity)
     if found is None:
@@ -192,14 +192,15 @@ def _moved(unit: Unit, error: torch.Tensor, stats: Stats, sensitivity: Sensitivi
 
 def _energy(unit: Unit, value: torch.Tensor, stats: Stats, sensitivity: Sensitivity | None) -> torch.Tensor | None:
     """Mean squared output per row (rows,) of a weight or weight error; for an embedding, of each entry by its share."""
-    return _share(stats, len(value)) * value.square().sum(1) if _looked_up(unit) else output_error(value, stats, sensitivity)
+    return _share(stats, len(value)) * value.square().sum(1) if looked_up_alone(unit) else output_error(value, stats, sensitivity)
 
 
 def _averaged(unit: Unit, error: torch.Tensor, curvature: float | None) -> float | None:
     return None if curvature is None else 0.5 * curvature / unit.size * total(error.square())
 
 
-def _looked_up(unit: Unit) -> bool:
+def looked_up_alone(unit: Unit) -> bool:
+    """Whether a unit is a table whose entries are looked up and do nothing else."""
     return unit.kind == "embedding" and not unit.aliases
 
 

@@ -1,0 +1,81 @@
+"""Large tables of embeddings: what some of their rows tell of all, and forms that are made only where they are looked up."""
+
+import pytest
+import torch
+from torch import nn
+
+from modicum.core.budget import Budget
+from modicum.core.option import KEEP
+from modicum.core.progress import Quiet
+from modicum.fit.request import Request
+from modicum.forms import Cut
+from modicum.judge.judge import Levels, PlanJudge
+from modicum.measure import rows
+from modicum.measure.settings import common
+from modicum.measure.subject import Subject
+from modicum.measure.survey import Survey
+from modicum.sweep.spill import SpillPool
+from modicum.work.meter import Meter
+
+MENU = "hqq bits=2 group=8,nearest bits=4 group=0,half,fp8,svd keep=0.5,hqq bits=2 group=8 | eora rank=2"
+ENTRIES, WIDTH = 9000, 16
+
+
+class Words(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.table, self.head = nn.Embedding(ENTRIES, WIDTH), nn.Linear(WIDTH, 4)
+        with torch.no_grad():  # rows of all sizes, and those that are met larger than most
+            self.table.weight.mul_(torch.rand(ENTRIES, 1) + 0.1)
+            self.table.weight[:50] *= 3
+
+    def forward(self, ids):
+        return self.head(self.table(ids).tanh())
+
+
+def subject(**settings):
+    torch.manual_seed(1)
+    batches = [(50 * torch.rand(8, 20) ** 3).long() + 25 * (seed % 2) for seed in range(6)]
+    return Subject.open(Words().eval(), Request(budget=Budget(size=10**9), **common(menu=MENU, **settings)), batches)
+
+
+def surveyed(opened, directory):
+    directory.mkdir()
+    return Survey(opened, ["modicum"], directory, SpillPool(None, None), Meter(), Quiet()).run()
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    opened = subject(samples=32, harm="covariance")
+    return opened, surveyed(opened, tmp_path_factory.mktemp("tables") / "measure")
+
+
+@pytest.mark.parametrize("harm", ["fisher", "covariance"])
+def test_some_rows_tell_what_all_cost(found, tmp_path, monkeypatch, harm):
+    sampled = found[1] if harm == "covariance" else surveyed(subject(samples=32, harm=harm), tmp_path / "some")
+    monkeypatch.setattr(rows, "_OTHERS", ENTRIES)
+    whole = surveyed(subject(samples=32, harm=harm), tmp_path / "all").units["table.weight"]
+    assert sampled.units["table.weight"].keys() == whole.keys() > {KEEP}
+    for text, one in sampled.units["table.weight"].items():
+        exact = "svd" in text or "eora" in text  # nothing that some rows tell
+        for mine, true in ((one.harm, whole[text].harm), (one.relative, whole[text].relative), (one.distance, whole[text].distance)):
+            assert mine == pytest.approx(true, rel=0 if exact else 0.05)
+        assert exact or text == KEEP or one.distance != whole[text].distance  # it was sampled
+
+
+def test_a_table_is_judged_by_the_rows_that_are_looked_up(found, tmp_path):
+    opened, findings = found
+    sizing, data, pool = opened.sizing("modicum"), opened.data, SpillPool(None, None)
+    table = sizing.table(findings)
+    whole = Levels(tmp_path / "whole", sizing, findings, data.calibration, pool, 0)
+    some = Levels(tmp_path / "some", sizing, findings, data.calibration, pool, 0, data.validation)
+    judges = [PlanJudge(table, levels, data.validation) for levels in (whole, some)]
+    for place, choice in enumerate(table.choices["table.weight"]):
+        picks = {site: 0 for site in table.choices} | {"table.weight": place}
+        lost = [judge(picks, 4) for judge in judges]
+        assert (lost[0] == lost[1]).all() and (choice.option == KEEP or lost[0].sum() > 0)
+    part = ("table.weight", "hqq bits=2 group=8", "")
+    assert isinstance(some[part], Cut) and some[part].inner.shape[0] <= 75 < whole[part].shape[0]
+    with pytest.raises(AssertionError, match="made for others"):
+        PlanJudge(table, some, data.test)
