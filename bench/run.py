@@ -1,6 +1,6 @@
 """Run the benchmarks and write ``docs/benchmarks.md`` from what they measured.
 
-python bench/run.py [start] [compute] [methods] [allocators] [uneven] [solver] [sweep] [ranks] [side_by_side] [real] [--docs]
+python bench/run.py [start] [compute] [methods] [allocators] [uneven] [costs] [solver] [sweep] [ranks] [side_by_side] [real] [--docs]
 """
 
 from __future__ import annotations
@@ -13,7 +13,21 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-PARTS = ("start", "compute", "methods", "allocators", "exhaustive", "uneven", "solver", "sweep", "ranks", "large", "side_by_side", "real")
+PARTS = (
+    "start",
+    "compute",
+    "methods",
+    "allocators",
+    "exhaustive",
+    "uneven",
+    "costs",
+    "solver",
+    "sweep",
+    "ranks",
+    "large",
+    "side_by_side",
+    "real",
+)
 
 
 def main() -> None:

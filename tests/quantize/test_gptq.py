@@ -4,7 +4,8 @@ import torch
 from modicum.core.errors import ModelError, SettingError
 from modicum.core.unit import Stats
 from modicum.forms import Cut, Dense, Integer
-from modicum.quantize import Gptq, Hqq, Nearest
+from modicum.numerics.solver import solve
+from modicum.quantize import Gptq, Hqq, Nearest, gptq
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
@@ -127,9 +128,24 @@ def test_methods_that_go_together_give_what_each_gives_alone(rows):
     ours.ahead = (*steps[:4], *apart, *steps[4:])
     for step in ours.ahead:
         one, other = (step.quantize(weight, step.grid, stats, torch.float32) for stats in (ours, alone))
-        assert (one.codes == other.codes).float().mean() > 0.999 and torch.equal(one.scale, other.scale)
+        assert torch.equal(one.codes, other.codes) and torch.equal(one.scale, other.scale)
         assert (one.bits, one.group) == (other.bits, other.group)
     assert not ours.made
+
+
+@pytest.mark.parametrize("sizes", [(5, 5, 5), (40, 3, 17), (200, 64)])
+def test_weights_with_the_same_inputs_are_solved_at_once_to_the_bit_as_each_alone(sizes, monkeypatch):
+    inputs, method, calls = torch.randn(300, 96) @ torch.randn(96, 96), Gptq(bits=3, group=32), []
+    weights, covariance = [torch.randn(rows, 96) for rows in sizes], inputs.T @ inputs
+    alone = [method.quantize(weight, method.grid, Stats(count=300, covariance=covariance), torch.float32) for weight in weights]
+    monkeypatch.setattr(gptq, "solve", lambda *given, **more: calls.append(1) or solve(*given, **more))
+    shared: dict = {}
+    stats = [Stats(count=300, covariance=covariance, cache=shared) for _ in sizes]
+    stats[0].beside = tuple(zip(weights[1:], stats[1:]))
+    together = [method.quantize(weight, method.grid, own, torch.float32) for weight, own in zip(weights, stats)]
+    assert len(calls) == 1 and not any(own.made for own in stats)
+    for one, other in zip(alone, together):
+        assert torch.equal(one.codes, other.codes) and torch.equal(one.scale, other.scale) and torch.equal(one.zero, other.zero)
 
 
 def test_what_was_made_of_another_weight_is_not_taken():

@@ -128,8 +128,9 @@ class Stats:
     them; ``frequency`` (rows,) how often an embedding's entry was looked up, for an expert (1,) the tokens it met itself; ``routed`` what its
     last product met, micro-batch by micro-batch, and where it went; ``reference`` (rows, columns) the weight before any step. ``cache``
     holds what methods derive from one covariance and share (a factorization); ``ahead`` are methods that will be asked of the same weight:
-    one may work out several, and then ``made`` has the weight and what the others gave; ``events`` is where a method says what it had to
-    do beyond the ordinary.
+    one may work out several, and then ``made`` has the weight and what the others gave; ``beside`` are other weights (rows, columns) with these
+    inputs that will be asked for next in the same way, and their statistics, whose ``made`` takes what was worked out with this one;
+    ``events`` is where a method says what it had to do beyond the ordinary.
     """
 
     count: int = 0
@@ -145,6 +146,7 @@ class Stats:
     cache: dict = field(default_factory=dict)
     ahead: tuple[Any, ...] = ()
     made: dict[Any, tuple[torch.Tensor, Any]] = field(default_factory=dict)
+    beside: tuple[tuple[torch.Tensor, Stats], ...] = ()
     events: list[str] = field(default_factory=list)
 
     @property

@@ -21,6 +21,9 @@ from modicum.sweep.ranks import LONE, Ranks, operations
 from modicum.sweep.spill import SpillPool
 from modicum.work.store import ChainStore, FormStore
 
+# Weights so small that their columns' calls cost as much as what they do, and how many are treated at once at the most.
+_SMALL, _MOST = 1 << 21, 4
+
 
 class Assembly:
     """Makes the forms of a plan, block by block; what is done survives an interruption after any block.
@@ -53,6 +56,7 @@ class Assembly:
     def _made(self, stats: Mapping[str, Stats]) -> dict[str, Form]:
         """Forms of the units that are altered, each made by one rank."""
         units = self.model.units
+        self._set_beside(stats)
         forms = {}
         for name, (form, events) in self.ranks.deal(
             ", ".join(stats), {name: operations(units[name]) for name in stats}, lambda name: self._make(units[name], stats[name])
@@ -61,6 +65,17 @@ class Assembly:
             if form is not None:
                 forms[name] = form
         return forms
+
+    def _set_beside(self, stats: Mapping[str, Stats]) -> None:
+        """Small weights that have the same inputs and take the same option: a method may solve them at once, one column of all after the other."""
+        groups: dict[tuple[int, str], list[str]] = {}
+        for name, one in stats.items() if self.ranks.count == 1 else ():
+            if name not in self.start and one.moment is not None and self.model.units[name].size <= _SMALL:
+                groups.setdefault((id(one.cache), str(self.options.get(name, Option()))), []).append(name)
+        lots = [names[low : low + _MOST] for names in groups.values() for low in range(0, len(names), _MOST)]
+        for name, *others in lots:
+            known = [(self.model.matrix(self.model.units[other]), stats[other]) for other in others]
+            stats[name].beside = tuple((weight, theirs) for weight, theirs in known if finite(weight))
 
     def _make(self, unit: Unit, stats: Stats) -> tuple[Form | None, list[str]]:
         """A unit's form, or None where it stays, and what there is to tell of it."""
@@ -74,6 +89,8 @@ class Assembly:
         stats.reference = stored if begun is None else begun.dense()  # a repair mends what the option lost, not what a drop removed
         form = option.apply(Site(unit.name, "unit", (unit,)), {unit.name: stats}, {unit.name: begun or Dense(stored)}).forms[unit.name]
         stats.finished(unit)
+        stats.beside = ()
+        stats.made.clear()
         return form, [f"{unit.name}: {event}" for event in stats.events]
 
     def _tell(self, events: Iterable[str]) -> None:

@@ -25,6 +25,8 @@ _LEAF = 32
 _RETRIES = 6
 # Rows of a covariance that are put in order at a time.
 _ROWS = 512
+# Rows come in so many: what a product with a vector gives a row then depends on that row alone.
+LANES = 16
 # Weights solved at a time; the solver holds 24 bytes for each.
 _SLAB = 1 << 24
 
@@ -122,6 +124,11 @@ def slabs(weight: torch.Tensor) -> list[slice]:
     return [slice(low, low + count) for low in range(0, len(weight), count)]
 
 
+def laned(weight: torch.Tensor) -> torch.Tensor:
+    """A weight with rows of zeros below it up to a multiple of ``LANES``: so laid below each other, several are solved to the bit as each alone."""
+    return torch.nn.functional.pad(weight, (0, 0, 0, -len(weight) % LANES))
+
+
 def solve(weight: torch.Tensor, factor: Factor | BlockFactor, decide: Callable[[int, torch.Tensor], torch.Tensor], *, span: int = 0,
           prepare: Callable[[int, int, torch.Tensor], None] | None = None) -> tuple[torch.Tensor, float]:  # fmt: skip
     """Choose Q (rows, columns) for float32 ``weight``; returns Q and the loss ``tr((W - Q) H (W - Q)ᵀ)``.
@@ -132,9 +139,9 @@ def solve(weight: torch.Tensor, factor: Factor | BlockFactor, decide: Callable[[
     """
     if isinstance(factor, BlockFactor):
         return _solved_by_block(weight, factor, decide, span, prepare)
-    original = weight.T.contiguous()
+    rows, original = len(weight), laned(weight).T.contiguous()
     corrected = original.clone()
-    chosen = torch.empty_like(original)
+    chosen = torch.zeros_like(original)
     error = torch.empty_like(original)
     columns, coupling = len(original), factor.coupling
     # The same memory as numpy sees it, whose calls cost a quarter of torch's where rows are few.
@@ -147,7 +154,7 @@ def solve(weight: torch.Tensor, factor: Factor | BlockFactor, decide: Callable[[
         """Columns [low, high) at their best given those before; each lacks what the ones between would add, by forward substitution."""
         lacking = original[low:high] - corrected[low:high]
         made = torch.linalg.solve_triangular(coupling[low:high, low:high].T, lacking, upper=False, unitriangular=True)
-        return original[low:high] - made
+        return (original[low:high] - made)[:, :rows]
 
     def leaf(low: int, high: int) -> None:
         since = low  # where the piece, or the span that was prepared in it, begins
@@ -160,7 +167,7 @@ def solve(weight: torch.Tensor, factor: Factor | BlockFactor, decide: Callable[[
                 prepare(k, end, ahead(k, end))
             elif k > since:
                 looked[k] += torch.mv(error[since:k].T, coupling[since:k, k]).numpy()
-            picked[k] = decide(k, corrected[k]).numpy()
+            picked[k, :rows] = decide(k, corrected[k, :rows]).numpy()
             np.subtract(known[k], picked[k], out=missed[k])
 
     for low, middle, high in _halves(0, columns, piece, span):
@@ -169,7 +176,7 @@ def solve(weight: torch.Tensor, factor: Factor | BlockFactor, decide: Callable[[
         else:
             corrected[middle:high].addmm_(coupling[low:middle, middle:high].T, error[low:middle])
     loss = (factor.curvature.double() * (corrected - chosen).square().sum(1).double()).sum()
-    return chosen.T, float(loss)
+    return chosen[:, :rows].T, float(loss)
 
 
 def _solved_by_block(

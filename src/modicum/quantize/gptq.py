@@ -8,6 +8,7 @@ from functools import partial
 
 import numpy as np
 import torch
+from torch import nn
 
 from modicum.core.blocks import Blocks, spans
 from modicum.core.method import Method, Need, Paper
@@ -15,7 +16,7 @@ from modicum.core.settings import param
 from modicum.core.unit import Stats
 from modicum.forms import Form, Integer
 from modicum.numerics.grid import Grid
-from modicum.numerics.solver import Factor, factorize, slabs, solve
+from modicum.numerics.solver import Factor, factorize, laned, slabs, solve
 from modicum.quantize._family import Quantizer
 from modicum.quantize.hqq import Hqq
 
@@ -73,8 +74,11 @@ class Gptq(Quantizer):
             return form  # type: ignore[return-value]
         alike = self._alike(stats, weight)
         if len(alike) > 1:
-            stats.made |= {step: (weight, form) for step, form in zip(alike, self._together(alike, weight, stats, dtype))}
+            made = self._together([(step, weight) for step in alike], stats, dtype)
+            stats.made |= {step: (weight, form) for step, form in zip(alike, made)}
             return stats.made.pop(self)[1]
+        if stats.beside and self._goes_with(self):
+            return self._with_others(weight, stats, dtype)
         width = grid.width(weight.shape[1])
         sequential = self.order == "none" and width > 0
         order, factor = self._factor(stats, width if sequential else 1)
@@ -107,18 +111,29 @@ class Gptq(Quantizer):
             isinstance(other, Gptq) and self.order == other.order == "static" and (self.damping, self.clip) == (other.damping, other.clip)
         )
 
-    def _together(self, alike: Sequence[Gptq], weight: torch.Tensor, stats: Stats, dtype: torch.dtype) -> list[Form]:
-        """What each gives, solved at once: rows do not meet."""
+    def _with_others(self, weight: torch.Tensor, stats: Stats, dtype: torch.dtype) -> Form:
+        """The form, and those of the weights beside it, which they will ask for."""
+        others = [(other.float(), theirs) for other, theirs in stats.beside]
+        told = len(stats.events)
+        form, *made = self._together([(self, one) for one in (weight, *(other for other, _ in others))], stats, dtype)
+        for (other, theirs), one in zip(others, made):
+            theirs.made[self] = (other, one)
+            theirs.events += stats.events[told:]
+        return form
+
+    def _together(self, pairs: Sequence[tuple[Gptq, torch.Tensor]], stats: Stats, dtype: torch.dtype) -> list[Form]:
+        """What each method gives on its weight, solved at once: rows do not meet."""
         assert stats.moment is not None
         order, factor = self._factor(stats, 1)
         importance = stats.moment.diagonal()
-        fits = [step.grid.fit(weight, dtype, importance=importance, clip=self.clip) for step in alike]
-        rounding = _Roundings([step.grid for step in alike], fits, weight.shape, order)
-        solve(weight[:, order].repeat(len(alike), 1), factor, rounding.decide)
-        codes = rounding.codes.T.split(len(weight))
+        fits = [step.grid.fit(weight, dtype, importance=importance, clip=self.clip) for step, weight in pairs]
+        stacked = [laned(weight) for _, weight in pairs]
+        rounding = _Roundings([step.grid for step, _ in pairs], fits, stacked, order)
+        solve(torch.cat([weight[:, order] for weight in stacked]), factor, rounding.decide)
+        codes = rounding.codes.T.split(list(map(len, stacked)))
         return [
-            Integer(own.contiguous(), scale, zero, step.bits, step.grid.width(weight.shape[1]))
-            for step, own, (scale, zero) in zip(alike, codes, fits)
+            Integer(own[: len(weight)].contiguous(), scale, zero, step.bits, step.grid.width(weight.shape[1]))
+            for (step, weight), own, (scale, zero) in zip(pairs, codes, fits)
         ]
 
     def _factor(self, stats: Stats, group: int) -> tuple[torch.Tensor, Factor]:
@@ -141,15 +156,20 @@ class _Roundings:
     """Decides codes column by column on several grids, whose rows lie one below the other."""
 
     def __init__(
-        self, grids: Sequence[Grid], fits: Sequence[tuple[torch.Tensor, torch.Tensor | None]], shape: torch.Size, order: torch.Tensor
-    ):
-        rows, columns = shape
-        spread = lambda values, grid: values.float().expand(rows, -1)[:, torch.arange(columns) // (grid.width(columns) or columns)]
+        self, grids: Sequence[Grid], fits: Sequence[tuple[torch.Tensor, torch.Tensor | None]], weights: Sequence[torch.Tensor],
+        order: torch.Tensor,
+    ):  # fmt: skip
+        columns, counts = weights[0].shape[1], list(map(len, weights))
+        # One scale for all rows, or one of each; rows below the last are zeros whatever their scale.
+        below = lambda values, rows: nn.functional.pad(values, (0, 0, 0, rows - len(values)), value=1.0) if len(values) > 1 else values
+        spread = lambda values, grid, rows: below(values.float(), rows).expand(rows, -1)[
+            :, torch.arange(columns) // (grid.width(columns) or columns)
+        ]
         middle = lambda grid, scale: torch.full_like(scale, 2.0 ** (grid.bits - 1), dtype=torch.float32)
-        pairs = [(grid, scale, middle(grid, scale) if zero is None else zero) for grid, (scale, zero) in zip(grids, fits)]
-        self.scales = torch.cat([spread(scale, grid) for grid, scale, _ in pairs]).T.contiguous().numpy()
-        self.offsets = torch.cat([spread(offset, grid) for grid, _, offset in pairs]).T.contiguous().numpy()
-        self.top = torch.cat([torch.full((rows,), float(grid.top)) for grid in grids]).numpy()
+        parts = [(grid, scale, middle(grid, scale) if zero is None else zero) for grid, (scale, zero) in zip(grids, fits)]
+        self.scales = torch.cat([spread(scale, grid, rows) for (grid, scale, _), rows in zip(parts, counts)]).T.contiguous().numpy()
+        self.offsets = torch.cat([spread(offset, grid, rows) for (grid, _, offset), rows in zip(parts, counts)]).T.contiguous().numpy()
+        self.top = torch.cat([torch.full((rows,), float(grid.top)) for grid, rows in zip(grids, counts)]).numpy()
         self.codes, self.order = torch.empty(columns, len(self.top), dtype=torch.uint8), order.tolist()
         self._codes = self.codes.numpy()
 
