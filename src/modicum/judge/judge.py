@@ -138,13 +138,15 @@ class Levels:
         made: set[Part] = set()
 
         def treat(stage: Stage) -> None:
-            for unit in stage.units:
-                met = stage.stats[unit.name].frequency
-                for part in parts.get(unit.name, []) if met is not None else []:
-                    stored, some, option = model.matrix(unit)[met > 0], replace(unit, shape=(int((met > 0).sum()), unit.shape[1])), part[1]
-                    site, stats = Site(unit.name, "unit", (some,)), {unit.name: Stats(reference=stored)}
-                    form = Option.parse(option).apply(site, stats, {unit.name: Dense(stored)}).forms[unit.name]
-                    self.keep(unit, Option.parse(option), "", Cut(form, met > 0, None))
+            for unit in (unit for unit in stage.units if unit.name in parts):
+                frequency = stage.stats[unit.name].frequency
+                if frequency is None:
+                    continue
+                met = frequency > 0
+                some = replace(unit, shape=(int(met.sum()), unit.shape[1]))
+                for part in parts[unit.name]:
+                    option = Option.parse(part[1])
+                    self.keep(unit, option, "", Cut(self._plain(some, option, model.matrix(unit)[met]), met, None))
                     made.add(part)
 
         if parts:
@@ -152,6 +154,12 @@ class Levels:
             Sweep(model, self.judged, script, treat, seed=self.seed, pool=self.pool, measured=set(parts)).finish(frozenset(parts))
             self.flush()
         return made
+
+    @staticmethod
+    def _plain(unit: Unit, option: Option, stored: torch.Tensor) -> Form:
+        """What an option makes of a weight without data."""
+        site, stats = Site(unit.name, "unit", (unit,)), {unit.name: Stats(reference=stored)}
+        return option.apply(site, stats, {unit.name: Dense(stored)}).forms[unit.name]
 
     def _made(self, unit: Unit, option: Option, start: Form | None, stats: Stats) -> Form:
         stored = self.sizing.target.model.matrix(unit)
