@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
 import torch
-from torch import nn
 
 from modicum.core.blocks import Blocks, spans
 from modicum.core.method import Method, Need, Paper
@@ -16,6 +14,7 @@ from modicum.core.settings import param
 from modicum.core.unit import Stats
 from modicum.forms import Form, Integer
 from modicum.numerics.grid import Grid
+from modicum.numerics.rounding import Rounding, Roundings
 from modicum.numerics.solver import Factor, factorize, laned, slabs, solve
 from modicum.quantize._family import Quantizer
 from modicum.quantize.hqq import Hqq
@@ -87,7 +86,7 @@ class Gptq(Quantizer):
         codes, scales, zeros, total = [], [], [], 0.0
         for rows in slabs(weight):
             own = rows if len(scale) == len(weight) else slice(None)
-            rounding = _Rounding(grid, scale[own], None if zero is None else zero[own], weight[rows].shape, order)
+            rounding = Rounding(grid, scale[own], None if zero is None else zero[own], weight[rows].shape, order)
             prepare = partial(rounding.refit, dtype=dtype, importance=importance, clip=self.clip) if sequential else None
             _, loss = solve(weight[rows][:, order], factor, rounding.decide, span=grid.group if sequential else 0, prepare=prepare)
             codes.append(rounding.codes.T.contiguous())
@@ -128,7 +127,7 @@ class Gptq(Quantizer):
         importance = stats.moment.diagonal()
         fits = [step.grid.fit(weight, dtype, importance=importance, clip=self.clip) for step, weight in pairs]
         stacked = [laned(weight) for _, weight in pairs]
-        rounding = _Roundings([step.grid for step, _ in pairs], fits, stacked, order)
+        rounding = Roundings([step.grid for step, _ in pairs], fits, stacked, order)
         solve(torch.cat([weight[:, order] for weight in stacked]), factor, rounding.decide)
         codes = rounding.codes.T.split(list(map(len, stacked)))
         return [
@@ -150,71 +149,3 @@ class Gptq(Quantizer):
         if factor.retries:
             stats.events.append(f"damping raised {factor.retries} times to {factor.damping:g}")
         return order, factor
-
-
-class _Roundings:
-    """Decides codes column by column on several grids, whose rows lie one below the other."""
-
-    def __init__(
-        self, grids: Sequence[Grid], fits: Sequence[tuple[torch.Tensor, torch.Tensor | None]], weights: Sequence[torch.Tensor],
-        order: torch.Tensor,
-    ):  # fmt: skip
-        columns, counts = weights[0].shape[1], list(map(len, weights))
-        # One scale for all rows, or one of each; rows below the last are zeros whatever their scale.
-        below = lambda values, rows: nn.functional.pad(values, (0, 0, 0, rows - len(values)), value=1.0) if len(values) > 1 else values
-        spread = lambda values, grid, rows: below(values.float(), rows).expand(rows, -1)[
-            :, torch.arange(columns) // (grid.width(columns) or columns)
-        ]
-        middle = lambda grid, scale: torch.full_like(scale, 2.0 ** (grid.bits - 1), dtype=torch.float32)
-        parts = [(grid, scale, middle(grid, scale) if zero is None else zero) for grid, (scale, zero) in zip(grids, fits)]
-        self.scales = torch.cat([spread(scale, grid, rows) for (grid, scale, _), rows in zip(parts, counts)]).T.contiguous().numpy()
-        self.offsets = torch.cat([spread(offset, grid, rows) for (grid, _, offset), rows in zip(parts, counts)]).T.contiguous().numpy()
-        self.top = torch.cat([torch.full((rows,), float(grid.top)) for grid, rows in zip(grids, counts)]).numpy()
-        self.codes, self.order = torch.empty(columns, len(self.top), dtype=torch.uint8), order.tolist()
-        self._codes = self.codes.numpy()
-
-    def decide(self, k: int, corrected: torch.Tensor) -> torch.Tensor:
-        column = self.order[k]
-        value, self._codes[column] = _decided(corrected, self.scales[column], self.offsets[column], self.top)
-        return value
-
-
-class _Rounding:
-    """Decides codes column by column under fixed or refitted groups."""
-
-    def __init__(self, grid: Grid, scale: torch.Tensor, zero: torch.Tensor | None, shape: torch.Size, order: torch.Tensor):
-        self.grid, self.width = grid, grid.width(shape[1])
-        self.scale, self.zero = scale.clone(), None if zero is None else zero.clone()
-        self.order = order.tolist()
-        self.codes = torch.empty(shape[1], shape[0], dtype=torch.uint8)
-        self.scales = self.scale.float().T.contiguous()
-        self.offsets = torch.full_like(self.scales, 2.0 ** (grid.bits - 1)) if zero is None else zero.float().T.contiguous()
-        self._codes, self._scales, self._offsets = self.codes.numpy(), self.scales.numpy(), self.offsets.numpy()
-
-    def decide(self, k: int, corrected: torch.Tensor) -> torch.Tensor:
-        column = self.order[k]
-        group = column // self.width if self.width else 0
-        value, self._codes[column] = _decided(corrected, self._scales[group], self._offsets[group], self.grid.top)
-        return value
-
-    def refit(self, low: int, high: int, corrected: torch.Tensor, *, dtype: torch.dtype, importance: torch.Tensor, clip: float) -> None:
-        group, one = low // self.width, Grid(self.grid.bits, 0, self.grid.symmetric)
-        weights = importance[low:high]
-        scale, zero = one.fit(corrected.T, dtype, importance=weights, clip=clip)
-        self.scale[:, group], self.scales[group] = scale[:, 0], scale[:, 0].float()
-        if self.zero is not None and zero is not None:
-            self.zero[:, group], self.offsets[group] = zero[:, 0], zero[:, 0].float()
-
-
-def _decided(
-    corrected: torch.Tensor, scale: np.ndarray, offset: np.ndarray, top: np.ndarray | int
-) -> tuple[torch.Tensor, np.ndarray]:  # fmt: skip
-    """A column's values on its grid, and their codes; by numpy, whose calls cost a quarter of torch's where rows are few."""
-    placed = corrected.numpy() / scale
-    placed += offset
-    np.rint(placed, out=placed)
-    np.clip(placed, 0, top, out=placed)
-    codes = placed.astype(np.uint8)
-    placed -= offset
-    placed *= scale
-    return torch.from_numpy(placed), codes
