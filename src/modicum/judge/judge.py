@@ -140,7 +140,7 @@ class Levels:
         def treat(stage: Stage) -> None:
             for unit in (unit for unit in stage.units if unit.name in parts):
                 frequency = stage.stats[unit.name].frequency
-                if frequency is None:
+                if frequency is None or not bool(frequency.any()):
                     continue
                 met = frequency > 0
                 some = replace(unit, shape=(int(met.sum()), unit.shape[1]))
