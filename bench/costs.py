@@ -24,25 +24,30 @@ _MOST = 8
 
 
 def main(words: list[str] | None = None) -> None:
+    """All sizes, or those that are named."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    found: dict[str, list[str]] = {}
+    found: dict[str, dict[int, str]] = {}
+    sizes = [int(word) for word in words or ()] or list(SIZES)
     try:
-        sizes = [int(word) for word in words or () if word.isdigit()] or SIZES
         for size in sizes:
             for name, cell in measured(size):
-                found.setdefault(name, []).append(cell)
+                found.setdefault(name, {})[size] = cell
                 print(size, name, cell, flush=True)
     finally:
         torch.set_num_threads(before)
-    if words:
-        return
+    if not words:
+        record(found, sizes)
+
+
+def record(found: dict[str, dict[int, str]], sizes: list[int]) -> None:
+    """The table of what was measured, by method and size."""
     show(
         "Costs: every method in multiples of one Cholesky factorization of the covariance",
-        ("method", *(f"{size} columns" for size in SIZES)),
-        [(name, *cells) for name, cells in found.items()],
+        ("method", *(f"{size} columns" for size in sizes)),
+        [(name, *(cells.get(size, "not measured") for size in sizes)) for name, cells in found.items()],
         f"Layers of {ROWS} rows, covariance given, float32. The factorization is LAPACK's in float32, of columns³ / 3 operations. "
-        "Processor seconds of one thread. `python bench/run.py costs`.",
+        f"Processor seconds of one thread, beside other work; (!) marks more than {_MOST}. `python bench/run.py costs`.",
     )
 
 
@@ -54,10 +59,11 @@ def measured(size: int) -> Iterator[tuple[str, str]]:
     inputs += inputs[:, torch.randperm(size, generator=chance)] * 0.5
     covariance = inputs.T @ inputs
     del inputs
-    one = seconds(lambda: cholesky(covariance))
+    times = 1 if size > SIZES[1] else 2
+    one = seconds(lambda: cholesky(covariance), times)
     yield "one Cholesky factorization", f"{one:.2f} s"
     for name, work in works(weight, covariance).items():
-        spent = seconds(work)
+        spent = seconds(work, times)
         yield name, f"{spent / one:.2f}" + (" (!)" if spent > _MOST * one else "")
 
 
@@ -92,8 +98,8 @@ def cholesky(covariance: torch.Tensor) -> None:
         torch.linalg.cholesky_ex(raised, out=(raised, torch.empty((), dtype=torch.int32)))
 
 
-def seconds(work: Callable[[], object], times: int = 2) -> float:
-    """The least of some runs, by the processor's time."""
+def seconds(work: Callable[[], object], times: int) -> float:
+    """The least of so many runs, by the processor's time."""
     found = []
     for _ in range(times):
         begun = time.process_time()

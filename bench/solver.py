@@ -46,10 +46,8 @@ def main() -> None:
             "sparsegpt keep=0.5": lambda: Sparsegpt(keep=0.5).solve(weight, Stats(count=1, covariance=covariance)),
             "sparsegpt pattern=2:4": lambda: Sparsegpt(pattern="2:4").solve(weight, Stats(count=1, covariance=covariance)),
         }
-        if size == SIZES[0]:  # larger ones are not solved together
-            works["gptq bits=4 group=128 clip=1, each of three at once"] = lambda: at_once([weight, 2 * weight, 3 * weight], covariance)
         for name, work in works.items():
-            spent = seconds(work) / (3 if "three" in name else 1)
+            spent = seconds(work)
             rows.append((size, name, f"{spent:.2f} s", f"{product:.3f} s", f"{spent / product:.1f}", f"{cholesky / product:.1f}"))
     show(
         "Solver: one layer, covariance given, in multiples of one fp32 product",
@@ -57,8 +55,27 @@ def main() -> None:
         rows,
         "The floor is half a product for the corrections and a sixth for the factorization in float32, which is tried first. Processor seconds.",
     )
+    together()
     covariances()
     rounding()
+
+
+def together(size: int = 1024) -> None:
+    """Weights of one stage, solved alone and at once."""
+    chance, rows = torch.Generator().manual_seed(0), []
+    weights = [torch.randn(size, size, generator=chance) for _ in range(4)]
+    inputs = torch.randn(2 * size, size, generator=chance) @ torch.randn(size, size, generator=chance) / size**0.5
+    covariance = inputs.T @ inputs
+    product = seconds(lambda: weights[0] @ weights[0], 9)
+    for count in (1, 2, 3, 4):
+        spent = seconds(lambda count=count: at_once(weights[:count], covariance), 5) / count
+        rows.append((count, f"{spent:.3f} s", f"{product:.4f} s", f"{spent / product:.1f}"))
+    show(
+        f"Solver at once: GPTQ on weights of {size} x {size} with the same inputs, for each",
+        ("weights", "processor seconds", "one product", "ratio"),
+        rows,
+        "gptq bits=4 group=128 clip=1, one factorization for all. Codes are to the bit those of each alone. `python bench/run.py solver`.",
+    )
 
 
 def at_once(weights: list[torch.Tensor], covariance: torch.Tensor) -> None:
