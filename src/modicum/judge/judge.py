@@ -35,7 +35,7 @@ _HELD_BYTES = 2_000_000_000
 # Judging is worth its while where at least so many times a candidate can be judged on a sequence.
 _FEWEST = 24
 # Tokens for each column of the widest weight that forms are made on, those to be judged alone; what is written is made on all.
-_TOKENS = 16
+_TOKENS = 8
 
 _THEN = " > "
 
