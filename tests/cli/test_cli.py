@@ -371,6 +371,7 @@ EVERY = {
     "text_column": "said",
     **{"target": "modicum", "data": "a.txt", "samples": 5, "tokens": 6, "micro_batch": 7, "test_samples": 9, "gradient_samples": 4},
     **{"menu": "int4", "group": 32, "ram": "4GB", "seed": 3, "device": "cpu", "keep": ("head", "layers.0"), "harm": "trace"},
+    "set": ("lm_head: bits=8", "*down_proj: group=32"),
     "compute": "float32",
     **{"curvature": True, "overwrite": True, "allow_pickle": True, "trust_remote_code": True, "allow_fallback": True},
     "search_time": 1.5,

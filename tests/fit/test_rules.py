@@ -137,6 +137,12 @@ def test_what_is_no_rule_is_told_in_one_sentence(rule, said):
     )
 
 
+@pytest.mark.parametrize("given", [5, [5], [None], ["lm_head: bits=8", {}]])
+def test_rules_of_other_kinds_are_refused(given):
+    with pytest.raises(SettingError, match="set: a rule must be a text"):
+        rules_of(given)
+
+
 def refused(model, tmp_path, rules, **settings):
     words = {"harm": "error", "search_time": 0.0, "data": model[1], "out": tmp_path / "out", "menu": "int4", "bpw": 6}
     with pytest.raises(ModicumError) as told:

@@ -114,4 +114,7 @@ def rules_of(given: Mapping[str, str] | Iterable[str | Rule] | str | None) -> tu
     """Rules as callers write them: a table of patterns, a list of texts, or one text."""
     if isinstance(given, Mapping):
         given = [f"{pattern}: {text}" for pattern, text in given.items()]
-    return tuple(rule if isinstance(rule, Rule) else Rule.parse(rule) for rule in ([given] if isinstance(given, str) else given or ()))
+    rules = [given] if isinstance(given, str) else list(given or ()) if isinstance(given, Iterable | None) else [given]
+    if wrong := [rule for rule in rules if not isinstance(rule, str | Rule)]:
+        raise SettingError(f"set: a rule must be a text, got {quoted(repr(wrong[0]), 60)}. {_FORM}.")
+    return tuple(rule if isinstance(rule, Rule) else Rule.parse(rule) for rule in rules)
