@@ -52,6 +52,7 @@ SLIPS = [
     ("measure demo --out m --tokens -1", "tokens: must be at least 1, got -1."),
     ("frontier ./nowhere", "must be a folder that measure wrote"),
     ("eval ./nowhere", "no such directory"),
+    ("export ./nowhere --target modicum --out t", "must be a folder that fit wrote, is none"),
     ("compare ./nowhere", "at least two folders"),
     ("compare ./nowhere ./elsewhere", "is none. Check the path"),
     ("clean ./nowhere", "must be a folder to look through"),
@@ -97,6 +98,25 @@ for name, said in (("run.yaml", "Did you mean samples"), ("run.json", "samples: 
     assert said in told.getvalue(), told.getvalue()
 """
     assert heavy_after(code) == {"yaml"}
+
+
+def test_an_output_that_exists_is_refused_before_anything_heavy_is_imported(tmp_path):
+    parts = ("verification", "events", "stages", "versions", "bytes", "coverage", "sites", "quality")
+    receipt = {"format": "modicum-receipt", "version": 1, "model": {"name": "demo"}, "request": {"target": "modicum"}, "seed": 0}
+    receipt |= {"data": {"source": "shipped"}, **dict.fromkeys(parts)}
+    (tmp_path / "receipt.json").write_text(json.dumps(receipt))
+    (tmp_path / "plan.json").write_text(json.dumps({"format": "modicum-plan", "version": 1, "target": "modicum"}))
+    (tmp_path / "out").mkdir()
+    words = ["export", str(tmp_path), "--out", str(tmp_path / "out"), "--target"]
+    for target, said in (("modicum", "exists already"), ("modicun", "Did you mean modicum?")):
+        code = f"""
+import contextlib, io
+from modicum.cli.main import main
+with contextlib.redirect_stderr(io.StringIO()) as told, contextlib.suppress(SystemExit):
+    main({[*words, target]!r}, standalone_mode=False)
+assert {said!r} in told.getvalue(), told.getvalue()
+"""
+        assert not heavy_after(code)
 
 
 def test_what_is_heavy_shows():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from modicum.core.errors import SettingError
 from modicum.core.files import require_there
 from modicum.core.option import Option
 from modicum.core.plan import Plan
+from modicum.fit.receipts import FILE, read_receipt
 from modicum.fit.request import Request
 from modicum.measure.meta import require_measurement
 from modicum.measure.settings import Settings, common, menu_words
@@ -49,6 +51,18 @@ def check_places(model: str | None, *data: str | None) -> None:
     for path in data:
         if path is not None:
             require_there(Path(path))
+
+
+def check_export(directory: Path, target: str, out: Path, overwrite: bool) -> tuple[dict[str, Any], Plan]:
+    """The receipt and the plan in a folder that ``fit`` wrote. Raises ``SettingError`` where it holds none, or where ``out`` cannot be written."""
+    if not directory.is_dir():
+        raise SettingError(f"{directory}: must be a folder that fit wrote, is none. Check the path.")
+    before, plan = read_receipt(directory / FILE), Plan.read(directory / "plan.json")
+    Settings(target=target)
+    here(before["model"]["name"])
+    if os.path.lexists(out) and not overwrite:
+        raise SettingError(f"{out}: exists already. Choose another --out, or pass --overwrite.")
+    return before, plan
 
 
 def require_folder(directory: Path) -> None:

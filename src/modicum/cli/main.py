@@ -223,12 +223,10 @@ def export(directory: str, target: str, out: Path, quiet: bool, as_json: bool, *
 
     The plan in DIR is carried out again on the original model, with the data and seed of its receipt.
     """
+    before, plan = early.check_export(Path(directory), target, out, settings["overwrite"])
     from modicum.cli import show
-    from modicum.core.plan import Plan
     from modicum.models.open import open_model
-    from modicum.receipt import read_receipt
 
-    before, plan = read_receipt(Path(directory) / "receipt.json"), Plan.read(Path(directory) / "plan.json")
     trust = {name: settings[name] for name in ("allow_pickle", "trust_remote_code")}
     model = open_model(before["model"]["name"], **trust)
     settings |= {"plan": _for_target(plan, target, model), "target": target, "seed": before["seed"], **_data(before)}

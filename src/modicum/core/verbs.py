@@ -1,7 +1,8 @@
-"""A folder named by a verb: calling the module calls the function of that name in it."""
+"""A folder named by a verb: calling the module calls the function of that name, and what it gives is imported when it is first used."""
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import sys
 from types import ModuleType
@@ -9,8 +10,16 @@ from typing import Any
 
 
 class _Verb(ModuleType):
+    _home: str
+
     def __call__(self, *args: Any, **settings: Any) -> Any:
         return _function(self)(*args, **settings)
+
+    def __getattr__(self, name: str) -> Any:
+        """What the folder's contents page lists, from the file where it lives; its settings alone load nothing heavy."""
+        if name.startswith("__") or name not in self.__dict__.get("__all__", ()):
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(f"{self.__name__}.{self._home}"), name)
 
     @property
     def __signature__(self) -> inspect.Signature:
@@ -21,6 +30,7 @@ def _function(module: ModuleType) -> Any:
     return getattr(module, module.__name__.rpartition(".")[2])
 
 
-def as_verb(module: str) -> None:
-    """Let ``modicum.fit`` be the folder and the function, whichever of the two is asked for first."""
-    sys.modules[module].__class__ = _Verb
+def as_verb(module: str, home: str) -> None:
+    """Let ``modicum.fit`` be the folder and the function, whichever of the two is asked for first; all it lists lives in its file ``home``."""
+    found: Any = sys.modules[module]
+    found.__class__, found._home = _Verb, home

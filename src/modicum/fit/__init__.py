@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from modicum.core.verbs import as_verb
 
@@ -15,13 +15,4 @@ if TYPE_CHECKING:
 __all__ = ["Result", "fit"]
 
 
-def __getattr__(name: str) -> Any:
-    """What the folder gives, imported when it is first used: its settings alone load nothing heavy."""
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from modicum.fit import run
-
-    return getattr(run, name)
-
-
-as_verb(__name__)
+as_verb(__name__, "run")
