@@ -59,6 +59,7 @@ def _facts(results: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
         row("target", lambda result: result["target"]), row("budget", lambda result: result["budget"] or "none"),
         row("size", lambda result: readable(result["bytes"])), row("bits per weight", lambda result: f"{result['bits_per_weight']:.3f}"),
         row("stored values", lambda result: "" if result["values"] is None else f"{result['values']:,}"),
+        row("multiply-adds", lambda result: "" if result["macs"] is None else f"{result['macs']:,}"),
         row("treated", lambda result: f"{result['treated']:.1%}"),
     ]  # fmt: skip
     if any("mean" in quality(result) for result in results):

@@ -31,6 +31,7 @@ def outcome(receipt: Mapping[str, Any], out: Path) -> None:
     budget = [("budget", receipt["request"]["budget"])] if receipt["request"]["budget"] else []
     events = [("events", f"{len(receipt['events'])}, named in the receipt")] if receipt["events"] else []
     rules = [("rules", "; ".join(told))] if (told := receipt["request"].get("set")) else []
+    print_table(("", "before", "after", ""), before_and_after(receipt))
     print_rows(
         ("size", after), *budget, *allowed, *rules, *_quality(receipt["quality"]), *_verdict(receipt),
         *_choice(receipt.get("search") or {}), *_structure(receipt["sites"]), *_taken(receipt["data"]),
@@ -38,6 +39,17 @@ def outcome(receipt: Mapping[str, Any], out: Path) -> None:
         ("target", f"{receipt['request']['target']}, reloaded and verified"), *events,
         ("time", f"{seconds:.1f} s"), ("report", str(out / "report.html")),
     )  # fmt: skip
+
+
+def before_and_after(receipt: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Parameters, multiply-adds and bytes; receipts of earlier versions have no multiply-adds, and some no values."""
+    known = {"parameters": receipt.get("values"), "multiply-adds": receipt.get("macs"), "bytes": receipt["bytes"]}
+    pairs = {name: (found.get("original"), found.get("actual")) for name, found in known.items() if found}
+    return [
+        (name, f"{old:,}", f"{new:,}", f"{new / max(1, old):.1%}")
+        for name, (old, new) in pairs.items()
+        if old is not None and new is not None
+    ]
 
 
 def _verdict(receipt: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""What must fit: bytes of files, stored values, quality lost, run-time memory, time; one or several of them."""
+"""What must fit: bytes of files, stored values, multiply-adds, quality lost, run-time memory, time; one or several of them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from modicum.core.errors import BudgetError
 from modicum.core.settings import param
 
 _UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+# Multiply-adds by unit, and the fewest that are taken for a number of them.
+_COUNTS = {"": 1.0, "%": 0.01, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+_FEWEST = 1000
 _SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6}
 
 
@@ -21,14 +24,19 @@ class Budget:
     """What the result may spend; at least one is set, and all that are set hold.
 
     ``size`` bytes of weight files; ``bpw`` bits of them per original parameter (tied parameters once); ``params`` stored weight values (dense
-    entries, codes, nonzeros, low-rank factors; scales and tables apart) as a share of the original's; ``loss`` the share by which held-out
-    perplexity may rise; ``memory`` bytes in the target's runtime: weights as it holds them, cache and activations; ``speed`` times the
-    original's; ``latency`` seconds of one forward pass.
+    entries, codes, nonzeros, low-rank factors; scales and tables apart) as a share of the original's; ``macs`` multiply-adds of one forward pass in
+    the target's runtime, a share of the original's or, above 1, their number; ``loss`` the share by which held-out perplexity may rise; ``memory``
+    bytes in the target's runtime: weights as it holds them, cache and activations; ``speed`` times the original's; ``latency`` seconds of one
+    forward pass.
     """
 
     size: int | None = param(None, "bytes of the weight files, such as 4.5MB or 2GiB", metavar="SIZE", group="budget")
     bpw: float | None = param(None, "bits of the weight files per original weight", metavar="BITS", group="budget")
     params: float | None = param(None, "stored weight values, such as 60%; scales and tables apart", metavar="SHARE", group="budget")
+    macs: float | None = param(
+        None, "multiply-adds of one forward pass on one of the sequences, a share such as 60% or a number such as 5G", metavar="SHARE",
+        group="budget",
+    )  # fmt: skip
     loss: float | None = param(
         None, "rise of held-out perplexity, such as 1%; the smallest result within it", metavar="SHARE", group="budget"
     )
@@ -50,6 +58,11 @@ class Budget:
                 f"params: must be a share of the original's values, at most 1, which is 100 %, got {self.params:g}. "
                 f"Write {self.params:g}% if that is meant."
             )
+        if self.macs is not None and 1 < self.macs < _FEWEST:
+            raise BudgetError(
+                f"macs: must be a share of the original's multiply-adds, at most 1, which is 100 %, or their number, got {self.macs:g}. "
+                f"Write {self.macs:g}% if that is meant, or the whole number, such as 5G."
+            )
         if self.speed is not None and self.speed < 1:
             raise BudgetError(
                 f"speed: must be at least the original's, 1x, got {self.speed:g}x. Write {1 / self.speed:.3g}x if that share of its time is meant."
@@ -69,7 +82,7 @@ class Budget:
     def of(cls, **words: Any) -> Budget | None:
         """Budgets as callers write them, texts or numbers, or None where none is given. Raises ``BudgetError``."""
         readers: dict[str, Callable[[str], Any]] = {
-            "size": parse_size, "bpw": _number, "params": _share, "loss": _share, "memory": partial(parse_size, who="memory"),
+            "size": parse_size, "bpw": _number, "params": _share, "macs": _work, "loss": _share, "memory": partial(parse_size, who="memory"),
             "speed": _times, "latency": _seconds,
         }  # fmt: skip
         read = lambda name, word: readers[name](word) if isinstance(word, str) else _plain(name, word)
@@ -93,9 +106,14 @@ class Budget:
         bounds = [bound for bound in (self.size, None if self.bpw is None else int(self.bpw * parameters / 8)) if bound is not None]
         return min(bounds, default=None)
 
+    def multiplications(self, original: int) -> float:
+        """Most multiply-adds of one forward pass where the original takes ``original``; infinite where they are free."""
+        return float("inf") if self.macs is None else self.macs * original if self.macs <= 1 else self.macs
+
     def __str__(self) -> str:
         words = {
             "size": readable, "bpw": lambda value: f"{value:g} bpw", "params": lambda value: f"{100 * value:g} % of parameters",
+            "macs": lambda value: f"{100 * value:g} % of multiply-adds" if value <= 1 else f"{many(value)} multiply-adds",
             "loss": lambda value: f"loss {100 * value:g} %", "memory": lambda value: f"{readable(value)} of memory",
             "speed": lambda value: f"{value:g}x speed", "latency": lambda value: f"{1000 * value:g} ms",
         }  # fmt: skip
@@ -131,6 +149,15 @@ def _share(text: str) -> float:
     return value
 
 
+def _work(text: str) -> float:
+    found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:[eE]\+?[0-9]+)?)\s*([kKMGT%]?)\s*", text)
+    if not found:
+        raise BudgetError(f"macs: must be a share such as 60% or 0.6, or a number of multiply-adds such as 5e9 or 5G, got {text!r}.")
+    if found[2] == "%" and float(found[1]) > 100:
+        raise BudgetError(f"macs: must be at most the original's multiply-adds, 100%, got {text!r}.")
+    return float(found[1]) * _COUNTS[found[2]]
+
+
 def _plain(name: str, value: Any) -> Any:
     """A number as it stands. Raises ``BudgetError`` for a share that can be read in two ways."""
     if name in ("params", "loss") and isinstance(value, int | float) and 1 < value < float("inf"):
@@ -150,6 +177,14 @@ def _seconds(text: str) -> float:
     if not found or found[2] not in _SECONDS:
         raise BudgetError(f"latency: must be a time such as 20ms, got {text!r}.")
     return float(found[1]) * _SECONDS[found[2]]
+
+
+def many(count: float) -> str:
+    """A large number as people read it."""
+    for unit, scale in (("T", 10**12), ("G", 10**9), ("M", 10**6), ("k", 10**3)):
+        if count >= scale:
+            return f"{count / scale:.3f} {unit}"
+    return f"{count:.0f}"
 
 
 def readable(size: float) -> str:

@@ -14,8 +14,8 @@ from modicum.core.errors import SettingError
 from modicum.core.files import read_json
 
 VERSION = 1
-# What a selection spends: bytes of files, stored weight values, bytes of memory and seconds in the target's runtime.
-RESOURCES = ("bytes", "values", "memory", "seconds")
+# What a selection spends: bytes of files, stored weight values, bytes of memory, seconds and multiply-adds in the target's runtime.
+RESOURCES = ("bytes", "values", "memory", "seconds", "macs")
 
 Picks = dict[str, int]
 # The most a selection may spend of each resource; resources not named are free.
@@ -26,9 +26,9 @@ Limits = Mapping[str, float]
 class Choice:
     """One option on one site: what it spends, and its predicted harm (KL per token, nats).
 
-    ``bytes`` are stored bytes, headers' share included; ``values`` stored weight values; ``memory`` bytes and ``seconds`` what it takes in the
-    target's runtime. ``given`` names options of the parent site under which this choice stands; empty where there is no parent. ``distance``
-    is the squared change of the weights.
+    ``bytes`` are stored bytes, headers' share included; ``values`` stored weight values; ``memory`` bytes, ``seconds`` and ``macs``
+    (multiply-adds) what it takes in the target's runtime. ``given`` names options of the parent site under which this choice stands; empty where
+    there is no parent. ``distance`` is the squared change of the weights.
     """
 
     option: str
@@ -39,6 +39,7 @@ class Choice:
     seconds: float = 0.0
     given: tuple[str, ...] = ()
     distance: float = 0.0
+    macs: float = 0.0
 
     def spends(self, resource: str) -> float:
         """Amount of one resource."""

@@ -130,6 +130,10 @@ class Target(ABC):
     def verify(self, directory: Path, forms: Mapping[str, Form], batch: Batch | None = None) -> tuple[torch.nn.Module, dict[str, Any]]:
         """Reload in the target's own loader; the module it gives, and what was checked, on ``batch`` where outputs are. Raises ``ModelError``."""
 
+    def as_loaded(self, directory: Path, module: torch.nn.Module) -> torch.nn.Module:
+        """The model as users load it; ``module`` is what ``verify`` gave."""
+        return module
+
     def wrong(self, family: str, units: Sequence[Unit]) -> bool:
         """Whether the loader does not bring back units that this family of forms has treated."""
         return any(f"{family} {unit.likeness}" in self.off for unit in units)

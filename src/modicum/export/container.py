@@ -155,6 +155,11 @@ class Container(Target):
             module, modules = self._reloaded(directory, narrow=False)
         return module, found
 
+    @override
+    def as_loaded(self, directory: Path, module: nn.Module) -> nn.Module:
+        """The module with cuts as narrow as they may be: ``verify`` gives it with zeros in their place."""
+        return self._reloaded(directory, narrow=True)[0] if narrow_groups(read_body(directory), directory) else module
+
     def _reloaded(self, directory: Path, *, narrow: bool) -> tuple[nn.Module, dict[str, nn.Module]]:
         """A module filled from the files, and its modules by their names before blocks are dropped, which renumbers the others."""
         module = copied(self.model.stored.module, apart=True) if self.model.config is None else _skeleton(directory)

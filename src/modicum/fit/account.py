@@ -119,7 +119,7 @@ def build_receipt(outcome: Outcome) -> dict[str, Any]:
             "bits_per_weight": 8 * outcome.actual / model.parameters,
             "files": {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(final.glob("*.safetensors"))},
         },
-        "values": {"original": model.parameters, "actual": _values(made)},
+        "values": {"original": model.parameters, "actual": _values(made)}, "macs": _macs(outcome),
         "coverage": {
             "treated_bytes": treated, "layer_bytes": layer_bytes, "share": treated / max(layer_bytes, 1),
             "share_of_all": treated / max(model.dense_bytes, 1), "untreated": untreated(scene, forms, gone),
@@ -161,6 +161,18 @@ def _values(made: Made) -> int:
     dense = [name for name in model.weights.names if name not in treated and name not in gone]
     beside = sum(unit.size for unit in units if unit.parameter in treated and unit.name not in forms)
     return sum(forms[name].values for name in forms) + beside + sum(model.weights.held(name).numel() for name in dense)
+
+
+def _macs(outcome: Outcome) -> dict[str, Any]:
+    """Multiply-adds of one forward pass on a row of the calibration sequences, whose shapes are told: before, after, and what was allowed."""
+    scene = outcome.made.scene
+    work, budget, batch = scene.script.work, scene.request.budget, scene.script.example(scene.data.calibration[0])
+    named = batch.items() if isinstance(batch, dict) else enumerate(batch)
+    return {
+        "original": work.whole if work is not None else None, "actual": outcome.verification.get("multiply-adds"),
+        "allowed": budget.multiplications(work.whole) if budget is not None and budget.macs is not None and work is not None else None,
+        "pass": {str(name): list(value.shape) for name, value in named},
+    }  # fmt: skip
 
 
 def _structural(scene: Scene, plan: Plan, table: Table | None, chosen: Mapping[str, Choice]) -> dict[str, str]:

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy as np
 from modicum.allocate import ALLOCATORS, JUDGED
 from modicum.allocate._family import Judge, fill
 from modicum.allocate.integer_program import integer_program
-from modicum.core.budget import Budget, readable
+from modicum.core.budget import Budget, many, readable
 from modicum.core.errors import BudgetError, ModelError, SettingError, listed
 from modicum.core.option import KEEP, Option
 from modicum.core.plan import Picks, Table
@@ -25,6 +25,7 @@ from modicum.judge.plain import SEQUENCES, Rival, plains
 from modicum.judge.workers import workers
 from modicum.measure.subject import Subject
 from modicum.models.structure import plain_parameters
+from modicum.runtime.products import Products
 from modicum.table.exact import exact_bytes
 from modicum.table.findings import GONE, Findings
 from modicum.table.menu import misfit, suits
@@ -61,6 +62,14 @@ class Chooser:
             self.sizing.runtime = self.runtime.pricing(self.timed)
         if self.timed:
             self.sizing.block_seconds = self.runtime.block_rest
+        if self.budget.macs is not None:
+            self.sizing.macs, self.sizing.block_macs = self.products.of, self.products.block_rest
+
+    @cached_property
+    def products(self) -> Products:
+        """Prices of forms in multiply-adds."""
+        assert self.subject.script.work is not None
+        return Products(self.subject.script.work, self.runtime, self.sizing.cuts, self.sizing.target.sites())
 
     @property
     def timed(self) -> bool:
@@ -79,6 +88,8 @@ class Chooser:
         table = self.sizing.table(findings)
         if self.timed:
             table.fixed["seconds"] = self.runtime.rest()
+        if self.budget.macs is not None:
+            table.fixed["macs"] = self.products.rest()
         return table
 
     def limits(self) -> dict[str, float]:
@@ -89,6 +100,8 @@ class Chooser:
             limits["bytes"] = allowed
         if budget.params is not None:
             limits["values"] = budget.params * model.parameters
+        if budget.macs is not None:
+            limits["macs"] = budget.multiplications(self.products.work.whole)
         if budget.memory is not None:
             limits["memory"] = budget.memory - self.runtime.overhead()
         if self.timed:
@@ -118,7 +131,12 @@ class Chooser:
         if resource == "values":
             share = 100 * smallest / self.subject.model.parameters
             return f"budget {self.budget}: cannot be reached, {where} {share:.1f} % of the values. Allow more, or add options that store fewer."
-        only = f"Only cuts and dropped blocks help: {self.target} holds weights whole in memory." + self._blocked()
+        whole = "multiplies with weights whole" if resource == "macs" else "holds weights whole in memory"
+        only = f"Only cuts and dropped blocks help: {self.target} {whole}." + self._blocked()
+        if resource == "macs":
+            share = smallest / self.products.work.whole
+            told = f"{many(smallest)} multiply-adds, {share:.1%} of the original's"
+            return f"budget {self.budget}: cannot be reached, {where} {told}. {only} Allow more."
         if resource == "memory":
             total, overhead = smallest + self.runtime.overhead(), self.runtime.overhead()
             return (

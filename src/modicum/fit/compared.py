@@ -76,6 +76,7 @@ def _result(name: str, receipt: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "directory": name, "target": receipt["request"]["target"], "budget": receipt["request"]["budget"],
         "bytes": sizes["actual"], "bits_per_weight": sizes["bits_per_weight"], "values": receipt.get("values", {}).get("actual"),
+        "macs": receipt.get("macs", {}).get("actual"),
         "treated": receipt["coverage"]["share"], "quality": receipt["quality"], "kinds": _kinds(receipt), "events": len(receipt["events"]),
     }  # fmt: skip
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from modicum.core.budget import Budget
 from modicum.core.errors import BudgetError
 from modicum.core.option import Option
 from modicum.core.plan import Table
@@ -20,6 +21,7 @@ from modicum.table.menu import offered
 
 # What is said of a budget of time.
 UNTIMED = "time is only known once the model has run, which a dry run leaves out"
+UNCOUNTED = UNTIMED.replace("time is", "multiply-adds are")
 # The size of the products that this machine's speed is told by, and for how long.
 _PRODUCT, _SECONDS = 512, 0.2
 # What a run takes beside its large products, in multiples of them.
@@ -29,14 +31,14 @@ _BESIDE = 3.0
 def forecast(scene: Scene) -> dict[str, Any]:
     """Sizes within reach, what would be treated and what not, and what it would take."""
     budget = scene.request.budget
-    untimed = budget is not None and bool(budget.speed or budget.latency) and bool(scene.subject.planned)
-    chooser = Chooser(scene.subject, scene.target.name, scene.request) if budget is not None and not untimed else None
+    unknown = _unknown(budget) if scene.subject.planned else ""
+    chooser = Chooser(scene.subject, scene.target.name, scene.request) if budget is not None and not unknown else None
     sizing = chooser.sizing if chooser is not None else scene.subject.sizing(scene.target.name)
     menu, table = sizing.menu, chooser.table(None) if chooser is not None else sizing.table()
     smallest = int(table.cost(table.cheapest()))
     largest = int(table.cost(table.best(lambda _, choice: (-float(choice.bytes),))))
     tokens = scene.subject.planned or scene.script.count_tokens(scene.data.calibration)
-    unfit = UNTIMED if untimed else "" if chooser is None else _unfit(chooser, table)
+    unfit = unknown or ("" if chooser is None else _unfit(chooser, table))
     model, work = scene.model, _operations(scene, tokens, len(menu))
     return {
         "format": "modicum-forecast", "version": 1, "model": model.name, "target": scene.target.name,
@@ -47,8 +49,15 @@ def forecast(scene: Scene) -> dict[str, Any]:
         "untreated": untreated(scene, {}), "data": {"source": scene.data.source, "taken": scene.data.taken}, "calibration_tokens": tokens,
         "activation_bytes": _activations(scene, tokens), "memory_bytes": _memory(scene, tokens, menu), "work_operations": work,
         "compute": scene.subject.compute.to_json(),
-        "measured": scene.measured is not None, **_time(scene, work), "fits": None if budget is None or untimed else not unfit, "why": unfit,
+        "measured": scene.measured is not None, **_time(scene, work), "fits": None if budget is None or unknown else not unfit, "why": unfit,
     }  # fmt: skip
+
+
+def _unknown(budget: Budget | None) -> str:
+    """Why a budget cannot be checked without running the model; nothing where it can."""
+    if budget is None:
+        return ""
+    return UNTIMED if budget.speed or budget.latency else UNCOUNTED if budget.macs else ""
 
 
 def _operations(scene: Scene, tokens: int, options: int) -> int:

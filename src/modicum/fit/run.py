@@ -73,8 +73,8 @@ class Result:
 @configured(Budget, Request, alternatives=WANTED, other={"from": "measured"})
 def fit(
     model: str | Path | nn.Module | Model | None = None, budget: str | Budget | None = None, *, size: str | int | None = None,
-    bpw: float | str | None = None, params: str | float | None = None, loss: str | float | None = None, memory: str | int | None = None,
-    speed: str | float | None = None, latency: str | float | None = None, method: str | Option | None = None,
+    bpw: float | str | None = None, params: str | float | None = None, macs: str | float | None = None, loss: str | float | None = None,
+    memory: str | int | None = None, speed: str | float | None = None, latency: str | float | None = None, method: str | Option | None = None,
     plan: str | Path | Plan | None = None, measured: str | Path | Measured | None = None, data: Any = None, out: str | Path | None = None,
     menu: Iterable[str | Option] | str | None = None, ram: str | int | None = None, keep: Iterable[str] = (), progress: Quiet | None = None,
     ranks: Ranks = LONE, page: Page | None = None, config: str | Path | None = None, **settings: Any,
@@ -82,18 +82,18 @@ def fit(
     """Give the best ``model`` that fits ``budget``, in files that the target's runtime loads, with a receipt.
 
     ``model``: ``demo``, a directory, a Hugging Face id or a module. ``budget`` (``4.5MB``, ``4.5bpw``, or a ``Budget``), ``size``, ``bpw``,
-    ``params`` (``60%`` of stored values), ``loss`` (``1%`` more perplexity), ``memory`` with ``context`` and ``batch``, ``speed`` (``1.5x``) and
-    ``latency`` (``20ms``): those given hold together. Instead of budgets ``method`` (an option applied everywhere) or ``plan``. ``measured``: a
-    directory that ``measure`` wrote, which then is not measured again; its model and data are taken. ``data``: a path to text, or any iterable
-    of batches; without it the shipped text. ``out``: the directory to write; without it a temporary one that lives as long as the result.
-    ``ranks``: the processes that call this together, the first of which writes (``modicum.sweep.ranks.joined``). ``page``: what draws the
-    receipt as a page (``modicum.report``), written beside it as ``report.html``. Other settings as on the command line: see ``Request``.
-    ``config``: a file, YAML or JSON, of settings that are not given here, such as the ``run.yaml`` that is written beside every receipt. Raises
-    ``ModicumError`` kinds; nothing is left behind but ``OUT.partial`` (``OUT.rank-N.partial`` of the other ranks), from which the same call
-    continues.
+    ``params`` (``60%`` of stored values), ``macs`` (``60%`` of the multiply-adds of one pass, or ``5G``), ``loss`` (``1%`` more perplexity),
+    ``memory`` with ``context`` and ``batch``, ``speed`` (``1.5x``) and ``latency`` (``20ms``): those given hold together. Instead of budgets
+    ``method`` (an option applied everywhere) or ``plan``. ``measured``: a directory that ``measure`` wrote, which then is not measured again; its
+    model and data are taken. ``data``: a path to text, or any iterable of batches; without it the shipped text. ``out``: the directory to write;
+    without it a temporary one that lives as long as the result. ``ranks``: the processes that call this together, the first of which writes
+    (``modicum.sweep.ranks.joined``). ``page``: what draws the receipt as a page (``modicum.report``), written beside it as ``report.html``. Other
+    settings as on the command line: see ``Request``. ``config``: a file, YAML or JSON, of settings that are not given here, such as the
+    ``run.yaml`` that is written beside every receipt. Raises ``ModicumError`` kinds; nothing is left behind but ``OUT.partial``
+    (``OUT.rank-N.partial`` of the other ranks), from which the same call continues.
     """
     parsed = Budget.parse(budget) if isinstance(budget, str) else budget
-    words = Budget.of(size=size, bpw=bpw, params=params, loss=loss, memory=memory, speed=speed, latency=latency)
+    words = Budget.of(size=size, bpw=bpw, params=params, macs=macs, loss=loss, memory=memory, speed=speed, latency=latency)
     known = Measured.read(measured) if isinstance(measured, str | Path) else measured
     if known is not None:
         settings, menu, data, model = known.adopt(settings, menu, data, model)

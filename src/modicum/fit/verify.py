@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from modicum.core.budget import Budget, readable
+from torch import nn
+
+from modicum.core.budget import Budget, many, readable
 from modicum.core.errors import BudgetError, ModelError, listed
 from modicum.data.splits import one_row, placed
 from modicum.export._family import Layout
@@ -13,6 +15,7 @@ from modicum.fit.made import Made
 from modicum.judge.quality import compare, plain
 from modicum.models.quiet import hushed
 from modicum.runtime.memory import whole_model
+from modicum.sweep.work import counted
 
 # The most that a reloaded model may differ by.
 _SAME = 1e-3
@@ -32,7 +35,7 @@ def weighed(made: Made, layout: Layout, final: Path, who: str) -> int:
 
 def verified(made: Made, layout: Layout, final: Path, who: str, events: list[str]) -> dict[str, Any]:
     """What was compared, with the model in memory or tensor by tensor. Raises ``ModelError`` where anything differs."""
-    return reread(made, layout, final, events) if too_large(made) else reloaded(made, final, who)
+    return reread(made, layout, final, events) if too_large(made) else reloaded(made, final, who, events)
 
 
 def too_large(made: Made) -> bool:
@@ -41,7 +44,7 @@ def too_large(made: Made) -> bool:
     return scene.request.ram is not None and whole_model(scene.model, scene.data.test[0]) > scene.request.ram
 
 
-def reloaded(made: Made, final: Path, who: str) -> dict[str, Any]:
+def reloaded(made: Made, final: Path, who: str, events: list[str]) -> dict[str, Any]:
     """Reload with the target's own loader and compare with the dequantized weights on test sequences, in the weights' own dtype."""
     scene, budget, stored = made.scene, made.scene.request.budget, made.scene.model.stored
     batches = [scene.data.test[0] if stored is scene.model else one_row(scene.data.test[0])]  # one is enough where that is slow
@@ -54,7 +57,28 @@ def reloaded(made: Made, final: Path, who: str) -> dict[str, Any]:
     worst = max(value for each in judged.parts.values() for value in each.divergence)
     if worst > _SAME:
         raise ModelError(f"{who}: the reloaded model must match the dequantized weights, differs by {worst:.2g} ({judged.metric}).")
+    found |= _multiplied(made, scene.target.as_loaded(final, module), events)
     return found | {"logits": {"metric": judged.metric, "largest": worst, "sequences": len(judged.divergence)}}
+
+
+def _multiplied(made: Made, module: nn.Module, events: list[str]) -> dict[str, int]:
+    """Multiply-adds of the reloaded model's pass on what those of the original were counted on.
+
+    Raises ``BudgetError`` where they are too many; where tokens are routed to experts, which do not stay the same, an event says so.
+    """
+    scene, budget = made.scene, made.scene.request.budget
+    if scene.script.work is None:
+        return {}
+    batch = placed(scene.script.example(scene.data.calibration[0]), "cpu")
+    with hushed():
+        count = counted(lambda: list(plain(module, [batch])))
+    allowed = budget.multiplications(scene.script.work.whole) if budget is not None else float("inf")
+    if count > allowed * (1 + 1e-9):
+        said = f"budget {budget}: what was written takes {many(count)} multiply-adds, which is more than {many(allowed)}"
+        if not scene.script.stacks:
+            raise BudgetError(f"{said}. Report this.")
+        events.append(f"{said}: its tokens go to other experts than the original's.")
+    return {"multiply-adds": count}
 
 
 def reread(made: Made, layout: Layout, final: Path, events: list[str]) -> dict[str, Any]:
@@ -72,4 +96,4 @@ def reread(made: Made, layout: Layout, final: Path, events: list[str]) -> dict[s
 
 def _narrower(budget: Budget | None) -> bool:
     """Whether a budget counts on cuts that load narrower."""
-    return budget is not None and bool(budget.memory or budget.speed or budget.latency)
+    return budget is not None and bool(budget.memory or budget.speed or budget.latency or budget.macs)

@@ -58,6 +58,7 @@ def _outlined(model: Model, example: Batch, twins: Twins) -> tuple[Script, list[
         rehearsal = _Outline(model, example, twins := alike(model))
         rehearsal.run()
     script = rehearsal.script
+    script.work = None  # stand-ins are not multiplied as the weights would be
     script.outputs = described(rehearsal.output, model.config, None, None)
     return script, _Cuts(model, script, example, twins).run()
 

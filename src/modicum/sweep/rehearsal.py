@@ -25,6 +25,7 @@ from modicum.sweep.outputs import Outputs, described
 from modicum.sweep.products import Loans, Products
 from modicum.sweep.script import Script, StackUse
 from modicum.sweep.suspend import Arrival, Chain, Stop
+from modicum.sweep.work import Counting
 
 # Torch's own modules whose output is the product of their input and their weight, and the methods that make it so.
 _PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -109,13 +110,14 @@ class _Rehearsal:
         self.multiplied: set[str] = set()  # parameters of modules' own that a product takes
         self.borrowed: set[str] = set()  # units with which something is computed outside their layers' calls
         self.loans = Loans(lambda name: None if self.calling else self.borrowed.add(self.units[name].name))
+        self.counting = Counting(self._direct)
 
     def run(self) -> _Rehearsal:
         """Run it."""
         # Outside inference mode, under which torch does not count a tensor's changes.
         reads = weight_reads({id(self.chain.owner(name)): name for name in self.units}, self._read)
         before, versions = kept(self.model.module), self._versions()
-        with torch.inference_mode(False), torch.no_grad(), reads, Products(self._bare, self.multiplied.add), self.loans:
+        with torch.inference_mode(False), torch.no_grad(), reads, Products(self._bare, self.multiplied.add), self.loans, self.counting:
             self.model.weights.load(self.model.trunk)
             try:
                 for _, output in self.chain.run(self._work):
@@ -125,7 +127,7 @@ class _Rehearsal:
                 self.model.weights.release(
                     [*self.model.trunk, *(name for block in self.inside for name in self.model.blocks[block].parameters)]
                 )
-        self.script.draws = self.chain.drew
+        self.script.draws, self.script.work = self.chain.drew, self.counting.work
         self._require_unwritten(versions)
         self._group()
         return self
@@ -153,11 +155,13 @@ class _Rehearsal:
         index, arrival = arrivals[0]
         if stop.kind == "enter":
             self.inside.append(stop.name)
+            self.counting.block = stop.name
             self.entered[stop.name] = arrival.args[0] if arrival.args else (arrival.kwargs or {}).get("hidden_states")
             self.model.weights.load(self.model.blocks[stop.name].parameters)
             yield index, None
         elif stop.kind == "leave":
             self.inside.remove(stop.name)
+            self.counting.block = self.inside[-1] if self.inside else ""
             self.loans.end()
             self._leave(stop.name, arrival.output)
             self.model.weights.release(self.model.blocks[stop.name].parameters)
@@ -171,7 +175,13 @@ class _Rehearsal:
 
     def _bare(self) -> dict[int, str]:
         """Units that may be weights or tables, by the memory they lie in now."""
-        names = [unit.name for unit in self.model.units.values() if unit.kind == "parameter"]
+        return self._lying(unit.name for unit in self.model.units.values() if unit.kind == "parameter")
+
+    def _direct(self) -> dict[int, str]:
+        """Units that their module multiplies in its own way, by the memory they lie in now."""
+        return self._lying(unit.name for unit in self.model.units.values() if unit.direct)
+
+    def _lying(self, names: Iterable[str]) -> dict[int, str]:
         values = {name: self.model.weights.held(name) for name in names}
         return {value.untyped_storage().data_ptr(): name for name, value in values.items() if value.device.type != "meta"}
 
@@ -195,12 +205,14 @@ class _Rehearsal:
         self.calls.append(_Call(unit.name, block := self.inside[-1] if self.inside else "", input_key(unit, owner, block, got), got))
         self.calling = True
         try:
-            output = arrival.run(self.chain.original(name))
+            with self.counting.of(unit.name):
+                output = arrival.run(self.chain.original(name))
             values = [value for value in (got, output) if isinstance(value, torch.Tensor)]
             self.maps += [output] if "convolution" in unit.kind and isinstance(output, torch.Tensor) and output.ndim == 3 else []
             self.script.met[unit.name] = sum(value.numel() for value in values)
-            if got is None or not is_product(owner, got, output):
-                self.script.opaque.add(unit.name)
+            with self.counting.off():
+                if got is None or not is_product(owner, got, output):
+                    self.script.opaque.add(unit.name)
             return output
         finally:
             self.calling = False
@@ -213,6 +225,7 @@ class _Rehearsal:
         def see(use: Use) -> None:
             uses.setdefault(use.attribute, use.transposed)
 
+        before = len(self.counting.order)
         with Watch(stacks, see):
             output = arrival.run(self.chain.original(name))
         if uses and name not in self.script.stacks:
@@ -221,7 +234,9 @@ class _Rehearsal:
                 self.model.units.pop(self.model.weights.first[f"{name}.{attribute}" if name else attribute], None)
                 self.model.units.update({unit.name: unit for unit in expert_units(name, attribute, self.model.weights, transposed)})
         block = self.inside[-1] if self.inside else ""
-        self.calls += [_Call(unit.name, block) for unit in self.model.units.values() if unit.kind == "expert" and unit.module == name]
+        experts = [unit for unit in self.model.units.values() if unit.kind == "expert" and unit.module == name]
+        self.calls += [_Call(unit.name, block) for unit in experts]
+        self.counting.share(before, {unit.name: unit.size for unit in experts})
         return output
 
     def _within(self, name: str, arrival: Arrival) -> Any:
@@ -229,7 +244,8 @@ class _Rehearsal:
         output = arrival.run(forward)
         self.calling = True
         try:
-            found = arrival.run(lambda *args, **kwargs: within.stages(owner, forward, args, kwargs, output))
+            with self.counting.off():
+                found = arrival.run(lambda *args, **kwargs: within.stages(owner, forward, args, kwargs, output))
         except Exception:  # whatever torch raises where a call is not as it is thought of
             found = ()
         finally:

@@ -9,6 +9,7 @@ from modicum.core.unit import Unit
 from modicum.data.splits import Batch, chance_of, count_tokens, one_row
 from modicum.sweep.cover import Cover
 from modicum.sweep.outputs import Outputs
+from modicum.sweep.work import Work
 
 # Why the inputs of a weight that its module uses in its own way were not seen, by kind.
 DIRECT = {"recurrent": "recurrent", "packed": "packed attention", "looked up": "embedding"}
@@ -37,7 +38,8 @@ class Script:
     of pairs of tokens of which nothing could be told; ``draws``: whether
     a forward draws random numbers; ``in_turn``: whether forwards share state, so that none may begin before the one before it has ended.
     ``together``: columns whose covariance is taken together, of units whose whole one does not fit (``fit.memory``).
-    ``met``: values that a unit reads and gives for one row, which is one of ``example``.
+    ``met``: values that a unit reads and gives for one row, which is one of ``example``; ``work``: multiply-adds of it, None where nothing was
+    run with values.
     """
 
     stages: list[tuple[str, ...]] = field(default_factory=list)
@@ -61,6 +63,7 @@ class Script:
     in_turn: bool = False
     together: dict[str, int] = field(default_factory=dict)
     met: dict[str, int] = field(default_factory=dict)
+    work: Work | None = None
 
     def seeds(self, batches: Sequence[Batch]) -> list[int] | None:
         """Seeds of what forwards draw on each batch, where they draw at all: the same for the original and for what becomes of it."""

@@ -61,7 +61,7 @@ class Sizing:
     """Makes tables for one target: bytes from forms of zeros, harms from ``findings`` (or none yet, for what is within reach).
 
     ``cuts`` are the model's coupled cuts by name, ``kept`` says which sites stay as they are. ``runtime`` gives the memory and seconds that a
-    form takes in the target's runtime, ``block_seconds`` what a block takes there outside its units.
+    form takes in the target's runtime, ``block_seconds`` what a block takes there outside its units; ``macs`` and ``block_macs`` multiply-adds.
     """
 
     target: Target
@@ -70,6 +70,8 @@ class Sizing:
     kept: Callable[[Site], bool] = lambda site: False
     runtime: Priced = lambda unit, form: (form.shape[0] * form.shape[1] * form.dtype.itemsize, 0.0)
     block_seconds: Callable[[str], float] = lambda block: 0.0
+    macs: Callable[[Unit, Form], float] = lambda unit, form: 0.0
+    block_macs: Callable[[str], float] = lambda block: 0.0
     scales: Mapping[str, float] = field(default_factory=dict)
     _forms: dict[Any, Form] = field(default_factory=dict)
     _lost: Once = field(default_factory=lambda: Once(lost_of))
@@ -140,6 +142,7 @@ class Sizing:
             found.harm,
             -sizes,
             -sum(self.block_seconds(block) for block in found.blocks),
+            macs=-sum(self.block_macs(block) for block in found.blocks),
         )
 
     # Cuts
@@ -281,6 +284,7 @@ class Sizing:
         return Choice(
             text, sum(self.target.unit_bytes(unit, form, DIGITS) for unit, form in forms), sum(form.values for _, form in forms), harm,
             sum(memory for memory, _ in taken), sum(seconds for _, seconds in taken), given, distance=distance,
+            macs=sum(self.macs(unit, form) for unit, form in forms),
         )  # fmt: skip
 
     # Forms of zeros
@@ -299,7 +303,7 @@ class Sizing:
         rest = [name for name in weights.names if name not in units]
         values = sum(weights.held(name).numel() for name in rest)
         held = sum(weights.held(name).numel() * weights.dtype(name).itemsize for name in rest)
-        return {"bytes": _fixed_bytes(target, sites), "values": values, "memory": held, "seconds": 0.0}
+        return {"bytes": _fixed_bytes(target, sites), "values": values, "memory": held, "seconds": 0.0, "macs": 0.0}
 
 
 def _fixed_bytes(target: Target, sites: Sequence[Site], dropped: frozenset[str] = frozenset()) -> int:
