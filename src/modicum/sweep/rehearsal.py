@@ -179,7 +179,7 @@ class _Rehearsal:
 
     def _direct(self) -> dict[int, str]:
         """Units that their module multiplies in its own way, by the memory they lie in now."""
-        return self._lying(unit.name for unit in self.model.units.values() if unit.direct)
+        return self._lying(unit.name for unit in self.model.units.values() if unit.direct or unit.kind == "parameter")
 
     def _lying(self, names: Iterable[str]) -> dict[int, str]:
         values = {name: self.model.weights.held(name) for name in names}
@@ -226,7 +226,7 @@ class _Rehearsal:
             uses.setdefault(use.attribute, use.transposed)
 
         before = len(self.counting.order)
-        with Watch(stacks, see):
+        with Watch(stacks, see), self.counting.of(name):
             output = arrival.run(self.chain.original(name))
         if uses and name not in self.script.stacks:
             self.script.stacks[name] = StackUse(name, tuple(uses), uses)
@@ -236,7 +236,7 @@ class _Rehearsal:
         block = self.inside[-1] if self.inside else ""
         experts = [unit for unit in self.model.units.values() if unit.kind == "expert" and unit.module == name]
         self.calls += [_Call(unit.name, block) for unit in experts]
-        self.counting.share(before, {unit.name: unit.size for unit in experts})
+        self.counting.share(before, name, {unit.name: unit.size for unit in experts})
         return output
 
     def _within(self, name: str, arrival: Arrival) -> Any:

@@ -108,13 +108,12 @@ class Counting(TorchDispatchMode):
         finally:
             self.owner = before
 
-    def share(self, since: int, units: Mapping[str, int]) -> None:
-        """What was counted as nobody's ``since`` is of these units, by their sizes: experts are chosen anew for every token."""
-        found, total = sum(count for unit, _, count in self.order[since:] if not unit), sum(units.values())
-        if total:
-            self.order[since:] = [each for each in self.order[since:] if each[0]]
-            ends = [found * end // total for end in accumulate(units.values(), initial=0)]
-            self.order += [(name, self.block, stop - start) for name, start, stop in zip(units, ends, ends[1:])]
+    def share(self, since: int, stack: str, units: Mapping[str, int]) -> None:
+        """What was counted as a stack's ``since`` is of its units, by their sizes: experts are chosen anew for every token. Without any, nobody's."""
+        found, total = sum(count for unit, _, count in self.order[since:] if unit == stack), sum(units.values())
+        self.order[since:] = [each for each in self.order[since:] if each[0] != stack]
+        ends = [found * end // total for end in accumulate(units.values(), initial=0)] if total else [0, found]
+        self.order += [(name, self.block, stop - start) for name, start, stop in zip(units or [""], ends, ends[1:])]
 
     @contextmanager
     def off(self) -> Iterator[None]:
