@@ -5,6 +5,7 @@ import resource
 import pytest
 import torch
 
+from modicum.sweep import spill
 from modicum.sweep.spill import SpillPool
 
 
@@ -26,3 +27,16 @@ def test_a_tensor_moves_once_whatever_it_is_called(tmp_path, dtype):
     pool.admit({"here": [value]})
     pool.admit((value, value.view(256, 256)))
     assert pool.spilled == value.nbytes and torch.equal(value, before) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("tight, grown", [(True, [40, 200]), (False, [200])])
+def test_memory_is_given_back_where_it_has_grown_by_a_good_part_of_what_is_free(monkeypatch, tight, grown):
+    """Pages that were given back are cleared before they serve again; in millions of bytes, of which 3000 are free."""
+    held, given = [0], []
+    monkeypatch.setattr(spill, "own_memory", lambda: held[0] * 10**6)
+    monkeypatch.setattr(spill, "free_memory", lambda: 3000 * 10**6)
+    monkeypatch.setattr(spill, "trim", lambda circles: given.append(held[0]))
+    pool = SpillPool(10**9, tight=tight)
+    for held[0] in (10, 40, 50, 200):
+        pool.trim()
+    assert given == grown

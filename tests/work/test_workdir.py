@@ -6,9 +6,13 @@ from pathlib import Path
 
 import filelock
 import pytest
+import torch
 
 from modicum.core.errors import SettingError
 from modicum.core.output import mark
+from modicum.core.tensorfile import TensorFile
+from modicum.forms import Dense
+from modicum.work.store import FormStore
 from modicum.work.workdir import WorkDir
 
 
@@ -102,3 +106,13 @@ def test_a_lock_goes_while_it_is_held(tmp_path, monkeypatch):
     with place(tmp_path).held():
         pass
     assert tried == ["out.partial.lock"] and not (tmp_path / "out.partial.lock").exists()
+
+
+def test_the_header_of_a_file_is_parsed_once_for_all_its_forms(tmp_path, monkeypatch):
+    forms = {f"layer.{place}": Dense(torch.full((2, 3), float(place))) for place in range(5)}
+    FormStore(tmp_path).put("block", forms)
+    parsed, header = [], TensorFile._header
+    monkeypatch.setattr(TensorFile, "_header", lambda file: parsed.append(file.path) or header(file))
+    store = FormStore(tmp_path)
+    assert all(torch.equal(store[name].dense(), form.dense()) for name, form in forms.items()) and len(store) == 5
+    assert len(parsed) == 1
