@@ -116,6 +116,9 @@ def test_a_measurement_has_one_too_and_python_reads_it(tmp_path):
     "words",
     [
         {"size": "4.5MB", "memory": 12345, "speed": "1.30x", "latency": "20us", "loss": "130%", "params": "33.3%"},
+        {"macs": "33.3%"},
+        {"macs": "5G"},
+        {"macs": 1234567},
         {"bpw": 4.1, "ram": "4GiB", "search_time": 1e-5, "output": ("a", "b"), "classes": -1, "text_column": "1", "keep": ["no", "~"]},
         {"method": "gptq bits=3 | eora rank=8", "workers": "2", "device": "cpu", "curvature": True, "group": 0},
     ],

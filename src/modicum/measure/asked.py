@@ -17,7 +17,7 @@ _PATHS = str | Path
 _SIZE = lambda value: f"{value}B"
 _SPELT = {
     "size": _SIZE, "memory": _SIZE, "ram": _SIZE, "params": lambda value: _share(value), "loss": lambda value: _share(value),
-    "macs": lambda value: _share(value),
+    "macs": lambda value: _decimal(value),  # a share, or their number
     "speed": lambda value: f"{_decimal(value)}x", "latency": lambda value: f"{_decimal(value)}s",
 }  # fmt: skip
 
