@@ -6,7 +6,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.utils import parametrizations
 
 import modicum
 from modicum.data.splits import from_batches
@@ -109,17 +108,6 @@ def test_reasons_of_what_stays():
     assert reasons == {"table": "table", "small": "small", "scale": "vector", "pair.bias": "vector"}
     sizes = {name: value.nbytes for name, value in model.named_parameters()}
     assert told["layer_bytes"] == sum(size for name, size in sizes.items() if reasons.get(name) != "vector")
-
-
-def test_parametrized_weights_are_named_and_stand_in_a_budgets_way():
-    torch.manual_seed(0)
-    model = nn.Sequential(parametrizations.weight_norm(nn.Linear(32, 32)), nn.ReLU(), nn.Linear(32, 4)).eval()
-    data = [torch.randn(4, 32) for _ in range(5)]
-    told = modicum.fit(model, method="nearest bits=4", data=data).receipt["coverage"]
-    assert {row["reason"] for row in told["untreated"]} == {"parametrized", "vector"}
-    assert told["share"] < 0.2
-    with pytest.raises(modicum.BudgetError, match=r"original1 \(4.096 kB, parametrized\) stays dense there"):
-        modicum.fit(model, "4bpw", data=data)
 
 
 def test_reasons_of_what_no_data_is_for():

@@ -71,6 +71,11 @@ class Option:
         """Whether what it makes of some rows of a weight, without data, is what it makes of them in the whole."""
         return bool(self.steps) and all(step.by_rows for step in self.steps)
 
+    @property
+    def keeps_zeros(self) -> bool:
+        """Whether each step makes forms that can hold chosen entries at zero."""
+        return all(step.family() in ("quantize", "prune") for step in self.steps)
+
     def without_data(self) -> Option | None:
         """The option for weights whose inputs were not seen: every step's stated stand-in, or None where a step has none."""
         steps = [step.without_data() if hasattr(step, "without_data") else step if step.data_free() else None for step in self.steps]
@@ -82,6 +87,7 @@ class Option:
         Raises ``ModelError`` where a step fails on a weight, or makes NaN or Inf of it.
         """
         total, forms = Change(), dict(current)
+        zeros = {unit.name: current[unit.name].dense() == 0 for unit in site.units if unit.pruned and unit.name in current}
         for step in (_fitting(step, site, stats) for step in self.steps):
             try:
                 change = step.apply(site, stats, forms)
@@ -93,6 +99,7 @@ class Option:
             total.dropped += change.dropped
             total.conflicts |= change.conflicts
             total.events += change.events
+        total.forms |= {name: total.forms[name].zeroed(zero) for name, zero in zeros.items() if name in total.forms}
         for name, form in total.forms.items():
             if not form.finite():
                 raise ModelError(f"{name}: what {str(self)!r} makes of it must be finite, holds NaN or Inf. Choose another option for it.")

@@ -33,7 +33,8 @@ class Unit:
     matrix view: a linear's (out, in), a convolution's (out, in · kernel), an embedding's (entries, width). ``groups`` is a convolution's;
     with more than one, columns see different inputs per row and only data-free options apply. ``transposed`` says that storage
     is (in, out, ...), as in GPT-2's ``Conv1D``, transposed convolutions and some expert stacks. A ``direct`` one is used by its module in
-    its own way (gates of a recurrent layer, packed projections of an attention, a parameter that ``forward`` multiplies).
+    its own way (gates of a recurrent layer, packed projections of an attention, a parameter that ``forward`` multiplies). Zeros of a
+    ``pruned`` one stay zero.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Unit:
     transposed: bool = False
     groups: int = 1
     aliases: tuple[str, ...] = ()
+    pruned: bool = False
 
     @property
     def size(self) -> int:

@@ -110,6 +110,12 @@ class Target(ABC):
     def adapt(self, site: Site, option: Option) -> Option | None:
         """The option as this target can hold it on ``site``, or None."""
 
+    def option_for(self, site: Site, option: Option) -> Option | None:
+        """The option for what was seen of a site's inputs and where pruned entries stay zero, or None."""
+        if any(unit.pruned for unit in site.units) and not option.keeps_zeros:
+            return None
+        return option.without_data() if site.data_free else option
+
     @abstractmethod
     def unit_entries(self, unit: Unit, form: Form) -> Entries:
         """What is stored for a unit in this form."""

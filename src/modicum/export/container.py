@@ -31,6 +31,7 @@ from modicum.models.copying import bare, copied
 from modicum.models.extra import extra_states, give_back
 from modicum.models.open import model_class, read_config, skeleton
 from modicum.models.quiet import hushed
+from modicum.models.settled import make_room
 from modicum.models.weights import CheckpointWeights
 
 FORMAT, VERSION = "modicum-container", 1
@@ -50,7 +51,7 @@ class Container(Target):
 
     @override
     def adapt(self, site: Site, option: Option) -> Option | None:
-        return option.without_data() if site.data_free else option
+        return self.option_for(site, option)
 
     @override
     def unit_entries(self, unit: Unit, form: Form) -> Entries:
@@ -112,6 +113,8 @@ class Container(Target):
         body = {"format": FORMAT, "version": VERSION, "class": type(self.model.module).__name__, "units": units, "dropped": sorted(dropped)}
         if extra := extra_states(self.model.stored.module)[0]:
             body["extra"] = extra
+        if self.model.settled.computed:
+            body["settled"] = self.model.settled.computed
         (directory / FILE).write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
         if self.model.config is not None and hasattr(self.model.config, "save_pretrained"):
             config = copy.deepcopy(self.model.config)
@@ -212,13 +215,14 @@ def load(directory: str | Path, *, into: nn.Module | None = None, narrow: bool =
     if into is None:
         into = _skeleton(directory)
     given, into = into, bare(into)
+    shards = Shards(directory)
+    make_room(into, body["settled"], stored_shapes(body, shards))
     modules = dict(into.named_modules())
     for name in body["dropped"]:
         if name not in modules or not isinstance(modules.get(name.rpartition(".")[0]), nn.ModuleList):
             raise ModelError(
                 f"{directory}: dropped must name blocks of the model, {quoted(repr(name))} is none. Check the module or config."
             )
-    shards = Shards(directory)
     _fill(into, shards, body, directory, narrow_groups(body, directory) if narrow else [])
     give_back(modules, body.get("extra", {}), lambda name: shards.read(name).clone(), directory)
     drop_blocks(into, body["dropped"])
@@ -292,9 +296,23 @@ def read_body(directory: Path) -> dict[str, Any]:
             or not all(isinstance(n, str) for n in body["dropped"])
         ):
             raise ValueError("units or dropped are malformed")
+        if not isinstance(body.setdefault("settled", {}), dict):
+            raise ValueError("settled is malformed")
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{path}: must be the container's own description ({error}). Write the files anew.") from None
     return body
+
+
+def stored_shapes(body: dict[str, Any], shards: Shards) -> dict[str, tuple[int, ...]]:
+    """Shapes of the weights that the module it was written from computed, and that stand for themselves here."""
+    units = {described.get("parameter"): described for described in body["units"].values() if isinstance(described, dict)}
+    found = {}
+    for name in body["settled"]:
+        if name in units:
+            found[name] = described_unit(name, units[name], shards.directory).stored_shape
+        elif name in shards.names():
+            found[name] = shards.entry(name).shape
+    return found
 
 
 def _fill(module: nn.Module, shards: Shards, body: dict[str, Any], directory: Path, groups: list[Group]) -> None:

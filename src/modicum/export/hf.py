@@ -34,6 +34,7 @@ from modicum.forms import Cut, Dense, Form
 from modicum.models.model import Model
 from modicum.models.open import skeleton
 from modicum.models.quiet import hushed
+from modicum.models.settled import computed_weights
 from modicum.models.structure import kind_of
 from modicum.quantize._family import Quantizer
 from modicum.sweep import Script
@@ -71,6 +72,8 @@ class Transformers(Target):
 
     @override
     def refusal(self, unit: Unit) -> str:
+        if unit.parameter in self._computed:
+            return "target: parametrized"
         if unit.aliases:
             return "target: tied"
         if unit.kind == "embedding":
@@ -166,7 +169,7 @@ class Transformers(Target):
 
     @override
     def adapt(self, site: Site, option: Option) -> Option | None:
-        fitted = option.without_data() if site.data_free else option
+        fitted = self.option_for(site, option)
         if fitted is None:
             return None
         if not fitted.steps:
@@ -205,6 +208,13 @@ class Transformers(Target):
             for parent, count in counts.items()
             if unit.module.startswith(f"{parent}.") and unit.shape[0] == count
         }
+
+    @cached_property
+    def _computed(self) -> set[str]:
+        """Settled weights that the class computes of what its files hold, which therefore stay as they were."""
+        settled = self.model.settled.computed
+        module = skeleton(type(self.model.module), copy.deepcopy(self.model.config)) if settled else nn.Module()
+        return {each.name for each in computed_weights(module)}.intersection(settled)
 
     @cached_property
     def _initializes(self) -> bool:
@@ -287,6 +297,10 @@ class Transformers(Target):
         for unit in self.model.units.values():
             owners[unit.parameter].append(unit)
         for first in (name for name in weights.names if name not in gone):
+            if first in self._computed:
+                kept = self.model.settled.sources[first]
+                layout.add(_renamed(_entries(names(kept)), rename), partial(_renamed, names(kept), rename))
+                continue
             units = owners[first]
             treated = [unit for unit in units if unit.name in forms and not isinstance(forms[unit.name], Dense)]
             if treated and len(treated) != len(units):
@@ -300,8 +314,9 @@ class Transformers(Target):
                 if (rows := left.get(first)) is not None:
                     shape[0] = int(rows.sum())
                 shown = torch.empty(shape, dtype=weights.dtype(first), device="meta")
-                shapes = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in names({first: shown}).items()}
-                layout.add(_renamed(shapes, rename), partial(self._renamed_dense, first, forms, rename, rows, names))
+                layout.add(
+                    _renamed(_entries(names({first: shown})), rename), partial(self._renamed_dense, first, forms, rename, rows, names)
+                )
         kept = {name: buffer for name, buffer in persistent_buffers(self.model.stored.module).items() if not Script.home(name, dropped)}
         for name, buffer in _renamed(names(kept), rename).items():
             layout.add({name: (buffer.dtype, tuple(buffer.shape))}, partial(dict, {name: buffer}))
@@ -374,6 +389,10 @@ class Transformers(Target):
 def _step(groups: int) -> int:
     """What numbers of channels that remain are a multiple of, so that scales of as many columns divide the row as before."""
     return next((step for step in _STEPS if groups % step == 0 and groups >= _FEWEST * step), 1)
+
+
+def _entries(values: Mapping[str, torch.Tensor]) -> Entries:
+    return {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in values.items()}
 
 
 def _renamed(values: Mapping[str, Any], rename: Mapping[str, str]) -> dict[str, Any]:

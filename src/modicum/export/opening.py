@@ -21,6 +21,7 @@ from modicum.export.mark import unmarked
 from modicum.export.narrow import Incision, put_attributes
 from modicum.forms import Form, restore
 from modicum.models.open import check_counts
+from modicum.models.settled import make_room
 
 
 def admit(config: Any) -> Any:
@@ -56,6 +57,7 @@ class Opening:
         body = container.read_body(directory)
         with Shards(directory) as shards:
             names = sorted(shards.names())
+            make_room(model, body["settled"], container.stored_shapes(body, shards))
             modules = _modules(model, names)
             opening = cls(directory, {}, {}, defaultdict(list))
             opening._describe(body, modules, names)

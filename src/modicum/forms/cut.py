@@ -33,6 +33,11 @@ class Cut(Form):
         return value if self.rows is None else _scatter(value.T, self.rows).T.contiguous()
 
     @override
+    def zeroed(self, where: torch.Tensor) -> Form:
+        inside = where if self.columns is None else where[:, self.columns]
+        return Cut(self.inner.zeroed(inside if self.rows is None else inside[self.rows]), self.rows, self.columns)
+
+    @override
     def product(self, inputs: torch.Tensor) -> torch.Tensor:
         value = self.inner.product(inputs if self.columns is None else inputs[..., self.columns])
         return value if self.rows is None else _scatter(value, self.rows)

@@ -24,6 +24,10 @@ class Dense(Form):
         return self.weight
 
     @override
+    def zeroed(self, where: torch.Tensor) -> Form:
+        return Dense(self.weight.masked_fill(where, 0))
+
+    @override
     def tensors(self) -> dict[str, torch.Tensor]:
         return {"weight": self.weight.contiguous()}
 

@@ -66,6 +66,12 @@ class Form(ABC):
         """Dtype and shape of each stored tensor; told once, forms do not change."""
         return {part: (tensor.dtype, tuple(tensor.shape)) for part, tensor in self.tensors().items()}
 
+    def zeroed(self, where: torch.Tensor) -> Form:
+        """The same with exact zeros at ``where``, bool (rows, columns), in as many bytes. Raises ``ModelError`` where it cannot hold them."""
+        raise ModelError(
+            f"compressed weight: of kind {self.kind}, it cannot hold entries at zero that pruning left. Choose another option."
+        )
+
     def product(self, inputs: torch.Tensor) -> torch.Tensor:
         """``inputs @ dense().T`` for inputs (..., columns)."""
         return inputs @ self.dense().to(inputs.dtype).T

@@ -39,6 +39,11 @@ class Integer(Form):
         return (self.codes.to(self.dtype) - zero.to(self.dtype)) * self.spread(self.scale)
 
     @override
+    def zeroed(self, where: torch.Tensor) -> Form:
+        zero = torch.tensor(2 ** (self.bits - 1), dtype=torch.uint8) if self.zero is None else self.spread(self.zero)
+        return Integer(torch.where(where, zero, self.codes), self.scale, self.zero, self.bits, self.group)
+
+    @override
     def finite(self) -> bool:
         # No code is further from its zero point than all levels together.
         return bool(torch.isfinite(self.scale * 2**self.bits).all()) or super().finite()

@@ -33,6 +33,10 @@ class Masked(Form):
         return value
 
     @override
+    def zeroed(self, where: torch.Tensor) -> Form:
+        return Masked(self.kept.masked_fill(where[self.mask], 0), self.mask)
+
+    @override
     def tensors(self) -> dict[str, torch.Tensor]:
         return {"values": self.kept.contiguous(), "mask": pack(self.mask.to(torch.uint8), 1)}
 

@@ -22,6 +22,10 @@ class Scaled(Form):
         self.numbers, self.scale, self.shape, self.dtype = numbers, scale, (numbers.shape[0], numbers.shape[1]), scale.dtype
 
     @override
+    def zeroed(self, where: torch.Tensor) -> Form:
+        return type(self)(self.numbers.float().masked_fill(where, 0).to(self.stored), self.scale)
+
+    @override
     def tensors(self) -> dict[str, torch.Tensor]:
         return {self.part: self.numbers.contiguous(), "scale": self.scale.contiguous()}
 

@@ -13,13 +13,17 @@ from modicum.core.errors import ModelError, quoted
 from modicum.core.memory import own_memory
 from modicum.data.splits import Batch, call
 from modicum.models.model import Model
+from modicum.models.open import apart
 from modicum.models.quiet import hushed
+from modicum.models.settled import settle
 from modicum.models.weights import Weights
 
 # Bytes of weights up to which a second copy is loaded for the comparison.
 _MOST = 2_000_000_000
 # Weights and code are the same, so outputs differ by the order of sums alone: share of the largest.
 _ROUNDING = 0.02
+# The same weights in the same kernels.
+_SAME = 1e-3
 _known: dict[str, str] = {}
 
 
@@ -39,6 +43,19 @@ def compared(model: Model, batch: Batch, ram: int | None) -> str:
     return _known[key]
 
 
+def settled_alike(source: nn.Module, model: Model, batch: Batch) -> bool:
+    """Whether the model, in which effective weights stand for what computed them, gives what the caller's module does."""
+    try:
+        theirs = _outputs(apart(source), batch)
+    except Exception:  # the rehearsal tells of a forward that fails
+        return True
+    try:
+        mine = _mine(model, batch)
+    except Exception:  # a forward that looks for what computed them
+        return False
+    return len(mine) == len(theirs) and all(_gap(one, other) <= _SAME for one, other in zip(mine, theirs))
+
+
 # In what is said where a comparison failed.
 UNCOMPARED = "not compared"
 _TOO_LARGE = "names, shapes and dtypes as Transformers maps them; too large to be loaded a second time and compared by value"
@@ -50,6 +67,8 @@ def _against_plain(model: Model, batch: Batch) -> str:
             plain = type(model.module).from_pretrained(model.directory, dtype="auto", use_safetensors=True)  # type: ignore[attr-defined]
     except Exception as error:  # whatever a loader raises
         return f"{UNCOMPARED}: from_pretrained does not load it here ({quoted(error)})"
+    if model.settled.computed:
+        settle(plain)
     count = _compare_weights(model, plain)
     try:
         theirs = _outputs(plain, batch)

@@ -26,7 +26,7 @@ from modicum.drop.experts import expert_sites
 from modicum.export import TARGETS, Target
 from modicum.export.probe import probed
 from modicum.judge.quality import streamed
-from modicum.measure.compared import UNCOMPARED, compared
+from modicum.measure.compared import UNCOMPARED, compared, settled_alike
 from modicum.measure.computing import Settle, agreed
 from modicum.measure.settings import Settings
 from modicum.models.model import Model
@@ -75,6 +75,8 @@ class Subject:
         if getattr(settings, "dry_run", False) and model.weights.lazy and batches is None:
             return cls._outlined(model, settings, data, settle)
         data = data or _split(model, settings, batches)
+        if isinstance(source, nn.Module) and model.settled.computed and not settled_alike(source, model, data.calibration[0]):
+            model = open_model(apart(source), settled=False)
         # A module in memory is left where the caller has put it, unless told otherwise.
         device = model.weights.home if settings.device == "auto" else chosen_device(settings.device)
         if {device.type, model.weights.home.type} != {"cpu"}:

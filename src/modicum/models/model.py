@@ -18,6 +18,7 @@ from modicum.core.errors import ModelError, quoted
 from modicum.core.unit import Unit
 from modicum.models.copying import copied
 from modicum.models.quiet import hushed
+from modicum.models.settled import Settled
 from modicum.models.weights import Weights
 
 
@@ -44,6 +45,7 @@ class Model:
     notes: list[str] = field(default_factory=list)
     trust_remote_code: bool = False
     opened: str = ""  # how it compares with what Transformers loads
+    settled: Settled = field(default_factory=Settled, repr=False)  # effective weights that stand in the place of what computed them
     original: Model | None = field(default=None, repr=False)
 
     @property

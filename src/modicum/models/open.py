@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from modicum.models.extra import extra_states
 from modicum.models.located import instead, locate
 from modicum.models.model import Model
 from modicum.models.plain import FLOATS, settle_dtype
+from modicum.models.settled import Settled, computed_weights, settle
 from modicum.models.structure import find_blocks, find_units
 from modicum.models.weights import CheckpointWeights, Weights, require_finite, skeleton_parameters
 
@@ -26,16 +28,19 @@ _COUNTS = re.compile(r"(layers?|depths?|labels|experts|stages|blocks|heads)$")
 _MOST = 100_000
 
 
-def open_model(source: str | Path | nn.Module | Model, *, allow_pickle: bool = False, trust_remote_code: bool = False) -> Model:
+def open_model(
+    source: str | Path | nn.Module | Model, *, allow_pickle: bool = False, trust_remote_code: bool = False, settled: bool = True
+) -> Model:
     """Open ``demo``, a directory, a Hugging Face id or a ``torch.nn.Module``.
 
-    A directory's weights are read lazily from its safetensors shards. Raises ``ModelError`` for what cannot be opened: no config, missing or
-    lying shards, pickled weights without ``allow_pickle``, a checkpoint that is already quantized, NaN or Inf.
+    A directory's weights are read lazily from its safetensors shards. Weights that a module computes (``weight_norm``, masks, parametrizations)
+    are ``settled``: in modules of our own their effective values stand in their place. Raises ``ModelError`` for what cannot be opened: no
+    config, missing or lying shards, pickled weights without ``allow_pickle``, a checkpoint that is already quantized, NaN or Inf.
     """
     if isinstance(source, Model):
         return source
     if isinstance(source, nn.Module):
-        return _from_module(source)
+        return _from_module(source, settled)
     if not isinstance(source, str | Path):
         raise ModelError(f"model: must be a directory, an id, demo or a module, is {_told(source)}.")
     directory = locate(source)
@@ -52,10 +57,11 @@ def open_model(source: str | Path | nn.Module | Model, *, allow_pickle: bool = F
         module = skeleton(cls, config, stored=len(shards.names()))
         weights = CheckpointWeights(module, shards)
         weights.load_buffers()
+        settled = _settle(module, weights)
     except BaseException:
         shards.close()
         raise
-    model = _assembled(module, weights, name=str(source), directory=directory, trust_remote_code=trust_remote_code)
+    model = _assembled(module, weights, settled, name=str(source), directory=directory, trust_remote_code=trust_remote_code)
     model.notes += weights.notes
     if weights.ignored:
         size = sum(shards.entry(key).nbytes for key in weights.ignored)
@@ -66,6 +72,17 @@ def open_model(source: str | Path | nn.Module | Model, *, allow_pickle: bool = F
     if weights.unused:
         model.notes.append(f"{len(weights.unused)} tensors of the checkpoint are not part of the model, among them {weights.unused[0]}")
     return model
+
+
+def _settle(module: nn.Module, weights: CheckpointWeights) -> Settled:
+    """Settle what the class computes, of values that are read for that; they are let go again."""
+    sources = {id(source) for each in computed_weights(module) for source in each.sources}
+    names = [name for name in weights.names if id(weights.parameter(name)) in sources]
+    weights.load(names)
+    settled = settle(module)
+    weights.adopt({name: module.get_parameter(name).detach() for name in settled.computed})
+    weights.release(name for name in names if name in weights.names)
+    return settled
 
 
 def _told(source: Any) -> str:
@@ -180,10 +197,12 @@ def _fill_buffers(module: Any) -> None:
     module.initialize_weights()
 
 
-def _from_module(source: nn.Module) -> Model:
+def _from_module(source: nn.Module, settled: bool = True) -> Model:
     _check_module(source)
-    module = apart(source) if compiled(source) else source
-    model = _assembled(module, Weights(module), name=type(bare(source)).__name__)
+    computed = [each.name for each in computed_weights(source)]
+    module = apart(source) if compiled(source) or computed else source
+    found = settle(module) if settled else Settled(left=dict.fromkeys(computed, "the model's output depends on more than its value here"))
+    model = _assembled(module, Weights(module), found, name=type(bare(source)).__name__)
     for part, why in extra_states(module)[2].items():
         model.notes.append(
             f"extra state of {part or 'the module'}: is not written, {why}; load into a module that has it. Numbers, text, tensors, lists and dicts "
@@ -247,5 +266,8 @@ def _from_pickle(cls: Any, config: Any, directory: Path, name: str) -> Model:
     return model
 
 
-def _assembled(module: nn.Module, weights: Weights, **more: Any) -> Model:
-    return Model(module, weights, find_blocks(module, weights), find_units(module, weights), **more)
+def _assembled(module: nn.Module, weights: Weights, settled: Settled, **more: Any) -> Model:
+    units = {name: replace(unit, pruned=name in settled.pruned) for name, unit in find_units(module, weights).items()}
+    model = Model(module, weights, find_blocks(module, weights), units, settled=settled, **more)
+    model.notes += settled.notes()
+    return model

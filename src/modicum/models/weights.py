@@ -148,9 +148,12 @@ class CheckpointWeights(Weights):
     # What is loaded in the place of values, by name, shape and dtype, where they are not to be read.
     stand_in: Callable[[str, tuple[int, ...], torch.dtype], torch.Tensor] | None = None
 
-    def __init__(self, module: nn.Module, shards: Shards, device: torch.device = CPU, built: Mapping[str, torch.dtype] | None = None):
+    def __init__(
+        self, module: nn.Module, shards: Shards, device: torch.device = CPU, built: Mapping[str, torch.dtype] | None = None,
+        adopted: Mapping[str, torch.Tensor] = MappingProxyType({}),
+    ):  # fmt: skip
         super().__init__(module, device)
-        self.shards = shards
+        self.shards, self._adopted = shards, dict(adopted)
         tensors = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
         self._twin = built is not None
         self._built = built or {name: value.dtype for name, value in tensors}
@@ -175,9 +178,17 @@ class CheckpointWeights(Weights):
 
     @override
     def over(self, module: nn.Module) -> CheckpointWeights:
-        other = CheckpointWeights(module, self.shards, self.device, self._built)
+        other = CheckpointWeights(module, self.shards, self.device, self._built, self._adopted)
         other.turned = self.turned
         return other
+
+    def adopt(self, made: Mapping[str, torch.Tensor]) -> None:
+        """Take weights of the module that were made of those stored, in their place; they stay in memory."""
+        if made:
+            Weights.__init__(self, self.module, self.device)
+            self._adopted |= {self.first[name]: value for name, value in made.items()}
+            self._dtypes |= {name: value.dtype for name, value in self._adopted.items()}
+            self.release(self._adopted)
 
     def _index(self) -> tuple[list[str], list[str]]:
         from transformers.conversion_mapping import get_model_conversion_mapping
@@ -219,7 +230,10 @@ class CheckpointWeights(Weights):
     def _check(self) -> None:
         where = self.shards.directory
         other: list[str] = []
+        self._dtypes |= {name: value.dtype for name, value in self._adopted.items()}
         for first, names in self.names.items():
+            if first in self._adopted:
+                continue
             source = next((name for name in names if name in self._made_by), None)
             if source is None:
                 raise ModelError(
@@ -278,6 +292,8 @@ class CheckpointWeights(Weights):
         return {name: value[0] if isinstance(value, list) else value for name, value in made.items()}
 
     def _value(self, first: str) -> torch.Tensor:
+        if first in self._adopted:
+            return self._adopted[first]
         names = self.names.get(first, (first,))
         return self._made_value(next(name for name in names if name in self._made))
 
