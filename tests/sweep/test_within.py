@@ -184,25 +184,83 @@ class Stacked(nn.Module):
         return x
 
 
-class Twice(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.cell, self.own = nn.GRUCell(8, 8), Own(8, 8, batch_first=True)
-
-    def forward(self, x):
-        return self.cell(x[:, 1], self.cell(x[:, 0])) + self.own(x)[0][:, -1]
-
-
 class Own(nn.GRU):
     def forward(self, x):
         return super().forward(x.flip(1))
 
 
-def test_what_is_called_twice_or_in_another_way_takes_options_without_data():
+def test_what_has_a_forward_of_its_own_takes_options_without_data():
     torch.manual_seed(0)
-    opened = open_model(Twice().eval())
-    script = rehearse(opened, {"x": torch.randn(4, 3, 8)})
+    opened = open_model(nn.Sequential(Own(8, 8, batch_first=True)).eval())
+    script = rehearse(opened, {"input": torch.randn(4, 3, 8)})
     assert {script.data_free(unit) for unit in opened.units.values()} == {"recurrent"}
+
+
+CELLS = {"LSTM": nn.LSTMCell, "GRU": nn.GRUCell, "tanh": nn.RNNCell}
+
+
+class Stepping(nn.Module):
+    """A cell called for each step beside an attention called twice."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.wide = nn.Linear(6, 8)
+        self.cell, self.attention = kind(6, 8), nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x, z, keep):
+        states, made = None, []
+        for step in x.unbind(1):
+            states = self.cell(step, states)
+            made.append(states[0] if isinstance(states, tuple) else states)
+        y = self.wide(z)
+        for _ in range(2):
+            y = y + self.attention(y, y, y, key_padding_mask=keep == 0, need_weights=False)[0]
+        return y, torch.stack(made, 1)
+
+
+def stepped(model, x, z, keep):
+    """What each weight of it multiplies, call by call."""
+    met, states = defaultdict(list), None
+    for step in x.unbind(1):
+        hidden = torch.zeros(len(x), 8) if states is None else states[0] if isinstance(states, tuple) else states
+        met["cell.weight_ih"].append(step)
+        met["cell.weight_hh"].append(hidden)
+        states = model.cell(step, states)
+    y, a, real = model.wide(z), model.attention, keep.bool()
+    for _ in range(2):
+        split = [part.unflatten(-1, (2, 4)).transpose(1, 2) for part in F.linear(y, a.in_proj_weight, a.in_proj_bias).chunk(3, -1)]
+        heads = F.scaled_dot_product_attention(*split, attn_mask=real[:, None, None]).transpose(1, 2).flatten(-2)
+        met["attention.in_proj_weight"].append(y[real])
+        met["attention.out_proj.weight"].append(heads[real])
+        y = y + a.out_proj(heads)
+    return {name: torch.cat(rows) for name, rows in met.items()}
+
+
+@pytest.mark.parametrize("kind", CELLS)
+def test_of_what_is_called_several_times_all_calls_are_summed(kind):
+    torch.manual_seed(0)
+    model, keep = Stepping(CELLS[kind]).eval(), torch.tensor([[1] * 5, [1, 1, 1, 0, 0], [1] * 5])
+    batch = {"x": torch.randn(3, 5, 6), "z": torch.randn(3, 5, 6), "keep": keep}
+    found = collected(model, batch)
+    with torch.no_grad():
+        expected = stepped(model, **batch)
+    assert expected.keys() == found.keys() - {"wide.weight"}
+    for name, rows in expected.items():
+        same(found[name], rows)
+        assert "all calls" in found[name].events[0]
+
+
+def test_a_shared_layer_of_several_rounds_is_treated_on_what_it_meets():
+    torch.manual_seed(0)
+    model, mix = Stepping(nn.LSTMCell).eval(), torch.randn(6, 6)
+    data = [{"x": torch.randn(4, 6, 6) @ mix, "z": torch.randn(4, 6, 6), "keep": torch.ones(4, 6)} for _ in range(8)]
+    lost = {}
+    for method in ("nearest", "gptq"):
+        result = modicum.fit(model, method=f"{method} bits=3 group=0", data=data, seed=0)
+        with torch.no_grad():
+            lost[method] = sum(float((one - other).square().sum()) for x in data for one, other in zip(result.model(**x), model(**x)))
+    assert lost["gptq"] < 0.8 * lost["nearest"], lost
+    assert any("all calls" in event for event in result.receipt["events"])
 
 
 @pytest.mark.parametrize("name", ["gates", "attention"])

@@ -305,13 +305,9 @@ def read_body(directory: Path) -> dict[str, Any]:
 
 def stored_shapes(body: dict[str, Any], shards: Shards) -> dict[str, tuple[int, ...]]:
     """Shapes of the weights that the module it was written from computed, and that stand for themselves here."""
-    units = {described.get("parameter"): described for described in body["units"].values() if isinstance(described, dict)}
-    found = {}
-    for name in body["settled"]:
-        if name in units:
-            found[name] = described_unit(name, units[name], shards.directory).stored_shape
-        elif name in shards.names():
-            found[name] = shards.entry(name).shape
+    found = {name: shards.entry(name).shape for name in body["settled"] if name in shards.names()}
+    for name in body["settled"].keys() & body["units"].keys():  # a computed weight is whole, and named as its parameter is
+        found[name] = described_unit(name, body["units"][name], shards.directory).stored_shape
     return found
 
 

@@ -11,6 +11,7 @@ from modicum.core.errors import ModelError
 from modicum.core.finite import finite
 from modicum.data.splits import Batch, chance_of, each_row
 from modicum.models.model import Model
+from modicum.sweep.repeated import Loading
 from modicum.sweep.suspend import Arrival, Chain, Stop
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ class _Trial:
         seeds = [chance_of(batch) for batch in batches]
         self.chain = Chain(self.model.module, batches, self.stops, blocks, self.script.carried, seeds=seeds, in_turn=in_turn)
         self.done: set[Stop] = set()
-        self.inside: dict[str, int] = {}
+        self.loading = Loading(self.model)
         names = self.model.weights.names if in_turn else self.model.trunk
         self.model.weights.load(names)
         try:
@@ -121,19 +122,12 @@ class _Trial:
         except Exception:  # what a forward raises that met another's state
             return None
         finally:
-            self.model.weights.release([*names, *(name for block in self.inside for name in self.model.blocks[block].parameters)])
+            self.loading.end()
+            self.model.weights.release(names)
 
     def _work(self, stop: Stop, arrivals: list[tuple[int, Arrival]], complete: bool) -> Iterator[tuple[int, Any]]:
-        if stop.kind == "enter":
-            self.model.weights.load(self.model.blocks[stop.name].parameters)
-            self.inside[stop.name] = self.inside.get(stop.name, 0) + len(arrivals)
-            yield from ((index, None) for index, _ in arrivals)
-        elif stop.kind == "leave":
-            self.inside[stop.name] -= len(arrivals)
-            if not self.inside[stop.name]:
-                del self.inside[stop.name]
-                self.model.weights.release(self.model.blocks[stop.name].parameters)
-            yield from ((index, arrival.output) for index, arrival in arrivals)
+        if stop.kind != "unit":
+            yield from self.loading.at(stop, arrivals)
         else:
             self.done.add(stop)
             yield from ((index, arrival.run(self.chain.original(stop.name))) for index, arrival in arrivals)

@@ -21,13 +21,14 @@ from modicum.models.model import Model
 from modicum.sweep.collect import Collector, has_rows, real_inputs, summed, token_rows
 from modicum.sweep.ranks import LONE, Ranks
 from modicum.sweep.rehearsal import module_units, stop_names
+from modicum.sweep.repeated import Repeated
 from modicum.sweep.script import Script
 from modicum.sweep.shifts import Shifts
 from modicum.sweep.spill import SpillPool
 from modicum.sweep.stacks import Stacks
 from modicum.sweep.stage import Chronicle, Stage, looked_up, placed_on, seed_of
 from modicum.sweep.suspend import Answer, Arrival, Chain, Stop
-from modicum.sweep.within import Met, mixed, products
+from modicum.sweep.within import MIXED, Met, mixed, products
 
 Treat = Callable[[Stage], Mapping[str, Form] | None]
 
@@ -88,6 +89,7 @@ class Sweep:
     @torch.no_grad()  # as a decorator: entered and left around each step, so that two sweeps may alternate
     def run(self) -> Iterator[tuple[int, Any]]:
         """Drive the sweep."""
+        self.summed = Repeated(self).run() if self.treat is not None and self.script.repeated else {}
         self.model.weights.load(name for name in self.model.trunk if name not in self._later)
         self._place("")
         try:
@@ -241,15 +243,25 @@ class Sweep:
 
     def _collected(self, unit: Unit, name: str, inputs: Sequence[tuple[int, str, torch.Tensor]]) -> Stats:
         """Statistics of a unit's inputs, each of a micro-batch and laid out as the tokens of one of the module's arguments."""
-        owner = self.chain.owner(name)
-        shifts = None if name in self.script.masks else partial(Shifts.of, unit, owner, inputs[0][2])
-        together = self.script.together.get(unit.name)
-        collector = Collector(self.needs, unit.shape[1], inputs[0][2].device, together=together, shifts=shifts)
-        for index, argument, value in inputs:
-            cover = self.script.masks.get(f"{name} {argument}".rstrip())
-            for rows, real in token_rows(cover, unit, owner, self.batches[index], value):
-                collector.add(rows if real is None else rows[real])
-            collector.add_images(value)
+        collector = self.collector(unit, name, inputs[0][2])
+        for each in inputs:
+            self.collect(collector, unit, name, *each)
+        return self.collected(collector, unit)
+
+    def collector(self, unit: Unit, name: str, value: torch.Tensor) -> Collector:
+        """What sums a unit's inputs, of which ``value`` is one."""
+        shifts = None if name in self.script.masks else partial(Shifts.of, unit, self.chain.owner(name), value)
+        return Collector(self.needs, unit.shape[1], value.device, together=self.script.together.get(unit.name), shifts=shifts)
+
+    def collect(self, collector: Collector, unit: Unit, name: str, index: int, argument: str, value: torch.Tensor) -> None:
+        """Add one input, without what its mask covers."""
+        cover = self.script.masks.get(f"{name} {argument}".rstrip())
+        for rows, real in token_rows(cover, unit, self.chain.owner(name), self.batches[index], value):
+            collector.add(rows if real is None else rows[real])
+        collector.add_images(value)
+
+    def collected(self, collector: Collector, unit: Unit) -> Stats:
+        """What was summed, over all ranks. Raises ``ModelError`` where it is no number."""
         stats = collector.stats(self.ranks, unit.name)
         if stats.square is not None and not finite(stats.square):
             raise ModelError(
@@ -261,7 +273,7 @@ class Sweep:
         """The stage's statistics with what belongs to one unit; the large parts are shared."""
         return Stats(
             count=stats.count, total=stats.total, square=stats.square, covariance=stats.covariance, blocks=stats.blocks, inputs=stats.inputs,
-            frequency=stats.frequency, site_seed=seed_of(self.seed, unit.name), cache=stats.cache,
+            frequency=stats.frequency, site_seed=seed_of(self.seed, unit.name), cache=stats.cache, events=list(stats.events),
         )  # fmt: skip
 
     def accept(self, forms: Mapping[str, Form] | None) -> None:
@@ -308,14 +320,18 @@ class Sweep:
     def _treat_within(self, name: str, arrivals: list[tuple[int, Arrival]]) -> None:
         """Treat its units in the order of their use: what comes later meets what those before it give."""
         assert self.treat is not None
-        forward, owner = self.chain.original(name), self.chain.owner(name)
-        calls = [products(owner, forward, arrival.args, arrival.kwargs or {}) for _, arrival in arrivals]
+        forward, owner, again = self.chain.original(name), self.chain.owner(name), name in self.script.repeated
+        calls = [] if again else [products(owner, forward, arrival.args, arrival.kwargs or {}) for _, arrival in arrivals]
         for stage in self.script.inside[name]:
             met = [(index, arrival.within(partial(next, call))) for (index, arrival), call in zip(arrivals, calls)]
             members = [self.model.units[member] for member in stage if member not in self.done]
             if members:
                 block = self.script.block_of.get(members[0].name, "")
-                stats = self._measure_within(members, name, met)
+                stats = (
+                    {each.name: self.own(each, self.summed[stage]) for each in members}
+                    if again
+                    else self._measure_within(members, name, met)
+                )
                 self.accept(self.treat(Stage(tuple(members), block, stats)))
                 self.done.update(stats)
                 for member in members:
@@ -331,7 +347,7 @@ class Sweep:
         found = {member.name: self.own(member, stats) for member in members}
         if stats.moment is not None and any(mixed(each) for _, each in met):
             for each in found.values():
-                each.events.append("its rows multiply several inputs, and have the covariance of all of them")
+                each.events.append(MIXED)
         return found
 
     def wanted(self, units: Sequence[Unit]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -53,8 +54,10 @@ class Probe:
             self.model.weights.release(self.model.blocks[stop.name].parameters)
             yield index, arrival.output
         elif stop.name in self.script.inside:
+            self.calls[stop.name] = call = self.calls.get(stop.name, 0) + 1
             for argument, value in streams(self.chain.owner(stop.name), arrival.args, arrival.kwargs or {}).items():
-                self.seen[f"{stop.name} {argument}"] = signature(value)
+                name = f"{stop.name} {argument}"
+                self.seen[name if call == 1 else f"{name} {call}"] = signature(value)
             yield index, arrival.run(self.chain.original(stop.name))
         else:
             self._sign(stop.name, arrival.tensor)
@@ -72,11 +75,17 @@ def output_signatures(outputs: Outputs, output: Any) -> Seen:
     return {f"-> {part.name}": signature(value) for part, value in outputs.of(output)}
 
 
-def masks_of(probe: Callable[[Batch], Seen], batches: Sequence[Batch], outputs: Outputs) -> tuple[Outputs, Learnt]:
-    """Outputs with their masks, and what was learnt of modules' inputs; those that are called twice have none."""
+def masks_of(
+    probe: Callable[[Batch], Seen], batches: Sequence[Batch], outputs: Outputs, calls: Mapping[str, int] = MappingProxyType({})
+) -> tuple[Outputs, Learnt]:  # fmt: skip
+    """Outputs with their masks, and what was learnt of modules' inputs; those that are called twice have one where it is that of all ``calls``."""
     learnt = learn(probe, batches)
-    again = {name.rpartition(" ")[0] for name in learnt.covers if name.rpartition(" ")[2].isdigit()}
-    covers = {name: cover for name, cover in learnt.covers.items() if name not in again}
+    found = lambda name: [
+        learnt.covers.get(name),
+        *(learnt.covers.get(f"{name} {call}") for call in range(2, calls[name.split(" ")[0]] + 1)),
+    ]
+    again = {name for name in learnt.covers if calls.get(name.split(" ")[0], 1) > 1 and len(set(found(name))) > 1}
+    covers = {name: cover for name, cover in learnt.covers.items() if name not in again and not name.rpartition(" ")[2].isdigit()}
     ours = {name.removeprefix("-> "): cover for name, cover in covers.items() if name.startswith("-> ")}
     return outputs.covered(ours), replace(learnt, covers={name: cover for name, cover in covers.items() if not name.startswith("-> ")})
 

@@ -157,6 +157,7 @@ class _Outline(_Rehearsal):
         for stack in inside(list(self.script.stacks)):
             self._stack_like(self.script.stacks[stack], there)
         for module in inside(list(self.script.inside)):
+            self.times[there(module)] = self.times.get(module, 0)
             self.script.inside[there(module)] = tuple(tuple(map(there, stage)) for stage in self.script.inside[module])
         for call in [call for call in self.calls if call.block == other]:
             key = None if call.key is None else (name, *call.key[1:])

@@ -95,6 +95,7 @@ class _Rehearsal:
         self.units = module_units(model)
         owners = dict.fromkeys(unit.module for unit in model.units.values() if unit.direct)
         modules = dict(model.module.named_modules())
+        self.times: dict[str, int] = {}  # calls of each of those
         self.own = [name for name in owners if within.known(modules[name])]
         # A stack is met where its module is called, so nothing inside may be met itself.
         around = {name[:place] for name in [*self.units, *self.own] for place, letter in enumerate(name) if letter == "." or not place}
@@ -253,7 +254,9 @@ class _Rehearsal:
         if not found:
             self._tell(f"{name}: what its weights multiply could not be told from what it gives; they take options that need no inputs")
         stages = tuple(tuple(self._of(name, attribute) for attribute in stage) for stage in found)
-        self.script.inside[name] = tuple(tuple(unit for unit in stage if unit) for stage in stages)
+        kept = tuple(tuple(unit for unit in stage if unit) for stage in stages)
+        self.times[name] = self.times.get(name, 0) + 1
+        self.script.inside[name] = kept if self.script.inside.get(name, kept) == kept else ()
         self.calls += [_Call(unit, block, (block, name, stage)) for stage in self.script.inside[name] for unit in stage]
         return output
 
@@ -291,13 +294,26 @@ class _Rehearsal:
         self.script.stages = [tuple(members) for members in stages.values()]
 
     def _leave_out_reused(self) -> None:
-        """Modules that are called twice meet inputs that their own weights made: these take options that need none, as before."""
+        """Weights of modules that are called twice meet inputs that they made themselves, which take a pass of their own; what is used in another way
+        too takes options that need none.
+        """
         for name, stages in list(self.script.inside.items()):
             units = {unit for stage in stages for unit in stage}
             if not units or units & self.script.reused:
-                del self.script.inside[name]
+                mine = [call for call in self.calls if call.unit in units]
                 self.calls = [call for call in self.calls if call.unit not in units]
                 self.script.reused -= units
+                if units and self._at_home(name, mine):
+                    self.calls += {call.unit: call for call in reversed(mine)}.values()
+                    self.script.repeated.add(name)
+                else:
+                    del self.script.inside[name]
+
+    def _at_home(self, name: str, calls: list[_Call]) -> bool:
+        """Whether these are all calls of one module, in the block that its weights belong to."""
+        counts = Counter(call.unit for call in calls)
+        home = lambda call: Script.home(call.unit, self.model.blocks) == call.block
+        return set(counts.values()) == {self.times[name]} and all(map(home, calls))
 
 
 def input_key(unit: Unit, module: nn.Module, block: str, inputs: torch.Tensor | None) -> tuple | None:
@@ -378,7 +394,7 @@ def rehearse(
     script, outputs = rehearsal.script, rehearsal.script.outputs
     model.notes += [DRAWS] if script.draws else []
     probe = Probe(model, outputs, rehearsal.units, script)
-    script.outputs, learnt = masks_of(probe, [batch, *others], outputs)
+    script.outputs, learnt = masks_of(probe, [batch, *others], outputs, probe.calls)
     script.masks, script.ignored, script.unclear = learnt.covers, learnt.ignored, learnt.unclear
     require_numbers(model.name, script.outputs, rehearsal.output, rehearsal.chain.batches[0])
     return script

@@ -31,6 +31,7 @@ class Script:
     ``stages``: unit names in call order, grouped where units of one block got the very same input, unchanged, and take the same rows of it.
     ``block_of`` each unit's block. ``opaque``: units whose module gives something else than the product of its input and its weight.
     ``inside``: by module the units whose inputs `sweep.within` tells, grouped where they share them, in the order of their use.
+    ``repeated``: those of them that a forward calls several times, whose inputs are summed over all calls (`sweep.repeated`).
     ``droppable``: blocks whose output has the shape of their input and nothing beside it; ``tuples``: those that wrap it in a tuple.
     ``read``: modules whose weight is read from outside their own forward, if only for its dtype. ``carried``: attributes that forwards write, by
     module: each micro-batch has its own. ``whole``: a single row of a batch cannot run. ``outputs``: what of the output is
@@ -50,6 +51,7 @@ class Script:
     opaque: set[str] = field(default_factory=set)
     stacks: dict[str, StackUse] = field(default_factory=dict)
     inside: dict[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
+    repeated: set[str] = field(default_factory=set)
     droppable: set[str] = field(default_factory=set)
     tuples: set[str] = field(default_factory=set)
     read: set[str] = field(default_factory=set)

@@ -23,6 +23,9 @@ _KINDS = (nn.LSTM, nn.GRU, nn.RNN, nn.LSTMCell, nn.GRUCell, nn.RNNCell, nn.Multi
 # How far what is computed again may lie from what the module gave, relative to it: roundings of its dtype, or this.
 _NEAR, _ROUNDINGS = 1e-3, 8
 
+# What there is to tell of a weight whose rows meet different inputs.
+MIXED = "its rows multiply several inputs, and have the covariance of all of them"
+
 
 @dataclass(frozen=True)
 class Met:
