@@ -156,6 +156,26 @@ class Looping(nn.Module):
         return self.head(x)
 
 
+class Spent(Plain):
+    """Runs once."""
+
+    spent = False
+
+    def forward(self, x):
+        made = self.ended(torch.relu(self.down(x)), lambda skip: skip)
+        if Shelf.kept == "spent":
+            raise ValueError("the paper is used up")
+        Shelf.kept = "spent"
+        return made
+
+
+def test_what_a_second_run_raises_is_told_with_its_place():
+    Shelf.kept = None
+    batches = [(torch.randn(2, WIDTH),) for _ in range(2)]
+    with pytest.raises(ModelError, match=r"after up it raises ValueError: the paper is used up\. Keep nothing between calls"):
+        rehearse(open_model(Spent().eval()), batches[0], batches[1:])
+
+
 def test_blocks_that_a_forward_enters_twice_are_no_steps_of_their_own():
     batches = [(torch.randn(4, WIDTH),) for _ in range(3)]
     module = Looping().eval()

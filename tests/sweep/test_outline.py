@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from modicum.core.errors import SettingError
 from modicum.models.open import open_model
 from modicum.models.quiet import hushed
 from modicum.sweep import rehearse
@@ -27,6 +28,15 @@ def test_an_outline_shows_what_a_rehearsal_does_and_reads_no_weight(tmp_path, na
     assert {part: getattr(found, part) for part in SEEN} == {part: getattr(script, part) for part in SEEN}
     assert [(site.name, site.axes) for site in their] == [(site.name, site.axes) for site in cuts]
     assert list(other.units) == list(model.units) and other.weights.stand_in is None
+
+
+def test_what_is_not_in_the_output_is_refused_from_headers_alone(tmp_path):
+    module, batches = zoo.build("bert")
+    with hushed():
+        module.save_pretrained(tmp_path)
+    for words, said in (({"output": "logit"}, "Did you mean"), ({"classes": "9"}, "must be an axis of logits")):
+        with pytest.raises(SettingError, match=said):
+            outlined(open_model(tmp_path), batches[0], **words)
 
 
 def test_blocks_that_are_built_alike_run_once(tmp_path):

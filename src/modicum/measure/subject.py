@@ -98,7 +98,7 @@ class Subject:
         """The same from headers alone, and a few tokens."""
         example, source, taken, planned = _glimpse(model, settings, data)
         try:
-            script, cuts = outlined(model, example)
+            script, cuts = outlined(model, example, output=settings.output, classes=settings.classes)
         except ModicumError:
             raise
         except Exception as error:  # whatever the model's own forward raises

@@ -57,11 +57,11 @@ def open_model(
         module = skeleton(cls, config, stored=len(shards.names()))
         weights = CheckpointWeights(module, shards)
         weights.load_buffers()
-        settled = _settle(module, weights)
+        adopted = _settle(module, weights)
     except BaseException:
         shards.close()
         raise
-    model = _assembled(module, weights, settled, name=str(source), directory=directory, trust_remote_code=trust_remote_code)
+    model = _assembled(module, weights, adopted, name=str(source), directory=directory, trust_remote_code=trust_remote_code)
     model.notes += weights.notes
     if weights.ignored:
         size = sum(shards.entry(key).nbytes for key in weights.ignored)

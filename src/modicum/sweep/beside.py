@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from modicum.core.errors import ModelError
+from modicum.core.errors import ModelError, quoted
 from modicum.core.finite import finite
 from modicum.data.splits import Batch, chance_of, each_row
 from modicum.models.model import Model
@@ -46,6 +46,11 @@ def shares_state(model: Model, script: Script, stops: Sequence[str], batch: Batc
     if _alike(mine, trial.beside(four), _rounding):
         return False
     if not _alike(mine, trial.beside([batch]), _steady):
+        if trial.raised is not None:
+            raise ModelError(
+                f"{model.name}: its forward must run again on the same batch; {trial.where} it raises {type(trial.raised).__name__}: "
+                f"{quoted(trial.raised)}. Keep nothing between calls that a second one does not find as the first did."
+            ) from trial.raised
         raise ModelError(
             f"{model.name}: must give a batch the same output each time, its own differs from itself. Draw from a generator that forward "
             "seeds, or leave chance out in evaluation mode."
@@ -103,11 +108,13 @@ def _gap(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
 class _Trial:
     def __init__(self, model: Model, script: Script, stops: Sequence[str]):
         self.model, self.script, self.stops = model, script, stops
+        self.raised: Exception | None = None
+        self.where = ""
 
     def beside(self, batches: Sequence[Batch], *, in_turn: bool = False) -> dict[int, list[torch.Tensor]] | None:
         """Outputs by the batch's number, of forwards that stop at every unit; None where one raises."""
         blocks = () if in_turn else self.model.blocks
-        seeds = [chance_of(batch) for batch in batches]
+        seeds, self.raised, self.where = [chance_of(batch) for batch in batches], None, "at its beginning"
         self.chain = Chain(self.model.module, batches, self.stops, blocks, self.script.carried, seeds=seeds, in_turn=in_turn)
         self.done: set[Stop] = set()
         self.loading = Loading(self.model)
@@ -119,15 +126,20 @@ class _Trial:
                 return {index: _read(self.script, output) for index, output in self.chain.run(self._work, passes)}
         except (MemoryError, ModelError):
             raise
-        except Exception:  # what a forward raises that met another's state
+        except Exception as error:  # what a forward raises that met another's state
+            self.raised = error
             return None
         finally:
             self.loading.end()
             self.model.weights.release(names)
 
     def _work(self, stop: Stop, arrivals: list[tuple[int, Arrival]], complete: bool) -> Iterator[tuple[int, Any]]:
+        self.where = f"after {stop.name}" if stop.kind == "leave" else f"in {stop.name}"
         if stop.kind != "unit":
             yield from self.loading.at(stop, arrivals)
         else:
             self.done.add(stop)
-            yield from ((index, arrival.run(self.chain.original(stop.name))) for index, arrival in arrivals)
+            for index, arrival in arrivals:
+                output = arrival.run(self.chain.original(stop.name))
+                self.where = f"after {stop.name}"
+                yield index, output

@@ -31,11 +31,13 @@ Twins = dict[str, str]
 """Blocks by name, with the first that is like each of them."""
 
 
-def outlined(model: Model, example: Batch) -> tuple[Script, list[Site]]:
+def outlined(
+    model: Model, example: Batch, *, output: str | Callable[[Any], Any] | None = None, classes: str | None = None
+) -> tuple[Script, list[Site]]:  # fmt: skip
     """The script and the coupled cuts of a model whose weights are on disk, as ``rehearse`` and ``coupled_cuts`` find them.
 
-    ``example`` should be short: outputs, masks and what depends on values are not learnt. Needs and cost: a forward of one block of each kind, and
-    its memory.
+    ``output`` and ``classes`` are looked for in the output, as there. ``example`` should be short: masks and what depends on values are not learnt.
+    Needs and cost: a forward of one block of each kind, and its memory.
     """
     assert isinstance(model.weights, CheckpointWeights)
     use_eager_experts(model)
@@ -43,12 +45,14 @@ def outlined(model: Model, example: Batch) -> tuple[Script, list[Site]]:
     model.weights.stand_in = stand_in
     try:
         with _OneRow():
-            return _outlined(model, example, twins)
+            script, output_of, cuts = _outlined(model, example, twins)
     finally:
         model.weights.stand_in = None
+    script.outputs = described(output_of, model.config, output, classes)
+    return script, cuts
 
 
-def _outlined(model: Model, example: Batch, twins: Twins) -> tuple[Script, list[Site]]:
+def _outlined(model: Model, example: Batch, twins: Twins) -> tuple[Script, Any, list[Site]]:
     rehearsal = _Outline(model, example, twins)
     rehearsal.run()
     if again := [name for name, times in Counter(rehearsal.script.blocks).items() if times > 1]:
@@ -59,8 +63,8 @@ def _outlined(model: Model, example: Batch, twins: Twins) -> tuple[Script, list[
         rehearsal.run()
     script = rehearsal.script
     script.work = None  # stand-ins are not multiplied as the weights would be
-    script.outputs = described(rehearsal.output, model.config, None, None)
-    return script, _Cuts(model, script, example, twins).run()
+    script.outputs = described(rehearsal.output, model.config)
+    return script, rehearsal.output, _Cuts(model, script, example, twins).run()
 
 
 class _OneRow(TorchFunctionMode):
