@@ -128,3 +128,38 @@ def test_a_weight_that_is_multiplied_outside_its_layer_is_treated_there_too(tied
         pairs = [(module(*batch).double(), result.model(*batch).double()) for batch in test]
     errors = torch.cat([(a - b).flatten(1).square().sum(1) / a.flatten(1).square().sum(1) for a, b in pairs])
     assert result.receipt["quality"]["mean"] == pytest.approx(float(errors.mean()), rel=1e-4)
+
+
+class Routed(nn.Module):
+    """Each row goes to the expert that its first entry names; ``dense``: to all of them."""
+
+    def __init__(self, dense):
+        super().__init__()
+        self.experts, self.dense = nn.ModuleList(nn.Sequential(nn.Linear(8, 8), nn.ReLU()) for _ in range(3)), dense
+
+    def forward(self, x):
+        if self.dense:
+            return sum(expert(x) * (1 + place) for place, expert in enumerate(self.experts))
+        made, chosen = torch.zeros_like(x), x.argmax(-1) % 3
+        for place, expert in enumerate(self.experts):
+            if bool((chosen == place).any()):
+                made[chosen == place] = expert(x[chosen == place])
+        return made
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_experts_in_a_list_are_never_left_out(dense):
+    torch.manual_seed(0)
+    opened = open_model(Routed(dense).eval())
+    script = rehearse(opened, {"x": torch.randn(64, 8)})
+    assert len(opened.blocks) == 3
+    assert not script.droppable
+
+
+def test_a_chain_of_blocks_may_be_shorter():
+    torch.manual_seed(0)
+    blocks = nn.ModuleList(nn.Sequential(nn.Linear(8, 8), nn.ReLU()) for _ in range(3))
+    model = nn.Module()
+    model.blocks, model.forward = blocks, lambda x: blocks[2](blocks[1](blocks[0](x) * 2) + x)
+    opened = open_model(model.eval())
+    assert rehearse(opened, {"x": torch.randn(4, 8)}).droppable == set(opened.blocks)

@@ -24,6 +24,7 @@ from modicum.sweep.observe import Probe, masks_of, require_numbers
 from modicum.sweep.outputs import Outputs, described
 from modicum.sweep.products import Loans, Products
 from modicum.sweep.script import Script, StackUse
+from modicum.sweep.streams import Streams
 from modicum.sweep.suspend import Arrival, Chain, Stop
 from modicum.sweep.work import Counting
 
@@ -107,6 +108,7 @@ class _Rehearsal:
         names = list(dict.fromkeys([*self.units, *self.own, *self.candidates]))
         self.chain = Chain(model.module, [batch], names, model.blocks, seeds=[chance_of(batch)])
         self.entered: dict[str, Any] = {}
+        self.streams = Streams(model.blocks)
         self.maps: list[torch.Tensor] = []  # what convolutions along one axis gave
         self.multiplied: set[str] = set()  # parameters of modules' own that a product takes
         self.borrowed: set[str] = set()  # units with which something is computed outside their layers' calls
@@ -130,6 +132,7 @@ class _Rehearsal:
                 )
         self.script.draws, self.script.work = self.chain.drew, self.counting.work
         self._require_unwritten(versions)
+        self.script.droppable -= self.streams.branches(self.script.blocks, self.script.droppable)
         self._group()
         return self
 
@@ -157,7 +160,8 @@ class _Rehearsal:
         if stop.kind == "enter":
             self.inside.append(stop.name)
             self.counting.block = stop.name
-            self.entered[stop.name] = arrival.args[0] if arrival.args else (arrival.kwargs or {}).get("hidden_states")
+            self.entered[stop.name] = given = arrival.args[0] if arrival.args else (arrival.kwargs or {}).get("hidden_states")
+            self.streams.note(stop.name, given)
             self.model.weights.load(self.model.blocks[stop.name].parameters)
             yield index, None
         elif stop.kind == "leave":
