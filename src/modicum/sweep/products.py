@@ -6,8 +6,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
+
+# Torch's own modules whose output is the product of their input and their weight, and the methods that make it so.
+_PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_PRODUCT = ("forward", "_conv_forward")
 
 # Products by name, and those whose second argument alone is a weight: what they are given first is an input, even if it is a parameter.
 _EITHER = {
@@ -80,3 +85,16 @@ def _address(value: Any) -> int:
         return value.data_ptr() if isinstance(value, torch.Tensor) and value.device.type != "meta" else 0
     except RuntimeError:  # tensors without a storage
         return 0
+
+
+def is_product(module: nn.Module, inputs: torch.Tensor | None, output: Any) -> bool:
+    """Whether a module with a forward of its own gives what torch's does, so that its input is what its weight multiplies."""
+    plain = next((base for base in type(module).__mro__ if base in _PLAIN), None)
+    if plain is None or inputs is None or all(getattr(type(module), name, None) is getattr(plain, name, None) for name in _PRODUCT):
+        return True
+    try:
+        expected = plain.forward(module, inputs)  # type: ignore[arg-type]
+    except Exception:  # whatever torch raises where only the module's own forward knows what to do
+        return False
+    same = isinstance(output, torch.Tensor) and output.shape == expected.shape
+    return same and torch.allclose(output.float(), expected.float(), rtol=1e-3, atol=1e-5)

@@ -22,15 +22,11 @@ from modicum.sweep.carried import kept, written
 from modicum.sweep.experts import Use, Watch
 from modicum.sweep.observe import Probe, masks_of, require_numbers
 from modicum.sweep.outputs import Outputs, described
-from modicum.sweep.products import Loans, Products
+from modicum.sweep.products import Loans, Products, is_product
 from modicum.sweep.script import Script, StackUse
 from modicum.sweep.streams import Streams
 from modicum.sweep.suspend import Arrival, Chain, Stop
 from modicum.sweep.work import Counting
-
-# Torch's own modules whose output is the product of their input and their weight, and the methods that make it so.
-_PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_PRODUCT = ("forward", "_conv_forward")
 
 
 def stop_names(model: Model, others: Iterable[str] = ()) -> list[str]:
@@ -332,19 +328,6 @@ def input_key(unit: Unit, module: nn.Module, block: str, inputs: torch.Tensor | 
         names = ("kernel_size", "stride", "dilation", "padding", "padding_mode", "groups")
         patches = (type(module), *(getattr(module, name) for name in names))
     return block, id(inputs), inputs._version, unit.shape[1], patches
-
-
-def is_product(module: nn.Module, inputs: torch.Tensor | None, output: Any) -> bool:
-    """Whether a module with a forward of its own gives what torch's does, so that its input is what its weight multiplies."""
-    plain = next((base for base in type(module).__mro__ if base in _PLAIN), None)
-    if plain is None or inputs is None or all(getattr(type(module), name, None) is getattr(plain, name, None) for name in _PRODUCT):
-        return True
-    try:
-        expected = plain.forward(module, inputs)  # type: ignore[arg-type]
-    except Exception:  # whatever torch raises where only the module's own forward knows what to do
-        return False
-    same = isinstance(output, torch.Tensor) and output.shape == expected.shape
-    return same and torch.allclose(output.float(), expected.float(), rtol=1e-3, atol=1e-5)
 
 
 def _run(model: Model, batch: Batch) -> _Rehearsal:
