@@ -5,6 +5,7 @@ import dataclasses
 import doctest
 import importlib
 import inspect
+import math
 import random
 import re
 from typing import get_type_hints
@@ -19,7 +20,7 @@ from modicum.core.errors import SettingError
 from modicum.core.method import Need, registry
 from modicum.core.option import Option
 from modicum.core.unit import Site, Unit
-from modicum.forms import Cut, Dense, Float8, Half, Integer, Sum
+from modicum.forms import Coded, Cut, Dense, Float8, Half, Integer, Sum
 from modicum.quantize import Nearest
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -34,8 +35,9 @@ TRIED = {
 }
 # The budget that is already met.
 MET = {"quantize": {"bits": 8}, "prune": {"keep": 1.0}, "factor": {"rank": 24}, "repair": {"rank": 24}}
-# Relative error of weights that eight bits leave: an integer grid's step is uniform, a float's grows with the value.
-EIGHT_BITS = {Integer: 0.012, Float8: 0.03, Half: 0.001}
+# Relative error of weights that eight bits leave: an integer grid's step is uniform, a float's grows with the value, and that of coded numbers, which
+# end at six bits, with what columns are worth less.
+EIGHT_BITS = {Integer: 0.012, Coded: 0.05, Float8: 0.03, Half: 0.001}
 
 
 def by_unit():
@@ -43,8 +45,10 @@ def by_unit():
 
 
 def fitting(cls, settings):
-    """The settings that the method has."""
-    return {name: value for name, value in settings.items() if name in {field.name for field in dataclasses.fields(cls)}}
+    """The settings that the method has, at most as large as it takes them."""
+    most = {field.name: (field.metadata.get("between") or (0, math.inf))[1] for field in dataclasses.fields(cls)}
+    least = lambda value, top: value if isinstance(value, str | bool) else min(value, top)
+    return {name: least(value, most[name]) for name, value in settings.items() if name in most}
 
 
 def cases():

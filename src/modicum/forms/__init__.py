@@ -1,5 +1,6 @@
 """What a weight has become: each form knows its exact bytes, its dense value, its product with an input, and how it is saved."""
 
+from modicum.forms.coded import Coded
 from modicum.forms.cut import Cut
 from modicum.forms.dense import Dense
 from modicum.forms.float8 import Float8
@@ -10,4 +11,4 @@ from modicum.forms.low_rank import LowRank
 from modicum.forms.masked import Masked
 from modicum.forms.sum import Sum
 
-__all__ = ["Cut", "Dense", "Float8", "Form", "Half", "Integer", "LowRank", "Masked", "Sum", "restore"]
+__all__ = ["Coded", "Cut", "Dense", "Float8", "Form", "Half", "Integer", "LowRank", "Masked", "Sum", "restore"]

@@ -1,9 +1,11 @@
 """Fewer bits per weight."""
 
+from modicum.quantize.coded import Coded
 from modicum.quantize.float8 import Float8
 from modicum.quantize.gptq import Gptq
 from modicum.quantize.half import Half
 from modicum.quantize.hqq import Hqq
 from modicum.quantize.nearest import Nearest
+from modicum.quantize.watersic import Watersic
 
-__all__ = ["Float8", "Gptq", "Half", "Hqq", "Nearest"]
+__all__ = ["Coded", "Float8", "Gptq", "Half", "Hqq", "Nearest", "Watersic"]

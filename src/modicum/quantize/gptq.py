@@ -8,14 +8,14 @@ from functools import partial
 
 import torch
 
-from modicum.core.blocks import Blocks, spans
 from modicum.core.method import Method, Need, Paper
 from modicum.core.settings import param
 from modicum.core.unit import Stats
 from modicum.forms import Form, Integer
 from modicum.numerics.grid import Grid
 from modicum.numerics.rounding import Rounding, Roundings
-from modicum.numerics.solver import Factor, factorize, laned, slabs, solve
+from modicum.numerics.solver import laned, slabs, solve
+from modicum.quantize._factor import factored
 from modicum.quantize._family import Quantizer
 from modicum.quantize.hqq import Hqq
 
@@ -80,7 +80,7 @@ class Gptq(Quantizer):
             return self._with_others(weight, stats, dtype)
         width = grid.width(weight.shape[1])
         sequential = self.order == "none" and width > 0
-        order, factor = self._factor(stats, width if sequential else 1)
+        order, factor = factored(stats, self.damping, self.order, width if sequential else 1)
         importance = stats.moment.diagonal()
         scale, zero = grid.fit(weight, dtype, importance=importance, clip=self.clip)
         codes, scales, zeros, total = [], [], [], 0.0
@@ -123,7 +123,7 @@ class Gptq(Quantizer):
     def _together(self, pairs: Sequence[tuple[Gptq, torch.Tensor]], stats: Stats, dtype: torch.dtype) -> list[Form]:
         """What each method gives on its weight, solved at once: rows do not meet."""
         assert stats.moment is not None
-        order, factor = self._factor(stats, 1)
+        order, factor = factored(stats, self.damping, self.order)
         importance = stats.moment.diagonal()
         fits = [step.grid.fit(weight, dtype, importance=importance, clip=self.clip) for step, weight in pairs]
         stacked = [laned(weight) for _, weight in pairs]
@@ -134,18 +134,3 @@ class Gptq(Quantizer):
             Integer(own[: len(weight)].contiguous(), scale, zero, step.bits, step.grid.width(weight.shape[1]))
             for (step, weight), own, (scale, zero) in zip(pairs, codes, fits)
         ]
-
-    def _factor(self, stats: Stats, group: int) -> tuple[torch.Tensor, Factor]:
-        """The factorization, and the order of its columns; of a covariance in blocks none cuts a ``group``."""
-        assert stats.moment is not None
-        moment = stats.moment.aligned(group) if isinstance(stats.moment, Blocks) else stats.moment
-        key = ("gptq", self.damping, self.order, group if moment is not stats.moment else 1)
-        if key not in stats.cache:
-            falling = lambda square: square.diagonal().argsort(descending=True, stable=True)
-            orders = [falling(square) if self.order == "static" else torch.arange(len(square)) for _, square in spans(moment)]
-            order = torch.cat([columns.start + own for (columns, _), own in zip(spans(moment), orders)])
-            stats.cache[key] = (order, factorize(moment, self.damping, order))
-        order, factor = stats.cache[key]
-        if factor.retries:
-            stats.events.append(f"damping raised {factor.retries} times to {factor.damping:g}")
-        return order, factor

@@ -1,0 +1,210 @@
+"""Codes for an entropy coder: rounded under steps that settle on a size, column by column where a covariance of inputs is known.
+
+With ``H = M D Mᵀ`` (see ``numerics/solver.py``) the error is ``Σ_k D_k (c_k - q_k)²`` over a row's columns. At equal bits in all it is least where
+each term is the same: steps fall with ``1 / √D_k``, so that columns that matter little take few bits, down to none. That is water-filling over
+conditional variances.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from modicum.core.blocks import Blocks, spans
+from modicum.forms import rans
+from modicum.forms.coded import BESIDE, WIDEST, Coded, side_bytes, steps, stream_bytes, tables
+from modicum.numerics.solver import BlockFactor, Factor, slabs, solve
+
+# Weights from which the size of codes is foreseen.
+_SAMPLE = 1 << 17
+# Octaves of steps around the deviation of all weights, in which sizes are foreseen.
+_OCTAVES = torch.arange(-8.0, 5.0, 0.25)
+# Rounds in which steps are put right, the share of a stream that may stay free, and how much coarser steps get where nothing fitted.
+_ROUNDS, _FREE, _COARSER = 4, 0.004, 1.05
+# Share of a stream that exponents may take before columns, and rows, are taken as alike.
+_SIDE = 0.2
+# Tables beside that of a row's own deviation that it may take.
+_BESIDE = torch.arange(-1, 3)
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """Codes int8 (rows, columns) under a scale, the table of each row, and the bytes of their stream, which may be more than there are."""
+
+    codes: torch.Tensor
+    rows: torch.Tensor
+    scale: float
+    size: int
+
+
+def coded(
+    weight: torch.Tensor, bits: Sequence[float], dtype: torch.dtype, *, factor: Factor | BlockFactor | None = None,
+    order: torch.Tensor | None = None, moment: torch.Tensor | Blocks | None = None,
+) -> list[Coded]:  # fmt: skip
+    """A form of float32 ``weight`` (rows, columns) for each of ``bits`` per weight, its step the finest that the stream has room for.
+
+    With the ``factor`` of the ``moment`` of inputs (columns, columns), whose columns stand in ``order``, later columns absorb the errors of earlier
+    ones; without it every weight is rounded to the nearest.
+    """
+    return [form for _, form in sorted(_Coding(weight, factor, order, moment).forms(bits, dtype).items())]
+
+
+class _Coding:
+    """What all sizes of one weight have in common."""
+
+    def __init__(
+        self, weight: torch.Tensor, factor: Factor | BlockFactor | None, order: torch.Tensor | None, moment: torch.Tensor | Blocks | None
+    ):
+        self.weight, self.factor, self.order, self.moment = weight, factor, order, moment
+        # A row's table must have its largest weight too.
+        self.deviation = torch.maximum(weight.square().mean(1).sqrt(), weight.abs().amax(1) / rans.REACH)
+        self.finest = float(self.deviation.max()) / 2**rans.LAST
+        self.columns = torch.zeros(weight.shape[1], dtype=torch.int16)
+        if factor is not None and order is not None:
+            falling = (-2 * factor.curvature.log2()).round()
+            self.columns[order] = (falling - falling.min()).clamp(max=WIDEST).to(torch.int16)
+        self.costs, self.reaches = torch.from_numpy(rans.costs()), torch.from_numpy(rans.reaches())
+        self.unit = steps(self.columns, 1.0)
+
+    def forms(self, bits: Sequence[float], dtype: torch.dtype) -> dict[int, Coded]:
+        """The forms by their place in ``bits``."""
+        rooms = [stream_bytes((len(self.weight), self.weight.shape[1]), each) for each in bits]
+        self._take_alike(min(rooms))
+        curve = self._curve()
+        scales = {place: max(self.finest, _inverse(curve, 8.0 * room)) for place, room in enumerate(rooms)}
+        best: dict[int, _Trial] = {}
+        met: dict[int, list[_Trial]] = {place: [] for place in scales}
+        for turn in range(10 * _ROUNDS):
+            scales = {place: scale for place, scale in scales.items() if self._worth_more(best.get(place), rooms[place], turn)}
+            if not scales:
+                break
+            for (place, scale), trial in zip(scales.items(), self._tried(scales, rooms)):
+                if trial.size <= rooms[place] and (place not in best or trial.size > best[place].size):
+                    best[place] = trial
+                met[place].append(trial)
+                scales[place] = max(self.finest, _nearer(curve, met[place], rooms[place])) if turn < _ROUNDS else scale * _COARSER
+        return {place: self._finished(trial, bits[place], dtype) for place, trial in best.items()}
+
+    def _worth_more(self, trial: _Trial | None, room: int, turn: int) -> bool:
+        return trial is None or (turn < _ROUNDS and trial.size < room * (1 - _FREE) and trial.scale > self.finest)
+
+    def _take_alike(self, room: int) -> None:
+        """Where exponents would take too much of a small stream all columns take one step, and all rows one table."""
+        if side_bytes(self.columns, self._tables_of_rows(1.0)) > _SIDE * room:
+            self.columns, self.unit = torch.zeros_like(self.columns), torch.ones_like(self.unit)
+            self.deviation = torch.full_like(self.deviation, float(self.deviation.square().mean().sqrt()))
+
+    def _tables_of_rows(self, scale: float) -> torch.Tensor:
+        """The table of each row's own deviation at a step of one column, int16 (rows,)."""
+        octaves = (self.deviation / scale).clamp_min(2.0**-30).log2()
+        return ((octaves - rans.FIRST) * rans.STEPS).round().clamp(-WIDEST // 2, WIDEST).to(torch.int16)
+
+    def _curve(self) -> tuple[np.ndarray, np.ndarray]:
+        """Octaves of scales, falling in size, and the bits of all codes that plain rounding under them would take."""
+        every = max(1, self.weight.numel() // _SAMPLE)
+        sample, whole = self.weight[::every], self.weight.numel() / self.weight[::every].numel()
+        middle = float((self.weight / self.unit).square().mean().sqrt().clamp_min(2.0**-60).log2())
+        sizes = []
+        for octave in (_OCTAVES + middle).tolist():
+            codes = (sample / (self.unit * 2**octave)).round_().clamp_(-rans.TOP, rans.TOP)
+            sizes.append(self._bits(codes, self._tables_of_rows(2**octave)[::every]).amin(0).sum().item() * whole)
+        return (_OCTAVES + middle).numpy(), np.minimum.accumulate(np.array(sizes))
+
+    def _bits(self, codes: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """Bits of each row's codes under its table and those beside it (tables, rows); codes out of reach count as the farthest."""
+        found = []
+        for beside in _BESIDE:
+            table = torch.from_numpy(tables(rows + beside, self.columns)).T.long()
+            found.append(self.costs[table, codes.long() + rans.TOP].sum(1))
+        return torch.stack(found)
+
+    def _tried(self, scales: dict[int, float], rooms: Sequence[int]) -> list[_Trial]:
+        found = []
+        for (place, scale), codes in zip(scales.items(), self._codes(list(scales.values()))):
+            near = self._tables_of_rows(scale)
+            bits = self._bits(codes, near)
+            if bool((near == near[0]).all()):
+                bits = bits.mean(1, keepdim=True).expand_as(bits)
+            least, which = bits.min(0)
+            rows = (near + _BESIDE[which]).to(torch.int16)
+            taken = BESIDE - 4 + side_bytes(self.columns, rows) + 4 * rans.lanes(rooms[place]) + math.ceil(float(least.double().sum()) / 8)
+            found.append(_Trial(codes, rows, scale, taken))
+        return found
+
+    def _codes(self, scales: Sequence[float]) -> list[torch.Tensor]:
+        """Codes int8 (rows, columns) under each scale, solved side by side: rows do not meet."""
+        if self.factor is None or self.order is None:
+            return [torch.cat([self._nearest(part, scale) for part in self._parts(scale)]) for scale in scales]
+        many = self.weight.repeat(len(scales), 1)
+        scale = torch.tensor(scales).repeat_interleave(len(self.weight))
+        rows = torch.cat([self._tables_of_rows(each) for each in scales])
+        found = []
+        for part in slabs(many):
+            rounding = _Rounding(self, scale[part], rows[part])
+            solve(many[part][:, self.order], self.factor, rounding.decide)
+            found.append(rounding.codes.T)
+        return list(torch.cat(found).split(len(self.weight)))
+
+    def _parts(self, scale: float) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        rows = self._tables_of_rows(scale)
+        return [(self.weight[part], rows[part]) for part in slabs(self.weight)]
+
+    def _nearest(self, part: tuple[torch.Tensor, torch.Tensor], scale: float) -> torch.Tensor:
+        weight, rows = part
+        reach = self.reaches[torch.from_numpy(tables(rows, self.columns)).T.long()]
+        return torch.minimum((weight / (self.unit * scale)).round_(), reach).maximum(-reach).to(torch.int8)
+
+    def _finished(self, trial: _Trial, bits: float, dtype: torch.dtype) -> Coded:
+        """The form, its scale the best under the moment of inputs for its codes: a step cuts off more than it adds."""
+        values = trial.codes.float() * self.unit
+        if self.moment is None:
+            along, across = (self.weight * values).sum(), values.square().sum()
+        else:
+            moved = [(columns, values[:, columns] @ square) for columns, square in spans(self.moment)]
+            along = torch.stack([(self.weight[:, columns] * part).sum() for columns, part in moved]).sum()
+            across = torch.stack([(values[:, columns] * part).sum() for columns, part in moved]).sum()
+        scale = float(along / across) if across > 0 and along > 0 else trial.scale
+        return Coded(trial.codes, float(np.float32(scale)), trial.rows, self.columns, bits, dtype)
+
+
+class _Rounding:
+    """Decides codes column by column, within what each row's table can say."""
+
+    def __init__(self, coding: _Coding, scale: torch.Tensor, rows: torch.Tensor):
+        self.scale, self.unit, self.order = scale, coding.unit.tolist(), coding.order.tolist()
+        self.reaches, self.columns, self.rows = coding.reaches.float(), coding.columns.tolist(), rows.long()
+        self.codes = torch.empty(len(self.unit), len(rows), dtype=torch.int8)
+        self.known: dict[int, torch.Tensor] = {}
+
+    def decide(self, k: int, corrected: torch.Tensor) -> torch.Tensor:
+        column = self.order[k]
+        exponent = self.columns[column]
+        if exponent not in self.known:
+            self.known[exponent] = self.reaches[(self.rows - exponent).clamp(0, rans.TABLES - 1)]
+        reach, step = self.known[exponent], self.scale * self.unit[column]
+        code = torch.div(corrected, step).round_()
+        code = torch.minimum(code, reach, out=code).maximum(-reach)
+        self.codes[column] = code
+        return code.mul_(step)
+
+
+def _inverse(curve: tuple[np.ndarray, np.ndarray], bits: float) -> float:
+    """The scale at which plain rounding takes so many bits."""
+    octaves, sizes = curve
+    return float(2 ** np.interp(-bits, -sizes, octaves))
+
+
+def _nearer(curve: tuple[np.ndarray, np.ndarray], met: Sequence[_Trial], room: int) -> float:
+    """The scale whose codes should just have room: on the line through the two trials nearest to it, or after one by the curve's slope there."""
+    aim = room * (1 - _FREE / 2)
+    near = sorted(met, key=lambda trial: abs(trial.size - aim))[:2]
+    octave, size = math.log2(near[0].scale), near[0].size
+    if len(near) == 2 and near[1].size != size:
+        slope = (math.log2(near[1].scale) - octave) / (near[1].size - size)
+        return float(2 ** (octave + max(-1.0, min(1.0, slope * (aim - size)))))
+    foreseen = float(np.interp(octave, *curve))
+    return _inverse(curve, foreseen * aim / size)

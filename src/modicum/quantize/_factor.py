@@ -1,0 +1,28 @@
+"""The factorization of a covariance of inputs that column solvers share: one for all methods and all bits of a stage."""
+
+from __future__ import annotations
+
+import torch
+
+from modicum.core.blocks import Blocks, spans
+from modicum.core.unit import Stats
+from modicum.numerics.solver import BlockFactor, Factor, factorize
+
+
+def factored(stats: Stats, damping: float, order: str = "static", group: int = 1) -> tuple[torch.Tensor, Factor | BlockFactor]:
+    """The order of columns, by falling input energy (``static``) or as they stand (``none``), and the factorization in it.
+
+    Of a covariance in blocks none cuts a ``group`` of columns. More damping than asked for is an event.
+    """
+    assert stats.moment is not None
+    moment = stats.moment.aligned(group) if isinstance(stats.moment, Blocks) else stats.moment
+    key = ("factor", damping, order, group if moment is not stats.moment else 1)
+    if key not in stats.cache:
+        falling = lambda square: square.diagonal().argsort(descending=True, stable=True)
+        orders = [falling(square) if order == "static" else torch.arange(len(square)) for _, square in spans(moment)]
+        columns = torch.cat([each.start + own for (each, _), own in zip(spans(moment), orders)])
+        stats.cache[key] = (columns, factorize(moment, damping, columns))
+    columns, factor = stats.cache[key]
+    if factor.retries:
+        stats.events.append(f"damping raised {factor.retries} times to {factor.damping:g}")
+    return columns, factor
