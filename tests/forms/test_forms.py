@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from modicum.core.errors import ModelError, SettingError
 from modicum.core.unit import Stats
-from modicum.forms import Cut, Dense, Float8, Half, Integer, LowRank, Masked, Sum, restore
+from modicum.forms import Coded, Cut, Dense, Float8, Half, Integer, LowRank, Masked, Sum, restore
 from modicum.forms.lift import on_dense
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -41,6 +41,11 @@ def integer(shape, dtype=torch.float32, bits=4, group=0, symmetric=False):
     return Integer(torch.randint(0, 2**bits, shape, dtype=torch.uint8), scale, zero, bits, group)
 
 
+def coded(shape, dtype=torch.float32, bits=16):
+    rows, columns = torch.randint(8, 12, shape[:1]), torch.randint(-3, 4, shape[1:])
+    return Coded(torch.randint(-2, 3, shape).to(torch.int8), 0.37, rows.to(torch.int16), columns.to(torch.int16), bits, dtype)
+
+
 def n_of_m(shape, dtype=torch.float32):
     return Masked.of(torch.randn(shape).to(dtype), (torch.arange(shape[1]) % 4 < 2).expand(shape).contiguous())
 
@@ -68,7 +73,7 @@ def sum_of_cuts(shape, dtype=torch.float32):
     return Sum((cut(shape, dtype), low_rank(shape, dtype), dense(shape, dtype)))
 
 
-KINDS = [dense, float8, half, low_rank, masked, integer, n_of_m, cut, cut_of_sum, one_sided, repaired, sum_of_cuts]
+KINDS = [dense, float8, half, low_rank, masked, integer, coded, n_of_m, cut, cut_of_sum, one_sided, repaired, sum_of_cuts]
 SHAPES = st.tuples(st.integers(1, 9), st.integers(1, 33))
 
 
@@ -190,6 +195,13 @@ BROKEN = [
     broken(float8, scale=torch.ones(3, 1)),
     broken(half, scale=torch.ones(3, 1)),
     broken(half, halves=torch.ones(4, 6)),
+    broken(coded, bits=None),
+    broken(coded, bits=0.01),
+    broken(coded, bits=15),
+    broken(coded, stream=None),
+    broken(coded, stream=torch.zeros(68, dtype=torch.uint8)),
+    broken(coded, stream=torch.full((68,), 255, dtype=torch.uint8)),
+    broken(coded, stream=torch.zeros(9, dtype=torch.uint8)),
     broken(cut, rows=None),
     broken(cut, inner=None),
     broken(cut, inner={}),

@@ -24,6 +24,8 @@ _HEAD = struct.Struct("<fhhBBH")
 BESIDE = _HEAD.size + 4
 # Largest excess.
 WIDEST = 255
+# Bits per weight of a stream: a file that says fewer would have a small stream stand for a matrix of any size.
+_FEWEST, _MOST = 0.25, 64
 
 
 def stream_bytes(shape: tuple[int, int], bits: float) -> int:
@@ -91,12 +93,16 @@ class Coded(Form):
     @classmethod
     def restored(cls, tensors: Mapping[str, torch.Tensor], settings: Mapping[str, Any], shape: tuple[int, int], dtype: torch.dtype) -> Form:
         bits = float(settings["bits"])
+        if not _FEWEST <= bits <= _MOST:
+            raise ValueError(f"{bits} bits per weight are not from {_FEWEST} to {_MOST}")
         stream = expect(tensors["stream"], (stream_bytes(shape, bits),), torch.uint8).contiguous()
         scale, column, row, per_column, per_row, count = _HEAD.unpack(stream[: _HEAD.size].numpy().tobytes())
         at, sides = _HEAD.size, []
         for least, width, length in ((column, per_column, shape[1]), (row, per_row, shape[0])):
             taken = packed_bytes((1, length), width) if width else 0
-            excess = unpack(stream[None, at : at + taken], width, length)[0].to(torch.int16) if width else torch.zeros(length, dtype=torch.int16)
+            excess = (
+                unpack(stream[None, at : at + taken], width, length)[0].to(torch.int16) if width else torch.zeros(length, dtype=torch.int16)
+            )
             sides.append(excess + least)
             at += taken
         if count < 1:

@@ -46,6 +46,7 @@ class Watersic(Method):
     )  # fmt: skip
     needs = frozenset({Need.COVARIANCE})
     blockwise = True
+    menu = tuple({"bits": bits} for bits in (1.5, 1.75, 2.0, 2.25, 2.5, 3.0, 3.5, 4.0, 5.0))
 
     bits: float = param(3.0, "bits per weight, all that is stored included", between=(0.25, 6.0), dial=True)
     damping: float = param(0.01, "share of the covariance's mean diagonal added to its diagonal", between=(0.0, 10.0))

@@ -1,0 +1,85 @@
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modicum.core.errors import ModelError
+from modicum.forms import Coded, rans, restore
+
+
+def drawn(count, seed=0):
+    """Numbers of Gaussians, and the tables of their deviations."""
+    chance = np.random.default_rng(seed)
+    tables = chance.integers(0, rans.TABLES, count).astype(np.uint8)
+    numbers = np.round(chance.normal(size=count) * 2.0 ** (rans.FIRST + tables / rans.STEPS))
+    return np.clip(numbers, -rans.reaches()[tables], rans.reaches()[tables]).astype(np.int8), tables
+
+
+def twin(numbers, tables):
+    """One lane, one number at a time, in whole numbers of any size: the words that come out, and the state."""
+    state, words = 1 << 16, []
+    for number, table in zip(numbers[::-1].tolist(), tables[::-1].tolist()):
+        often = rans.frequencies()[table].tolist()
+        share, start = often[number + rans.TOP], sum(often[: number + rans.TOP])
+        if state >= share << 20:
+            words.append(state & 0xFFFF)
+            state >>= 16
+        state = (state // share << 12) + state % share + start
+    return state, words[::-1]
+
+
+@given(st.integers(1, 300), st.integers(1, 40), st.integers(0, 99))
+def test_numbers_come_back_from_any_number_of_lanes(count, lanes, seed):
+    numbers, tables = drawn(count, seed)
+    stream = np.frombuffer(rans.encode(numbers, tables, lanes) + b"rest", dtype=np.uint8)
+    assert np.array_equal(rans.decode(stream, tables, lanes), numbers)
+
+
+def test_one_lane_is_that_of_the_textbook():
+    numbers, tables = drawn(500)
+    state, words = twin(numbers, tables)
+    assert rans.encode(numbers, tables, 1) == state.to_bytes(4, "little") + b"".join(word.to_bytes(2, "little") for word in words)
+
+
+def test_a_stream_is_as_long_as_its_numbers_are_rare():
+    numbers, tables = drawn(200_000)
+    ideal = float(rans.costs()[tables, numbers.astype(int) + rans.TOP].sum()) / 8
+    for lanes in (1, 64):
+        assert ideal < len(rans.encode(numbers, tables, lanes)) <= ideal + 4 * lanes
+
+
+def test_tables_lose_little_against_the_entropy_of_what_they_stand_for():
+    numbers, tables = drawn(2_000_000)
+    for table in range(0, rans.TABLES - 4):
+        own = numbers[tables == table].astype(int) + rans.TOP
+        shares = np.bincount(own)[np.bincount(own) > 0] / len(own)
+        entropy = -(shares * np.log2(shares)).sum()
+        assert rans.costs()[table, own].mean() < entropy * 1.02 + 0.01, table
+
+
+def test_tables_are_whole_numbers_that_every_processor_finds_alike():
+    found = rans.frequencies()
+    assert (found.sum(1) == 4096).all() and found.min() == 0 and np.array_equal((found > 0).sum(1), 2 * rans.reaches() + 1)
+    assert hashlib.sha256(found.astype("<u2").tobytes()).hexdigest() == "32a4675169bc13242f5c20f95aa63e2e57d6a525c155d57893cabf31b3a4d441"
+
+
+@pytest.mark.parametrize("spoil", [lambda s: s[:40], lambda s: s[:-2], lambda s: s ^ np.uint8(1), lambda s: np.roll(s, 2)])
+def test_a_spoiled_stream_is_told(spoil):
+    numbers, tables = drawn(400)
+    stream = np.frombuffer(rans.encode(numbers, tables, 8), dtype=np.uint8)
+    with pytest.raises(ValueError, match="stream|lanes"):
+        rans.decode(spoil(stream), tables, 8)
+
+
+def test_codes_beyond_the_stream_are_refused_and_small_streams_of_large_matrices_too():
+    codes = torch.randint(-9, 10, (16, 64)).to(torch.int8)
+    form = Coded(codes, 1.0, torch.full((16,), 24, dtype=torch.int16), torch.zeros(64, dtype=torch.int16), 2.0, torch.float32)
+    with pytest.raises(ValueError, match="do not go into a stream of 272"):
+        form.tensors()
+    with pytest.raises(ModelError, match="bits per weight are not from"):
+        restore(
+            {"kind": "coded", "shape": [2**30, 2**30], "dtype": "float32", "bits": 1e-17}, {"stream": torch.zeros(21, dtype=torch.uint8)}
+        )
