@@ -22,15 +22,15 @@ from modicum.quantize.coded import Coded
 class Watersic(Method):
     """Round column by column as ``gptq`` does, under steps that fall with what a column is worth, and code the whole numbers near their entropy.
 
-    The stream has the size that was asked for. Steps are ``∝ 1 / √D``, where D are the conditional variances of the inputs' covariance ``H = M D Mᵀ`` (see ``numerics/coding.py``): the share of the error that each column
-    is left with is then the same.
+    The stream has the size that was asked for. Steps are ``∝ 1 / √D`` with the conditional variances D of the inputs' covariance ``H = M D Mᵀ``
+    (see ``numerics/coding.py``): the share of the error that each column is left with is then the same.
 
     *Shapes:* weight (rows, columns), covariance (columns, columns). *Needs and cost:* covariance; the factorization that ``gptq`` has too, and two
     to four solves. *Reduces to:* ``coded`` where the covariance is a multiple of the identity. *Raises:* ``ModelError`` where
     no damping makes the covariance positive definite. Weights whose inputs were not seen take ``coded`` at the same bits.
 
-    *Differences from the paper:* steps are quarters of an octave; codes are coded under tables of Gaussians by the deviation of their row and the step
-    of their column, in exactly the bytes asked for; one scale for the matrix is put right at the end, not one for each column and row.
+    *Differences from the paper:* steps are quarters of an octave; codes are coded under tables of Gaussians by the deviation of their row and
+    the step of their column, in exactly the bytes asked for; one scale for the matrix is put right at the end, not one for each column and row.
 
     Example:
         >>> import torch
