@@ -116,5 +116,5 @@ def test_several_bits_are_solved_together_to_the_same_codes(layer):
 
 
 def test_bits_out_of_bounds():
-    with pytest.raises(SettingError, match="between 0.25 and 6"):
+    with pytest.raises(SettingError, match="between 1.0 and 6"):
         Watersic(bits=7.0)

@@ -20,15 +20,15 @@ from modicum.forms.coded import BESIDE, WIDEST, Coded, side_bytes, steps, stream
 from modicum.numerics.solver import BlockFactor, Factor, slabs, solve
 
 # Weights from which the size of codes is foreseen.
-_SAMPLE = 1 << 17
+_SAMPLE = 1 << 15
 # Octaves of steps around the deviation of all weights, in which sizes are foreseen.
 _OCTAVES = torch.arange(-8.0, 5.0, 0.25)
-# Rounds in which steps are put right, the share of a stream that may stay free, and how much coarser steps get where nothing fitted.
-_ROUNDS, _FREE, _COARSER = 4, 0.004, 1.05
+# Rounds in which steps are put right, rounds of plain rounding where none did it, the share of a stream that may stay free, and how much coarser steps get where nothing fitted.
+_ROUNDS, _PLAIN, _FREE, _COARSER = 8, 40, 0.004, 1.2
 # Share of a stream that exponents may take before columns, and rows, are taken as alike.
 _SIDE = 0.2
-# Tables beside that of a row's own deviation that it may take.
-_BESIDE = torch.arange(-1, 3)
+# Tables beside that of a row's own deviation that it may take: errors of earlier columns make weights larger than they were.
+_BESIDE = (-1, 0, 1, 2, 4)
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,18 @@ class _Trial:
 
 def coded(
     weight: torch.Tensor, bits: Sequence[float], dtype: torch.dtype, *, factor: Factor | BlockFactor | None = None,
-    order: torch.Tensor | None = None, moment: torch.Tensor | Blocks | None = None,
+    order: torch.Tensor | None = None, moment: torch.Tensor | Blocks | None = None, events: list[str] | None = None,
 ) -> list[Coded]:  # fmt: skip
     """A form of float32 ``weight`` (rows, columns) for each of ``bits`` per weight, its step the finest that the stream has room for.
 
     With the ``factor`` of the ``moment`` of inputs (columns, columns), whose columns stand in ``order``, later columns absorb the errors of earlier
-    ones; without it every weight is rounded to the nearest.
+    ones; without it every weight is rounded to the nearest. ``events`` is told where that had to be done although there is one.
     """
-    return [form for _, form in sorted(_Coding(weight, factor, order, moment).forms(bits, dtype).items())]
+    coding = _Coding(weight, factor, order, moment)
+    forms = coding.forms(bits, dtype)
+    if events is not None:
+        events += coding.events
+    return [forms[place] for place in range(len(bits))]
 
 
 class _Coding:
@@ -69,19 +73,24 @@ class _Coding:
             self.columns[order] = (falling - falling.min()).clamp(max=WIDEST).to(torch.int16)
         self.costs, self.reaches = torch.from_numpy(rans.costs()), torch.from_numpy(rans.reaches())
         self.unit = steps(self.columns, 1.0)
+        self.events: list[str] = []
 
     def forms(self, bits: Sequence[float], dtype: torch.dtype) -> dict[int, Coded]:
         """The forms by their place in ``bits``."""
         rooms = [stream_bytes((len(self.weight), self.weight.shape[1]), each) for each in bits]
-        self._take_alike(min(rooms))
+        self._take_alike(stream_bytes((len(self.weight), self.weight.shape[1]), 1.0))
         curve = self._curve()
         scales = {place: max(self.finest, _inverse(curve, 8.0 * room)) for place, room in enumerate(rooms)}
         best: dict[int, _Trial] = {}
         met: dict[int, list[_Trial]] = {place: [] for place in scales}
-        for turn in range(10 * _ROUNDS):
+        for turn in range(_ROUNDS + _PLAIN):
             scales = {place: scale for place, scale in scales.items() if self._worth_more(best.get(place), rooms[place], turn)}
             if not scales:
                 break
+            if turn == _ROUNDS:
+                # Errors that columns hand on may grow under steps this coarse: then no scale gives fewer bytes.
+                self.factor, scales = None, {place: _inverse(curve, 8.0 * rooms[place]) for place in scales}
+                self.events.append(f"its codes did not settle on a size: {len(scales)} of {len(rooms)} rounded to the nearest")
             for (place, scale), trial in zip(scales.items(), self._tried(scales, rooms)):
                 if trial.size <= rooms[place] and (place not in best or trial.size > best[place].size):
                     best[place] = trial
@@ -110,27 +119,24 @@ class _Coding:
         middle = float((self.weight / self.unit).square().mean().sqrt().clamp_min(2.0**-60).log2())
         sizes = []
         for octave in (_OCTAVES + middle).tolist():
-            codes = (sample / (self.unit * 2**octave)).round_().clamp_(-rans.TOP, rans.TOP)
-            sizes.append(self._bits(codes, self._tables_of_rows(2**octave)[::every]).amin(0).sum().item() * whole)
+            codes = (sample / (self.unit * 2**octave)).round_().clamp_(-rans.TOP, rans.TOP).to(torch.int8)
+            sizes.append(float(self._bits(codes, self._tables_of_rows(2**octave)[::every], 0).sum()) * whole)
         return (_OCTAVES + middle).numpy(), np.minimum.accumulate(np.array(sizes))
 
-    def _bits(self, codes: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """Bits of each row's codes under its table and those beside it (tables, rows); codes out of reach count as the farthest."""
-        found = []
-        for beside in _BESIDE:
-            table = torch.from_numpy(tables(rows + beside, self.columns)).T.long()
-            found.append(self.costs[table, codes.long() + rans.TOP].sum(1))
-        return torch.stack(found)
+    def _bits(self, codes: torch.Tensor, rows: torch.Tensor, beside: int) -> torch.Tensor:
+        """Bits of each row's codes under the table that stands so far ``beside`` its own (rows,)."""
+        table = torch.from_numpy(tables(rows + beside, self.columns)).T.int()
+        return self.costs.take(table.mul_(2 * rans.TOP + 1).add_(codes).add_(rans.TOP).long()).sum(1)
 
     def _tried(self, scales: dict[int, float], rooms: Sequence[int]) -> list[_Trial]:
         found = []
         for (place, scale), codes in zip(scales.items(), self._codes(list(scales.values()))):
             near = self._tables_of_rows(scale)
-            bits = self._bits(codes, near)
+            bits = torch.stack([self._bits(codes, near, beside) for beside in _BESIDE])
             if bool((near == near[0]).all()):
                 bits = bits.mean(1, keepdim=True).expand_as(bits)
             least, which = bits.min(0)
-            rows = (near + _BESIDE[which]).to(torch.int16)
+            rows = (near + torch.tensor(_BESIDE)[which]).to(torch.int16)
             taken = BESIDE - 4 + side_bytes(self.columns, rows) + 4 * rans.lanes(rooms[place]) + math.ceil(float(least.double().sum()) / 8)
             found.append(_Trial(codes, rows, scale, taken))
         return found
@@ -155,7 +161,7 @@ class _Coding:
 
     def _nearest(self, part: tuple[torch.Tensor, torch.Tensor], scale: float) -> torch.Tensor:
         weight, rows = part
-        reach = self.reaches[torch.from_numpy(tables(rows, self.columns)).T.long()]
+        reach = self.reaches[torch.from_numpy(tables(rows + _BESIDE[-1], self.columns)).T.long()]
         return torch.minimum((weight / (self.unit * scale)).round_(), reach).maximum(-reach).to(torch.int8)
 
     def _finished(self, trial: _Trial, bits: float, dtype: torch.dtype) -> Coded:
@@ -184,7 +190,7 @@ class _Rounding:
         column = self.order[k]
         exponent = self.columns[column]
         if exponent not in self.known:
-            self.known[exponent] = self.reaches[(self.rows - exponent).clamp(0, rans.TABLES - 1)]
+            self.known[exponent] = self.reaches[(self.rows + _BESIDE[-1] - exponent).clamp(0, rans.TABLES - 1)]
         reach, step = self.known[exponent], self.scale * self.unit[column]
         code = torch.div(corrected, step).round_()
         code = torch.minimum(code, reach, out=code).maximum(-reach)
@@ -199,12 +205,15 @@ def _inverse(curve: tuple[np.ndarray, np.ndarray], bits: float) -> float:
 
 
 def _nearer(curve: tuple[np.ndarray, np.ndarray], met: Sequence[_Trial], room: int) -> float:
-    """The scale whose codes should just have room: on the line through the two trials nearest to it, or after one by the curve's slope there."""
-    aim = room * (1 - _FREE / 2)
-    near = sorted(met, key=lambda trial: abs(trial.size - aim))[:2]
-    octave, size = math.log2(near[0].scale), near[0].size
-    if len(near) == 2 and near[1].size != size:
-        slope = (math.log2(near[1].scale) - octave) / (near[1].size - size)
-        return float(2 ** (octave + max(-1.0, min(1.0, slope * (aim - size)))))
-    foreseen = float(np.interp(octave, *curve))
-    return _inverse(curve, foreseen * aim / size)
+    """The scale whose codes should just have room: on the line between a trial of fewer bytes and one of more; while there is none on one side, by
+    the slope of the curve, after the first time twice as far.
+    """
+    aim, octave = room * (1 - _FREE / 2), lambda trial: math.log2(trial.scale)
+    over = min((trial for trial in met if trial.size > aim), key=lambda trial: trial.size, default=None)
+    under = max((trial for trial in met if trial.size <= aim), key=lambda trial: trial.size, default=None)
+    if over is not None and under is not None:
+        return float(2 ** np.interp(aim, [under.size, over.size], [octave(under), octave(over)]))
+    nearest = over or under
+    assert nearest is not None
+    far = math.log2(_inverse(curve, float(np.interp(octave(nearest), *curve)) * aim / nearest.size)) - octave(nearest)
+    return float(2 ** (octave(nearest) + far * (1 if len(met) == 1 else 2)))

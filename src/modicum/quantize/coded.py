@@ -35,7 +35,7 @@ class Coded(Method):
     paper = Paper("Optimum Quantizer Performance for a Class of Non-Gaussian Memoryless Sources", "", 1984,
                   "Farvardin, Nariman and Modestino, James W.")  # fmt: skip
 
-    bits: float = param(3.0, "bits per weight, all that is stored included", between=(0.25, 6.0), dial=True)
+    bits: float = param(3.0, "bits per weight, all that is stored included", between=(1.0, 6.0), dial=True)
 
     @override
     def apply(self, site: Site, stats: Mapping[str, Stats], current: Mapping[str, forms.Form]) -> Change:

@@ -48,7 +48,7 @@ class Watersic(Method):
     blockwise = True
     menu = tuple({"bits": bits} for bits in (1.5, 1.75, 2.0, 2.25, 2.5, 3.0, 3.5, 4.0, 5.0))
 
-    bits: float = param(3.0, "bits per weight, all that is stored included", between=(0.25, 6.0), dial=True)
+    bits: float = param(3.0, "bits per weight, all that is stored included", between=(1.0, 6.0), dial=True)
     damping: float = param(0.01, "share of the covariance's mean diagonal added to its diagonal", between=(0.0, 10.0))
 
     def without_data(self) -> Coded:
@@ -74,6 +74,6 @@ class Watersic(Method):
         alike = [step for step in dict.fromkeys(stats.ahead[stats.ahead.index(self) :])
                  if isinstance(step, Watersic) and step.damping == self.damping] if self in stats.ahead else [self]  # fmt: skip
         order, factor = factored(stats, self.damping)
-        made = coded(weight, [step.bits for step in alike], dtype, factor=factor, order=order, moment=stats.moment)
+        made = coded(weight, [step.bits for step in alike], dtype, factor=factor, order=order, moment=stats.moment, events=stats.events)
         stats.made |= {step: (weight, form) for step, form in zip(alike, made)}
         return stats.made.pop(self)[1]
