@@ -17,13 +17,14 @@ import torch
 from modicum.core.blocks import Blocks, spans
 from modicum.forms import rans
 from modicum.forms.coded import BESIDE, WIDEST, Coded, side_bytes, steps, stream_bytes, tables
-from modicum.numerics.solver import BlockFactor, Factor, slabs, solve
+from modicum.numerics.solver import BlockFactor, Factor, laned, slabs, solve
 
 # Weights from which the size of codes is foreseen.
 _SAMPLE = 1 << 15
 # Octaves of steps around the deviation of all weights, in which sizes are foreseen.
 _OCTAVES = torch.arange(-8.0, 5.0, 0.25)
-# Rounds in which steps are put right, rounds of plain rounding where none did it, the share of a stream that may stay free, and how much coarser steps get where nothing fitted.
+# Rounds in which steps are put right, and of plain rounding where none did it; the share of a stream that may stay free; how much coarser plain steps
+# get from round to round.
 _ROUNDS, _PLAIN, _FREE, _COARSER = 8, 40, 0.004, 1.2
 # Share of a stream that exponents may take before columns, and rows, are taken as alike.
 _SIDE = 0.2
@@ -145,15 +146,23 @@ class _Coding:
         """Codes int8 (rows, columns) under each scale, solved side by side: rows do not meet."""
         if self.factor is None or self.order is None:
             return [torch.cat([self._nearest(part, scale) for part in self._parts(scale)]) for scale in scales]
-        many = self.weight.repeat(len(scales), 1)
-        scale = torch.tensor(scales).repeat_interleave(len(self.weight))
-        rows = torch.cat([self._tables_of_rows(each) for each in scales])
+        one = laned(self.weight[:, self.order])
+        most = max(1, slabs(one)[0].stop // len(one))
+        return [codes for low in range(0, len(scales), most) for codes in self._solved(one, scales[low : low + most])]
+
+    def _solved(self, one: torch.Tensor, scales: Sequence[float]) -> list[torch.Tensor]:
+        """The same, of as many scales as are solved at once, to the bit as each alone."""
+        assert self.factor is not None
+        many = one.repeat(len(scales), 1)
+        scale = torch.tensor(scales).repeat_interleave(len(one))
+        below = (0, len(one) - len(self.weight))
+        rows = torch.cat([torch.nn.functional.pad(self._tables_of_rows(each), below) for each in scales])
         found = []
         for part in slabs(many):
             rounding = _Rounding(self, scale[part], rows[part])
-            solve(many[part][:, self.order], self.factor, rounding.decide)
+            solve(many[part], self.factor, rounding.decide)
             found.append(rounding.codes.T)
-        return list(torch.cat(found).split(len(self.weight)))
+        return [codes[: len(self.weight)] for codes in torch.cat(found).split(len(one))]
 
     def _parts(self, scale: float) -> list[tuple[torch.Tensor, torch.Tensor]]:
         rows = self._tables_of_rows(scale)
@@ -181,6 +190,7 @@ class _Rounding:
     """Decides codes column by column, within what each row's table can say."""
 
     def __init__(self, coding: _Coding, scale: torch.Tensor, rows: torch.Tensor):
+        assert coding.order is not None
         self.scale, self.unit, self.order = scale, coding.unit.tolist(), coding.order.tolist()
         self.reaches, self.columns, self.rows = coding.reaches.float(), coding.columns.tolist(), rows.long()
         self.codes = torch.empty(len(self.unit), len(rows), dtype=torch.int8)

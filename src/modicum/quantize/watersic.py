@@ -17,6 +17,9 @@ from modicum.numerics.coding import coded
 from modicum.quantize._factor import factored
 from modicum.quantize.coded import Coded
 
+# Weights of a matrix that is worth coding.
+_SMALLEST = 4096
+
 
 @dataclass(frozen=True, kw_only=True)
 class Watersic(Method):
@@ -58,6 +61,11 @@ class Watersic(Method):
     def blueprint(self) -> Method:
         """A method whose form has the same bytes: for sizes before any work."""
         return self.without_data()
+
+    @override
+    def saves(self, site: Site) -> bool:
+        """What stands beside the codes of a small weight takes more than coding them saves."""
+        return all(unit.size >= _SMALLEST for unit in site.units)
 
     @override
     def apply(self, site: Site, stats: Mapping[str, Stats], current: Mapping[str, Form]) -> Change:
