@@ -69,14 +69,6 @@ def test_without_correlation_it_is_the_coded_one(layer):
     torch.testing.assert_close(ours.dense(), plain.dense(), rtol=1e-6, atol=0)
 
 
-def test_a_coded_form_has_less_error_than_a_grid_of_the_same_bytes(layer):
-    thing = layer(256, 128)
-    grid = thing.apply(Nearest(bits=4, group=0, symmetric=True))
-    ours = thing.apply(Coded(bits=8 * grid.nbytes / (256 * 128) - 0.01))
-    assert ours.nbytes <= grid.nbytes
-    assert (ours.dense() - thing.weight).norm() < 0.6 * (grid.dense() - thing.weight).norm()
-
-
 def test_an_outlier_is_kept(layer):
     thing = layer(64, 64)
     thing.weight[3, 5] = 40.0
