@@ -6,7 +6,7 @@ import torch
 from modicum.core.errors import SettingError
 from modicum.core.unit import Stats
 from modicum.numerics.solver import factorize
-from modicum.quantize import Coded, Gptq, Nearest, Watersic
+from modicum.quantize import Coded, Gptq, Watersic
 
 RATES = (1.25, 2.0, 3.0, 4.5)
 
