@@ -289,7 +289,7 @@ def raised_by_fit(monkeypatch, error):
 def test_fit_writes_and_tells_what_it_made(written):
     out, result = written
     receipt = json.loads((out / "receipt.json").read_text())
-    lines = dict(line.split(":", 1) for line in result.stdout.splitlines())
+    lines = dict(line.split(":", 1) for line in result.stdout.splitlines() if ":" in line)
     assert f"({receipt['bytes']['actual']} bytes, {receipt['bytes']['bits_per_weight']:.3f} bpw)" in lines["size"]
     assert f"→ {receipt['quality']['perplexity']:.3f}" in lines["perplexity"]
     assert f"{receipt['quality']['mean']:.5f} (95 % interval" in lines["mean KL per token"]
@@ -312,6 +312,7 @@ def test_eval_repeats_the_quality_of_the_receipt(written, model):
     (ours,), (theirs,) = (each["quality"].pop("outputs") for each in (found, receipt))
     assert ours["judged"] == theirs["judged"] == "logits: classes on the last axis"
     assert found["quality"].pop("worst output") == receipt["quality"].pop("worst output") == "logits"
+    assert found["quality"].pop("each") == pytest.approx(receipt["quality"].pop("each"), rel=1e-3)
     assert found["quality"] == pytest.approx(receipt["quality"], rel=1e-3)
     assert "judged on:" in run("eval", out, "--tokens", "16", "--samples", "2").stdout
 

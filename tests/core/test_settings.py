@@ -108,4 +108,6 @@ def test_facts_of_a_setting_are_kept_beside_it():
         "dial": True,
         "metavar": "",
         "group": "",
+        "several": False,
+        "table": False,
     }

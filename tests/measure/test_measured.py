@@ -136,7 +136,7 @@ def test_the_plan_chosen_gives_the_same_files_on_its_own(llama, known, tmp_path)
 def test_a_measurement_holds_harms_and_sequences_and_no_weights(llama, known):
     model, batches = llama
     sizes = {path.name: path.stat().st_size for path in known.directory.iterdir()}
-    assert sizes.keys() == FILES | {".modicum-files.json"}
+    assert sizes.keys() == FILES | {".modicum-files.json", "run.yaml"}
     tokens = sum(batch["input_ids"].numel() for part in ("calibration", "validation", "test") for batch in getattr(known.splits, part))
     assert sizes["sequences.safetensors"] <= 8 * tokens + 1500
     # A line for each option of each unit, whatever the size of the weights.

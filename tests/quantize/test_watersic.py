@@ -22,7 +22,7 @@ def correlated(columns, condition=1e3, seed=1):
 @pytest.mark.parametrize("make", [Coded, Watersic])
 def test_the_stream_has_its_size_and_is_used(layer, make, bits):
     thing = layer(256, 128)
-    form = thing.apply(make(bits=bits))
+    form = thing.apply(make(rate=bits))
     assert form.nbytes == 16 + 256 * 128 * bits / 8 == sum(tensor.nbytes for tensor in form.tensors().values())
     used = len(form.tensors()["stream"].numpy().tobytes().rstrip(b"\0"))
     assert used > 0.985 * form.nbytes
@@ -33,16 +33,16 @@ def test_less_error_than_plain_grids_of_more_bits(layer, bits):
     thing = layer(256, 128)
     stats = Stats(count=500, covariance=correlated(128))
     error = lambda form: float((((form.dense() - thing.weight) @ stats.covariance) * (form.dense() - thing.weight)).sum())
-    ours, plain = thing.apply(Watersic(bits=bits), stats=stats), thing.apply(Gptq(bits=max(2, round(bits)), group=64), stats=stats)
+    ours, plain = thing.apply(Watersic(rate=bits), stats=stats), thing.apply(Gptq(bits=max(2, round(bits)), group=64), stats=stats)
     if bits >= 2:
         assert ours.nbytes < plain.nbytes and error(ours) < 0.7 * error(plain)
-    assert error(ours) < 0.6 * error(thing.apply(Coded(bits=bits)))
+    assert error(ours) < 0.6 * error(thing.apply(Coded(rate=bits)))
 
 
 def test_near_water_filling():
     """Of Gaussian weights no code of any kind leaves less error than water-filling over the spectrum; this one at most that of 0.35 bits fewer."""
     weight, covariance, bits = torch.randn(512, 256, generator=torch.Generator().manual_seed(0)), correlated(256, 1e2), 3.0
-    form = Watersic(bits=bits).code(weight, Stats(count=999, covariance=covariance), torch.float32)
+    form = Watersic(rate=bits).code(weight, Stats(count=999, covariance=covariance), torch.float32)
     error = form.dense() - weight
     found = float(((error.double() @ covariance.double()) * error.double()).sum()) / 512
     spectrum = torch.linalg.eigvalsh(covariance.double())
@@ -53,7 +53,7 @@ def test_near_water_filling():
 
 def test_steps_fall_with_what_is_left_of_a_column():
     covariance = correlated(64)
-    form = Watersic(bits=3.0).code(torch.randn(64, 64), Stats(count=99, covariance=covariance), torch.float32)
+    form = Watersic(rate=3.0).code(torch.randn(64, 64), Stats(count=99, covariance=covariance), torch.float32)
     order = covariance.diagonal().argsort(descending=True, stable=True)
     octaves = torch.empty(64)
     octaves[order] = -0.5 * factorize(covariance, 0.01, order).curvature.log2()
@@ -64,7 +64,7 @@ def test_steps_fall_with_what_is_left_of_a_column():
 def test_without_correlation_it_is_the_coded_one(layer):
     thing = layer(32, 64)
     stats = Stats(count=99, covariance=torch.eye(64) * 99)
-    ours, plain = thing.apply(Watersic(bits=3.0), stats=stats), thing.apply(Coded(bits=3.0))
+    ours, plain = thing.apply(Watersic(rate=3.0), stats=stats), thing.apply(Coded(rate=3.0))
     assert torch.equal(ours.codes, plain.codes)
     torch.testing.assert_close(ours.dense(), plain.dense(), rtol=1e-6, atol=0)
 
@@ -73,14 +73,14 @@ def test_an_outlier_is_kept(layer):
     thing = layer(64, 64)
     thing.weight[3, 5] = 40.0
     for make in (Coded, Watersic):
-        assert abs(float(thing.apply(make(bits=3.0)).dense()[3, 5]) - 40) < 2
+        assert abs(float(thing.apply(make(rate=3.0)).dense()[3, 5]) - 40) < 2
 
 
 @pytest.mark.parametrize(
     "weight", [torch.zeros(8, 16), torch.full((8, 16), 3.0), torch.eye(3, 5), torch.randn(1, 1), torch.randn(1, 300) * 1e-20]
 )
 def test_odd_weights(weight):
-    for form in (Coded(bits=3.0), Watersic(bits=3.0)):
+    for form in (Coded(rate=3.0), Watersic(rate=3.0)):
         made = (
             form.code(weight, Stats(count=9, covariance=torch.eye(weight.shape[1])), torch.float32) if isinstance(form, Watersic) else None
         )
@@ -98,7 +98,7 @@ def _alone(weight):
 
 def test_several_bits_are_solved_together_to_the_same_codes(layer):
     thing = layer(64, 96)
-    steps = [Watersic(bits=bits) for bits in RATES]
+    steps = [Watersic(rate=bits) for bits in RATES]
     stats = thing.stats(Watersic.needs)
     stats.ahead = tuple(steps)
     together = [thing.apply(step, stats=stats) for step in steps]
@@ -109,4 +109,4 @@ def test_several_bits_are_solved_together_to_the_same_codes(layer):
 
 def test_bits_out_of_bounds():
     with pytest.raises(SettingError, match="between 1.0 and 6"):
-        Watersic(bits=7.0)
+        Watersic(rate=7.0)

@@ -68,7 +68,13 @@ class Coded(Form):
 
     @override
     def dense(self) -> torch.Tensor:
-        return (self.codes.float() * steps(self.columns, self.scale)).to(self.dtype)
+        most = torch.finfo(self.dtype).max
+        return (self.codes.float() * steps(self.columns, self.scale)).clamp_(-most, most).to(self.dtype)
+
+    @override
+    def zeroed(self, where: torch.Tensor) -> Form:
+        # No number takes fewer bits than zero: there is room for it.
+        return Coded(self.codes.masked_fill(where, 0), self.scale, self.rows, self.columns, self.bits, self.dtype)
 
     @override
     def finite(self) -> bool:

@@ -64,7 +64,10 @@ class _Coding:
     def __init__(
         self, weight: torch.Tensor, factor: Factor | BlockFactor | None, order: torch.Tensor | None, moment: torch.Tensor | Blocks | None
     ):
-        self.weight, self.factor, self.order, self.moment = weight, factor, order, moment
+        # In units of its size, so that no square is beyond float32.
+        self.size = 2.0 ** math.floor(math.log2(max(float(weight.abs().max()), 2.0**-120)))
+        self.weight, self.factor, self.order, self.moment = weight / self.size, factor, order, moment
+        weight = self.weight
         # A row's table must have its largest weight too.
         self.deviation = torch.maximum(weight.square().mean(1).sqrt(), weight.abs().amax(1) / rans.REACH)
         self.finest = float(self.deviation.max()) / 2**rans.LAST
@@ -183,7 +186,7 @@ class _Coding:
             along = torch.stack([(self.weight[:, columns] * part).sum() for columns, part in moved]).sum()
             across = torch.stack([(values[:, columns] * part).sum() for columns, part in moved]).sum()
         scale = float(along / across) if across > 0 and along > 0 else trial.scale
-        return Coded(trial.codes, float(np.float32(scale)), trial.rows, self.columns, bits, dtype)
+        return Coded(trial.codes, float(np.float32(scale * self.size)), trial.rows, self.columns, bits, dtype)
 
 
 class _Rounding:

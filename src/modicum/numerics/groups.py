@@ -41,16 +41,16 @@ class Elimination:
         return self._weight[:, self._place[self._held[self._gone :].sort().values]]
 
     def scores(self) -> torch.Tensor:
-        """Loss (groups left,) of removing each group alone."""
+        """Loss (groups left,) of removing each group alone, in float64: squares of the largest weights are beyond float32."""
         if self._lone is not None:
             places = self._place[self._lone[self.left]]
-            return self._weight[:, places].square().sum(0) / self._diagonal[places]
+            return self._weight[:, places].double().square().sum(0) / self._diagonal[places]
         with single_threaded():
             return torch.stack([self._score(group) for group in self.left])
 
     def _score(self, group: int) -> torch.Tensor:
-        part = self._weight[:, self._place[self.groups[group]]]
-        return (torch.linalg.solve(self._squares[group], part.T) * part.T).sum()
+        part = self._weight[:, self._place[self.groups[group]]].double()
+        return (torch.linalg.solve(self._squares[group].double(), part.T) * part.T).sum()
 
     def remove(self, gone: Sequence[int]) -> None:
         """Remove groups together; the others absorb them."""

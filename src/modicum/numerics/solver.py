@@ -170,11 +170,12 @@ def solve(weight: torch.Tensor, factor: Factor | BlockFactor, decide: Callable[[
             picked[k, :rows] = decide(k, corrected[k, :rows]).numpy()
             np.subtract(known[k], picked[k], out=missed[k])
 
-    for low, middle, high in _halves(0, columns, piece, span):
-        if middle == low:
-            leaf(low, high)
-        else:
-            corrected[middle:high].addmm_(coupling[low:middle, middle:high].T, error[low:middle])
+    with np.errstate(all="ignore"):  # as in torch: what is not finite is told where a form is looked at
+        for low, middle, high in _halves(0, columns, piece, span):
+            if middle == low:
+                leaf(low, high)
+            else:
+                corrected[middle:high].addmm_(coupling[low:middle, middle:high].T, error[low:middle])
     loss = (factor.curvature.double() * (corrected - chosen).square().sum(1).double()).sum()
     return chosen[:, :rows].T, float(loss)
 

@@ -27,18 +27,18 @@ class Coded(Method):
 
     Example:
         >>> import torch
-        >>> str(Coded(bits=2.5))
-        'coded bits=2.5'
+        >>> str(Coded(rate=2.5))
+        'coded rate=2.5'
 
     """
 
     paper = Paper("Optimum Quantizer Performance for a Class of Non-Gaussian Memoryless Sources", "", 1984,
                   "Farvardin, Nariman and Modestino, James W.")  # fmt: skip
 
-    bits: float = param(3.0, "bits per weight, all that is stored included", between=(1.0, 6.0), dial=True)
+    rate: float = param(3.0, "bits per weight, all that is stored included", between=(1.0, 6.0), dial=True)
 
     @override
     def apply(self, site: Site, stats: Mapping[str, Stats], current: Mapping[str, forms.Form]) -> Change:
         """Code every unit of the site."""
-        code = lambda weight, _: coded(weight.float(), [self.bits], weight.dtype)[0]
+        code = lambda weight, _: coded(weight.float(), [self.rate], weight.dtype)[0]
         return Change(forms={u.name: on_dense(current[u.name], stats[u.name], code, self.key()) for u in site.units})

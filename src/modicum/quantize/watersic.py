@@ -30,7 +30,7 @@ class Watersic(Method):
 
     *Shapes:* weight (rows, columns), covariance (columns, columns). *Needs and cost:* covariance; the factorization that ``gptq`` has too, and two
     to four solves. *Reduces to:* ``coded`` where the covariance is a multiple of the identity. *Raises:* ``ModelError`` where
-    no damping makes the covariance positive definite. Weights whose inputs were not seen take ``coded`` at the same bits.
+    no damping makes the covariance positive definite. Weights whose inputs were not seen take ``coded`` at the same rate.
 
     *Differences from the paper:* steps are quarters of an octave; codes are coded under tables of Gaussians by the deviation of their row and
     the step of their column, in exactly the bytes asked for; one scale for the matrix is put right at the end, not one for each column and row.
@@ -38,7 +38,7 @@ class Watersic(Method):
     Example:
         >>> import torch
         >>> stats = Stats(count=99, covariance=torch.eye(64))
-        >>> Watersic(bits=2.0).code(torch.randn(64, 64), stats, torch.float32).nbytes
+        >>> Watersic(rate=2.0).code(torch.randn(64, 64), stats, torch.float32).nbytes
         1040
 
     """
@@ -49,14 +49,14 @@ class Watersic(Method):
     )  # fmt: skip
     needs = frozenset({Need.COVARIANCE})
     blockwise = True
-    menu = tuple({"bits": bits} for bits in (1.5, 1.75, 2.0, 2.25, 2.5, 3.0, 3.5, 4.0, 5.0))
+    menu = tuple({"rate": rate} for rate in (1.5, 1.75, 2.0, 2.25, 2.5, 3.0, 3.5, 4.0, 5.0))
 
-    bits: float = param(3.0, "bits per weight, all that is stored included", between=(1.0, 6.0), dial=True)
+    rate: float = param(3.0, "bits per weight, all that is stored included", between=(1.0, 6.0), dial=True)
     damping: float = param(0.01, "share of the covariance's mean diagonal added to its diagonal", between=(0.0, 10.0))
 
     def without_data(self) -> Coded:
         """The stand-in for weights whose inputs were not seen."""
-        return Coded(bits=self.bits)
+        return Coded(rate=self.rate)
 
     def blueprint(self) -> Method:
         """A method whose form has the same bytes: for sizes before any work."""
@@ -82,6 +82,6 @@ class Watersic(Method):
         alike = [step for step in dict.fromkeys(stats.ahead[stats.ahead.index(self) :])
                  if isinstance(step, Watersic) and step.damping == self.damping] if self in stats.ahead else [self]  # fmt: skip
         order, factor = factored(stats, self.damping)
-        made = coded(weight, [step.bits for step in alike], dtype, factor=factor, order=order, moment=stats.moment, events=stats.events)
+        made = coded(weight, [step.rate for step in alike], dtype, factor=factor, order=order, moment=stats.moment, events=stats.events)
         stats.made |= {step: (weight, form) for step, form in zip(alike, made)}
         return stats.made.pop(self)[1]
