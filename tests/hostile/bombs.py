@@ -63,6 +63,7 @@ CONTAINERS = {
     "a thin matrix": lambda body: unit(body, stored_shape=[2**60, 0], form={"shape": [2**60, 0]}),
     "low rank of nothing": lambda body: unit(body, form={"kind": "low_rank", "shape": [2**30, 2**30]}),
     "bits": lambda body: unit(body, form={"kind": "integer", "bits": 2**62, "group": 2**62}),
+    "a small stream": lambda body: unit(body, stored_shape=[2**30, 2**30], form={"kind": "coded", "shape": [2**30, 2**30], "bits": 1e-17}),
     "parts": lambda body: unit(body, form={"kind": "sum", "parts": [{}] * 100_000}),
 }
 

@@ -31,10 +31,21 @@ _spec.loader.exec_module(readers)
 READERS, SINGLE = readers.READERS, readers.SINGLE
 
 # Cases in the short form, and in the long one: 20,000 in all.
-SHORT = {"tensors": 60, "index": 60, "plan": 60, "config": 60, "receipt": 5, "texts": 60, "parquet": 60, "pictures": 40, "recordings": 40}
+SHORT = {
+    "coded": 40,
+    "tensors": 60,
+    "index": 60,
+    "plan": 60,
+    "config": 60,
+    "receipt": 5,
+    "texts": 60,
+    "parquet": 60,
+    "pictures": 40,
+    "recordings": 40,
+}
 LONG = {
     **{"tensors": 2500, "index": 2500, "plan": 2000, "config": 1500, "receipt": 200, "measurement": 800, "checkpoint": 800},
-    **{"container": 700, "masked": 400, "narrow": 500, "transformers": 400, "tokenizer": 200, "texts": 1500, "parquet": 1500},
+    **{"container": 700, "coded": 700, "masked": 400, "narrow": 500, "transformers": 400, "tokenizer": 200, "texts": 1500, "parquet": 1500},
     **{"pictures": 1500, "recordings": 1500, "compressed": 800, "captions": 800},
 }
 
