@@ -297,7 +297,8 @@ def test_fit_writes_and_tells_what_it_made(written):
     assert f"{receipt['bytes']['actual']:,} bytes" in (out / "report.html").read_text()
     told = [line.partition("] ")[2].split(",")[0] for line in result.stderr.splitlines()]
     assert told == [
-        "measuring every option on every layer", "choosing", "compressing", "writing", "reloading and comparing", "judging on test data",
+        "measuring every option on every layer", "choosing", f"chosen: {receipt['bytes']['actual'] / 1e6:.3f} MB", "compressing", "writing",
+        "reloading and comparing", "judging on test data",
     ]  # fmt: skip
 
 

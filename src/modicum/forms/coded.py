@@ -68,7 +68,7 @@ class Coded(Form):
 
     @override
     def dense(self) -> torch.Tensor:
-        most = torch.finfo(self.dtype).max
+        most = min(torch.finfo(self.dtype).max, torch.finfo(torch.float32).max)
         return (self.codes.float() * steps(self.columns, self.scale)).clamp_(-most, most).to(self.dtype)
 
     @override

@@ -14,7 +14,7 @@ from modicum.core.memory import free_memory, own_memory, trim
 _SMALL = 1 << 16
 # Bytes by which the process must have grown since memory was last given back; where it is not tight also this part of what is free: pages that
 # were given back are cleared before they serve again, which took a quarter of the time of judging.
-_GROWTH, _PART = 1 << 25, 1 / 32
+_GROWTH, _PART = 1 << 21, 1 / 32
 
 
 class SpillPool:
