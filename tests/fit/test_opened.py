@@ -314,3 +314,20 @@ class Holder:
 def test_what_is_no_model_is_told_with_what_to_pass(made, said):
     with pytest.raises(ModelError, match=re.escape(said)):
         modicum.fit(made(), method="nearest bits=8", data=[(torch.randn(2, 4),)])
+
+
+def test_tables_that_a_class_computes_and_never_saves(tmp_path):
+    torch.manual_seed(0)
+    config = transformers.MarianConfig(
+        vocab_size=64, d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=48,
+        decoder_ffn_dim=48, max_position_embeddings=16, pad_token_id=0, eos_token_id=1, decoder_start_token_id=0,
+    )  # fmt: skip
+    transformers.MarianMTModel(config).eval().save_pretrained(tmp_path / "model")
+    assert not any("embed_positions" in name for name in load_file(tmp_path / "model" / "model.safetensors"))
+    batches = [{"input_ids": IDS[:, :8] + start, "decoder_input_ids": IDS[:, 4:12] + start} for start in range(4)]
+    plain = transformers.MarianMTModel.from_pretrained(tmp_path / "model").eval()
+    result = modicum.fit(tmp_path / "model", method="nearest bits=8 group=0", data=batches, target="modicum", out=tmp_path / "out")
+    torch.testing.assert_close(result.model(**batches[0]).logits, plain(**batches[0]).logits, rtol=0.1, atol=0.02)
+    assert 0 < result.receipt["quality"]["mean"] < 1e-3
+    whole = modicum.fit(tmp_path / "model", "1MB", data=batches, target="modicum", search_time=0).model
+    assert torch.equal(whole(**batches[0]).logits, plain(**batches[0]).logits)

@@ -19,6 +19,7 @@ from modicum.core.errors import ModelError, listed, quoted
 from modicum.core.finite import finite
 from modicum.core.tensorfile import Shards
 from modicum.models.plain import FLOATS, kept_wide, parted, tied_pairs, untie
+from modicum.models.unsaved import unsaved
 
 CPU = torch.device("cpu")
 
@@ -235,6 +236,9 @@ class CheckpointWeights(Weights):
             if first in self._adopted:
                 continue
             source = next((name for name in names if name in self._made_by), None)
+            if source is None and (value := unsaved(self.module, first)) is not None:
+                self._adopted[first], self._dtypes[first] = value, value.dtype
+                continue
             if source is None:
                 raise ModelError(
                     f"{where}: must hold the weight {first}, which no shard has. Fetch the checkpoint again or check its config."

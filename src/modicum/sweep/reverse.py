@@ -274,7 +274,8 @@ class _Gradients:
         """
         module = self.modules[name]
         if kind_of(module) == "embedding":
-            return torch.ones((), device=inputs.device)  # looked up: a one and zeros, whatever is looked up how often
+            # Looked up: a one and zeros, whatever is looked up how often; a table of positions may be asked for by a shape.
+            return torch.ones((), device=inputs.device if isinstance(inputs, torch.Tensor) else self.model.weights.device)
         # A tied embedding felt at its head has the inputs of a linear layer.
         if not inputs.is_floating_point() or unit.name in self.script.opaque or not (has_rows(unit, module) or unit.kind == "embedding"):
             return None
