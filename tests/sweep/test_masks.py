@@ -195,3 +195,16 @@ def test_no_padding_costs_no_forward_but_the_rehearsal_and_the_four_side_by_side
     batch = {"x": torch.randn(3, 7, 16), "mask": torch.zeros(3, 7, dtype=torch.bool)}
     rehearse(open_model(module), batch)
     assert len(calls) <= 5
+
+
+class Both(Attention):
+    """Two outputs, which a tuple numbers."""
+
+    def forward(self, x, mask):
+        found = super().forward(x, mask)
+        return found, 2 * found
+
+
+def test_outputs_that_are_only_numbered_have_their_mask():
+    script = rehearse(open_model(Both().eval()), padded())
+    assert [part.name for part in script.outputs.parts] == ["0", "1"] and all(part.cover is not None for part in script.outputs.parts)

@@ -22,6 +22,9 @@ from modicum.sweep.within import streams
 if TYPE_CHECKING:
     from modicum.sweep.script import Script
 
+# Before the name of an output, so that it is no module's; outputs of a tuple are numbered.
+_OUTPUT = "-> "
+
 
 class Probe:
     """Runs a model on a batch and signs what its units, its modules of stacked experts and its caller are given."""
@@ -72,7 +75,7 @@ class Probe:
 
 def output_signatures(outputs: Outputs, output: Any) -> Seen:
     """Signatures of an output's judged parts, under names that no module has."""
-    return {f"-> {part.name}": signature(value) for part, value in outputs.of(output)}
+    return {f"{_OUTPUT}{part.name}": signature(value) for part, value in outputs.of(output)}
 
 
 def masks_of(
@@ -80,14 +83,12 @@ def masks_of(
 ) -> tuple[Outputs, Learnt]:  # fmt: skip
     """Outputs with their masks, and what was learnt of modules' inputs; those that are called twice have one where it is that of all ``calls``."""
     learnt = learn(probe, batches)
-    found = lambda name: [
-        learnt.covers.get(name),
-        *(learnt.covers.get(f"{name} {call}") for call in range(2, calls[name.split(" ")[0]] + 1)),
-    ]
-    again = {name for name in learnt.covers if calls.get(name.split(" ")[0], 1) > 1 and len(set(found(name))) > 1}
-    covers = {name: cover for name, cover in learnt.covers.items() if name not in again and not name.rpartition(" ")[2].isdigit()}
-    ours = {name.removeprefix("-> "): cover for name, cover in covers.items() if name.startswith("-> ")}
-    return outputs.covered(ours), replace(learnt, covers={name: cover for name, cover in covers.items() if not name.startswith("-> ")})
+    times = lambda name: 1 if name.startswith(_OUTPUT) else calls.get(name.split(" ")[0], 1)
+    later = lambda name: times(name) > 1 and name.rpartition(" ")[2].isdigit()
+    found = lambda name: [learnt.covers.get(name), *(learnt.covers.get(f"{name} {call}") for call in range(2, times(name) + 1))]
+    covers = {name: cover for name, cover in learnt.covers.items() if not later(name) and len(set(found(name))) == 1}
+    ours = {name.removeprefix(_OUTPUT): cover for name, cover in covers.items() if name.startswith(_OUTPUT)}
+    return outputs.covered(ours), replace(learnt, covers={name: cover for name, cover in covers.items() if not name.startswith(_OUTPUT)})
 
 
 def require_numbers(name: str, outputs: Outputs, output: Any, batch: Batch) -> None:
