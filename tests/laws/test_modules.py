@@ -178,8 +178,12 @@ def enough(found, share):
     return found[_RESULT] >= share * (sum(found.values()) - found[_UNTRIED])
 
 
+# Of these each once was wrong: outputs that a tuple only numbers under a mask, a cut of no harm though there is room for all.
+_ONCE_WRONG = (2353, 2040)
+
+
 def test_composed_modules_are_right_or_refused():
-    wrong, _ = survey(range(12))
+    wrong, _ = survey([*range(12), *_ONCE_WRONG])
     assert not wrong, "\n".join(f"{number} {said}" for number, said in wrong.items())
 
 

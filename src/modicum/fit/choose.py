@@ -185,7 +185,8 @@ class Chooser:
             limits["bytes"] = self._smallest(table, findings, limits, judge)
         if not limits:
             raise BudgetError(f"budget {self.budget}: nothing is limited. Pass a size too.")
-        searching = judge if self.request.search_time and self.request.allocator in JUDGED else None
+        whole = self._whole(table, findings, limits) if self.budget.loss is None else None
+        searching = judge if self.request.search_time and self.request.allocator in JUDGED and whole is None else None
         # Alone, auto is what it starts from.
         named = "integer_program" if searching is None and self.request.allocator == "auto" else self.request.allocator
         self.report |= {"allocator": named, "events": []}
@@ -200,8 +201,18 @@ class Chooser:
         # What a search or the room in the header changed may lose more than what was found to lose little enough.
         if self.budget.loss is not None and judge is not None and self._rise(picks, judge) > self.budget.loss:
             picks = integer_program(table, limits)
-        picks = self._held(table, findings, picks, judge)
+        picks = self._held(table, findings, picks, judge) if whole is None else whole
         self.report["seconds"] = time.monotonic() - begun
+        return picks
+
+    def _whole(self, table: Table, findings: Findings, limits: Mapping[str, float]) -> Picks | None:
+        """The model as it is, where there is room for it: a cut of no harm on the calibration data may have some elsewhere."""
+        kept = {site: [choice.option for choice in choices] for site, choices in table.choices.items()}
+        if not all(KEEP in options for options in kept.values()):
+            return None
+        picks = table.settle({site: options.index(KEEP) for site, options in kept.items()})
+        if table.harm(picks) or not table.fits(picks, limits) or self.exact_bytes(table, picks, findings) > limits.get("bytes", math.inf):
+            return None
         return picks
 
     # Against plain options
