@@ -42,8 +42,9 @@ def integer(shape, dtype=torch.float32, bits=4, group=0, symmetric=False):
 
 
 def coded(shape, dtype=torch.float32, bits=16):
-    rows, columns = torch.randint(8, 12, shape[:1]), torch.randint(-3, 4, shape[1:])
-    return Coded(torch.randint(-2, 3, shape).to(torch.int8), 0.37, rows.to(torch.int16), columns.to(torch.int16), bits, dtype)
+    rows, columns, raised = torch.randint(8, 12, shape[:1]), torch.randint(-2, 3, shape[1:]) * 2, torch.randint(-2, 3, shape[:1]) * 2
+    codes, sides = torch.randint(-2, 3, shape).to(torch.int8), [side.to(torch.int16) for side in (rows, columns, raised)]
+    return Coded(codes, 0.37, sides[0], sides[1], bits, dtype, sides[2])
 
 
 def n_of_m(shape, dtype=torch.float32):

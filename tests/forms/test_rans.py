@@ -77,7 +77,7 @@ def test_a_spoiled_stream_is_told(spoil):
 def test_codes_beyond_the_stream_are_refused_and_small_streams_of_large_matrices_too():
     codes = torch.randint(-9, 10, (16, 64)).to(torch.int8)
     form = Coded(codes, 1.0, torch.full((16,), 24, dtype=torch.int16), torch.zeros(64, dtype=torch.int16), 2.0, torch.float32)
-    with pytest.raises(ValueError, match="do not go into a stream of 272"):
+    with pytest.raises(ValueError, match="do not go into a stream of 275"):
         form.tensors()
     with pytest.raises(ModelError, match="bits per weight are not from"):
         restore(

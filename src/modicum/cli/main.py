@@ -33,6 +33,7 @@ from modicum.cli.options import (
     SHOWN,
     TEXT_COLUMN,
     TRUST,
+    flag,
     folder,
     given,
     model,
@@ -215,13 +216,18 @@ def judge(directory: str, quiet: bool, as_json: bool, **settings: Any) -> None:
 
 @main.command(cls=Command)
 @folder("directory", metavar="DIR")
-@options(option("--target", required=True, metavar="NAME", group="method", help="transformers or modicum."), _out(metavar="DIR2"))
+@options(
+    option("--target", required=True, metavar="NAME", group="method", help="transformers or modicum."),
+    flag("--dense", "Write whole what codes in DIR cannot be written as.", "method"),
+    _out(metavar="DIR2"),
+)
 @TRUST
 @SHOWN
-def export(directory: str, target: str, out: Path, quiet: bool, as_json: bool, **settings: Any) -> None:
+def export(directory: str, target: str, out: Path, dense: bool, quiet: bool, as_json: bool, **settings: Any) -> None:
     """Write what fit wrote in DIR for another target.
 
-    The plan in DIR is carried out again on the original model, with the data and seed of its receipt.
+    The plan in DIR is carried out again on the original model, with the data and seed of its receipt. Codes of our own container become the same
+    whole numbers for transformers, nothing is made anew.
     """
     before, plan = early.check_export(Path(directory), target, out, settings["overwrite"])
     from modicum.cli import show
@@ -229,8 +235,11 @@ def export(directory: str, target: str, out: Path, quiet: bool, as_json: bool, *
 
     trust = {name: settings[name] for name in ("allow_pickle", "trust_remote_code")}
     model = open_model(before["model"]["name"], **trust)
-    settings |= {"plan": _for_target(plan, target, model), "target": target, "seed": before["seed"], **_data(before)}
-    receipt, written = _run(model, out, quiet, settings)
+    settings |= {"seed": before["seed"], **_data(before)}
+    if target == "transformers" and _holds_codes(Path(directory)):
+        receipt, written = _expand(Path(directory), model, plan, out, dense, quiet, settings)
+    else:
+        receipt, written = _run(model, out, quiet, settings | {"plan": _for_target(plan, target, model), "target": target})
     if receipt["data"]["hashes"] != before["data"]["hashes"]:
         click.echo("modicum: the calibration sequences differ from those of the first run.", err=True)
     print_json(receipt) if as_json else show.outcome(receipt, written)
@@ -297,10 +306,28 @@ def _run(model: str | Model | None, out: Path, quiet: bool, settings: dict[str, 
     return result.receipt, result.out
 
 
+def _expand(
+    directory: Path, model: Model, plan: Plan, out: Path, dense: bool, quiet: bool, settings: dict[str, Any]
+) -> tuple[dict[str, Any], Path]:
+    from modicum.fit.expand import expanded
+    from modicum.models.quiet import hushed
+    from modicum.receipt.report import report
+
+    with hushed(), progress(quiet) as shown:
+        result = expanded(directory, model, plan, out=out, dense=dense, progress=shown, page=report, **settings)
+    return result.receipt, result.out
+
+
 def _only_first(ranks: Ranks) -> None:
     """End all ranks but the first, which says what was made."""
     if not ranks.leads:
         click.get_current_context().exit()
+
+
+def _holds_codes(directory: Path) -> bool:
+    from modicum.fit.expand import holds_codes
+
+    return holds_codes(directory)
 
 
 def _data(receipt: dict[str, Any]) -> dict[str, Any]:

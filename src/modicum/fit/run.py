@@ -149,10 +149,15 @@ class Run:
             known = scene.measured.findings if scene.measured is not None else None
             self.ranks.first("budget", lambda: chooser.check(chooser.table(known)))
         else:
-            explicit.check(scene)
+            self._check()
             self._check_out()
+            scene = self.scene
         with self.place.held():
             return self._held(chooser)
+
+    def _check(self) -> None:
+        """Raise ``SettingError`` for a method or a plan that the model or the target cannot have."""
+        explicit.check(self.scene)
 
     def _held(self, chooser: Chooser | None) -> Result:
         scene = self.scene

@@ -16,41 +16,49 @@ from modicum.forms import rans
 from modicum.forms.form import Form, expect
 from modicum.forms.packing import pack, packed_bytes, unpack
 
-# Steps of columns and deviations of rows are told in quarters of an octave.
-_QUARTERS = np.array([1.0, 2**0.25, 2**0.5, 2**0.75])
-# The scale; the least exponent of a column and of a row, and in how many bits each one's excess over it is told; the lanes.
-_HEAD = struct.Struct("<fhhBBH")
+# Exponents of steps and deviations are told in quarters of an octave. Steps are the whole octaves and one and a half times those: exact in any
+# float, so that whoever multiplies codes by a runtime's own means gets the same values. Files of an earlier version have the quarters themselves.
+_LADDERS = {"halves": np.array([1.0, np.nan, 1.5, np.nan]), "quarters": np.array([1.0, 2**0.25, 2**0.5, 2**0.75])}
+# The scale; the least exponent of a column, of a row's deviation and of a row's step, in how many bits each one's excess over it is told; lanes.
+_HEADS = {"halves": struct.Struct("<fhhhBBBH"), "quarters": struct.Struct("<fhhBBH")}
 # Bytes of a stream beside its numbers: the head, and a state.
-BESIDE = _HEAD.size + 4
+BESIDE = _HEADS["halves"].size + 4
+# Significant bits of a scale: a product with a row's step is then a number of the weight's dtype.
+_DIGITS = {torch.bfloat16: 8, torch.float16: 11}
+_MOST_DIGITS = 15
 # Largest excess.
 WIDEST = 255
 # Bits per weight of a stream: a file that says fewer would have a small stream stand for a matrix of any size.
 _FEWEST, _MOST = 0.25, 64
 
 
-def stream_bytes(shape: tuple[int, int], bits: float) -> int:
+def stream_bytes(shape: tuple[int, int], bits: float, ladder: str = "halves") -> int:
     """Bytes of a stream of ``bits`` for each weight of a (rows, columns) matrix."""
-    return BESIDE + math.ceil(shape[0] * shape[1] * bits / 8)
+    return _HEADS[ladder].size + 4 + math.ceil(shape[0] * shape[1] * bits / 8)
 
 
 class Coded(Form):
-    """``codes · step`` with ``step = scale · 2^(columns / 4)``, each code under the table of Gaussians number ``rows - columns``.
+    """``codes · step`` with ``step = scale · 2^(columns / 4) · 2^(raised / 4)``, each code under the table of Gaussians number ``rows - columns``.
 
-    *Shapes:* ``codes`` int8 (rows, columns), ``columns`` int16 (columns,), ``rows`` int16 (rows,). On disk they are one stream of
-    ``bits`` per weight, whatever the codes: a head, the exponents packed, the codes column by column, and zeros to its end. The dequantized value is
-    computed in float32 and rounded once.
+    Half an octave is taken as one and a half. *Shapes:* ``codes`` int8 (rows, columns), ``columns`` int16 (columns,), ``rows`` and ``raised`` int16
+    (rows,). On disk they are one stream of ``bits`` per weight, whatever the codes: a head, the exponents packed, the codes column by column, and
+    zeros to its end. The dequantized value is computed in float32 and rounded once.
     """
 
     kind = "coded"
 
-    def __init__(self, codes: torch.Tensor, scale: float, rows: torch.Tensor, columns: torch.Tensor, bits: float, dtype: torch.dtype):
-        self.codes, self.scale, self.rows, self.columns, self.bits = codes, scale, rows, columns, bits
+    def __init__(
+        self, codes: torch.Tensor, scale: float, rows: torch.Tensor, columns: torch.Tensor, bits: float, dtype: torch.dtype,
+        raised: torch.Tensor | None = None, ladder: str = "halves",
+    ):  # fmt: skip
+        self.codes, self.scale, self.rows, self.columns, self.bits, self.ladder = codes, scale, rows, columns, bits, ladder
+        self.raised = torch.zeros_like(rows) if raised is None else raised
         self.shape, self.dtype = (codes.shape[0], codes.shape[1]), dtype
 
     @override
     @property
     def nbytes(self) -> int:
-        return stream_bytes(self.shape, self.bits)
+        return stream_bytes(self.shape, self.bits, self.ladder)
 
     @override
     @cached_property
@@ -64,17 +72,19 @@ class Coded(Form):
 
     @override
     def settings(self) -> dict[str, Any]:
-        return {"bits": self.bits}
+        return {"bits": self.bits} | ({"steps": self.ladder} if self.ladder != "quarters" else {})
 
     @override
     def dense(self) -> torch.Tensor:
         most = min(torch.finfo(self.dtype).max, torch.finfo(torch.float32).max)
-        return (self.codes.float() * steps(self.columns, self.scale)).clamp_(-most, most).to(self.dtype)
+        across, down = steps(self.columns, self.scale, self.ladder), steps(self.raised, 1.0, self.ladder)
+        return (self.codes.float() * (down[:, None] * across)).clamp_(-most, most).to(self.dtype)
 
     @override
     def zeroed(self, where: torch.Tensor) -> Form:
         # No number takes fewer bits than zero: there is room for it.
-        return Coded(self.codes.masked_fill(where, 0), self.scale, self.rows, self.columns, self.bits, self.dtype)
+        codes = self.codes.masked_fill(where, 0)
+        return Coded(codes, self.scale, self.rows, self.columns, self.bits, self.dtype, self.raised, self.ladder)
 
     @override
     def finite(self) -> bool:
@@ -86,11 +96,13 @@ class Coded(Form):
 
     @cached_property
     def _stream(self) -> torch.Tensor:
-        sides = [_told(self.columns), _told(self.rows)]
+        told = [_told(self.columns, 2), _told(self.rows), _told(self.raised, 2)]
+        if self.ladder == "quarters":
+            told = [_told(self.columns), _told(self.rows)]
         count = rans.lanes(self.nbytes)
-        head = _HEAD.pack(self.scale, sides[0][0], sides[1][0], sides[0][1], sides[1][1], count)
+        head = _HEADS[self.ladder].pack(self.scale, *(least for least, _, _ in told), *(width for _, width, _ in told), count)
         codes = rans.encode(self.codes.T.reshape(-1).numpy(), tables(self.rows, self.columns).reshape(-1), count)
-        body = b"".join([head, *(packed.numpy().tobytes() for _, _, packed in sides), codes])
+        body = b"".join([head, *(packed.numpy().tobytes() for _, _, packed in told), codes])
         if len(body) > self.nbytes:
             raise ValueError(f"{len(body)} bytes of codes do not go into a stream of {self.nbytes}")
         return torch.frombuffer(bytearray(body.ljust(self.nbytes, b"\0")), dtype=torch.uint8)
@@ -101,28 +113,48 @@ class Coded(Form):
         bits = float(settings["bits"])
         if not _FEWEST <= bits <= _MOST:
             raise ValueError(f"{bits} bits per weight are not from {_FEWEST} to {_MOST}")
-        stream = expect(tensors["stream"], (stream_bytes(shape, bits),), torch.uint8).contiguous()
-        scale, column, row, per_column, per_row, count = _HEAD.unpack(stream[: _HEAD.size].numpy().tobytes())
-        at, sides = _HEAD.size, []
-        for least, width, length in ((column, per_column, shape[1]), (row, per_row, shape[0])):
+        ladder = str(settings.get("steps", "quarters"))
+        if ladder not in _LADDERS:
+            raise ValueError(f"steps of {ladder!r} are not known")
+        stream = expect(tensors["stream"], (stream_bytes(shape, bits, ladder),), torch.uint8).contiguous()
+        head, new = _HEADS[ladder], ladder != "quarters"
+        scale, *told, count = head.unpack(stream[: head.size].numpy().tobytes())
+        many, sides, at = len(told) // 2, [], head.size
+        for least, width, length, unit in zip(told[:many], told[many:], (shape[1], shape[0], shape[0]), (1 + new, 1, 2)):
             taken = packed_bytes((1, length), width) if width else 0
-            excess = (
-                unpack(stream[None, at : at + taken], width, length)[0].to(torch.int16) if width else torch.zeros(length, dtype=torch.int16)
-            )
-            sides.append(excess + least)
+            if unit == 2 and least % 2:
+                raise ValueError(f"steps begin at {least} quarters of an octave")
+            excess = unpack(stream[None, at : at + taken], width, length)[0] if width else torch.zeros(length)
+            sides.append(excess.to(torch.int16) * unit + least)
             at += taken
         if count < 1:
             raise ValueError("a stream has no lanes")
-        numbers = rans.decode(stream[at:].numpy(), tables(sides[1], sides[0]).reshape(-1), count)
-        form = cls(torch.from_numpy(numbers).view(shape[1], shape[0]).T.contiguous(), scale, sides[1], sides[0], bits, dtype)
+        columns, rows, raised = sides if new else (*sides, None)
+        numbers = rans.decode(stream[at:].numpy(), tables(rows, columns).reshape(-1), count)
+        codes = torch.from_numpy(numbers).view(shape[1], shape[0]).T.contiguous()
+        form = cls(codes, scale, rows, columns, bits, dtype, raised, ladder)
         form.__dict__["_stream"] = stream
         return form
 
 
-def steps(columns: torch.Tensor, scale: float) -> torch.Tensor:
-    """Steps (columns,) float32 of columns with these exponents: the same on every processor."""
-    exponents = columns.numpy().astype(np.int64)
-    return torch.from_numpy((np.ldexp(_QUARTERS[exponents % 4], exponents // 4) * scale).astype(np.float32))
+def steps(exponents: torch.Tensor, scale: float, ladder: str = "halves") -> torch.Tensor:
+    """Steps float32 of these exponents: the same on every processor."""
+    quarters = exponents.numpy().astype(np.int64)
+    return torch.from_numpy((np.ldexp(_LADDERS[ladder][quarters % 4], quarters // 4) * scale).astype(np.float32))
+
+
+def on_ladder(octaves: torch.Tensor) -> torch.Tensor:
+    """Exponents, in quarters, of the steps that are nearest to 2 to these powers, int16."""
+    whole = octaves.floor()
+    rest, half = octaves - whole, math.log2(1.5)
+    return (4 * whole + 2 * ((rest >= half / 2).int() + (rest >= (1 + half) / 2).int())).to(torch.int16)
+
+
+def exact_scale(scale: float, dtype: torch.dtype, raised: torch.Tensor) -> float:
+    """The nearest scale whose products with these steps of rows are exact in the dtype."""
+    share, exponent = math.frexp(scale)
+    digits = _DIGITS.get(dtype, _MOST_DIGITS) - bool((raised % 4 == 2).any())
+    return math.ldexp(round(math.ldexp(share, digits)), exponent - digits)
 
 
 def tables(rows: torch.Tensor, columns: torch.Tensor) -> np.ndarray:
@@ -130,14 +162,14 @@ def tables(rows: torch.Tensor, columns: torch.Tensor) -> np.ndarray:
     return (rows.numpy()[None].astype(np.int32) - columns.numpy()[:, None]).clip(0, rans.TABLES - 1).astype(np.uint8)
 
 
-def side_bytes(*exponents: torch.Tensor) -> int:
+def side_bytes(columns: torch.Tensor, rows: torch.Tensor, raised: torch.Tensor) -> int:
     """Bytes of packed exponents."""
-    return sum(_told(each)[2].numel() for each in exponents)
+    return sum(_told(each, unit)[2].numel() for each, unit in ((columns, 2), (rows, 1), (raised, 2)))
 
 
-def _told(exponents: torch.Tensor) -> tuple[int, int, torch.Tensor]:
-    """The least of exponents, the bits of an excess over it, and the excesses packed."""
-    least, most = int(exponents.min()), int(exponents.max())
-    width = (most - least).bit_length()
-    excess = (exponents - least).to(torch.uint8)[None]
+def _told(exponents: torch.Tensor, unit: int = 1) -> tuple[int, int, torch.Tensor]:
+    """The least of exponents, the bits of an excess over it in units, and the excesses packed."""
+    least = int(exponents.min())
+    excess = ((exponents - least) // unit).to(torch.uint8)[None]
+    width = int(excess.max()).bit_length()
     return least, width, pack(excess, width)[0] if width else torch.empty(0, dtype=torch.uint8)

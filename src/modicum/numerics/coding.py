@@ -16,7 +16,7 @@ import torch
 
 from modicum.core.blocks import Blocks, spans
 from modicum.forms import rans
-from modicum.forms.coded import BESIDE, WIDEST, Coded, side_bytes, steps, stream_bytes, tables
+from modicum.forms.coded import BESIDE, WIDEST, Coded, exact_scale, on_ladder, side_bytes, steps, stream_bytes, tables
 from modicum.numerics.solver import BlockFactor, Factor, laned, slabs, solve
 
 # Weights from which the size of codes is foreseen.
@@ -26,10 +26,17 @@ _OCTAVES = torch.arange(-8.0, 5.0, 0.25)
 # Rounds in which steps are put right, and of plain rounding where none did it; the share of a stream that may stay free; how much coarser plain steps
 # get from round to round.
 _ROUNDS, _PLAIN, _FREE, _COARSER = 8, 40, 0.004, 1.2
+# By what a scale grows where the nearest one was met and is too fine.
+_STEP = 1 + 1 / 64
 # Share of a stream that exponents may take before columns, and rows, are taken as alike.
 _SIDE = 0.2
 # Tables beside that of a row's own deviation that it may take: errors of earlier columns make weights larger than they were.
 _BESIDE = (-1, 0, 1, 2, 4)
+# What a column of one and a half times an octave may say, so that its codes times three are whole numbers of eight bits, and how much larger than
+# those of a typical column its codes may be, in octaves, for this not to matter.
+_THIRD, _LARGER = rans.TOP // 3, 1.0
+# Octaves by which steps of rows may differ.
+_APART = 8.0
 
 
 @dataclass(frozen=True)
@@ -44,14 +51,16 @@ class _Trial:
 
 def coded(
     weight: torch.Tensor, bits: Sequence[float], dtype: torch.dtype, *, factor: Factor | BlockFactor | None = None,
-    order: torch.Tensor | None = None, moment: torch.Tensor | Blocks | None = None, events: list[str] | None = None,
+    order: torch.Tensor | None = None, moment: torch.Tensor | Blocks | None = None, felt: torch.Tensor | None = None,
+    events: list[str] | None = None,
 ) -> list[Coded]:  # fmt: skip
     """A form of float32 ``weight`` (rows, columns) for each of ``bits`` per weight, its step the finest that the stream has room for.
 
     With the ``factor`` of the ``moment`` of inputs (columns, columns), whose columns stand in ``order``, later columns absorb the errors of earlier
-    ones; without it every weight is rounded to the nearest. ``events`` is told where that had to be done although there is one.
+    ones; without it every weight is rounded to the nearest. Where rows are ``felt`` (rows,) unlike, their steps are ``∝ 1 / √felt``. ``events`` is
+    told where that had to be done although there is one.
     """
-    coding = _Coding(weight, factor, order, moment)
+    coding = _Coding(weight, factor, order, moment, felt)
     forms = coding.forms(bits, dtype)
     if events is not None:
         events += coding.events
@@ -62,8 +71,12 @@ class _Coding:
     """What all sizes of one weight have in common."""
 
     def __init__(
-        self, weight: torch.Tensor, factor: Factor | BlockFactor | None, order: torch.Tensor | None, moment: torch.Tensor | Blocks | None
-    ):
+        self, weight: torch.Tensor, factor: Factor | BlockFactor | None, order: torch.Tensor | None, moment: torch.Tensor | Blocks | None,
+        felt: torch.Tensor | None = None,
+    ):  # fmt: skip
+        # Rows do not meet: each is coded in units of its step.
+        self.raised = torch.zeros(len(weight), dtype=torch.int16) if felt is None else _raised(felt)
+        weight = weight / steps(self.raised, 1.0)[:, None]
         # In units of its size, so that no square is beyond float32.
         self.size = 2.0 ** math.floor(math.log2(max(float(weight.abs().max()), 2.0**-120)))
         self.weight, self.factor, self.order, self.moment = weight / self.size, factor, order, moment
@@ -73,10 +86,9 @@ class _Coding:
         self.finest = float(self.deviation.max()) / 2**rans.LAST
         self.columns = torch.zeros(weight.shape[1], dtype=torch.int16)
         if factor is not None and order is not None:
-            falling = (-2 * factor.curvature.log2()).round()
-            self.columns[order] = (falling - falling.min()).clamp(max=WIDEST).to(torch.int16)
+            self.columns[order] = _falling(factor.curvature)
         self.costs, self.reaches = torch.from_numpy(rans.costs()), torch.from_numpy(rans.reaches())
-        self.unit = steps(self.columns, 1.0)
+        self.unit, self.most = steps(self.columns, 1.0), torch.where(self.columns % 4 == 2, _THIRD, rans.TOP)
         self.events: list[str] = []
 
     def forms(self, bits: Sequence[float], dtype: torch.dtype) -> dict[int, Coded]:
@@ -84,22 +96,26 @@ class _Coding:
         rooms = [stream_bytes((len(self.weight), self.weight.shape[1]), each) for each in bits]
         self._take_alike(stream_bytes((len(self.weight), self.weight.shape[1]), 1.0))
         curve = self._curve()
-        scales = {place: max(self.finest, _inverse(curve, 8.0 * room)) for place, room in enumerate(rooms)}
+        exact = lambda scale: exact_scale(max(self.finest, scale), dtype, self.raised)
+        scales = {place: exact(_inverse(curve, 8.0 * room)) for place, room in enumerate(rooms)}
         best: dict[int, _Trial] = {}
         met: dict[int, list[_Trial]] = {place: [] for place in scales}
         for turn in range(_ROUNDS + _PLAIN):
-            scales = {place: scale for place, scale in scales.items() if self._worth_more(best.get(place), rooms[place], turn)}
+            scales = {place: scale for place, scale in scales.items() if self._worth_more(best.get(place), rooms[place], turn)
+                      and all(trial.scale != scale for trial in met[place])}  # fmt: skip
             if not scales:
                 break
             if turn == _ROUNDS:
                 # Errors that columns hand on may grow under steps this coarse: then no scale gives fewer bytes.
-                self.factor, scales = None, {place: _inverse(curve, 8.0 * rooms[place]) for place in scales}
+                self.factor, scales = None, {place: exact(_inverse(curve, 8.0 * rooms[place])) for place in scales}
                 self.events.append(f"its codes did not settle on a size: {len(scales)} of {len(rooms)} rounded to the nearest")
             for (place, scale), trial in zip(scales.items(), self._tried(scales, rooms)):
                 if trial.size <= rooms[place] and (place not in best or trial.size > best[place].size):
                     best[place] = trial
                 met[place].append(trial)
-                scales[place] = max(self.finest, _nearer(curve, met[place], rooms[place])) if turn < _ROUNDS else scale * _COARSER
+                scales[place] = exact(_nearer(curve, met[place], rooms[place]) if turn < _ROUNDS else scale * _COARSER)
+                if place not in best and any(other.scale == scales[place] for other in met[place]):
+                    scales[place] = exact(max(other.scale for other in met[place]) * _STEP)
         return {place: self._finished(trial, bits[place], dtype) for place, trial in best.items()}
 
     def _worth_more(self, trial: _Trial | None, room: int, turn: int) -> bool:
@@ -107,8 +123,9 @@ class _Coding:
 
     def _take_alike(self, room: int) -> None:
         """Where exponents would take too much of a small stream all columns take one step, and all rows one table."""
-        if side_bytes(self.columns, self._tables_of_rows(1.0)) > _SIDE * room:
+        if side_bytes(self.columns, self._tables_of_rows(1.0), self.raised) > _SIDE * room:
             self.columns, self.unit = torch.zeros_like(self.columns), torch.ones_like(self.unit)
+            self.most = torch.full_like(self.most, rans.TOP)
             self.deviation = torch.full_like(self.deviation, float(self.deviation.square().mean().sqrt()))
 
     def _tables_of_rows(self, scale: float) -> torch.Tensor:
@@ -141,7 +158,13 @@ class _Coding:
                 bits = bits.mean(1, keepdim=True).expand_as(bits)
             least, which = bits.min(0)
             rows = (near + torch.tensor(_BESIDE)[which]).to(torch.int16)
-            taken = BESIDE - 4 + side_bytes(self.columns, rows) + 4 * rans.lanes(rooms[place]) + math.ceil(float(least.double().sum()) / 8)
+            taken = (
+                BESIDE
+                - 4
+                + side_bytes(self.columns, rows, self.raised)
+                + 4 * rans.lanes(rooms[place])
+                + math.ceil(float(least.double().sum()) / 8)
+            )
             found.append(_Trial(codes, rows, scale, taken))
         return found
 
@@ -173,11 +196,11 @@ class _Coding:
 
     def _nearest(self, part: tuple[torch.Tensor, torch.Tensor], scale: float) -> torch.Tensor:
         weight, rows = part
-        reach = self.reaches[torch.from_numpy(tables(rows + _BESIDE[-1], self.columns)).T.long()]
+        reach = self.reaches[torch.from_numpy(tables(rows + _BESIDE[-1], self.columns)).T.long()].minimum(self.most)
         return torch.minimum((weight / (self.unit * scale)).round_(), reach).maximum(-reach).to(torch.int8)
 
     def _finished(self, trial: _Trial, bits: float, dtype: torch.dtype) -> Coded:
-        """The form, its scale the best under the moment of inputs for its codes: a step cuts off more than it adds."""
+        """The form, under the scale of its trial or what is best for its codes under the moment of inputs: a step cuts off more than it adds."""
         values = trial.codes.float() * self.unit
         if self.moment is None:
             along, across = (self.weight * values).sum(), values.square().sum()
@@ -185,8 +208,9 @@ class _Coding:
             moved = [(columns, values[:, columns] @ square) for columns, square in spans(self.moment)]
             along = torch.stack([(self.weight[:, columns] * part).sum() for columns, part in moved]).sum()
             across = torch.stack([(values[:, columns] * part).sum() for columns, part in moved]).sum()
-        scale = float(along / across) if across > 0 and along > 0 else trial.scale
-        return Coded(trial.codes, float(np.float32(scale * self.size)), trial.rows, self.columns, bits, dtype)
+        best = float(along / across) if across > 0 and along > 0 else trial.scale
+        scale = min(trial.scale, exact_scale(best, dtype, self.raised), key=lambda scale: abs(scale - best))
+        return Coded(trial.codes, float(np.float32(scale * self.size)), trial.rows, self.columns, bits, dtype, self.raised)
 
 
 class _Rounding:
@@ -203,12 +227,26 @@ class _Rounding:
         column = self.order[k]
         exponent = self.columns[column]
         if exponent not in self.known:
-            self.known[exponent] = self.reaches[(self.rows + _BESIDE[-1] - exponent).clamp(0, rans.TABLES - 1)]
+            reach = self.reaches[(self.rows + _BESIDE[-1] - exponent).clamp(0, rans.TABLES - 1)]
+            self.known[exponent] = reach.clamp(max=_THIRD) if exponent % 4 == 2 else reach
         reach, step = self.known[exponent], self.scale * self.unit[column]
         code = torch.div(corrected, step).round_()
         code = torch.minimum(code, reach, out=code).maximum(-reach)
         self.codes[column] = code
         return code.mul_(step)
+
+
+def _falling(curvature: torch.Tensor) -> torch.Tensor:
+    """Exponents of steps ``∝ 1 / √D`` (columns,): whole octaves alone where codes are large."""
+    octaves = -0.5 * curvature.log2()
+    found, large = octaves - octaves.min(), octaves.mean() - octaves > _LARGER
+    return torch.where(large, (4 * found.round()).to(torch.int16), on_ladder(found)).clamp(max=WIDEST - 1)
+
+
+def _raised(felt: torch.Tensor) -> torch.Tensor:
+    """Exponents of steps ``∝ 1 / √felt`` (rows,)."""
+    octaves = -0.5 * felt.double().clamp_min(1e-300).log2()
+    return on_ladder((octaves - octaves.median()).clamp(-_APART / 2, _APART / 2))
 
 
 def _inverse(curve: tuple[np.ndarray, np.ndarray], bits: float) -> float:

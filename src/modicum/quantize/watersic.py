@@ -39,7 +39,7 @@ class Watersic(Method):
         >>> import torch
         >>> stats = Stats(count=99, covariance=torch.eye(64))
         >>> Watersic(rate=2.0).code(torch.randn(64, 64), stats, torch.float32).nbytes
-        1040
+        1043
 
     """
 
