@@ -66,7 +66,7 @@ def test_tokens_one_behind_the_other_are_found_too():
 def test_a_mask_that_the_model_pays_no_heed_covers_nothing():
     model, batch = open_model(Attention("ignored").eval()), padded("ignored")
     script = rehearse(model, batch)
-    assert not script.masks and script.ignored == ["mask"]
+    assert not script.masks and script.learnt.ignored == ["mask"]
     assert measured(model, batch, script)["head.weight"].count == 21
     result = modicum.fit(Attention("ignored"), method="nearest bits=8", data=[padded("ignored", seed=seed) for seed in range(4)])
     assert any("mask: the model pays this mask no heed" in event for event in result.receipt["events"])
@@ -173,11 +173,20 @@ def test_padding_that_sees_itself_under_a_causal_mask_is_left_out(turned):
     assert torch.equal(script.outputs.parts[0].cover.real(batch, (3, 7)), real)
 
 
+def test_padding_that_meets_nothing_and_so_in_equal_parts_all_is_left_out():
+    batch = padded("real")
+    real = batch["mask"].bool()
+    model, batch = open_model(Among("pairs").eval()), batch | {"mask": real[:, :, None] & real[:, None]}
+    script = rehearse(model, batch)
+    assert {stats.count for stats in measured(model, batch, script).values()} == {REAL} and not script.learnt.events()
+
+
 def test_a_mask_of_pairs_of_which_nothing_is_told_is_told():
+    """Texts one behind the other, of lengths that differ: no token is left out, and nothing says so."""
     batches = [padded("real", seed=seed) for seed in range(4)]
     for batch in batches:
-        real = batch["mask"].bool()
-        batch["mask"] = real[:, :, None] & real[:, None]  # padding meets nothing, and so in equal parts all
+        first = batch["mask"].bool()
+        batch["mask"] = first[:, :, None] == first[:, None]
     result = modicum.fit(Among("pairs"), method="nearest bits=8", data=batches)
     assert any("mask: which tokens this mask leaves out could not be told" in event for event in result.receipt["events"])
 
@@ -186,7 +195,7 @@ def test_whole_numbers_that_are_no_lengths_are_no_mask():
     model, batch = open_model(Among("lengths").eval()), pairs("lengths")
     model.module.forward = lambda x, mask: Among.forward(model.module, x, torch.full((3,), 7)) + 0.1 * mask[:, None, None]
     script = rehearse(model, batch)
-    assert not script.masks and not script.ignored
+    assert not script.masks and not script.learnt.ignored
 
 
 def test_no_padding_costs_no_forward_but_the_rehearsal_and_the_four_side_by_side():
@@ -208,3 +217,52 @@ class Both(Attention):
 def test_outputs_that_are_only_numbered_have_their_mask():
     script = rehearse(open_model(Both().eval()), padded())
     assert [part.name for part in script.outputs.parts] == ["0", "1"] and all(part.cover is not None for part in script.outputs.parts)
+
+
+class Beside(nn.Module):
+    """Attention that obeys the mask, before or behind a layer that does not."""
+
+    def __init__(self, other, first):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+        both = nn.GRU(16, 8, batch_first=True, bidirectional=True)
+        self.other = nn.Conv1d(16, 16, 3, padding=1) if other == "convolution" else both
+        self.head, self.first = nn.Linear(16, 3), first
+
+    def beside(self, x):
+        return self.other(x)[0] if isinstance(self.other, nn.GRU) else self.other(x.transpose(1, 2)).transpose(1, 2)
+
+    def forward(self, x, mask):
+        x = self.beside(x) if self.first else x
+        x = x + self.attention(x, x, x, key_padding_mask=mask, need_weights=False)[0]
+        return self.head(x if self.first else self.beside(x))
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("other", ["convolution", "recurrent"])
+def test_padding_is_left_out_though_another_layer_passes_it_on(other, first):
+    model, batch = open_model(Beside(other, first).eval()), padded()
+    script = rehearse(model, batch)
+    found = measured(model, batch, script)
+    assert found["head.weight"].count == found["attention.in_proj_weight"].count == REAL
+    assert torch.equal(script.outputs.parts[0].cover.real(batch, (3, 7)), ~batch["mask"])
+    assert "not all layers obey this mask" in script.learnt.events()[0] and not script.learnt.loose
+
+
+class Crossing(Attention):
+    """What comes out is another text of the same length, in which all tokens are; layers before it pass padding on."""
+
+    def __init__(self):
+        super().__init__()
+        self.along, self.asked = nn.GRU(16, 8, batch_first=True, bidirectional=True), nn.Parameter(torch.randn(1, 7, 16))
+
+    def forward(self, x, mask):
+        memory = self.along(self.layer(x, src_key_padding_mask=mask))[0]
+        return self.head((self.asked.expand(len(x), -1, -1) @ memory.transpose(1, 2)).softmax(-1) @ memory)
+
+
+def test_another_text_of_the_same_length_is_not_under_the_mask():
+    model, batch = open_model(Crossing().eval()), padded()
+    script = rehearse(model, batch)
+    assert script.outputs.parts[0].cover is None and measured(model, batch, script)["head.weight"].count == 21
+    assert "head, output output, of whose tokens it could not be told which are padding" in script.learnt.events()[-1]

@@ -86,11 +86,7 @@ class Subject:
         model.opened = "" if getattr(settings, "dry_run", False) else compared(model.stored, shown, settings.ram)
         if UNCOMPARED in model.opened:
             model.notes.append(f"opening: {model.opened}")
-        model.notes += [f"{name}: the model pays this mask no heed; what it marks counts like any other token." for name in script.ignored]
-        model.notes += [
-            f"{name}: which tokens this mask leaves out could not be told; all count alike. A mask with an entry for each token says it."
-            for name in script.unclear
-        ]
+        model.notes += script.learnt.events()
         return cls(settings, model, data, script, compute)
 
     @classmethod

@@ -218,7 +218,7 @@ def _outputs(model: _Opened, batches: list[Batch], output: Any, classes: Any) ->
     with convolved(model.module) as maps:
         first = run(batches[0])
     found = described(first, getattr(model.module, "config", None), *judged_by(output, classes), maps)
-    return masks_of(lambda batch: output_signatures(found, run(batch)), batches, found)[0]
+    return masks_of(lambda batch, _: output_signatures(found, run(batch)), batches, found)[0]
 
 
 def _compared(

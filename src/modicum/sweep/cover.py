@@ -47,6 +47,11 @@ class Cover:
         return real.reshape([length if axis in axes else 1 for axis, length in enumerate(shape)])
 
 
+def entries(batch: Batch) -> list[tuple[Any, torch.Tensor]]:
+    """Tensors of a batch by name or place."""
+    return list(batch.items()) if isinstance(batch, Mapping) else list(enumerate(batch))
+
+
 def entry(batch: Batch, key: Any) -> torch.Tensor | None:
     """A tensor of a batch by name or place, or None."""
     if isinstance(batch, Mapping):
@@ -101,8 +106,7 @@ def _of_lengths(batch: Batch, value: torch.Tensor) -> torch.Tensor | None:
     """Tokens before a row's length, where a tensor of the batch has as many rows, and tokens enough."""
     if not value.numel() or not is_lengths(value):
         return None
-    values = list(batch.values()) if isinstance(batch, Mapping) else list(batch)
-    sizes = [other.shape[1] for other in values if other is not value and other.ndim > 1 and len(other) == len(value)]
+    sizes = [other.shape[1] for _, other in entries(batch) if other is not value and other.ndim > 1 and len(other) == len(value)]
     tokens = next((size for size in sizes if size > 1 and size >= int(value.max())), None)
     return None if tokens is None else torch.arange(tokens, device=value.device) < value.reshape(-1, 1)
 

@@ -1,80 +1,118 @@
 """To which tokens a mask belongs: learnt by marking one of them and seeing whose influence vanishes, never by equal shapes.
 
-A mask that a model obeys makes what stands in a marked place felt nowhere else. So one token of one input is changed twice, as the mask stands and
+A mask that a model obeys makes what stands in a marked place felt nowhere else. So one token of one input is exchanged twice, as the mask stands and
 with the token's entry flipped: where the change goes beyond its own token in one of the two and not in the other, the latter marks padding,
 and every tensor that changed at that token alone has its tokens under this mask. An encoder's and a decoder's mask of one length, padding on
 either side, additive masks, and masks whose True means padding are told apart so.
+
+Other layers may not obey it: a recurrent layer, or a convolution along the tokens, passes padding on to what is none. What such a layer gives
+still has tokens, and they are under the mask where what is felt of a token moves with it (`sweep.felt`). Where such a layer comes first,
+tokens are exchanged behind it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import permutations
+from functools import cached_property
+from itertools import chain, pairwise
 from typing import Any
 
 import torch
 
+from modicum.core.errors import listed
 from modicum.data.splits import Batch, count_rows
-from modicum.sweep.cover import Cover, entry, flags, flipped, marks, parts_tokens
+from modicum.sweep.cover import Cover, entries, entry, flags, flipped, marks, parts_tokens
+from modicum.sweep.felt import Layout, Run, Seen, Stream, alone, by_token, changed, difference, following, layouts, spread
 
-Seen = dict[str, torch.Tensor]
-"""What a forward showed: by name, a signature of each token of a tensor."""
+# Tensors met on the way at which a token is exchanged, and tokens tried there; tokens that must agree where a pooled answer alone says
+# what is padding.
+_INNER, _INNER_TOKENS, _VOTES = 6, 3, 3
+# Tensors whose tokens are exchanged in turn, to follow them through layers that pass padding on.
+_STEPS = 16
 
-Run = Callable[[Batch], Seen]
+_PLAINER = "A mask with an entry for each token says it."
 
 
 @dataclass
 class Learnt:
-    """Masks by the names of tensors whose tokens they cover; ``ignored`` are masks that the model pays no heed, ``unclear`` those of pairs of tokens
-    of which nothing could be told.
+    """Masks by the names of tensors whose tokens they cover.
+
+    ``ignored`` are masks that the model pays no heed; ``unclear`` those of which it could not be told which tokens they leave out; ``passed`` those
+    whose padding some layers pass on to other tokens all the same, with the first tensor that feels it; ``loose`` tensors that feel padding and of
+    whose tokens it could not be told which it is, by mask.
     """
 
     covers: dict[str, Cover] = field(default_factory=dict)
     ignored: list[str] = field(default_factory=list)
     unclear: list[str] = field(default_factory=list)
+    passed: dict[str, str] = field(default_factory=dict)
+    loose: dict[str, list[str]] = field(default_factory=dict)
+
+    def events(self) -> list[str]:
+        """What a reader must know of them."""
+        found = [f"{name}: the model pays this mask no heed; what it marks counts like any other token." for name in self.ignored]
+        found += [f"{name}: which tokens this mask leaves out could not be told; all count alike. {_PLAINER}" for name in self.unclear]
+        found += [
+            f"{mask}: not all layers obey this mask: what it marks as padding reaches other tokens before {name}. The tokens that it marks are left "
+            "out of statistics and divergences all the same."
+            for mask, name in self.passed.items()
+        ]
+        return found + [
+            f"{mask}: what is marked as padding is felt in {listed(names)}, of whose tokens it could not be told which are padding; all count."
+            for mask, names in self.loose.items()
+        ]
 
 
 def learn(run: Run, batches: Iterable[Batch]) -> Learnt:
     """Find the masks of batches and what each covers, by a few forwards of two rows where there is padding, by none where there is not."""
-    found, clash, batches = Learnt(), set(), list(batches)
+    found, batches = Learnt(), list(batches)
     padded = _padded(batches)
     for batch in batches:
-        unread = [key for key, value in _entries(batch) if key not in padded and parts_tokens(value)]
+        unread = [key for key, value in entries(batch) if key not in padded and parts_tokens(value)]
         found.unclear += [str(key) for key in unread if str(key) not in found.unclear]
     for key, batch in padded.items():
-        covers = _tried(run, batch, key)
-        if covers is None:
+        if (trials := _tried(run, batch, key)) is None:
             continue
-        if not covers and flags(entry(batch, key)) is not None:  # type: ignore[arg-type]  # else it may be no mask
-            found.ignored.append(str(key))
-        elif not covers and parts_tokens(entry(batch, key)):  # type: ignore[arg-type]
-            found.unclear.append(str(key))
-        for name, cover in covers.items():
-            clash |= {name} if name in found.covers else set()
-            found.covers[name] = cover
-    found.covers = {name: cover for name, cover in found.covers.items() if name not in clash}
+        if not trials.covers:
+            _untold(found, trials, entry(batch, key))  # type: ignore[arg-type]
+        _merge(found, trials.covers, batches)
+        found.passed |= {str(key): trials.passed} if trials.passed else {}
+        found.loose |= {str(key): trials.loose} if trials.loose else {}
+    uncovered = {key: [name for name in names if name not in found.covers] for key, names in found.loose.items()}
+    found.loose = {key: names for key, names in uncovered.items() if names}
     return found
 
 
-def signature(value: torch.Tensor, *, whole: bool = False) -> torch.Tensor:
-    """One number for each token of a tensor (its last axis folded away, unless it holds indices or is ``whole``): equal where tokens are."""
-    value = torch.view_as_real(value.detach()) if value.is_complex() else value.detach()
-    if whole or value.ndim < 2 or not value.is_floating_point():
-        return value.cpu()
-    chance = torch.rand(value.shape[-1], generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(value.device)
-    return (torch.nan_to_num(value.double()) @ (0.5 + chance)).cpu()
+def _untold(found: Learnt, trials: _Trials, value: torch.Tensor) -> None:
+    """Keep that of a mask nothing could be told; what may be none (of other values than two, or looked up in a table) is not spoken of."""
+    if not trials.heeded and flags(value) is not None:
+        found.ignored.append(str(trials.key))
+    elif trials.heeded and not trials.looked_up and (flags(value) is not None or parts_tokens(value)):
+        found.unclear.append(str(trials.key))
 
 
-def _entries(batch: Batch) -> list[tuple[Any, torch.Tensor]]:
-    return list(batch.items()) if isinstance(batch, Mapping) else list(enumerate(batch))
+def _merge(found: Learnt, covers: dict[str, Cover], batches: Sequence[Batch]) -> None:
+    """Add what another mask covers; a tensor that two masks cover with different padding is under neither."""
+    for name, cover in covers.items():
+        before = found.covers.get(name, cover)
+        if before.axes == cover.axes and before.across == cover.across and all(_alike(before, cover, batch) for batch in batches):
+            found.covers[name] = before
+        else:
+            del found.covers[name]
+            found.loose.setdefault(f"{before.key}, {cover.key}", []).append(name)
+
+
+def _alike(one: Cover, other: Cover, batch: Batch) -> bool:
+    pair = [None if (held := marks(batch, cover.key)) is None else held == cover.zero for cover in (one, other)]
+    return one == other or (pair[0] is not None and pair[1] is not None and torch.equal(*pair))  # type: ignore[arg-type]
 
 
 def _padded(batches: Iterable[Batch]) -> dict[Any, Batch]:
     """By mask the first batch of several rows, else the first of all, that has both kinds of entries in one row."""
     found: dict[Any, Batch] = {}
     for batch in batches:
-        for key, value in _entries(batch):
+        for key, value in entries(batch):
             wide = value.ndim > 0 and len(value) > 1
             if (key not in found or (wide and len(entry(found[key], key)) < 2)) and _mixed(batch, key) is not None:  # type: ignore[arg-type]
                 found[key] = batch
@@ -90,141 +128,267 @@ def _mixed(batch: Batch, key: Any) -> int | None:
     return int(rare.argmax()) if int(rare.max()) else None
 
 
-def _tried(run: Run, batch: Batch, key: Any) -> dict[str, Cover] | None:
-    """What a mask covers; nothing where it is ignored, None where no token could be changed."""
-    tried = False
+def _tried(run: Run, batch: Batch, key: Any) -> _Trials | None:
+    """What was learnt of a mask; None where the model cannot run."""
     for few, row in _shortest(batch, key):
+        trials = _Trials(run, few, key, row)
         try:
-            run(few)
+            trials.seen()
         except Exception:  # a model that cannot run on a part of the rows
             continue
-        for stream, place in ((stream, place) for place in _places(marks(few, key)[row]) for stream in _streams(few, key)):  # type: ignore[index]
-            trial = _Trial(run, few, key, stream, (row, place))
-            if not trial.possible:
-                continue
-            tried = True
-            if covers := trial.covers():
-                return covers
-        break
-    return {} if tried else None
+        trials.learn()
+        return trials
+    return None
 
 
 def _shortest(batch: Batch, key: Any) -> Iterator[tuple[Batch, int]]:
     """Two rows of the batch where all its tensors have as many, then the whole; and the row to try."""
     row, rows = _mixed(batch, key), count_rows(batch)
     assert row is not None
-    if rows > 2 and all(value.ndim and len(value) == rows for _, value in _entries(batch)):
+    if rows > 2 and all(value.ndim and len(value) == rows for _, value in entries(batch)):
         other = next(each for each in range(rows) if each != row)
-        yield _changed(batch, lambda _, value: value[[other, row]]), 1
+        yield changed(batch, lambda _, value: value[[other, row]]), 1
     yield batch, row
 
 
-def _changed(batch: Batch, change: Callable[[Any, torch.Tensor], torch.Tensor]) -> Batch:
-    if isinstance(batch, Mapping):
-        return {key: change(key, value) for key, value in batch.items()}
-    return tuple(change(key, value) for key, value in enumerate(batch))
+class _Trials:
+    """Tokens of one row exchanged, with their entries of a mask as they are and flipped; afterwards what that showed.
 
+    ``heeded``: whether the mask changes anything; ``looked_up``: whether it is what a table is asked for; ``covers``, ``passed`` and ``loose`` as of
+    what was learnt.
+    """
 
-def _places(marks: torch.Tensor) -> list[int]:
-    """Tokens to try: of both kinds the middle, the last and the first, the more frequent kind's first."""
-    kinds = sorted((marks.nonzero()[:, 0].tolist(), (~marks).nonzero()[:, 0].tolist()), key=lambda found: -len(found))
-    return list(dict.fromkeys(place for found in kinds for place in (found[len(found) // 2], found[-1], found[0])))
+    def __init__(self, run: Run, batch: Batch, key: Any, row: int):
+        self.run, self.batch, self.key, self.row = run, batch, key, row
+        held = marks(batch, key)
+        assert held is not None
+        self.marks, self.size = held, (held.shape[0], held.shape[1])
+        self._seen: dict[int | None, Seen] = {}
+        self._flips: dict[int, Batch | None] = {}
+        self.covers: dict[str, Cover] = {}
+        self.found: Stream | None = None
+        self.passed, self.loose, self.zero = "", list[str](), False
 
+    # What is run
 
-def _streams(batch: Batch, key: Any) -> list[tuple[Any, tuple[int, int]]]:
-    """Tensors that have the mask's two axes, and where; those with fractions first, then indices, other masks not."""
-    rows, tokens = marks(batch, key).shape  # type: ignore[union-attr]
-    found = []
-    for other, value in _entries(batch):
-        axes = [(0, axis) for axis in range(1, value.ndim) if value.shape[axis] == tokens and value.shape[0] == rows]
-        axes += [(1, 0)] if value.ndim > 1 and value.shape[:2] == (tokens, rows) and rows != tokens else []
-        if other != key and axes and (value.ndim > 2 or flags(value) is None):
-            found.append((not value.is_floating_point(), (other, axes[0])))
-    return [stream for _, stream in sorted(found, key=lambda pair: pair[0])]
+    def seen(self, token: int | None = None) -> Seen:
+        """What is seen with the mask as it is, or with a token's entry flipped."""
+        if token not in self._seen:
+            given = self.batch if token is None else self.flip(token)
+            assert given is not None
+            self._seen[token] = self.run(given, None)
+        return self._seen[token]
 
+    def flip(self, token: int) -> Batch | None:
+        """The batch with a token marked as those of the other kind are; None where a mask cannot say that of it alone."""
+        if token not in self._flips:
+            made = flipped(self.batch, self.key, (self.row, token))
+            self._flips[token] = None if made is None else changed(self.batch, lambda key, value: made if key == self.key else value)
+        return self._flips[token]
 
-@dataclass
-class _Trial:
-    """One token of one stream changed, as its mask stands and with its entry flipped."""
+    def felt(self, stream: Stream, token: int, *, flip: bool) -> Seen:
+        """What differs where the token is exchanged."""
+        given = self.flip(token) if flip else self.batch
+        assert given is not None
+        return difference(self.seen(token if flip else None), stream.stirred(self.run, given, (self.row, token)))
 
-    run: Run
-    batch: Batch
-    key: Any
-    stream: tuple[Any, tuple[int, int]]
-    place: tuple[int, int]
+    # What is learnt
+
+    def learn(self) -> None:
+        """Exchange tokens until that tells something."""
+        streams = self._streams()
+        if self.heeded:
+            tries = [(stream, token) for token in self._tokens for stream in streams if self._possible(stream, token)]
+            behind = ((stream, token) for stream in self._inner() for token in self._tokens[:_INNER_TOKENS])
+            any(self._told(*each, _silences) for each in chain(tries, behind)) or self._vanishes(tries)
+        if self.found is not None and (self.found.inner or any(self._has_tokens(self.seen()[name]) for name in self.loose)):
+            self._follow(streams)
+        self.loose = [name for name in self.loose if self._has_tokens(self.seen()[name])]
+
+    @cached_property
+    def heeded(self) -> bool:
+        """Whether a token's mark changes anything that is seen, or the marks of a whole row do."""
+        return any(difference(self.seen(), self.seen(token)) for token in self._tokens if self._runs(token)) or self._row_heeded()
+
+    def _row_heeded(self) -> bool:
+        value = entry(self.batch, self.key)
+        if value is None or flags(value) is None:
+            return False
+        return any(self._differs(value, kind[0]) for kind in (value[value == 0], value[value != 0]))
+
+    def _differs(self, value: torch.Tensor, mark: torch.Tensor) -> bool:
+        filled = value.clone()
+        filled[self.row] = mark
+        try:
+            return bool(difference(self.seen(), self.run(changed(self.batch, lambda key, held: filled if key == self.key else held), None)))
+        except Exception:  # whatever a forward raises at a row of padding
+            return True
 
     @property
-    def possible(self) -> bool:
-        return self._other() is not None and flipped(self.batch, self.key, self.place) is not None
+    def looked_up(self) -> bool:
+        """Whether the mask's own numbers go into a table."""
+        value = entry(self.batch, self.key)
+        return any(
+            not seen.is_floating_point() and value is not None and torch.equal(seen[..., 0], value.cpu()) for seen in self.seen().values()
+        )
 
-    def covers(self) -> dict[str, Cover]:
-        """What changed at the token alone, once it is marked as padding; nothing unless the mark made the difference."""
+    @cached_property
+    def _tokens(self) -> list[int]:
+        """Tokens to try: of both kinds the middle, the last and the first, the more frequent kind's first."""
+        held = self.marks[self.row]
+        kinds = sorted((held.nonzero()[:, 0].tolist(), (~held).nonzero()[:, 0].tolist()), key=lambda found: -len(found))
+        tokens = dict.fromkeys(place for found in kinds for place in (found[len(found) // 2], found[-1], found[0]))
+        return [token for token in tokens if self.flip(token) is not None]
+
+    def _possible(self, stream: Stream, token: int) -> bool:
+        return stream.possible(self.batch, (self.row, token))
+
+    def _runs(self, token: int) -> bool:
         try:
-            as_it_is, flipped = self._felt(self.batch), self._felt(self._flipped())
+            return self.flip(token) is not None and bool(self.seen(token))
         except Exception:  # a mask with holes, which not every model takes
+            return False
+
+    def _streams(self) -> list[Stream]:
+        """Tensors of the batch that have the mask's two axes; those with fractions first, then indices, other masks not."""
+        rows, tokens = self.size
+        found = []
+        for other, value in entries(self.batch):
+            axes = [(0, axis) for axis in range(1, value.ndim) if value.shape[axis] == tokens and value.shape[0] == rows]
+            axes += [(1, 0)] if value.ndim > 1 and value.shape[:2] == (tokens, rows) and rows != tokens else []
+            if other != self.key and axes and (value.ndim > 2 or flags(value) is None):
+                found.append((not value.is_floating_point(), Stream(other, (axes[0], False), self.size)))
+        return [stream for _, stream in sorted(found, key=lambda pair: pair[0])]
+
+    def _inner(self) -> list[Stream]:
+        """Tensors met on the way that have the mask's axes and do not feel it, the last of them first: what obeys it comes next."""
+        token = next((token for token in self._tokens if self._runs(token) and difference(self.seen(), self.seen(token))), None)
+        if token is None:
+            return []
+        reached = difference(self.seen(), self.seen(token))
+        found = []
+        for name, value in self.seen().items():
+            laid = layouts(value.shape[:-1], self.size)
+            if name not in reached and laid and value.is_floating_point():
+                found.append(Stream(name, laid[0], self.size, inner=True))
+        return found[: -_INNER - 1 : -1]
+
+    def _told(self, stream: Stream, token: int, silences: Callable[..., bool]) -> bool:
+        """Whether exchanging one token tells what the mask marks; then what lies under it is known, and what else feels it."""
+        felt = self._both(stream, token)
+        silent = [flip for flip in felt if silences(felt[flip], felt[not flip], self._marked(token, flip), (self.row, token), self.size)]
+        if len(silent) != 1:
+            return False
+        self.found, self.zero = stream, bool(self.marks[self.row, token]) == silent[0]
+        places = {name: alone(value, self.size, (self.row, token)) for name, value in felt[silent[0]].items()}
+        self.covers = {name: Cover(self.key, self.zero, *laid) for name, laid in places.items() if laid is not None}
+        self.loose = [name for name, laid in places.items() if laid is None]
+        return True
+
+    def _vanishes(self, tries: Sequence[tuple[Stream, int]]) -> bool:
+        """Whether what is felt of a token that only a pooled answer could pass on vanishes where it is marked, whichever is tried."""
+        said = [self.zero for stream, token in tries if stream == tries[0][0] and self._told(stream, token, _unfelt)]
+        if len(said) < _VOTES or len(set(said)) > 1:
+            self.found, self.covers, self.loose = None, {}, []
+        return self.found is not None
+
+    def _both(self, stream: Stream, token: int) -> dict[bool, Seen]:
+        """What differs where a token is exchanged, with its entry as it is and flipped; nothing where the model cannot run so."""
+        try:
+            return {flip: self.felt(stream, token, flip=flip) for flip in (False, True)} if self._runs(token) else {}
+        except Exception:  # whatever a forward raises
             return {}
-        if (None in as_it_is.values()) == (None in flipped.values()):
+
+    def _marked(self, token: int, flip: bool) -> torch.Tensor:
+        """Tokens of the row that are marked as this one is."""
+        held = self.marks[self.row].clone()
+        held[token] ^= flip
+        return held == held[token]
+
+    # What layers pass on that do not obey it
+
+    def _follow(self, streams: Iterable[Stream]) -> None:
+        """Cover what follows the tokens that the mask was found to belong to, though more than a marked token feels it.
+
+        First those of the batch; then, wherever such a tensor comes before one of which nothing is told, its own tokens are exchanged.
+        """
+        felt = list[tuple[int, Seen]]()
+        for stream in streams:
+            seen = self._each_felt(stream)
+            follow = following(seen, self.size, self.row)
+            if stream == self.found or any(self.covers[name].axes == follow[name][0] for name in self.covers.keys() & follow.keys()):
+                self._cover(follow)
+                felt += seen.items()
+        tried = set[str]()
+        while len(tried) < _STEPS and (stream := self._before(tried)) is not None:
+            tried.add(stream.name)
+            self._cover(following(self._each_felt(stream), self.size, self.row))
+        self.passed = next((name for name in self.seen() if any(self._passed_on(name, *each) for each in felt)), "")
+        reached = {name for _, seen in felt for name in seen}.union(self.loose)
+        self.loose = [name for name in self.seen() if name in reached and name not in self.covers]
+
+    def _passed_on(self, name: str, token: int, felt: Seen) -> bool:
+        """Whether tokens that are no padding feel one that is marked, in a tensor under the mask."""
+        if name not in self.covers or name not in felt:
+            return False
+        tokens = by_token(felt[name], (self.covers[name].axes, self.covers[name].across), self.size)[self.row]
+        held = self.marks[self.row] == self.zero
+        held[token] = False
+        return bool(tokens[held].any())
+
+    def _cover(self, follow: Mapping[str, Layout]) -> None:
+        self.covers = {name: Cover(self.key, self.zero, *laid) for name, laid in follow.items()} | self.covers
+
+    def _before(self, tried: set[str]) -> Stream | None:
+        """The first tensor under the mask after which comes one that is not, though it might be by its shape."""
+        for name, after in pairwise(self.seen()):
+            cover = self.covers.get(name)
+            if cover is not None and name not in tried and after not in self.covers and layouts(self.seen()[after].shape[:-1], self.size):
+                return Stream(name, (cover.axes, cover.across), self.size, inner=True)
+        return None
+
+    def _each_felt(self, stream: Stream) -> dict[int, Seen]:
+        """What differs by token that is exchanged."""
+        return {token: found for token in spread(self.size[1]) if (found := self._padding(stream, token))}
+
+    def _padding(self, stream: Stream, token: int) -> Seen:
+        """What differs where a token is exchanged that is marked as padding, if it can be."""
+        if not self._possible(stream, token):
             return {}
-        marked = bool(marks(self.batch, self.key)[self.place])  # type: ignore[index]
-        silent, zero = (flipped, marked) if None in as_it_is.values() else (as_it_is, not marked)
-        return {name: Cover(self.key, zero, *laid) for name, laid in silent.items() if laid is not None}
+        flip = bool(self.marks[self.row, token]) == self.zero and self._runs(token)
+        try:
+            return self.felt(stream, token, flip=flip)
+        except Exception:  # whatever a forward raises
+            return {}
 
-    def _felt(self, batch: Batch) -> dict[str, tuple[tuple[int, ...], bool] | None]:
-        """Tensors that feel the token: how its tokens lie in them where that token alone changed, None where more did."""
-        before, after = self.run(batch), self.run(self._stirred(batch))
-        shape = tuple(marks(self.batch, self.key).shape)  # type: ignore[union-attr]
-        found: dict[str, tuple[tuple[int, ...], bool] | None] = {}
-        for name, value in before.items():
-            if name not in after or value.shape != after[name].shape:
-                found[name] = None
-            elif bool((differs := value != after[name]).any()):
-                found[name] = _located(differs, shape, self.place)
-        return found
-
-    def _flipped(self) -> Batch:
-        made = flipped(self.batch, self.key, self.place)
-        assert made is not None
-        return _changed(self.batch, lambda key, value: made if key == self.key else value)
-
-    def _stirred(self, batch: Batch) -> Batch:
-        name, axes = self.stream
-        other = self._other()
-
-        def stir(key: Any, value: torch.Tensor) -> torch.Tensor:
-            if key != name:
-                return value
-            made = value.clone()
-            _token(made, axes, self.place).copy_(_token(value, axes, (self.place[0], other)))  # type: ignore[arg-type]
-            return made
-
-        return _changed(batch, stir)
-
-    def _other(self) -> int | None:
-        """The nearest token of the same row that holds something else: what stands there is valid here."""
-        name, axes = self.stream
-        value = entry(self.batch, name)
-        assert value is not None
-        here = _token(value, axes, self.place)
-        near = sorted(range(value.shape[axes[1]]), key=lambda other: abs(other - self.place[1]))
-        return next((other for other in near if not torch.equal(_token(value, axes, (self.place[0], other)), here)), None)
+    def _has_tokens(self, seen: torch.Tensor) -> bool:
+        """Whether a tensor may have more positions than rows."""
+        return seen.ndim > 2 or (seen.ndim == 2 and len(seen) != self.size[0])
 
 
-def _token(value: torch.Tensor, axes: tuple[int, int], place: tuple[int, int]) -> torch.Tensor:
-    index: list[Any] = [slice(None)] * value.ndim
-    for axis, number in zip(axes, place):
-        index[axis] = number
-    return value[tuple(index)]
+def _silences(silent: Seen, loud: Seen, marked: torch.Tensor, place: tuple[int, int], size: tuple[int, int]) -> bool:
+    """Whether a mark silences the token of ``place``, by what differs with it and without: in some tensor it is felt at its own place alone.
+
+    Or nowhere but at tokens that are ``marked`` like it, though most of the others feel it otherwise: where padding is passed on to padding.
+    """
+    return any(_quieter(silent[name], loud[name], marked, place, size) for name in silent.keys() & loud.keys())
 
 
-def _located(differs: torch.Tensor, shape: Sequence[int], place: tuple[int, int]) -> tuple[tuple[int, ...], bool] | None:
-    """The axes along which only ``place`` of a mask of ``shape`` differs, and whether they are one, column by column; None where more differs."""
-    where = differs.nonzero()
-    alone = lambda axis, number: bool((where[:, axis] == number).all())
-    for axes in permutations(range(differs.ndim), 2):
-        if all(differs.shape[axis] == length and alone(axis, number) for axis, length, number in zip(axes, shape, place)):
-            return axes, False
-    for axis, across in ((axis, across) for axis in range(differs.ndim) for across in (False, True)):
-        number = place[1] * shape[0] + place[0] if across else place[0] * shape[1] + place[1]
-        if differs.shape[axis] == shape[0] * shape[1] and alone(axis, number):
-            return (axis,), across
-    return None
+def _quieter(silent: torch.Tensor, loud: torch.Tensor, marked: torch.Tensor, place: tuple[int, int], size: tuple[int, int]) -> bool:
+    if silent.shape != loud.shape or alone(loud, size, place) is not None:
+        return False
+    return alone(silent, size, place) is not None or any(
+        _among(by_token(silent, laid, size) > 0, by_token(loud, laid, size) > 0, marked, place[0]) for laid in layouts(silent.shape, size)
+    )
+
+
+def _among(silent: torch.Tensor, loud: torch.Tensor, marked: torch.Tensor, row: int) -> bool:
+    """Whether ``marked`` tokens of a row alone feel it in one, and most of the others too in the other; tokens (rows, tokens) that do are given."""
+    outside = silent.clone()
+    outside[row] &= ~marked
+    return not bool(outside.any()) and 2 * int(loud[row][~marked].sum()) >= int((~marked).sum()) > 0
+
+
+def _unfelt(silent: Seen, loud: Seen, *_: Any) -> bool:
+    """Whether a mark leaves some tensor without any trace of a token, and none where there was none."""
+    return silent.keys() < loud.keys()

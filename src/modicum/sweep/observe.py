@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.utils._pytree import tree_map_only
 
 from modicum.core.errors import ModelError
 from modicum.core.finite import finite
 from modicum.core.unit import Unit
 from modicum.data.splits import Batch
 from modicum.models.model import Model
-from modicum.sweep.masks import Learnt, Seen, learn, signature
+from modicum.sweep.felt import Run, Seen, Stir, signature
+from modicum.sweep.masks import Learnt, learn
 from modicum.sweep.outputs import Outputs
 from modicum.sweep.suspend import Arrival, Chain, Stop
 from modicum.sweep.within import streams
@@ -33,11 +35,12 @@ class Probe:
         self.model, self.outputs, self.units, self.script = model, outputs, units, script
         self.seen: Seen = {}
         self.calls: dict[str, int] = {}
+        self.stir: Stir | None = None
 
     @torch.no_grad()
-    def __call__(self, batch: Batch) -> Seen:
-        """What one forward showed; of a module that is called twice each call by itself."""
-        self.seen, self.calls = {}, {}
+    def __call__(self, batch: Batch, stir: Stir | None = None) -> Seen:
+        """What one forward showed; of a module that is called twice each call by itself. ``stir`` exchanges one of the tensors as it is met."""
+        self.seen, self.calls, self.stir = {}, {}, stir
         stops = list(dict.fromkeys([*self.units, *self.script.stacks, *self.script.inside]))
         self.chain = Chain(
             self.model.module, [batch], stops, self.model.blocks, self.script.carried, seeds=[0] if self.script.draws else None
@@ -57,20 +60,23 @@ class Probe:
             self.model.weights.release(self.model.blocks[stop.name].parameters)
             yield index, arrival.output
         elif stop.name in self.script.inside:
-            self.calls[stop.name] = call = self.calls.get(stop.name, 0) + 1
-            for argument, value in streams(self.chain.owner(stop.name), arrival.args, arrival.kwargs or {}).items():
-                name = f"{stop.name} {argument}"
-                self.seen[name if call == 1 else f"{name} {call}"] = signature(value)
-            yield index, arrival.run(self.chain.original(stop.name))
+            given = streams(self.chain.owner(stop.name), arrival.args, arrival.kwargs or {})
+            yield index, self._signed(stop.name, {f"{stop.name} {argument}": value for argument, value in given.items()}, arrival)
         else:
-            self._sign(stop.name, arrival.tensor)
-            yield index, arrival.run(self.chain.original(stop.name))
+            yield index, self._signed(stop.name, {} if arrival.tensor is None else {stop.name: arrival.tensor}, arrival)
 
-    def _sign(self, name: str, value: torch.Tensor | None) -> None:
-        self.calls[name] = call = self.calls.get(name, 0) + 1
-        if value is not None:
-            whole = name in self.units and self.units[name].kind == "convolution"
-            self.seen[name if call == 1 else f"{name} {call}"] = signature(value, whole=whole)
+    def _signed(self, module: str, given: Mapping[str, torch.Tensor], arrival: Arrival) -> Any:
+        """What the module makes of tensors by their names, which are signed, one perhaps after it was exchanged wherever it is an argument."""
+        self.calls[module] = call = self.calls.get(module, 0) + 1
+        whole = module in self.units and self.units[module].kind == "convolution"
+        names = {name if call == 1 else f"{name} {call}": value for name, value in given.items()}
+        if self.stir is not None and self.stir[0] in names:
+            before, after = names[self.stir[0]], self.stir[1](names[self.stir[0]])
+            args, kwargs = tree_map_only(torch.Tensor, lambda value: after if value is before else value, (arrival.args, arrival.kwargs))
+            arrival = replace(arrival, args=args, kwargs=kwargs)
+            names = {name: after if value is before else value for name, value in names.items()}
+        self.seen |= {name: signature(value, whole=whole) for name, value in names.items()}
+        return arrival.run(self.chain.original(module))
 
 
 def output_signatures(outputs: Outputs, output: Any) -> Seen:
@@ -79,7 +85,7 @@ def output_signatures(outputs: Outputs, output: Any) -> Seen:
 
 
 def masks_of(
-    probe: Callable[[Batch], Seen], batches: Sequence[Batch], outputs: Outputs, calls: Mapping[str, int] = MappingProxyType({})
+    probe: Run, batches: Sequence[Batch], outputs: Outputs, calls: Mapping[str, int] = MappingProxyType({})
 ) -> tuple[Outputs, Learnt]:  # fmt: skip
     """Outputs with their masks, and what was learnt of modules' inputs; those that are called twice have one where it is that of all ``calls``."""
     learnt = learn(probe, batches)
@@ -88,7 +94,11 @@ def masks_of(
     found = lambda name: [learnt.covers.get(name), *(learnt.covers.get(f"{name} {call}") for call in range(2, times(name) + 1))]
     covers = {name: cover for name, cover in learnt.covers.items() if not later(name) and len(set(found(name))) == 1}
     ours = {name.removeprefix(_OUTPUT): cover for name, cover in covers.items() if name.startswith(_OUTPUT)}
-    return outputs.covered(ours), replace(learnt, covers={name: cover for name, cover in covers.items() if not name.startswith(_OUTPUT)})
+    inner = {name: cover for name, cover in covers.items() if not name.startswith(_OUTPUT)}
+    told = lambda name: f"output {name.removeprefix(_OUTPUT)}" if name.startswith(_OUTPUT) else name
+    loose = {key: [told(name) for name in names] for key, names in learnt.loose.items()}
+    passed = {key: told(name) for key, name in learnt.passed.items()}
+    return outputs.covered(ours), replace(learnt, covers=inner, loose=loose, passed=passed)
 
 
 def require_numbers(name: str, outputs: Outputs, output: Any, batch: Batch) -> None:

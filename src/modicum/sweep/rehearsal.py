@@ -381,7 +381,6 @@ def rehearse(
     script, outputs = rehearsal.script, rehearsal.script.outputs
     model.notes += [DRAWS] if script.draws else []
     probe = Probe(model, outputs, rehearsal.units, script)
-    script.outputs, learnt = masks_of(probe, [batch, *others], outputs, probe.calls)
-    script.masks, script.ignored, script.unclear = learnt.covers, learnt.ignored, learnt.unclear
+    script.outputs, script.learnt = masks_of(probe, [batch, *others], outputs, probe.calls)
     require_numbers(model.name, script.outputs, rehearsal.output, rehearsal.chain.batches[0])
     return script

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from modicum.core.unit import Unit
 from modicum.data.splits import Batch, chance_of, count_tokens, one_row
 from modicum.sweep.cover import Cover
+from modicum.sweep.masks import Learnt
 from modicum.sweep.outputs import Outputs
 from modicum.sweep.work import Work
 
@@ -35,9 +36,8 @@ class Script:
     ``droppable``: blocks whose output has the shape of their input and nothing beside it; ``tuples``: those that wrap it in a tuple.
     ``read``: modules whose weight is read from outside their own forward, if only for its dtype. ``carried``: attributes that forwards write, by
     module: each micro-batch has its own. ``whole``: a single row of a batch cannot run. ``outputs``: what of the output is
-    judged; ``masks``: by module the mask that its input's tokens belong to; ``ignored``: masks that the model pays no heed; ``unclear``: those
-    of pairs of tokens of which nothing could be told; ``draws``: whether
-    a forward draws random numbers; ``in_turn``: whether forwards share state, so that none may begin before the one before it has ended.
+    judged; ``learnt``: which tokens masks cover; ``draws``: whether a forward draws random numbers; ``in_turn``: whether forwards share state,
+    so that none may begin before the one before it has ended.
     ``together``: columns whose covariance is taken together, of units whose whole one does not fit (``fit.memory``).
     ``met``: values that a unit reads and gives for one row, which is one of ``example``; ``work``: multiply-adds of it, None where nothing was
     run with values.
@@ -58,14 +58,17 @@ class Script:
     carried: dict[str, frozenset[str]] = field(default_factory=dict)
     whole: bool = False
     outputs: Outputs = field(default_factory=Outputs)
-    masks: dict[str, Cover] = field(default_factory=dict)
-    ignored: list[str] = field(default_factory=list)
-    unclear: list[str] = field(default_factory=list)
+    learnt: Learnt = field(default_factory=Learnt)
     draws: bool = False
     in_turn: bool = False
     together: dict[str, int] = field(default_factory=dict)
     met: dict[str, int] = field(default_factory=dict)
     work: Work | None = None
+
+    @property
+    def masks(self) -> dict[str, Cover]:
+        """By module the mask that its input's tokens belong to."""
+        return self.learnt.covers
 
     def seeds(self, batches: Sequence[Batch]) -> list[int] | None:
         """Seeds of what forwards draw on each batch, where they draw at all: the same for the original and for what becomes of it."""
