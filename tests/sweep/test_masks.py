@@ -266,3 +266,15 @@ def test_another_text_of_the_same_length_is_not_under_the_mask():
     script = rehearse(model, batch)
     assert script.outputs.parts[0].cover is None and measured(model, batch, script)["head.weight"].count == 21
     assert "head, output output, of whose tokens it could not be told which are padding" in script.learnt.events()[-1]
+
+
+def test_an_evaluation_leaves_out_padding_that_layers_pass_on():
+    module, other = Beside("recurrent", False).eval(), Beside("recurrent", False).eval()
+    batch = padded()
+    found = modicum.evaluate(other, reference=module, data=[batch], classes="-1")
+    real = ~batch["mask"]
+    with torch.no_grad():
+        p, q = (part(**batch).log_softmax(-1) for part in (module, other))
+    each = (p.exp() * (p - q)).sum(-1)
+    assert found["quality"]["mean"] == pytest.approx(sum(float(row[mask].mean()) for row, mask in zip(each, real)) / 3, rel=1e-4)
+    assert found["quality"]["tokens"] == REAL and any("not all layers obey this mask" in note for note in found["data"]["notes"])

@@ -24,7 +24,7 @@ from modicum.models.evaluating import evaluating
 from modicum.models.located import locate
 from modicum.receipt.computed import computing
 from modicum.receipt.trimmed import Trim
-from modicum.sweep.observe import masks_of, output_signatures
+from modicum.sweep.observe import Watch, masks_of, outputs_among
 from modicum.sweep.outputs import Outputs, convolved, described
 from modicum.vocabulary.kept import kept_tokens, same_spelling
 
@@ -92,7 +92,8 @@ def evaluate(
     with (
         evaluating(candidate.module), evaluating(original.module if original else None), computing(modules, compute, batches[0]) as computed,
     ):  # fmt: skip
-        outputs = _outputs(original or candidate, batches, output, classes)
+        outputs, told = _outputs(original or candidate, batches, output, classes)
+        described["notes"] = [*described["notes"], *told]
         shown.start("judge", len(batches))
         quality = _compared(candidate, original, batches, causal, outputs, shown.step).summary(seed)
         vocabulary = {"vocabulary": trim.facts(modules, batches, causal)} if trim else {}
@@ -212,13 +213,14 @@ def _is_causal(module: nn.Module) -> bool:
     return type(module).__name__ in set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
 
 
-def _outputs(model: _Opened, batches: list[Batch], output: Any, classes: Any) -> Outputs:
-    """What of the outputs is judged, with the masks that cover them."""
+def _outputs(model: _Opened, batches: list[Batch], output: Any, classes: Any) -> tuple[Outputs, list[str]]:
+    """What of the outputs is judged, with the masks that cover them, and what a reader must know of those."""
     run = lambda batch: next(plain(model.module, [batch]))[1]
     with convolved(model.module) as maps:
         first = run(batches[0])
     found = described(first, getattr(model.module, "config", None), *judged_by(output, classes), maps)
-    return masks_of(lambda batch, _: output_signatures(found, run(batch)), batches, found)[0]
+    outputs, learnt = masks_of(Watch(model.module, run, found), batches, found)
+    return outputs, replace(learnt, loose={mask: mine for mask, names in learnt.loose.items() if (mine := outputs_among(names))}).events()
 
 
 def _compared(

@@ -71,7 +71,7 @@ def marks(batch: Batch, key: Any) -> torch.Tensor | None:
 
 
 def flipped(batch: Batch, key: Any, place: tuple[int, int]) -> torch.Tensor | None:
-    """The mask with one token marked as those of the other kind are; None where that cannot be said of it alone."""
+    """The mask with one token marked as those of the other kind are, and of lengths those after or before it too; None where that cannot be said."""
     value, held = entry(batch, key), marks(batch, key)
     assert value is not None and held is not None
     row, token = place
@@ -81,10 +81,7 @@ def flipped(batch: Batch, key: Any, place: tuple[int, int]) -> torch.Tensor | No
     elif not len(others):
         return None
     elif is_lengths(value):
-        length = int(value.reshape(-1)[row])
-        if token not in (length - 1, length):
-            return None
-        made.view(-1)[row] += 1 if token == length else -1
+        made.view(-1)[row] = token + (token >= int(value.reshape(-1)[row]))
     else:
         pairs, like = made.view(len(made), *value.shape[-2:])[row], int(others[0])
         given = pairs.clone()

@@ -139,11 +139,13 @@ def following(felt: Mapping[int, Seen], mask: tuple[int, int], row: int) -> dict
     ``felt`` has by token of ``row`` what differed. Where layers pass something on from one token to others, it is not felt at its own place alone;
     but what reaches all tokens of another text alike does not move.
     """
-    names = [name for name in next(iter(felt.values()), {}) if all(name in seen for seen in felt.values())]
-    found = {}
-    for name in names:
-        values = {token: seen[name] for token, seen in felt.items()}
-        if len({value.shape for value in values.values()}) == 1:
+    felt_by = dict[str, dict[int, torch.Tensor]]()
+    for token, seen in felt.items():
+        for name, value in seen.items():
+            felt_by.setdefault(name, {})[token] = value
+    found = dict[str, Layout]()
+    for name, values in felt_by.items():  # rounding may leave nothing of some
+        if 2 * len(values) >= len(felt) and len({value.shape for value in values.values()}) == 1:
             fit = [laid for laid in layouts(next(iter(values.values())).shape, mask) if _follows(values, laid, mask, row)]
             found |= {name: fit[0]} if fit else {}
     return found

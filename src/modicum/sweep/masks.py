@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import chain, pairwise
+from itertools import chain
 from typing import Any
 
 import torch
@@ -28,8 +28,8 @@ from modicum.sweep.felt import Layout, Run, Seen, Stream, alone, by_token, chang
 # Tensors met on the way at which a token is exchanged, and tokens tried there; tokens that must agree where a pooled answer alone says
 # what is padding.
 _INNER, _INNER_TOKENS, _VOTES = 6, 3, 3
-# Tensors whose tokens are exchanged in turn, to follow them through layers that pass padding on.
-_STEPS = 16
+# Tensors whose tokens are exchanged in turn, to follow them through layers that pass padding on, and of those before one of which nothing is told.
+_STEPS, _NEAR = 16, 4
 
 _PLAINER = "A mask with an entry for each token says it."
 
@@ -301,9 +301,10 @@ class _Trials:
 
     def _marked(self, token: int, flip: bool) -> torch.Tensor:
         """Tokens of the row that are marked as this one is."""
-        held = self.marks[self.row].clone()
-        held[token] ^= flip
-        return held == held[token]
+        given = self.flip(token) if flip else self.batch
+        held = None if given is None else marks(given, self.key)
+        assert held is not None
+        return held[self.row] == held[self.row, token]
 
     # What layers pass on that do not obey it
 
@@ -320,9 +321,9 @@ class _Trials:
                 self._cover(follow)
                 felt += seen.items()
         tried = set[str]()
-        while len(tried) < _STEPS and (stream := self._before(tried)) is not None:
-            tried.add(stream.name)
-            self._cover(following(self._each_felt(stream), self.size, self.row))
+        while len(tried) < _STEPS and (inner := self._before(tried)) is not None:
+            tried.add(inner.name)
+            self._cover(following(self._each_felt(inner), self.size, self.row))
         self.passed = next((name for name in self.seen() if any(self._passed_on(name, *each) for each in felt)), "")
         reached = {name for _, seen in felt for name in seen}.union(self.loose)
         self.loose = [name for name in self.seen() if name in reached and name not in self.covers]
@@ -332,19 +333,21 @@ class _Trials:
         if name not in self.covers or name not in felt:
             return False
         tokens = by_token(felt[name], (self.covers[name].axes, self.covers[name].across), self.size)[self.row]
-        held = self.marks[self.row] == self.zero
-        held[token] = False
-        return bool(tokens[held].any())
+        flip = bool(self.marks[self.row, token]) == self.zero and self._runs(token)
+        return bool(tokens[~self._marked(token, flip)].any())
 
     def _cover(self, follow: Mapping[str, Layout]) -> None:
         self.covers = {name: Cover(self.key, self.zero, *laid) for name, laid in follow.items()} | self.covers
 
     def _before(self, tried: set[str]) -> Stream | None:
-        """The first tensor under the mask after which comes one that is not, though it might be by its shape."""
-        for name, after in pairwise(self.seen()):
-            cover = self.covers.get(name)
-            if cover is not None and name not in tried and after not in self.covers and layouts(self.seen()[after].shape[:-1], self.size):
-                return Stream(name, (cover.axes, cover.across), self.size, inner=True)
+        """A tensor under the mask after which comes one that is not, though it might be by its shape: the last of those that were not ``tried``."""
+        known = list[str]()
+        for name, value in self.seen().items():
+            if name in self.covers:
+                known.append(name)
+            elif layouts(value.shape[:-1], self.size) and (left := [each for each in known[-_NEAR:] if each not in tried]):
+                cover = self.covers[left[-1]]
+                return Stream(left[-1], (cover.axes, cover.across), self.size, inner=True)
         return None
 
     def _each_felt(self, stream: Stream) -> dict[int, Seen]:
