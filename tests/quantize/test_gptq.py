@@ -19,7 +19,7 @@ def test_output_error_is_well_below_that_of_rounding_to_nearest(layer, bits, set
 
 def test_on_its_grid_the_loss_is_below_that_of_rounding(layer):
     thing = layer(32, 128)  # the same scales, so that nothing but the order of errors differs
-    form = thing.apply(Gptq(bits=3, clip=1.0))
+    form = thing.apply(Gptq(bits=3, clip=1.0, sweeps=0))
     nearest = thing.apply(Nearest(bits=3))
     assert torch.equal(form.scale, nearest.scale) and torch.equal(form.zero, nearest.zero)
     assert thing.error(form) < 0.6 * thing.error(nearest)
@@ -30,7 +30,7 @@ def test_on_its_grid_the_loss_is_below_that_of_rounding(layer):
 def test_it_reduces_to_nearest_where_inputs_are_uncorrelated(layer, settings, dtype):
     thing = layer(8, 96, dtype=dtype)
     stats = Stats(count=9, covariance=torch.diag(torch.rand(96) + 0.1))
-    form = thing.apply(Gptq(order="none", clip=1.0, **settings), stats=stats)
+    form = thing.apply(Gptq(order="none", clip=1.0, sweeps=0, **settings), stats=stats)
     expected = thing.apply(Nearest(**settings))
     assert torch.equal(form.codes, expected.codes) and torch.equal(form.scale, expected.scale)
     assert torch.equal(form.dense(), expected.dense())
@@ -40,13 +40,14 @@ def test_it_reduces_to_nearest_where_inputs_are_uncorrelated(layer, settings, dt
 def test_with_static_order_too(layer, settings):
     thing = layer(8, 96)
     stats = Stats(count=9, covariance=torch.diag(torch.rand(96) + 0.1))
-    assert torch.equal(thing.apply(Gptq(clip=1.0, **settings), stats=stats).dense(), thing.apply(Nearest(**settings)).dense())
+    assert torch.equal(thing.apply(Gptq(clip=1.0, sweeps=0, **settings), stats=stats).dense(), thing.apply(Nearest(**settings)).dense())
 
 
-def test_the_loss_is_that_of_the_codes(layer):
+@pytest.mark.parametrize("sweeps", [0, 2])
+def test_the_loss_is_that_of_the_codes(layer, sweeps):
     thing = layer()
     stats = thing.stats(Gptq.needs)
-    error = (thing.weight - thing.apply(Gptq(bits=3), stats=stats).dense()).double()
+    error = (thing.weight - thing.apply(Gptq(bits=3, sweeps=sweeps), stats=stats).dense()).double()
     covariance = stats.covariance.double()
     covariance += 0.01 * covariance.diagonal().mean() * torch.eye(96)
     assert stats.cache["loss"] == pytest.approx(float(((error @ covariance) * error).sum()), rel=1e-3)
@@ -56,7 +57,7 @@ def test_static_order_takes_strong_inputs_first_and_stores_the_columns_in_place(
     scales = torch.ones(96)
     scales[90:] = 30
     thing = layer(scales=scales)
-    static, plain = (thing.error(thing.apply(Gptq(bits=2, order=order, clip=1.0))) for order in ("static", "none"))
+    static, plain = (thing.error(thing.apply(Gptq(bits=2, order=order, clip=1.0, sweeps=0))) for order in ("static", "none"))
     assert static < 0.5 * plain
 
 

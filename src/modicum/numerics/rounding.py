@@ -38,8 +38,8 @@ class Roundings:
         """Values of the ``k``-th column in order, of its corrected ones (rows,)."""
         column = self.order[k]
         group = column // self.step
-        value, self._codes[column] = _decided(corrected, self.scales[group], self.offsets[group], self.top)
-        return value
+        value, self._codes[column] = decided(corrected.numpy(), self.scales[group], self.offsets[group], self.top)
+        return torch.from_numpy(value)
 
 
 class Rounding:
@@ -58,8 +58,8 @@ class Rounding:
         """Values of the ``k``-th column in order, of its corrected ones (rows,)."""
         column = self.order[k]
         group = column // self.width if self.width else 0
-        value, self._codes[column] = _decided(corrected, self._scales[group], self._offsets[group], self.grid.top)
-        return value
+        value, self._codes[column] = decided(corrected.numpy(), self._scales[group], self._offsets[group], self.grid.top)
+        return torch.from_numpy(value)
 
     def refit(self, low: int, high: int, corrected: torch.Tensor, *, dtype: torch.dtype, importance: torch.Tensor, clip: float) -> None:
         """Fit the scales of columns ``[low, high)`` to their ``corrected`` values (columns, rows)."""
@@ -71,15 +71,13 @@ class Rounding:
             self.zero[:, group], self.offsets[group] = zero[:, 0], zero[:, 0].float()
 
 
-def _decided(
-    corrected: torch.Tensor, scale: np.ndarray, offset: np.ndarray, top: np.ndarray | int
-) -> tuple[torch.Tensor, np.ndarray]:  # fmt: skip
+def decided(corrected: np.ndarray, scale: np.ndarray, offset: np.ndarray, top: np.ndarray | int) -> tuple[np.ndarray, np.ndarray]:
     """A column's values on its grid, and their codes; by numpy, whose calls cost a quarter of torch's where rows are few."""
-    placed = corrected.numpy() / scale
+    placed = corrected / scale
     placed += offset
     np.rint(placed, out=placed)
     np.clip(placed, 0, top, out=placed)
     codes = placed.astype(np.uint8)
     placed -= offset
     placed *= scale
-    return torch.from_numpy(placed), codes
+    return placed, codes

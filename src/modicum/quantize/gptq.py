@@ -12,6 +12,7 @@ from modicum.core.method import Method, Need, Paper
 from modicum.core.settings import param
 from modicum.core.unit import Stats
 from modicum.forms import Form, Integer
+from modicum.numerics.descent import descend
 from modicum.numerics.grid import Grid
 from modicum.numerics.rounding import Rounding, Roundings
 from modicum.numerics.solver import laned, slabs, solve
@@ -31,13 +32,15 @@ class Gptq(Quantizer):
     ``w_k + Σ_{j<k} (w_j - q_j) M_jk`` with ``H = M D Mᵀ`` (see ``numerics/solver.py``).
 
     *Shapes:* weight (rows, columns), covariance (columns, columns). *Needs and cost:* covariance; one Cholesky factorization shared by all
-    units of a stage and all bits, then rows · columns² multiply-adds. *Reduces to:* nearest rounding where the covariance is
-    diagonal, ``order=none`` and ``clip=1``. *Raises:* ``ModelError`` where no damping makes the covariance positive definite.
+    units of a stage and all bits, then rows · columns² multiply-adds, and again for each sweep (see ``numerics/descent.py``). *Reduces to:* nearest
+    rounding where the covariance is diagonal, ``order=none``, ``clip=1`` and ``sweeps=0``. *Raises:* ``ModelError`` where no damping makes the
+    covariance positive definite.
     Weights whose inputs were not seen take ``hqq`` at the same bits.
 
     *Differences from the paper:* one factorization instead of an inverse and a factorization; groups are fitted to the original weights when
     columns are reordered, so that nothing but scales is stored; a group's range may be clipped to the share of
-    least squared error under the covariance's diagonal, at most to ``clip``.
+    least squared error under the covariance's diagonal, at most to ``clip``; what the columns decided is then refined by coordinate descent over
+    all codes and scales (``sweeps=0`` leaves it out).
 
     Example:
         >>> import torch
@@ -59,6 +62,10 @@ class Gptq(Quantizer):
     order: str = param("static", "columns by falling input energy (static), or as they stand (none)", choices=("static", "none"))
     clip: float = param(
         0.8, "least share of each group's range tried in search of the least weighted squared error; 1: none", between=(0.1, 1.0)
+    )
+
+    sweeps: int = param(
+        3, "times that all codes and scales are moved to their best given the others, after they were decided", between=(0, 100)
     )
 
     def without_data(self) -> Hqq:
@@ -83,20 +90,19 @@ class Gptq(Quantizer):
         order, factor = factored(stats, self.damping, self.order, width if sequential else 1)
         importance = stats.moment.diagonal()
         scale, zero = grid.fit(weight, dtype, importance=importance, clip=self.clip)
-        codes, scales, zeros, total = [], [], [], 0.0
+        made, total = [], 0.0
         for rows in slabs(weight):
-            own = rows if len(scale) == len(weight) else slice(None)
+            own = rows if grid.group >= 0 else slice(None)
             rounding = Rounding(grid, scale[own], None if zero is None else zero[own], weight[rows].shape, order)
             prepare = partial(rounding.refit, dtype=dtype, importance=importance, clip=self.clip) if sequential else None
             _, loss = solve(weight[rows][:, order], factor, rounding.decide, span=grid.group if sequential else 0, prepare=prepare)
-            codes.append(rounding.codes.T.contiguous())
-            scales.append(rounding.scale)
-            zeros += [] if rounding.zero is None else [rounding.zero]
+            form = Integer(rounding.codes.T.contiguous(), rounding.scale, rounding.zero, self.bits, width)
+            if self.sweeps:
+                (form,), loss = descend([weight[rows]], [grid], [form], stats.moment, factor.damping, self.sweeps)
+            made.append(form)
             total += loss
         stats.cache["loss"] = total
-        if len(scale) == len(weight):
-            scale, zero = torch.cat(scales), torch.cat(zeros) if zeros else None
-        return Integer(torch.cat(codes), scale, zero, self.bits, width)
+        return made[0] if len(made) == 1 else _below(made, shared=grid.group < 0)
 
     def _alike(self, stats: Stats, weight: torch.Tensor) -> list[Gptq]:
         """The method itself and those to come that are solved with it."""
@@ -107,7 +113,10 @@ class Gptq(Quantizer):
     def _goes_with(self, other: Method) -> bool:
         """Whether one factorization and one order of columns serve both."""
         return (
-            isinstance(other, Gptq) and self.order == other.order == "static" and (self.damping, self.clip) == (other.damping, other.clip)
+            isinstance(other, Gptq)
+            and self.order == other.order == "static"
+            and self.sweeps == other.sweeps
+            and (self.damping, self.clip) == (other.damping, other.clip)
         )
 
     def _with_others(self, weight: torch.Tensor, stats: Stats, dtype: torch.dtype) -> Form:
@@ -120,7 +129,7 @@ class Gptq(Quantizer):
             theirs.events += stats.events[told:]
         return form
 
-    def _together(self, pairs: Sequence[tuple[Gptq, torch.Tensor]], stats: Stats, dtype: torch.dtype) -> list[Form]:
+    def _together(self, pairs: Sequence[tuple[Gptq, torch.Tensor]], stats: Stats, dtype: torch.dtype) -> list[Integer]:
         """What each method gives on its weight, solved at once: rows do not meet."""
         assert stats.moment is not None
         order, factor = factored(stats, self.damping, self.order)
@@ -130,7 +139,20 @@ class Gptq(Quantizer):
         rounding = Roundings([step.grid for step, _ in pairs], fits, stacked, order)
         solve(torch.cat([weight[:, order] for weight in stacked]), factor, rounding.decide)
         codes = rounding.codes.T.split(list(map(len, stacked)))
-        return [
+        forms = [
             Integer(own[: len(weight)].contiguous(), scale, zero, step.bits, step.grid.width(weight.shape[1]))
             for (step, weight), own, (scale, zero) in zip(pairs, codes, fits)
         ]
+        if not self.sweeps:
+            return forms
+        weights, grids = [weight for _, weight in pairs], [step.grid for step, _ in pairs]
+        return descend(weights, grids, forms, stats.moment, factor.damping, self.sweeps)[0]
+
+
+def _below(forms: Sequence[Integer], *, shared: bool) -> Integer:
+    """Forms of slices of rows as one; ``shared``: with one scale for all."""
+    first = forms[0]
+    scale = first.scale if shared else torch.cat([form.scale for form in forms])
+    zeros = [form.zero for form in forms if form.zero is not None]
+    zero = None if not zeros else zeros[0] if shared else torch.cat(zeros)
+    return Integer(torch.cat([form.codes for form in forms]), scale, zero, first.bits, first.group)
