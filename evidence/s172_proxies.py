@@ -44,6 +44,7 @@ CLAIM = Claim(
     setting=Setting(
         method="evolved",
         baselines=("bytes", "distance", "distance by eigenvalue", "distance by trace"),
+        seeds=(0, 1, 2, 3, 4, 5, 6, 7),
         samples=8,
         tokens=128,
         test_samples=16,

@@ -28,6 +28,7 @@ CLAIM = Claim(
     setting=Setting(
         method="flap keep=0.8",
         baselines=("wanda_structured keep=0.8 fewer_heads=true", "wanda_structured keep=0.8 fewer_heads=false"),
+        seeds=(0, 1, 2, 3, 4, 5, 6, 7),
         extra_bytes=0.002,
     ),
 )

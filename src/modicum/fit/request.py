@@ -34,6 +34,10 @@ class Request(Settings):
         2048, "tokens that budgets of memory, speed and latency are for", between=(1, float("inf")), metavar="N", group="budget"
     )
     batch: int = param(1, "sequences served at once that they are for", between=(1, float("inf")), metavar="N", group="budget")
+    allow_broken: bool = param(
+        False, "keep a language model of 3 bits or fewer that clearly repeats itself more, or foresees less, than its original does; the receipt "
+        "says so", group="method",
+    )  # fmt: skip
     dry_run: bool = param(False, "say what would be done and what is within reach, then stop", group="files")
 
     def __post_init__(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from modicum.core.budget import Budget, many, readable
@@ -12,6 +13,7 @@ from modicum.core.errors import BudgetError, ModelError, listed
 from modicum.data.splits import one_row, placed
 from modicum.export._family import Layout
 from modicum.fit.made import Made
+from modicum.judge.generation import FEW_BITS, Generation, generates, prompts_of
 from modicum.judge.quality import compare, plain
 from modicum.models.quiet import hushed
 from modicum.runtime.memory import whole_model
@@ -58,7 +60,33 @@ def reloaded(made: Made, final: Path, who: str, events: list[str]) -> dict[str, 
     if worst > _SAME:
         raise ModelError(f"{who}: the reloaded model must match the dequantized weights, differs by {worst:.2g} ({judged.metric}).")
     found |= _multiplied(made, scene.target.as_loaded(final, module), events)
+    if (prompts := _prompts(made)) is not None:
+        found |= {"generation": _generated(made, prompts, module, who, events)}
     return found | {"logits": {"metric": judged.metric, "largest": worst, "sequences": len(judged.divergence)}}
+
+
+def few_bits(made: Made) -> float:
+    """Bits that a treated weight takes; 0 where none does."""
+    units = [unit for unit in made.scene.model.units.values() if unit.name in made.forms]
+    return 8 * sum(made.forms[unit.name].nbytes for unit in units) / max(1, sum(unit.size for unit in units))
+
+
+def _prompts(made: Made) -> torch.Tensor | None:
+    """What texts are to go on from, where divergence alone does not certify: of a language model in few bits."""
+    wanted = generates(made.scene.model) and 0 < few_bits(made) <= FEW_BITS
+    return prompts_of(made.scene.model, made.scene.data.test) if wanted else None
+
+
+def _generated(made: Made, prompts: torch.Tensor, module: nn.Module, who: str, events: list[str]) -> dict[str, Any]:
+    """How the reloaded model writes beside the original. Raises ``ModelError`` where it is clearly worse, unless that is allowed."""
+    scene = made.scene
+    found = Generation.of(scene.model, prompts, scene.request.seed).against(module)
+    if found["failed"]:
+        said = f"at {few_bits(made):.2g} bits per treated weight the model must write as its original does; {' and '.join(found['failed'])}"
+        if not scene.request.allow_broken:
+            raise ModelError(f"{who}: {said}. Allow more bytes, or pass --allow-broken to keep it.")
+        events.append(f"generation: {said}; kept, as --allow-broken says.")
+    return found
 
 
 def _multiplied(made: Made, module: nn.Module, events: list[str]) -> dict[str, int]:
@@ -91,6 +119,8 @@ def reread(made: Made, layout: Layout, final: Path, events: list[str]) -> dict[s
         f"verify: the target's own loader was not run, it holds the model whole ({needed}) and --ram allows {readable(scene.request.ram or 0)}; "
         "the files were read back tensor by tensor."
     )
+    if _prompts(made) is not None:
+        events.append("generation: what the model writes was not held against its original, neither is whole in memory. Allow more --ram.")
     return {"loader": "none: every tensor read back", "tensors compared": layout.compare(final)}
 
 

@@ -21,7 +21,7 @@ TARGETS = ("transformers", "modicum")
 HARMS = ("covariance", "fisher", "hessian", "trace", "error")
 _ONE_OR_MORE = (1, float("inf"))
 # What changes how a run goes, and not what it makes.
-_WAYS = {"out", "overwrite", "dry_run", "ram", "device", "workers"}
+_WAYS = {"out", "overwrite", "dry_run", "ram", "device", "workers", "allow_broken"}
 
 
 # Dtypes to compute in; auto: what suits the machine.
