@@ -66,7 +66,12 @@ class Generation:
         """
         sides = {"original": self.original, "compressed": written(module, self.prompts, self.texts)}
         found: dict[str, Any] = {name: side.summary(self.seed) for name, side in sides.items()}
-        return {"continuations": len(self.prompts), "tokens": self.texts.shape[1] - self.prompts.shape[1], **found, "failed": _failed(**found)}
+        return {
+            "continuations": len(self.prompts),
+            "tokens": self.texts.shape[1] - self.prompts.shape[1],
+            **found,
+            "failed": _failed(**found),
+        }
 
 
 def _failed(original: Mapping[str, Mapping[str, float]], compressed: Mapping[str, Mapping[str, float]]) -> list[str]:
@@ -98,7 +103,11 @@ def _beginnings(batch: Batch) -> list[torch.Tensor]:
     if not isinstance(batch, Mapping) or not batch.keys() <= {"input_ids", "attention_mask", "labels"} or batch["input_ids"].ndim != 2:
         return []
     ids, mask = batch["input_ids"][:, :_LEAD].cpu(), batch.get("attention_mask")
-    whole = torch.ones(len(ids), dtype=torch.bool) if mask is None or mask.shape != batch["input_ids"].shape else mask[:, :_LEAD].cpu().bool().all(1)
+    whole = (
+        torch.ones(len(ids), dtype=torch.bool)
+        if mask is None or mask.shape != batch["input_ids"].shape
+        else mask[:, :_LEAD].cpu().bool().all(1)
+    )
     return list(ids[whole])
 
 
