@@ -61,7 +61,8 @@ model, tokens, out, method, ram = sys.argv[1:]
 rows = load_file(tokens)["input_ids"]
 data = [{"input_ids": part} for part in rows.chunk(26)]
 keep = ["lm_head", "model.embed_tokens"]
-receipt = modicum.fit(model, data=data, method=method, target="modicum", keep=keep, out=out, overwrite=True, ram=ram or None, allow_broken=True).receipt
+wanted = {"data": data, "method": method, "target": "modicum", "keep": keep, "ram": ram or None}
+receipt = modicum.fit(model, out=out, overwrite=True, allow_broken=True, **wanted).receipt
 print(json.dumps({"stages": receipt["stages"], "tokens": receipt["data"]["calibration_tokens"]}))
 """
 

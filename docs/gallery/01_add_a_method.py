@@ -16,7 +16,7 @@ from modicum.forms import Form
 from modicum.numerics.grid import Grid
 from modicum.quantize._family import Quantizer
 
-# Few sequences, so that the script takes seconds: the method itself needs no data. Results that write clearly worse than their original are shown too.
+# Few sequences, so that the script takes seconds: the method itself needs no data. What is broken is shown too.
 JUDGED = {"samples": 4, "test_samples": 8, "allow_broken": True}
 
 

@@ -1,4 +1,7 @@
-"""Whether a model still writes as its original does: over long continuations errors feed on themselves, which divergence on given text does not show."""
+"""Whether a model still writes as its original does.
+
+Over long continuations errors feed on themselves, which divergence on given text does not show.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +29,11 @@ _RUN = 4
 
 @dataclass(frozen=True)
 class Written:
-    """What a model does in each continuation: which share of its own four tokens in a row stood there before (greedy decoding), and which
-    share of the original's drawn tokens is its first choice, told all that stands before them."""  # fmt: skip
+    """What a model does in each continuation.
+
+    Shares: of its own four tokens in a row, decoded greedily, those that stood there before; of the tokens that the original drew, those
+    that are its first choice after all that stands before them.
+    """
 
     repeated: list[float]
     agreed: list[float]
