@@ -1,7 +1,8 @@
 """Fewer weights that are not zero."""
 
+from modicum.prune.dsnot import Dsnot
 from modicum.prune.magnitude import Magnitude
 from modicum.prune.sparsegpt import Sparsegpt
 from modicum.prune.wanda import Wanda
 
-__all__ = ["Magnitude", "Sparsegpt", "Wanda"]
+__all__ = ["Dsnot", "Magnitude", "Sparsegpt", "Wanda"]
