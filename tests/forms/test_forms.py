@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from modicum.core.errors import ModelError, SettingError
 from modicum.core.unit import Stats
-from modicum.forms import Coded, Cut, Dense, Float8, Half, Integer, LowRank, Masked, Sum, restore
+from modicum.forms import Coded, Cut, Dense, Float4, Float8, Half, Integer, LowRank, Masked, Sum, restore
+from modicum.forms.float4 import LAYOUTS
 from modicum.forms.lift import on_dense
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -19,6 +20,17 @@ def dense(shape, dtype=torch.float32):
 
 def float8(shape, dtype=torch.float32):
     return Float8(torch.randn(shape).to(torch.float8_e4m3fn), torch.rand(shape[0], 1).to(dtype))
+
+
+def float4(shape, dtype=torch.float32, layout="nvfp4"):
+    layout = LAYOUTS[layout]
+    groups = (shape[0], -(-shape[1] // layout.group))
+    scale = torch.randint(118, 126, groups, dtype=torch.uint8) if layout.name == "mxfp4" else torch.rand(groups).to(layout.stored)
+    return Float4(torch.randint(0, 16, shape, dtype=torch.uint8), scale, layout, 0 if layout.name == "mxfp4" else 8, dtype)
+
+
+def mxfp4(shape, dtype=torch.float32):
+    return float4(shape, dtype, "mxfp4")
 
 
 def half(shape, dtype=torch.float32):
@@ -74,7 +86,7 @@ def sum_of_cuts(shape, dtype=torch.float32):
     return Sum((cut(shape, dtype), low_rank(shape, dtype), dense(shape, dtype)))
 
 
-KINDS = [dense, float8, half, low_rank, masked, integer, coded, n_of_m, cut, cut_of_sum, one_sided, repaired, sum_of_cuts]
+KINDS = [dense, float4, mxfp4, float8, half, low_rank, masked, integer, coded, n_of_m, cut, cut_of_sum, one_sided, repaired, sum_of_cuts]
 SHAPES = st.tuples(st.integers(1, 9), st.integers(1, 33))
 
 

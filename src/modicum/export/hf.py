@@ -28,7 +28,7 @@ from modicum.export.depth import following, renamed, renumbering, shallower
 from modicum.export.names import Names
 from modicum.export.narrow import Incision
 from modicum.export.placing import persistent_buffers
-from modicum.export.schemes import Targets, entries, inside, quantization, scheme, tensors
+from modicum.export.schemes import Targets, entries, float_family, inside, quantization, scheme, tensors
 from modicum.export.uniform import narrower
 from modicum.forms import Cut, Dense, Form
 from modicum.models.model import Model
@@ -188,8 +188,8 @@ class Transformers(Target):
             ):
                 return None
             return Option((dataclasses.replace(step, symmetric=True),))
-        floats = step.key() == "quantize/float8" and site.kind != "experts" and not self.wrong("float8", site.units)
-        return fitted if floats else None
+        family = float_family(step, [(unit, self.model.weights.dtype(unit.parameter)) for unit in site.units])
+        return fitted if family and site.kind != "experts" and not self.wrong(family, site.units) else None
 
     @override
     def common(self, option: Option) -> bool:

@@ -11,10 +11,20 @@ from typing import Any
 import torch
 
 from modicum.core.errors import ModelError
+from modicum.core.method import Method
+from modicum.core.unit import Unit
 from modicum.export._family import Entries
-from modicum.forms import Cut, Float8, Form, Integer
+from modicum.forms import Cut, Float4, Float8, Form, Integer
+from modicum.forms.float4 import LAYOUTS
+from modicum.forms.packing import pack
+from modicum.quantize.float4 import Float4 as Float4Method
+from modicum.quantize.float8 import Float8 as Float8Method
+from modicum.quantize.zeroquant_fp import ZeroquantFp
 
-_FORMATS = {"integer": "pack-quantized", "float8": "float-quantized"}
+_FORMATS = {
+    "integer": "pack-quantized", "float8": "float-quantized", "nvfp4": "nvfp4-pack-quantized", "mxfp4": "mxfp4-pack-quantized"
+}  # fmt: skip
+_FLOAT4 = {"nvfp4": ("tensor_group", "torch.float8_e4m3fn"), "mxfp4": ("group", "torch.uint8")}
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
@@ -35,6 +45,12 @@ def entries(form: Form, rows: int) -> Entries:
         if form.zero is not None:
             found["weight_zero_point"] = (torch.int32, (-(-rows * form.bits // 32), form.scale.shape[1]))
         return found
+    if isinstance(form, Float4):
+        packed: Entries = {
+            "weight_packed": (torch.uint8, (rows, form.shape[1] // 2)),
+            "weight_scale": (form.scale.dtype, (rows, form.scale.shape[1])),
+        }
+        return packed | ({"weight_global_scale": (torch.float32, (1,))} if form.layout.name == "nvfp4" else {})
     if isinstance(form, Float8):
         return {"weight": (torch.float8_e4m3fn, (rows, form.shape[1])), "weight_scale": (form.scale.dtype, (rows, 1))}
     return {"weight": (form.dtype, (rows, form.shape[1]))}
@@ -57,6 +73,9 @@ def tensors(form: Form, rows: list[int] | None) -> dict[str, torch.Tensor]:
             zero = (pick(form.zero).to(torch.int16) - middle).to(torch.int8)
             found["weight_zero_point"] = pack_to_int32(zero, form.bits, packed_dim=0).contiguous()
         return found
+    if isinstance(form, Float4):
+        packed = {"weight_packed": pack(pick(form.codes), 4), "weight_scale": pick(form.scale).contiguous()}
+        return packed | ({"weight_global_scale": torch.tensor([2.0**form.shift])} if form.layout.name == "nvfp4" else {})
     if isinstance(form, Float8):
         return {"weight": pick(form.numbers).contiguous(), "weight_scale": pick(form.scale).contiguous()}
     return {"weight": pick(form.dense()).contiguous()}
@@ -67,9 +86,26 @@ def scheme(form: Form) -> str:
     if isinstance(form, Integer):
         group = {"strategy": "group", "group_size": form.group} if form.group else {"strategy": "channel"}
         return json.dumps({"num_bits": form.bits, "type": "int", "symmetric": form.zero is None, **group})
+    if isinstance(form, Float4):
+        strategy, stored = _FLOAT4[form.layout.name]
+        group = {"strategy": strategy, "group_size": form.layout.group, "scale_dtype": stored}
+        return json.dumps({"num_bits": 4, "type": "float", "symmetric": True, **group})
     if isinstance(form, Float8):
         return json.dumps({"num_bits": 8, "type": "float", "symmetric": True, "strategy": "channel"})
     raise ModelError(f"a {form.kind} form cannot be stored by compressed-tensors. Pass --target modicum.")
+
+
+def float_family(step: Method, units: Sequence[tuple[Unit, torch.dtype]]) -> str:
+    """The family of the probe whose kinds of weight take what ``step`` makes of ``units``, each with its dtype; empty where readers do not hold it.
+
+    They bring four-bit floats back in bfloat16 whatever the model's own dtype, so that no other goes on with them.
+    """
+    if isinstance(step, Float8Method):
+        return "float8"
+    whole = isinstance(step, Float4Method | ZeroquantFp) and all(
+        dtype == torch.bfloat16 and unit.shape[1] % LAYOUTS[step.format].group == 0 for unit, dtype in units
+    )
+    return "integer" if whole else ""
 
 
 class Targets:
@@ -111,6 +147,12 @@ def expert_targets(names: Collection[str]) -> list[str]:
     return sorted({f"re:.*\\.{_escaped(_NUMBER.sub('#', _from_experts(name))).replace('#', r'[0-9]+')}$" for name in names})
 
 
+def _kind(arguments: Mapping[str, Any]) -> str:
+    if arguments["type"] == "int":
+        return "integer"
+    return "float8" if arguments["num_bits"] == 8 else {"tensor_group": "nvfp4", "group": "mxfp4"}[arguments["strategy"]]
+
+
 def _escaped(text: str) -> str:
     return text.replace(".", r"\.")
 
@@ -138,7 +180,7 @@ def quantization(
     schemes = {}
     for index, (text, patterns) in enumerate(found):
         arguments = json.loads(text)
-        kind = _FORMATS["integer" if arguments["type"] == "int" else "float8"]
+        kind = _FORMATS[_kind(arguments)]
         schemes[f"group_{index}"] = QuantizationScheme(targets=patterns, weights=QuantizationArgs(**arguments), format=kind)
     formats = {str(one.format) for one in schemes.values()}
     config = QuantizationConfig(

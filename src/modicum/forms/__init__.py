@@ -3,6 +3,7 @@
 from modicum.forms.coded import Coded
 from modicum.forms.cut import Cut
 from modicum.forms.dense import Dense
+from modicum.forms.float4 import Float4
 from modicum.forms.float8 import Float8
 from modicum.forms.form import Form, restore
 from modicum.forms.half import Half
@@ -11,4 +12,4 @@ from modicum.forms.low_rank import LowRank
 from modicum.forms.masked import Masked
 from modicum.forms.sum import Sum
 
-__all__ = ["Coded", "Cut", "Dense", "Float8", "Form", "Half", "Integer", "LowRank", "Masked", "Sum", "restore"]
+__all__ = ["Coded", "Cut", "Dense", "Float4", "Float8", "Form", "Half", "Integer", "LowRank", "Masked", "Sum", "restore"]

@@ -18,7 +18,7 @@ _STILL = 1e-8
 
 @dataclass(frozen=True, kw_only=True)
 class Dsnot(Pruner):
-    """Start from the mask of ``wanda`` or of magnitudes per row; exchange weights until the mean output of each row is nearly that of the original.
+    """Exchange weights in the mask of ``wanda`` or of magnitudes per row until each row has nearly the original mean output.
 
     A mask leaves each row an expected error ``ε = Σ w_k E[x_k]`` over what is removed. One step grows the removed weight with the largest
     ``sign(ε) w_k E[x_k] / Var[x_k]`` and removes, among the kept ones whose removal takes from ``|ε|``, the one with the least ``|w_k| ‖x_k‖``.

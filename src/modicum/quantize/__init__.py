@@ -1,11 +1,13 @@
 """Fewer bits per weight."""
 
 from modicum.quantize.coded import Coded
+from modicum.quantize.float4 import Float4
 from modicum.quantize.float8 import Float8
 from modicum.quantize.gptq import Gptq
 from modicum.quantize.half import Half
 from modicum.quantize.hqq import Hqq
 from modicum.quantize.nearest import Nearest
 from modicum.quantize.watersic import Watersic
+from modicum.quantize.zeroquant_fp import ZeroquantFp
 
-__all__ = ["Coded", "Float8", "Gptq", "Half", "Hqq", "Nearest", "Watersic"]
+__all__ = ["Coded", "Float4", "Float8", "Gptq", "Half", "Hqq", "Nearest", "Watersic", "ZeroquantFp"]
