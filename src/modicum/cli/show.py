@@ -36,7 +36,7 @@ def outcome(receipt: Mapping[str, Any], out: Path) -> None:
         ("size", after), *budget, *allowed, *rules, *_quality(receipt["quality"]), *_verdict(receipt),
         *_choice(receipt.get("search") or {}), *_structure(receipt["sites"]), *_taken(receipt["data"]),
         ("coverage", f"{coverage['share']:.1%} of layer bytes treated, layers as they were: {whole}"),
-        ("target", f"{receipt['request']['target']}, reloaded and verified"), *events,
+        ("target", f"{receipt['request']['target']}, reloaded and verified"), *_written(receipt["verification"]), *events,
         ("time", f"{seconds:.1f} s"), ("report", str(out / "report.html")),
     )  # fmt: skip
 
@@ -55,6 +55,14 @@ def before_and_after(receipt: Mapping[str, Any]) -> list[tuple[str, ...]]:
 def _verdict(receipt: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What was lost in plain words; receipts of earlier versions have none."""
     return [("verdict", receipt["verdict"])] if receipt.get("verdict") else []
+
+
+def _written(verification: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """How it writes beside its original, where that was asked."""
+    if (found := verification.get("generation")) is None:
+        return []
+    both = lambda name: " → ".join(f"{found[side][name]['mean']:.1%}" for side in ("original", "compressed"))
+    return [("writing", f"foresees {both('agreed')} of the original's own tokens, repeats {both('repeated')} of its runs of four")]
 
 
 def measurement_facts(measured: Measured) -> dict[str, Any]:
