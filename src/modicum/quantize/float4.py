@@ -37,7 +37,7 @@ class Float4(Method):
 
     paper = Paper("Microscaling Data Formats for Deep Learning", "2310.10537", 2023, "Rouhani, Bita Darvish and others")
 
-    format: str = param("nvfp4", "layout of the scales", choices=tuple(LAYOUTS))
+    format: str = param("nvfp4", "layout of the scales", choices=("nvfp4", "mxfp4"))
 
     @property
     @override

@@ -48,7 +48,7 @@ class ZeroquantFp(Method):
     needs = frozenset({Need.COVARIANCE})
     blockwise = True
 
-    format: str = param("nvfp4", "layout of the scales", choices=tuple(LAYOUTS))
+    format: str = param("nvfp4", "layout of the scales", choices=("nvfp4", "mxfp4"))
     damping: float = param(0.01, "share of the covariance's mean diagonal added to its diagonal", between=(0.0, 10.0))
 
     def without_data(self) -> Float4:
