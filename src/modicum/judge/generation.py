@@ -118,7 +118,7 @@ def _beginnings(batch: Batch) -> list[torch.Tensor]:
 
 
 @torch.no_grad()
-def continued(module: nn.Module, prompts: torch.Tensor, seed: int | None = None) -> torch.Tensor:
+def continued(module: Any, prompts: torch.Tensor, seed: int | None = None) -> torch.Tensor:
     """Prompts (rows, tokens) with ``_LONG`` tokens more: the first choices, or drawn from the model's own distribution by ``seed``.
 
     Whatever generation settings came with the model do not count here. Raises ``ModelError`` where the model's own generation fails.

@@ -52,6 +52,7 @@ class Dsnot(Pruner):
 
     def solve(self, weight: torch.Tensor, stats: Stats) -> tuple[torch.Tensor, torch.Tensor]:
         """The weight as it is, and the mended mask."""
+        assert stats.square is not None
         size = weight.abs() * stats.norm
         mask = self.mask(size if self.start == "wanda" else weight.abs(), "row")
         gives = weight * stats.mean  # what an entry adds to its row's mean output
