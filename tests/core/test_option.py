@@ -161,3 +161,12 @@ def test_a_paper_cites_itself():
     text = Paper("A Title", "2401.00001", 2024, "Doe, Jane").bibtex("prune/title")
     assert text.startswith("@misc{prune-title,\n  title = {A Title},\n  author = {Doe, Jane},\n  year = {2024},\n  eprint = {2401.00001},")
     assert "eprint" not in Paper("A Title", "", 2024).bibtex("x")
+
+
+@pytest.mark.parametrize(
+    ("text", "rounds"),
+    [("watersic rate=2", True), ("coded rate=2", True), ("gptq bits=3", True), ("sparsegpt keep=0.5 | gptq bits=4", True), ("float8", False),
+     ("sparsegpt keep=0.5", False), ("keep", False)],
+)  # fmt: skip
+def test_an_option_that_rounds_is_known_by_its_method_not_by_its_text(text, rounds):
+    assert Option.parse(text).rounds is rounds

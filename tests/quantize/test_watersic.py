@@ -6,6 +6,7 @@ import torch
 from modicum.core.errors import SettingError
 from modicum.core.unit import Stats
 from modicum.forms.coded import steps
+from modicum.numerics.coding import raised_by
 from modicum.numerics.solver import factorize
 from modicum.quantize import Coded, Gptq, Watersic
 
@@ -111,3 +112,15 @@ def test_several_bits_are_solved_together_to_the_same_codes(layer):
 def test_bits_out_of_bounds():
     with pytest.raises(SettingError, match="between 1.0 and 6"):
         Watersic(rate=7.0)
+
+
+def test_rows_that_are_felt_more_take_finer_steps_and_what_errors_cost_is_less(layer):
+    thing, felt = layer(96, 128), torch.logspace(0, 3, 96)
+    plain, ours = thing.stats(Watersic.needs), thing.stats(Watersic.needs)
+    ours.raised = raised_by(felt)
+    lost = lambda stats: ((thing.apply(Watersic(rate=2.5), stats=stats).dense() - thing.weight) @ thing.inputs.T).square().mean(1)
+    assert float((felt * lost(ours)).sum()) < 0.35 * float((felt * lost(plain)).sum())
+    told = thing.apply(Watersic(rate=2.5), stats=ours)
+    assert torch.equal(told.raised, ours.raised) and told.nbytes == thing.apply(Watersic(rate=2.5), stats=plain).nbytes
+    steps_of_rows = steps(ours.raised, 1.0).log2()
+    assert float((steps_of_rows + 0.5 * felt.log2() - (steps_of_rows + 0.5 * felt.log2()).mean()).abs().max()) < 0.35

@@ -67,6 +67,8 @@ def _written(verification: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def measurement_facts(measured: Measured) -> dict[str, Any]:
     """What a measurement holds, as a JSON value."""
+    from modicum.table.waste import wasted
+
     found = measured.findings
     kinds: dict[str, Any] = {
         "weights": found.units,
@@ -74,7 +76,20 @@ def measurement_facts(measured: Measured) -> dict[str, Any]:
         "spans of blocks": {"depth": found.spans} if found.spans else {},
     }
     counts = {kind: {"sites": len(sites), "options": sum(map(len, sites.values()))} for kind, sites in kinds.items()}
-    return measured.meta | {"directory": str(measured.directory), "found": counts, "rank": found.rank, "events": found.events}
+    facts = {
+        "directory": str(measured.directory),
+        "found": counts,
+        "wasted": wasted(found.units),
+        "rank": found.rank,
+        "events": found.events,
+    }
+    return measured.meta | facts
+
+
+def _wasted(found: Mapping[str, Mapping[str, float]]) -> list[tuple[str, ...]]:
+    """Medians over weights, the option of fewest bits first."""
+    rows = sorted(found.items(), key=lambda pair: (pair[1]["bits"], pair[1]["wasted"]))
+    return [(text, str(one["weights"]), f"{one['bits']:.2f}", f"{one['wasted']:+.2f}") for text, one in rows]
 
 
 def measurement(measured: Measured) -> None:
@@ -84,6 +99,8 @@ def measurement(measured: Measured) -> None:
     print_table(
         ("measured", "sites", "options"), [(kind, *map(str, count.values())) for kind, count in facts["found"].items() if count["sites"]]
     )
+    if facts["wasted"]:
+        print_table(("option", "weights", "bits per weight", "beyond the Gaussian reference"), _wasted(facts["wasted"]))
     seconds = sum(stage["seconds"] for stage in facts["stages"].values())
     events = [("events", f"{len(facts['events'])}, named in the measurement")] if facts["events"] else []
     print_rows(

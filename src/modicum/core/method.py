@@ -79,6 +79,8 @@ class Method:
     blockwise: ClassVar[bool] = False
     known_gaps: ClassVar[dict[str, str]] = {}
     treats: ClassVar[frozenset[str]] = frozenset({"unit", "fused", "tied", "experts"})
+    # Whether what is made of a row depends on how much the output feels it, where gradients were taken.
+    feels: ClassVar[bool] = False
     # Settings at which the method stands on the menu of a budget; none where it does not.
     menu: ClassVar[tuple[Mapping[str, Any], ...]] = ()
 

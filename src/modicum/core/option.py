@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 from modicum.core import settings
@@ -55,6 +55,16 @@ class Option:
 
     def __str__(self) -> str:
         return " | ".join(map(str, self.steps)) or KEEP
+
+    @property
+    def feels(self) -> bool:
+        """Whether a step asks how much the output feels each row."""
+        return any(step.feels for step in self.steps)
+
+    @property
+    def rounds(self) -> bool:
+        """Whether a step rounds to as many bits as it is told, or to as many in the mean."""
+        return any(step.family() == "quantize" and any(part.metadata.get("dial") for part in fields(step)) for step in self.steps)
 
     @property
     def needs(self) -> frozenset[Need]:

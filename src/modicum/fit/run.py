@@ -36,12 +36,15 @@ from modicum.fit.scene import Scene
 from modicum.fit.structure import reshaped
 from modicum.fit.verdict import surprise, verdict
 from modicum.fit.verify import verified, weighed
+from modicum.measure import felt
 from modicum.measure.asked import asked
 from modicum.measure.measured import Measured
 from modicum.measure.settings import common
+from modicum.measure.survey import first_rows
 from modicum.models.copying import copied
 from modicum.models.evaluating import evaluating
 from modicum.models.model import Model
+from modicum.sweep import output_gradients
 from modicum.sweep.ranks import LONE, Ranks
 from modicum.work.meter import Meter
 from modicum.work.workdir import RUN, WorkDir, beside, read_from, temporary
@@ -188,6 +191,7 @@ class Run:
         self.events += change.events
         dropped = frozenset(change.dropped)
         options = {name: option for name, option in explicit.unit_options(scene, plan).items() if not scene.script.home(name, dropped)}
+        self._feel(options.values())
         assembly = Assembly(
             scene.model, scene.script, options, place, start=change.forms, biases=change.biases, dropped=dropped, ranks=self.ranks,
         )  # fmt: skip
@@ -196,6 +200,22 @@ class Run:
             forms = assembly.run(scene.data.calibration, seed=self.request.seed, pool=self.pool, tick=tick)
         self.events += assembly.events
         return Made(scene, change, forms, self.pool)
+
+    def _feel(self, options: Iterable[Option]) -> None:
+        """See how much the output feels each row, where an option asks and no measurement has told."""
+        subject, request = self.scene.subject, self.request
+        if subject.script.raised or not felt.wanted(subject, options):
+            return
+        if self.scene.measured is not None and self.scene.measured.findings.raised:
+            subject.script.raised = felt.read(self.scene.measured.findings.raised)
+            return
+        batches = first_rows(subject.data.calibration, request.gradient_samples)
+        self.meter.progress.start("gradients", len(batches))
+        with self.meter.stage("gradients"):
+            found = output_gradients(
+                subject.felt, batches, subject.script, request.seed, pool=self.pool, ranks=self.ranks, tick=self.meter.progress.step
+            )  # fmt: skip
+        subject.script.raised = felt.raised(subject.model, found)
 
     def _written(self, partial: Path, chosen: Chosen, made: Made) -> tuple[dict[str, Any], Path]:
         """Files and receipt, verified and in place; the receipt, and where they are."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import torch
@@ -19,5 +20,7 @@ def on_dense(form: Form, stats: Stats, function: Callable[[torch.Tensor, Stats],
         return function(form.weight, stats)
     if isinstance(form, Cut):
         seen = stats if form.columns is None else stats.kept(form.columns.nonzero()[:, 0])
+        if form.rows is not None and seen.raised is not None:
+            seen = dataclasses.replace(seen, raised=seen.raised[form.rows])
         return Cut(on_dense(form.inner, seen, function, who), form.rows, form.columns)
     raise SettingError(f"{who}: must come before steps that change the form, came after one that left it {form.kind}. Put {who} first.")

@@ -29,9 +29,10 @@ from modicum.sweep.coupling import kept_rows
 from modicum.sweep.ranks import LONE, Ranks, operations
 from modicum.sweep.spill import SpillPool
 from modicum.table.findings import Finding, Findings, Structural
-from modicum.table.harm import HARMS
+from modicum.table.harm import HARMS, looked_up_alone
 from modicum.table.harm import rows as contributions
 from modicum.table.menu import levels, offered
+from modicum.table.waste import least_of
 from modicum.work.store import ChainStore
 
 # Harm of a cut whose gradients were not seen, in nats: not to be chosen lightly.
@@ -153,9 +154,13 @@ class Measurement:
             form = self.form(unit, option, stats, stored)
             if sample is None:
                 self._shown(unit, option, form, piece)
-            found[text] = self._finding(unit, option, weight - form.dense().float(), stats, weight, energy, piece, sample)
+            error = weight - form.dense().float()
+            found[text] = self._finding(unit, option, error, stats, weight, energy, piece, sample)
+            if option.steps and sample is None and not unit.direct and not looked_up_alone(unit):
+                found[text].bits, found[text].least = 8 * form.nbytes / unit.size, least_of(unit, error, stats, weight)
         stats.reference, stats.ahead, self._begun = None, (), {}
         stats.made.clear()
+        stats.cache.pop("output error", None)
         return found
 
     def _shown(self, unit: Unit, option: Option, form: Form, piece: _Piece) -> None:

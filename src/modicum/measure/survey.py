@@ -17,6 +17,7 @@ from modicum.data.splits import Batch, count_rows, each_row
 from modicum.forms import Form
 from modicum.judge.judge import Levels, PlanJudge
 from modicum.judge.plain import plains, try_all
+from modicum.measure import felt
 from modicum.measure.measurement import Keep, Measurement
 from modicum.measure.scale import PLANS, learn
 from modicum.measure.spans import measure_spans
@@ -59,8 +60,10 @@ class Survey:
         path = self.directory / "findings.json"
         known = self.ranks.first("findings kept", lambda: json.loads(path.read_text()) if path.exists() else None)
         if known is not None:
-            return Findings.from_json(known)
+            return self._known(Findings.from_json(known))
         sensitivities = self._sensitivities()
+        if felt.wanted(self.subject, [option for name in self.targets for option in self.subject.menu(name)]):
+            self.subject.script.raised = felt.raised(self.subject.model, sensitivities)
         # What others made is kept where plans are judged.
         keep = levels.keep if self.ranks.leads and levels is not None else None if levels is None else _let_go
         found = self._swept(sensitivities, keep)
@@ -68,8 +71,14 @@ class Survey:
         write_json(path, found.to_json())
         return found
 
+    def _known(self, found: Findings) -> Findings:
+        """What was found before an interruption, in force again."""
+        self.subject.script.raised = felt.read(found.raised)
+        return found
+
     def _completed(self, found: Findings, levels: Levels | None) -> Findings:
         """With what is not told unit by unit."""
+        found.raised = felt.told(self.subject.script.raised)
         self._facts(found)
         found.spans = self._spans()
         if levels is not None and self.subject.settings.search_time:

@@ -35,8 +35,8 @@ _BESIDE = (-1, 0, 1, 2, 4)
 # What a column of one and a half times an octave may say, so that its codes times three are whole numbers of eight bits, and how much larger than
 # those of a typical column its codes may be, in octaves, for this not to matter.
 _THIRD, _LARGER = rans.TOP // 3, 1.0
-# Octaves by which steps of rows may differ.
-_APART = 8.0
+# Octaves by which steps of rows may differ, and the share of the mean that a row is felt with at the least: gradients are of a few sequences.
+_APART, _LEAST = 8.0, 1e-3
 
 
 @dataclass(frozen=True)
@@ -51,16 +51,16 @@ class _Trial:
 
 def coded(
     weight: torch.Tensor, bits: Sequence[float], dtype: torch.dtype, *, factor: Factor | BlockFactor | None = None,
-    order: torch.Tensor | None = None, moment: torch.Tensor | Blocks | None = None, felt: torch.Tensor | None = None,
+    order: torch.Tensor | None = None, moment: torch.Tensor | Blocks | None = None, raised: torch.Tensor | None = None,
     events: list[str] | None = None,
 ) -> list[Coded]:  # fmt: skip
     """A form of float32 ``weight`` (rows, columns) for each of ``bits`` per weight, its step the finest that the stream has room for.
 
     With the ``factor`` of the ``moment`` of inputs (columns, columns), whose columns stand in ``order``, later columns absorb the errors of earlier
-    ones; without it every weight is rounded to the nearest. Where rows are ``felt`` (rows,) unlike, their steps are ``∝ 1 / √felt``. ``events`` is
+    ones; without it every weight is rounded to the nearest. Steps of rows are ``raised`` (rows,) by so many quarters of an octave. ``events`` is
     told where that had to be done although there is one.
     """
-    coding = _Coding(weight, factor, order, moment, felt)
+    coding = _Coding(weight, factor, order, moment, raised)
     forms = coding.forms(bits, dtype)
     if events is not None:
         events += coding.events
@@ -72,10 +72,10 @@ class _Coding:
 
     def __init__(
         self, weight: torch.Tensor, factor: Factor | BlockFactor | None, order: torch.Tensor | None, moment: torch.Tensor | Blocks | None,
-        felt: torch.Tensor | None = None,
+        raised: torch.Tensor | None = None,
     ):  # fmt: skip
         # Rows do not meet: each is coded in units of its step.
-        self.raised = torch.zeros(len(weight), dtype=torch.int16) if felt is None else _raised(felt)
+        self.raised = torch.zeros(len(weight), dtype=torch.int16) if raised is None else raised
         weight = weight / steps(self.raised, 1.0)[:, None]
         # In units of its size, so that no square is beyond float32.
         self.size = 2.0 ** math.floor(math.log2(max(float(weight.abs().max()), 2.0**-120)))
@@ -243,9 +243,9 @@ def _falling(curvature: torch.Tensor) -> torch.Tensor:
     return torch.where(large, (4 * found.round()).to(torch.int16), on_ladder(found)).clamp(max=WIDEST - 1)
 
 
-def _raised(felt: torch.Tensor) -> torch.Tensor:
-    """Exponents of steps ``∝ 1 / √felt`` (rows,)."""
-    octaves = -0.5 * felt.double().clamp_min(1e-300).log2()
+def raised_by(felt: torch.Tensor) -> torch.Tensor:
+    """Exponents of steps ``∝ 1 / √felt`` (rows,) for how much the output feels each row, its squared gradient: errors then cost the same in all."""
+    octaves = -0.5 * felt.double().clamp_min(float(felt.mean()) * _LEAST + 1e-300).log2()
     return on_ladder((octaves - octaves.median()).clamp(-_APART / 2, _APART / 2))
 
 

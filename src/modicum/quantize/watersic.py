@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,8 @@ from modicum.numerics.coding import coded
 from modicum.quantize._factor import factored
 from modicum.quantize.coded import Coded
 
+# Bits that rounding takes more than the best code, and most doublings of a damping.
+_LOST, _DOUBLINGS = 0.254, 5
 # Weights of a matrix that is worth coding.
 _SMALLEST = 4096
 
@@ -32,8 +35,9 @@ class Watersic(Method):
     to four solves. *Reduces to:* ``coded`` where the covariance is a multiple of the identity. *Raises:* ``ModelError`` where
     no damping makes the covariance positive definite. Weights whose inputs were not seen take ``coded`` at the same rate.
 
-    *Differences from the paper:* steps are quarters of an octave; codes are coded under tables of Gaussians by the deviation of their row and
-    the step of their column, in exactly the bytes asked for; one scale for the matrix is put right at the end, not one for each column and row.
+    *Differences from the paper:* steps are octaves and one and a half times those; codes are coded under tables of Gaussians by the deviation of
+    their row and the step of their column, in exactly the bytes asked for; one scale for the matrix is put right at the end, not one for each
+    column and row.
 
     Example:
         >>> import torch
@@ -49,10 +53,11 @@ class Watersic(Method):
     )  # fmt: skip
     needs = frozenset({Need.COVARIANCE})
     blockwise = True
-    menu = tuple({"rate": rate} for rate in (1.5, 1.75, 2.0, 2.25, 2.5, 3.0, 3.5, 4.0, 5.0))
+    feels = False
+    menu = tuple({"rate": rate} for rate in (1.25, 1.5, 1.75, 2.0, 2.25, 2.5, 3.0, 3.5, 4.0, 5.0))
 
     rate: float = param(3.0, "bits per weight, all that is stored included", between=(1.0, 6.0), dial=True)
-    damping: float = param(0.01, "share of the covariance's mean diagonal added to its diagonal", between=(0.0, 10.0))
+    damping: float = param(0.01, "share of the covariance's mean diagonal added to its diagonal, at low rates more", between=(0.0, 10.0))
 
     def without_data(self) -> Coded:
         """The stand-in for weights whose inputs were not seen."""
@@ -81,7 +86,25 @@ class Watersic(Method):
             return form  # type: ignore[return-value]
         alike = [step for step in dict.fromkeys(stats.ahead[stats.ahead.index(self) :])
                  if isinstance(step, Watersic) and step.damping == self.damping] if self in stats.ahead else [self]  # fmt: skip
-        order, factor = factored(stats, self.damping)
-        made = coded(weight, [step.rate for step in alike], dtype, factor=factor, order=order, moment=stats.moment, events=stats.events)
-        stats.made |= {step: (weight, form) for step, form in zip(alike, made)}
+        for damping, steps in self._by_damping(alike, stats).items():
+            order, factor = factored(stats, damping)
+            made = coded(weight, [step.rate for step in steps], dtype, factor=factor, order=order, moment=stats.moment,
+                         raised=stats.raised, events=stats.events)  # fmt: skip
+            stats.made |= {step: (weight, form) for step, form in zip(steps, made)}
         return stats.made.pop(self)[1]
+
+    def _by_damping(self, steps: Sequence[Watersic], stats: Stats) -> dict[float, list[Watersic]]:
+        """Steps by the damping that each is solved with: no less than was asked for, and than the error it leaves in an input of no energy.
+
+        What is lost anyway must not be made up for by columns after it. A step of s leaves s² / 12, which is the geometric mean of the conditional
+        variances times ``2^(-2 rate)`` and the quarter of a bit that rounding takes more than the best code, relative to the weight's variance.
+        """
+        _, factor = factored(stats, self.damping)
+        assert stats.moment is not None
+        share = float(factor.curvature.double().log().mean().exp()) / max(float(stats.moment.diagonal().double().mean()), 1e-300)
+        found: dict[float, list[Watersic]] = {}
+        for step in steps:
+            left = share * 2 ** (2 * (_LOST - step.rate))
+            doublings = math.ceil(math.log2(left / self.damping)) if self.damping and left > self.damping else 0
+            found.setdefault(self.damping * 2 ** min(doublings, _DOUBLINGS), []).append(step)
+        return found

@@ -274,6 +274,7 @@ class Sweep:
         return Stats(
             count=stats.count, total=stats.total, square=stats.square, covariance=stats.covariance, blocks=stats.blocks, inputs=stats.inputs,
             frequency=stats.frequency, site_seed=seed_of(self.seed, unit.name), cache=stats.cache, events=list(stats.events),
+            raised=self.script.raised.get(unit.name),
         )  # fmt: skip
 
     def accept(self, forms: Mapping[str, Form] | None) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
+import torch
+
 from modicum.core.unit import Unit
 from modicum.data.splits import Batch, chance_of, count_tokens, one_row
 from modicum.sweep.cover import Cover
@@ -39,6 +41,7 @@ class Script:
     judged; ``learnt``: which tokens masks cover; ``draws``: whether a forward draws random numbers; ``in_turn``: whether forwards share state,
     so that none may begin before the one before it has ended.
     ``together``: columns whose covariance is taken together, of units whose whole one does not fit (``fit.memory``).
+    ``raised``: steps of rows by unit, that suit how much the output feels each (``fit.feel``).
     ``met``: values that a unit reads and gives for one row, which is one of ``example``; ``work``: multiply-adds of it, None where nothing was
     run with values.
     """
@@ -62,6 +65,7 @@ class Script:
     draws: bool = False
     in_turn: bool = False
     together: dict[str, int] = field(default_factory=dict)
+    raised: dict[str, torch.Tensor] = field(default_factory=dict)
     met: dict[str, int] = field(default_factory=dict)
     work: Work | None = None
 

@@ -25,13 +25,16 @@ CUT_PRIOR = 2.0
 @dataclass
 class Finding:
     """One option on one unit: harm in nats, None where its inputs or gradients were not seen; weight error relative and absolute (squared);
-    harm where a cut was chosen, by the cut's option.
+    harm where a cut was chosen, by the cut's option; ``bits`` per weight, and the ``least`` that the same error takes by the Gaussian reference
+    (``table/waste.py``), None where it was not told.
     """
 
     harm: float | None
     relative: float
     distance: float
     under: dict[str, float] = field(default_factory=dict)
+    bits: float | None = None
+    least: float | None = None
 
 
 @dataclass
@@ -52,7 +55,7 @@ class Structural:
 class Findings:
     """Everything a measurement found, by unit, by coupled cut, and by span; ``facts`` of a unit's loss surface (trace, eigenvalue);
     ``scales`` by which each kind of option's harm is multiplied, and how the harms then ``rank`` random plans; what ``plain`` options really lose, by
-    target and option.
+    target and option; steps by which rows are ``raised``, in quarters of an octave.
     """
 
     units: dict[str, dict[str, Finding]] = field(default_factory=dict)
@@ -64,6 +67,7 @@ class Findings:
     scales: dict[str, float] = field(default_factory=dict)
     rank: dict[str, Any] | None = None
     plain: dict[str, dict[str, Tried]] = field(default_factory=dict)
+    raised: dict[str, list[int]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """JSON value."""
@@ -76,7 +80,8 @@ class Findings:
         cuts = {site: {text: Structural(**found) for text, found in options.items()} for site, options in value["cuts"].items()}
         spans = {text: Structural(**found) for text, found in value["spans"].items()}
         plain = {target: {name: Tried(**found) for name, found in tried.items()} for target, tried in value.get("plain", {}).items()}
-        return cls(units, value["energy"], cuts, spans, value["facts"], value["events"], value["scales"], value["rank"], plain)
+        return cls(units, value["energy"], cuts, spans, value["facts"], value["events"], value["scales"], value["rank"], plain,
+                   value.get("raised", {}))  # fmt: skip
 
     def know(self, site: Site, text: str) -> bool:
         """Whether an option was measured on every unit of a site; an earlier version knew fewer."""

@@ -153,8 +153,12 @@ def output_error(error: torch.Tensor, stats: Stats, sensitivity: Sensitivity | N
     found = _moment(stats, sensitivity)
     if found is None:
         return None
-    moment, count = found
-    return _times(error, moment).mul_(error).sum(1) / count
+    known, squares = stats.cache.get("output error", (None, None))
+    if known is not error:  # of one error it is asked several times
+        moment, count = found
+        squares = _times(error, moment).mul_(error).sum(1) / count
+        stats.cache["output error"] = (error, squares)
+    return squares
 
 
 def _moment(stats: Stats, sensitivity: Sensitivity | None) -> tuple[torch.Tensor | Blocks, int] | None:
@@ -164,6 +168,12 @@ def _moment(stats: Stats, sensitivity: Sensitivity | None) -> tuple[torch.Tensor
     if stats.square is not None and stats.count:
         return stats.square, stats.count
     return None if sensitivity is None or sensitivity.square is None else (sensitivity.square, 1)
+
+
+def second_moment(stats: Stats) -> tuple[torch.Tensor | Blocks, int] | None:
+    """Summed second moment of the inputs, whole or in blocks, and the count that makes it a mean; None where it was not measured."""
+    found = _moment(stats, None)
+    return None if found is None or (isinstance(found[0], torch.Tensor) and found[0].ndim == 1) else found
 
 
 def _spread(moment: torch.Tensor | Blocks, count: int) -> torch.Tensor | Blocks:

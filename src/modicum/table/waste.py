@@ -1,0 +1,57 @@
+"""How far options are from the best that codes of any kind can do: bits that the Gaussian reference takes for the same error, on the same inputs."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping
+
+import torch
+
+from modicum.core.blocks import spans
+from modicum.core.unit import Stats, Unit
+from modicum.numerics.threads import single_threaded, total
+from modicum.numerics.waterfill import least_bits
+from modicum.table.findings import Finding
+from modicum.table.harm import output_error, second_moment
+
+# Widest square whose eigenvalues are taken: beyond, they take longer than all options do.
+_WIDEST = 4096
+
+
+def least_of(unit: Unit, error: torch.Tensor, stats: Stats, weight: torch.Tensor) -> float | None:
+    """Bits per weight that a Gaussian ``weight`` (rows, columns) takes at the least for this weight ``error`` under the inputs seen.
+
+    None where no second moment of inputs was measured, or one too wide; and for an error of nothing.
+    """
+    spectrum = _spectrum(stats)
+    squares = None if spectrum is None else output_error(error, stats, None)
+    if spectrum is None or squares is None or not math.isfinite(lost := total(squares)) or lost <= 0:
+        return None
+    return least_bits(spectrum, weight.square().mean(1), lost)
+
+
+def _spectrum(stats: Stats) -> torch.Tensor | None:
+    """Eigenvalues (columns,) of the inputs' mean second moment, once for a stage."""
+    found = second_moment(stats)
+    if found is None:
+        return None
+    if "spectrum" not in stats.cache:
+        moment, count = found
+        wide = any(len(square) > _WIDEST for _, square in spans(moment))
+        with single_threaded():
+            stats.cache["spectrum"] = (
+                None if wide else torch.cat([torch.linalg.eigvalsh(square.double() / count) for _, square in spans(moment)])
+            )
+    return stats.cache["spectrum"]
+
+
+def wasted(units: Mapping[str, Mapping[str, Finding]]) -> dict[str, dict[str, float]]:
+    """By option: how many weights tell, the median of the bits per weight they take, and of those beyond the reference's."""
+    by_option: dict[str, list[tuple[float, float]]] = {}
+    for found in units.values():
+        for text, one in found.items():
+            if one.bits is not None and one.least is not None:
+                by_option.setdefault(text, []).append((one.bits, one.bits - one.least))
+    middle = lambda pairs, place: statistics.median(pair[place] for pair in pairs)
+    return {text: {"weights": len(pairs), "bits": middle(pairs, 0), "wasted": middle(pairs, 1)} for text, pairs in by_option.items()}
