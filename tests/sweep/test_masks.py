@@ -278,3 +278,26 @@ def test_an_evaluation_leaves_out_padding_that_layers_pass_on():
     each = (p.exp() * (p - q)).sum(-1)
     assert found["quality"]["mean"] == pytest.approx(sum(float(row[mask].mean()) for row, mask in zip(each, real)) / 3, rel=1e-4)
     assert found["quality"]["tokens"] == REAL and any("not all layers obey this mask" in note for note in found["data"]["notes"])
+
+
+class Asking(Among):
+    """One text asked for by another of the same length, under a mask of both."""
+
+    def forward(self, x, y, mask):
+        scores = (self.query(y) @ self.key(x).transpose(1, 2)).masked_fill((mask == 0) ^ (self.meaning == "apart"), -1e9)
+        return self.head(torch.tanh(scores.softmax(-1) @ self.value(x)) + y)
+
+
+@pytest.mark.parametrize("meaning", ["pairs", "apart"])
+def test_a_mask_of_two_texts_is_read_along_one_and_says_so(meaning):
+    batch, asks = padded("real"), torch.arange(7) < torch.tensor([[4], [7], [6]])
+    together = asks[:, :, None] & batch["mask"].bool()[:, None]
+    batch |= {"y": torch.randn(3, 7, 16), "mask": together if meaning == "pairs" else ~together}
+    model = open_model(Asking(meaning).eval())
+    script = rehearse(model, batch)
+    found = measured(model, batch, script)
+    assert found["value.weight"].count == REAL and found["query.weight"].count == 21
+    assert (
+        "mask: its rows and its columns leave out different tokens; read were its columns as padding of what goes into key"
+        in script.learnt.events()[0]
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,17 +20,18 @@ class Cover:
 
     ``key`` names the mask in its batch. ``zero`` says that zeros mark padding, otherwise what is not zero does (True, or the lowest number of an
     additive mask). ``axes`` are those of the tensor that run along the mask's two; one where they lie one behind the other, which ``across``
-    says column by column.
+    says column by column. ``side``: which of the readings of a mask of pairs is meant that has two.
     """
 
     key: Any
     zero: bool
     axes: tuple[int, ...]
     across: bool = False
+    side: str = ""
 
     def real(self, batch: Batch, shape: Sequence[int]) -> torch.Tensor | None:
         """Which tokens of a tensor of ``shape`` are no padding: bool, of as many axes, to be broadcast; None where all are."""
-        pairs = marks(batch, self.key)
+        pairs = marks(batch, self.key, self.side)
         if pairs is None:
             return None
         real = pairs if self.zero else ~pairs
@@ -59,21 +60,72 @@ def entry(batch: Batch, key: Any) -> torch.Tensor | None:
     return batch[key] if isinstance(key, int) and key < len(batch) else None
 
 
-def marks(batch: Batch, key: Any) -> torch.Tensor | None:
+@dataclass(frozen=True)
+class Product:
+    """A mask of pairs that leaves out some tokens of its ``rows`` and others of its ``columns``: that of one text and those another is asked for.
+
+    Pairs (rows, tokens, tokens) that meet: those of which neither is left out, and which the ``order`` of tokens lets meet; where ``turned``, they
+    are zeros.
+    """
+
+    rows: torch.Tensor
+    columns: torch.Tensor
+    order: torch.Tensor
+    turned: bool
+
+    @classmethod
+    def of(cls, value: torch.Tensor) -> Product | None:
+        """What a mask is the product of; None where it has one reading, or is no mask of pairs."""
+        if not _square(value) or not _two_valued(value):
+            return None
+        pairs = (value != 0).reshape(len(value), *value.shape[-2:])
+        for turned in (False, True):
+            meet = pairs ^ turned
+            found = cls(meet.any(2), meet.any(1), meet.any(0), turned)
+            both = replace(found, rows=found.rows | found.columns, columns=found.rows | found.columns)
+            if torch.equal(found.pairs(), pairs) and not torch.equal(both.pairs(), pairs):
+                return None if bool(found.rows.all()) or bool(found.columns.all()) else found
+        return None
+
+    def pairs(self) -> torch.Tensor:
+        """What is not zero."""
+        return (self.rows[:, :, None] & self.columns[:, None] & self.order) ^ self.turned
+
+    def marks(self, side: str) -> torch.Tensor:
+        """Tokens (rows, tokens) by ``rows`` or ``columns``, as the mask holds them: where it is not zero."""
+        return getattr(self, side) ^ self.turned
+
+    def flipped(self, side: str, place: tuple[int, int]) -> torch.Tensor:
+        """What is not zero once a token is left out of a side, or is not any more."""
+        made = getattr(self, side).clone()
+        made[place] = ~made[place]
+        return replace(self, **{side: made}).pairs()
+
+
+# Readings of a mask of pairs that has two: whose influence it silences comes first.
+SIDES = ("columns", "rows")
+
+
+def marks(batch: Batch, key: Any, side: str = "") -> torch.Tensor | None:
     """A mask of a batch as a matrix (rows, tokens) of what is not zero: it may hold an entry for each token or each pair of tokens, or lengths."""
     value = entry(batch, key)
     if value is None:
         return None
+    if side and (product := Product.of(value)) is not None:
+        return product.marks(side)
     for found in (flags(value), _of_pairs(value), _of_lengths(batch, value)):
         if found is not None:
             return found
     return None
 
 
-def flipped(batch: Batch, key: Any, place: tuple[int, int]) -> torch.Tensor | None:
+def flipped(batch: Batch, key: Any, place: tuple[int, int], side: str = "") -> torch.Tensor | None:
     """The mask with one token marked as those of the other kind are, and of lengths those after or before it too; None where that cannot be said."""
-    value, held = entry(batch, key), marks(batch, key)
+    value, held = entry(batch, key), marks(batch, key, side)
     assert value is not None and held is not None
+    if side:
+        product = Product.of(value)
+        return None if product is None else (product.flipped(side, place) * value[value != 0][0]).to(value.dtype).reshape(value.shape)
     row, token = place
     made, others = value.clone(), (held[row] != held[row, token]).nonzero()[:, 0]
     if flags(value) is not None:
@@ -113,8 +165,7 @@ def _of_pairs(value: torch.Tensor) -> torch.Tensor | None:
 
     The last token under a causal mask is met by none, but meets others; where what is not zero parts tokens, padding is parted from all both ways.
     """
-    square = value.ndim > 2 and value.shape[-1] == value.shape[-2] > 1 and value[0].numel() == value.shape[-1] ** 2
-    if not square or not _two_valued(value):
+    if not _square(value) or not _two_valued(value):
         return None
     pairs = (value != 0).reshape(len(value), *value.shape[-2:])
     own, apart = pairs.diagonal(dim1=1, dim2=2), torch.eye(pairs.shape[-1], dtype=torch.bool, device=value.device)
@@ -126,8 +177,7 @@ def _of_pairs(value: torch.Tensor) -> torch.Tensor | None:
 
 def parts_tokens(value: torch.Tensor) -> bool:
     """Whether a mask of pairs says of its rows different things, as padding does and the order of tokens does not."""
-    square = value.ndim > 2 and value.shape[-1] == value.shape[-2] > 1 and value[0].numel() == value.shape[-1] ** 2
-    return square and _two_valued(value) and bool(((value != 0) != (value[:1] != 0)).any())
+    return _square(value) and _two_valued(value) and bool(((value != 0) != (value[:1] != 0)).any())
 
 
 def flags(value: torch.Tensor) -> torch.Tensor | None:
@@ -135,6 +185,10 @@ def flags(value: torch.Tensor) -> torch.Tensor | None:
     if value.ndim < 2 or value.numel() == 0 or value[0].numel() != value.shape[-1] or not _two_valued(value):
         return None
     return value.reshape(len(value), -1) != 0
+
+
+def _square(value: torch.Tensor) -> bool:
+    return value.ndim > 2 and value.shape[-1] == value.shape[-2] > 1 and value[0].numel() == value.shape[-1] ** 2
 
 
 def _two_valued(value: torch.Tensor) -> bool:

@@ -13,17 +13,16 @@ tokens are exchanged behind it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 from typing import Any
 
 import torch
 
-from modicum.core.errors import listed
 from modicum.data.splits import Batch, count_rows
-from modicum.sweep.cover import Cover, entries, entry, flags, flipped, marks, parts_tokens
+from modicum.sweep.cover import SIDES, Cover, Product, entries, entry, flags, flipped, marks, parts_tokens
 from modicum.sweep.felt import Layout, Run, Seen, Stream, alone, by_token, changed, difference, following, layouts, spread
+from modicum.sweep.learnt import Learnt
 
 # Tensors met on the way at which a token is exchanged, and tokens tried there; tokens that must agree where a pooled answer alone says
 # what is padding.
@@ -31,51 +30,21 @@ _INNER, _INNER_TOKENS, _VOTES = 6, 3, 3
 # Tensors whose tokens are exchanged in turn, to follow them through layers that pass padding on, and of those before one of which nothing is told.
 _STEPS, _NEAR = 16, 4
 
-_PLAINER = "A mask with an entry for each token says it."
-
-
-@dataclass
-class Learnt:
-    """Masks by the names of tensors whose tokens they cover.
-
-    ``ignored`` are masks that the model pays no heed; ``unclear`` those of which it could not be told which tokens they leave out; ``passed`` those
-    whose padding some layers pass on to other tokens all the same, with the first tensor that feels it; ``loose`` tensors that feel padding and of
-    whose tokens it could not be told which it is, by mask.
-    """
-
-    covers: dict[str, Cover] = field(default_factory=dict)
-    ignored: list[str] = field(default_factory=list)
-    unclear: list[str] = field(default_factory=list)
-    passed: dict[str, str] = field(default_factory=dict)
-    loose: dict[str, list[str]] = field(default_factory=dict)
-
-    def events(self) -> list[str]:
-        """What a reader must know of them."""
-        found = [f"{name}: the model pays this mask no heed; what it marks counts like any other token." for name in self.ignored]
-        found += [f"{name}: which tokens this mask leaves out could not be told; all count alike. {_PLAINER}" for name in self.unclear]
-        found += [
-            f"{mask}: not all layers obey this mask: what it marks as padding reaches other tokens before {name}. The tokens that it marks are left "
-            "out of statistics and divergences all the same."
-            for mask, name in self.passed.items()
-        ]
-        return found + [
-            f"{mask}: what is marked as padding is felt in {listed(names)}, of whose tokens it could not be told which are padding; all count."
-            for mask, names in self.loose.items()
-        ]
-
 
 def learn(run: Run, batches: Iterable[Batch]) -> Learnt:
     """Find the masks of batches and what each covers, by a few forwards of two rows where there is padding, by none where there is not."""
     found, batches = Learnt(), list(batches)
     padded = _padded(batches)
     for batch in batches:
-        unread = [key for key, value in entries(batch) if key not in padded and parts_tokens(value)]
+        unread = [key for key, value in entries(batch) if key not in {key for key, _ in padded} and parts_tokens(value)]
         found.unclear += [str(key) for key in unread if str(key) not in found.unclear]
-    for key, batch in padded.items():
-        if (trials := _tried(run, batch, key)) is None:
+    for (key, side), batch in padded.items():
+        if (trials := _tried(run, batch, key, side)) is None:
             continue
-        if not trials.covers:
+        if not trials.covers and not found.read.get(str(key)) and side != SIDES[0]:
             _untold(found, trials, entry(batch, key))  # type: ignore[arg-type]
+        if side and trials.covers:
+            found.read.setdefault(str(key), {})[side] = next(iter(trials.covers))
         _merge(found, trials.covers, batches)
         found.passed |= {str(key): trials.passed} if trials.passed else {}
         found.loose |= {str(key): trials.loose} if trials.loose else {}
@@ -104,34 +73,36 @@ def _merge(found: Learnt, covers: dict[str, Cover], batches: Sequence[Batch]) ->
 
 
 def _alike(one: Cover, other: Cover, batch: Batch) -> bool:
-    pair = [None if (held := marks(batch, cover.key)) is None else held == cover.zero for cover in (one, other)]
+    pair = [None if (held := marks(batch, cover.key, cover.side)) is None else held == cover.zero for cover in (one, other)]
     return one == other or (pair[0] is not None and pair[1] is not None and torch.equal(*pair))  # type: ignore[arg-type]
 
 
-def _padded(batches: Iterable[Batch]) -> dict[Any, Batch]:
-    """By mask the first batch of several rows, else the first of all, that has both kinds of entries in one row."""
-    found: dict[Any, Batch] = {}
+def _padded(batches: Sequence[Batch]) -> dict[tuple[Any, str], Batch]:
+    """By mask and reading the first batch of several rows, else the first of all, that has both kinds of entries in one row."""
+    double = {key for batch in batches for key, value in entries(batch) if Product.of(value) is not None}
+    found: dict[tuple[Any, str], Batch] = {}
     for batch in batches:
         for key, value in entries(batch):
             wide = value.ndim > 0 and len(value) > 1
-            if (key not in found or (wide and len(entry(found[key], key)) < 2)) and _mixed(batch, key) is not None:  # type: ignore[arg-type]
-                found[key] = batch
+            for mask in [(key, side) for side in (SIDES if key in double else ("",))]:
+                if (mask not in found or (wide and len(entry(found[mask], key)) < 2)) and _mixed(batch, *mask) is not None:  # type: ignore[arg-type]
+                    found[mask] = batch
     return found
 
 
-def _mixed(batch: Batch, key: Any) -> int | None:
+def _mixed(batch: Batch, key: Any, side: str) -> int | None:
     """The row of a mask with the fewest marks beside others, or None."""
-    held = marks(batch, key)
-    if held is None or held.shape[1] < 2:
+    held = marks(batch, key, side)
+    if held is None or held.shape[1] < 2 or (side and Product.of(batch[key]) is None):
         return None
     rare = torch.minimum(held.sum(1), (~held).sum(1))
     return int(rare.argmax()) if int(rare.max()) else None
 
 
-def _tried(run: Run, batch: Batch, key: Any) -> _Trials | None:
+def _tried(run: Run, batch: Batch, key: Any, side: str) -> _Trials | None:
     """What was learnt of a mask; None where the model cannot run."""
-    for few, row in _shortest(batch, key):
-        trials = _Trials(run, few, key, row)
+    for few, row in _shortest(batch, key, side):
+        trials = _Trials(run, few, key, row, side)
         try:
             trials.seen()
         except Exception:  # a model that cannot run on a part of the rows
@@ -141,9 +112,9 @@ def _tried(run: Run, batch: Batch, key: Any) -> _Trials | None:
     return None
 
 
-def _shortest(batch: Batch, key: Any) -> Iterator[tuple[Batch, int]]:
+def _shortest(batch: Batch, key: Any, side: str) -> Iterator[tuple[Batch, int]]:
     """Two rows of the batch where all its tensors have as many, then the whole; and the row to try."""
-    row, rows = _mixed(batch, key), count_rows(batch)
+    row, rows = _mixed(batch, key, side), count_rows(batch)
     assert row is not None
     if rows > 2 and all(value.ndim and len(value) == rows for _, value in entries(batch)):
         other = next(each for each in range(rows) if each != row)
@@ -158,9 +129,9 @@ class _Trials:
     what was learnt.
     """
 
-    def __init__(self, run: Run, batch: Batch, key: Any, row: int):
-        self.run, self.batch, self.key, self.row = run, batch, key, row
-        held = marks(batch, key)
+    def __init__(self, run: Run, batch: Batch, key: Any, row: int, side: str = ""):
+        self.run, self.batch, self.key, self.row, self.side = run, batch, key, row, side
+        held = marks(batch, key, side)
         assert held is not None
         self.marks, self.size = held, (held.shape[0], held.shape[1])
         self._seen: dict[int | None, Seen] = {}
@@ -182,7 +153,7 @@ class _Trials:
     def flip(self, token: int) -> Batch | None:
         """The batch with a token marked as those of the other kind are; None where a mask cannot say that of it alone."""
         if token not in self._flips:
-            made = flipped(self.batch, self.key, (self.row, token))
+            made = flipped(self.batch, self.key, (self.row, token), self.side)
             self._flips[token] = None if made is None else changed(self.batch, lambda key, value: made if key == self.key else value)
         return self._flips[token]
 
@@ -281,7 +252,7 @@ class _Trials:
             return False
         self.found, self.zero = stream, bool(self.marks[self.row, token]) == silent[0]
         places = {name: alone(value, self.size, (self.row, token)) for name, value in felt[silent[0]].items()}
-        self.covers = {name: Cover(self.key, self.zero, *laid) for name, laid in places.items() if laid is not None}
+        self.covers = {name: Cover(self.key, self.zero, *laid, self.side) for name, laid in places.items() if laid is not None}
         self.loose = [name for name, laid in places.items() if laid is None]
         return True
 
@@ -302,7 +273,7 @@ class _Trials:
     def _marked(self, token: int, flip: bool) -> torch.Tensor:
         """Tokens of the row that are marked as this one is."""
         given = self.flip(token) if flip else self.batch
-        held = None if given is None else marks(given, self.key)
+        held = None if given is None else marks(given, self.key, self.side)
         assert held is not None
         return held[self.row] == held[self.row, token]
 
@@ -337,7 +308,7 @@ class _Trials:
         return bool(tokens[~self._marked(token, flip)].any())
 
     def _cover(self, follow: Mapping[str, Layout]) -> None:
-        self.covers = {name: Cover(self.key, self.zero, *laid) for name, laid in follow.items()} | self.covers
+        self.covers = {name: Cover(self.key, self.zero, *laid, self.side) for name, laid in follow.items()} | self.covers
 
     def _before(self, tried: set[str]) -> Stream | None:
         """A tensor under the mask after which comes one that is not, though it might be by its shape: the last of those that were not ``tried``."""

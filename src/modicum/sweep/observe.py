@@ -20,7 +20,8 @@ from modicum.models.model import Model
 from modicum.models.structure import kind_of
 from modicum.sweep import within
 from modicum.sweep.felt import Run, Seen, Stir, signature
-from modicum.sweep.masks import Learnt, learn
+from modicum.sweep.learnt import Learnt
+from modicum.sweep.masks import learn
 from modicum.sweep.outputs import Outputs
 from modicum.sweep.suspend import Arrival, Chain, Stop
 

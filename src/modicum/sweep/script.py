@@ -10,7 +10,7 @@ import torch
 from modicum.core.unit import Unit
 from modicum.data.splits import Batch, chance_of, count_tokens, one_row
 from modicum.sweep.cover import Cover
-from modicum.sweep.masks import Learnt
+from modicum.sweep.learnt import Learnt
 from modicum.sweep.outputs import Outputs
 from modicum.sweep.work import Work
 
