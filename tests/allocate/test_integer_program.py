@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from modicum.allocate._family import fill, floor, near
 from modicum.allocate._program import _quiet
 from modicum.allocate.integer_program import integer_program
 from modicum.allocate.uniform import uniform
@@ -173,3 +174,19 @@ def test_the_solver_says_nothing(capfd):
     assert capfd.readouterr() == ("", "")
     os.write(1, b"words")
     assert capfd.readouterr() == ("words", "")
+
+
+def test_it_starts_near_the_least_whatever_the_cheapest_structure_is():
+    """Under the structure that spends least nothing is good; what bytes are worth by the linear program tells a better one."""
+    chance = np.random.default_rng(0)
+    sizes = {f"s{place}": float(np.exp(chance.normal())) for place in range(30)}
+    table = Table({"depth": [Choice("keep", 0, 0, 0.0), Choice("drop", 0, 0, 50.0)]})
+    for name, size in sizes.items():
+        table.parents[name] = "depth"
+        table.choices[name] = [Choice(f"int{bits}", 100 * bits, 1, size * 4.0**-bits, given=("keep",)) for bits in (2, 3, 4, 6, 8)]
+        table.choices[name].append(Choice("gone", 0, 0, 0.0, given=("drop",)))
+    limits = {"bytes": 30 * 100 * 4}
+    start, least = near(table, limits), integer_program(table, limits)
+    assert table.fits(start, limits) and start["depth"] == least["depth"] == 0
+    assert table.harm(least) <= table.harm(start) <= 1.05 * table.harm(least)
+    assert table.harm(fill(table, floor(table, limits), limits)) == 50.0

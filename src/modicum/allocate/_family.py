@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from modicum.allocate._program import holding, prices_of, solve
+from modicum.allocate._program import holding, prices_of, solve, worth
 from modicum.core.errors import SettingError
 from modicum.core.plan import Limits, Picks, Table
 
@@ -66,6 +66,27 @@ def floor(table: Table, limits: Limits, held: Picks | None = None) -> Picks:
     if len(limits) < 2 or table.fits(least, limits):
         return least
     return solve(table, limits, prices_of(table, lambda _, choice: spent(choice)), holding(table, held)) or least
+
+
+def near(table: Table, limits: Limits, held: Picks | None = None) -> Picks:
+    """A selection that fits and is near the one of least harm: the best at what the linear program thinks bytes are worth, filled.
+
+    Where none fits it is the one that spends least. The sites of ``held`` take the choice named there.
+    """
+    least = floor(table, limits, held)
+    if not table.fits(least, limits):
+        return least
+    known, held = fill(table, least, limits), held or {}
+    scale = table.harm(known)
+    prices = worth(table, limits, scale, held) if 0 < scale < np.inf else None
+    if prices is None:
+        return known
+    other = lambda site, choice: site in held and choice is not table.choices[site][held[site]]
+    # Of two choices that are worth the same the one that spends less.
+    price = lambda choice: choice.harm + sum(each * (1 + _CLOSE) * choice.spends(resource) for resource, each in prices.items())
+    priced = table.best(lambda site, choice: (float(other(site, choice)), price(choice), table.load(choice, limits)))
+    found = fill(table, priced, limits) if table.fits(priced, limits) else known
+    return min(known, found, key=table.harm)
 
 
 def skeleton(table: Table, limits: Limits) -> Picks:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, linprog, milp
+from scipy.optimize import Bounds, LinearConstraint, OptimizeResult, linprog, milp
 from scipy.sparse import coo_matrix, vstack
 
 from modicum.core.plan import Choice, Limits, Picks, Table
@@ -48,18 +48,17 @@ def solve(
     """The consistent selection within all limits whose summed ``prices`` are least, or None where none was found.
 
     ``prices`` and ``allowed`` (choices) by ``columns``. Prices should be of the order of one: the solver's gap is absolute, 1e-6. ``beside`` are
-    further constraints on the binaries. Only selections whose price is ``below`` are asked for. ``seconds`` bounds the time, after which the
-    best selection met is returned; ``gap`` is the share of the price within which the answer may miss the least.
+    further constraints on the binaries. Only selections whose price is ``below`` are asked for, by more than the ``gap``. ``seconds`` bounds the
+    time, after which the best selection met is returned; ``gap`` is the share of the price within which the answer may miss the least.
     """
+    room = _room(table, limits)
+    problem, allowed = _problem(table, room, prices, allowed, beside)
     flat = columns(table)
-    room = {resource: most - table.fixed.get(resource, 0) for resource, most in limits.items()}
-    spent = {resource: prices_of(table, lambda _, choice: choice.spends(resource)) for resource in room}  # noqa: B023
-    for resource, most in room.items():
-        allowed = allowed & (spent[resource] <= most)
-    scarce = np.array([spent[resource] * (_ROOM / most) for resource, most in room.items() if 0 < most < np.inf]).reshape(-1, len(flat))
-    problem = _Problem(np.where(allowed, prices, 0.0), np.where(allowed, scarce, 0.0), [_structure(table, flat), *beside])
     if np.isfinite(below):
-        allowed = allowed & problem.promising(allowed, below)
+        relaxed = problem.relaxed(allowed)
+        if relaxed.x is not None and relaxed.fun - _SLACK >= below - gap * abs(below):
+            return None
+        allowed = allowed & problem.promising(relaxed, allowed, below)
     for margin in _MARGINS if min(room.values(), default=0.0) >= 0 else ():
         chosen = problem.solved(allowed, margin, seconds, gap)
         if chosen is None:
@@ -69,6 +68,37 @@ def solve(
         if table.fits(picks, limits):
             return picks
     return None
+
+
+def worth(table: Table, limits: Limits, scale: float, held: Picks) -> dict[str, float] | None:
+    """What a unit of each limited resource is worth in harm, to a small share of ``scale``, by the linear program; None where it has no answer."""
+    room = _room(table, limits)
+    harms = prices_of(table, lambda _, choice: choice.harm)
+    problem, allowed = _problem(table, room, harms / scale, holding(table, held) & (harms <= scale), ())
+    result = problem.relaxed(allowed)
+    if result.x is None:
+        return None
+    scarce = [resource for resource, most in room.items() if 0 < most < np.inf]
+    prices = -result.ineqlin.marginals[len(result.ineqlin.marginals) - len(scarce) :]
+    return {resource: float(price) * scale * _ROOM / room[resource] for resource, price in zip(scarce, prices)}
+
+
+def _room(table: Table, limits: Limits) -> dict[str, float]:
+    """What choices may spend of each resource."""
+    return {resource: most - table.fixed.get(resource, 0) for resource, most in limits.items()}
+
+
+def _problem(
+    table: Table, room: Mapping[str, float], prices: np.ndarray, allowed: np.ndarray, beside: Sequence[LinearConstraint]
+) -> tuple[_Problem, np.ndarray]:  # fmt: skip
+    """The program, and which of the ``allowed`` choices there is room for."""
+    spent = {resource: prices_of(table, lambda _, choice: choice.spends(resource)) for resource in room}  # noqa: B023
+    for resource, most in room.items():
+        allowed = allowed & (spent[resource] <= most)
+    flat = columns(table)
+    scarce = np.array([spent[resource] * (_ROOM / most) for resource, most in room.items() if 0 < most < np.inf]).reshape(-1, len(flat))
+    rules = [_structure(table, flat), *beside]
+    return _Problem(np.where(allowed, prices, 0.0), np.where(allowed, scarce, 0.0), rules), allowed
 
 
 @dataclass(frozen=True)
@@ -89,16 +119,20 @@ class _Problem:
             )  # fmt: skip
         return None if result.x is None else result.x > 0.5
 
-    def promising(self, allowed: np.ndarray, below: float) -> np.ndarray:
+    @staticmethod
+    def promising(result: OptimizeResult, allowed: np.ndarray, below: float) -> np.ndarray:
         """Whether each binary may be set at a price ``below``: that of the linear program and its own reduced cost together are not above."""
+        return allowed if result.x is None else (result.lower.marginals <= below - result.fun + _SLACK) | (result.x > _SLACK)
+
+    def relaxed(self, allowed: np.ndarray) -> OptimizeResult:
+        """The linear program: binaries may be anything between. The last of its inequalities are the limits."""
         rules = vstack([rule.A for rule in self.rules], format="csr")
         low, high = (np.concatenate([getattr(rule, end) for rule in self.rules]) for end in ("lb", "ub"))
         same = low == high
-        result = linprog(
+        return linprog(
             self.prices, A_ub=vstack([-rules[~same], coo_matrix(self.scarce)]), b_ub=np.r_[-low[~same], np.full(len(self.scarce), _ROOM)],
             A_eq=rules[same], b_eq=low[same], bounds=np.stack([np.zeros(len(allowed)), allowed.astype(float)], 1), method="highs",
         )  # fmt: skip
-        return allowed if result.x is None else (result.lower.marginals <= below - result.fun + _SLACK) | (result.x > _SLACK)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 from modicum.allocate._cache import Cached
-from modicum.allocate._family import Judge, fill, floor, judged, pace, step, switched
+from modicum.allocate._family import Judge, fill, judged, near, pace, step, switched
 from modicum.allocate._learned import NOISE, Learned, Terms
 from modicum.allocate._program import least_harm
 from modicum.allocate.integer_program import integer_program
@@ -22,7 +22,7 @@ EVALUATIONS = 60
 # The small sample: one of how many sequences, at the least.
 PART, LEAST = 8, 4
 # Selections judged side by side, those of them that go on to all sequences, and rounds without progress before the end.
-ROUND, FINALISTS, PATIENCE = 6, 1, 4
+ROUND, FINALISTS, PATIENCE = 6, 1, 2
 # Proposals of a round: exchanges the corrected table thinks nearly free, random ones, programs of drawn tables, changes of structure.
 TIES, SWITCHES, DRAWS, STRUCTURES = 64, 24, 2, 2
 # Proposals that are filled and ranked again.
@@ -233,11 +233,11 @@ class _Search:
 
     def solved(self, table: Table, structure: Picks | None = None) -> Picks:
         """The least harm by a table, under a structure where one is given."""
-        known = floor(table, self.limits, structure)
+        known = near(table, self.limits, structure)
         if not table.fits(known, self.limits):
             return known
         seconds = min(_SOLVING, _PART * self.seconds) if self.seconds > 0 else _SOLVING
-        return least_harm(table, self.limits, fill(table, known, self.limits), structure, seconds=seconds, gap=_GAP)
+        return least_harm(table, self.limits, known, structure, seconds=seconds, gap=_GAP)
 
     def structures(self) -> Iterator[Picks]:
         """Choices of the sites that others depend on, one of them moved a rung."""

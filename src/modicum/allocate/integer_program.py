@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from modicum.allocate._family import Judge, fill, floor
+from modicum.allocate._family import Judge, fill, near
 from modicum.allocate._program import GAP, least_harm
 from modicum.core.plan import Limits, Picks, Table
 
@@ -22,7 +22,7 @@ def integer_program(
     *Needs and cost:* the table. Hard in principle; for hundreds of sites with a dozen choices about a second. ``seconds`` bounds it (0: one
     minute), after which the best selection met is returned; ``gap`` is the share of the harm within which it is exact.
     """
-    start = floor(table, limits)
+    start = near(table, limits)
     if not table.fits(start, limits):
         return start
-    return fill(table, least_harm(table, limits, fill(table, start, limits), seconds=seconds or 60.0, gap=gap), limits)
+    return fill(table, least_harm(table, limits, start, seconds=seconds or 60.0, gap=gap), limits)

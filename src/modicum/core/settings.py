@@ -47,18 +47,24 @@ def bounds(between: tuple[float, float]) -> str:
 
 def check(value: Any) -> None:
     """Check every field of the frozen dataclass ``value`` against its bounds. Raises ``SettingError``."""
-    cls: Any = type(value)
-    kinds_of = hints(cls)
-    for field in dataclasses.fields(value):
-        got, who = getattr(value, field.name), f"{_called(cls)}.{field.name}"
-        kinds = getattr(kinds_of[field.name], "__args__", (kinds_of[field.name],))
+    for name, kinds, between, choices in _bounded(type(value)):
+        got = getattr(value, name)
+        said = ""
         if not any(_is(got, kind) for kind in kinds):
-            raise SettingError(f"{who}: must be {_named(kinds)}, got {got!r}.")
-        between, choices = field.metadata.get("between"), field.metadata.get("choices")
-        if choices is not None and got not in choices:
-            raise SettingError(f"{who}: must be one of {', '.join(map(str, choices))}, got {got!r}.")
+            said = _named(kinds)
+        elif choices is not None and got not in choices:
+            said = f"one of {', '.join(map(str, choices))}"
+        if said:
+            raise SettingError(f"{_called(type(value))}.{name}: must be {said}, got {got!r}.")
         if between is not None and got is not None and not between[0] <= got <= between[1]:
-            raise SettingError(f"{who}: must lie between {between[0]} and {between[1]}, got {got!r}.")
+            raise SettingError(f"{_called(type(value))}.{name}: must lie between {between[0]} and {between[1]}, got {got!r}.")
+
+
+@cache
+def _bounded(cls: Any) -> list[tuple[str, tuple, Any, Any]]:
+    """Of each field its name, the kinds of value it takes, its bounds and its choices: methods are made by the thousand."""
+    kinds = {name: getattr(kind, "__args__", (kind,)) for name, kind in hints(cls).items()}
+    return [(one.name, kinds[one.name], one.metadata.get("between"), one.metadata.get("choices")) for one in dataclasses.fields(cls)]
 
 
 def _called(cls: Any) -> str:
