@@ -55,7 +55,7 @@ def test_an_allocator_keeps_its_promises(data, name, tables, selections, judge_o
 
 
 @pytest.mark.parametrize("name", sorted(SEARCHES))
-@settings(max_examples=6)
+@settings(max_examples=3)
 @given(data=st.data())
 def test_a_search_keeps_its_promises(data, name, tables, selections, judge_of):
     table, limits = data.draw(tables())
@@ -70,7 +70,7 @@ def test_a_budget_of_everything_keeps_everything(data, name, tables, judge_of):
 
 
 @pytest.mark.parametrize("name", sorted(SEARCHES))
-@settings(max_examples=4)
+@settings(max_examples=2)
 @given(data=st.data())
 def test_a_search_within_a_budget_of_everything_keeps_everything(data, name, tables, judge_of):
     table, limits = data.draw(tables(kept=True))

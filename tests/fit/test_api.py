@@ -15,6 +15,8 @@ from modicum.sweep.outputs import output_tensor
 from modicum.testing import zoo
 
 FAST = {"search_time": 0, "menu": "int4,int8", "harm": "error"}
+# Of every family one.
+MENU = "int2,int8,gptq bits=3 | eora rank=2,watersic rate=3,svd keep=0.5,sparsegpt keep=0.5,ziplm keep=0.5,replaceme count=1"
 
 
 def outputs(module, batch):
@@ -122,7 +124,9 @@ def attributes(module):
 
 
 @pytest.mark.parametrize(
-    "how", [{"bpw": 6, "search_time": 1}, {"method": "wanda keep=0.5"}, {"method": "blocks count=1"}], ids=["budget", "method", "drop"]
+    "how",
+    [{"bpw": 6, "search_time": 0.5, "menu": MENU}, {"method": "wanda keep=0.5"}, {"method": "blocks count=1"}],
+    ids=["budget", "method", "drop"],
 )
 @pytest.mark.parametrize("name", ["llama", "cnn", "marked"])
 def test_the_callers_module_and_randomness_are_untouched(name, how):

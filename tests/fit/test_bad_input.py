@@ -152,31 +152,33 @@ def test_budgets_that_cannot_be(plain, tmp_path, words, said):
     assert said in refused(tmp_path, "fit", plain, *words)
 
 
-def test_a_budget_out_of_reach_names_the_smallest_and_what_blocks_it(plain, tmp_path):
-    line = fit_refused(tmp_path, plain, budget=("--bpw", "6"))
+def test_a_budget_out_of_reach_names_the_smallest_and_what_blocks_it(plain, text, tmp_path):
+    line = fit_refused(tmp_path, plain, "--data", text, budget=("--bpw", "6"))
     assert "the smallest for target transformers and this menu is" in line and " bpw)" in line
     assert "model.embed_tokens.weight (262.144 kB, target: embedding)" in line
     assert "--target modicum reaches it: its smallest is" in line
 
 
-def test_a_budget_out_of_reach_of_every_target_says_so(plain, tmp_path):
-    assert "--target modicum does not reach it either" in fit_refused(tmp_path, plain, budget=("--size", "5kB"))
+def test_a_budget_out_of_reach_of_every_target_says_so(plain, text, tmp_path):
+    assert "--target modicum does not reach it either" in fit_refused(tmp_path, plain, "--data", text, budget=("--size", "5kB"))
 
 
-def test_the_smallest_that_is_named_is_reached(plain, tmp_path):
-    line = fit_refused(tmp_path, plain, budget=("--bpw", "1"))
+def test_the_smallest_that_is_named_is_reached(plain, text, tmp_path):
+    line = fit_refused(tmp_path, plain, "--data", text, budget=("--bpw", "1"))
     smallest = float(line.partition("this menu is ")[2].split()[0]) * 1000
-    assert "cannot be reached" in fit_refused(tmp_path, plain, budget=("--size", f"{smallest / 1000 - 0.001:.3f}kB"))
-    words = ["fit", str(plain), "--size", f"{smallest / 1000:.3f}kB", *SMALL, "--out", str(tmp_path / "out")]
+    assert "cannot be reached" in fit_refused(tmp_path, plain, "--data", text, budget=("--size", f"{smallest / 1000 - 0.001:.3f}kB"))
+    words = ["fit", str(plain), "--size", f"{smallest / 1000:.3f}kB", *SMALL, "--data", str(text), "--out", str(tmp_path / "out")]
     assert CliRunner().invoke(main, words, catch_exceptions=False).exit_code == 0
 
 
-def test_a_pattern_that_keeps_nothing_is_a_slip(plain, tmp_path):
-    assert "--keep 'lm_haed': must match a layer, matches none. Did you mean lm_head?" in fit_refused(tmp_path, plain, "--keep", "lm_haed")
+def test_a_pattern_that_keeps_nothing_is_a_slip(plain, text, tmp_path):
+    assert "--keep 'lm_haed': must match a layer, matches none. Did you mean lm_head?" in fit_refused(
+        tmp_path, plain, "--data", text, "--keep", "lm_haed"
+    )
 
 
-def test_layers_kept_that_leave_no_room(plain, tmp_path):
-    line = fit_refused(tmp_path, plain, "--keep", "model.layers.*", "--keep", "lm_head", "--keep", "model")
+def test_layers_kept_that_leave_no_room(plain, text, tmp_path):
+    line = fit_refused(tmp_path, plain, "--data", text, "--keep", "model.layers.*", "--keep", "lm_head", "--keep", "model")
     assert "cannot be reached" in line and "with --keep" in line
 
 
@@ -452,14 +454,14 @@ def file_size_limit(limit):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.parametrize("limit", [0, 1_000, 20_000, 60_000, 300_000])
+@pytest.mark.parametrize("limit", [0, 20_000, 300_000, *(pytest.param(limit, marks=pytest.mark.slow) for limit in (1_000, 60_000))])
 def test_files_that_may_not_grow(plain, text, tmp_path, limit):
     with file_size_limit(limit):
         line = refused(tmp_path, "fit", plain, "--bpw", "14", *SMALL[:-1], "fisher", "--data", text, begun=True)
     assert str(tmp_path / "out") in line and not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("writes", [1, 6, 30])
+@pytest.mark.parametrize("writes", [6, *(pytest.param(writes, marks=pytest.mark.slow) for writes in (1, 30))])
 def test_a_disk_that_fills_up_and_is_freed(plain, text, tmp_path, monkeypatch, writes):
     pwrite, left = os.pwrite, iter(range(writes, -1, -1))
 
