@@ -33,7 +33,15 @@ def fitted(scene, tmp_path_factory):
     """A fit to 60 % of the multiply-adds, from a measurement."""
     folder = tmp_path_factory.mktemp("macs")
     module, batches = scene
-    measured = modicum.measure(module, data=batches, harm="error", search_time=0.0, target="modicum", out=folder / "measured")
+    measured = modicum.measure(
+        module,
+        data=batches,
+        menu="int4,int8,ziplm keep=0.75,ziplm keep=0.5,blocks",
+        harm="error",
+        search_time=0.0,
+        target="modicum",
+        out=folder / "measured",
+    )
     return modicum.fit(measured=measured, macs="60%", out=folder / "out"), folder, measured
 
 

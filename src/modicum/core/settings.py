@@ -47,7 +47,8 @@ def bounds(between: tuple[float, float]) -> str:
 
 def check(value: Any) -> None:
     """Check every field of the frozen dataclass ``value`` against its bounds. Raises ``SettingError``."""
-    for name, kinds, between, choices in _bounded(type(value)):
+    cls: Any = type(value)
+    for name, kinds, between, choices in _bounded(cls):
         got = getattr(value, name)
         said = ""
         if not any(_is(got, kind) for kind in kinds):
@@ -55,9 +56,9 @@ def check(value: Any) -> None:
         elif choices is not None and got not in choices:
             said = f"one of {', '.join(map(str, choices))}"
         if said:
-            raise SettingError(f"{_called(type(value))}.{name}: must be {said}, got {got!r}.")
+            raise SettingError(f"{_called(cls)}.{name}: must be {said}, got {got!r}.")
         if between is not None and got is not None and not between[0] <= got <= between[1]:
-            raise SettingError(f"{_called(type(value))}.{name}: must lie between {between[0]} and {between[1]}, got {got!r}.")
+            raise SettingError(f"{_called(cls)}.{name}: must lie between {between[0]} and {between[1]}, got {got!r}.")
 
 
 @cache
