@@ -33,8 +33,8 @@ _SIDE = 0.2
 # Tables beside that of a row's own deviation that it may take: errors of earlier columns make weights larger than they were.
 _BESIDE = (-1, 0, 1, 2, 4)
 # What a column of one and a half times an octave may say, so that its codes times three are whole numbers of eight bits, and how much larger than
-# those of a typical column its codes may be, in octaves, for this not to matter.
-_THIRD, _LARGER = rans.TOP // 3, 1.0
+# those of a typical column its codes may be, in octaves, for this not to matter up to so many bits.
+_THIRD, _LARGER, _FINE = rans.TOP // 3, 1.0, 4.5
 # Octaves by which steps of rows may differ, and the share of the mean that a row is felt with at the least: gradients are of a few sequences.
 _APART, _LEAST = 8.0, 1e-3
 
@@ -60,11 +60,14 @@ def coded(
     ones; without it every weight is rounded to the nearest. Steps of rows are ``raised`` (rows,) by so many quarters of an octave. ``events`` is
     told where that had to be done although there is one.
     """
-    coding = _Coding(weight, factor, order, moment, raised)
-    forms = coding.forms(bits, dtype)
-    if events is not None:
-        events += coding.events
-    return [forms[place] for place in range(len(bits))]
+    found: dict[float, Coded] = {}
+    for halves in (True, False):
+        if mine := [each for each in dict.fromkeys(bits) if (each <= _FINE) == halves]:
+            coding = _Coding(weight, factor, order, moment, raised, halves)
+            found |= {mine[place]: form for place, form in coding.forms(mine, dtype).items()}
+            if events is not None:
+                events += coding.events
+    return [found[each] for each in bits]
 
 
 class _Coding:
@@ -72,7 +75,7 @@ class _Coding:
 
     def __init__(
         self, weight: torch.Tensor, factor: Factor | BlockFactor | None, order: torch.Tensor | None, moment: torch.Tensor | Blocks | None,
-        raised: torch.Tensor | None = None,
+        raised: torch.Tensor | None = None, halves: bool = True,
     ):  # fmt: skip
         # Rows do not meet: each is coded in units of its step.
         self.raised = torch.zeros(len(weight), dtype=torch.int16) if raised is None else raised
@@ -86,7 +89,7 @@ class _Coding:
         self.finest = float(self.deviation.max()) / 2**rans.LAST
         self.columns = torch.zeros(weight.shape[1], dtype=torch.int16)
         if factor is not None and order is not None:
-            self.columns[order] = _falling(factor.curvature)
+            self.columns[order] = _falling(factor.curvature, halves)
         self.costs, self.reaches = torch.from_numpy(rans.costs()), torch.from_numpy(rans.reaches())
         self.unit, self.most = steps(self.columns, 1.0), torch.where(self.columns % 4 == 2, _THIRD, rans.TOP)
         self.events: list[str] = []
@@ -236,10 +239,10 @@ class _Rounding:
         return code.mul_(step)
 
 
-def _falling(curvature: torch.Tensor) -> torch.Tensor:
-    """Exponents of steps ``∝ 1 / √D`` (columns,): whole octaves alone where codes are large."""
+def _falling(curvature: torch.Tensor, halves: bool) -> torch.Tensor:
+    """Exponents of steps ``∝ 1 / √D`` (columns,): whole octaves alone where codes are large, and everywhere without ``halves``."""
     octaves = -0.5 * curvature.log2()
-    found, large = octaves - octaves.min(), octaves.mean() - octaves > _LARGER
+    found, large = octaves - octaves.min(), octaves.mean() - octaves > (_LARGER if halves else -math.inf)
     return torch.where(large, (4 * found.round()).to(torch.int16), on_ladder(found)).clamp(max=WIDEST - 1)
 
 
