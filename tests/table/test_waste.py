@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 
@@ -5,7 +7,7 @@ from modicum.core.unit import Stats
 from modicum.numerics.waterfill import least_bits
 from modicum.quantize import Coded, Gptq, Nearest, Watersic
 from modicum.table.findings import Finding, Findings
-from modicum.table.waste import least_of, wasted
+from modicum.table.waste import beyond, least_of, wasted
 
 
 def test_no_option_is_below_the_reference_and_an_entropy_coder_is_nearest(layer):
@@ -37,3 +39,12 @@ def test_medians_by_option_and_earlier_measurements_have_none():
         del value["units"]["a"]["x"][name]
     del value["raised"]
     assert Findings.from_json(value).units["a"]["x"] == Finding(0.1, 0.2, 0.3) and wasted(Findings.from_json(value).units) == {}
+
+
+def test_a_site_is_beyond_by_all_of_its_weights_or_tells_nothing(layer):
+    one, other = layer(16, 32).unit, layer(48, 32).unit
+    told = {one.name: {"x": Finding(0.1, 0.1, 0.1, bits=3.0, least=2.0), "y": Finding(0.1, 0.1, 0.1)}}
+    assert beyond(told, [one], "x") == 1.0 and beyond(told, [one], "y") is None and beyond(told, [one], "z") is None
+    two = dataclasses.replace(other, name="other")
+    assert beyond(told, [one, two], "x") is None
+    assert beyond(told | {"other": {"x": Finding(0.1, 0.1, 0.1, bits=3.0, least=2.6)}}, [one, two], "x") == pytest.approx(0.55)

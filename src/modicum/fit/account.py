@@ -88,7 +88,7 @@ def build_receipt(outcome: Outcome) -> dict[str, Any]:
     layer_bytes = sum(model.bytes_of(name) for name, reason in _reasons(model).items() if reason != "vector")
     choices = {site: table.choices[site][index] for site, index in picks.items()} if table is not None else {}
     rows = [_structural_row(name, option, choices.get(name)) for name, option in _structural(scene, chosen.plan, table, choices).items()]
-    rows += [_site_row(made, site, chosen.plan, choices.get(site.name)) for site in scene.sites]
+    rows += [_site_row(made, site, chosen.plan, choices.get(site.name)) | {"beyond": chosen.beyond.get(site.name)} for site in scene.sites]
     return {
         "format": RECEIPT_FORMAT, "version": RECEIPT_VERSION,
         "model": {

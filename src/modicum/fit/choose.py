@@ -333,8 +333,9 @@ class Chooser:
 
     def forced(self, table: Table, picks: Picks) -> list[str]:
         """Events: cuts that were made where layers below had no grid to be rounded to instead."""
+        weights = {site: found for site, found in table.choices.items() if site in table.parents and site not in table.children}
         rounds = lambda text: text != GONE and Option.parse(text).rounds
-        bare = {site for site, found in table.choices.items() if site in table.parents and not any(rounds(one.option) for one in found)}
+        bare = {site for site, found in weights.items() if not any(rounds(one.option) for one in found)}
         cut = {table.parents[site] for site in bare} & {
             site for site, index in picks.items() if level_of(table.choices[site][index].option) not in (KEEP, GONE)
         }

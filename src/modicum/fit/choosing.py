@@ -21,6 +21,7 @@ from modicum.measure import felt
 from modicum.measure.survey import Survey
 from modicum.sweep.spill import SpillPool
 from modicum.table.findings import Findings
+from modicum.table.waste import beyond
 from modicum.work.meter import Meter
 
 
@@ -34,6 +35,9 @@ class Chosen:
     limits: dict[str, float] = field(default_factory=dict)
     search: dict[str, Any] = field(default_factory=dict)
     events: list[str] = field(default_factory=list)
+    beyond: dict[str, float] = field(
+        default_factory=dict
+    )  # by site, bits per weight beyond the Gaussian reference on the original's inputs
 
 
 class Choosing:
@@ -81,7 +85,8 @@ class Choosing:
             LOG.info("chosen by %s: %s", self.scene.request.allocator, ", ".join(told))
             self.search |= chooser.report | {"harm": self.scene.request.harm, "rank": findings.rank}
             self._keep(picks, self.events)
-        return Chosen(chooser.sizing.plan(table, picks, findings), table, picks, limits, self.search, list(self.events))
+        beyond = self._beyond(table, picks)
+        return Chosen(chooser.sizing.plan(table, picks, findings), table, picks, limits, self.search, list(self.events), beyond)
 
     def _keep(self, picks: Picks, events: Sequence[str]) -> None:
         """A search that time ends would not end alike again: what it chose is kept."""
@@ -103,7 +108,13 @@ class Choosing:
         self.search = chosen.search
         events = [*chosen.events, *chooser.report["events"], *chooser.forced(table, rival.picks)]
         self._keep(rival.picks, events)
-        return Chosen(chooser.sizing.plan(table, rival.picks, self.findings), table, rival.picks, chosen.limits, chosen.search, events)
+        plan, beyond = chooser.sizing.plan(table, rival.picks, self.findings), self._beyond(table, rival.picks)
+        return Chosen(plan, table, rival.picks, chosen.limits, chosen.search, events, beyond)
+
+    def _beyond(self, table: Table, picks: Picks) -> dict[str, float]:
+        """How many bits per weight each choice takes beyond the Gaussian reference, of the sites all of whose weights tell."""
+        texts = {site.name: (site, table.choices[site.name][picks[site.name]].option) for site in self.scene.sites if site.name in picks}
+        return {name: found for name, (site, text) in texts.items() if (found := beyond(self.findings.units, site.units, text)) is not None}
 
     def _findings(self, chooser: Chooser, choosing: bool) -> tuple[Findings, Levels | None]:
         """What is known for choosing: measured before or now; and the forms to judge by, where candidates are judged."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -44,6 +44,13 @@ def _spectrum(stats: Stats) -> torch.Tensor | None:
                 None if wide else torch.cat([torch.linalg.eigvalsh(square.double() / count) for _, square in spans(moment)])
             )
     return stats.cache["spectrum"]
+
+
+def beyond(found: Mapping[str, Mapping[str, Finding]], units: Sequence[Unit], text: str) -> float | None:
+    """Bits per weight that an option takes on some units beyond the reference; None where one does not tell."""
+    told = [(unit.size, found.get(unit.name, {}).get(text)) for unit in units]
+    parts = [size * (one.bits - one.least) for size, one in told if one is not None and one.bits is not None and one.least is not None]
+    return sum(parts) / sum(unit.size for unit in units) if parts and len(parts) == len(units) else None
 
 
 def wasted(units: Mapping[str, Mapping[str, Finding]]) -> dict[str, dict[str, float]]:
