@@ -3,7 +3,7 @@ import torch
 
 from modicum.core.blocks import Blocks
 from modicum.forms import Integer
-from modicum.numerics.descent import descend
+from modicum.numerics.descent import best, descend
 from modicum.numerics.grid import Grid
 
 GRIDS = [Grid(2, 0, True), Grid(2, 32), Grid(3, 48), Grid(4, -1), Grid(3, 64, True)]
@@ -37,7 +37,8 @@ def test_no_sweep_makes_the_loss_larger_and_what_is_told_is_the_loss(grid, dtype
     weight, covariance = problem()
     form, before, losses = rounded(weight, grid, dtype), covariance.clone(), []
     for sweeps in range(5):
-        (made,), told = descend([weight], [grid], [form], covariance, 0.01, sweeps)
+        (made,), (lost,) = descend([weight], [grid], [form], covariance, 0.01, sweeps)
+        told = float(lost.sum())
         losses.append(loss(weight, made, damped(covariance)))
         assert told == pytest.approx(losses[-1], rel=1e-4)
         assert made.scale.dtype == dtype and made.bits == grid.bits and made.group == form.group
@@ -86,7 +87,8 @@ def test_of_blocks_what_two_have_in_common_counts_as_nothing(cuts, grid):
     edges = torch.tensor((0, *cuts)).cumsum(0).tolist()
     blocks = Blocks(tuple(covariance[low:high, low:high] for low, high in zip(edges, edges[1:])))
     form, whole = rounded(weight, grid), torch.block_diag(*blocks.parts)
-    (made,), told = descend([weight], [grid], [form], blocks, 0.01, 3)
+    (made,), (lost,) = descend([weight], [grid], [form], blocks, 0.01, 3)
+    told = float(lost.sum())
     assert told == pytest.approx(loss(weight, made, damped(whole)), rel=1e-4)
     assert told < 0.9 * loss(weight, form, damped(whole))
 
@@ -104,5 +106,16 @@ def test_weights_below_each_other_move_to_the_bit_as_each_alone():
 def test_inputs_that_never_were_and_weights_of_zero_are_borne():
     weight, covariance = torch.zeros(4, 64), torch.zeros(64, 64)
     grid = Grid(2, 32)
-    (made,), told = descend([weight], [grid], [rounded(weight, grid)], covariance, 0.0, 2)
-    assert not made.dense().any() and told == 0.0
+    (made,), (lost,) = descend([weight], [grid], [rounded(weight, grid)], covariance, 0.0, 2)
+    assert not made.dense().any() and not lost.any()
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_each_row_takes_the_form_of_least_loss(symmetric):
+    weight, grid = problem()[0], Grid(2, 32, symmetric)
+    forms = [grid.encode(weight, *grid.fit(weight, torch.float32, clip=clip)) for clip in (1.0, 0.5)]
+    losses = [torch.tensor([1.0, 2, 3, 4, 5, 6, 7]), torch.tensor([2.0, 1, 4, 3, 6, 5, 8])]
+    form, least = best(forms, losses)
+    assert least.tolist() == [1, 1, 3, 3, 5, 5, 7]
+    expected = torch.where((torch.arange(7) % 2 == 0)[:, None], forms[0].dense(), forms[1].dense())
+    assert torch.equal(form.dense(), expected)

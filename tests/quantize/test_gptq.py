@@ -156,3 +156,29 @@ def test_what_was_made_of_another_weight_is_not_taken():
     steps[0].quantize(weight, steps[0].grid, stats, torch.float32)
     form = steps[1].quantize(2 * weight, steps[1].grid, stats, torch.float32)
     torch.testing.assert_close(form.dense(), 2 * weight, rtol=0, atol=0.1)
+
+
+@pytest.mark.parametrize("settings", [{"group": 0, "symmetric": True}, {"group": 32}, {"group": -1}])
+@pytest.mark.parametrize("rows", [5, 300])
+def test_what_is_refined_loses_less_than_what_columns_decided_one_after_the_other(settings, rows):
+    inputs = torch.randn(300, 96) @ torch.randn(96, 96)
+    weight, stats = torch.randn(rows, 96), Stats(count=300, covariance=inputs.T @ inputs)
+    losses = []
+    for sweeps in (0, 1, 3):
+        step = Gptq(bits=2, sweeps=sweeps, **settings)
+        error = weight - step.quantize(weight, step.grid, stats, torch.float32).dense()
+        losses.append(float(((error @ stats.covariance) * error).sum()))
+    assert losses[2] <= losses[1] < losses[0]
+    assert losses[2] < 0.9 * losses[0] or settings["group"] < 0  # one scale for all rows stays as it is
+
+
+def test_weights_of_several_slabs_are_refined_slab_by_slab(monkeypatch):
+    weight, inputs = torch.randn(40, 96), torch.randn(300, 96)
+    covariance = inputs.T @ inputs
+    for group in (-1, 0, 32):
+        step = Gptq(bits=2, group=group)
+        whole = step.quantize(weight, step.grid, Stats(count=300, covariance=covariance), torch.float32)
+        with monkeypatch.context() as patched:
+            patched.setattr(gptq, "slabs", lambda weight: [slice(low, low + 13) for low in range(0, len(weight), 13)])
+            parts = step.quantize(weight, step.grid, Stats(count=300, covariance=covariance), torch.float32)
+        assert torch.equal(whole.codes, parts.codes) and torch.equal(whole.scale, parts.scale)

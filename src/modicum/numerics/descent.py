@@ -21,7 +21,6 @@ from modicum.numerics.gram import add_product
 from modicum.numerics.grid import Grid, least_scale
 from modicum.numerics.rounding import decided
 from modicum.numerics.solver import laned
-from modicum.numerics.threads import total
 
 # Columns moved one after the other before the gradients of those around them follow, and before all others' do.
 _LEAF, _PIECE = 32, 128
@@ -30,8 +29,8 @@ _LEAF, _PIECE = 32, 128
 def descend(
     weights: Sequence[torch.Tensor], grids: Sequence[Grid], forms: Sequence[Integer], moment: torch.Tensor | Blocks, damping: float,
     sweeps: int,
-) -> tuple[list[Integer], float]:  # fmt: skip
-    """Forms that lose no more of float32 ``weights`` (rows, columns) than ``forms`` on these grids do, and the loss of all.
+) -> tuple[list[Integer], list[torch.Tensor]]:  # fmt: skip
+    """Forms that lose no more of float32 ``weights`` (rows, columns) than ``forms`` on these grids do, and the loss of each one's rows.
 
     The covariance is ``moment`` plus ``damping`` times its mean diagonal. In each of ``sweeps`` every code is moved once, and every scale that
     rows do not share. *Needs and cost:* rows · columns² multiply-adds to begin with and in each sweep, twice as many where a scale belongs to
@@ -40,7 +39,16 @@ def descend(
     descent = _Descent(weights, grids, forms, moment, damping)
     for _ in range(sweeps):
         descent.sweep()
-    return descent.forms(), descent.loss()
+    return descent.forms(), descent.losses()
+
+
+def best(forms: Sequence[Integer], losses: Sequence[torch.Tensor]) -> tuple[Integer, torch.Tensor]:
+    """Of forms of one weight each row's of least loss (rows,), and that: rows do not meet. None may share a scale among rows."""
+    least, which = torch.stack(list(losses)).min(0)
+    rows, first = torch.arange(len(which)), forms[0]
+    pick = lambda values: torch.stack(values)[which, rows]
+    zero = None if first.zero is None else pick([form.zero for form in forms])
+    return Integer(pick([form.codes for form in forms]), pick([form.scale for form in forms]), zero, first.bits, first.group), least
 
 
 @dataclass(frozen=True)
@@ -197,9 +205,10 @@ class _Descent:
         self.scales[steps, part.all] += rise
         return rise
 
-    def loss(self) -> float:
-        """``tr(E H Eᵀ)`` as it is now."""
-        return total(self.error.double() * self.gradient)
+    def losses(self) -> list[torch.Tensor]:
+        """``E H Eᵀ`` of each row as it is now, by weight."""
+        lost = _summed(self.error.double() * self.gradient)
+        return [lost[low : low + len(form.codes)] for form, low in zip(self.starts, self.lows)]
 
     def forms(self) -> list[Integer]:
         """The forms as they are now."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,16 +13,18 @@ from modicum.core.method import Method, Need, Paper
 from modicum.core.settings import param
 from modicum.core.unit import Stats
 from modicum.forms import Form, Integer
-from modicum.numerics.descent import descend
+from modicum.numerics.descent import best, descend
 from modicum.numerics.grid import Grid
 from modicum.numerics.rounding import Rounding, Roundings
-from modicum.numerics.solver import laned, slabs, solve
+from modicum.numerics.solver import BlockFactor, Factor, laned, slabs, solve
 from modicum.quantize._factor import factored
 from modicum.quantize._family import Quantizer
 from modicum.quantize.hqq import Hqq
 
 # Rows that are solved together: so few that a column's operations cost their calls.
 _TOGETHER, _SLAB = 4096, 1 << 24
+# How far ranges are clipped at a second start, relative to the first.
+_CLOSER = 0.75
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +43,7 @@ class Gptq(Quantizer):
     *Differences from the paper:* one factorization instead of an inverse and a factorization; groups are fitted to the original weights when
     columns are reordered, so that nothing but scales is stored; a group's range may be clipped to the share of
     least squared error under the covariance's diagonal, at most to ``clip``; what the columns decided is then refined by coordinate descent over
-    all codes and scales (``sweeps=0`` leaves it out).
+    all codes and scales, from two starts of which each row takes the better (``sweeps=0`` leaves that out).
 
     Example:
         >>> import torch
@@ -85,29 +88,54 @@ class Gptq(Quantizer):
             return stats.made.pop(self)[1]
         if stats.beside and self._goes_with(self):
             return self._with_others(weight, stats, dtype)
-        width = grid.width(weight.shape[1])
-        sequential = self.order == "none" and width > 0
-        order, factor = factored(stats, self.damping, self.order, width if sequential else 1)
-        importance = stats.moment.diagonal()
-        scale, zero = grid.fit(weight, dtype, importance=importance, clip=self.clip)
+        sequential = self.order == "none" and grid.width(weight.shape[1]) > 0
+        order, factor = factored(stats, self.damping, self.order, grid.group if sequential else 1)
+        fits = [grid.fit(weight, dtype, importance=importance, clip=clip) for importance, clip in self._starts(grid, stats, factor, order)]
         made, total = [], 0.0
         for rows in slabs(weight):
             own = rows if grid.group >= 0 else slice(None)
-            rounding = Rounding(grid, scale[own], None if zero is None else zero[own], weight[rows].shape, order)
-            prepare = partial(rounding.refit, dtype=dtype, importance=importance, clip=self.clip) if sequential else None
-            _, loss = solve(weight[rows][:, order], factor, rounding.decide, span=grid.group if sequential else 0, prepare=prepare)
-            form = Integer(rounding.codes.T.contiguous(), rounding.scale, rounding.zero, self.bits, width)
-            if self.sweeps:
-                (form,), loss = descend([weight[rows]], [grid], [form], stats.moment, factor.damping, self.sweeps)
+            roundings = [Rounding(grid, scale[own], None if zero is None else zero[own], weight[rows].shape, order) for scale, zero in fits]
+            form, loss = _least([self._solved(weight[rows], one, stats, factor, sequential) for one in roundings])
             made.append(form)
-            total += loss
+            total += float(loss.sum())
         stats.cache["loss"] = total
         return made[0] if len(made) == 1 else _below(made, shared=grid.group < 0)
+
+    def _solved(
+        self, weight: torch.Tensor, rounding: Rounding, stats: Stats, factor: Factor | BlockFactor, sequential: bool
+    ) -> tuple[Integer, torch.Tensor]:  # fmt: skip
+        """A form from one start, and its loss; ``sequential``: each group's grid is fitted when its turn comes."""
+        assert stats.moment is not None
+        refit = partial(rounding.refit, dtype=rounding.scale.dtype, importance=stats.moment.diagonal(), clip=self.clip)
+        _, loss = solve(
+            weight[:, rounding.order],
+            factor,
+            rounding.decide,
+            span=rounding.width if sequential else 0,
+            prepare=refit if sequential else None,
+        )
+        form = Integer(rounding.codes.T.contiguous(), rounding.scale, rounding.zero, self.bits, rounding.width)
+        if not self.sweeps:
+            return form, torch.tensor([loss])
+        (form,), (lost,) = descend([weight], [rounding.grid], [form], stats.moment, factor.damping, self.sweeps)
+        return form, lost
+
+    def _starts(
+        self, grid: Grid, stats: Stats, factor: Factor | BlockFactor, order: torch.Tensor
+    ) -> list[tuple[torch.Tensor, float]]:  # fmt: skip
+        """What columns are worth while grids are fitted, and how far ranges are clipped: where what comes of it is refined, and rows do not share
+        a scale, also by what others leave of each column, clipped closer; each row then takes what loses least.
+        """
+        assert stats.moment is not None
+        starts = [(stats.moment.diagonal(), self.clip)]
+        if self.sweeps and self.order == "static" and self.clip < 1 and grid.group >= 0:
+            starts.append((torch.empty_like(factor.curvature).index_copy_(0, order, factor.curvature), _CLOSER * self.clip))
+        return starts
 
     def _alike(self, stats: Stats, weight: torch.Tensor) -> list[Gptq]:
         """The method itself and those to come that are solved with it."""
         coming = dict.fromkeys(stats.ahead[stats.ahead.index(self) :]) if self in stats.ahead else ()
-        most = min(_TOGETHER // max(1, len(weight)), _SLAB // max(1, weight.numel()))
+        most = min(_TOGETHER // max(1, len(weight)), _SLAB // max(1, (2 if self.sweeps else 1) * weight.numel()))
         return [step for step in coming if isinstance(step, Gptq) and self._goes_with(step) and step not in stats.made][:most]
 
     def _goes_with(self, other: Method) -> bool:
@@ -133,20 +161,27 @@ class Gptq(Quantizer):
         """What each method gives on its weight, solved at once: rows do not meet."""
         assert stats.moment is not None
         order, factor = factored(stats, self.damping, self.order)
-        importance = stats.moment.diagonal()
-        fits = [step.grid.fit(weight, dtype, importance=importance, clip=self.clip) for step, weight in pairs]
-        stacked = [laned(weight) for _, weight in pairs]
-        rounding = Roundings([step.grid for step, _ in pairs], fits, stacked, order)
+        starts = [self._starts(step.grid, stats, factor, order) for step, _ in pairs]
+        tried = [(step.grid, weight, start) for (step, weight), own in zip(pairs, starts) for start in own]
+        grids, weights = [grid for grid, _, _ in tried], [weight for _, weight, _ in tried]
+        fits = [grid.fit(weight, dtype, importance=importance, clip=clip) for grid, weight, (importance, clip) in tried]
+        stacked = [laned(weight) for weight in weights]
+        rounding = Roundings(grids, fits, stacked, order)
         solve(torch.cat([weight[:, order] for weight in stacked]), factor, rounding.decide)
         codes = rounding.codes.T.split(list(map(len, stacked)))
         forms = [
-            Integer(own[: len(weight)].contiguous(), scale, zero, step.bits, step.grid.width(weight.shape[1]))
-            for (step, weight), own, (scale, zero) in zip(pairs, codes, fits)
+            Integer(own[: len(weight)].contiguous(), scale, zero, grid.bits, grid.width(weight.shape[1]))
+            for grid, weight, own, (scale, zero) in zip(grids, weights, codes, fits)
         ]
         if not self.sweeps:
             return forms
-        weights, grids = [weight for _, weight in pairs], [step.grid for step, _ in pairs]
-        return descend(weights, grids, forms, stats.moment, factor.damping, self.sweeps)[0]
+        found = iter(zip(*descend(weights, grids, forms, stats.moment, factor.damping, self.sweeps)))
+        return [_least(list(itertools.islice(found, len(own))))[0] for own in starts]
+
+
+def _least(tried: Sequence[tuple[Integer, torch.Tensor]]) -> tuple[Integer, torch.Tensor]:
+    """Each row's best of several forms with the losses of their rows; one that is alone as it is."""
+    return tried[0] if len(tried) == 1 else best([form for form, _ in tried], [lost for _, lost in tried])
 
 
 def _below(forms: Sequence[Integer], *, shared: bool) -> Integer:
