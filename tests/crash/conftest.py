@@ -3,6 +3,7 @@
 import json
 import lzma
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -144,3 +145,19 @@ def whole(home, small):
         return known[name]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def killed(home, whole):
+    """Kill a command at a moment in the ``place``-th of ``of`` equal parts of all there are: the same command goes on to the same files."""
+
+    def check(command, place, of):
+        words, uninterrupted, moments, _ = whole(command)
+        moment = 1 + int((place + random.Random(place).random()) * len(moments) / of)
+        one = home(*words)
+        assert one.run(kill=moment) == -9
+        if not one.out.exists():
+            assert one.run() == 0, (moments[moment - 1], one.said)
+        assert one.files() == uninterrupted.files(), moments[moment - 1]
+
+    return check

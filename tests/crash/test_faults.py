@@ -33,6 +33,10 @@ def somewhere(place, of, count):
     return 1 + int((place + random.Random(place).random()) * count / of)
 
 
+def test_a_killed_fit_continues_to_the_same_files(killed):
+    killed("budget", 1, 2)
+
+
 # A full disk
 
 

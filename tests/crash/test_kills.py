@@ -1,6 +1,4 @@
-"""A command that is killed at any moment is continued by the same command, to the same files."""
-
-import random
+"""A command that is killed at any moment is continued by the same command, to the same files (the short form stands beside the faults)."""
 
 import pytest
 
@@ -8,25 +6,10 @@ import pytest
 PLACES = {"budget": 25, "measure": 25, "from": 8, "method": 8}
 
 
-def dies_and_goes_on(home, whole, command, place, of):
-    """Killed at a moment in the ``place``-th of ``of`` equal parts of all there are."""
-    words, uninterrupted, moments, _ = whole(command)
-    moment = 1 + int((place + random.Random(place).random()) * len(moments) / of)
-    one = home(*words)
-    assert one.run(kill=moment) == -9
-    if not one.out.exists():
-        assert one.run() == 0, (moments[moment - 1], one.said)
-    assert one.files() == uninterrupted.files(), moments[moment - 1]
-
-
-def test_a_killed_fit_continues_to_the_same_files(home, whole):
-    dies_and_goes_on(home, whole, "budget", 1, 2)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("command, place", [(command, place) for command, count in PLACES.items() for place in range(count)])
-def test_every_command_continues_wherever_it_is_killed(home, whole, command, place):
-    dies_and_goes_on(home, whole, command, place, PLACES[command])
+def test_every_command_continues_wherever_it_is_killed(killed, command, place):
+    killed(command, place, PLACES[command])
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ from modicum.testing import zoo
 
 HALF, WIDE = torch.bfloat16, torch.float32
 SETTINGS = {"target": "modicum", "search_time": 0.0, "gradient_samples": 2}
+FEW = {"budget": "6bpw", "menu": "int4,int8"}
 
 
 @pytest.fixture
@@ -97,11 +98,10 @@ def test_forms_without_data_are_the_same_to_the_bit(checkpoint, machine, tmp_pat
 
 def test_solved_forms_differ_by_rounding_alone(checkpoint, machine, tmp_path):
     source, batches = checkpoint
-    words = {"budget": "6bpw", "menu": "int4,int8"}
     machine(0.2)
-    narrow, files = fitted(source, batches, tmp_path / "narrow", **words)
+    narrow, files = fitted(source, batches, tmp_path / "narrow", **FEW)
     machine(8.0)
-    wide, other = fitted(source, batches, tmp_path / "wide", **words)
+    wide, other = fitted(source, batches, tmp_path / "wide", **FEW)
     assert {name: value.dtype for name, value in files.items()} == {name: value.dtype for name, value in other.items()}
     assert wide["bytes"]["actual"] <= wide["bytes"]["allowed"] == narrow["bytes"]["allowed"]
     assert wide["quality"]["mean"] == pytest.approx(narrow["quality"]["mean"], rel=0.25)
@@ -209,13 +209,12 @@ class Interrupting(Quiet):
 
 def test_a_run_goes_on_in_the_dtype_it_began_in(checkpoint, machine, tmp_path):
     source, batches = checkpoint
-    words = {"budget": "6bpw", "menu": "int4,int8"}
     machine(8.0)
     with pytest.raises(StopError):
-        fitted(source, batches, tmp_path / "out", progress=Interrupting(), **words)
+        fitted(source, batches, tmp_path / "out", progress=Interrupting(), **FEW)
     assert json.loads((tmp_path / "out.partial" / "state.json").read_text())["compute"]["forward"] == "float32"
     machine(0.2)
-    receipt, _ = fitted(source, batches, tmp_path / "out", **words)
+    receipt, _ = fitted(source, batches, tmp_path / "out", **FEW)
     assert receipt["compute"]["forward"] == "float32" and receipt["compute"]["why"].startswith("products")
 
 
@@ -257,12 +256,12 @@ def test_a_dry_run_says_in_which_dtype(checkpoint, machine, tmp_path):
 
     source, batches = checkpoint
     machine(8.0)
-    forecast = modicum.fit(source, "6bpw", data=batches, dry_run=True, **SETTINGS).receipt
+    forecast = modicum.fit(source, data=batches, dry_run=True, **FEW, **SETTINGS).receipt
     assert forecast["compute"]["forward"] == "float32"
     ((label, line),) = computed(forecast["compute"])
     assert label == "computed in" and line.startswith("float32, weights are stored in bfloat16: products in float32 against")
     machine(0.2)
-    narrow = modicum.fit(source, "6bpw", data=batches, dry_run=True, **SETTINGS).receipt
+    narrow = modicum.fit(source, data=batches, dry_run=True, **FEW, **SETTINGS).receipt
     assert narrow["activation_bytes"] * 2 == forecast["activation_bytes"]
 
 
