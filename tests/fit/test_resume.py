@@ -180,7 +180,7 @@ def test_a_killed_run_continues_to_the_same_bytes(uninterrupted, tmp_path, point
 
 def test_a_run_killed_again_and_again_gets_there(uninterrupted, tmp_path):
     out = tmp_path / "out"
-    for point, count in (("kept", 1), ("stored", 2), ("receipt", 1)):
+    for point, count in (("kept", 1), ("save", 3), ("stored", 2), ("replace", 4), ("receipt", 1)):
         assert in_child(out, point=point, count=count) == KILLED
     assert in_child(out) == 0
     assert same(out, uninterrupted[0])
