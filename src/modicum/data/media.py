@@ -176,14 +176,27 @@ def _both(kind: str, module: nn.Module, directory: Any, texts: Mapping[Path, str
     """What a processor of pictures or sound and text together makes; where the model wants it, a mark stands for the picture in the text."""
     processor = _processor(kind, module, directory, whole=True)
     inner = getattr(processor, "image_processor" if kind == "pictures" else "feature_extractor", processor)
-    mark = getattr(processor, "image_token" if kind == "pictures" else "audio_token", "") or ""
+    mark = str(getattr(processor, "image_token" if kind == "pictures" else "audio_token", "") or "")
+    told: list[str] = []  # once it was seen: what stands before each text
 
     def process(file: Path) -> Mapping[str, Any]:
         given = _given(kind, file, inner)
         words = {"images": given} if kind == "pictures" else {"audio": given, "sampling_rate": inner.sampling_rate}
-        return processor(text=[f"{mark}{texts[file]}"], **words, return_tensors="pt")
+        make = lambda before: processor(text=[f"{before}{texts[file]}"], **words, return_tensors="pt")
+        if not told:
+            told.append("" if not mark or _has_mark(processor, mark, make) else mark)
+        return make(told[0])
 
     return process
+
+
+def _has_mark(processor: Any, mark: str, make: Callable[[str], Mapping[str, Any]]) -> bool:
+    """Whether a processor writes the mark of a picture or a recording into the text by itself."""
+    try:
+        ids = make("")["input_ids"]
+    except Exception:  # whatever a processor raises at a picture that the text does not name
+        return False
+    return bool((ids == processor.tokenizer.convert_tokens_to_ids(mark)).any())
 
 
 def _given(kind: str, file: Path, processor: Any) -> Any:
@@ -214,6 +227,11 @@ def _tokenizer(module: nn.Module, directory: Any) -> Any:
         ) from None
 
 
+def has_processor(directory: str | os.PathLike[str]) -> bool:
+    """Whether a processor of pictures or sound stands in a folder, alone or in one of text too."""
+    return any((Path(directory) / name).is_file() for name in ("preprocessor_config.json", "processor_config.json"))
+
+
 def _processor(kind: str, module: nn.Module, directory: str | os.PathLike[str] | None, *, whole: bool = False) -> Any:
     """The processor of pictures or sound, or the ``whole`` one that takes text too."""
     import transformers
@@ -225,8 +243,7 @@ def _processor(kind: str, module: nn.Module, directory: str | os.PathLike[str] |
         if kind == "pictures"
         else transformers.AutoFeatureExtractor
     )
-    names = ("preprocessor_config.json", "processor_config.json")
-    if directory is None or not any((Path(directory) / name).is_file() for name in names):
+    if directory is None or not has_processor(directory):
         raise ModelError(f"{type(module).__name__}: has no processor beside it, which {kind} need. Add its preprocessor_config.json.")
     try:
         return loader.from_pretrained(directory, trust_remote_code=False)

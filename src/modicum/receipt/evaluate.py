@@ -15,7 +15,7 @@ from modicum.core.errors import DataError, ModelError, SettingError, quoted
 from modicum.core.progress import Quiet, ticked
 from modicum.core.settings import require_seed
 from modicum.data.forward import LABELS_LEFT_OUT, is_labelled
-from modicum.data.media import from_files, kind_of
+from modicum.data.media import from_files, has_processor, kind_of
 from modicum.data.splits import Batch, batch_items, count_rows, count_tokens, from_text
 from modicum.export import load
 from modicum.judge.quality import Quality, compare, plain, require
@@ -142,9 +142,7 @@ def _batches(
 
 def _files(path: Any, models: list[_Opened], samples: int, seed: int, text_column: str | None) -> tuple[list[Batch], dict[str, Any]]:
     """The test part of pictures or recordings, as the processor beside one of the models makes it."""
-    directory = next(
-        (model.directory for model in models if model.directory and (model.directory / "preprocessor_config.json").is_file()), None
-    )
+    directory = next((model.directory for model in models if model.directory and has_processor(model.directory)), None)
     splits = from_files(path, models[-1].module, directory, samples=1, seed=seed, test_samples=samples, text_column=text_column)
     found = sum(map(count_rows, splits.test))
     notes = [f"There are {found} files of {splits.taken['kind']} to judge on, of the {samples} asked for."] if found < samples else []
