@@ -118,6 +118,31 @@ def test_pictures_and_captions_reach_a_model_of_both(tmp_path):
     told = modicum.fit(folder, method="nearest bits=8 group=0", data=str(photos(tmp_path / "photos")), out=tmp_path / "out").receipt
     assert told["data"]["taken"]["columns"] == ["text"] and told["data"]["taken"]["used_files"] == 6
     assert 0 < told["quality"]["mean"] < 0.01
+    judged = modicum.evaluate(tmp_path / "out", reference=folder, data=str(tmp_path / "photos"))
+    assert judged["quality"]["mean"] == pytest.approx(told["quality"]["mean"], rel=1e-3)
+
+
+def test_a_processor_that_writes_the_mark_of_a_picture_itself_is_not_helped(tmp_path):
+    torch.manual_seed(0)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(DEMO)
+    tokenizer.add_tokens(["<image>"], special_tokens=True)
+    place = tokenizer.convert_tokens_to_ids("<image>")
+    text = {"model_type": "opt", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "ffn_dim": 64, "vocab_size": 1040}
+    asks = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64, "encoder_hidden_size": 32}
+    config = transformers.Blip2Config(
+        vision_config=VISION,
+        qformer_config=asks,
+        text_config=text | {"word_embed_proj_dim": 32},
+        num_query_tokens=4,
+        image_token_index=place,
+    )
+    image = transformers.BlipImageProcessorPil(size={"height": 16, "width": 16})
+    transformers.Blip2Processor(image, tokenizer, num_query_tokens=4).save_pretrained(tmp_path)
+    model = transformers.Blip2ForConditionalGeneration(config).eval()
+    found = from_files(photos(tmp_path / "photos"), model, tmp_path)
+    assert int((found.test[0]["input_ids"][0] == place).sum()) == 4
+    with torch.no_grad():
+        model(**found.test[0])
 
 
 def test_a_picture_has_its_place_in_the_text(tmp_path):

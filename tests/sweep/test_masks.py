@@ -198,6 +198,13 @@ def test_whole_numbers_that_are_no_lengths_are_no_mask():
     assert not script.masks and not script.learnt.ignored
 
 
+def test_lengths_that_once_changed_look_like_marks_are_no_reason_to_fail():
+    model, batch = open_model(Among("lengths").eval()), pairs("lengths")
+    few = {"x": batch["x"][:1], "mask": torch.tensor([[2]])}
+    model.module.forward = lambda x, mask: Among.forward(model.module, x, mask[:, 0])
+    assert rehearse(model, few).outputs.parts[0].cover is not None
+
+
 def test_no_padding_costs_no_forward_but_the_rehearsal_and_the_four_side_by_side():
     module, calls = Attention("ignored").eval(), []
     module.head.register_forward_hook(lambda *_: calls.append(1))
