@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from itertools import chain
 from typing import Any
 
 import torch
@@ -171,7 +170,8 @@ class _Trials:
         if self.heeded:
             tries = [(stream, token) for token in self._tokens for stream in streams if self._possible(stream, token)]
             behind = ((stream, token) for stream in self._inner() for token in self._tokens[:_INNER_TOKENS])
-            any(self._told(*each, _silences) for each in chain(tries, behind)) or self._vanishes(tries)
+            if not any(self._told(*each, _silences) for each in tries) and not self.looked_up:
+                any(self._told(*each, _silences) for each in behind) or self._vanishes(tries)
         if self.found is not None and (self.found.inner or any(self._has_tokens(self.seen()[name]) for name in self.loose)):
             self._follow(streams)
         self.loose = [name for name in self.loose if self._has_tokens(self.seen()[name])]
