@@ -23,8 +23,8 @@ from modicum.quantize.hqq import Hqq
 
 # Rows that are solved together: so few that a column's operations cost their calls.
 _TOGETHER, _SLAB = 4096, 1 << 24
-# How far ranges are clipped at a second start, relative to the first.
-_CLOSER = 0.75
+# How far ranges are clipped at a second start, relative to the first; it is worth its time at so many bits at the most.
+_CLOSER, _FEW = 0.75, 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,8 @@ class Gptq(Quantizer):
     *Differences from the paper:* one factorization instead of an inverse and a factorization; groups are fitted to the original weights when
     columns are reordered, so that nothing but scales is stored; a group's range may be clipped to the share of
     least squared error under the covariance's diagonal, at most to ``clip``; what the columns decided is then refined by coordinate descent over
-    all codes and scales, from two starts of which each row takes the better (``sweeps=0`` leaves that out).
+    all codes and scales, at up to 4 bits from two starts of which each row takes the better
+    (``sweeps=0`` leaves that out).
 
     Example:
         >>> import torch
@@ -123,12 +124,12 @@ class Gptq(Quantizer):
     def _starts(
         self, grid: Grid, stats: Stats, factor: Factor | BlockFactor, order: torch.Tensor
     ) -> list[tuple[torch.Tensor, float]]:  # fmt: skip
-        """What columns are worth while grids are fitted, and how far ranges are clipped: where what comes of it is refined, and rows do not share
-        a scale, also by what others leave of each column, clipped closer; each row then takes what loses least.
+        """What columns are worth while grids are fitted, and how far ranges are clipped: where few bits are refined, and rows do not share a scale,
+        also by what others leave of each column, clipped closer; each row then takes what loses least.
         """
         assert stats.moment is not None
         starts = [(stats.moment.diagonal(), self.clip)]
-        if self.sweeps and self.order == "static" and self.clip < 1 and grid.group >= 0:
+        if self.sweeps and grid.bits <= _FEW and self.order == "static" and self.clip < 1 and grid.group >= 0:
             starts.append((torch.empty_like(factor.curvature).index_copy_(0, order, factor.curvature), _CLOSER * self.clip))
         return starts
 
