@@ -119,8 +119,8 @@ def test_rows_that_are_felt_more_take_finer_steps_and_what_errors_cost_is_less(l
     plain, ours = thing.stats(Watersic.needs), thing.stats(Watersic.needs)
     ours.raised = raised_by(felt)
     lost = lambda stats: ((thing.apply(Watersic(rate=2.5), stats=stats).dense() - thing.weight) @ thing.inputs.T).square().mean(1)
-    assert float((felt * lost(ours)).sum()) < 0.35 * float((felt * lost(plain)).sum())
+    assert float((felt * lost(ours)).sum()) < 0.5 * float((felt * lost(plain)).sum())
     told = thing.apply(Watersic(rate=2.5), stats=ours)
     assert torch.equal(told.raised, ours.raised) and told.nbytes == thing.apply(Watersic(rate=2.5), stats=plain).nbytes
     steps_of_rows = steps(ours.raised, 1.0).log2()
-    assert float((steps_of_rows + 0.5 * felt.log2() - (steps_of_rows + 0.5 * felt.log2()).mean()).abs().max()) < 0.35
+    assert float((steps_of_rows + 0.25 * felt.log2() - (steps_of_rows + 0.25 * felt.log2()).mean()).abs().max()) < 0.35

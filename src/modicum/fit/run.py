@@ -204,17 +204,18 @@ class Run:
     def _feel(self, options: Iterable[Option]) -> None:
         """See how much the output feels each row, where an option asks and no measurement has told."""
         subject, request = self.scene.subject, self.request
-        if subject.script.raised or not felt.wanted(subject, options):
-            return
-        if self.scene.measured is not None and self.scene.measured.findings.raised:
-            subject.script.raised = felt.read(self.scene.measured.findings.raised)
+        if subject.script.raised or self.scene.measured is not None or not felt.wanted(subject, options):
             return
         batches = first_rows(subject.data.calibration, request.gradient_samples)
         self.meter.progress.start("gradients", len(batches))
         with self.meter.stage("gradients"):
-            found = output_gradients(
-                subject.felt, batches, subject.script, request.seed, pool=self.pool, ranks=self.ranks, tick=self.meter.progress.step
-            )  # fmt: skip
+            try:
+                found = output_gradients(
+                    subject.felt, batches, subject.script, request.seed, pool=self.pool, ranks=self.ranks, tick=self.meter.progress.step
+                )  # fmt: skip
+            except ModelError as error:
+                self.events.append(f"rows: all take steps alike, how much the output feels them is not known ({error})")
+                return
         subject.script.raised = felt.raised(subject.model, found)
 
     def _written(self, partial: Path, chosen: Chosen, made: Made) -> tuple[dict[str, Any], Path]:

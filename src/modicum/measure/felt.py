@@ -15,14 +15,15 @@ from modicum.table.harm import looked_up_alone
 
 
 def wanted(subject: Subject, options: Iterable[Option]) -> bool:
-    """Whether an option asks for it, and gradients may be taken."""
-    return subject.settings.harm != "error" and any(option.feels for option in options)
+    """Whether an option asks for it, of a model with blocks, and gradients may be taken."""
+    return bool(subject.model.blocks) and subject.settings.harm != "error" and any(option.feels for option in options)
 
 
 def raised(model: Model, sensitivities: Mapping[str, Sensitivity]) -> dict[str, torch.Tensor]:
     """Exponents of steps by unit, of those whose rows' outputs are felt."""
     found = {name: felt.gradient for name, felt in sensitivities.items() if felt.weight is None}
-    units = {name: unit for name, unit in model.units.items() if not looked_up_alone(unit)}
+    # Of a head each row is an output's own: what makes it unlikely must not be lost.
+    units = {name: unit for name, unit in model.units.items() if unit.parameter not in model.trunk and not looked_up_alone(unit)}
     rows = {name: value for name, value in found.items() if name in units and value.shape == units[name].shape[:1] and bool(value.any())}
     return {name: raised_by(value) for name, value in rows.items()}
 

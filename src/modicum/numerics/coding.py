@@ -35,8 +35,8 @@ _BESIDE = (-1, 0, 1, 2, 4)
 # What a column of one and a half times an octave may say, so that its codes times three are whole numbers of eight bits, and how much larger than
 # those of a typical column its codes may be, in octaves, for this not to matter up to so many bits.
 _THIRD, _LARGER, _FINE = rans.TOP // 3, 1.0, 4.5
-# Octaves by which steps of rows may differ, and the share of the mean that a row is felt with at the least: gradients are of a few sequences.
-_APART, _LEAST = 8.0, 1e-3
+# The share of the mean that a row is felt with at the least: gradients are of a few sequences.
+_LEAST = 1e-2
 
 
 @dataclass(frozen=True)
@@ -247,9 +247,13 @@ def _falling(curvature: torch.Tensor, halves: bool) -> torch.Tensor:
 
 
 def raised_by(felt: torch.Tensor) -> torch.Tensor:
-    """Exponents of steps ``∝ 1 / √felt`` (rows,) for how much the output feels each row, its squared gradient: errors then cost the same in all."""
-    octaves = -0.5 * felt.double().clamp_min(float(felt.mean()) * _LEAST + 1e-300).log2()
-    return on_ladder((octaves - octaves.median()).clamp(-_APART / 2, _APART / 2))
+    """Exponents of steps ``∝ felt^(-1/4)`` (rows,) for how much the output feels each row, its squared gradient.
+
+    To second order ``felt^(-1/2)`` would be best; but rows that are hardly felt would take steps at which they lose all they are, which is no small
+    error any more.
+    """
+    octaves = -0.25 * felt.double().clamp_min(float(felt.mean()) * _LEAST + 1e-300).log2()
+    return on_ladder(octaves - octaves.median())
 
 
 def _inverse(curve: tuple[np.ndarray, np.ndarray], bits: float) -> float:

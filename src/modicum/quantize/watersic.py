@@ -29,7 +29,8 @@ class Watersic(Method):
     """Round column by column as ``gptq`` does, under steps that fall with what a column is worth, and code the whole numbers near their entropy.
 
     The stream has the size that was asked for. Steps are ``∝ 1 / √D`` with the conditional variances D of the inputs' covariance ``H = M D Mᵀ``
-    (see ``numerics/coding.py``): the share of the error that each column is left with is then the same.
+    (see ``numerics/coding.py``): the share of the error that each column is left with is then the same. Where gradients of the output were taken,
+    steps of rows fall with the fourth root of how much the output feels each.
 
     *Shapes:* weight (rows, columns), covariance (columns, columns). *Needs and cost:* covariance; the factorization that ``gptq`` has too, and two
     to four solves. *Reduces to:* ``coded`` where the covariance is a multiple of the identity. *Raises:* ``ModelError`` where
@@ -53,7 +54,7 @@ class Watersic(Method):
     )  # fmt: skip
     needs = frozenset({Need.COVARIANCE})
     blockwise = True
-    feels = False
+    feels = True
     menu = tuple({"rate": rate} for rate in (1.25, 1.5, 1.75, 2.0, 2.25, 2.5, 3.0, 3.5, 4.0, 5.0))
 
     rate: float = param(3.0, "bits per weight, all that is stored included", between=(1.0, 6.0), dial=True)
