@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from modicum.core.errors import ModelError, SettingError
 from modicum.core.unit import Stats
 from modicum.forms import Coded, Cut, Dense, Float4, Float8, Half, Integer, LowRank, Masked, Sum, restore
+from modicum.forms.coded import exact_scale
 from modicum.forms.float4 import LAYOUTS
 from modicum.forms.lift import on_dense
 
@@ -269,3 +270,12 @@ def test_a_function_of_the_weight_sees_what_remains_of_a_cut():
 def test_a_form_that_is_no_longer_dense_is_refused(make):
     with pytest.raises(SettingError, match=r"double: must come before .* left it \w+\. Put double first"):
         on_dense(make((4, 6)), Stats(), lambda weight, _: Dense(2 * weight), "double")
+
+
+@pytest.mark.parametrize(("dtype", "digits"), [(torch.bfloat16, 8), (torch.float16, 11)])
+def test_a_scale_times_a_step_of_rows_is_a_number_of_the_dtype(dtype, digits):
+    for number in range(2 ** (digits - 1), 2**digits + 1):
+        for raised in (torch.zeros(3), torch.tensor([-2.0, 0.0, 2.0])):
+            scale = exact_scale(number / 1000, dtype, raised)
+            products = scale * torch.tensor([1.0, 1.5], dtype=torch.float64)[: 1 + bool(raised.any())]
+            assert torch.equal(products.to(dtype).double(), products) and abs(scale / (number / 1000) - 1) < 2.0 ** (2 - digits)

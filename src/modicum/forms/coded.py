@@ -153,8 +153,11 @@ def on_ladder(octaves: torch.Tensor) -> torch.Tensor:
 def exact_scale(scale: float, dtype: torch.dtype, raised: torch.Tensor) -> float:
     """The nearest scale whose products with these steps of rows are exact in the dtype."""
     share, exponent = math.frexp(scale)
-    digits = _DIGITS.get(dtype, _MOST_DIGITS) - bool((raised % 4 == 2).any())
-    return math.ldexp(round(math.ldexp(share, digits)), exponent - digits)
+    digits = _DIGITS.get(dtype, _MOST_DIGITS)
+    number, every = round(math.ldexp(share, digits)), 1
+    if bool((raised % 4 == 2).any()):  # one and a half times it has as many digits too
+        every = 2 if 3 * number < 2 ** (digits + 1) else 4
+    return math.ldexp(round(number / every) * every, exponent - digits)
 
 
 def tables(rows: torch.Tensor, columns: torch.Tensor) -> np.ndarray:
