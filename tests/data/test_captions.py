@@ -220,3 +220,18 @@ def test_a_column_is_named(tmp_path):
     (folder / "metadata.csv").unlink()
     with pytest.raises(DataError, match="must hold metadata.csv for --text-column to name its column"):
         captions(folder, "b")
+
+
+def test_tokens_of_a_picture_before_the_text_have_no_perplexity():
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    config = transformers.GitConfig(vision_config=VISION, **sizes, vocab_size=99, bos_token_id=1, eos_token_id=2, pad_token_id=0)
+    one, other = (transformers.GitForCausalLM(config).eval() for _ in range(2))
+    batch = {
+        "input_ids": torch.randint(3, 99, (2, 6)),
+        "attention_mask": torch.ones(2, 6).long(),
+        "pixel_values": torch.randn(2, 3, 16, 16),
+    }
+    quality = modicum.evaluate(one, reference=other, data=[batch])["quality"]
+    assert quality["tokens"] == 2 * (6 + 5) and quality["mean"] > 0 and "perplexity" not in quality
+    with pytest.raises(modicum.ModelError, match="Pass a reference"):
+        modicum.evaluate(one, data=[batch])

@@ -176,6 +176,8 @@ def _add(quality: Quality, outputs: Outputs, pair: tuple[Any, Any], batch: Batch
             labels = None
         else:
             labels = batch.get("input_ids") if causal and place == 0 and part.kind == CLASSES and isinstance(batch, dict) else None
+            # Where a picture's tokens stand before the text's, logits are not those of its tokens one by one.
+            labels = labels if labels is None or labels.shape == left.shape[:-1] else None
         found = (
             _values(left, right, real) if part.kind == VALUES else _logits(quality, part, (left, right), real, batch, labels, place == 0)
         )

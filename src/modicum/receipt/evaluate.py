@@ -97,6 +97,10 @@ def evaluate(
         shown.start("judge", len(batches))
         quality = _compared(candidate, original, batches, causal, outputs, shown.step).summary(seed)
         vocabulary = {"vocabulary": trim.facts(modules, batches, causal)} if trim else {}
+    if original is None and "perplexity" not in quality:
+        raise ModelError(
+            f"{candidate.name}: its logits must be one for each token of its text for a perplexity, are not. Pass a reference."
+        )
     if original is None:
         quality = {name: quality[name] for name in ("sequences", "tokens", "perplexity")}
     return {
