@@ -78,7 +78,8 @@ def _alike(one: Cover, other: Cover, batch: Batch) -> bool:
 
 def _padded(batches: Sequence[Batch]) -> dict[tuple[Any, str], Batch]:
     """By mask and reading the first batch of several rows, else the first of all, that has both kinds of entries in one row."""
-    double = {key for batch in batches for key, value in entries(batch) if Product.of(value) is not None}
+    masks = [(key, value) for batch in batches for key, value in entries(batch) if parts_tokens(value)]
+    double = {key for key, _ in masks} - {key for key, value in masks if Product.of(value) is None}
     found: dict[tuple[Any, str], Batch] = {}
     for batch in batches:
         for key, value in entries(batch):
