@@ -188,7 +188,7 @@ class Transformers(Target):
             ):
                 return None
             return Option((dataclasses.replace(step, symmetric=True),))
-        family = float_family(step, [(unit, self.model.weights.dtype(unit.parameter)) for unit in site.units])
+        family = float_family(step, site.units)
         return fitted if family and site.kind != "experts" and not self.wrong(family, site.units) else None
 
     @override

@@ -95,15 +95,15 @@ def scheme(form: Form) -> str:
     raise ModelError(f"a {form.kind} form cannot be stored by compressed-tensors. Pass --target modicum.")
 
 
-def float_family(step: Method, units: Sequence[tuple[Unit, torch.dtype]]) -> str:
-    """The family of the probe whose kinds of weight take what ``step`` makes of ``units``, each with its dtype; empty where readers do not hold it.
+def float_family(step: Method, units: Sequence[Unit]) -> str:
+    """The family of the probe whose kinds of weight take what ``step`` makes of ``units``; empty where readers do not hold it.
 
     They bring four-bit floats back in bfloat16 whatever the model's own dtype, so that no other goes on with them.
     """
     if isinstance(step, Float8Method):
         return "float8"
     whole = isinstance(step, Float4Method | ZeroquantFp) and all(
-        dtype == torch.bfloat16 and unit.shape[1] % LAYOUTS[step.format].group == 0 for unit, dtype in units
+        unit.dtype == torch.bfloat16 and unit.shape[1] % LAYOUTS[step.format].group == 0 for unit in units
     )
     return "integer" if whole else ""
 
