@@ -132,7 +132,7 @@ def test_predicted_harm_is_that_of_the_plan_in_the_table(fitted, picks_of):
 def test_a_size_is_met_to_the_byte_it_names(llama, fitted, tmp_path):
     first, _, _ = fitted("llama", "modicum", 6.0)
     exact = first.receipt["bytes"]["actual"]
-    again, _, allowed = measured_fit("llama", tmp_path / "out", size=f"{exact}B", target="modicum", menu=MENU, group=32)
+    again, _, allowed = measured_fit("llama", tmp_path / "out", size=f"{exact}B", target="modicum", group=32)
     assert allowed == exact >= again.receipt["bytes"]["actual"]
     assert again.receipt["predicted_harm"] <= first.receipt["predicted_harm"] * (1 + 1e-9)
 

@@ -28,7 +28,10 @@ def both(moment, whole):
 @pytest.mark.parametrize("group", [0, 32])
 def test_rounding(order, group):
     weight, moment, whole = problem()
-    made = [Gptq(bits=3, group=group, order=order).quantize(weight, Grid(3, group), stats, torch.float32) for stats in both(moment, whole)]
+    made = [
+        Gptq(bits=3, group=group, order=order, sweeps=0).quantize(weight, Grid(3, group), stats, torch.float32)
+        for stats in both(moment, whole)
+    ]
     same = (made[0].codes == made[1].codes).float().mean()
     assert same > 0.999  # values on the edge between two levels fall either way
 

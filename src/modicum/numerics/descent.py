@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from modicum.core.blocks import Blocks, spans
+from modicum.core.finite import finite
 from modicum.forms.integer import Integer
 from modicum.numerics.gram import add_product
 from modicum.numerics.grid import Grid, least_scale
@@ -34,12 +35,15 @@ def descend(
 
     The covariance is ``moment`` plus ``damping`` times its mean diagonal. In each of ``sweeps`` every code is moved once, and every scale that
     rows do not share. *Needs and cost:* rows · columns² multiply-adds to begin with and in each sweep, twice as many where a scale belongs to
-    more than 128 columns; 24 bytes a weight.
+    more than 128 columns; 24 bytes a weight. Where float32 does not hold what is lost, ``forms`` stay as they are.
     """
-    descent = _Descent(weights, grids, forms, moment, damping)
-    for _ in range(sweeps):
-        descent.sweep()
-    return descent.forms(), descent.losses()
+    with np.errstate(all="ignore"):  # as in torch: what is not finite is told where a form is looked at
+        descent = _Descent(weights, grids, forms, moment, damping)
+        if not finite(descent.gradient):
+            return list(forms), descent.losses()
+        for _ in range(sweeps):
+            descent.sweep()
+        return descent.forms(), descent.losses()
 
 
 def best(forms: Sequence[Integer], losses: Sequence[torch.Tensor]) -> tuple[Integer, torch.Tensor]:
