@@ -14,7 +14,13 @@ CLAIM = Claim(
     setting=Setting(
         method="dsnot keep=0.3",
         baselines=("wanda keep=0.3",),
-        beside=("dsnot keep=0.4", "wanda keep=0.4", "dsnot keep=0.3 start=magnitude", "magnitude keep=0.3 per_row=true"),
+        beside=(
+            "dsnot keep=0.4",
+            "wanda keep=0.4",
+            "dsnot keep=0.3 start=magnitude",
+            "magnitude keep=0.3 per_row=true",
+            "dsnot keep=0.3 exchanges=0.2",
+        ),
     ),
 )
 

@@ -46,14 +46,16 @@ def test_it_is_the_naive_procedure(layer, settings, group):
     thing.weight, thing.inputs = thing.weight.double()[:8], thing.inputs.double()
     stats = Stats(count=len(thing.inputs), total=thing.inputs.sum(0), square=thing.inputs.square().sum(0))
     start = Wanda(**settings).solve(thing.weight, stats)[1]
-    assert torch.equal(Dsnot(**settings, cycles=12).solve(thing.weight, stats)[1], naive(thing.weight, thing.inputs, start, 12, group))
+    assert torch.equal(
+        Dsnot(**settings, exchanges=12 / 128).solve(thing.weight, stats)[1], naive(thing.weight, thing.inputs, start, 12, group)
+    )
 
 
 @pytest.mark.parametrize("settings", [{"keep": 0.3}, {"pattern": "2:4"}, {"keep": 0.3, "start": "magnitude"}])
 def test_mean_outputs_come_nearer_and_the_share_stays(layer, settings):
     thing = shifted(layer)
     stats = thing.stats(Dsnot.needs)
-    before, after = (Dsnot(**settings, cycles=cycles).solve(thing.weight, stats)[1] for cycles in (0, 50))
+    before, after = (Dsnot(**settings, exchanges=most).solve(thing.weight, stats)[1] for most in (0.0, 0.4))
     assert mean_error(thing, after).sum() < (0.7 if "pattern" in settings else 0.3) * mean_error(thing, before).sum()
     assert (mean_error(thing, after) <= mean_error(thing, before) + 1e-4).all()
     assert torch.equal(after.sum(1), before.sum(1))
@@ -64,8 +66,8 @@ def test_mean_outputs_come_nearer_and_the_share_stays(layer, settings):
 def test_it_starts_where_it_is_told(layer):
     thing = shifted(layer)
     stats = thing.stats(Dsnot.needs)
-    assert torch.equal(Dsnot(keep=0.4, cycles=0).solve(thing.weight, stats)[1], Wanda(keep=0.4).solve(thing.weight, stats)[1])
-    started = Dsnot(keep=0.4, start="magnitude", cycles=0).solve(thing.weight, stats)[1]
+    assert torch.equal(Dsnot(keep=0.4, exchanges=0.0).solve(thing.weight, stats)[1], Wanda(keep=0.4).solve(thing.weight, stats)[1])
+    started = Dsnot(keep=0.4, start="magnitude", exchanges=0.0).solve(thing.weight, stats)[1]
     assert torch.equal(started, Magnitude(keep=0.4, per_row=True).solve(thing.weight, stats)[1])
 
 

@@ -46,6 +46,20 @@ def descend(
         return descent.forms(), descent.losses()
 
 
+def refined(
+    weights: Sequence[torch.Tensor], grids: Sequence[Grid], forms: Sequence[Integer], moment: torch.Tensor | Blocks, damping: float,
+    sweeps: Sequence[int],
+) -> list[tuple[Integer, torch.Tensor]]:  # fmt: skip
+    """What ``descend`` gives for each of them, and the loss of its rows; those of as many ``sweeps`` go together."""
+    made = dict[int, tuple[Integer, torch.Tensor]]()
+    for count in set(sweeps):
+        mine = [place for place, each in enumerate(sweeps) if each == count]
+        found = descend([weights[place] for place in mine], [grids[place] for place in mine], [forms[place] for place in mine],
+                        moment, damping, count)  # fmt: skip
+        made |= zip(mine, zip(*found))
+    return [made[place] for place in range(len(forms))]
+
+
 def best(forms: Sequence[Integer], losses: Sequence[torch.Tensor]) -> tuple[Integer, torch.Tensor]:
     """Of forms of one weight each row's of least loss (rows,), and that: rows do not meet. None may share a scale among rows."""
     least, which = torch.stack(list(losses)).min(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -22,14 +23,15 @@ class Dsnot(Pruner):
 
     A mask leaves each row an expected error ``ε = Σ w_k E[x_k]`` over what is removed. One step grows the removed weight with the largest
     ``sign(ε) w_k E[x_k] / Var[x_k]`` and removes, among the kept ones whose removal takes from ``|ε|``, the one with the least ``|w_k| ‖x_k‖``.
-    A row is done where no exchange makes its error smaller, or after ``cycles``; its number of weights stays the same, in each group of a
-    pattern too.
+    A row is done where no exchange makes its error smaller, or after a share ``exchanges`` of its columns; its number of weights stays the
+    same, in each group of a pattern too.
 
     *Shapes:* weight (rows, columns), moments of the inputs (columns,). *Needs and cost:* means and variances of the inputs; a pass over the rows
-    still at work for each cycle. *Reduces to:* its start where ``cycles=0``, or all inputs have mean zero. *Raises:* ``SettingError`` for a malformed
-    pattern. Weights whose inputs were not seen take ``magnitude`` per row.
+    still at work for each exchange. *Reduces to:* its start where ``exchanges=0``, or all inputs have mean zero. *Raises:*
+    ``SettingError`` for a malformed pattern. Weights whose inputs were not seen take ``magnitude`` per row.
 
-    *Differences from the paper:* an exchange must make the error smaller, instead of the error being smaller than a threshold.
+    *Differences from the paper:* an exchange must make the error smaller, instead of the error being smaller than a threshold; the most
+    exchanges, 50 in the paper's rows of 4,096 columns, go with the columns, for in narrow rows as many would replace most of the mask.
 
     Example:
         >>> import torch
@@ -44,7 +46,7 @@ class Dsnot(Pruner):
     scope = "row"
 
     start: str = param("wanda", "whose mask is mended", choices=("wanda", "magnitude"))
-    cycles: int = param(50, "most exchanges in a row", between=(0, 10000))
+    exchanges: float = param(0.0125, "most exchanges in a row, as a share of its columns", between=(0.0, 1.0))
 
     def without_data(self) -> Magnitude:
         """The stand-in for weights whose inputs were not seen."""
@@ -59,7 +61,7 @@ class Dsnot(Pruner):
         worth = gives / stats.variance.clamp_min(_STILL * stats.square.amax().clamp_min(1e-30) / max(stats.count, 1))
         error = (gives * ~mask).sum(1)
         active = torch.arange(len(weight))
-        for _ in range(self.cycles):
+        for _ in range(math.ceil(self.exchanges * weight.shape[1])):
             if not len(active):
                 break
             active = self._exchange(active, mask, error, gives, worth, size)

@@ -13,7 +13,7 @@ from modicum.core.method import Method, Need, Paper
 from modicum.core.settings import param
 from modicum.core.unit import Stats
 from modicum.forms import Form, Integer
-from modicum.numerics.descent import best, descend
+from modicum.numerics.descent import best, descend, refined
 from modicum.numerics.grid import Grid
 from modicum.numerics.rounding import Rounding, Roundings
 from modicum.numerics.solver import BlockFactor, Factor, laned, slabs, solve
@@ -23,8 +23,8 @@ from modicum.quantize.hqq import Hqq
 
 # Rows that are solved together: so few that a column's operations cost their calls.
 _TOGETHER, _SLAB = 4096, 1 << 24
-# How far ranges are clipped at a second start, relative to the first; it is worth its time at so many bits at the most.
-_CLOSER, _FEW = 0.75, 4
+# How far ranges are clipped at a second start, relative to the first; it, and more than one sweep, are worth their time at so many bits at the most.
+_CLOSER, _FEW = 0.75, 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +69,14 @@ class Gptq(Quantizer):
     )
 
     sweeps: int = param(
-        3, "times that all codes and scales are moved to their best given the others, after they were decided", between=(0, 100)
-    )
+        3, "times that all codes and scales are moved to their best given the others, after they were decided; of more than 3 bits once",
+        between=(0, 100),
+    )  # fmt: skip
+
+    @property
+    def _rounds(self) -> int:
+        """Sweeps that these bits are worth."""
+        return self.sweeps if self.bits <= _FEW else min(self.sweeps, 1)
 
     def without_data(self) -> Hqq:
         """The stand-in for weights whose inputs were not seen."""
@@ -108,17 +114,12 @@ class Gptq(Quantizer):
         """A form from one start, and its loss; ``sequential``: each group's grid is fitted when its turn comes."""
         assert stats.moment is not None
         refit = partial(rounding.refit, dtype=rounding.scale.dtype, importance=stats.moment.diagonal(), clip=self.clip)
-        _, loss = solve(
-            weight[:, rounding.order],
-            factor,
-            rounding.decide,
-            span=rounding.width if sequential else 0,
-            prepare=refit if sequential else None,
-        )
+        span = rounding.width if sequential else 0
+        _, loss = solve(weight[:, rounding.order], factor, rounding.decide, span=span, prepare=refit if sequential else None)
         form = Integer(rounding.codes.T.contiguous(), rounding.scale, rounding.zero, self.bits, rounding.width)
         if not self.sweeps:
             return form, torch.tensor([loss])
-        (form,), (lost,) = descend([weight], [rounding.grid], [form], stats.moment, factor.damping, self.sweeps)
+        (form,), (lost,) = descend([weight], [rounding.grid], [form], stats.moment, factor.damping, self._rounds)
         return form, lost
 
     def _starts(
@@ -176,8 +177,9 @@ class Gptq(Quantizer):
         ]
         if not self.sweeps:
             return forms
-        found = iter(zip(*descend(weights, grids, forms, stats.moment, factor.damping, self.sweeps)))
-        return [_least(list(itertools.islice(found, len(own))))[0] for own in starts]
+        sweeps = [step._rounds for (step, _), own in zip(pairs, starts) for _ in own]
+        each = iter(refined(weights, grids, forms, stats.moment, factor.damping, sweeps))
+        return [_least(list(itertools.islice(each, len(own))))[0] for own in starts]
 
 
 def _least(tried: Sequence[tuple[Integer, torch.Tensor]]) -> tuple[Integer, torch.Tensor]:
