@@ -272,6 +272,7 @@ READERS = {
         _fitted("gptq bits=3 group=16 | eora rank=2"), modicum.load, ("modicum.json", "modicum.json", "config.json", SINGLE)
     ),
     "coded": Reader(_fitted("watersic rate=3"), modicum.load, ("modicum.json", SINGLE)),
+    "float4": Reader(_fitted("float4"), modicum.load, ("modicum.json", SINGLE)),
     "masked": Reader(_fitted("sparsegpt keep=0.5"), modicum.load, ("modicum.json", SINGLE)),
     "narrow": Reader(_fitted("ziplm keep=0.5"), modicum.load, ("modicum.json", SINGLE)),
     "transformers": Reader(_fitted("nearest bits=4 group=16", "transformers"), modicum.load, ("config.json", SINGLE)),
