@@ -16,6 +16,7 @@ import sys
 import wave
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -96,7 +97,17 @@ def _fitted(method, target="modicum"):
 def _measured(folder):
     module, batches = model()
     with hushed():
-        modicum.measure(module, data=batches, menu="int4", harm="error", search_time=0.0, out=folder, overwrite=True)
+        modicum.measure(module, data=batches, menu="int4,ziplm keep=0.5", harm="error", search_time=0.0, out=folder, overwrite=True)
+
+
+@cache
+def _original():
+    return open_model(model()[0])
+
+
+def _read_measured(folder):
+    known = Measured.read(folder)
+    return known.splits, known.cuts(_original())
 
 
 def _with_tokenizer(folder):
@@ -266,7 +277,7 @@ READERS = {
     "plan": Reader(_fitted("nearest bits=4"), _plan, ("plan.json",)),
     "config": Reader(_asked, _config, ("run.yaml",)),
     "receipt": Reader(_fitted("nearest bits=4"), _told, ("receipt.json",)),
-    "measurement": Reader(_measured, lambda folder: Measured.read(folder).splits, ("*.json", "*.safetensors")),
+    "measurement": Reader(_measured, _read_measured, ("*.json", "*.safetensors")),
     "checkpoint": Reader(_sharded, _opened_whole, ("config.json", INDEX, "model-00001*.safetensors")),
     "container": Reader(
         _fitted("gptq bits=3 group=16 | eora rank=2"), modicum.load, ("modicum.json", "modicum.json", "config.json", SINGLE)

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 import modicum
 from modicum.core.errors import ModicumError, SettingError
 from modicum.core.progress import Quiet
-from modicum.measure import Measured, measure
+from modicum.core.unit import Axis, Site, Unit
+from modicum.measure import Measured, coupled, measure
 from modicum.measure import survey as survey_module
 from modicum.measure.measurement import Measurement
 from modicum.measure.settings import Settings
@@ -128,6 +129,22 @@ def test_the_plan_chosen_gives_the_same_files_on_its_own(llama, known, tmp_path)
     alone = modicum.fit(model, plan=chosen.out / "plan.json", data=batches, out=tmp_path / "alone")
     assert chosen.plan.cuts or "model" in chosen.plan.options
     assert (alone.out / "model.safetensors").read_bytes() == (chosen.out / "model.safetensors").read_bytes()
+
+
+def test_cuts_are_found_once(llama, known, monkeypatch):
+    """A fit takes those that were found while measuring, which are those it would find."""
+    opened = known.open(llama[0], Settings(menu=None))
+    assert opened.cuts == Subject.open(llama[0], Settings(), None, known.splits).cuts
+    monkeypatch.setattr("modicum.measure.subject.coupled_cuts", lambda *_: pytest.fail("looked for cuts again"))
+    chosen = modicum.fit(llama[0], bpw=2.8, measured=known, target="modicum", search_time=0)
+    assert chosen.plan.cuts
+
+
+def test_groups_of_any_shape_come_back():
+    groups = ((0, 1), (2, 3)), ((3, 1), (0, 2)), ((0, 1), (2, 3)), ((0,), (1,))
+    unit = Unit("w", "w", "m", "linear", (4, 4), (4, 4), torch.float32)
+    sites = [Site(str(place), "cut", (unit,), (Axis("w", "rows", each),)) for place, each in enumerate(groups)]
+    assert list(coupled.read(json.loads(json.dumps(coupled.told(sites))), {"w": unit}).values()) == sites
 
 
 # On disk

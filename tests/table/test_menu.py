@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+import modicum
+from modicum.core.errors import SettingError
 from modicum.core.method import Method, registry
 from modicum.core.option import Option
 from modicum.core.unit import Site, Unit
@@ -141,3 +143,10 @@ def test_a_group_that_divides_no_row_is_named_with_those_that_do(subject):
     assert said == "group 64 does not divide rows of 72: use group=18, 24, 36, 72, 0 (0: whole rows)"
     assert not misfit(target, [rows_of(72)], Option.parse("gptq bits=4 group=24"))
     assert not misfit(target, [rows_of(72)], Option.parse("float8"))
+
+
+@pytest.mark.parametrize("option, told", [("flap keep=0.5", "whole model"), ("ziplm keep=0.5 | gptq bits=4", "one step")])
+def test_what_is_no_choice_for_a_part_is_refused(option, told):
+    model, batches = zoo.build("llama")
+    with pytest.raises(SettingError, match=told):
+        modicum.measure(model, data=batches, menu=["nearest bits=4", option], out="unused")

@@ -24,8 +24,10 @@ from modicum.core.tensorfile import TensorFile
 from modicum.core.tensorwriter import TensorWriter
 from modicum.core.unit import Site
 from modicum.data.splits import PARTS, Batch, Splits
+from modicum.drop.experts import expert_sites
 from modicum.export import Target
 from modicum.judge.judge import Levels, too_slow
+from modicum.measure import coupled
 from modicum.measure.asked import asked
 from modicum.measure.computing import agreed
 from modicum.measure.meta import FILE, FORMAT, VERSION, no_measurement, read_meta
@@ -120,7 +122,17 @@ class Measured:
         model = opened(source, settings)
         if model.hash() != self.meta["model"]["hash"]:
             raise SettingError(f"{model.name}: must be the model that was measured, is not or has changed. Measure again.")
-        return Subject.open(model, settings, None, self.splits, agreed(settings, place, ranks, self.meta.get("compute")))
+        subject = Subject.open(model, settings, None, self.splits, agreed(settings, place, ranks, self.meta.get("compute")))
+        if "cuts" in self.meta:  # older ones kept none
+            subject.cuts = self.cuts(subject.model) | expert_sites(subject.model, subject.script)
+        return subject
+
+    def cuts(self, model: Model) -> dict[str, Site]:
+        """The coupled cuts that were found in the model; none where they were not looked for. Raises ``SettingError`` for what it cannot have."""
+        try:
+            return coupled.read(self.meta.get("cuts", ()), model.units)
+        except (KeyError, ValueError, TypeError) as error:
+            raise no_measurement(self.directory, error) from None
 
     def check(self, subject: Subject, target: str | None = None) -> None:
         """Raise ``SettingError`` where an option, or a ``target`` to choose for, was not measured."""
@@ -239,9 +251,10 @@ def _levels(subject: Subject, targets: list[str], directory: Path, pool: SpillPo
 
 
 def _meta(subject: Subject, source: Any, targets: list[str], meter: Meter) -> dict[str, Any]:
-    settings, data = subject.settings, subject.data
+    settings, data, experts = subject.settings, subject.data, expert_sites(subject.model, subject.script)
     said = {f.name: getattr(settings, f.name) for f in fields(settings) if f.name in _DECIDED}
     said |= {"set": [str(rule) for rule in settings.set]} if settings.set else {}
+    cuts = [site for name, site in vars(subject).get("cuts", {}).items() if name not in experts]
     return {
         "format": FORMAT, "version": VERSION,
         "model": {"name": subject.model.name, "source": str(source) if isinstance(source, str | Path) else None, "hash": subject.model.hash(),
@@ -249,7 +262,7 @@ def _meta(subject: Subject, source: Any, targets: list[str], meter: Meter) -> di
         "targets": targets, "menu": None if settings.menu is None else [str(option) for option in settings.menu], "settings": said,
         "data": {"source": data.source, "notes": list(data.notes), "hashes": data.hashes, "taken": data.taken}, "stages": meter.stages,
         "compute": subject.compute.to_json(),
-    }  # fmt: skip
+    } | ({"cuts": coupled.told(cuts)} if "cuts" in vars(subject) else {})  # fmt: skip
 
 
 def _hash(directory: Path, meta: dict[str, Any]) -> str:

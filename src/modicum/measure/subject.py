@@ -40,7 +40,7 @@ from modicum.sweep.outline import outlined
 from modicum.sweep.ranks import LONE, Ranks
 from modicum.sweep.rehearsal import use_eager_experts
 from modicum.sweep.spill import SpillPool
-from modicum.table.menu import Menu, cutters, default_menu
+from modicum.table.menu import Menu, cutters, default_menu, require_choices
 from modicum.table.rules import names_of, ruling
 from modicum.table.ruling import check_names, check_rules
 from modicum.table.sizing import Sizing
@@ -169,6 +169,7 @@ class Subject:
     def menu(self, target: str) -> Menu:
         """What may be chosen for a target: the request's menu, or the default."""
         asked = self.settings.menu
+        require_choices(asked or ())
         return self.ruled(Menu(asked) if asked is not None else default_menu(self.target(target), self.settings.group))
 
     def ruled(self, menu: Menu) -> Menu:

@@ -9,7 +9,7 @@ fall together. Fused and interleaved projections need no special case.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -208,10 +208,10 @@ class _Record:
 
         return forward
 
-    def reached(self, name: str, columns: Sequence[int] | None, producers: list[str]) -> list[torch.Tensor]:
+    def reached(self, name: str, columns: torch.Tensor | None, producers: list[str]) -> list[torch.Tensor]:
         """For each producer, which output channels (boolean) the given input columns of ``name`` (None: all) depend on."""
         value = self.inputs[name]
-        value = (value if columns is None else value.index_select(-1, torch.tensor(columns).to(value.device))).double()
+        value = (value if columns is None else value.index_select(-1, columns.to(value.device))).double()
         weights = torch.linspace(0.5, 1.5, value.numel(), dtype=torch.float64, device=value.device).view(value.shape)
         gradients = torch.autograd.grad((value * weights).sum(), [self.outputs[p] for p in producers], retain_graph=True, allow_unused=True)
         return [
@@ -251,12 +251,14 @@ def _leaf(value: Any) -> Any:
 def _elementwise(record: _Record, name: str, producers: list[str]) -> dict[str, list[set[int]]] | None:
     """Per producer the one column each channel reaches, by binary codes of the columns; None where a channel reaches none or several."""
     columns = record.inputs[name].shape[-1]
-    bits = max(1, math.ceil(math.log2(columns)))
+    bits, places = max(1, math.ceil(math.log2(columns))), torch.arange(columns)
     codes = {p: torch.zeros(record.outputs[p].shape[-1], dtype=torch.long) for p in producers}
     clean = {p: torch.ones(record.outputs[p].shape[-1], dtype=torch.bool) for p in producers}
     for bit in range(bits):
-        sides = [[c for c in range(columns) if (c >> bit & 1) == side] for side in (0, 1)]
-        touched = [record.reached(name, side, producers) if side else [torch.zeros_like(clean[p]) for p in producers] for side in sides]
+        sides = [places[places >> bit & 1 == side] for side in (0, 1)]
+        touched = [
+            record.reached(name, side, producers) if len(side) else [torch.zeros_like(clean[p]) for p in producers] for side in sides
+        ]
         for place, p in enumerate(producers):
             clean[p] &= touched[0][place] ^ touched[1][place]
             codes[p] |= touched[1][place].long() << bit
@@ -271,7 +273,7 @@ def _by_group(record: _Record, name: str, producers: list[str], groups: list[tup
     """Per producer the groups of columns each channel reaches; only producers none of whose channels reaches every group count."""
     touched: dict[str, list[set[int]]] = {p: [set() for _ in range(record.outputs[p].shape[-1])] for p in producers}
     for index, group in enumerate(groups):
-        for p, mask in zip(producers, record.reached(name, list(group), producers)):
+        for p, mask in zip(producers, record.reached(name, torch.tensor(group), producers)):
             for channel in mask.nonzero()[:, 0].tolist():
                 touched[p][channel].add(index)
     found = {p: channels for p, channels in touched.items() if all(channels) and all(len(c) < len(groups) for c in channels)}

@@ -8,11 +8,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
+from modicum.core.errors import SettingError
 from modicum.core.method import Method, registry
 from modicum.core.option import Option
 from modicum.core.rules import Rule
 from modicum.core.unit import Site
-from modicum.drop._family import SiteCutter, Spanner
+from modicum.drop._family import Dropper, SiteCutter, Spanner
 from modicum.export import Target
 from modicum.quantize._family import Quantizer
 from modicum.repair._family import Repairer
@@ -142,6 +143,23 @@ def unheld(target: Target) -> str:
 def weight_options(menu: Sequence[Option]) -> list[Option]:
     """Options of the menu for the weights themselves."""
     return [option for option in menu if not any(isinstance(step, SiteCutter | Spanner) for step in option.steps)]
+
+
+def require_choices(options: Iterable[Option]) -> None:
+    """Raise ``SettingError`` for an option that no site can have a choice of: what decides over the whole model, or cuts and goes on."""
+    for option in options:
+        droppers = [step for step in option.steps if isinstance(step, Dropper)]
+        if droppers and len(option.steps) > 1:
+            apart = " and ".join(repr(str(step)) for step in option.steps)
+            raise SettingError(
+                f"menu: {str(option)!r} must be one step, for what a cut leaves takes other options anyway. Put {apart} on it."
+            )
+        if droppers and not isinstance(droppers[0], SiteCutter | Spanner):
+            others = " or ".join(name for name, cls in sorted(registry().items()) if issubclass(cls, SiteCutter) and cls.menu)
+            raise SettingError(
+                f"menu: {str(option)!r} must be a choice for one part, it decides over the whole model at once. "
+                f"Pass it as --method, or put {others} on the menu."
+            )
 
 
 def cutters(menu: Sequence[Option]) -> list[SiteCutter]:
