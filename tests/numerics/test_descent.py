@@ -3,7 +3,7 @@ import torch
 
 from modicum.core.blocks import Blocks
 from modicum.forms import Integer
-from modicum.numerics.descent import best, descend
+from modicum.numerics.descent import descend, least
 from modicum.numerics.grid import Grid
 
 GRIDS = [Grid(2, 0, True), Grid(2, 32), Grid(3, 48), Grid(4, -1), Grid(3, 64, True)]
@@ -115,7 +115,7 @@ def test_each_row_takes_the_form_of_least_loss(symmetric):
     weight, grid = problem()[0], Grid(2, 32, symmetric)
     forms = [grid.encode(weight, *grid.fit(weight, torch.float32, clip=clip)) for clip in (1.0, 0.5)]
     losses = [torch.tensor([1.0, 2, 3, 4, 5, 6, 7]), torch.tensor([2.0, 1, 4, 3, 6, 5, 8])]
-    form, least = best(forms, losses)
-    assert least.tolist() == [1, 1, 3, 3, 5, 5, 7]
+    form, lowest = least(list(zip(forms, losses)))
+    assert lowest.tolist() == [1, 1, 3, 3, 5, 5, 7]
     expected = torch.where((torch.arange(7) % 2 == 0)[:, None], forms[0].dense(), forms[1].dense())
     assert torch.equal(form.dense(), expected)

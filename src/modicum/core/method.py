@@ -30,6 +30,7 @@ class Need(Enum):
     MEANS = "means"
     VARIANCES = "variances"
     COVARIANCE = "covariance"
+    DRIFT = "drift of inputs"
     INPUTS = "inputs"
     ROUTED = "routed inputs"
     BLOCK_OUTPUTS = "block outputs"

@@ -126,7 +126,8 @@ class Stats:
     """What one sweep measured of a unit's inputs (columns of its matrix view), and of the gradient of its outputs.
 
     ``count`` tokens (or patches); ``total`` and ``square`` (columns,) sums of x and x²; ``covariance`` (columns, columns) sum of x xᵀ in
-    float32, or ``blocks`` along its diagonal where the whole does not fit; ``inputs`` a list of (tokens, columns) where a method asked for
+    float32, or ``blocks`` along its diagonal where the whole does not fit; ``drift`` (columns, columns) sum of (y - x) xᵀ with the original model's
+    inputs y in place of the compressed one's x, where both ran side by side; ``inputs`` a list of (tokens, columns) where a method asked for
     them; ``frequency`` (rows,) how often an embedding's entry was looked up, for an expert (1,) the tokens it met itself; ``routed`` what its
     last product met, micro-batch by micro-batch, and where it went; ``raised`` (rows,) in quarters of an octave the steps that suit how much the
     output feels each row (``numerics/coding.py``); ``reference`` (rows, columns) the weight before any step. ``cache``
@@ -141,6 +142,7 @@ class Stats:
     square: torch.Tensor | None = None
     covariance: torch.Tensor | None = None
     blocks: Blocks | None = None
+    drift: torch.Tensor | None = None
     inputs: list[torch.Tensor] | None = None
     frequency: torch.Tensor | None = None
     routed: list[Routed] | None = None

@@ -11,6 +11,7 @@ import torch
 from modicum.core.errors import ModelError
 from modicum.core.files import write_json
 from modicum.core.finite import finite
+from modicum.core.method import Need
 from modicum.core.option import Option
 from modicum.core.unit import Site, Stats, Unit
 from modicum.data.splits import Batch
@@ -23,6 +24,8 @@ from modicum.work.store import ChainStore, FormStore
 
 # Weights so small that their columns' calls cost as much as what they do, and how many are treated at once at the most.
 _SMALL, _MOST = 1 << 21, 4
+# What there is to tell of weights that are not those of the original any more.
+_OWN = "weights that are cut, or hold zeros that stay, are made to give what they give on their own inputs, not what the original gave"
 
 
 class Assembly:
@@ -86,12 +89,15 @@ class Assembly:
         stored = self.model.matrix(unit)
         if not finite(stored):
             raise ModelError(f"{unit.name}: weights must be finite, hold NaN or Inf. Repair the checkpoint.")
+        own: list[str] = []
+        if stats.drift is not None and (begun is not None or unit.pruned):
+            stats.drift, own = None, [_OWN] * (Need.DRIFT in option.needs)
         stats.reference = stored if begun is None else begun.dense()  # a repair mends what the option lost, not what a drop removed
         form = option.apply(Site(unit.name, "unit", (unit,)), {unit.name: stats}, {unit.name: begun or Dense(stored)}).forms[unit.name]
         stats.finished(unit)
         stats.beside = ()
         stats.made.clear()
-        return form, [f"{unit.name}: {event}" for event in stats.events]
+        return form, [*own, *(f"{unit.name}: {event}" for event in stats.events)]
 
     def _tell(self, events: Iterable[str]) -> None:
         self.events += [event for event in dict.fromkeys(events) if event not in self.events]
@@ -125,7 +131,7 @@ class Assembly:
         }
         sweep = Sweep(
             self.model, batches, self.script, self.treat, needs=needs, seed=seed, pool=pool, values=values, biases=self.biases,
-            dropped=self.dropped, on_block=on_block, replayed=chain.replayed(), ranks=self.ranks,
+            dropped=self.dropped, on_block=on_block, replayed=chain.replayed(), ranks=self.ranks, alongside=True,
         )  # fmt: skip
         sweep.finish(self.options.keys() - self.script.uncalled)
         self._tell(sweep.chronicle.events)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -85,3 +85,12 @@ class Integer(Form):
     @property
     def values(self) -> int:
         return self.codes.numel()
+
+
+def stacked(forms: Sequence[Integer], *, shared: bool) -> Integer:
+    """Forms of slices of rows as one; ``shared``: with one scale for all."""
+    first = forms[0]
+    scale = first.scale if shared else torch.cat([form.scale for form in forms])
+    zeros = [form.zero for form in forms if form.zero is not None]
+    zero = None if not zeros else zeros[0] if shared else torch.cat(zeros)
+    return Integer(torch.cat([form.codes for form in forms]), scale, zero, first.bits, first.group)

@@ -60,13 +60,18 @@ def refined(
     return [made[place] for place in range(len(forms))]
 
 
-def best(forms: Sequence[Integer], losses: Sequence[torch.Tensor]) -> tuple[Integer, torch.Tensor]:
-    """Of forms of one weight each row's of least loss (rows,), and that: rows do not meet. None may share a scale among rows."""
-    least, which = torch.stack(list(losses)).min(0)
+def least(tried: Sequence[tuple[Integer, torch.Tensor]]) -> tuple[Integer, torch.Tensor]:
+    """Of forms of one weight, with the losses of their rows, each row's best, and its loss (rows,): rows do not meet. None of several may share a
+    scale among rows.
+    """
+    if len(tried) == 1:
+        return tried[0]
+    forms = [form for form, _ in tried]
+    lowest, which = torch.stack([losses for _, losses in tried]).min(0)
     rows, first = torch.arange(len(which)), forms[0]
     pick = lambda values: torch.stack(values)[which, rows]
     zero = None if first.zero is None else pick([form.zero for form in forms])
-    return Integer(pick([form.codes for form in forms]), pick([form.scale for form in forms]), zero, first.bits, first.group), least
+    return Integer(pick([form.codes for form in forms]), pick([form.scale for form in forms]), zero, first.bits, first.group), lowest
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from typing_extensions import override
 
 from modicum.core.method import Method, Need, Paper
 from modicum.core.settings import param
 from modicum.core.unit import Stats
 from modicum.forms import Form, Integer
-from modicum.numerics.descent import best, descend, refined
+from modicum.forms.integer import stacked
+from modicum.numerics.descent import descend, least, refined
+from modicum.numerics.drift import towards
 from modicum.numerics.grid import Grid
 from modicum.numerics.rounding import Rounding, Roundings
 from modicum.numerics.solver import BlockFactor, Factor, laned, slabs, solve
@@ -35,16 +38,17 @@ class Gptq(Quantizer):
     ``w_k + Σ_{j<k} (w_j - q_j) M_jk`` with ``H = M D Mᵀ`` (see ``numerics/solver.py``).
 
     *Shapes:* weight (rows, columns), covariance (columns, columns). *Needs and cost:* covariance; one Cholesky factorization shared by all
-    units of a stage and all bits, then rows · columns² multiply-adds, and again for each sweep (see ``numerics/descent.py``). *Reduces to:* nearest
-    rounding where the covariance is diagonal, ``order=none``, ``clip=1`` and ``sweeps=0``. *Raises:* ``ModelError`` where no damping makes the
-    covariance positive definite.
+    units of a stage and all bits, then rows · columns² multiply-adds, and again for each sweep (see ``numerics/descent.py``); at up to 3 bits the
+    original runs beside the compressed model. *Reduces to:* nearest rounding where the covariance is diagonal, ``order=none``, ``clip=1``,
+    ``sweeps=0`` and ``towards=0``. *Raises:* ``ModelError`` where no damping makes the covariance positive definite.
     Weights whose inputs were not seen take ``hqq`` at the same bits.
 
     *Differences from the paper:* one factorization instead of an inverse and a factorization; groups are fitted to the original weights when
-    columns are reordered, so that nothing but scales is stored; a group's range may be clipped to the share of
-    least squared error under the covariance's diagonal, at most to ``clip``; what the columns decided is then refined by coordinate descent over
-    all codes and scales, at up to 4 bits from two starts of which each row takes the better
-    (``sweeps=0`` leaves that out).
+    columns are reordered, so that nothing but scales is stored; a group's range may be clipped to the share of least squared error under the
+    covariance's diagonal, at most to ``clip``; what the columns decided is refined by coordinate descent over all codes and scales, at up to 3 bits
+    from two starts of which each row takes the better (``sweeps=0`` leaves that out); and at up to 3 bits codes come near
+    ``W + towards · W Δ H⁻¹``, where Δ sums ``(y - x) xᵀ`` of the original's inputs y, so that a layer makes up for a part of what was lost before it
+    (Quantization Error Propagation, arXiv 2504.09629; ``towards=0`` leaves that out).
 
     Example:
         >>> import torch
@@ -67,11 +71,15 @@ class Gptq(Quantizer):
     clip: float = param(
         0.8, "least share of each group's range tried in search of the least weighted squared error; 1: none", between=(0.1, 1.0)
     )
-
     sweeps: int = param(
-        3, "times that all codes and scales are moved to their best given the others, after they were decided; of more than 3 bits once",
-        between=(0, 100),
+        3, "times that codes and scales are moved to their best given the others, after they were decided; of more than 3 bits once", between=(0, 100)
     )  # fmt: skip
+    towards: float = param(0.5, "how far codes of up to 3 bits make up for what was lost before: 1 as well as they can", between=(0.0, 1.0))
+
+    @override
+    def wanted(self) -> frozenset[Need]:
+        """Few bits ask how inputs drifted."""
+        return self.needs | ({Need.DRIFT} if self.towards and self.bits <= _FEW else frozenset())
 
     @property
     def _rounds(self) -> int:
@@ -97,16 +105,24 @@ class Gptq(Quantizer):
             return self._with_others(weight, stats, dtype)
         sequential = self.order == "none" and grid.width(weight.shape[1]) > 0
         order, factor = factored(stats, self.damping, self.order, grid.group if sequential else 1)
+        weight = self._aimed(weight, stats, order, factor)
         fits = [grid.fit(weight, dtype, importance=importance, clip=clip) for importance, clip in self._starts(grid, stats, factor, order)]
         made, total = [], 0.0
         for rows in slabs(weight):
             own = rows if grid.group >= 0 else slice(None)
             roundings = [Rounding(grid, scale[own], None if zero is None else zero[own], weight[rows].shape, order) for scale, zero in fits]
-            form, loss = _least([self._solved(weight[rows], one, stats, factor, sequential) for one in roundings])
+            form, loss = least([self._solved(weight[rows], one, stats, factor, sequential) for one in roundings])
             made.append(form)
             total += float(loss.sum())
         stats.cache["loss"] = total
-        return made[0] if len(made) == 1 else _below(made, shared=grid.group < 0)
+        return made[0] if len(made) == 1 else stacked(made, shared=grid.group < 0)
+
+    def _aimed(self, weight: torch.Tensor, stats: Stats, order: torch.Tensor, factor: Factor | BlockFactor) -> torch.Tensor:
+        """What codes come near: the weight itself, or what makes up for a part of how its inputs drifted, where that was seen."""
+        if stats.drift is None or Need.DRIFT not in self.wanted():
+            return weight
+        assert isinstance(factor, Factor)
+        return towards(weight, stats.drift, order, factor, self.towards)
 
     def _solved(
         self, weight: torch.Tensor, rounding: Rounding, stats: Stats, factor: Factor | BlockFactor, sequential: bool
@@ -146,7 +162,7 @@ class Gptq(Quantizer):
             isinstance(other, Gptq)
             and self.order == other.order == "static"
             and self.sweeps == other.sweeps
-            and (self.damping, self.clip) == (other.damping, other.clip)
+            and (self.damping, self.clip, self.towards) == (other.damping, other.clip, other.towards)
         )
 
     def _with_others(self, weight: torch.Tensor, stats: Stats, dtype: torch.dtype) -> Form:
@@ -163,6 +179,7 @@ class Gptq(Quantizer):
         """What each method gives on its weight, solved at once: rows do not meet."""
         assert stats.moment is not None
         order, factor = factored(stats, self.damping, self.order)
+        pairs = [(step, step._aimed(weight, stats, order, factor)) for step, weight in pairs]
         starts = [self._starts(step.grid, stats, factor, order) for step, _ in pairs]
         tried = [(step.grid, weight, start) for (step, weight), own in zip(pairs, starts) for start in own]
         grids, weights = [grid for grid, _, _ in tried], [weight for _, weight, _ in tried]
@@ -179,18 +196,4 @@ class Gptq(Quantizer):
             return forms
         sweeps = [step._rounds for (step, _), own in zip(pairs, starts) for _ in own]
         each = iter(refined(weights, grids, forms, stats.moment, factor.damping, sweeps))
-        return [_least(list(itertools.islice(each, len(own))))[0] for own in starts]
-
-
-def _least(tried: Sequence[tuple[Integer, torch.Tensor]]) -> tuple[Integer, torch.Tensor]:
-    """Each row's best of several forms with the losses of their rows; one that is alone as it is."""
-    return tried[0] if len(tried) == 1 else best([form for form, _ in tried], [lost for _, lost in tried])
-
-
-def _below(forms: Sequence[Integer], *, shared: bool) -> Integer:
-    """Forms of slices of rows as one; ``shared``: with one scale for all."""
-    first = forms[0]
-    scale = first.scale if shared else torch.cat([form.scale for form in forms])
-    zeros = [form.zero for form in forms if form.zero is not None]
-    zero = None if not zeros else zeros[0] if shared else torch.cat(zeros)
-    return Integer(torch.cat([form.codes for form in forms]), scale, zero, first.bits, first.group)
+        return [least(list(itertools.islice(each, len(own))))[0] for own in starts]

@@ -33,6 +33,8 @@ _WIDE, _FLAT, _BLOCK = 4096, 64, 512
 _GRADIENT_BYTES = 2_000_000_000
 # Bytes per weight of a unit: in float32, its codes, and its dense value while it is checked; more while a slab of it is solved.
 _WHOLE, _SOLVING, _SLAB = 14, 24, 1 << 24
+# Bytes per weight of what codes aim at in its place.
+_AIMED = 4
 # Tensors of a layer's width that a forward holds at once for each token, and of the vocabulary's width.
 _INNER, _LOGITS = 6, 3
 
@@ -55,7 +57,7 @@ def planned(model: Model, script: Script, batch: Batch, options: Iterable[Option
     Raises ``BudgetError`` where a unit's statistics or one micro-batch cannot fit at all, with what would.
     """
     steps = {step for option in options for step in option.steps if Need.COVARIANCE in step.wanted()}
-    need = _Need(model, script, frozenset(map(type, steps)))
+    need = _Need(model, script, frozenset(map(type, steps)), any(Need.DRIFT in step.wanted() for step in steps))
     free = free_memory(ram) if free is None else free
     left = free - _LATER_BYTES - weights_held(model)
     if ram is not None:
@@ -71,7 +73,7 @@ def planned(model: Model, script: Script, batch: Batch, options: Iterable[Option
 def largest(model: Model, script: Script, batch: Batch, options: Iterable[Option]) -> int:
     """Bytes that this process has at the most beside activations kept for later, every covariance whole."""
     steps = {step for option in options for step in option.steps if Need.COVARIANCE in step.wanted()}
-    need = _Need(model, script, frozenset(map(type, steps)))
+    need = _Need(model, script, frozenset(map(type, steps)), any(Need.DRIFT in step.wanted() for step in steps))
     return own_memory() + weights_held(model) + max([forward(model, batch), *map(need.of, need.stages())])
 
 
@@ -128,11 +130,12 @@ def _require_free(model: Model, script: Script, batch: Batch, need: _Need, left:
 
 @dataclass(frozen=True)
 class _Need:
-    """Bytes that stages need while they are measured and treated by methods of some ``steps``."""
+    """Bytes that stages need while they are measured and treated by methods of some ``steps``; ``drift``: inputs' drift is too."""
 
     model: Model
     script: Script
     steps: frozenset[type[Method]]
+    drift: bool = False
 
     def stages(self) -> list[list[Unit]]:
         """Units measured together: those that share inputs, and the experts of a stack."""
@@ -148,7 +151,8 @@ class _Need:
         columns, largest = stage[0].shape[1], max(stage, key=lambda unit: unit.size)
         entries = columns * min(columns, together or columns) if self._measured(stage[0]) else 0
         beside = _ENTRY * entries * (len(stage) - 1) if stage[0].kind == "expert" else 0
-        return beside + self._entry(largest) * entries + _WHOLE * largest.size + _SOLVING * min(largest.size, _SLAB)
+        aimed = _AIMED * largest.size if self.drift else 0
+        return beside + self._entry(largest) * entries + _WHOLE * largest.size + aimed + _SOLVING * min(largest.size, _SLAB)
 
     def _measured(self, unit: Unit) -> bool:
         return bool(self.steps) and not self.script.data_free(unit)
@@ -156,7 +160,7 @@ class _Need:
     def _entry(self, unit: Unit) -> int:
         """Bytes per entry of a covariance: it, a factor for each method, and what the making of one takes."""
         tall = unit.shape[0] > unit.shape[1] and any(step.family() == "repair" for step in self.steps)
-        return _ENTRY * (1 + len(self.steps)) + (_MAKING_ROOT if tall else _MAKING)
+        return _ENTRY * (1 + self.drift + len(self.steps)) + (_MAKING_ROOT if tall else _MAKING)
 
 
 def whole_model(model: Model, batch: Batch) -> int:

@@ -14,7 +14,7 @@ from modicum.core.blocks import Blocks, spans
 from modicum.core.method import Need
 from modicum.core.unit import Stats, Unit
 from modicum.data.splits import Batch
-from modicum.numerics.gram import add_gram, mirror
+from modicum.numerics.gram import add_gram, add_product, mirror
 from modicum.sweep.cover import Cover
 from modicum.sweep.patches import batched, met, padded, patches, places
 from modicum.sweep.ranks import LONE, Ranks
@@ -50,6 +50,9 @@ class Collector:
             assert self._stats.moment is not None
             repeats = [None if shifts is None else shifts(part) for part, _ in spans(self._stats.moment)]
             self._shifts = [each for each in repeats if each is not None] if None not in repeats else []
+        if Need.DRIFT in needs and self._stats.covariance is not None:
+            self._stats.drift = torch.zeros(columns, columns, device=device)
+        self._paired = 0
         if Need.INPUTS in needs:
             self._stats.inputs = []
 
@@ -72,6 +75,19 @@ class Collector:
             else:
                 stats.square += value.square_().sum(0)
 
+    @property
+    def drifts(self) -> bool:
+        """Whether the original's inputs are wanted beside those of the compressed model."""
+        return self._stats.drift is not None
+
+    def add_drift(self, rows: torch.Tensor, originals: torch.Tensor) -> None:
+        """Add what the original model's inputs (tokens, columns) are more than those that were added."""
+        assert self._stats.drift is not None
+        self._paired += len(rows)
+        for own, other in zip(*(value.split(max(1, _CHUNK // rows.shape[1])) for value in (rows, originals))):
+            met = own.float()
+            add_product(self._stats.drift, other.float() - met, met)
+
     def add_images(self, images: torch.Tensor) -> None:
         """What patches at the edges of a convolution's input add to the covariance, where it is summed by ``shifts``."""
         for shifts, square in zip(self._shifts, _squares(self._stats)):
@@ -82,12 +98,16 @@ class Collector:
         stats = self._stats
         for shifts, square in zip(self._shifts, _squares(stats)):
             shifts.complete(square)
-        for part in ("total", "square", "covariance"):
+        for part in ("total", "square", "covariance", "drift"):
             if (value := getattr(stats, part)) is not None:
                 setattr(stats, part, value.cpu())
         if stats.blocks is not None:
             stats.blocks = Blocks(tuple(part.cpu() for part in stats.blocks.parts))
         summed(stats, ranks, who)
+        if stats.drift is not None:
+            paired = torch.tensor(self._paired)
+            ranks.sum(f"{who} in both", paired)
+            stats.drift = stats.drift if int(paired) == stats.count else None
         if stats.moment is not None:
             stats.square = torch.cat([mirror(square).diagonal() for square in _squares(stats)])
         return stats
@@ -96,7 +116,7 @@ class Collector:
 def summed(stats: Stats, ranks: Ranks, who: str) -> Stats:
     """Statistics of the unit ``who`` summed over all ranks, in place."""
     count = torch.tensor(stats.count)
-    parts = (stats.total, stats.square, *_squares(stats), stats.frequency)
+    parts = (stats.total, stats.square, *_squares(stats), stats.drift, stats.frequency)
     ranks.sum(who, count, *(part for part in parts if part is not None))
     stats.count = int(count)
     return stats

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import ChainMap, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from modicum.data.splits import Batch
 from modicum.forms import Form
 from modicum.models.model import Model
 from modicum.sweep.collect import Collector, has_rows, real_inputs, summed, token_rows
+from modicum.sweep.originals import Originals, hindered, told
 from modicum.sweep.ranks import LONE, Ranks
 from modicum.sweep.rehearsal import module_units, stop_names
 from modicum.sweep.repeated import Repeated
@@ -39,7 +40,8 @@ class Sweep:
     ``treat(stage)`` may return forms by unit name; from there on the chain runs on their dense values. ``needs`` is the union of what to
     collect, of all units or of those in ``measured``. ``replayed`` gives stored outputs for blocks that are done already, ``on_block(name,
     outputs)`` is called when a block is done. ``run`` yields (index, output) one at a time, as batches finish. Of several ``ranks`` each runs its
-    share of the batches; what ``treat`` is shown is summed over all, and it must give all the same forms.
+    share of the batches; what ``treat`` is shown is summed over all, and it must give all the same forms. ``alongside``: the original runs each
+    micro-batch too where ``needs`` ask for the drift of inputs, under indices after the others' (see ``sweep/originals.py``).
     """
 
     def __init__(
@@ -47,17 +49,17 @@ class Sweep:
         values: Mapping[str, Form] | None = None,
         biases: Mapping[str, torch.Tensor] | None = None, dropped: Set[str] = frozenset(), seed: int = 0, pool: SpillPool | None = None,
         replayed: Mapping[str, Callable[[int], Any]] | None = None, on_block: Callable[[str, dict[int, Any]], None] | None = None,
-        measured: Set[str] | None = None, ranks: Ranks = LONE,
+        measured: Set[str] | None = None, ranks: Ranks = LONE, alongside: bool = False,
     ):  # fmt: skip
         if ranks.count > 1 and Need.INPUTS in needs:
             raise SettingError("ranks: must be one where a method needs the inputs themselves, which are not sent. Start one process.")
-        self.model, self.batches, self.script, self.treat, self.needs = model, ranks.share(batches), script, treat, needs
-        self.ranks = ranks
+        self.model, self.script, self.treat, self.ranks = model, script, treat, ranks
         self.biases, self.dropped, self.seed = dict(biases or {}), dropped, seed
         self._made: dict[str, Form] = {}
         self.forms: Mapping[str, Form] = ChainMap(self._made, dict(values) if isinstance(values, dict) else values or {})  # type: ignore[arg-type]
         self.measured = measured
         self.pool, self.replayed, self.on_block = pool or SpillPool(None), replayed or {}, on_block
+        self._run_beside(ranks.share(batches), needs, alongside)
         self.units = module_units(model)
         self._at: dict[str, list[str]] = defaultdict(list)  # units by the module they are met at
         for module, unit in [*self.units.items(), *((unit.module, unit) for unit in model.units.values() if unit.kind == "expert")]:
@@ -65,7 +67,6 @@ class Sweep:
         for module, stages in script.inside.items():
             self._at[module] += [unit for stage in stages for unit in stage]
         self.done: set[str] = set(script.uncalled)  # what they are is known before the forward begins
-        self.chronicle = Chronicle()
         self._inside: dict[str, int] = {}
         self._passed: dict[str, int] = {}
         self._awaited: Set[str] | None = None
@@ -85,6 +86,16 @@ class Sweep:
         self._given = {unit.parameter for unit in alone}
         self._later = {unit.parameter for unit in apart}
         self._once = {unit.parameter for unit in apart if not unit.aliases and unit.name not in script.reused}
+
+    def _run_beside(self, batches: Sequence[Batch], needs: Set[Need], alongside: bool) -> None:
+        """Decide whether the original runs too."""
+        wanted = alongside and self.treat is not None and Need.DRIFT in needs
+        why, self.chronicle = hindered(self.script, self.forms) if wanted else "", Chronicle()
+        if why:
+            self.chronicle.note(told("each weight is", why))
+        self.originals = Originals(len(batches), wanted and not why)
+        self.batches = [*batches, *batches] if self.originals.beside else batches
+        self.needs = needs if self.originals.beside else needs - {Need.DRIFT}
 
     @torch.no_grad()  # as a decorator: entered and left around each step, so that two sweeps may alternate
     def run(self) -> Iterator[tuple[int, Any]]:
@@ -143,14 +154,14 @@ class Sweep:
         return stop.kind == "unit" and (self.treat is None or all(unit in self.done for unit in self._at[stop.name]))
 
     def _enter(self, name: str, arrivals: list[tuple[int, Arrival]]) -> Iterator[tuple[int, Any]]:
-        skip = name in self.dropped
-        if not skip and name not in self.replayed:
+        dropped = {index for index, _ in arrivals if name in self.dropped and self.originals.compressed(index)}
+        if len(dropped) < len(arrivals) and name not in self.replayed:
             self.model.weights.load(each for each in self.model.blocks[name].parameters if each not in self._given)
             self._place(name)
         for index, arrival in arrivals:
             first = arrival.stream
             self.pool.admit(first)
-            if skip:
+            if index in dropped:
                 yield index, Answer((first,) if name in self.script.tuples else first)
             elif name in self.replayed:
                 yield index, Answer(placed_on(self.replayed[name](index), self.model.weights.device))
@@ -193,13 +204,13 @@ class Sweep:
             raise _EnoughError  # the head's own products are the widest of all
         if unit.parameter in self._later - self._given:
             self.model.weights.load([unit.parameter])
-        if unit.name not in self.done and self.treat is not None:
+        if unit.name not in self.done and self.treat is not None and any(self.originals.compressed(index) for index, _ in arrivals):
             self._treat_stage(unit, name, arrivals)
             if self._enough():
                 raise _EnoughError
         value = self.value(unit)
         for index, arrival in arrivals:
-            with self._swapped(name, value):
+            with self._swapped(name, value) if self.originals.compressed(index) else nullcontext():
                 output = arrival.run(self.chain.original(name))
             self.pool.admit(output)
             arrival.args, arrival.kwargs = (), None
@@ -228,8 +239,8 @@ class Sweep:
 
     def _measure(self, unit: Unit, name: str, arrivals: list[tuple[int, Arrival]]) -> Stats:
         owner = self.chain.owner(name)
-        inputs = [(index, a.tensor) for index, a in arrivals if a.tensor is not None]
-        if len(inputs) < len(arrivals):  # it makes its input of what it is given, such as positions of a shape
+        inputs, originals = self.originals.apart([(index, a.tensor) for index, a in arrivals if a.tensor is not None])
+        if len(inputs) + len(originals) < len(arrivals):  # it makes its input of what it is given, such as positions of a shape
             return summed(Stats(), self.ranks, unit.name)
         if unit.kind == "embedding":
             cover = self.script.masks.get(name)
@@ -237,15 +248,19 @@ class Sweep:
         unwanted = self.measured is not None and self.measured.isdisjoint(self.script.stage_of(unit.name))
         if unwanted or self.script.data_free(unit) or not has_rows(unit, owner):
             return summed(Stats(count=sum(value.numel() // value.shape[-1] for _, value in inputs)), self.ranks, unit.name)
-        for _, value in inputs:
+        for value in (*(value for _, value in inputs), *originals.values()):
             self.pool.admit(value)
-        return self._collected(unit, name, [(index, "", value) for index, value in inputs])
+        return self._collected(unit, name, [(index, "", value) for index, value in inputs], originals)
 
-    def _collected(self, unit: Unit, name: str, inputs: Sequence[tuple[int, str, torch.Tensor]]) -> Stats:
-        """Statistics of a unit's inputs, each of a micro-batch and laid out as the tokens of one of the module's arguments."""
+    def _collected(
+        self, unit: Unit, name: str, inputs: Sequence[tuple[int, str, torch.Tensor]], originals: Mapping[int, torch.Tensor] | None = None
+    ) -> Stats:  # fmt: skip
+        """Statistics of a unit's inputs, each of a micro-batch and laid out as the tokens of one of the module's arguments; what the original meets
+        of the same micro-batches goes beside them.
+        """
         collector = self.collector(unit, name, inputs[0][2])
         for each in inputs:
-            self.collect(collector, unit, name, *each)
+            self.collect(collector, unit, name, *each, original=(originals or {}).get(each[0]))
         return self.collected(collector, unit)
 
     def collector(self, unit: Unit, name: str, value: torch.Tensor) -> Collector:
@@ -253,11 +268,17 @@ class Sweep:
         shifts = None if name in self.script.masks else partial(Shifts.of, unit, self.chain.owner(name), value)
         return Collector(self.needs, unit.shape[1], value.device, together=self.script.together.get(unit.name), shifts=shifts)
 
-    def collect(self, collector: Collector, unit: Unit, name: str, index: int, argument: str, value: torch.Tensor) -> None:
-        """Add one input, without what its mask covers."""
+    def collect(
+        self, collector: Collector, unit: Unit, name: str, index: int, argument: str, value: torch.Tensor, original: torch.Tensor | None = None
+    ) -> None:  # fmt: skip
+        """Add one input, without what its mask covers, and how the ``original``'s drifted from it."""
         cover = self.script.masks.get(f"{name} {argument}".rstrip())
-        for rows, real in token_rows(cover, unit, self.chain.owner(name), self.batches[index], value):
+        pieces = partial(token_rows, cover, unit, self.chain.owner(name), self.batches[index])
+        for rows, real in pieces(value):
             collector.add(rows if real is None else rows[real])
+        if collector.drifts and original is not None and original.shape == value.shape:
+            for (rows, real), (met, _) in zip(pieces(value), pieces(original)):
+                collector.add_drift(*((rows, met) if real is None else (rows[real], met[real])))
         collector.add_images(value)
 
     def collected(self, collector: Collector, unit: Unit) -> Stats:
@@ -267,12 +288,16 @@ class Sweep:
             raise ModelError(
                 f"{unit.name}: its inputs must be finite, hold NaN or Inf. Check the weights before it and the calibration data."
             )
+        if self.originals.beside and stats.moment is not None and stats.drift is None:
+            why = "the covariance is not whole" if stats.covariance is None else "the two meet other tokens"
+            self.chronicle.note(told(f"{unit.name}: is", why))
         return stats
 
     def own(self, unit: Unit, stats: Stats) -> Stats:
         """The stage's statistics with what belongs to one unit; the large parts are shared."""
         return Stats(
-            count=stats.count, total=stats.total, square=stats.square, covariance=stats.covariance, blocks=stats.blocks, inputs=stats.inputs,
+            count=stats.count, total=stats.total, square=stats.square, covariance=stats.covariance, blocks=stats.blocks,
+            drift=stats.drift, inputs=stats.inputs,
             frequency=stats.frequency, site_seed=seed_of(self.seed, unit.name), cache=stats.cache, events=list(stats.events),
             raised=self.script.raised.get(unit.name),
         )  # fmt: skip

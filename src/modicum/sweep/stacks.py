@@ -17,6 +17,7 @@ from modicum.core.method import Need
 from modicum.core.unit import Routed, Stats, Unit
 from modicum.sweep.collect import Collector
 from modicum.sweep.experts import Use, Watch, routed
+from modicum.sweep.originals import told
 from modicum.sweep.stage import Stage, pooled
 from modicum.sweep.suspend import Arrival
 
@@ -35,14 +36,14 @@ class Stacks:
 
     def answers(self, name: str, arrivals: list[tuple[int, Arrival]]) -> Iterator[tuple[int, Any]]:
         """Treat its experts, product after product, and go on with what they have become."""
-        if self.sweep.treat is not None:
+        if self.sweep.treat is not None and (met := [each for each in arrivals if self.sweep.originals.compressed(each[0])]):
             for attribute in self.sweep.script.stacks[name].attributes:
                 units = [unit for unit in self.sweep.model.units.values() if unit.module == name and unit.parameter.endswith(attribute)]
                 if units[0].name not in self.sweep.done:
-                    self._treat(name, attribute, units, arrivals)
+                    self._treat(name, attribute, units, met)
         treated = any(unit.name in self.sweep.forms for unit in self.sweep.model.units.values() if unit.module == name)
         for index, arrival in arrivals:
-            with self._swapped(name) if treated else nullcontext():
+            with self._swapped(name) if treated and self.sweep.originals.compressed(index) else nullcontext():
                 output = arrival.run(self.sweep.chain.original(name))
             self.sweep.pool.admit(output)
             yield index, output
@@ -50,7 +51,9 @@ class Stacks:
     def _treat(self, name: str, attribute: str, units: list[Unit], arrivals: list[tuple[int, Arrival]]) -> None:
         assert self.sweep.treat is not None
         data_free = bool(self.sweep.script.data_free(units[0]))
-        needs = frozenset() if data_free or not self.sweep.wanted(units) else self.sweep.needs
+        needs = frozenset() if data_free or not self.sweep.wanted(units) else self.sweep.needs - {Need.DRIFT}
+        if self.sweep.originals.beside and needs:
+            self.sweep.chronicle.note(told(f"{name}: each expert is", "it meets other tokens than in the original"))
         together = self.sweep.script.together.get(units[0].name)
         collectors = [Collector(needs, unit.shape[1], self.sweep.model.weights.device, self.sweep.pool, together) for unit in units]
 
