@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from modicum.core.errors import ModelError, SettingError
+from modicum.core.method import Need
 from modicum.core.unit import Stats
 from modicum.forms import Cut, Dense, Integer
 from modicum.numerics.solver import solve
@@ -182,3 +183,42 @@ def test_weights_of_several_slabs_are_refined_slab_by_slab(monkeypatch):
             patched.setattr(gptq, "slabs", lambda weight: [slice(low, low + 13) for low in range(0, len(weight), 13)])
             parts = step.quantize(weight, step.grid, Stats(count=300, covariance=covariance), torch.float32)
         assert torch.equal(whole.codes, parts.codes) and torch.equal(whole.scale, parts.scale)
+
+
+def drifted(thing, share=0.5):
+    """Statistics of a layer's inputs where the original met others, which are returned too."""
+    original = thing.inputs + share * torch.randn(len(thing.inputs), 24) @ torch.randn(24, thing.inputs.shape[1])
+    stats = thing.stats(Gptq.needs)
+    stats.drift = (original - thing.inputs).T @ thing.inputs
+    return stats, original
+
+
+@pytest.mark.parametrize("settings", [{}, {"group": 0, "symmetric": True}, {"order": "none", "group": 32}])
+def test_codes_of_few_bits_make_up_for_what_was_lost_before(layer, settings):
+    thing = layer()
+    stats, original = drifted(thing)
+    lost = lambda share: (
+        thing.inputs @ thing.apply(Gptq(bits=3, towards=share, **settings), stats=stats).dense().T - original @ thing.weight.T
+    ).norm()
+    assert lost(1.0) < lost(0.5) < lost(0.0)
+
+
+@pytest.mark.parametrize("settings", [{"bits": 2, "towards": 0.0}, {"bits": 4}, {"bits": 8, "towards": 1.0}])
+def test_without_strength_or_at_more_bits_drift_changes_nothing(layer, settings):
+    thing = layer()
+    stats, _ = drifted(thing)
+    ours, plain = thing.apply(Gptq(**settings), stats=stats), thing.apply(Gptq(**settings))
+    assert torch.equal(ours.codes, plain.codes) and torch.equal(ours.scale, plain.scale)
+    assert Need.DRIFT not in Gptq(**settings).wanted() and Need.DRIFT in Gptq(bits=3).wanted()
+
+
+def test_weights_beside_each_other_aim_as_each_alone_does(layer):
+    thing, other = layer(), torch.randn(7, 96)
+    stats, _ = drifted(thing)
+    theirs, method = Stats(count=400, covariance=stats.covariance, drift=stats.drift, cache=stats.cache), Gptq(bits=2, group=32)
+    alone = [method.quantize(weight, method.grid, drifted_again, torch.float32) for weight in (thing.weight, other)
+             for drifted_again in [Stats(count=400, covariance=stats.covariance, drift=stats.drift)]]  # fmt: skip
+    stats.beside = ((other, theirs),)
+    made = [method.quantize(thing.weight, method.grid, stats, torch.float32), method.quantize(other, method.grid, theirs, torch.float32)]
+    for one, expected in zip(made, alone):
+        assert torch.equal(one.codes, expected.codes) and torch.equal(one.scale, expected.scale)

@@ -48,7 +48,7 @@ class Gptq(Quantizer):
     covariance's diagonal, at most to ``clip``; what the columns decided is refined by coordinate descent over all codes and scales, at up to 3 bits
     from two starts of which each row takes the better (``sweeps=0`` leaves that out); and at up to 3 bits codes come near
     ``W + towards · W Δ H⁻¹``, where Δ sums ``(y - x) xᵀ`` of the original's inputs y, so that a layer makes up for a part of what was lost before it
-    (Quantization Error Propagation, arXiv 2504.09629; ``towards=0`` leaves that out).
+    (Arai and Ichikawa 2025, Quantization Error Propagation; ``towards=0`` leaves that out).
 
     Example:
         >>> import torch
