@@ -82,6 +82,10 @@ class Method:
     treats: ClassVar[frozenset[str]] = frozenset({"unit", "fused", "tied", "experts"})
     # Whether what is made of a row depends on how much the output feels it, where gradients were taken.
     feels: ClassVar[bool] = False
+    # What its harm is weighed by beyond what it needs itself.
+    weighed_by: ClassVar[frozenset[Need]] = frozenset()
+    # Whether it wraps whatever form the step before it made, without a look at its values.
+    wraps: ClassVar[bool] = False
     # Settings at which the method stands on the menu of a budget; none where it does not.
     menu: ClassVar[tuple[Mapping[str, Any], ...]] = ()
 

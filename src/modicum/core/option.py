@@ -72,6 +72,11 @@ class Option:
         return frozenset().union(*(step.wanted() for step in self.steps))
 
     @property
+    def weighed_by(self) -> frozenset[Need]:
+        """What its harm is weighed by beyond that."""
+        return frozenset().union(*(step.weighed_by for step in self.steps))
+
+    @property
     def data_free(self) -> bool:
         """Whether no step needs calibration data."""
         return not self.needs

@@ -111,7 +111,9 @@ class Target(ABC):
         """The option as this target can hold it on ``site``, or None."""
 
     def option_for(self, site: Site, option: Option) -> Option | None:
-        """The option for what was seen of a site's inputs and where pruned entries stay zero, or None."""
+        """The option for what was seen of a site's inputs and where pruned entries stay zero, or None; without what treats inputs where none are."""
+        if option.steps and option.steps[-1].wraps and not takes_rounded(site):
+            option = Option(option.steps[:-1])
         if any(unit.pruned for unit in site.units) and not option.keeps_zeros:
             return None
         return option.without_data() if site.data_free else option
@@ -174,6 +176,11 @@ class Target(ABC):
         """Bytes a unit adds to the file: tensors, and their share of the header with offsets of ``digits`` digits."""
         entries = self.unit_entries(unit, form)
         return sum(tensor_bytes(*entry) + header_share(name, *entry, digits) for name, entry in entries.items())
+
+
+def takes_rounded(site: Site) -> bool:
+    """Whether a site's units multiply an input that can be rounded before: linear modules' that were seen to be their products."""
+    return not site.data_free and all(unit.kind in ("linear", "conv1d") for unit in site.units)
 
 
 def _raw(tensor: torch.Tensor) -> torch.Tensor:

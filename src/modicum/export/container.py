@@ -26,7 +26,8 @@ from modicum.export.mark import mark, unmarked
 from modicum.export.narrow import TOLERANCE, Group, Incision, Trial, dummy, fits, group_units, put_attributes, resize
 from modicum.export.placing import assign, drop_blocks, persistent_buffers
 from modicum.export.precise import precise_output, relative_gap
-from modicum.forms import Dense, Form, restore
+from modicum.export.taking import take_as, take_plainly
+from modicum.forms import Cut, Dense, Form, restore
 from modicum.models.copying import bare, copied
 from modicum.models.extra import extra_states, give_back
 from modicum.models.open import model_class, read_config, skeleton
@@ -316,6 +317,7 @@ def _fill(module: nn.Module, shards: Shards, body: dict[str, Any], directory: Pa
     for name in shards.names():
         owner, _, part = name.rpartition(":")
         parts.setdefault(owner, []).append(part if owner else name)
+    take_plainly(module)
     modules, narrow = dict(module.named_modules()), {unit for group in groups for unit in group.units}
     treated: dict[str, torch.Tensor] = {}
     experts: dict[str, set[int]] = {}
@@ -324,6 +326,7 @@ def _fill(module: nn.Module, shards: Shards, body: dict[str, Any], directory: Pa
         unit = described_unit(name, described, directory)
         check_place(unit, modules, experts.setdefault(unit.parameter, set()), directory)
         form = restore(described["form"], {part: shards.read(f"{name}:{part}") for part in parts.get(name, [])})
+        take_as(unit, form.inner if name in narrow and isinstance(form, Cut) else form, modules, directory)
         if name in narrow:
             incisions.append(resized(unit, form, modules, directory))
             treated[unit.parameter] = incisions[-1].narrow.stored(incisions[-1].matrix(form))

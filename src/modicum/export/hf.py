@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
 import json
@@ -17,7 +16,7 @@ from torch import nn
 from typing_extensions import override
 
 from modicum.core.errors import ModelError, quoted
-from modicum.core.method import Change
+from modicum.core.method import Change, Method
 from modicum.core.option import Option
 from modicum.core.unit import Site, Unit
 from modicum.data.splits import Batch
@@ -25,20 +24,20 @@ from modicum.drop._family import SiteCutter
 from modicum.export._family import Entries, Layout, Target
 from modicum.export.companions import copy_companions, save_config, save_generation
 from modicum.export.depth import following, renamed, renumbering, shallower
+from modicum.export.initialized import needs_weight, reads
 from modicum.export.names import Names
 from modicum.export.narrow import Incision
 from modicum.export.placing import persistent_buffers
-from modicum.export.schemes import Targets, entries, float_family, inside, quantization, scheme, tensors
+from modicum.export.schemes import Targets, entries, float_family, inside, multiplied, quantization, scheme, tensors
 from modicum.export.uniform import narrower
 from modicum.forms import Cut, Dense, Form
 from modicum.models.model import Model
 from modicum.models.open import skeleton
 from modicum.models.quiet import hushed
 from modicum.models.settled import computed_weights
-from modicum.models.structure import kind_of
 from modicum.quantize._family import Quantizer
+from modicum.quantize.activations import Activations
 from modicum.sweep import Script
-from modicum.sweep.rehearsal import weight_reads
 
 # Widths whose packing all readers agree on.
 _AGREED_BITS = (2, 4, 8)
@@ -174,9 +173,9 @@ class Transformers(Target):
             return None
         if not fitted.steps:
             return fitted if site.kind != "experts" else None
-        if len(fitted.steps) > 1:
-            return None
-        step = fitted.steps[0]
+        step, *after = fitted.steps
+        if after:
+            return self._with_inputs(site, step, after)
         if isinstance(step, SiteCutter):
             plain = site.kind == "cut" and all(unit.kind == "linear" for unit in site.units)  # an expert's router would keep its rows
             return Option((dataclasses.replace(step, multiple=_step(len(site.axes[-1].groups))),)) if plain else None
@@ -190,6 +189,12 @@ class Transformers(Target):
             return Option((dataclasses.replace(step, symmetric=True),))
         family = float_family(step, site.units)
         return fitted if family and site.kind != "experts" and not self.wrong(family, site.units) else None
+
+    def _with_inputs(self, site: Site, step: Method, after: Sequence[Method]) -> Option | None:
+        """Codes of weights and of inputs, as far as runtimes multiply them."""
+        alone = self.adapt(site, Option((step,))) if len(after) == 1 and isinstance(after[0], Activations) else None
+        held = alone is not None and site.kind != "experts" and multiplied(alone.steps[0], after[0])
+        return Option((*alone.steps, *after)) if alone is not None and held else None
 
     @override
     def common(self, option: Option) -> bool:
@@ -218,35 +223,11 @@ class Transformers(Target):
 
     @cached_property
     def _initializes(self) -> bool:
-        """Whether the architecture's initialization reads a linear's weight without asking whether it is there, as it is not when packed."""
-        module = skeleton(type(self.model.module), copy.deepcopy(self.model.config))
-        owner = next((part for part in module.modules() if kind_of(part) == "linear"), None)
-        if owner is None or not callable(initialize := getattr(module, "_init_weights", None)):
-            return False
-        del owner._parameters["weight"]
-        try:
-            with torch.no_grad():
-                initialize(owner)
-        except AttributeError as error:
-            return "weight" in str(error)
-        except Exception:  # what else it cannot do without a model around it says nothing of this
-            return False
-        return False
+        return needs_weight(self.model)
 
     @cached_property
     def _initialized(self) -> set[str]:
-        """Units whose weight the architecture's own initialization reads through another module; the loader calls it on compressed modules."""
-        module = skeleton(type(self.model.module), copy.deepcopy(self.model.config))
-        initialize = getattr(module, "_init_weights", None)
-        found: set[str] = set()
-        names = {id(owner): name for name, owner in module.named_modules() if kind_of(owner) == "linear"}
-        if callable(initialize):
-            with torch.no_grad(), weight_reads(names, lambda name, _: found.add(name)):
-                for owner in module.modules():
-                    if id(owner) not in names:
-                        with contextlib.suppress(Exception):  # what it does is not wanted, only what it reads
-                            initialize(owner)
-        return found
+        return reads(self.model)
 
     def pieces(self, unit: Unit) -> list[tuple[str, list[int] | None]]:
         """Modules on disk that hold a unit, with the rows each holds (None for all)."""

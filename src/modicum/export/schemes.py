@@ -14,17 +14,21 @@ from modicum.core.errors import ModelError
 from modicum.core.method import Method
 from modicum.core.unit import Unit
 from modicum.export._family import Entries
-from modicum.forms import Cut, Float4, Float8, Form, Integer
+from modicum.forms import Activated, Cut, Float4, Float8, Form, Integer
 from modicum.forms.float4 import LAYOUTS
 from modicum.forms.packing import pack
+from modicum.quantize._family import Quantizer
+from modicum.quantize.activations import Activations
 from modicum.quantize.float4 import Float4 as Float4Method
 from modicum.quantize.float8 import Float8 as Float8Method
 from modicum.quantize.zeroquant_fp import ZeroquantFp
 
 _FORMATS = {
-    "integer": "pack-quantized", "float8": "float-quantized", "nvfp4": "nvfp4-pack-quantized", "mxfp4": "mxfp4-pack-quantized"
+    "integer": "pack-quantized", "int8": "int-quantized", "float8": "float-quantized", "nvfp4": "nvfp4-pack-quantized", "mxfp4": "mxfp4-pack-quantized"
 }  # fmt: skip
 _FLOAT4 = {"nvfp4": ("tensor_group", "torch.float8_e4m3fn"), "mxfp4": ("group", "torch.uint8")}
+# What inputs are called in.
+_TYPES = {"int8": "int", "fp8": "float"}
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
@@ -35,9 +39,15 @@ def inside(form: Form) -> Form:
 
 def entries(form: Form, rows: int) -> Entries:
     """Tensors that ``rows`` rows of a form are stored as."""
+    found: Entries
+    if isinstance(form, Activated):
+        found = entries(form.inner, rows)
+        if isinstance(form.inner, Integer):  # runtimes that multiply codes read them one to a byte
+            found = {"weight": (torch.int8, (rows, form.shape[1])), "weight_scale": found["weight_scale"]}
+        return found if form.inputs.scale is None else found | {"input_scale": (form.inputs.scale.dtype, (1,))}
     if isinstance(form, Integer):
         columns = form.shape[1]
-        found: Entries = {
+        found = {
             "weight_packed": (torch.int32, (rows, -(-columns * form.bits // 32))),
             "weight_scale": (form.scale.dtype, (rows, form.scale.shape[1])),
             "weight_shape": (torch.int64, (2,)),
@@ -61,17 +71,22 @@ def tensors(form: Form, rows: list[int] | None) -> dict[str, torch.Tensor]:
     from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
 
     pick = (lambda tensor: tensor) if rows is None else (lambda tensor: tensor[rows])
+    if isinstance(form, Activated):
+        inner, scale = form.inner, form.inputs.scale
+        if isinstance(inner, Integer):
+            found = {"weight": _centred(pick(inner.codes), inner.bits).contiguous(), "weight_scale": pick(inner.scale).contiguous()}
+        else:
+            found = tensors(inner, rows)
+        return found if scale is None else found | {"input_scale": scale}
     if isinstance(form, Integer):
-        middle = 2 ** (form.bits - 1)
-        codes = (pick(form.codes).to(torch.int16) - middle).to(torch.int8)
+        codes = _centred(pick(form.codes), form.bits)
         found = {
             "weight_packed": pack_to_int32(codes, form.bits),
             "weight_scale": pick(form.scale).contiguous(),
             "weight_shape": torch.tensor(codes.shape),
         }
         if form.zero is not None:
-            zero = (pick(form.zero).to(torch.int16) - middle).to(torch.int8)
-            found["weight_zero_point"] = pack_to_int32(zero, form.bits, packed_dim=0).contiguous()
+            found["weight_zero_point"] = pack_to_int32(_centred(pick(form.zero), form.bits), form.bits, packed_dim=0).contiguous()
         return found
     if isinstance(form, Float4):
         packed = {"weight_packed": pack(pick(form.codes), 4), "weight_scale": pick(form.scale).contiguous()}
@@ -81,8 +96,23 @@ def tensors(form: Form, rows: list[int] | None) -> dict[str, torch.Tensor]:
     return {"weight": pick(form.dense()).contiguous()}
 
 
+def _centred(codes: torch.Tensor, bits: int) -> torch.Tensor:
+    return (codes.to(torch.int16) - 2 ** (bits - 1)).to(torch.int8)
+
+
+def multiplied(weights: Method, inputs: Activations) -> bool:
+    """Whether runtimes multiply codes of these kinds: both whole numbers of eight bits or both floats, rows of weights under one scale."""
+    if inputs.format == "fp8":
+        return isinstance(weights, Float8Method)
+    return isinstance(weights, Quantizer) and weights.bits == 8 and weights.group == 0
+
+
 def scheme(form: Form) -> str:
     """A form's scheme as text: forms with the same text can stand in one group."""
+    if isinstance(form, Activated):
+        whole = form.inputs.scale is None
+        inputs = {"num_bits": 8, "type": _TYPES[form.inputs.format], "symmetric": True, "strategy": "token" if whole else "tensor"}
+        return json.dumps(json.loads(scheme(form.inner)) | {"inputs": inputs | {"dynamic": whole}})
     if isinstance(form, Integer):
         group = {"strategy": "group", "group_size": form.group} if form.group else {"strategy": "channel"}
         return json.dumps({"num_bits": form.bits, "type": "int", "symmetric": form.zero is None, **group})
@@ -149,7 +179,7 @@ def expert_targets(names: Collection[str]) -> list[str]:
 
 def _kind(arguments: Mapping[str, Any]) -> str:
     if arguments["type"] == "int":
-        return "integer"
+        return "int8" if "inputs" in arguments else "integer"
     return "float8" if arguments["num_bits"] == 8 else {"tensor_group": "nvfp4", "group": "mxfp4"}[arguments["strategy"]]
 
 
@@ -181,7 +211,11 @@ def quantization(
     for index, (text, patterns) in enumerate(found):
         arguments = json.loads(text)
         kind = _FORMATS[_kind(arguments)]
-        schemes[f"group_{index}"] = QuantizationScheme(targets=patterns, weights=QuantizationArgs(**arguments), format=kind)
+        inputs = arguments.pop("inputs", None)
+        schemes[f"group_{index}"] = QuantizationScheme(
+            targets=patterns, weights=QuantizationArgs(**arguments), format=kind,
+            input_activations=None if inputs is None else QuantizationArgs(**inputs),
+        )  # fmt: skip
     formats = {str(one.format) for one in schemes.values()}
     config = QuantizationConfig(
         config_groups=schemes, format=formats.pop() if len(formats) == 1 else "mixed-precision", quantization_status="compressed",

@@ -1,5 +1,6 @@
 """What a weight has become: each form knows its exact bytes, its dense value, its product with an input, and how it is saved."""
 
+from modicum.forms.activated import Activated
 from modicum.forms.coded import Coded
 from modicum.forms.cut import Cut
 from modicum.forms.dense import Dense
@@ -12,4 +13,4 @@ from modicum.forms.low_rank import LowRank
 from modicum.forms.masked import Masked
 from modicum.forms.sum import Sum
 
-__all__ = ["Coded", "Cut", "Dense", "Float4", "Float8", "Form", "Half", "Integer", "LowRank", "Masked", "Sum", "restore"]
+__all__ = ["Activated", "Coded", "Cut", "Dense", "Float4", "Float8", "Form", "Half", "Integer", "LowRank", "Masked", "Sum", "restore"]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import cached_property
+from collections.abc import Callable, Mapping
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -36,6 +36,12 @@ class Cut(Form):
     def zeroed(self, where: torch.Tensor) -> Form:
         inside = where if self.columns is None else where[:, self.columns]
         return Cut(self.inner.zeroed(inside if self.rows is None else inside[self.rows]), self.rows, self.columns)
+
+    @property
+    @override
+    def rounding(self) -> Callable[[torch.Tensor], torch.Tensor] | None:
+        inner, columns = self.inner.rounding, self.columns
+        return inner if inner is None or columns is None else partial(_remaining, inner, columns)
 
     @override
     def product(self, inputs: torch.Tensor) -> torch.Tensor:
@@ -78,6 +84,11 @@ class Cut(Form):
     @property
     def values(self) -> int:
         return self.inner.values
+
+
+def _remaining(inner: Callable[[torch.Tensor], torch.Tensor], columns: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+    """What ``inner`` makes of the columns that remain, in their places."""
+    return _scatter(inner(inputs[..., columns]), columns)
 
 
 def _scatter(value: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:

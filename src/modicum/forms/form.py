@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -72,9 +72,15 @@ class Form(ABC):
             f"compressed weight: of kind {self.kind}, it cannot hold entries at zero that pruning left. Choose another option."
         )
 
+    @property
+    def rounding(self) -> Callable[[torch.Tensor], torch.Tensor] | None:
+        """What the product does to inputs (..., columns) before it multiplies; None where it takes them as they are."""
+        return None
+
     def product(self, inputs: torch.Tensor) -> torch.Tensor:
-        """``inputs @ dense().T`` for inputs (..., columns)."""
-        return inputs @ self.dense().to(inputs.dtype).T
+        """``inputs @ dense().T`` for inputs (..., columns), as they are or as ``rounding`` leaves them."""
+        taken = inputs if self.rounding is None else self.rounding(inputs)
+        return taken @ self.dense().to(inputs.dtype).T
 
     def describe(self) -> dict[str, Any]:
         """JSON description: kind, shape, dtype and settings."""

@@ -76,7 +76,8 @@ def _wanted(target: Target, sites: Sequence[Site], menu: Sequence[Option], optio
 
 def _plain(option: Option) -> bool:
     """Whether an option rounds every weight by itself."""
-    return len(option.steps) == 1 and type(option.steps[0]).family() == "quantize"
+    alone = [step for step in option.steps if not step.wraps]
+    return len(alone) == 1 and type(alone[0]).family() == "quantize"
 
 
 def _held(target: Target, sites: Sequence[Site], options: Mapping[str, Option]) -> dict[str, Option]:

@@ -29,7 +29,7 @@ from modicum.sweep.coupling import kept_rows
 from modicum.sweep.ranks import LONE, Ranks, operations
 from modicum.sweep.spill import SpillPool
 from modicum.table.findings import Finding, Findings, Structural
-from modicum.table.harm import HARMS, looked_up_alone
+from modicum.table.harm import HARMS, looked_up_alone, of_inputs
 from modicum.table.harm import rows as contributions
 from modicum.table.menu import levels, offered
 from modicum.table.waste import least_of
@@ -155,7 +155,7 @@ class Measurement:
             if sample is None:
                 self._shown(unit, option, form, piece)
             error = weight - form.dense().float()
-            found[text] = self._finding(unit, option, error, stats, weight, energy, piece, sample)
+            found[text] = self._finding(unit, option, form, error, stats, weight, energy, piece, sample)
             if option.steps and sample is None and not unit.direct and not looked_up_alone(unit):
                 found[text].bits, found[text].least = 8 * form.nbytes / unit.size, least_of(unit, error, stats, weight)
         stats.reference, stats.ahead, self._begun = None, (), {}
@@ -170,19 +170,21 @@ class Measurement:
             piece.forms.append((option, form))
 
     def _finding(
-        self, unit: Unit, option: Option, error: torch.Tensor, stats: Stats, weight: torch.Tensor, energy: float, piece: _Piece,
-        sample: Sample | None,
+        self, unit: Unit, option: Option, form: Form, error: torch.Tensor, stats: Stats, weight: torch.Tensor, energy: float,
+        piece: _Piece, sample: Sample | None,
     ) -> Finding:  # fmt: skip
         if not option.steps:
             return Finding(0.0, 0.0, 0.0)
         if sample is not None:
             error.mul_(sample.counts.sqrt())
         sensitivity, distance = self.sensitivities.get(unit.name), total(error.square())
+        more, taken = of_inputs(self.harm, unit, form, stats, sensitivity, weight)
         if unit.name in self.producers:
             rows = contributions(unit, error, stats, sensitivity)
             if rows is not None:
-                piece.rows[str(option)] = rows
+                piece.rows[str(option)] = rows if taken is None else rows + taken
         cost = HARMS[self.harm](unit, error, stats, sensitivity, weight)
+        cost = None if cost is None or more is None else cost + more
         return Finding(cost if cost is None or sample is None else sample.share * cost, distance / max(energy, 1e-30), distance)
 
     def form(self, unit: Unit, option: Option, stats: Stats, stored: torch.Tensor) -> Form:
@@ -256,7 +258,8 @@ class Measurement:
 
     def needs(self) -> frozenset[Need]:
         """Union of what all options need."""
-        found = frozenset().union(*(option.needs for options in self.options.values() for option in options.values()))
+        tried = {option for options in self.options.values() for option in options.values()}
+        found = frozenset().union(*(option.needs | option.weighed_by for option in tried))
         return found.union(*(step.needs for levels in self.levels.values() for step in levels.values()))
 
     def run(self, batches: Sequence[Batch], *, seed: int, pool: SpillPool, tick: Callable[[str], None] = lambda _: None) -> Findings:

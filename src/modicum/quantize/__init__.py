@@ -1,5 +1,6 @@
 """Fewer bits per weight."""
 
+from modicum.quantize.activations import Activations
 from modicum.quantize.coded import Coded
 from modicum.quantize.float4 import Float4
 from modicum.quantize.float8 import Float8
@@ -10,4 +11,4 @@ from modicum.quantize.nearest import Nearest
 from modicum.quantize.watersic import Watersic
 from modicum.quantize.zeroquant_fp import ZeroquantFp
 
-__all__ = ["Coded", "Float4", "Float8", "Gptq", "Half", "Hqq", "Nearest", "Watersic", "ZeroquantFp"]
+__all__ = ["Activations", "Coded", "Float4", "Float8", "Gptq", "Half", "Hqq", "Nearest", "Watersic", "ZeroquantFp"]

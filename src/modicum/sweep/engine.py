@@ -72,6 +72,7 @@ class Sweep:
         self._awaited: Set[str] | None = None
         self._outputs: dict[str, dict[int, Any]] = {}
         self._dense: dict[str, torch.Tensor] = {}
+        self._roundings: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {}  # of the inputs of units whose forms take them otherwise
         self._displaced: dict[str, dict[str, nn.Parameter]] = {}
         others = [*script.stacks, *(script.inside if treat else ())]
         stops = stop_names(model, others) if treat or values or biases else []
@@ -208,10 +209,11 @@ class Sweep:
             self._treat_stage(unit, name, arrivals)
             if self._enough():
                 raise _EnoughError
-        value = self.value(unit)
+        value, forward = self.value(unit), self._forward(unit, name)
         for index, arrival in arrivals:
-            with self._swapped(name, value) if self.originals.compressed(index) else nullcontext():
-                output = arrival.run(self.chain.original(name))
+            compressed = self.originals.compressed(index)
+            with self._swapped(name, value) if compressed else nullcontext():
+                output = arrival.run(forward if compressed else self.chain.original(name))
             self.pool.admit(output)
             arrival.args, arrival.kwargs = (), None
             yield index, output
@@ -313,10 +315,17 @@ class Sweep:
         if unit.name not in self.forms:
             return None
         if unit.name not in self._dense:
-            weights = self.model.weights
-            value = self.forms[unit.name].dense().to(weights.dtype(unit.parameter))  # as a runtime has it
+            weights, form = self.model.weights, self.forms[unit.name]
+            value = form.dense().to(weights.dtype(unit.parameter))  # as a runtime has it
+            if form.rounding is not None:
+                self._roundings[unit.name] = form.rounding
             self._dense[unit.name] = unit.stored(value.to(weights.device, weights.loaded(unit.parameter)))
         return self._dense[unit.name]
+
+    def _forward(self, unit: Unit, name: str) -> Callable:
+        """A linear module's own forward, on its input as the unit's form takes it."""
+        forward, rounding = self.chain.original(name), self._roundings.get(unit.name)
+        return forward if rounding is None else lambda *args, **given: forward(*map(rounding, args), **{k: rounding(v) for k, v in given.items()})
 
     @contextmanager
     def _swapped(self, name: str, value: torch.Tensor | None) -> Iterator[None]:

@@ -8,8 +8,12 @@ import torch
 
 from modicum.core.blocks import Blocks
 from modicum.core.unit import Stats, Unit
+from modicum.forms import Form
 from modicum.numerics.threads import total
 from modicum.sweep import Sensitivity
+
+# Inputs that are rounded at a time.
+_TOKENS = 1 << 12
 
 # A unit's harm from its weight error (rows, columns), what was measured of its inputs and gradients, and its weight; None: not known.
 Harm = Callable[[Unit, torch.Tensor, Stats, Sensitivity | None, torch.Tensor], float | None]
@@ -113,6 +117,46 @@ def hessian(unit: Unit, error: torch.Tensor, stats: Stats, sensitivity: Sensitiv
 
 
 HARMS: dict[str, Harm] = {"fisher": fisher, "covariance": covariance, "error": relative, "trace": trace, "hessian": hessian}
+
+
+def of_inputs(
+    harm: str, unit: Unit, form: Form, stats: Stats, sensitivity: Sensitivity | None, weight: torch.Tensor
+) -> tuple[float | None, torch.Tensor | None]:  # fmt: skip
+    """What a form that rounds its inputs loses by that, in the currency ``harm`` and by row as ``rows`` tells it; nothing where it takes them as they are.
+
+    Errors of rounding hardly depend on each other, on the inputs or on the error of the weight. So an input that is off by a share ρ of its root mean
+    square does what an error of ρ times the weight's column would do whose inputs go together with no others.
+
+    *Shapes*: ``weight`` (rows, columns), ρ (columns,).
+    """
+    if form.rounding is None or stats.inputs is None or stats.count == 0:
+        return 0.0, None
+    share, square = _shares(form.rounding, stats)
+    apart = Stats(count=stats.count, square=square, events=stats.events)
+    error = form.dense().float() * share
+    found = HARMS[harm](unit, error, apart, sensitivity, weight)
+    if harm == "error" and found is not None:
+        whole, alone = (_energy(unit, weight, each, sensitivity) for each in (stats, apart))
+        found *= 1.0 if whole is None or alone is None else total(alone) / max(total(whole), 1e-30)
+    return found, rows(unit, error, apart, sensitivity)
+
+
+def _shares(rounding: Callable[[torch.Tensor], torch.Tensor], stats: Stats) -> tuple[torch.Tensor, torch.Tensor]:
+    """Root mean squared error of each rounded input as a share of its root mean square (columns,), and the inputs' summed squares (columns,).
+
+    Found once for all options that round the inputs of a stage alike.
+    """
+    key = ("rounded", str(rounding))
+    if key not in stats.cache:
+        assert stats.inputs is not None
+        columns = stats.inputs[0].shape[-1]
+        lost, square = torch.zeros(columns), torch.zeros(columns)
+        for whole in stats.inputs:
+            for taken in whole.split(_TOKENS):
+                lost += (taken.float() - rounding(taken).float()).square().sum(0)
+                square += taken.float().square().sum(0)
+        stats.cache[key] = (lost / square.clamp_min(1e-30)).sqrt(), square
+    return stats.cache[key]
 
 
 def harm(unit: Unit, error: torch.Tensor, stats: Stats, sensitivity: Sensitivity | None, weight: torch.Tensor) -> float | None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 
 from modicum.core.errors import ModelError
+from modicum.core.method import Method
 from modicum.core.option import Option
 from modicum.core.unit import Site, Stats, Unit
 from modicum.forms import Cut, Dense, Form
@@ -42,7 +43,10 @@ def zeros(option: Option, unit: Unit, shape: tuple[int, int]) -> Form:
     if not option.steps:
         inner = Dense(torch.empty(shape, dtype=unit.dtype, device="meta"))
         return inner if shape == unit.shape else Cut(inner, *masks)
-    steps = tuple(step.blueprint() if hasattr(step, "blueprint") else step for step in option.steps)
+    if option.steps[-1].wraps:
+        around = Option((_sketch(option.steps[-1]),))
+        return around.apply(_alone(unit), {unit.name: Stats()}, {unit.name: zeros(Option(option.steps[:-1]), unit, shape)}).forms[unit.name]
+    steps = tuple(map(_sketch, option.steps))
     fitted = Option(steps).without_data()
     if fitted is None:
         raise ModelError(f"{option}: its bytes cannot be told without data.")
@@ -51,7 +55,16 @@ def zeros(option: Option, unit: Unit, shape: tuple[int, int]) -> Form:
         return alike if shape == unit.shape else Cut(alike, *masks)
     zeros = torch.zeros(unit.shape, dtype=unit.dtype)
     start: Form = Dense(zeros) if shape == unit.shape else Cut(Dense(torch.zeros(shape, dtype=unit.dtype)), *masks)
-    return fitted.apply(Site(unit.name, "unit", (unit,)), {unit.name: Stats(reference=zeros)}, {unit.name: start}).forms[unit.name]
+    return fitted.apply(_alone(unit), {unit.name: Stats(reference=zeros)}, {unit.name: start}).forms[unit.name]
+
+
+def _sketch(step: Method) -> Method:
+    """What gives the same bytes for the least work."""
+    return step.blueprint() if hasattr(step, "blueprint") else step
+
+
+def _alone(unit: Unit) -> Site:
+    return Site(unit.name, "unit", (unit,))
 
 
 def _rows_alike(option: Option, unit: Unit, shape: tuple[int, int]) -> Form:

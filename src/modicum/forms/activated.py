@@ -1,0 +1,107 @@
+"""Activated: a form whose product takes its inputs in eight bits too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from typing_extensions import override
+
+from modicum.forms.form import Form, expect, restore
+
+# By format: half of the span of its codes, by which the largest magnitude is divided, and the codes at both ends.
+_SPANS = {"int8": (127.5, -128.0, 127.0), "fp8": (448.0, -448.0, 448.0)}
+FORMATS = tuple(_SPANS)
+
+
+@dataclass(frozen=True, eq=False)
+class Rounding:
+    """``scale · code(x / scale)``, symmetric, in codes of eight bits: whole numbers (``int8``) or E4M3 (``fp8``).
+
+    ``scale`` (1,) is one for all inputs, found beforehand; without it each token (the last axis) has its own, its largest magnitude's. All is
+    computed in the inputs' own dtype, as compressed-tensors does where Transformers loads such a model.
+    """
+
+    format: str
+    scale: torch.Tensor | None = None
+
+    def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Inputs (..., columns) as the product takes them."""
+        _, low, high = _SPANS[self.format]
+        if not inputs.numel():
+            return inputs
+        scale = scale_of(inputs.abs().amax(-1, keepdim=True), self.format) if self.scale is None else self.scale.to(inputs)
+        codes = (inputs / scale).clamp_(low, high)
+        codes = codes.round_() if self.format == "int8" else codes.to(torch.float8_e4m3fn).to(inputs.dtype)
+        return codes.mul_(scale)
+
+
+def scale_of(largest: torch.Tensor, format: str) -> torch.Tensor:
+    """The scale under which magnitudes up to ``largest`` have codes, of its shape and dtype."""
+    scale = largest / _SPANS[format][0]
+    return torch.where(scale == 0, torch.finfo(scale.dtype).eps, scale)
+
+
+class Activated(Form):
+    """``inner`` times inputs that are rounded first; its value and its bytes are the inner form's, and a scale where all inputs have one."""
+
+    kind = "activated"
+
+    def __init__(self, inner: Form, inputs: Rounding):
+        self.inner, self.inputs, self.shape, self.dtype = inner, inputs, inner.shape, inner.dtype
+
+    @override
+    def dense(self) -> torch.Tensor:
+        return self.inner.dense()
+
+    @override
+    def finite(self) -> bool:
+        return self.inner.finite()
+
+    @override
+    def zeroed(self, where: torch.Tensor) -> Form:
+        return Activated(self.inner.zeroed(where), self.inputs)
+
+    @property
+    @override
+    def rounding(self) -> Rounding:
+        return self.inputs
+
+    @override
+    def tensors(self) -> dict[str, torch.Tensor]:
+        found = {f"inner.{name}": tensor for name, tensor in self.inner.tensors().items()}
+        return found if self.inputs.scale is None else found | {"scale": self.inputs.scale}
+
+    @override
+    @property
+    def nbytes(self) -> int:
+        return self.inner.nbytes + (0 if self.inputs.scale is None else self.inputs.scale.nbytes)
+
+    @override
+    @cached_property
+    def outline(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        found = {f"inner.{name}": entry for name, entry in self.inner.outline.items()}
+        return found if self.inputs.scale is None else found | {"scale": (self.inputs.scale.dtype, (1,))}
+
+    @override
+    def settings(self) -> dict[str, Any]:
+        return {"inner": self.inner.describe(), "inputs": self.inputs.format}
+
+    @override
+    @classmethod
+    def restored(cls, tensors: Mapping[str, torch.Tensor], settings: Mapping[str, Any], shape: tuple[int, int], dtype: torch.dtype) -> Form:
+        inner = {name.removeprefix("inner."): tensor for name, tensor in tensors.items() if name.startswith("inner.")}
+        if settings["inputs"] not in FORMATS:
+            raise ValueError(f"inputs in {settings['inputs']!r} are not known")
+        scale = expect(tensors["scale"], (1,)).to(dtype) if "scale" in tensors else None
+        if scale is not None and not bool(torch.isfinite(scale).all() & (scale > 0).all()):
+            raise ValueError("a scale of inputs is no positive number")
+        return cls(restore(settings["inner"], inner), Rounding(settings["inputs"], scale))
+
+    @override
+    @property
+    def values(self) -> int:
+        return self.inner.values
