@@ -19,7 +19,7 @@ from modicum.core.errors import SettingError
 from modicum.core.method import Need, registry
 from modicum.core.option import Option
 from modicum.core.unit import Site, Unit
-from modicum.forms import Coded, Cut, Dense, Float4, Float8, Half, Integer, Sum
+from modicum.forms import Activated, Coded, Cut, Dense, Float4, Float8, Half, Integer, Sum
 from modicum.quantize import Nearest
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -27,7 +27,15 @@ BY_UNIT = ("quantize", "prune", "factor", "repair")
 
 # What each family is tried with; a method without such a setting is left out of that line.
 TRIED = {
-    "quantize": [{}, {"bits": 2, "group": 32}, {"bits": 3, "group": 20, "symmetric": True}, {"group": 0}, {"group": -1}, {"rate": 2.0}],
+    "quantize": [
+        {},
+        {"bits": 2, "group": 32},
+        {"bits": 3, "group": 20, "symmetric": True},
+        {"group": 0},
+        {"group": -1},
+        {"rate": 2.0},
+        {"scale": "static"},
+    ],
     "prune": [{}, {"keep": 0.3}, {"pattern": "2:4"}],
     "factor": [{}, {"rank": 3}],
     "repair": [{}, {"rank": 3}],
@@ -36,7 +44,7 @@ TRIED = {
 MET = {"quantize": {"bits": 8, "rate": 6.0}, "prune": {"keep": 1.0}, "factor": {"rank": 24}, "repair": {"rank": 24}}
 # Relative error of weights that eight bits leave: an integer grid's step is uniform, a float's grows with the value, and that of coded numbers, which
 # end at six bits, with what columns are worth less. Four-bit floats have no more than those.
-EIGHT_BITS = {Integer: 0.012, Coded: 0.05, Float8: 0.03, Half: 0.001, Float4: 0.15}
+EIGHT_BITS = {Integer: 0.012, Activated: 0.012, Coded: 0.05, Float8: 0.03, Half: 0.001, Float4: 0.15}
 
 
 def by_unit():
@@ -61,7 +69,9 @@ every_method = pytest.mark.parametrize("cls", [pytest.param(cls, id=key) for key
 
 
 def pipeline(method):
-    """The steps with which a method is tried: a repair needs something to repair."""
+    """The steps with which a method is tried: a repair needs something to repair, and what treats inputs stands beside codes."""
+    if method.wraps:
+        return (Nearest(bits=8, group=0), method)
     return (Nearest(bits=3), method) if method.family() == "repair" else (method,)
 
 

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from modicum.core.errors import ModelError, SettingError
 from modicum.core.unit import Stats
-from modicum.forms import Coded, Cut, Dense, Float4, Float8, Half, Integer, LowRank, Masked, Sum, restore
+from modicum.forms import Activated, Coded, Cut, Dense, Float4, Float8, Half, Integer, LowRank, Masked, Sum, restore
+from modicum.forms.activated import Rounding
 from modicum.forms.coded import exact_scale
 from modicum.forms.float4 import LAYOUTS
 from modicum.forms.lift import on_dense
@@ -87,7 +88,34 @@ def sum_of_cuts(shape, dtype=torch.float32):
     return Sum((cut(shape, dtype), low_rank(shape, dtype), dense(shape, dtype)))
 
 
-KINDS = [dense, float4, mxfp4, float8, half, low_rank, masked, integer, coded, n_of_m, cut, cut_of_sum, one_sided, repaired, sum_of_cuts]
+def activated(shape, dtype=torch.float32, format="int8"):
+    inner = integer(shape, dtype, 8, symmetric=True) if format == "int8" else float8(shape, dtype)
+    return Activated(inner, Rounding(format, torch.tensor([0.05]).to(dtype) if shape[1] % 2 else None))
+
+
+def cut_activated(shape, dtype=torch.float32):
+    return cut(shape, dtype, lambda inner, dtype: activated(inner, dtype, "fp8"))
+
+
+TAKING = [activated, cut_activated]
+KINDS = [
+    *TAKING,
+    dense,
+    float4,
+    mxfp4,
+    float8,
+    half,
+    low_rank,
+    masked,
+    integer,
+    coded,
+    n_of_m,
+    cut,
+    cut_of_sum,
+    one_sided,
+    repaired,
+    sum_of_cuts,
+]
 SHAPES = st.tuples(st.integers(1, 9), st.integers(1, 33))
 
 
@@ -130,7 +158,8 @@ def test_integers_of_every_grid_come_back(shape, bits, group, symmetric):
 @given(shape=SHAPES, lead=st.sampled_from([(), (1,), (2, 3)]))
 def test_product_is_that_of_the_dense_value(make, shape, lead):
     form, inputs = make(shape), torch.randn(*lead, shape[1])
-    expected = inputs.double() @ form.dense().double().T
+    assert (form.rounding is not None) == (make in TAKING)
+    expected = (inputs if form.rounding is None else form.rounding(inputs)).double() @ form.dense().double().T
     assert form.product(inputs).shape == expected.shape
     torch.testing.assert_close(form.product(inputs).double(), expected, rtol=1e-4, atol=1e-4)
 
@@ -216,6 +245,10 @@ BROKEN = [
     broken(coded, stream=torch.zeros(68, dtype=torch.uint8)),
     broken(coded, stream=torch.full((68,), 255, dtype=torch.uint8)),
     broken(coded, stream=torch.zeros(9, dtype=torch.uint8)),
+    broken(activated, inputs="int4"),
+    broken(activated, inner=None),
+    broken(lambda _: activated((4, 5)), scale=torch.ones(2)),
+    broken(lambda _: activated((4, 5)), scale=torch.zeros(1)),
     broken(cut, rows=None),
     broken(cut, inner=None),
     broken(cut, inner={}),

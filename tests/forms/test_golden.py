@@ -27,3 +27,14 @@ def test_codes_come_back_to_the_values_they_had(name):
     loaded = modicum.load(GOLDEN / name, into=module)
     values = b"".join(value.detach().float().numpy().astype("<f4").tobytes() for value in loaded.parameters())
     assert hashlib.sha256(values).hexdigest() == VALUES[name]
+
+
+def test_inputs_are_rounded_as_they_were():
+    module = nn.Sequential(nn.Linear(24, 16), nn.GELU(), nn.Linear(16, 8)).to(torch.bfloat16)
+    loaded = modicum.load(GOLDEN / "activated", into=module)
+    first, second = (next(iter(loaded[place]._forward_pre_hooks.values())).rounding for place in (0, 2))
+    assert (first.format, second.format, second.scale) == ("int8", "fp8", None)
+    steps = torch.linspace(-4, 4, 48).view(2, 24).bfloat16()
+    kept = [*loaded.parameters(), first(steps), second(steps[:, :16])]
+    values = b"".join(value.detach().float().numpy().astype("<f4").tobytes() for value in kept)
+    assert hashlib.sha256(values).hexdigest() == "9d38509ea783e36857fbc74ba4d6e6a97070150002902e374db23a2e4c3e6cd3"

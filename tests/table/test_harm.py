@@ -11,10 +11,12 @@ from torch import nn
 
 import modicum
 from modicum.core.unit import Stats, Unit
+from modicum.forms import Activated, Dense
+from modicum.forms.activated import Rounding
 from modicum.models.open import open_model
 from modicum.sweep import Sensitivity, output_gradients, rehearse
 from modicum.sweep.curvature import fisher_traces
-from modicum.table.harm import HARMS, harm, output_error, rows
+from modicum.table.harm import HARMS, harm, of_inputs, output_error, rows
 
 LAYERS = ("first", "second")
 
@@ -298,3 +300,29 @@ def test_harms_are_quadratic_forms(seed, factor, looked_up, covariance):
         assert value(one) >= 0
         assert value(factor * one) == pytest.approx(factor**2 * value(one), rel=1e-3)
         assert value(one + other) + value(one - other) == pytest.approx(2 * value(one) + 2 * value(other), rel=1e-3)
+
+
+# Inputs that are rounded
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize(
+    "rounding", [Rounding("int8"), Rounding("fp8"), Rounding("int8", torch.tensor([0.1]))], ids=["int8", "fp8", "coarse"]
+)
+def test_what_rounded_inputs_lose_is_foreseen(trained, layer, rounding):
+    unit, module, inputs = trained.model.units[f"{layer}.weight"], trained.module.get_submodule(layer), trained.inputs[layer]
+    stats, weight = trained.stats(layer), module.weight.detach()
+    stats.inputs = [inputs]
+    form, felt = Activated(Dense(weight), rounding), trained.sensitivities[unit.name]
+    before = trained.module(trained.x).logits.double().log_softmax(-1)
+    hook = module.register_forward_pre_hook(lambda _, args: rounding(args[0]))
+    after = trained.module(trained.x).logits.double().log_softmax(-1)
+    hook.remove()
+    real = float((before.exp() * (before - after)).sum(-1).mean().detach())
+    for kind, most in (("fisher", 3), ("covariance", 1.5)):
+        lost, by_row = of_inputs(kind, unit, form, stats, felt, weight)
+        assert 1 / most < lost / real < most, (kind, lost, real)
+        assert kind != "fisher" or float(by_row.sum()) == pytest.approx(lost)
+    squares = ((inputs - rounding(inputs)) @ weight.T).square().sum() / (inputs @ weight.T).square().sum()
+    assert of_inputs("error", unit, form, stats, None, weight)[0] == pytest.approx(float(squares), rel=0.35)
+    assert of_inputs("fisher", unit, Dense(weight), stats, felt, weight) == (0.0, None)

@@ -33,7 +33,7 @@ def outcome(receipt: Mapping[str, Any], out: Path) -> None:
     rules = [("rules", "; ".join(told))] if (told := receipt["request"].get("set")) else []
     print_table(("", "before", "after", ""), before_and_after(receipt))
     print_rows(
-        ("size", after), *budget, *allowed, *rules, *_quality(receipt["quality"]), *_verdict(receipt),
+        ("size", after), *budget, *allowed, *rules, *_inputs(receipt), *_quality(receipt["quality"]), *_verdict(receipt),
         *_choice(receipt.get("search") or {}), *_structure(receipt["sites"]), *_taken(receipt["data"]),
         ("coverage", f"{coverage['share']:.1%} of layer bytes treated, layers as they were: {whole}"),
         ("target", f"{receipt['request']['target']}, reloaded and verified"), *_written(receipt["verification"]), *events,
@@ -50,6 +50,13 @@ def before_and_after(receipt: Mapping[str, Any]) -> list[tuple[str, ...]]:
         for name, (old, new) in pairs.items()
         if old is not None and new is not None
     ]
+
+
+def _inputs(receipt: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """How weights take their inputs, where not all as they are."""
+    taking = [row["option"].partition("| activations")[2].strip() for row in receipt["sites"] if "| activations" in row["option"]]
+    kinds = ", ".join(dict.fromkeys(f"activations {words}".strip() for words in taking))
+    return [("inputs", f"rounded to eight bits on {len(taking)} of {len(receipt['sites'])} sites ({kinds})")] if taking else []
 
 
 def _verdict(receipt: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -24,7 +24,8 @@ from modicum.quantize.float8 import Float8 as Float8Method
 from modicum.quantize.zeroquant_fp import ZeroquantFp
 
 _FORMATS = {
-    "integer": "pack-quantized", "int8": "int-quantized", "float8": "float-quantized", "nvfp4": "nvfp4-pack-quantized", "mxfp4": "mxfp4-pack-quantized"
+    "integer": "pack-quantized", "int8": "int-quantized", "float8": "float-quantized", "nvfp4": "nvfp4-pack-quantized",
+    "mxfp4": "mxfp4-pack-quantized",
 }  # fmt: skip
 _FLOAT4 = {"nvfp4": ("tensor_group", "torch.float8_e4m3fn"), "mxfp4": ("group", "torch.uint8")}
 # What inputs are called in.

@@ -31,7 +31,9 @@ def take_as(unit: Unit, form: Form, modules: Mapping[str, nn.Module], directory:
         return
     owner = modules[unit.module]
     if not (isinstance(owner, nn.Linear) or type(owner).__name__ == "Conv1D") or unit.expert is not None:
-        raise ModelError(f"{directory}: {quoted(unit.name)} must be a linear layer's, whose inputs can be rounded, is not. Check the module.")
+        raise ModelError(
+            f"{directory}: {quoted(unit.name)} must be a linear layer's, whose inputs can be rounded, is not. Check the module."
+        )
     owner.register_forward_pre_hook(Taking(form.rounding), with_kwargs=True)
 
 

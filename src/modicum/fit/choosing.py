@@ -58,8 +58,8 @@ class Choosing:
         scene = self.scene
         if scene.request.plan is not None:
             return Chosen(scene.request.plan, events=self.events)
-        if scene.request.method is not None:
-            plan, events = explicit.everywhere(scene, scene.request.method)
+        if scene.method is not None:
+            plan, events = explicit.everywhere(scene, scene.method)
             return Chosen(plan, events=self.events + events)
         chooser = self.chooser
         assert chooser is not None

@@ -12,6 +12,7 @@ from modicum.fit.scene import Scene
 from modicum.table.findings import DEPTH
 from modicum.table.menu import Menu, misfit, unheld
 from modicum.table.ruling import chosen_by
+from modicum.table.taking import apart
 
 
 def check(scene: Scene) -> None:
@@ -19,8 +20,8 @@ def check(scene: Scene) -> None:
     _check_wide(scene)
     if scene.request.plan is not None:
         _check_plan(scene, scene.request.plan)
-    elif scene.request.method is not None:
-        _check_method(scene, scene.request.method)
+    elif scene.method is not None:
+        _check_method(scene, scene.method)
 
 
 def _check_plan(scene: Scene, plan: Plan) -> None:
@@ -44,7 +45,7 @@ def _check_method(scene: Scene, method: Option) -> None:
     if whole(method, rest=True) is not None or any(chosen_by(scene.target, site, method, scene.menu) for site in scene.sites):
         return
     group = misfit(scene.target, scene.sites, method)
-    why = group or unheld(scene.target)
+    why = group or apart(method) or unheld(scene.target)
     raise SettingError(
         f"method {str(method)!r}: target {scene.target.name} can hold it on no layer of this model"
         f"{f', {why}' if why else ''}. {'Or pass' if group else 'Pass'} --target modicum."
@@ -53,7 +54,7 @@ def _check_method(scene: Scene, method: Option) -> None:
 
 def _check_wide(scene: Scene) -> None:
     """Raise ``SettingError`` for a cut by a covariance that is not measured whole."""
-    plan, method, cuts = scene.request.plan, scene.request.method, scene.subject.cuts if scene.script.together else {}
+    plan, method, cuts = scene.request.plan, scene.method, scene.subject.cuts if scene.script.together else {}
     texts = plan.options if plan is not None else dict.fromkeys(cuts, str(method))
     for name, text in texts.items():
         steps = [step for step in Option.parse(text).steps if isinstance(step, SiteCutter) and Need.COVARIANCE in step.needs]

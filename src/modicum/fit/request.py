@@ -50,5 +50,9 @@ class Request(Settings):
             raise SettingError(
                 f"set {str(self.set[0])!r}: must not stand beside a plan, which says what each layer has. Write it into the plan."
             )
+        if self.plan is not None and self.activations is not None:
+            raise SettingError(
+                f"activations {self.activations}: must not stand beside a plan, which says what each layer has. Write '| activations' into it."
+            )
         if self.workers != "ray" and not (self.workers.isdigit() and int(self.workers) >= 1):
             raise SettingError(f"workers: must be a number of processes or ray, got {self.workers!r}.")

@@ -15,7 +15,7 @@ from torch import nn
 from modicum.core.budget import Budget, every
 from modicum.core.config import NAME as CONFIG
 from modicum.core.config import configured, write_config
-from modicum.core.errors import ModelError, SettingError
+from modicum.core.errors import ModelError, SettingError, listed
 from modicum.core.files import write_json
 from modicum.core.option import Option
 from modicum.core.output import mark
@@ -46,6 +46,7 @@ from modicum.models.evaluating import evaluating
 from modicum.models.model import Model
 from modicum.sweep import output_gradients
 from modicum.sweep.ranks import LONE, Ranks
+from modicum.table.taking import untaken
 from modicum.work.meter import Meter
 from modicum.work.workdir import RUN, WorkDir, beside, read_from, temporary
 
@@ -191,6 +192,8 @@ class Run:
         self.events += change.events
         dropped = frozenset(change.dropped)
         options = {name: option for name, option in explicit.unit_options(scene, plan).items() if not scene.script.home(name, dropped)}
+        if self.request.activations is not None and (left := untaken(options.items())):
+            self.events.append(f"activations: {len(left)} weights of eight bits take their inputs as they are: {listed(sorted(left))}.")
         self._feel(options.values())
         assembly = Assembly(
             scene.model, scene.script, options, place, start=change.forms, biases=change.biases, dropped=dropped, ranks=self.ranks,

@@ -86,12 +86,18 @@ class Scene:
         if self.request.plan is not None:
             return [Option.parse(text) for text in self.request.plan.options.values()]
         of_layers = self.menu.with_rules(self.sites)
-        return of_layers if self.request.method is None else [self.request.method, *of_layers]
+        return of_layers if self.method is None else [self.method, *of_layers]
+
+    @cached_property
+    def method(self) -> Option | None:
+        """The one method that is asked for, with its inputs as the request says. Raises ``SettingError`` where they do not go together."""
+        method, taking = self.request.method, self.subject.taking
+        return method if method is None or taking is None else taking.method(method)
 
     @cached_property
     def menu(self) -> Menu:
         """What may be chosen: the target's menu, or the one method that is asked for; under rules by layer."""
-        method = self.request.method
+        method = self.method
         if method is None:
             return self.subject.menu(self.target.name)
         return self.subject.ruled(Menu([Option(tuple(step for step in method.steps if not isinstance(step, Dropper)))]))

@@ -54,6 +54,8 @@ _DECIDED = (
     "test_samples",
     "seed",
     "harm",
+    "activations",
+    "activation_scale",
     "gradient_samples",
     "curvature",
     "group",

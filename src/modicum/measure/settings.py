@@ -61,6 +61,14 @@ class Settings:
     group: int | None = param(
         None, "columns per scale for the menu's intN, 0: a row; by default what suits each layer", metavar="N", group="method"
     )
+    activations: str | None = param(
+        None, "round the inputs of weights in eight bits too: int8 beside integers of eight bits, fp8 beside float8; by default none are",
+        choices=("int8", "fp8"), metavar="FORMAT", group="method",
+    )  # fmt: skip
+    activation_scale: str = param(
+        "dynamic", "scale of rounded inputs: dynamic, each token's own; static, one for all, of the largest in calibration",
+        choices=("dynamic", "static"), metavar="KIND", group="method",
+    )  # fmt: skip
     ram: int | None = param(None, "memory to stay within, such as 4GB", metavar="SIZE", group="machine")
     seed: int = param(0, "seed of every choice by chance", between=SEEDS, metavar="N", group="data")
     device: str = param(
@@ -100,6 +108,10 @@ class Settings:
 
     def __post_init__(self) -> None:
         require(self)
+        if self.activations is None and self.activation_scale != "dynamic":
+            raise SettingError(
+                f"activation_scale {self.activation_scale}: must stand beside activations, which were not asked for. Pass --activations int8."
+            )
 
     def fingerprint(self, model_hash: str, data_hash: dict[str, str]) -> str:
         """Hash of everything that decides the result: an interrupted run continues only where it is equal."""

@@ -44,6 +44,7 @@ from modicum.table.menu import Menu, cutters, default_menu, require_choices
 from modicum.table.rules import names_of, ruling
 from modicum.table.ruling import check_names, check_rules
 from modicum.table.sizing import Sizing
+from modicum.table.taking import Taking
 
 # Tokens that are enough to see what a model is made of.
 _FEW = 16
@@ -170,7 +171,15 @@ class Subject:
         """What may be chosen for a target: the request's menu, or the default."""
         asked = self.settings.menu
         require_choices(asked or ())
-        return self.ruled(Menu(asked) if asked is not None else default_menu(self.target(target), self.settings.group))
+        menu = Menu(asked) if asked is not None else default_menu(self.target(target), self.settings.group)
+        if (taking := self.taking) is not None:
+            menu = Menu(taking.menu(menu, menu.declared), suits=menu.suits, declared=menu.declared)
+        return self.ruled(menu)
+
+    @property
+    def taking(self) -> Taking | None:
+        """How the request has inputs taken beside weights of eight bits."""
+        return Taking.of(self.settings.activations, self.settings.activation_scale)
 
     def ruled(self, menu: Menu) -> Menu:
         """A menu under the rules of the request; what is kept as it is has none."""

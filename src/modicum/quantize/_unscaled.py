@@ -1,8 +1,8 @@
-"""Activations under one scale that nobody has found yet: for sizes before any work."""
+"""Activations whose scale nobody has found yet: for sizes before any work."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -18,18 +18,19 @@ from modicum.forms.activated import Rounding
 
 @dataclass(frozen=True, kw_only=True)
 class Unscaled(Method):
-    """What has the bytes of `Activations` with a static scale, and needs no inputs."""
+    """What has the bytes of `Activations`, and needs no inputs."""
 
     wraps: ClassVar[bool] = True
     format: str = param("int8", "codes of inputs", choices=("int8", "fp8"))
+    static: bool = param(False, "one scale for all inputs")
 
     @override
     def apply(self, site: Site, stats: Mapping[str, Stats], current: Mapping[str, Form]) -> Change:
-        rounding = lambda form: Rounding(self.format, torch.ones(1, dtype=form.dtype))
-        return Change(forms={unit.name: around(current[unit.name], lambda form, _: rounding(form)) for unit in site.units})
+        rounding = lambda form, _: Rounding(self.format, torch.ones(1, dtype=form.dtype) if self.static else None)
+        return Change(forms={unit.name: around(current[unit.name], rounding) for unit in site.units})
 
 
-def around(form: Form, rounding, columns: torch.Tensor | None = None) -> Form:
+def around(form: Form, rounding: Callable[[Form, torch.Tensor | None], Rounding], columns: torch.Tensor | None = None) -> Form:
     """A form, or what remains inside a cut, whose inputs are rounded by ``rounding(form, its columns)``."""
     if isinstance(form, Cut):
         return Cut(around(form.inner, rounding, form.columns), form.rows, form.columns)

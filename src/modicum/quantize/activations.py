@@ -56,7 +56,7 @@ class Activations(Method):
 
     def blueprint(self) -> Method:
         """What has the same bytes and needs no inputs."""
-        return Unscaled(format=self.format) if self.scale == "static" else self
+        return Unscaled(format=self.format, static=self.scale == "static")
 
     @override
     def apply(self, site: Site, stats: Mapping[str, Stats], current: Mapping[str, Form]) -> Change:

@@ -325,7 +325,11 @@ class Sweep:
     def _forward(self, unit: Unit, name: str) -> Callable:
         """A linear module's own forward, on its input as the unit's form takes it."""
         forward, rounding = self.chain.original(name), self._roundings.get(unit.name)
-        return forward if rounding is None else lambda *args, **given: forward(*map(rounding, args), **{k: rounding(v) for k, v in given.items()})
+        return (
+            forward
+            if rounding is None
+            else lambda *args, **given: forward(*map(rounding, args), **{k: rounding(v) for k, v in given.items()})
+        )
 
     @contextmanager
     def _swapped(self, name: str, value: torch.Tensor | None) -> Iterator[None]:

@@ -122,10 +122,10 @@ HARMS: dict[str, Harm] = {"fisher": fisher, "covariance": covariance, "error": r
 def of_inputs(
     harm: str, unit: Unit, form: Form, stats: Stats, sensitivity: Sensitivity | None, weight: torch.Tensor
 ) -> tuple[float | None, torch.Tensor | None]:  # fmt: skip
-    """What a form that rounds its inputs loses by that, in the currency ``harm`` and by row as ``rows`` tells it; nothing where it takes them as they are.
+    """What a form that rounds its inputs loses by that, in the currency ``harm``, and by row as ``rows`` tells it; nothing where it does not.
 
-    Errors of rounding hardly depend on each other, on the inputs or on the error of the weight. So an input that is off by a share ρ of its root mean
-    square does what an error of ρ times the weight's column would do whose inputs go together with no others.
+    Errors of rounding hardly depend on each other, on the inputs or on the weight's error. So an input that is off by a share ρ of its root mean
+    square does what ρ times its column of the weight would do as an error, under inputs that do not go together.
 
     *Shapes*: ``weight`` (rows, columns), ρ (columns,).
     """

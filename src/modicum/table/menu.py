@@ -106,7 +106,7 @@ def groups_of(site: Site) -> list[int]:
 def suited(target: Target, site: Site, option: Option) -> Iterator[Option]:
     """An option of the default menu with the groups that suit a site: the first that can be held, and what stands beside it."""
     first = option.steps[0] if option.steps else None
-    if not isinstance(first, Quantizer):
+    if not isinstance(first, Quantizer) or option.steps[-1].wraps:  # where runtimes multiply codes, a row has one scale
         yield option
         return
     at = lambda group: Option((replace(first, group=group), *option.steps[1:]))
@@ -119,7 +119,7 @@ def suited(target: Target, site: Site, option: Option) -> Iterator[Option]:
 def misfit(target: Target, sites: Iterable[Site], option: Option) -> str:
     """Why the group of an option keeps it off some sites, and which groups do not; nothing where the group is not the cause."""
     first = option.steps[0] if option.steps else None
-    if not isinstance(first, Quantizer) or first.group <= 0:
+    if not isinstance(first, Quantizer) or first.group <= 0 or option.steps[-1].wraps:
         return ""
     held = lambda site, group: target.adapt(site, Option((replace(first, group=group), *option.steps[1:]))) is not None
     blocked = [site for site in sites if not held(site, first.group) and held(site, 0)]

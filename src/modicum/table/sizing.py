@@ -268,7 +268,8 @@ class Sizing:
         narrow = replace(site, units=tuple(replace(unit, shape=shape) for unit, shape in shapes.items()))
         for text, option in options.items():
             whole = all(0 not in shape for shape in shapes.values())
-            if not option.steps or (len(option.steps) == 1 and whole and self.target.adapt(narrow, option) == option):
+            alone = sum(not step.wraps for step in option.steps)
+            if not option.steps or (alone == 1 and whole and self.target.adapt(narrow, option) == option):
                 forms = [(unit, self.form(option, unit, shape)) for unit, shape in shapes.items()]
                 yield self._choice(site.name, text, forms, findings, level, given)
 

@@ -44,8 +44,8 @@ def zeros(option: Option, unit: Unit, shape: tuple[int, int]) -> Form:
         inner = Dense(torch.empty(shape, dtype=unit.dtype, device="meta"))
         return inner if shape == unit.shape else Cut(inner, *masks)
     if option.steps[-1].wraps:
-        around = Option((_sketch(option.steps[-1]),))
-        return around.apply(_alone(unit), {unit.name: Stats()}, {unit.name: zeros(Option(option.steps[:-1]), unit, shape)}).forms[unit.name]
+        inner = {unit.name: zeros(Option(option.steps[:-1]), unit, shape)}
+        return Option((_sketch(option.steps[-1]),)).apply(_alone(unit), {unit.name: Stats()}, inner).forms[unit.name]
     steps = tuple(map(_sketch, option.steps))
     fitted = Option(steps).without_data()
     if fitted is None:
@@ -53,9 +53,9 @@ def zeros(option: Option, unit: Unit, shape: tuple[int, int]) -> Form:
     if all(type(step).family() == "quantize" and getattr(step, "group", 0) >= 0 for step in fitted.steps):
         alike = _rows_alike(fitted, unit, shape)
         return alike if shape == unit.shape else Cut(alike, *masks)
-    zeros = torch.zeros(unit.shape, dtype=unit.dtype)
-    start: Form = Dense(zeros) if shape == unit.shape else Cut(Dense(torch.zeros(shape, dtype=unit.dtype)), *masks)
-    return fitted.apply(_alone(unit), {unit.name: Stats(reference=zeros)}, {unit.name: start}).forms[unit.name]
+    blank = torch.zeros(unit.shape, dtype=unit.dtype)
+    start: Form = Dense(blank) if shape == unit.shape else Cut(Dense(torch.zeros(shape, dtype=unit.dtype)), *masks)
+    return fitted.apply(_alone(unit), {unit.name: Stats(reference=blank)}, {unit.name: start}).forms[unit.name]
 
 
 def _sketch(step: Method) -> Method:

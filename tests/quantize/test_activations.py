@@ -1,0 +1,126 @@
+"""Inputs in eight bits: what the product is, held against a twin one number at a time and against the library that runtimes read."""
+
+import math
+
+import pytest
+import torch
+
+from modicum.core.errors import ModelError, SettingError
+from modicum.core.option import Option
+from modicum.core.unit import Stats
+from modicum.forms import Activated, Cut, Integer
+from modicum.forms.activated import Rounding, scale_of
+from modicum.quantize import Activations, Float8, Nearest
+
+FLOATS = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
+LEVELS = {"int8": torch.arange(-128.0, 128.0), "fp8": FLOATS[FLOATS.isfinite()].unique()}
+TOP = {"int8": 127.5, "fp8": 448.0}
+
+
+def twin(value, scale, format):
+    """The nearest code times the scale; of two as near, the even one."""
+    code = max(-448.0, min(448.0, value / scale))
+    levels = LEVELS[format].tolist()
+    near = min(abs(code - level) for level in levels)
+    either = [level for level in levels if abs(code - level) == near]
+    return scale * (min(either, key=lambda level: level % 2) if format == "int8" else either[0])
+
+
+@pytest.mark.parametrize("format", TOP)
+@pytest.mark.parametrize("scale", ["dynamic", "static"])
+def test_every_input_goes_to_its_nearest_code(format, scale):
+    inputs = torch.randn(2, 3, 7, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 3
+    inputs[0, 1] = 0
+    whole = None if scale == "dynamic" else torch.tensor([0.6 * float(inputs.abs().max()) / TOP[format]])  # the largest are cut off
+    found = Rounding(format, whole)(inputs)
+    for token, taken in zip(inputs.reshape(-1, 7).tolist(), found.reshape(-1, 7).tolist(), strict=True):
+        own = max(map(abs, token)) / TOP[format] if whole is None else float(whole)
+        for value, got in zip(token, taken, strict=True):
+            assert math.isclose(got, twin(value, own, format) if own else 0.0, rel_tol=1e-9, abs_tol=1e-12)
+    assert not found[0, 1].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("format", TOP)
+@pytest.mark.parametrize("scale", ["dynamic", "static"])
+def test_it_is_what_compressed_tensors_computes(format, scale, dtype):
+    from compressed_tensors.quantization import QuantizationArgs
+    from compressed_tensors.quantization.lifecycle.forward import fake_quantize
+    from compressed_tensors.quantization.utils import compute_dynamic_scales_and_zp
+
+    inputs = (torch.randn(2, 5, 33) * torch.logspace(-3, 2, 33)).to(dtype)
+    inputs[1, 2] = 0
+    kind = {"num_bits": 8, "type": {"int8": "int", "fp8": "float"}[format], "symmetric": True}
+    if scale == "dynamic":
+        args = QuantizationArgs(**kind, strategy="token", dynamic=True)
+        step, zero = compute_dynamic_scales_and_zp(inputs, args, torch.nn.Linear(1, 1))
+        found = Rounding(format)(inputs)
+    else:
+        args, step, zero = QuantizationArgs(**kind, strategy="tensor"), scale_of(inputs.abs().amax().reshape(1), format), None
+        found = Rounding(format, step)(inputs)
+    assert torch.equal(found, fake_quantize(inputs, step, zero, args))
+
+
+def test_the_product_takes_what_is_rounded_and_the_value_is_the_weights(layer):
+    thing = layer()
+    weights, form = thing.apply(Nearest(bits=8, group=0)), thing.apply(Nearest(bits=8, group=0), Activations())
+    assert isinstance(form, Activated) and torch.equal(form.dense(), weights.dense()) and form.nbytes == weights.nbytes
+    assert torch.equal(form.product(thing.inputs), Rounding("int8")(thing.inputs) @ weights.dense().T)
+    assert not torch.equal(form.product(thing.inputs), weights.product(thing.inputs))
+
+
+def test_a_static_scale_is_of_the_largest_input_that_was_seen(layer):
+    thing = layer(dtype=torch.bfloat16)
+    thing.inputs[7, 3] = -31.0
+    form = thing.apply(Float8(), Activations(format="fp8", scale="static"))
+    assert form.inputs.scale.dtype == torch.bfloat16 and form.inputs.scale.shape == (1,)
+    assert float(form.inputs.scale) == pytest.approx(31 / 448, rel=2**-8)
+    assert form.nbytes == thing.apply(Float8()).nbytes + 2
+
+
+def test_of_a_cut_only_what_remains_is_rounded(layer):
+    thing, columns = layer(4, 6), torch.tensor([1, 0, 1, 1, 0, 1]).bool()
+    thing.inputs[:, ~columns] = 100.0  # the wide module gets these too, and they must not set the scale
+    inner = Nearest(bits=8, group=0).quantize(thing.weight[:, columns], Nearest(bits=8, group=0).grid, Stats(), torch.float32)
+    for scale in ("dynamic", "static"):
+        form = thing.apply(Activations(scale=scale), current=Cut(inner, None, columns))
+        assert isinstance(form, Cut) and isinstance(form.inner, Activated)
+        torch.testing.assert_close(form.product(thing.inputs), form.inner.product(thing.inputs[:, columns]))
+        torch.testing.assert_close(form.rounding(thing.inputs) @ form.dense().T, form.product(thing.inputs))
+        if scale == "static":
+            assert float(form.inner.inputs.scale) == pytest.approx(float(thing.inputs[:, columns].abs().max()) / 127.5)
+
+
+def test_tokens_of_their_own_scales_fare_better_where_one_is_large(layer):
+    thing = layer()
+    thing.inputs[0] *= 300
+    lost = {scale: thing.apply(Nearest(bits=8, group=0), Activations(scale=scale)) for scale in ("dynamic", "static")}
+    exact = thing.inputs[1:] @ thing.weight.T
+    error = {scale: float((form.product(thing.inputs[1:]) - exact).norm() / exact.norm()) for scale, form in lost.items()}
+    assert error["dynamic"] < 0.02 < 10 * error["dynamic"] < error["static"]
+
+
+def test_a_static_scale_needs_inputs(layer):
+    with pytest.raises(ModelError, match=r"activations scale=static needs inputs of it, and none were seen"):
+        layer().apply(Nearest(bits=8, group=0), Activations(scale="static"), stats=Stats())
+
+
+def test_weights_cannot_be_rounded_after_it(layer):
+    with pytest.raises(SettingError, match=r"quantize/nearest: must come before .* left it activated"):
+        layer().apply(Activations(), Nearest(bits=8, group=0))
+
+
+def test_its_text():
+    option = Option.parse("gptq bits=8 group=0 | activations format=fp8 scale=static")
+    assert option.steps[1] == Activations(format="fp8", scale="static") and Option.parse(str(option)) == option
+    with pytest.raises(SettingError, match=r"activations\.format: must be one of int8, fp8, got 'int4'"):
+        Option.parse("activations format=int4")
+
+
+def test_zeros_stay_where_pruning_left_them(layer):
+    thing = layer()
+    form = thing.apply(Nearest(bits=8, group=0), Activations())
+    where = torch.zeros(24, 96, dtype=torch.bool)
+    where[::2] = True
+    zeroed = form.zeroed(where)
+    assert isinstance(zeroed.inner, Integer) and not zeroed.dense()[where].any() and zeroed.rounding is form.rounding
