@@ -192,9 +192,10 @@ class Transformers(Target):
 
     def _with_inputs(self, site: Site, step: Method, after: Sequence[Method]) -> Option | None:
         """Codes of weights and of inputs, as far as runtimes multiply them."""
-        alone = self.adapt(site, Option((step,))) if len(after) == 1 and isinstance(after[0], Activations) else None
-        held = alone is not None and site.kind != "experts" and multiplied(alone.steps[0], after[0])
-        return Option((*alone.steps, *after)) if alone is not None and held else None
+        last, alone = after[-1], self.adapt(site, Option((step,)))
+        if len(after) > 1 or not isinstance(last, Activations) or alone is None or site.kind == "experts":
+            return None
+        return Option((*alone.steps, last)) if multiplied(alone.steps[0], last) else None
 
     @override
     def common(self, option: Option) -> bool:

@@ -44,8 +44,8 @@ def zeros(option: Option, unit: Unit, shape: tuple[int, int]) -> Form:
         inner = Dense(torch.empty(shape, dtype=unit.dtype, device="meta"))
         return inner if shape == unit.shape else Cut(inner, *masks)
     if option.steps[-1].wraps:
-        inner = {unit.name: zeros(Option(option.steps[:-1]), unit, shape)}
-        return Option((_sketch(option.steps[-1]),)).apply(_alone(unit), {unit.name: Stats()}, inner).forms[unit.name]
+        within = {unit.name: zeros(Option(option.steps[:-1]), unit, shape)}
+        return Option((_sketch(option.steps[-1]),)).apply(_alone(unit), {unit.name: Stats()}, within).forms[unit.name]
     steps = tuple(map(_sketch, option.steps))
     fitted = Option(steps).without_data()
     if fitted is None:
