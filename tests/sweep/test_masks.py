@@ -308,3 +308,39 @@ def test_a_mask_of_two_texts_is_read_along_one_and_says_so(meaning):
         "mask: its rows and its columns leave out different tokens; read were its columns as padding of what goes into key"
         in script.learnt.events()[0]
     )
+
+
+class ByHead(nn.Module):
+    """Attention by torch's own module under a mask with an entry for each head, or by hand where heads have an axis of their own."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention, self.head = nn.MultiheadAttention(16, 2, batch_first=True), nn.Linear(16, 5)
+
+    def forward(self, x, mask):
+        mask = mask.flatten(0, 1) if mask.ndim == 4 else mask
+        return self.head(x + self.attention(x, x, x, attn_mask=mask, need_weights=False)[0])
+
+
+@pytest.mark.parametrize("meaning", ["axis", "folded", "biases"])
+def test_a_mask_of_every_head_is_read_once(meaning):
+    batch = padded()
+    mask = batch["mask"][:, None, None].expand(3, 2, 7, 7)
+    if meaning == "biases":  # of distances, on tokens that see those before them alone
+        apart = torch.arange(7) - torch.arange(7)[:, None]
+        mask = (apart * torch.tensor([0.5, 0.25])[:, None, None]).expand(3, 2, 7, 7).masked_fill(mask | (apart > 0), torch.finfo().min)
+    model, batch = open_model(ByHead().eval()), batch | {"mask": mask.flatten(0, 1) if meaning == "folded" else mask}
+    script = rehearse(model, batch)
+    assert measured(model, batch, script)["head.weight"].count == REAL and not script.learnt.events()
+
+
+def test_heads_that_leave_out_different_tokens_are_told():
+    batch = padded()
+    mask = torch.stack([batch["mask"], batch["mask"].flip(0)], 1)[:, :, None].expand(3, 2, 7, 7)
+    script = rehearse(open_model(ByHead().eval()), batch | {"mask": mask})
+    assert "mask: which tokens this mask leaves out could not be told" in script.learnt.events()[0]
+
+
+def test_a_picture_of_zeros_and_ones_is_no_mask():
+    picture = (torch.rand(3, 1, 7, 7, generator=torch.Generator().manual_seed(0)) < 0.3).float()
+    assert not rehearse(open_model(nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(100, 3)).eval()), (picture,)).learnt.events()

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from modicum.data.splits import Batch
+from modicum.data.splits import Batch, count_rows
 
-# Beyond this an additive mask leaves nothing of a score.
-_NOTHING = -100.0
+# Beyond this an additive mask leaves nothing of a score; beyond the second so does one that holds biases of positions beside.
+_NOTHING, _FAR = -100.0, -1e4
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,63 @@ def entry(batch: Batch, key: Any) -> torch.Tensor | None:
     if isinstance(batch, Mapping):
         return batch.get(key)
     return batch[key] if isinstance(key, int) and key < len(batch) else None
+
+
+def masks(batch: Batch) -> list[tuple[Any, torch.Tensor]]:
+    """Tensors of a batch; those that may be masks say once, as what is not zero, what they say alike of all heads or of all that ask."""
+    rows = count_rows(batch)
+    return [(key, value if (found := _lean(value, rows)) is None else found) for key, value in entries(batch)]
+
+
+def mask(batch: Batch, key: Any) -> torch.Tensor | None:
+    """One of ``masks``."""
+    value = entry(batch, key)
+    found = None if value is None else _lean(value, count_rows(batch))
+    return value if found is None else found
+
+
+def _lean(value: torch.Tensor, rows: int) -> torch.Tensor | None:
+    """What is not zero of a mask of pairs, of one head; of one token that asks, where all are told the same. None of anything else."""
+    value = _by_head(value, rows)
+    if (
+        value.ndim < 3
+        or value.numel() == 0
+        or not (value.ndim == 4 or value.shape[-1] == value.shape[-2])
+        or (held := _said(value)) is None
+    ):
+        return None
+    for axis in range(1, value.ndim - 1):
+        if held.shape[axis] > 1 and torch.equal(first := held.narrow(axis, 0, 1).expand_as(held), held):
+            held = first.narrow(axis, 0, 1)
+    return held
+
+
+def _by_head(value: torch.Tensor, rows: int) -> torch.Tensor:
+    """A mask (rows × heads, tokens, tokens) with an axis for its heads."""
+    if value.ndim != 3 or value.shape[1] != value.shape[2] or len(value) <= rows or len(value) % max(rows, 1):
+        return value
+    return value.reshape(rows, -1, *value.shape[1:])
+
+
+def _said(value: torch.Tensor) -> torch.Tensor | None:
+    """What is not zero; of biases with lowest numbers among them those. None of a tensor that is no mask."""
+    if _two_valued(value):
+        return value != 0
+    return value <= _FAR if value.is_floating_point() and bool((value <= _FAR).any()) else None
+
+
+def restated(batch: Batch, key: Any, said: torch.Tensor) -> torch.Tensor:
+    """The tensor of a batch that says ``said`` where ``masks`` shows what it says now."""
+    value, before = entry(batch, key), mask(batch, key)
+    assert value is not None and before is not None
+    by_head = _by_head(value, count_rows(batch)) if before.ndim > value.ndim else value
+    held = by_head <= _FAR if before.dtype == torch.bool and not _two_valued(value) else by_head != 0
+    made = by_head.clone()
+    for kind in (True, False):
+        changed = ((said != 0) == kind) & ((before != 0) != kind)
+        if bool(changed.any()):
+            made[changed.expand_as(held)] = by_head[held == kind].flatten()[0]
+    return made.reshape(value.shape)
 
 
 @dataclass(frozen=True)
@@ -108,7 +165,7 @@ SIDES = ("columns", "rows")
 
 def marks(batch: Batch, key: Any, side: str = "") -> torch.Tensor | None:
     """A mask of a batch as a matrix (rows, tokens) of what is not zero: it may hold an entry for each token or each pair of tokens, or lengths."""
-    value = entry(batch, key)
+    value = mask(batch, key)
     if value is None:
         return None
     if side and (product := Product.of(value)) is not None:
@@ -121,28 +178,35 @@ def marks(batch: Batch, key: Any, side: str = "") -> torch.Tensor | None:
 
 def flipped(batch: Batch, key: Any, place: tuple[int, int], side: str = "") -> torch.Tensor | None:
     """The mask with one token marked as those of the other kind are, and of lengths those after or before it too; None where that cannot be said."""
-    value, held = entry(batch, key), marks(batch, key, side)
+    value, held = mask(batch, key), marks(batch, key, side)
     assert value is not None and held is not None
     if side:
         product = Product.of(value)
-        return None if product is None else (product.flipped(side, place) * value[value != 0][0]).to(value.dtype).reshape(value.shape)
+        return None if product is None else restated(batch, key, product.flipped(side, place).view(value.shape))
     row, token = place
-    made, others = value.clone(), (held[row] != held[row, token]).nonzero()[:, 0]
+    others = (held[row] != held[row, token]).nonzero()[:, 0]
     if flags(value) is not None:
-        made.view(len(made), -1)[place] = value.reshape(len(value), -1)[held == ~held[place]].flatten()[0]
-    elif not len(others):
+        said = value != 0
+        said.view(len(said), -1)[place] ^= True
+        return restated(batch, key, said)
+    if not len(others):
         return None
-    elif is_lengths(value):
+    if is_lengths(value):
+        made = value.clone()
         made.view(-1)[row] = token + (token >= int(value.reshape(-1)[row]))
-    else:
-        pairs, like = made.view(len(made), *value.shape[-2:])[row], int(others[0])
-        given = pairs.clone()
-        pairs[:, token], pairs[token] = given[:, like], given[like]
-        pairs[token, token] = given[like, like]
-        pairs[like, token] = pairs[token, like] = (
-            given[like, like] if bool(held[row, like]) == bool(given[like, like] != 0) else given[token, like]
-        )
-    return made
+        return made
+    return restated(batch, key, _turned(value != 0, row, token, int(others[0]), bool(held[row, others[0]])))
+
+
+def _turned(said: torch.Tensor, row: int, token: int, like: int, held: bool) -> torch.Tensor:
+    """A mask of pairs in which a token of a row meets what another one does, which is ``held``."""
+    said = said.clone()
+    pairs = said.view(len(said), *said.shape[-2:])[row]
+    given = pairs.clone()
+    pairs[:, token], pairs[token] = given[:, like], given[like]
+    pairs[token, token] = given[like, like]
+    pairs[like, token] = pairs[token, like] = given[like, like] if held == bool(given[like, like]) else given[token, like]
+    return said
 
 
 def is_lengths(value: torch.Tensor) -> bool:
@@ -176,8 +240,9 @@ def _of_pairs(value: torch.Tensor) -> torch.Tensor | None:
 
 
 def parts_tokens(value: torch.Tensor) -> bool:
-    """Whether a mask of pairs says of its rows different things, as padding does and the order of tokens does not."""
-    return _square(value) and _two_valued(value) and bool(((value != 0) != (value[:1] != 0)).any())
+    """Whether a mask of pairs, or of heads that differ, says of its rows different things, as padding does and the order of tokens does not."""
+    pairs = value.ndim > 2 and value.shape[-1] == value.shape[-2] > 1
+    return (pairs or (value.ndim == 4 and value.shape[1] > 1)) and _two_valued(value) and bool(((value != 0) != (value[:1] != 0)).any())
 
 
 def flags(value: torch.Tensor) -> torch.Tensor | None:

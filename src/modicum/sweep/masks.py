@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from modicum.data.splits import Batch, count_rows
-from modicum.sweep.cover import SIDES, Cover, Product, entries, entry, flags, flipped, marks, parts_tokens
+from modicum.sweep.cover import SIDES, Cover, Product, entries, entry, flags, flipped, marks, mask, masks, parts_tokens, restated
 from modicum.sweep.felt import Layout, Run, Seen, Stream, alone, by_token, changed, difference, following, layouts, spread
 from modicum.sweep.learnt import Learnt
 
@@ -32,16 +32,16 @@ _STEPS, _NEAR = 16, 4
 
 def learn(run: Run, batches: Iterable[Batch]) -> Learnt:
     """Find the masks of batches and what each covers, by a few forwards of two rows where there is padding, by none where there is not."""
-    found, batches = Learnt(), list(batches)
+    found, batches = Learnt(), [batch for batch in batches if len(entries(batch)) > 1]  # a lone tensor is what a mask would be of
     padded = _padded(batches)
     for batch in batches:
-        unread = [key for key, value in entries(batch) if key not in {key for key, _ in padded} and parts_tokens(value)]
+        unread = [key for key, value in masks(batch) if key not in {key for key, _ in padded} and parts_tokens(value)]
         found.unclear += [str(key) for key in unread if str(key) not in found.unclear]
     for (key, side), batch in padded.items():
         if (trials := _tried(run, batch, key, side)) is None:
             continue
         if not trials.covers and not found.read.get(str(key)) and side != SIDES[0]:
-            _untold(found, trials, entry(batch, key))  # type: ignore[arg-type]
+            _untold(found, trials, mask(batch, key))  # type: ignore[arg-type]
         if side and trials.covers:
             found.read.setdefault(str(key), {})[side] = next(iter(trials.covers))
         _merge(found, trials.covers, batches)
@@ -78,22 +78,22 @@ def _alike(one: Cover, other: Cover, batch: Batch) -> bool:
 
 def _padded(batches: Sequence[Batch]) -> dict[tuple[Any, str], Batch]:
     """By mask and reading the first batch of several rows, else the first of all, that has both kinds of entries in one row."""
-    masks = [(key, value) for batch in batches for key, value in entries(batch) if parts_tokens(value)]
-    double = {key for key, _ in masks} - {key for key, value in masks if Product.of(value) is None}
+    pairs = [(key, value) for batch in batches for key, value in masks(batch) if parts_tokens(value)]
+    double = {key for key, _ in pairs} - {key for key, value in pairs if Product.of(value) is None}
     found: dict[tuple[Any, str], Batch] = {}
     for batch in batches:
         for key, value in entries(batch):
             wide = value.ndim > 0 and len(value) > 1
-            for mask in [(key, side) for side in (SIDES if key in double else ("",))]:
-                if (mask not in found or (wide and len(entry(found[mask], key)) < 2)) and _mixed(batch, *mask) is not None:  # type: ignore[arg-type]
-                    found[mask] = batch
+            for read in [(key, side) for side in (SIDES if key in double else ("",))]:
+                if (read not in found or (wide and len(entry(found[read], key)) < 2)) and _mixed(batch, *read) is not None:  # type: ignore[arg-type]
+                    found[read] = batch
     return found
 
 
 def _mixed(batch: Batch, key: Any, side: str) -> int | None:
     """The row of a mask with the fewest marks beside others, or None."""
     held = marks(batch, key, side)
-    if held is None or held.shape[1] < 2 or (side and Product.of(batch[key]) is None):
+    if held is None or held.shape[1] < 2 or (side and Product.of(mask(batch, key)) is None):  # type: ignore[arg-type]
         return None
     rare = torch.minimum(held.sum(1), (~held).sum(1))
     return int(rare.argmax()) if int(rare.max()) else None
@@ -183,14 +183,13 @@ class _Trials:
         return any(difference(self.seen(), self.seen(token)) for token in self._tokens if self._runs(token)) or self._row_heeded()
 
     def _row_heeded(self) -> bool:
-        value = entry(self.batch, self.key)
-        if value is None or flags(value) is None:
-            return False
-        return any(self._differs(value, kind[0]) for kind in (value[value == 0], value[value != 0]))
+        said = mask(self.batch, self.key)
+        return said is not None and flags(said) is not None and any(self._differs(said != 0, kind) for kind in (False, True))
 
-    def _differs(self, value: torch.Tensor, mark: torch.Tensor) -> bool:
-        filled = value.clone()
-        filled[self.row] = mark
+    def _differs(self, said: torch.Tensor, kind: bool) -> bool:
+        said = said.clone()
+        said[self.row] = kind
+        filled = restated(self.batch, self.key, said)
         try:
             return bool(difference(self.seen(), self.run(changed(self.batch, lambda key, held: filled if key == self.key else held), None)))
         except Exception:  # whatever a forward raises at a row of padding
