@@ -2,6 +2,7 @@
 
 import copy
 import random
+import re
 from pathlib import Path
 
 import numpy
@@ -322,3 +323,39 @@ def test_a_compiled_module_is_filled_beneath():
     filled = modicum.load(result.out, into=compiled)
     assert filled is compiled
     assert_close(outputs(filled, batches[0]), outputs(result.model, batches[0]))
+
+
+@pytest.mark.parametrize(
+    "slip, said",
+    [
+        ({"budget": 8}, "budget: must be a text or a Budget, got 8"),
+        ({"method": ["gptq"]}, "method: must be a text or an Option"),
+        ({"samples": 4.5}, "samples: must be a whole number, got 4.5"),
+        ({"seed": "first"}, "seed: must be a whole number, got 'first'"),
+        ({"keep": 3}, "keep: must be a list, got 3"),
+        ({"out": 3}, "out: must be a text or a path, got 3"),
+        ({"sed": 3}, "fit: has no setting 'sed'. Did you mean seed"),
+        ({"output": lambda output: output["logits"]}, "output: the function must take what forward returns, Tensor; it raises"),
+    ],
+)
+def test_slips_of_kind_and_name_are_told_before_any_work(slip, said):
+    model, batches = zoo.build("mlp")
+    with pytest.raises(modicum.SettingError, match=re.escape(said)):
+        modicum.fit(model, **{"budget": None if "method" in slip else "6bpw", "data": batches, **slip})
+
+
+def test_modules_and_batches_made_in_inference_mode_and_runs_within_it():
+    with torch.inference_mode():
+        model, batches = zoo.build("mlp")
+        inside = modicum.fit(model, "9bpw", data=batches, search_time=0, menu="nearest bits=8")
+        assert torch.is_inference_mode_enabled()
+    outside = modicum.fit(model, "9bpw", data=batches, search_time=0, menu="nearest bits=8")
+    assert inside.receipt["quality"] == outside.receipt["quality"] and all(value.is_inference() for value in model.parameters())
+
+
+def test_a_default_device_of_the_callers_stays_theirs():
+    model, batches = zoo.build("mlp")
+    with torch.device("meta"):
+        result = modicum.fit(model, method="nearest bits=8", data=batches)
+        assert torch.get_default_device().type == "meta"
+    assert result.receipt["quality"]["mean"] < 0.1

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from functools import cache
+from numbers import Integral, Real
 from typing import Any, get_type_hints
 
-from modicum.core.errors import SettingError, near
+from modicum.core.errors import SettingError, near, quoted
 
 # Seeds that every source of chance takes.
 SEEDS = (0, 2**63 - 1)
+_SAID = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 
 
 def param(
@@ -30,9 +32,12 @@ def param(
 
 
 def require(value: Any) -> None:
-    """Check a run's settings, told by their names alone, against bounds and choices. Raises ``SettingError``."""
+    """Check a run's settings, told by their names alone, against kinds, bounds and choices. Raises ``SettingError``."""
     for field in dataclasses.fields(value):
         got, between, choices = getattr(value, field.name), field.metadata.get("between"), field.metadata.get("choices")
+        kinds = getattr(hints(type(value))[field.name], "__args__", (hints(type(value))[field.name],))
+        if got is not None and not any(_is(got, kind) for kind in kinds):
+            raise SettingError(f"{field.name}: must be {_SAID[kinds[0]]}, got {quoted(repr(got), 60)}.")
         if choices is not None and got is not None and got not in choices:
             raise SettingError(f"{field.name} {got!r}: is not known. {near(str(got), choices)}")
         if between is not None and got is not None and not (between[0] <= got <= between[1] and abs(got) < float("inf")):
@@ -128,7 +133,7 @@ def _is(value: Any, kind: Any) -> bool:
         return True
     if isinstance(value, bool):
         return kind is bool
-    return isinstance(value, (int, float) if kind is float else kind)
+    return isinstance(value, {int: Integral, float: Real}.get(kind, kind))
 
 
 def _named(kinds: tuple) -> str:

@@ -263,6 +263,7 @@ def _batch(item: Any, number: int) -> Batch:
         batch = (item,)
     for key, value in _entries(batch):
         _check(value, f"data: batch {number}, {key!r},")
+    batch = _map(batch, lambda value: value.clone() if value.is_inference() else value)  # nothing can be differentiated through those
     if not batch or _rows(batch) == 0:
         raise DataError(f"data: batch {number} must hold at least one row, none came. Leave it out.")
     return batch

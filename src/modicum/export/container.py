@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from typing_extensions import override
 
+from modicum.core.arguments import checked
 from modicum.core.errors import ModelError, quoted
 from modicum.core.files import read_json, require_inside
 from modicum.core.option import Option
@@ -200,6 +201,7 @@ class Container(Target):
                 )
 
 
+@checked()
 def load(directory: str | Path, *, into: nn.Module | None = None, narrow: bool = True) -> nn.Module:
     """A working module from a directory that ``fit`` wrote: our container, or one for Transformers.
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import shutil
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from modicum.core.arguments import checked
 from modicum.core.budget import Budget, every
 from modicum.core.config import NAME as CONFIG
 from modicum.core.config import configured, write_config
@@ -74,6 +75,7 @@ class Result:
         return load(self.out, into=None if self.source.config is not None else copied(self.source.stored.module, apart=True))
 
 
+@checked(names=[field.name for field in fields(Request)], but=("model", "data"))
 @configured(Budget, Request, alternatives=WANTED, other={"from": "measured"})
 def fit(
     model: str | Path | nn.Module | Model | None = None, budget: str | Budget | None = None, *, size: str | int | None = None,

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from modicum.core.arguments import checked
 from modicum.core.config import NAME as CONFIG
 from modicum.core.config import configured, write_config
 from modicum.core.errors import ModelError, SettingError
@@ -171,6 +172,7 @@ class Measured:
         return list(dict.fromkeys(text for site, text in offers if not self.findings.know(site, text)))
 
 
+@checked(names=[field.name for field in fields(Settings)], but=("model", "data"))
 @configured(Settings)
 def measure(
     model: str | Path | nn.Module | Model, *, out: str | Path, data: Any = None, menu: Iterable[Any] | str | None = None,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from modicum.core.budget import parse_size
-from modicum.core.errors import SettingError
+from modicum.core.errors import SettingError, quoted
 from modicum.core.option import Option
 from modicum.core.plan import Plan
 from modicum.core.rules import Rule, rules_of
@@ -140,7 +140,10 @@ def common(
 
 
 def judged_by(output: Any, classes: Any) -> tuple[str | Callable[[Any], Any] | None, str | None]:
-    """What is judged, as ``Settings`` holds it: of several names or places one text; a function stays one."""
+    """What is judged, as ``Settings`` holds it: of several names or places one text; a function stays one. Raises ``SettingError``."""
+    for name, value in (("output", output), ("classes", classes)):
+        if not (value is None or callable(value) or isinstance(value, str | Iterable | int)):
+            raise SettingError(f"{name}: must be a name, a place, or several, got {quoted(repr(value), 60)}.")
     plain = lambda value: (
         value if value is None or callable(value) else str(value) if isinstance(value, str | int) else ",".join(map(str, value))
     )

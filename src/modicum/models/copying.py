@@ -20,7 +20,7 @@ def copied(module: nn.Module, *, apart: bool = False, known: dict[int, Any] | No
     What cannot be copied (a lock, an open file, a tensor with a graph) is shared. Functions that were made over the original's modules are made
     over the copy's. Raises ``ModelError`` where neither is possible.
     """
-    known = known or ({} if apart else {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())})
+    known = known if known is not None else ({} if apart else {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())})
     memo = dict(known)
     try:
         made = copy.deepcopy(module, memo)

@@ -200,7 +200,8 @@ def _fill_buffers(module: Any) -> None:
 def _from_module(source: nn.Module, settled: bool = True) -> Model:
     _check_module(source)
     computed = [each.name for each in computed_weights(source)]
-    module = apart(source) if compiled(source) or computed else source
+    inferred = any(value.is_inference() for value in (*source.parameters(), *source.buffers()))
+    module = apart(source) if compiled(source) or computed or inferred else source
     found = settle(module) if settled else Settled(left=dict.fromkeys(computed, "the model's output depends on more than its value here"))
     model = _assembled(module, Weights(module), found, name=type(bare(source)).__name__)
     for part, why in extra_states(module)[2].items():
@@ -234,11 +235,13 @@ def _check_module(module: nn.Module) -> None:
 def apart(source: nn.Module) -> nn.Module:
     """The same in modules of our own, none of them compiled: whatever a forward or a run leaves in them, the caller's stay as they are.
 
-    Parameters are shared, which nobody writes to; those of embeddings that shorten what they look up are copied.
+    Parameters are shared, which nobody writes to; those of embeddings that shorten what they look up are copied, and those that were made in
+    inference mode, through which nothing can be differentiated.
     """
     source = bare(source)
     written = {id(part.weight) for part in source.modules() if getattr(part, "max_norm", None) is not None}
-    return uncompile(copied(source, known={id(tensor): tensor for tensor in source.parameters() if id(tensor) not in written})).eval()
+    shared = {id(tensor): tensor for tensor in source.parameters() if id(tensor) not in written and not tensor.is_inference()}
+    return uncompile(copied(source, known=shared)).eval()
 
 
 def _from_pickle(cls: Any, config: Any, directory: Path, name: str) -> Model:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from modicum.core.arguments import checked
 from modicum.core.errors import DataError, ModelError, SettingError, quoted
 from modicum.core.progress import Quiet, ticked
 from modicum.core.settings import require_seed
@@ -32,6 +33,7 @@ EVALUATION_FORMAT, EVALUATION_VERSION = "modicum-evaluation", 1
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "vocab.txt")
 
 
+@checked()
 def evaluate(
     model: str | Path | nn.Module,
     *,

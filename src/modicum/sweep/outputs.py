@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from modicum.core.errors import ModelError, SettingError, listed, near
+from modicum.core.errors import ModelError, SettingError, listed, near, quoted
 from modicum.data.splits import Batch
 from modicum.sweep.cover import Cover
 
@@ -119,9 +119,19 @@ def described(
     Raises ``SettingError`` for what is not there, ``ModelError`` where there is nothing to judge.
     """
     choose = wanted if callable(wanted) else None
-    output = output if choose is None else choose(output)
+    output = output if choose is None else _chosen(choose, output)
     parts = _parts(output, config, maps) if choose is not None or wanted is None else _wanted(output, str(wanted), config, maps)
     return Outputs(_classified(output, parts, classes), choose)
+
+
+def _chosen(choose: Callable[[Any], Any], output: Any) -> Any:
+    """What a caller's function takes of an output. Raises ``SettingError`` for what it raises."""
+    try:
+        return choose(output)
+    except Exception as error:  # whatever a caller's code raises
+        raise SettingError(
+            f"output: the function must take what forward returns, {type(output).__name__}; it raises {type(error).__name__}: {quoted(error)}."
+        ) from error
 
 
 def _parts(output: Any, config: Any, maps: Sequence[torch.Tensor] = ()) -> tuple[Part, ...]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from modicum.core.arguments import checked
 from modicum.core.errors import DataError, ModelError, SettingError, quoted
 from modicum.core.finite import finite
 from modicum.core.output import mark, require_apart, require_ours
@@ -56,6 +57,7 @@ class Trimmed:
     left_out: tuple[str, ...] = ()
 
 
+@checked()
 def trim(
     model_dir: str | Path,
     corpus: str | os.PathLike[str] | Iterable[str],
