@@ -347,9 +347,9 @@ def test_slips_of_kind_and_name_are_told_before_any_work(slip, said):
 def test_modules_and_batches_made_in_inference_mode_and_runs_within_it():
     with torch.inference_mode():
         model, batches = zoo.build("mlp")
-        inside = modicum.fit(model, "9bpw", data=batches, search_time=0, menu="nearest bits=8")
+        inside = modicum.fit(model, "12bpw", data=batches, search_time=0, menu="nearest bits=8")
         assert torch.is_inference_mode_enabled()
-    outside = modicum.fit(model, "9bpw", data=batches, search_time=0, menu="nearest bits=8")
+    outside = modicum.fit(model, "12bpw", data=batches, search_time=0, menu="nearest bits=8")
     assert inside.receipt["quality"] == outside.receipt["quality"] and all(value.is_inference() for value in model.parameters())
 
 

@@ -33,9 +33,10 @@ def param(
 
 def require(value: Any) -> None:
     """Check a run's settings, told by their names alone, against kinds, bounds and choices. Raises ``SettingError``."""
+    cls: Any = type(value)
     for field in dataclasses.fields(value):
         got, between, choices = getattr(value, field.name), field.metadata.get("between"), field.metadata.get("choices")
-        kinds = getattr(hints(type(value))[field.name], "__args__", (hints(type(value))[field.name],))
+        kinds = getattr(hints(cls)[field.name], "__args__", (hints(cls)[field.name],))
         if got is not None and not any(_is(got, kind) for kind in kinds):
             raise SettingError(f"{field.name}: must be {_SAID[kinds[0]]}, got {quoted(repr(got), 60)}.")
         if choices is not None and got is not None and got not in choices:
