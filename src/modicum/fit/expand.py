@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_leaves
 from typing_extensions import override
 
 from modicum.core.errors import ModelError, SettingError
@@ -28,6 +27,7 @@ from modicum.fit.scene import Scene
 from modicum.forms import Cut, Dense, Form
 from modicum.judge.quality import streamed
 from modicum.measure.asked import asked
+from modicum.measure.moving import same_outputs, with_values
 from modicum.measure.settings import common
 from modicum.models.model import Model
 from modicum.sweep.makers import Maker, makers
@@ -186,20 +186,3 @@ class _Same(Made):
     @override
     def _original(self, batches: Sequence[Batch]) -> Iterator[tuple[int, Any]]:
         return streamed(self.before.twin(), batches, self.scene.script, pool=self.pool)
-
-
-def with_values(model: Model, values: Mapping[str, torch.Tensor]) -> Model:
-    """The same model with other values of some parameters, in modules of its own."""
-    other = model.twin()
-    if callable(adopt := getattr(other.weights, "adopt", None)):
-        adopt(values)
-    else:
-        for name, value in values.items():
-            other.weights.put(name, value)
-    return other
-
-
-def same_outputs(one: Any, other: Any) -> bool:
-    """Whether outputs are equal to the bit."""
-    mine, theirs = ([value for value in tree_leaves(each) if isinstance(value, torch.Tensor)] for each in (one, other))
-    return len(mine) == len(theirs) and all(map(torch.equal, mine, theirs))

@@ -57,6 +57,7 @@ _DECIDED = (
     "harm",
     "activations",
     "activation_scale",
+    "smooth",
     "gradient_samples",
     "curvature",
     "group",

@@ -69,6 +69,10 @@ class Settings:
         "dynamic", "scale of rounded inputs: dynamic, each token's own; static, one for all, of the largest in calibration",
         choices=("dynamic", "static"), metavar="KIND", group="method",
     )  # fmt: skip
+    smooth: float | None = param(
+        None, "move how far columns of inputs reach into the weights that read them, with nothing else changed: 0.5 shares it evenly, 1 moves all "
+        "of it; by default none is", between=(0, 1), metavar="ALPHA", group="method",
+    )  # fmt: skip
     ram: int | None = param(None, "memory to stay within, such as 4GB", metavar="SIZE", group="machine")
     seed: int = param(0, "seed of every choice by chance", between=SEEDS, metavar="N", group="data")
     device: str = param(

@@ -29,6 +29,7 @@ from modicum.judge.quality import streamed
 from modicum.measure.compared import UNCOMPARED, compared, settled_alike
 from modicum.measure.computing import Settle, agreed
 from modicum.measure.settings import Settings
+from modicum.measure.smoothing import smoothed
 from modicum.models.model import Model
 from modicum.models.open import apart, open_model
 from modicum.runtime.compute import Compute
@@ -88,6 +89,9 @@ class Subject:
         if UNCOMPARED in model.opened:
             model.notes.append(f"opening: {model.opened}")
         model.notes += script.learnt.events()
+        if settings.smooth is not None and not getattr(settings, "dry_run", False):
+            before, (model, told) = model, smoothed(model, script, data.calibration, settings.smooth, compute)
+            model.opened, model.notes = before.opened, [*before.notes, *told]
         return cls(settings, model, data, script, compute)
 
     @classmethod

@@ -47,6 +47,7 @@ class Model:
     opened: str = ""  # how it compares with what Transformers loads
     settled: Settled = field(default_factory=Settled, repr=False)  # effective weights that stand in the place of what computed them
     original: Model | None = field(default=None, repr=False)
+    identity: str = ""  # hash of the model whose factors were moved, which this one still is
 
     @property
     def _of_transformers(self) -> bool:
@@ -119,6 +120,8 @@ class Model:
 
     def hash(self) -> str:
         """What tells it from another without reading a checkpoint whole: names, shapes, and file sizes and times, or all values."""
+        if self.identity:
+            return self.identity
         digest = hashlib.sha256()
         for name in self.weights.names:
             held = self.weights.held(name)
