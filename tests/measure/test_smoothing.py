@@ -99,8 +99,8 @@ def test_what_bends_a_factor_keeps_it_where_it_is():
     found = subject(module, batches, smooth=0.5)
     (told,) = [note for note in found.model.notes if note.startswith("smoothing")]
     assert told.startswith("smoothing: factors moved into what makes the input of 2 sets") and "blocks.0.second.weight" in told
-    ((_, output),) = streamed(found.model, batches[:1], found.script)
-    assert torch.equal(output, module(batches[0]))
+    ((_, output),) = streamed(found.model, found.data.test[:1], found.script)
+    assert torch.equal(output, module(*found.data.test[0]))
 
 
 def test_eight_bits_lose_less_and_the_files_have_what_moved(model, tmp_path):

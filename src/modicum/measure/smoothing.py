@@ -68,7 +68,7 @@ class _Moves:
         self.rows: dict[str, torch.Tensor] = {}
         self.columns: dict[str, torch.Tensor] = {}
         self.units = {unit.parameter: unit for unit in model.units.values()}
-        for stage, maker in reversed(found.items()):  # rows that move belong to weights that are read by those before
+        for stage, maker in reversed(list(found.items())):  # rows that move belong to weights that are read by those before
             if stage[0] in largest and self.rows.keys().isdisjoint(maker.parameters):
                 self._move(stage, maker, largest[stage[0]])
 
