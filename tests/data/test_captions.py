@@ -235,3 +235,30 @@ def test_tokens_of_a_picture_before_the_text_have_no_perplexity():
     assert quality["tokens"] == 2 * (6 + 5) and quality["mean"] > 0 and "perplexity" not in quality
     with pytest.raises(modicum.ModelError, match="Pass a reference"):
         modicum.evaluate(one, data=[batch])
+
+
+def test_a_question_about_a_picture_is_answered_from_the_start_token(tmp_path):
+    torch.manual_seed(0)
+    text = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 1040}
+    config = transformers.BlipConfig(text_config=text | {"bos_token_id": 3, "encoder_hidden_size": 32}, vision_config=VISION)
+    model = transformers.BlipForQuestionAnswering(config).eval()
+    image = transformers.BlipImageProcessorPil(size={"height": 16, "width": 16})
+    transformers.BlipProcessor(image, transformers.AutoTokenizer.from_pretrained(DEMO)).save_pretrained(tmp_path)
+    batch = from_files(photos(tmp_path / "photos"), model, tmp_path).test[0]
+    assert batch["decoder_input_ids"].tolist() == [[3]] * len(batch["decoder_input_ids"])
+    with torch.no_grad():
+        model(**batch)
+
+
+def test_pictures_in_patches_of_any_shape(tmp_path):
+    torch.manual_seed(0)
+    text = {"hidden_size": 32, "num_layers": 1, "num_heads": 2, "d_ff": 64, "d_kv": 16, "vocab_size": 1024, "decoder_start_token_id": 0}
+    see = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "d_ff": 64, "d_kv": 16, "patch_embed_hidden_size": 48}
+    config = transformers.Pix2StructConfig(text_config=text, vision_config=see | {"seq_len": 16})
+    model = transformers.Pix2StructForConditionalGeneration(config).eval()
+    folder = kept(model, tmp_path / "model")
+    transformers.Pix2StructImageProcessorPil(patch_size={"height": 4, "width": 4}, max_patches=16).save_pretrained(folder)
+    found = from_files(photos(tmp_path / "photos"), model, folder)
+    assert found.taken["kind"] == "pictures" and found.test[0]["flattened_patches"].shape[1:] == (16, 50)
+    with torch.no_grad():
+        model(**found.test[0])

@@ -331,3 +331,28 @@ def test_tables_that_a_class_computes_and_never_saves(tmp_path):
     assert 0 < result.receipt["quality"]["mean"] < 1e-3
     whole = modicum.fit(tmp_path / "model", "1MB", data=batches, target="modicum", search_time=0).model
     assert torch.equal(whole(**batches[0]).logits, plain(**batches[0]).logits)
+
+
+def test_numbers_that_stand_beside_weights_in_memory_of_their_own(tmp_path):
+    """Of a class that makes its buffers like its parameters, which have no memory yet when a checkpoint is opened."""
+    config = transformers.IBertConfig(**{name: SMALL[name] for name in ("vocab_size", "hidden_size", "intermediate_size")},
+                                      num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=20)  # fmt: skip
+    source = saved(tmp_path / "ibert", transformers.IBertForMaskedLM, config, torch.float32)
+    model = open_model(source)
+    assert not any(buffer.is_meta for buffer in model.module.buffers())
+    batches = [{"input_ids": (IDS + seed) % 60} for seed in range(3)]
+    result = modicum.fit(source, method="nearest bits=8 group=16", data=batches, target="modicum", out=tmp_path / "out")
+    assert 0 < result.receipt["quality"]["mean"] < 0.1
+
+
+def test_numbers_too_large_for_a_table_are_told_by_the_inputs_name():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.kinds = nn.Embedding(60, 16), nn.Embedding(2, 16)
+
+        def forward(self, words, kinds):
+            return self.words(words) + self.kinds(kinds)
+
+    with pytest.raises(modicum.DataError, match=re.escape("words [2, 12] with numbers up to 23 and kinds [2, 12] with numbers up to")):
+        modicum.fit(Two(), method="nearest bits=8", data=[(IDS, IDS + seed) for seed in range(3)])

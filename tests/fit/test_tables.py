@@ -62,6 +62,7 @@ def test_some_rows_tell_what_all_cost(found, tmp_path, monkeypatch, harm):
         for mine, true in ((one.harm, whole[text].harm), (one.relative, whole[text].relative), (one.distance, whole[text].distance)):
             assert mine == pytest.approx(true, rel=0 if exact else 0.05)
         assert exact or text == KEEP or one.distance != whole[text].distance  # it was sampled
+    assert any(event.startswith("table.weight: ") and f"of its {ENTRIES} rows tell" in event for event in sampled.events)
 
 
 def test_a_table_is_judged_by_the_rows_that_are_looked_up(found, tmp_path):

@@ -21,7 +21,7 @@ from modicum.data.captions import FILE, NAMES, Captions, captions
 from modicum.data.splits import PARTS, WINDOW_SHARES, Batch, Splits, divided, parted
 
 # By the input that a model is named for: what its files hold.
-KINDS = {"pixel_values": "pictures", "input_values": "sound", "input_features": "sound"}
+KINDS = {"pixel_values": "pictures", "flattened_patches": "pictures", "input_values": "sound", "input_features": "sound"}
 SUFFIXES = {
     "pictures": frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}),
     "sound": sound.WAV | sound.OTHERS,
@@ -185,9 +185,19 @@ def _both(kind: str, module: nn.Module, directory: Any, texts: Mapping[Path, str
         make = lambda before: processor(text=[f"{before}{texts[file]}"], **words, return_tensors="pt")
         if not told:
             told.append("" if not mark or _has_mark(processor, mark, make) else mark)
-        return make(told[0])
+        return _begun(module, make(told[0]))
 
     return process
+
+
+def _begun(module: nn.Module, made: Mapping[str, Any]) -> Mapping[str, Any]:
+    """With the start token of the decoder that answers, where the forward takes what it reads beside a question."""
+    if "decoder_input_ids" not in inspect.signature(module.forward).parameters or "decoder_input_ids" in made:
+        return made
+    text = getattr(module.config, "text_config", None)
+    named = ((module, "decoder_start_token_id"), (module.config, "decoder_start_token_id"), (text, "bos_token_id"))
+    start = next((found for one, name in named if isinstance(found := getattr(one, name, None), int)), None)
+    return made if start is None else {**made, "decoder_input_ids": torch.tensor([[start]])}
 
 
 def _has_mark(processor: Any, mark: str, make: Callable[[str], Mapping[str, Any]]) -> bool:

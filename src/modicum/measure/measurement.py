@@ -139,6 +139,7 @@ class Measurement:
         harms = (f"{text} {'unknown' if one.harm is None else f'{one.harm:.3g}'}" for text, one in piece.findings.items())
         LOG.info("%s: harm of each option: %s", unit.name, ", ".join(harms))
         piece.events = [f"{unit.name}: {event}" for event in dict.fromkeys(stats.events)]
+        piece.events += [f"{unit.name}: {sample.event(len(stored))}"] if sample is not None and some else []
         stats.finished(unit)
         return piece
 

@@ -46,6 +46,14 @@ class Sample:
         total = float(frequency.sum())
         return cls(rows, counts[:, None], (total + len(rows)) / (total + entries))
 
+    def event(self, entries: int) -> str:
+        """What a reader must know of a table that is told by some of its ``entries``."""
+        met, step = int((self.counts == 1).sum()), round(float(self.counts.max()))
+        return (
+            f"{len(self.rows)} of its {entries} rows tell what options cost it: {met} that the data look up, and every {step}th of the others. "
+            "--harm error measures all."
+        )
+
     def stats(self, stats: Stats) -> Stats:
         """Statistics of these rows alone."""
         frequency = None if stats.frequency is None else stats.frequency[self.rows]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -304,7 +305,7 @@ def _rehearsed(model: Model, data: Splits, settings: Settings) -> Script:
     except ModicumError:
         raise
     except IndexError:
-        raise DataError(f"{model.name}: {_extent(batch)} must fit the model{_limits(model)}.") from None
+        raise DataError(f"{model.name}: {_extent(model.module, batch)} must fit the model{_limits(model)}.") from None
     except Exception:
         if not model.weights.lazy:
             require_suitable(model.stored.module, batch)  # the caller's own module, run as the caller would
@@ -341,12 +342,13 @@ def _split(model: Model, settings: Settings, batches: Any) -> Splits:
     )  # fmt: skip
 
 
-def _extent(batch: Batch) -> str:
+def _extent(module: nn.Module, batch: Batch) -> str:
     """What of a batch can be too much for a model, in words."""
-    ids = batch.get("input_ids") if isinstance(batch, dict) else batch[0]
-    if ids is None or ids.is_floating_point():
-        return "the data's indices"
-    return f"windows of {ids.shape[-1]} tokens with ids up to {int(ids.max())}"
+    named = batch.items() if isinstance(batch, dict) else zip(inspect.signature(module.forward).parameters, batch)
+    found = {name: value for name, value in named if not value.is_floating_point() and not value.is_complex() and value.numel()}
+    if [*found] == ["input_ids"]:
+        return f"windows of {found['input_ids'].shape[-1]} tokens with ids up to {int(found['input_ids'].max())}"
+    return " and ".join(f"{name} {list(value.shape)} with numbers up to {int(value.max())}" for name, value in found.items()) or "the data"
 
 
 def _limits(model: Model) -> str:

@@ -349,6 +349,9 @@ class CheckpointWeights(Weights):
         for name, buffer in self.module.named_buffers():
             if name in self._made_by:
                 self._check_shape(name, buffer)
+                if buffer.is_meta:  # made like a parameter, which has no memory yet
+                    owner, _, attribute = name.rpartition(".")
+                    buffer = self.module.get_submodule(owner)._buffers[attribute] = torch.empty_like(buffer, device="cpu")
                 buffer.copy_(self._value(name))
 
 

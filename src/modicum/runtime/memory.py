@@ -91,13 +91,13 @@ def _taken(need: _Need, stage: Sequence[Unit], room: int, left: int) -> Iterator
         if need.of(stage) > room
         else f"whose covariance and its factor would take nearly all of the time for a weight of {rows} rows"
     )
-    more = " More memory gives the whole." if not flat else ""
+    more = "This is so whatever memory there is" if flat else "More free memory, or a larger --ram, gives the whole"
     for unit in stage:
         if width < columns:
             need.script.together[unit.name] = width
             yield (
                 f"{unit.name}: its inputs have {columns} columns, {why}. It was measured in blocks of {width} columns; what columns of two "
-                f"blocks have in common counts as nothing.{more}"
+                f"blocks have in common counts as nothing. {more}."
             )
 
 
