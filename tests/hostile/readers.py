@@ -97,7 +97,7 @@ def _fitted(method, target="modicum"):
 def _measured(folder):
     module, batches = model()
     with hushed():
-        modicum.measure(module, data=batches, menu="int4,ziplm keep=0.5", harm="error", search_time=0.0, out=folder, overwrite=True)
+        modicum.measure(module, data=batches, menu="int4,coded rate=3,ziplm keep=0.5", search_time=0.0, out=folder, overwrite=True)
 
 
 @cache
@@ -107,7 +107,7 @@ def _original():
 
 def _read_measured(folder):
     known = Measured.read(folder)
-    return known.splits, known.cuts(_original())
+    return known.splits, known.cuts(_original()), known.felt(_original())
 
 
 def _with_tokenizer(folder):
@@ -447,7 +447,7 @@ def sign(folder: Path) -> None:
     """Give a changed measurement the hash that belongs to it."""
     meta = json.loads((folder / "measurement.json").read_text())
     digest = hashlib.sha256(json.dumps({key: value for key, value in meta.items() if key != "hash"}, sort_keys=True).encode())
-    for name in ("findings.json", "sequences.safetensors"):
+    for name in ("findings.json", "sequences.safetensors", *(["felt.safetensors"] if meta.get("felt") else [])):
         digest.update((folder / name).read_bytes())
     (folder / "measurement.json").write_text(json.dumps(meta | {"hash": digest.hexdigest()}))
 

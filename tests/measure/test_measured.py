@@ -22,6 +22,7 @@ from modicum.measure import survey as survey_module
 from modicum.measure.measurement import Measurement
 from modicum.measure.settings import Settings
 from modicum.measure.subject import Subject
+from modicum.models.open import open_model
 from modicum.sweep import Sweep
 from modicum.testing import zoo
 from modicum.work.store import ChainStore
@@ -138,6 +139,20 @@ def test_cuts_are_found_once(llama, known, monkeypatch):
     monkeypatch.setattr("modicum.measure.subject.coupled_cuts", lambda *_: pytest.fail("looked for cuts again"))
     chosen = modicum.fit(llama[0], bpw=2.8, measured=known, target="modicum", search_time=0)
     assert chosen.plan.cuts
+
+
+def test_what_a_table_gives_is_felt_alike_from_a_measurement(llama, tmp_path):
+    model, batches = llama
+    settings = {"menu": ["nearest bits=8 group=32", "coded rate=3"], "search_time": 0}
+    known = measure(model, out=tmp_path / "known", data=batches, **settings)
+    (table,) = known.felt(open_model(model)).values()
+    assert table.shape == 2 * (model.config.hidden_size,)
+    again = modicum.fit(model, bpw=5, measured=known, target="modicum", out=tmp_path / "again")
+    direct = modicum.fit(model, bpw=5, data=batches, target="modicum", out=tmp_path / "direct", **settings)
+    assert again.plan.options["model.embed_tokens.weight"] == "coded rate=3.0"
+    assert (again.out / "model.safetensors").read_bytes() == (direct.out / "model.safetensors").read_bytes()
+    del known.meta["felt"]  # as older versions wrote it
+    assert known.felt(open_model(model)) == {}
 
 
 def test_groups_of_any_shape_come_back():

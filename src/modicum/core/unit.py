@@ -130,7 +130,8 @@ class Stats:
     inputs y in place of the compressed one's x, where both ran side by side; ``inputs`` a list of (tokens, columns) where a method asked for
     them; ``frequency`` (rows,) how often an embedding's entry was looked up, for an expert (1,) the tokens it met itself; ``routed`` what its
     last product met, micro-batch by micro-batch, and where it went; ``raised`` (rows,) in quarters of an octave the steps that suit how much the
-    output feels each row (``numerics/coding.py``); ``reference`` (rows, columns) the weight before any step. ``cache``
+    output feels each row (``numerics/coding.py``); ``felt`` (columns, columns) of a table, the second moment of the output's gradient in what is
+    looked up there; ``reference`` (rows, columns) the weight before any step. ``cache``
     holds what methods derive from one covariance and share (a factorization); ``ahead`` are methods that will be asked of the same weight:
     one may work out several, and then ``made`` has the weight and what the others gave; ``beside`` are other weights (rows, columns) with these
     inputs that will be asked for next in the same way, and their statistics, whose ``made`` takes what was worked out with this one;
@@ -147,6 +148,7 @@ class Stats:
     frequency: torch.Tensor | None = None
     routed: list[Routed] | None = None
     raised: torch.Tensor | None = None
+    felt: torch.Tensor | None = None
     reference: torch.Tensor | None = None
     site_seed: int = 0
     cache: dict = field(default_factory=dict)
@@ -186,7 +188,8 @@ class Stats:
             covariance=None if self.covariance is None else self.covariance[columns][:, columns],
             blocks=None if self.blocks is None else self.blocks.kept(columns),
             inputs=None if self.inputs is None else [x[:, columns] for x in self.inputs],
-            frequency=self.frequency, raised=self.raised, site_seed=self.site_seed, events=self.events,
+            frequency=self.frequency, raised=self.raised,
+            felt=None if self.felt is None else self.felt[columns][:, columns], site_seed=self.site_seed, events=self.events,
         )  # fmt: skip
 
     def finished(self, unit: Unit) -> None:

@@ -17,7 +17,6 @@ from modicum.fit import explicit
 from modicum.fit.choose import Chooser
 from modicum.fit.scene import Scene
 from modicum.judge.judge import Levels, PlanJudge, too_slow
-from modicum.measure import felt
 from modicum.measure.survey import Survey
 from modicum.sweep.spill import SpillPool
 from modicum.table.findings import Findings
@@ -120,7 +119,6 @@ class Choosing:
         """What is known for choosing: measured before or now; and the forms to judge by, where candidates are judged."""
         scene, measured, levels = self.scene, self.scene.measured, None
         known = measured.findings if measured is not None else Findings()
-        scene.script.raised = felt.read(known.raised)
         if choosing and self.ranks.first("search", self._searching):
             data, seed = scene.data, scene.request.seed
             levels = Levels(self.partial / "levels", chooser.sizing, known, data.calibration, self.pool, seed, data.validation)

@@ -221,7 +221,7 @@ class Run:
             except ModelError as error:
                 self.events.append(f"rows: all take steps alike, how much the output feels them is not known ({error})")
                 return
-        subject.script.raised = felt.raised(subject.model, found)
+        felt.set_by(subject.script, subject.model, found)
 
     def _written(self, partial: Path, chosen: Chosen, made: Made) -> tuple[dict[str, Any], Path]:
         """Files and receipt, verified and in place; the receipt, and where they are."""

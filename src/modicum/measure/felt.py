@@ -1,4 +1,4 @@
-"""How much the output feels each row of a weight, as the steps of rows that suit it: taken once, and the same in every sweep of a run."""
+"""How much the output feels the rows of a weight and what a table gives: taken once, and the same in every sweep of a run."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ import torch
 from modicum.core.option import Option
 from modicum.measure.subject import Subject
 from modicum.models.model import Model
-from modicum.numerics.coding import raised_by
-from modicum.sweep import Sensitivity
+from modicum.numerics.coding import LEAST, raised_by
+from modicum.sweep import Script, Sensitivity
 from modicum.table.harm import looked_up_alone
+
+# The rows of a head are felt in themselves, not through what comes after: what is known of them is surer.
+HEAD_LEAST = 1e-4
 
 
 def wanted(subject: Subject, options: Iterable[Option]) -> bool:
@@ -22,10 +25,21 @@ def wanted(subject: Subject, options: Iterable[Option]) -> bool:
 def raised(model: Model, sensitivities: Mapping[str, Sensitivity]) -> dict[str, torch.Tensor]:
     """Exponents of steps by unit, of those whose rows' outputs are felt."""
     found = {name: felt.gradient for name, felt in sensitivities.items() if felt.weight is None}
-    # Of a head each row is an output's own: what makes it unlikely must not be lost.
-    units = {name: unit for name, unit in model.units.items() if unit.parameter not in model.trunk and not looked_up_alone(unit)}
+    units = {name: unit for name, unit in model.units.items() if not looked_up_alone(unit)}
     rows = {name: value for name, value in found.items() if name in units and value.shape == units[name].shape[:1] and bool(value.any())}
-    return {name: raised_by(value) for name, value in rows.items()}
+    least = lambda name: HEAD_LEAST if units[name].parameter in model.trunk else LEAST
+    return {name: raised_by(value, least(name)) for name, value in rows.items()}
+
+
+def tables(model: Model, sensitivities: Mapping[str, Sensitivity]) -> dict[str, torch.Tensor]:
+    """How much the output feels the entries of embeddings (columns, columns)."""
+    found = {name: one.table for name, one in sensitivities.items() if name in model.units}
+    return {name: value for name, value in found.items() if value is not None and bool(value.any())}
+
+
+def set_by(script: Script, model: Model, sensitivities: Mapping[str, Sensitivity]) -> None:
+    """Let a script's sweeps know both."""
+    script.raised, script.felt = raised(model, sensitivities), tables(model, sensitivities)
 
 
 def told(found: Mapping[str, torch.Tensor]) -> dict[str, list[int]]:

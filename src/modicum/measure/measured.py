@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,7 @@ from modicum.core.config import NAME as CONFIG
 from modicum.core.config import configured, write_config
 from modicum.core.errors import ModelError, SettingError
 from modicum.core.files import read_json, write_json
+from modicum.core.finite import finite
 from modicum.core.option import Option
 from modicum.core.progress import Quiet
 from modicum.core.tensorfile import TensorFile
@@ -28,7 +29,7 @@ from modicum.data.splits import PARTS, Batch, Splits
 from modicum.drop.experts import expert_sites
 from modicum.export import Target
 from modicum.judge.judge import Levels, too_slow
-from modicum.measure import coupled
+from modicum.measure import coupled, felt
 from modicum.measure.asked import asked
 from modicum.measure.computing import agreed
 from modicum.measure.meta import FILE, FORMAT, VERSION, no_measurement, read_meta
@@ -44,7 +45,7 @@ from modicum.table.menu import everything, offered, under_rules
 from modicum.work.meter import Meter
 from modicum.work.workdir import MEASURING, WorkDir, beside, read_from
 
-_FINDINGS, _TOKENS = "findings.json", "sequences.safetensors"
+_FINDINGS, _TOKENS, _FELT = "findings.json", "sequences.safetensors", "felt.safetensors"
 # What a measurement decides for every fit from it.
 _DECIDED = (
     "data",
@@ -102,6 +103,21 @@ class Measured:
         said = self.meta["data"]
         return Splits(calibration, validation, test, said["source"], tuple(said["notes"]), said["hashes"], said.get("taken", {}))
 
+    def felt(self, model: Model) -> dict[str, torch.Tensor]:
+        """How much the output feels what is looked up in each table (columns, columns); older measurements do not tell. Raises ``SettingError``."""
+        try:
+            if not self.meta.get("felt"):
+                return {}
+            with TensorFile(self.directory / _FELT) as file:
+                found = {name: file.read(name) for name in file.entries}
+            if bad := next(
+                (name for name, value in found.items() if value.shape != 2 * model.units[name].shape[1:] or not finite(value)), ""
+            ):
+                raise ValueError(f"{bad}: must be a finite square, is not")
+        except (KeyError, ValueError, ModelError) as error:
+            raise no_measurement(self.directory, error) from None
+        return found
+
     def adopt(self, settings: dict[str, Any], menu: Any, data: Any, model: Any) -> tuple[dict[str, Any], Any, Any, Any]:
         """Settings of a fit from this measurement. Raises ``SettingError`` where the caller wants what was measured otherwise."""
         said = self.meta["settings"]
@@ -129,6 +145,7 @@ class Measured:
         subject = Subject.open(model, settings, None, self.splits, agreed(settings, place, ranks, self.meta.get("compute")))
         if "cuts" in self.meta:  # older ones kept none
             subject.cuts = self.cuts(subject.model) | expert_sites(subject.model, subject.script)
+        subject.script.raised, subject.script.felt = felt.read(self.findings.raised), self.felt(subject.model)
         return subject
 
     def cuts(self, model: Model) -> dict[str, Site]:
@@ -241,6 +258,8 @@ def _written(place: WorkDir, findings: Findings, subject: Subject, meta: dict[st
     final.mkdir()
     write_json(final / _FINDINGS, findings.to_json())
     _write_sequences(final / _TOKENS, subject.data)
+    if meta["felt"]:
+        _write_tensors(final / _FELT, subject.script.felt)
     write_json(final / FILE, meta | {"hash": _hash(final, meta)})
     write_config(final / CONFIG, said)
     place.finish(final)
@@ -266,7 +285,7 @@ def _meta(subject: Subject, source: Any, targets: list[str], meter: Meter) -> di
                   "parameters": subject.model.parameters, "bytes": subject.model.dense_bytes},
         "targets": targets, "menu": None if settings.menu is None else [str(option) for option in settings.menu], "settings": said,
         "data": {"source": data.source, "notes": list(data.notes), "hashes": data.hashes, "taken": data.taken}, "stages": meter.stages,
-        "compute": subject.compute.to_json(),
+        "compute": subject.compute.to_json(), "felt": sorted(subject.script.felt),
     } | ({"cuts": coupled.told(cuts)} if "cuts" in vars(subject) else {})  # fmt: skip
 
 
@@ -274,7 +293,7 @@ def _hash(directory: Path, meta: dict[str, Any]) -> str:
     """Tells whether a measurement is as it was written."""
     said = json.dumps({key: value for key, value in meta.items() if key != "hash"}, sort_keys=True)
     digest = hashlib.sha256(said.encode())
-    for name in (_FINDINGS, _TOKENS):
+    for name in (_FINDINGS, _TOKENS, *([_FELT] if meta.get("felt") else [])):
         digest.update((directory / name).read_bytes())
     return digest.hexdigest()
 
@@ -285,6 +304,10 @@ def _write_sequences(path: Path, data: Splits) -> None:
         for index, batch in enumerate(getattr(data, part)):
             entries = batch.items() if isinstance(batch, dict) else enumerate(batch)
             tensors |= {f"{part}.{index}.{key if isinstance(batch, dict) else f'#{key}'}": value.contiguous() for key, value in entries}
+    _write_tensors(path, tensors)
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     with TensorWriter(path, {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}) as writer:
         for name, tensor in tensors.items():
             writer.write(name, tensor)

@@ -59,21 +59,16 @@ class Survey:
         self.directory.mkdir(exist_ok=True)
         path = self.directory / "findings.json"
         known = self.ranks.first("findings kept", lambda: json.loads(path.read_text()) if path.exists() else None)
-        if known is not None:
-            return self._known(Findings.from_json(known))
         sensitivities = self._sensitivities()
         if felt.wanted(self.subject, [option for name in self.targets for option in self.subject.menu(name)]):
-            self.subject.script.raised = felt.raised(self.subject.model, sensitivities)
+            felt.set_by(self.subject.script, self.subject.model, sensitivities)
+        if known is not None:
+            return Findings.from_json(known)
         # What others made is kept where plans are judged.
         keep = levels.keep if self.ranks.leads and levels is not None else None if levels is None else _let_go
         found = self._swept(sensitivities, keep)
         found = self.ranks.first("findings", lambda: self._completed(found, levels))
         write_json(path, found.to_json())
-        return found
-
-    def _known(self, found: Findings) -> Findings:
-        """What was found before an interruption, in force again."""
-        self.subject.script.raised = felt.read(found.raised)
         return found
 
     def _completed(self, found: Findings, levels: Levels | None) -> Findings:

@@ -36,7 +36,7 @@ _BESIDE = (-1, 0, 1, 2, 4)
 # those of a typical column its codes may be, in octaves, for this not to matter up to so many bits.
 _THIRD, _LARGER, _FINE = rans.TOP // 3, 1.0, 4.5
 # The share of the mean that a row is felt with at the least: gradients are of a few sequences.
-_LEAST = 1e-2
+LEAST = 1e-2
 
 
 @dataclass(frozen=True)
@@ -246,13 +246,13 @@ def _falling(curvature: torch.Tensor, halves: bool) -> torch.Tensor:
     return torch.where(large, (4 * found.round()).to(torch.int16), on_ladder(found)).clamp(max=WIDEST - 1)
 
 
-def raised_by(felt: torch.Tensor) -> torch.Tensor:
-    """Exponents of steps ``∝ felt^(-1/4)`` (rows,) for how much the output feels each row, its squared gradient.
+def raised_by(felt: torch.Tensor, least: float = LEAST, root: float = 0.25) -> torch.Tensor:
+    """Exponents of steps ``∝ felt^-root`` (rows,) for how much the output feels each row, its squared gradient, but ``least`` of the mean.
 
     To second order ``felt^(-1/2)`` would be best; but rows that are hardly felt would take steps at which they lose all they are, which is no small
     error any more.
     """
-    octaves = -0.25 * felt.double().clamp_min(float(felt.mean()) * _LEAST + 1e-300).log2()
+    octaves = -root * felt.double().clamp_min(float(felt.mean()) * least + 1e-300).log2()
     return on_ladder(octaves - octaves.median())
 
 

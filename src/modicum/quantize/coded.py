@@ -1,10 +1,11 @@
-"""Coded: rounding to the nearest under one step, each row's codes entropy-coded for its own deviation."""
+"""Coded: rounding under one step for all, each row's codes entropy-coded for its own deviation; a table's where the output feels it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from typing_extensions import override
 
 from modicum import forms
@@ -12,7 +13,11 @@ from modicum.core.method import Change, Method, Paper
 from modicum.core.settings import param
 from modicum.core.unit import Site, Stats
 from modicum.forms.lift import on_dense
-from modicum.numerics.coding import coded
+from modicum.numerics.coding import coded, raised_by
+from modicum.quantize._stream import solved, with_those_ahead
+
+# A gradient's moment is of few sequences, so its damping is large; and so are frequencies, so steps fall with their eighth root alone.
+_DAMPING, _ROOT = 0.1, 0.125
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +26,11 @@ class Coded(Method):
 
     At equal squared error an entropy coder on one uniform step takes fewer bits than any grid of equally many levels per group: large weights are
     rare, and pay for themselves. The step is the finest that the stream has room for, within half a percent.
+
+    An embedding has no inputs that could be measured, but gradients: what is looked up is felt by their second moment G. Where they were taken,
+    its error ``Σ_e n_e (w_e - q_e) G (w_e - q_e)ᵀ`` is made small as ``watersic`` does with the covariance of inputs: columns absorb the errors
+    of those before them. Entries that were looked up often (n) take somewhat finer steps. On the demo's table, the rest left
+    as it is, the mean KL falls from 0.0114 to 0.0015 at 2 bits per weight, from 0.0027 to 0.0002 at 3.
 
     *Shapes:* weight (rows, columns). *Needs and cost:* no data; a few roundings of all weights, and coding. *Reduces to:* ``nearest``
     on one scale per tensor, in other bytes. *Raises:* ``SettingError`` where it comes after a step that left no dense weight.
@@ -34,11 +44,23 @@ class Coded(Method):
 
     paper = Paper("Optimum Quantizer Performance for a Class of Non-Gaussian Memoryless Sources", "", 1984,
                   "Farvardin, Nariman and Modestino, James W.")  # fmt: skip
+    feels = True
 
     rate: float = param(3.0, "bits per weight, all that is stored included", between=(1.0, 6.0), dial=True)
 
     @override
     def apply(self, site: Site, stats: Mapping[str, Stats], current: Mapping[str, forms.Form]) -> Change:
         """Code every unit of the site."""
-        code = lambda weight, _: coded(weight.float(), [self.rate], weight.dtype)[0]
-        return Change(forms={u.name: on_dense(current[u.name], stats[u.name], code, self.key()) for u in site.units})
+        code = lambda weight, seen: self.code(weight.float(), seen, weight.dtype)
+        made = {u.name: on_dense(current[u.name], stats[u.name], code, self.key()) for u in site.units}
+        return Change(forms=made, events=[f"{u.name}: {event}" for u in site.units for event in stats[u.name].events])
+
+    def code(self, weight: torch.Tensor, stats: Stats, dtype: torch.dtype) -> forms.Form:
+        """The form of float32 ``weight`` (rows, columns)."""
+        if stats.felt is None or stats.frequency is None or stats.frequency.shape != weight.shape[:1]:
+            return coded(weight, [self.rate], dtype)[0]
+        # What was not met in calibration will be met later.
+        seen = replace(stats, covariance=stats.felt)
+        raised = raised_by(stats.frequency + 1, 0.0, _ROOT) if stats.raised is None else stats.raised
+        make = lambda steps: solved(steps, weight, seen, dtype, _DAMPING, raised)
+        return with_those_ahead(self, weight, stats, lambda other: isinstance(other, Coded), make)

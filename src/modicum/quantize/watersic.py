@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -14,12 +13,9 @@ from modicum.core.settings import param
 from modicum.core.unit import Site, Stats
 from modicum.forms import Form
 from modicum.forms.lift import on_dense
-from modicum.numerics.coding import coded
-from modicum.quantize._factor import factored
+from modicum.quantize._stream import solved, with_those_ahead
 from modicum.quantize.coded import Coded
 
-# Bits that rounding takes more than the best code, and most doublings of a damping.
-_LOST, _DOUBLINGS = 0.254, 5
 # Weights of a matrix that is worth coding.
 _SMALLEST = 4096
 
@@ -82,30 +78,6 @@ class Watersic(Method):
 
     def code(self, weight: torch.Tensor, stats: Stats, dtype: torch.dtype) -> Form:
         """The form of float32 ``weight`` (rows, columns); of those to come of the same weight it is made with them, solved side by side."""
-        known, form = stats.made.pop(self, (None, None))
-        if known is not None and torch.equal(known, weight):
-            return form  # type: ignore[return-value]
-        alike = [step for step in dict.fromkeys(stats.ahead[stats.ahead.index(self) :])
-                 if isinstance(step, Watersic) and step.damping == self.damping] if self in stats.ahead else [self]  # fmt: skip
-        for damping, steps in self._by_damping(alike, stats).items():
-            order, factor = factored(stats, damping)
-            made = coded(weight, [step.rate for step in steps], dtype, factor=factor, order=order, moment=stats.moment,
-                         raised=stats.raised, events=stats.events)  # fmt: skip
-            stats.made |= {step: (weight, form) for step, form in zip(steps, made)}
-        return stats.made.pop(self)[1]
-
-    def _by_damping(self, steps: Sequence[Watersic], stats: Stats) -> dict[float, list[Watersic]]:
-        """Steps by the damping that each is solved with: no less than was asked for, and than the error it leaves in an input of no energy.
-
-        What is lost anyway must not be made up for by columns after it. A step of s leaves s² / 12, which is the geometric mean of the conditional
-        variances times ``2^(-2 rate)`` and the quarter of a bit that rounding takes more than the best code, relative to the weight's variance.
-        """
-        _, factor = factored(stats, self.damping)
-        assert stats.moment is not None
-        share = float(factor.curvature.double().log().mean().exp()) / max(float(stats.moment.diagonal().double().mean()), 1e-300)
-        found: dict[float, list[Watersic]] = {}
-        for step in steps:
-            left = share * 2 ** (2 * (_LOST - step.rate))
-            doublings = math.ceil(math.log2(left / self.damping)) if self.damping and left > self.damping else 0
-            found.setdefault(self.damping * 2 ** min(doublings, _DOUBLINGS), []).append(step)
-        return found
+        alike = lambda other: isinstance(other, Watersic) and other.damping == self.damping
+        make = lambda steps: solved(steps, weight, stats, dtype, self.damping, stats.raised)
+        return with_those_ahead(self, weight, stats, alike, make)

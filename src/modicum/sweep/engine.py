@@ -301,7 +301,7 @@ class Sweep:
             count=stats.count, total=stats.total, square=stats.square, covariance=stats.covariance, blocks=stats.blocks,
             drift=stats.drift, inputs=stats.inputs,
             frequency=stats.frequency, site_seed=seed_of(self.seed, unit.name), cache=stats.cache, events=list(stats.events),
-            raised=self.script.raised.get(unit.name),
+            raised=self.script.raised.get(unit.name), felt=self.script.felt.get(unit.name),
         )  # fmt: skip
 
     def accept(self, forms: Mapping[str, Form] | None) -> None:

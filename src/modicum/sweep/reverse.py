@@ -37,7 +37,10 @@ class Sensitivity:
     which ``gradient`` is the diagonal; ``square`` (columns,) the mean squared input. ``trace`` is the trace of the Fisher information of the
     unit's whole weight, ``weight`` (rows, columns) the information of each of its weights, of a unit that is felt through them alone;
     ``hessian`` that of the Hessian of the divergence (`sweep.curvature`, not collected here). What was not collected
-    is None. For an embedding, which is looked up, ``gradient`` is (width,), ``covariance`` (width, width) and ``square`` None.
+    is None. For an embedding, which is looked up, ``gradient`` is (width,), ``covariance`` (width, width) and ``square`` None. ``table`` (width,
+    width) says of every embedding how much the output feels an error ``e`` of an entry, ``e table eᵀ`` in the mean over entries and times their
+    number: the second moment of the gradient in what is looked up, and where a head is tied to it that of the head's inputs times what its rows
+    are felt.
     """
 
     gradient: torch.Tensor
@@ -46,6 +49,7 @@ class Sensitivity:
     trace: float | None = None
     hessian: float | None = None
     weight: torch.Tensor | None = None
+    table: torch.Tensor | None = None
 
 
 def output_gradients(
@@ -97,6 +101,9 @@ class _Gradients:
         self.covariances: dict[str, torch.Tensor] = {}
         self.squares: dict[str, torch.Tensor] = {}
         self.counts: dict[str, torch.Tensor] = {}
+        # Of embeddings: outer products of gradients where they are looked up, and of inputs where they are a head.
+        self.looked: dict[str, torch.Tensor] = {}
+        self.heads: dict[str, torch.Tensor] = {}
         self.draws = 0
         # A tied weight is felt at the head, where its rows are outputs; where no alias multiplies, at the look-up.
         self.felt: dict[str, str] = {}
@@ -124,11 +131,20 @@ class _Gradients:
             None if total is None else total / max(int(count), 1),
             None if covariance is None else mirror(covariance).div_(draws),  # in place: it may lie in a file
             None if trace is None else float(trace) / draws,
+            table=self._table(name, draws),
         )
+
+    def _table(self, name: str, draws: int) -> torch.Tensor | None:
+        looked, head = self.looked.get(name), self.heads.get(name)
+        found = None if looked is None else mirror(looked).div_(draws)
+        if head is None:
+            return found
+        mine = mirror(head).mul_(self.totals[name].sum() / (draws * max(int(self.counts[name]), 1)))
+        return mine if found is None else found.add_(mine)
 
     def sum(self, ranks: Ranks) -> None:
         """Add up what all ranks collected."""
-        for part in ("totals", "traces", "covariances", "squares", "counts", "informations"):
+        for part in ("totals", "traces", "covariances", "squares", "counts", "informations", "looked", "heads"):
             setattr(self, part, ranks.union(part, {name: value.cpu() for name, value in getattr(self, part).items()}))
         self.draws = sum(ranks.gather("draws", self.draws))
 
@@ -246,9 +262,18 @@ class _Gradients:
                 norms = self._see(unit, name, args[0] if args else next(iter(kwargs.values())))
                 owner = self.modules[name]
                 output.register_hook(lambda gradient: self._keep(unit, output_rows(unit, owner, gradient.float()), norms))
+            if kind_of(self.modules[name]) == "embedding" and unit.parameter not in self.direct:
+                output.register_hook(lambda gradient: self._moment(self.looked, unit, gradient.float().flatten(0, -2)))
             return output
 
         return forward
+
+    def _moment(self, moments: dict[str, torch.Tensor], unit: Unit, rows: torch.Tensor) -> None:
+        """Add outer products of rows (positions, columns), where a square of that width is not too large."""
+        if rows.shape[1] == unit.shape[1] <= WIDEST:
+            if unit.name not in moments:
+                moments[unit.name] = rows.new_zeros(unit.shape[1], unit.shape[1])
+            add_gram(moments[unit.name], rows)
 
     def _stack(self, name: str, original: Callable) -> Callable:
         owner = self.modules[name]
@@ -288,6 +313,8 @@ class _Gradients:
             self.squares[unit.name] = self.squares.get(unit.name, 0) + squares.sum(0)
             self.counts[unit.name] = self.counts.get(unit.name, 0) + (torch.tensor(len(rows)) if real is None else real.sum().cpu())
             norms.append(squares.sum(1))
+            if unit.kind == "embedding":
+                self._moment(self.heads, unit, rows.float() if real is None else rows[real].float())
         return torch.cat(norms)
 
     def _keep(self, unit: Unit, pieces: Iterable[torch.Tensor], norms: torch.Tensor | None) -> None:

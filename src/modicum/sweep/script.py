@@ -41,7 +41,8 @@ class Script:
     judged; ``learnt``: which tokens masks cover; ``draws``: whether a forward draws random numbers; ``in_turn``: whether forwards share state,
     so that none may begin before the one before it has ended.
     ``together``: columns whose covariance is taken together, of units whose whole one does not fit (``fit.memory``).
-    ``raised``: steps of rows by unit, that suit how much the output feels each (``fit.feel``).
+    ``raised``: steps of rows by unit, that suit how much the output feels each; ``felt``: by table, how much it feels what is looked up there, the
+    second moment of its gradient (columns, columns) (``measure.felt``).
     ``met``: values that a unit reads and gives for one row, which is one of ``example``; ``work``: multiply-adds of it, None where nothing was
     run with values.
     """
@@ -66,6 +67,7 @@ class Script:
     in_turn: bool = False
     together: dict[str, int] = field(default_factory=dict)
     raised: dict[str, torch.Tensor] = field(default_factory=dict)
+    felt: dict[str, torch.Tensor] = field(default_factory=dict)
     met: dict[str, int] = field(default_factory=dict)
     work: Work | None = None
 

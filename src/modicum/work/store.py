@@ -55,6 +55,7 @@ def save_sensitivities(path: Path, found: Mapping[str, Sensitivity]) -> None:
     tensors = {f"{name}:gradient": s.gradient.contiguous() for name, s in found.items()}
     tensors |= {f"{name}:square": s.square.contiguous() for name, s in found.items() if s.square is not None}
     tensors |= {f"{name}:covariance": s.covariance.contiguous() for name, s in found.items() if s.covariance is not None}
+    tensors |= {f"{name}:table": s.table.contiguous() for name, s in found.items() if s.table is not None}
     tensors |= {f"{name}:weight": s.weight.contiguous() for name, s in found.items() if s.weight is not None}
     for key in ("trace", "hessian"):
         given = {name: value for name, s in found.items() if (value := getattr(s, key)) is not None}
@@ -76,6 +77,7 @@ def load_sensitivities(path: Path) -> dict[str, Sensitivity]:
                 number(name, "trace"),
                 number(name, "hessian"),
                 part(name, "weight"),
+                part(name, "table"),
             )
             for name in names
         }

@@ -1,0 +1,70 @@
+"""Codes of several rates of one weight, solved side by side, each under a damping that its rate bears."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar
+
+import torch
+
+from modicum.core.unit import Stats
+from modicum.forms import Form
+from modicum.numerics.coding import coded
+from modicum.quantize._factor import factored
+
+# Bits that rounding takes more than the best code, and most doublings of a damping.
+_LOST, _DOUBLINGS = 0.254, 5
+
+
+class Rated(Protocol):
+    """A method that codes a weight at a rate."""
+
+    @property
+    def rate(self) -> float:
+        """Bits per weight."""
+
+
+R = TypeVar("R", bound=Rated)
+
+
+def with_those_ahead(
+    step: R, weight: torch.Tensor, stats: Stats, alike: Callable[[object], bool], make: Callable[[Sequence[R]], Sequence[Form]]
+) -> Form:  # fmt: skip
+    """The form of ``step`` on a weight; of those to come of the same weight that are ``alike`` it is made with them, and theirs are kept."""
+    known, form = stats.made.pop(step, (None, None))
+    if known is not None and torch.equal(known, weight):
+        return form  # type: ignore[return-value]
+    steps = [each for each in dict.fromkeys(stats.ahead[stats.ahead.index(step) :]) if alike(each)] if step in stats.ahead else [step]
+    stats.made |= {each: (weight, form) for each, form in zip(steps, make(steps))}
+    return stats.made.pop(step)[1]
+
+
+def solved(
+    steps: Sequence[R], weight: torch.Tensor, stats: Stats, dtype: torch.dtype, damping: float, raised: torch.Tensor | None
+) -> list[Form]:  # fmt: skip
+    """A form of float32 ``weight`` (rows, columns) for each step, columns after one absorbing its error under the moment of ``stats``."""
+    found: dict[R, Form] = {}
+    for own, mine in _by_damping(steps, stats, damping).items():
+        order, factor = factored(stats, own)
+        rates = [step.rate for step in mine]
+        forms = coded(weight, rates, dtype, factor=factor, order=order, moment=stats.moment, raised=raised, events=stats.events)
+        found |= zip(mine, forms)
+    return [found[step] for step in steps]
+
+
+def _by_damping(steps: Sequence[R], stats: Stats, damping: float) -> dict[float, list[R]]:
+    """Steps by the damping that each is solved with: no less than was asked for, and than the error it leaves in an input of no energy.
+
+    What is lost anyway must not be made up for by columns after it. A step of s leaves s² / 12, which is the geometric mean of the conditional
+    variances times ``2^(-2 rate)`` and the quarter of a bit that rounding takes more than the best code, relative to the weight's variance.
+    """
+    _, factor = factored(stats, damping)
+    assert stats.moment is not None
+    share = float(factor.curvature.double().log().mean().exp()) / max(float(stats.moment.diagonal().double().mean()), 1e-300)
+    found: dict[float, list[R]] = {}
+    for step in steps:
+        left = share * 2 ** (2 * (_LOST - step.rate))
+        doublings = math.ceil(math.log2(left / damping)) if damping and left > damping else 0
+        found.setdefault(damping * 2 ** min(doublings, _DOUBLINGS), []).append(step)
+    return found
