@@ -263,6 +263,8 @@ def likelihood(
 ) -> tuple[torch.Tensor, int]:  # fmt: skip
     """A scalar whose gradient has the output's Fisher information as covariance, and the number of draws it sums over.
 
+    By a drawn label the gradient has that covariance too; but of a class that none of some thousand labels falls on it would tell next to nothing.
+    So a Gaussian is drawn: of classes with probabilities p it is ``√p z - p (√p · z)``, whose covariance is ``diag(p) - p pᵀ``.
     Each further part is weighed as if it had as many draws as the first. Padding is drawn for nowhere.
     """
     drawn = [_drawn(part, value, part.real(batch, value), generator) for part, value in (outputs or Outputs()).of(output)]
@@ -274,11 +276,15 @@ def _drawn(part: Part, value: torch.Tensor, real: torch.Tensor | None, generator
     if part.kind == VALUES:
         return _projected(_alone(value, real), generator)
     flat = (value if real is None else value[real]).reshape(-1, value.shape[-1]).float()
+    chance = torch.randn(flat.shape, generator=generator).to(flat.device)
     if part.kind == CLASSES:
-        drawn = torch.multinomial(flat.detach().softmax(-1).cpu(), 1, generator=generator)[:, 0].to(flat.device)
-        return F.cross_entropy(flat, drawn, reduction="sum"), len(flat)
-    labels = torch.bernoulli(flat.detach().sigmoid().cpu(), generator=generator).to(flat.device)
-    return F.binary_cross_entropy_with_logits(flat, labels, reduction="sum"), len(flat)
+        own = flat.detach().softmax(-1)
+        spread = own.sqrt() * chance
+        gradient = spread - own * spread.sum(-1, keepdim=True)
+    else:
+        own = flat.detach().sigmoid()
+        gradient = (own * (1 - own)).sqrt() * chance
+    return (flat.masked_fill(flat.isneginf(), 0.0) * gradient).sum(), len(flat)
 
 
 def _projected(value: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, int]:

@@ -58,12 +58,12 @@ def output_gradients(
 ) -> dict[str, Sensitivity]:  # fmt: skip
     """Sum over positions of the squared gradient of the output's log-likelihood, per draw, by unit and row: the diagonal Fisher of outputs.
 
-    Labels are drawn from the model's own distribution (seeded), so that half the sum over rows of gradient × squared output error is the
-    second-order KL per draw (token, image). For models without logits the gradient is that of random projections of the output,
-    scaled so that the same sum is half the relative squared error. Units whose output is not one tensor, or that are never called, are
-    absent; those whose module makes something else of them than a product with its input are felt through their weights, by the squared
-    gradient of each weight. Of several ``ranks`` each takes its share of the batches, of the others' only a forward that draws their
-    labels; all get the sums.
+    The gradient of the output is drawn (seeded) with the covariance that labels of the model's own distribution would give it, so that half the
+    sum over rows of gradient × squared output error is the second-order KL per draw (token, image). For models without logits the gradient is
+    that of random projections of the output, scaled so that the same sum is half the relative squared error. Units whose output is not one
+    tensor, or that are never called, are absent; those whose module makes something else of them than a product with its input are felt through
+    their weights, by the squared gradient of each weight. Of several ``ranks`` each takes its share of the batches, of the others' only a forward
+    that draws their labels; all get the sums.
 
     With ``covariance`` the outer products ``Σ g gᵀ`` are summed too, for units of at most ``widest`` rows; the others keep their diagonal.
     The trace ``Σ |g|² |x|²`` over positions with gradient g and input x always comes along. It is the exact Fisher trace where each draw
