@@ -30,7 +30,8 @@ def model():
 
 
 def subject(module, batches, **settings):
-    return Subject.open(copy.deepcopy(module), Settings(compute="bfloat16", **settings), batches)
+    compute = "bfloat16" if next(module.parameters()).dtype == torch.bfloat16 else "float32"
+    return Subject.open(copy.deepcopy(module), Settings(compute=compute, **settings), batches)
 
 
 def reach(found):
