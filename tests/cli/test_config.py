@@ -1,5 +1,6 @@
 """Settings in a file: the same names as on the command line, which counts more; and the file beside every receipt, which gives the same again."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -12,8 +13,9 @@ from click.testing import CliRunner
 
 import modicum
 from modicum.cli.main import main
-from modicum.core.config import NAME, Written, of_settings, read_config
+from modicum.core.config import NAME, Written, of_settings, read_config, written
 from modicum.core.errors import SettingError
+from modicum.core.settings import hints
 from modicum.fit.request import Request
 from modicum.measure.asked import asked
 from modicum.measure.settings import Settings
@@ -222,3 +224,10 @@ def test_verbose_tells_stages_decisions_sites_and_events(source, first):
         assert line in shown and line in log, line
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} INFO modicum: modicum .*", log.splitlines()[0])
     assert re.fullmatch(r"\[\d+ s\] modicum .*", shown.splitlines()[0])
+
+
+def test_settings_that_are_numbers_are_written_as_numbers():
+    for field in dataclasses.fields(Request):
+        kinds = getattr(hints(Request)[field.name], "__args__", (hints(Request)[field.name],))
+        if float in kinds and field.metadata.get("group"):
+            assert written(field, hints(Request)[field.name]).kind is float, field.name
