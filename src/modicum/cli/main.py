@@ -7,6 +7,7 @@ import errno
 import os
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,7 +115,10 @@ def fit(model: str | None, measured: str | None, out: Path | None, quiet: bool, 
     from modicum.cli import show
 
     wanted = given(settings) | ({"measured": measured} if measured is not None else {})
-    receipt, written = _run(model, out or Path("out") / _name(model, measured), quiet, wanted)
+    from modicum.core.memory import uncollected
+
+    with uncollected() if settings["dry_run"] else nullcontext():
+        receipt, written = _run(model, out or Path("out") / _name(model, measured), quiet, wanted)
     if as_json:
         print_json(receipt)
     elif settings["dry_run"]:

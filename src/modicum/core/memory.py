@@ -6,6 +6,7 @@ import ctypes
 import gc
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -95,6 +96,18 @@ def _number(path: Path) -> int | None:
     except (OSError, ValueError):
         return None
     return limit if limit < _BOUNDLESS else None
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Inside, objects that refer to themselves are not looked for: of hundreds of thousands of small ones that all stay, that takes long."""
+    running = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if running:
+            gc.enable()
 
 
 def trim(*, circles: bool = True) -> None:

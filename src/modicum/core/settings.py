@@ -130,7 +130,7 @@ def _parse(word: str, hint: Any, who: str) -> Any:
 
 def _is(value: Any, kind: Any) -> bool:
     """Whether a value is of a setting's type; whole numbers are numbers, truth values are not."""
-    if kind not in (bool, int, float, str, type(None)):
+    if type(value) is kind or kind not in (bool, int, float, str, type(None)):
         return True
     if isinstance(value, bool):
         return kind is bool

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import itertools
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any
 
 from torch import nn
@@ -35,9 +37,13 @@ def renamed(name: str, rename: Mapping[str, str]) -> str:
     for prefix, gone in rename.items():
         if name.startswith(prefix):
             place, dot, rest = name[len(prefix) :].partition(".")
-            lower = sum(int(index) < int(place) for index in gone.split(","))
-            return f"{prefix}{int(place) - lower}{dot}{rest}"
+            return f"{prefix}{int(place) - bisect_left(_numbered(gone), int(place))}{dot}{rest}"
     return name
+
+
+@cache
+def _numbered(gone: str) -> list[int]:
+    return sorted(map(int, gone.split(",")))
 
 
 def shallower(model: Model, config: Any, dropped: frozenset[str]) -> Any | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -79,10 +79,11 @@ class Sizing:
     def table(self, findings: Findings | None = None) -> Table:
         """The table of every choice on every site, structural sites first. Raises ``SettingError`` where a site has no choice."""
         sites, self.scales = self.target.sites(), findings.scales if findings is not None else {}
-        table = Table(fixed=self._fixed(sites))
+        inside = _inside(self.target, sites)
+        table = Table(fixed=self._fixed(sites, inside))
         depth = dict(self._depth(findings))
         if len(depth) > 1:
-            table.choices[DEPTH] = [self._left_out(text, found, sites) for text, found in depth.items()]
+            table.choices[DEPTH] = [self._left_out(text, found, sites, inside) for text, found in depth.items()]
         else:
             depth = {}
         known = {name: dict(self._levels(members, findings)) for name, members in self.groups.items()}
@@ -127,14 +128,14 @@ class Sizing:
         """The model's script."""
         return self.target.script
 
-    def _left_out(self, text: str, found: Structural, sites: Sequence[Site]) -> Choice:
+    def _left_out(self, text: str, found: Structural, sites: Sequence[Site], inside: Collection[str]) -> Choice:
         """A depth choice; what lies in its blocks beside the sites is saved with them."""
         model = self.target.model
         treated = {unit.parameter for site in sites for unit in site.units}
         rest = [name for block in found.blocks for name in model.blocks[block].parameters if name not in treated]
         held = [model.weights.held(name) for name in rest]
         sizes = sum(value.numel() * model.weights.dtype(name).itemsize for value, name in zip(held, rest))
-        saved = _fixed_bytes(self.target, sites) - _fixed_bytes(self.target, sites, frozenset(found.blocks)) if rest else 0
+        saved = _fixed_bytes(self.target, inside) - _fixed_bytes(self.target, inside, frozenset(found.blocks)) if rest else 0
         return Choice(
             text,
             -saved,
@@ -297,21 +298,25 @@ class Sizing:
             self._forms[key] = zeros(option, unit, shape or unit.shape)
         return self._forms[key]
 
-    def _fixed(self, sites: Sequence[Site]) -> dict[str, float]:
+    def _fixed(self, sites: Sequence[Site], inside: Collection[str]) -> dict[str, float]:
         """What no choice changes: everything outside the sites, and the header's frame."""
         target, weights = self.target, self.target.model.weights
         units = {unit.parameter for site in sites for unit in site.units}
         rest = [name for name in weights.names if name not in units]
         values = sum(weights.held(name).numel() for name in rest)
         held = sum(weights.held(name).numel() * weights.dtype(name).itemsize for name in rest)
-        return {"bytes": _fixed_bytes(target, sites), "values": values, "memory": held, "seconds": 0.0, "macs": 0.0}
+        return {"bytes": _fixed_bytes(target, inside), "values": values, "memory": held, "seconds": 0.0, "macs": 0.0}
 
 
-def _fixed_bytes(target: Target, sites: Sequence[Site], dropped: frozenset[str] = frozenset()) -> int:
-    """Bytes beside the sites, headers' share included, where blocks are ``dropped``."""
+def _inside(target: Target, sites: Sequence[Site]) -> set[str]:
+    """Names of all that is written of the sites."""
     units = {unit.parameter for site in sites for unit in site.units}
+    return {name for site in sites for unit in site.units for name in target.unit_entries(unit, shadow(unit))} | units
+
+
+def _fixed_bytes(target: Target, inside: Collection[str], dropped: frozenset[str] = frozenset()) -> int:
+    """Bytes beside what is ``inside`` the sites, headers' share included, where blocks are ``dropped``."""
     layout = target.layout({}, {}, dropped)
-    inside = {name for site in sites for unit in site.units for name in target.unit_entries(unit, shadow(unit))} | units
     rest = {name: entry for name, entry in layout.entries.items() if name not in inside}
     frame = 8 + len(json.dumps({"__metadata__": METADATA}, separators=(",", ":"))) + 8
     total = frame + sum(tensor_bytes(*entry) + header_share(name, *entry, DIGITS) for name, entry in rest.items())
