@@ -14,6 +14,7 @@ from modicum.core.option import Option
 from modicum.data.splits import from_batches
 from modicum.export.taking import Taking
 from modicum.table.taking import Taking as Asked
+from modicum.testing import zoo
 
 KINDS = ["int8 static", "fp8 dynamic", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("int8 dynamic", "fp8 static"))]
 WEIGHTS = {"int8": "nearest bits=8 group=0", "fp8": "float8"}
@@ -165,3 +166,13 @@ def test_a_declared_menu_has_whole_rows_and_a_written_one_what_is_written():
         taking.menu(menu, False)
     said = [Option.parse("gptq bits=8 group=0 | activations scale=static")]
     assert taking.menu(said, False) == said and taking.method(said[0]) == said[0]
+
+
+def test_inputs_of_other_axes_are_taken_as_they_are_and_told(tmp_path):
+    """There compressed-tensors takes one scale for many tokens, and runtimes one for each."""
+    module, batches = zoo.build("opt", dtype=torch.bfloat16)
+    settings = {"target": "transformers", "activations": "int8", "method": WEIGHTS["int8"]}
+    result = modicum.fit(module, data=batches, out=tmp_path / "out", **settings)
+    assert result.receipt["verification"]["logits"]["largest"] < 1e-6
+    (told,) = [event for event in result.receipt["events"] if event.startswith("activations")]
+    assert told.startswith("activations: 6 weights of eight bits take their inputs as they are: model.decoder.layers.0.fc1.weight")

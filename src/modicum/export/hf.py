@@ -195,7 +195,10 @@ class Transformers(Target):
         last, alone = after[-1], self.adapt(site, Option((step,)))
         if len(after) > 1 or not isinstance(last, Activations) or alone is None or site.kind == "experts":
             return None
-        return Option((*alone.steps, last)) if multiplied(alone.steps[0], last) else None
+        if not multiplied(alone.steps[0], last):
+            return None
+        # Where inputs have other axes than rows and tokens, its loader takes a token's scale over others than runtimes do.
+        return alone if any(unit.name in self.script.folded for unit in site.units) else Option((*alone.steps, last))
 
     @override
     def common(self, option: Option) -> bool:

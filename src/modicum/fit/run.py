@@ -194,7 +194,8 @@ class Run:
         self.events += change.events
         dropped = frozenset(change.dropped)
         options = {name: option for name, option in explicit.unit_options(scene, plan).items() if not scene.script.home(name, dropped)}
-        if self.request.activations is not None and (left := untaken(options.items())):
+        taken = self.request.plan is None and any(step.wraps for option in scene.options for step in option.steps)
+        if taken and (left := untaken(options.items())):
             self.events.append(f"activations: {len(left)} weights of eight bits take their inputs as they are: {listed(sorted(left))}.")
         self._feel(options.values())
         assembly = Assembly(

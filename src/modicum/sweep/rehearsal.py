@@ -214,6 +214,8 @@ class _Rehearsal:
             with self.counting.off():
                 if got is None or not is_product(owner, got, output):
                     self.script.opaque.add(unit.name)
+            if got is not None and got.ndim != 3:
+                self.script.folded.add(unit.name)
             return output
         finally:
             self.calling = False

@@ -43,6 +43,7 @@ class Script:
     ``together``: columns whose covariance is taken together, of units whose whole one does not fit (``fit.memory``).
     ``raised``: steps of rows by unit, that suit how much the output feels each; ``felt``: by table, how much it feels what is looked up there, the
     second moment of its gradient (columns, columns) (``measure.felt``).
+    ``folded``: units whose input has other axes than rows, tokens and columns.
     ``met``: values that a unit reads and gives for one row, which is one of ``example``; ``work``: multiply-adds of it, None where nothing was
     run with values.
     """
@@ -69,6 +70,7 @@ class Script:
     raised: dict[str, torch.Tensor] = field(default_factory=dict)
     felt: dict[str, torch.Tensor] = field(default_factory=dict)
     met: dict[str, int] = field(default_factory=dict)
+    folded: set[str] = field(default_factory=set)
     work: Work | None = None
 
     @property
