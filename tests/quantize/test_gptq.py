@@ -129,6 +129,7 @@ def test_methods_that_go_together_give_what_each_gives_alone(rows):
     ours, alone = (Stats(count=300, covariance=inputs.T @ inputs) for _ in range(2))
     ours.ahead = (*steps[:4], *apart, *steps[4:])
     for step in ours.ahead:
+        alone.ahead = (step,)
         one, other = (step.quantize(weight, step.grid, stats, torch.float32) for stats in (ours, alone))
         assert torch.equal(one.codes, other.codes) and torch.equal(one.scale, other.scale)
         assert (one.bits, one.group) == (other.bits, other.group)
@@ -222,3 +223,29 @@ def test_weights_beside_each_other_aim_as_each_alone_does(layer):
     made = [method.quantize(thing.weight, method.grid, stats, torch.float32), method.quantize(other, method.grid, theirs, torch.float32)]
     for one, expected in zip(made, alone):
         assert torch.equal(one.codes, expected.codes) and torch.equal(one.scale, expected.scale)
+
+
+def test_what_is_written_is_moved_further_than_what_is_compared(layer):
+    thing, method, losses = layer(), Gptq(bits=2, group=32), []
+    for ahead in ((method,), ()):
+        stats = thing.stats(Gptq.needs)
+        stats.ahead = ahead
+        form = method.quantize(thing.weight, method.grid, stats, torch.float32)
+        losses.append(thing.error(form))
+    assert losses[1] < losses[0]
+
+
+def test_rows_that_are_felt_together_are_made_in_turns(layer):
+    thing, mix = layer(), torch.randn(24, 6)
+    felt = mix @ mix.T + 0.1 * torch.eye(24)
+
+    def harm(form):
+        error = thing.inputs @ (thing.weight - form.dense()).T
+        return float((error @ felt * error).sum())
+
+    stats = thing.stats(Gptq.needs)
+    stats.coupled = felt
+    assert harm(thing.apply(Gptq(bits=2, group=32), stats=stats)) < 0.9 * harm(thing.apply(Gptq(bits=2, group=32, turns=1), stats=stats))
+    for settings in ({"group": -1}, {"bits": 4}):
+        one, other = (thing.apply(Gptq(**{"bits": 2, **settings, "turns": turns}), stats=stats) for turns in (1, 4))
+        assert torch.equal(one.codes, other.codes)

@@ -31,6 +31,7 @@ class Need(Enum):
     VARIANCES = "variances"
     COVARIANCE = "covariance"
     DRIFT = "drift of inputs"
+    FELT = "output gradients of rows together"
     INPUTS = "inputs"
     ROUTED = "routed inputs"
     BLOCK_OUTPUTS = "block outputs"

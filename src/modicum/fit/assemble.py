@@ -32,14 +32,16 @@ class Assembly:
     """Makes the forms of a plan, block by block; what is done survives an interruption after any block.
 
     ``options`` maps unit names to what is applied; ``start`` gives units that a structural change has altered already, ``biases`` and
-    ``dropped`` belong to it. Of several ``ranks`` each makes the forms that fall to it, and all go on with the forms of all.
+    ``dropped`` belong to it. ``felts`` say how the output feels the rows of units together. Of several ``ranks`` each makes the forms that fall
+    to it, and all go on with the forms of all.
     """
 
     def __init__(
         self, model: Model, script: Script, options: Mapping[str, Option], directory: Path, *, start: Mapping[str, Form] | None = None,
         biases: Mapping[str, torch.Tensor] | None = None, dropped: frozenset[str] = frozenset(), ranks: Ranks = LONE,
+        felts: Mapping[str, torch.Tensor] | None = None,
     ):  # fmt: skip
-        self.model, self.script, self.options = model, script, options
+        self.model, self.script, self.options, self.felts = model, script, options, felts or {}
         self.start, self.biases, self.dropped, self.ranks = start or {}, biases or {}, dropped, ranks
         self.store = FormStore(directory / "forms", ranks)
         self.directory = directory
@@ -59,6 +61,8 @@ class Assembly:
     def _made(self, stats: Mapping[str, Stats]) -> dict[str, Form]:
         """Forms of the units that are altered, each made by one rank."""
         units = self.model.units
+        for name in stats.keys() & self.felts.keys() - self.start.keys():
+            stats[name].coupled = self.felts[name]
         self._set_beside(stats)
         forms = {}
         for name, (form, events) in self.ranks.deal(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shutil
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from modicum.core.arguments import checked
@@ -45,10 +46,11 @@ from modicum.measure.survey import first_rows
 from modicum.models.copying import copied
 from modicum.models.evaluating import evaluating
 from modicum.models.model import Model
-from modicum.sweep import output_gradients
+from modicum.sweep import Sensitivity, output_gradients
 from modicum.sweep.ranks import LONE, Ranks
 from modicum.table.taking import untaken
 from modicum.work.meter import Meter
+from modicum.work.store import load_sensitivities, save_sensitivities
 from modicum.work.workdir import RUN, WorkDir, beside, read_from, temporary
 
 Page = Callable[[Mapping[str, Any]], str]
@@ -197,9 +199,11 @@ class Run:
         taken = self.request.plan is None and any(step.wraps for option in scene.options for step in option.steps)
         if taken and (left := untaken(options.items())):
             self.events.append(f"activations: {len(left)} weights of eight bits take their inputs as they are: {listed(sorted(left))}.")
-        self._feel(options.values())
+        measured = [partial / "measure" / "sensitivities.safetensors"] if self.request.harm == "covariance" else []
+        felts = self._feel(options.values(), [*measured, place / "gradients.safetensors"])
         assembly = Assembly(
             scene.model, scene.script, options, place, start=change.forms, biases=change.biases, dropped=dropped, ranks=self.ranks,
+            felts=felts,
         )  # fmt: skip
         with self.meter.stage("assemble", len(scene.model.blocks)):
             tick = lambda _: self.meter.progress.step()
@@ -207,22 +211,40 @@ class Run:
         self.events += assembly.events
         return Made(scene, change, forms, self.pool)
 
-    def _feel(self, options: Iterable[Option]) -> None:
-        """See how much the output feels each row, where an option asks and no measurement has told."""
+    def _feel(self, options: Collection[Option], places: Sequence[Path]) -> dict[str, torch.Tensor]:
+        """See how much the output feels each row, where an option asks and no measurement has told; how it feels rows together, where one asks.
+
+        Gradients that one of ``places`` has are not taken again; what is taken is kept at the last.
+        """
+        subject = self.scene.subject
+        steps = not subject.script.raised and self.scene.measured is None and felt.wanted(subject, options)
+        together = felt.together(subject, options)
+        if not steps and not together:
+            return {}
+        kept = [path for path in places if all(self.ranks.gather(f"{path.name} kept", path.exists()))]
+        try:
+            found = load_sensitivities(kept[0]) if kept else self._gradients(together)
+        except ModelError as error:
+            self.events.append(f"rows: all are treated alike, how much the output feels them is not known ({error})")
+            return {}
+        if together and not kept:
+            save_sensitivities(places[-1], found)
+        if steps:
+            felt.set_by(subject.script, subject.model, found)
+        felts = {name: one.covariance for name, one in found.items() if one.covariance is not None} if together else {}
+        self.pool.admit(felts)
+        return felts
+
+    def _gradients(self, together: bool) -> dict[str, Sensitivity]:
+        """Gradients of the output by unit, with those of its rows ``together`` or without."""
         subject, request = self.scene.subject, self.request
-        if subject.script.raised or self.scene.measured is not None or not felt.wanted(subject, options):
-            return
         batches = first_rows(subject.data.calibration, request.gradient_samples)
         self.meter.progress.start("gradients", len(batches))
         with self.meter.stage("gradients"):
-            try:
-                found = output_gradients(
-                    subject.felt, batches, subject.script, request.seed, pool=self.pool, ranks=self.ranks, tick=self.meter.progress.step
-                )  # fmt: skip
-            except ModelError as error:
-                self.events.append(f"rows: all take steps alike, how much the output feels them is not known ({error})")
-                return
-        felt.set_by(subject.script, subject.model, found)
+            return output_gradients(
+                subject.felt, batches, subject.script, request.seed, covariance=together, widest=felt.widest(subject), pool=self.pool,
+                ranks=self.ranks, tick=self.meter.progress.step,
+            )  # fmt: skip
 
     def _written(self, partial: Path, chosen: Chosen, made: Made) -> tuple[dict[str, Any], Path]:
         """Files and receipt, verified and in place; the receipt, and where they are."""

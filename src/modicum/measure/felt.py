@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
+from modicum.core.method import Need
 from modicum.core.option import Option
 from modicum.measure.subject import Subject
 from modicum.models.model import Model
@@ -20,6 +21,21 @@ HEAD_LEAST = 1e-4
 def wanted(subject: Subject, options: Iterable[Option]) -> bool:
     """Whether an option asks for it, of a model with blocks, and gradients may be taken."""
     return bool(subject.model.blocks) and subject.settings.harm != "error" and any(option.feels for option in options)
+
+
+def together(subject: Subject, options: Iterable[Option]) -> bool:
+    """Whether an option asks how the output feels rows together, and gradients may be taken."""
+    return bool(subject.model.blocks) and subject.settings.harm != "error" and any(Need.FELT in option.needs for option in options)
+
+
+def widest(subject: Subject) -> int:
+    """Rows of the widest unit whose gradients' covariance is kept, so that all of them together fit."""
+    left = subject.memory.gradients
+    for rows in sorted(unit.shape[0] for unit in subject.model.units.values() if unit.kind != "embedding"):
+        left -= 4 * rows * rows
+        if left < 0:
+            return rows - 1
+    return 1 << 30
 
 
 def raised(model: Model, sensitivities: Mapping[str, Sensitivity]) -> dict[str, torch.Tensor]:

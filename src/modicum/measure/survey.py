@@ -118,8 +118,8 @@ class Survey:
         self.progress.start("gradients", len(batches))
         with self.meter.stage("gradients"):
             found = output_gradients(
-                self.subject.felt, batches, self.subject.script, settings.seed, covariance=settings.harm == "covariance", widest=self._widest(),
-                pool=self.pool, ranks=self.ranks, tick=self.progress.step,
+                self.subject.felt, batches, self.subject.script, settings.seed, covariance=settings.harm == "covariance",
+                widest=felt.widest(self.subject), pool=self.pool, ranks=self.ranks, tick=self.progress.step,
             )  # fmt: skip
             if settings.harm == "hessian":
                 outputs = self.subject.script.outputs
@@ -129,15 +129,6 @@ class Survey:
                 found = {name: replace(one, hessian=traces.get(name)) for name, one in found.items()}
         save_sensitivities(path, found)
         return found
-
-    def _widest(self) -> int:
-        """Rows of the widest unit whose gradients' covariance is kept, so that all of them together fit."""
-        left = self.subject.memory.gradients
-        for rows in sorted(unit.shape[0] for unit in self.subject.model.units.values() if unit.kind != "embedding"):
-            left -= 4 * rows * rows
-            if left < 0:
-                return rows - 1
-        return 1 << 30
 
     def _swept(self, sensitivities: dict[str, Sensitivity], keep: Keep | None) -> Findings:
         subject = self.subject

@@ -16,10 +16,10 @@ from modicum.core.unit import Stats
 from modicum.forms import Form, Integer
 from modicum.forms.integer import stacked
 from modicum.numerics.descent import descend, least, refined
-from modicum.numerics.drift import towards
 from modicum.numerics.grid import Grid
 from modicum.numerics.rounding import Rounding, Roundings
 from modicum.numerics.solver import BlockFactor, Factor, laned, slabs, solve
+from modicum.quantize._aim import FEW, made
 from modicum.quantize._factor import factored
 from modicum.quantize._family import Quantizer
 from modicum.quantize.hqq import Hqq
@@ -27,7 +27,7 @@ from modicum.quantize.hqq import Hqq
 # Rows that are solved together: so few that a column's operations cost their calls.
 _TOGETHER, _SLAB = 4096, 1 << 24
 # How far ranges are clipped at a second start, relative to the first; it, and more than one sweep, are worth their time at so many bits at the most.
-_CLOSER, _FEW = 0.75, 3
+_CLOSER = 0.75
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,16 +39,17 @@ class Gptq(Quantizer):
 
     *Shapes:* weight (rows, columns), covariance (columns, columns). *Needs and cost:* covariance; one Cholesky factorization shared by all
     units of a stage and all bits, then rows · columns² multiply-adds, and again for each sweep (see ``numerics/descent.py``); at up to 3 bits the
-    original runs beside the compressed model. *Reduces to:* nearest rounding where the covariance is diagonal, ``order=none``, ``clip=1``,
-    ``sweeps=0`` and ``towards=0``. *Raises:* ``ModelError`` where no damping makes the covariance positive definite.
-    Weights whose inputs were not seen take ``hqq`` at the same bits.
+    original runs beside the compressed model, and gradients of the output are taken. *Reduces to:* nearest rounding where the covariance is
+    diagonal, ``order=none``, ``clip=1``, ``sweeps=0``, ``towards=0`` and ``turns=1``. *Raises:* ``ModelError`` where no damping makes the covariance
+    positive definite. Weights whose inputs were not seen take ``hqq`` at the same bits.
 
     *Differences from the paper:* one factorization instead of an inverse and a factorization; groups are fitted to the original weights when
     columns are reordered, so that nothing but scales is stored; a group's range may be clipped to the share of least squared error under the
     covariance's diagonal, at most to ``clip``; what the columns decided is refined by coordinate descent over all codes and scales, at up to 3 bits
-    from two starts of which each row takes the better (``sweeps=0`` leaves that out); and at up to 3 bits codes come near
-    ``W + towards · W Δ H⁻¹``, where Δ sums ``(y - x) xᵀ`` of the original's inputs y, so that a layer makes up for a part of what was lost before it
-    (Arai and Ichikawa 2025, Quantization Error Propagation; ``towards=0`` leaves that out).
+    from two starts of which each row takes the better (``sweeps=0`` leaves that out). At up to 3 bits codes come near ``W + towards · W Δ H⁻¹``,
+    where Δ sums ``(y - x) xᵀ`` of the original's inputs y, so that a layer makes up for a part of what was lost before it (Arai and Ichikawa 2025,
+    Quantization Error Propagation; ``towards=0`` leaves that out), and rows go in turns, of which later ones make up for earlier ones
+    (``numerics/coupled.py``; Tseng, Sun and De Sa 2025, YAQA; ``turns=1`` leaves that out).
 
     Example:
         >>> import torch
@@ -71,20 +72,20 @@ class Gptq(Quantizer):
     clip: float = param(
         0.8, "least share of each group's range tried in search of the least weighted squared error; 1: none", between=(0.1, 1.0)
     )
-    sweeps: int = param(
-        3, "times that codes and scales are moved to their best given the others, after they were decided; of more than 3 bits once", between=(0, 100)
-    )  # fmt: skip
+    sweeps: int = param(3, "times that all codes and scales are moved to their best in turn; of more than 3 bits once", between=(0, 100))
     towards: float = param(0.5, "how far codes of up to 3 bits make up for what was lost before: 1 as well as they can", between=(0.0, 1.0))
+    turns: int = param(4, "turns of rows of up to 3 bits, later ones making up for losses of earlier ones; 1: none do", between=(1, 64))
 
     @override
     def wanted(self) -> frozenset[Need]:
-        """Few bits ask how inputs drifted."""
-        return self.needs | ({Need.DRIFT} if self.towards and self.bits <= _FEW else frozenset())
+        """Few bits ask how inputs drifted, and how the output feels rows together."""
+        more = {Need.DRIFT: self.towards, Need.FELT: self.turns > 1 and self.group >= 0}
+        return self.needs | (frozenset(need for need, asked in more.items() if asked) if self.bits <= FEW else frozenset())
 
     @property
     def _rounds(self) -> int:
         """Sweeps that these bits are worth."""
-        return self.sweeps if self.bits <= _FEW else min(self.sweeps, 1)
+        return self.sweeps if self.bits <= FEW else min(self.sweeps, 1)
 
     def without_data(self) -> Hqq:
         """The stand-in for weights whose inputs were not seen."""
@@ -98,31 +99,28 @@ class Gptq(Quantizer):
             return form  # type: ignore[return-value]
         alike = self._alike(stats, weight)
         if len(alike) > 1:
-            made = self._together([(step, weight) for step in alike], stats, dtype)
-            stats.made |= {step: (weight, form) for step, form in zip(alike, made)}
+            forms = self._together([(step, weight) for step in alike], stats, dtype)
+            stats.made |= {step: (weight, form) for step, form in zip(alike, forms)}
             return stats.made.pop(self)[1]
         if stats.beside and self._goes_with(self):
             return self._with_others(weight, stats, dtype)
+        alone = lambda parts: [self._alone(part, grid, stats, dtype) for part in parts]
+        return made(self, [weight], [stats], alone)[0]
+
+    def _alone(self, weight: torch.Tensor, grid: Grid, stats: Stats, dtype: torch.dtype) -> Integer:
+        """The form of one weight."""
         sequential = self.order == "none" and grid.width(weight.shape[1]) > 0
         order, factor = factored(stats, self.damping, self.order, grid.group if sequential else 1)
-        weight = self._aimed(weight, stats, order, factor)
         fits = [grid.fit(weight, dtype, importance=importance, clip=clip) for importance, clip in self._starts(grid, stats, factor, order)]
-        made, total = [], 0.0
+        forms, total = [], 0.0
         for rows in slabs(weight):
             own = rows if grid.group >= 0 else slice(None)
             roundings = [Rounding(grid, scale[own], None if zero is None else zero[own], weight[rows].shape, order) for scale, zero in fits]
             form, loss = least([self._solved(weight[rows], one, stats, factor, sequential) for one in roundings])
-            made.append(form)
+            forms.append(form)
             total += float(loss.sum())
         stats.cache["loss"] = total
-        return made[0] if len(made) == 1 else stacked(made, shared=grid.group < 0)
-
-    def _aimed(self, weight: torch.Tensor, stats: Stats, order: torch.Tensor, factor: Factor | BlockFactor) -> torch.Tensor:
-        """What codes come near: the weight itself, or what makes up for a part of how its inputs drifted, where that was seen."""
-        if stats.drift is None or Need.DRIFT not in self.wanted():
-            return weight
-        assert isinstance(factor, Factor)
-        return towards(weight, stats.drift, order, factor, self.towards)
+        return forms[0] if len(forms) == 1 else stacked(forms, shared=grid.group < 0)
 
     def _solved(
         self, weight: torch.Tensor, rounding: Rounding, stats: Stats, factor: Factor | BlockFactor, sequential: bool
@@ -146,7 +144,7 @@ class Gptq(Quantizer):
         """
         assert stats.moment is not None
         starts = [(stats.moment.diagonal(), self.clip)]
-        if self.sweeps and grid.bits <= _FEW and self.order == "static" and self.clip < 1 and grid.group >= 0:
+        if self.sweeps and grid.bits <= FEW and self.order == "static" and self.clip < 1 and grid.group >= 0:
             starts.append((torch.empty_like(factor.curvature).index_copy_(0, order, factor.curvature), _CLOSER * self.clip))
         return starts
 
@@ -169,8 +167,9 @@ class Gptq(Quantizer):
         """The form, and those of the weights beside it, which they will ask for."""
         others = [(other.float(), theirs) for other, theirs in stats.beside]
         told = len(stats.events)
-        form, *made = self._together([(self, one) for one in (weight, *(other for other, _ in others))], stats, dtype)
-        for (other, theirs), one in zip(others, made):
+        together = lambda parts: self._together([(self, part) for part in parts], stats, dtype)
+        form, *forms = made(self, [weight, *(other for other, _ in others)], [stats, *(theirs for _, theirs in others)], together)
+        for (other, theirs), one in zip(others, forms):
             theirs.made[self] = (other, one)
             theirs.events += stats.events[told:]
         return form
@@ -179,7 +178,6 @@ class Gptq(Quantizer):
         """What each method gives on its weight, solved at once: rows do not meet."""
         assert stats.moment is not None
         order, factor = factored(stats, self.damping, self.order)
-        pairs = [(step, step._aimed(weight, stats, order, factor)) for step, weight in pairs]
         starts = [self._starts(step.grid, stats, factor, order) for step, _ in pairs]
         tried = [(step.grid, weight, start) for (step, weight), own in zip(pairs, starts) for start in own]
         grids, weights = [grid for grid, _, _ in tried], [weight for _, weight, _ in tried]

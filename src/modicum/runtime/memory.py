@@ -57,7 +57,7 @@ def planned(model: Model, script: Script, batch: Batch, options: Iterable[Option
     Raises ``BudgetError`` where a unit's statistics or one micro-batch cannot fit at all, with what would.
     """
     steps = {step for option in options for step in option.steps if Need.COVARIANCE in step.wanted()}
-    need = _Need(model, script, frozenset(map(type, steps)), any(Need.DRIFT in step.wanted() for step in steps))
+    need = _Need(model, script, frozenset(map(type, steps)), *_asked(steps))
     free = free_memory(ram) if free is None else free
     left = free - _LATER_BYTES - weights_held(model)
     if ram is not None:
@@ -73,7 +73,7 @@ def planned(model: Model, script: Script, batch: Batch, options: Iterable[Option
 def largest(model: Model, script: Script, batch: Batch, options: Iterable[Option]) -> int:
     """Bytes that this process has at the most beside activations kept for later, every covariance whole."""
     steps = {step for option in options for step in option.steps if Need.COVARIANCE in step.wanted()}
-    need = _Need(model, script, frozenset(map(type, steps)), any(Need.DRIFT in step.wanted() for step in steps))
+    need = _Need(model, script, frozenset(map(type, steps)), *_asked(steps))
     return own_memory() + weights_held(model) + max([forward(model, batch), *map(need.of, need.stages())])
 
 
@@ -128,14 +128,24 @@ def _require_free(model: Model, script: Script, batch: Batch, need: _Need, left:
             )
 
 
+def _asked(steps: Iterable[Method]) -> tuple[bool, bool]:
+    """Whether some of the steps ask how inputs drift, and how the output feels rows together."""
+    wanted = frozenset().union(*(step.wanted() for step in steps))
+    return Need.DRIFT in wanted, Need.FELT in wanted
+
+
 @dataclass(frozen=True)
 class _Need:
-    """Bytes that stages need while they are measured and treated by methods of some ``steps``; ``drift``: inputs' drift is too."""
+    """Bytes that stages need while they are measured and treated by methods of some ``steps``.
+
+    ``drift``: that of their inputs is too; ``felt``: rows go in turns.
+    """
 
     model: Model
     script: Script
     steps: frozenset[type[Method]]
     drift: bool = False
+    felt: bool = False
 
     def stages(self) -> list[list[Unit]]:
         """Units measured together: those that share inputs, and the experts of a stack."""
@@ -151,7 +161,8 @@ class _Need:
         columns, largest = stage[0].shape[1], max(stage, key=lambda unit: unit.size)
         entries = columns * min(columns, together or columns) if self._measured(stage[0]) else 0
         beside = _ENTRY * entries * (len(stage) - 1) if stage[0].kind == "expert" else 0
-        aimed = _AIMED * largest.size if self.drift else 0
+        rows = largest.shape[0] if 4 * largest.shape[0] ** 2 <= _GRADIENT_BYTES else 0
+        aimed = _AIMED * largest.size * (self.drift + 2 * self.felt) + (2 * _ENTRY + _MAKING) * rows**2 * self.felt
         return beside + self._entry(largest) * entries + _WHOLE * largest.size + aimed + _SOLVING * min(largest.size, _SLAB)
 
     def _measured(self, unit: Unit) -> bool:
