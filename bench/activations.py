@@ -1,0 +1,77 @@
+"""Eight bits times eight bits beside llm-compressor's W8A8 recipes: same weights, tokens, layers, damping; inputs with a scale per token.
+
+`python -m bench.activations`; the peer runs in an environment of its own (bench/peer/setup.sh). Both directories are loaded by Transformers, whose
+compressed-tensors rounds the inputs, and judged on one held-out text.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+import modicum
+from bench.common import ROOT, SAMPLES, TEST, TOKENS, interval, show
+from bench.side_by_side import PEER, WORK
+from modicum.data.splits import from_text
+from modicum.models.located import DEMO
+from modicum.models.open import open_model
+
+# By row: the peer's recipe, and our method, format of inputs and smoothing.
+GPTQ = "gptq bits=8 group=0"
+ROWS = {
+    "int8, gptq": ({"format": "int8"}, GPTQ, "int8", None),
+    "int8, smoothed 0.8, gptq": ({"format": "int8", "smooth": 0.8}, GPTQ, "int8", 0.8),
+    "fp8": ({"format": "fp8"}, "float8", "fp8", None),
+}
+
+
+def main() -> None:
+    if not PEER.exists():
+        print("activations: bench/peer/setup.sh has not been run, skipped")
+        return
+    WORK.mkdir(parents=True, exist_ok=True)
+    data = from_text(None, open_model("demo").tokenizer, samples=SAMPLES, tokens=TOKENS)
+    save_file({"input_ids": torch.cat([batch["input_ids"] for batch in data.calibration])}, WORK / "tokens.safetensors")  # type: ignore[call-overload,index]
+    rows: list[tuple] = []
+    for name, (recipe, method, format, smooth) in ROWS.items():
+        rows += [(name, "llm-compressor", *peer(recipe)), (name, "modicum", *ours(method, format, smooth))]
+    note = f"{SAMPLES} sequences of {TOKENS} tokens to calibrate, {TEST} to judge; head and embedding as they were. `python -m bench.activations`."
+    show(
+        "Activations: eight-bit weights and inputs, demo model", ("setting", "tool", "mean KL [95 %]", "perplexity", "seconds"), rows, note
+    )
+
+
+def peer(recipe: dict) -> tuple[str, str, str]:
+    """What is lost by the peer's directory, and the seconds it took."""
+    out = WORK / "w8a8"
+    shutil.rmtree(out, ignore_errors=True)
+    (WORK / "recipe.json").write_text(json.dumps(recipe))
+    words = ["--model", DEMO, "--tokens", WORK / "tokens.safetensors", "--recipe", WORK / "recipe.json", "--out", out]
+    subprocess.run(list(map(str, [PEER, ROOT / "bench/peer/llmcompressor_w8a8.py", *words])), check=True, stdout=sys.stderr)
+    return *judged(out), f"{json.loads((out / 'run.json').read_text())['seconds']:.1f}"
+
+
+def ours(method: str, format: str, smooth: float | None) -> tuple[str, str, str]:
+    """The same by a fit of one method."""
+    out = WORK / "ours"
+    words = ["--method", method, "--activations", format, "--target", "transformers", "--samples", str(SAMPLES), "--keep", "lm_head"]
+    words += [] if smooth is None else ["--smooth", str(smooth)]
+    command = [sys.executable, "-m", "modicum", "fit", "demo", *words, "--out", str(out), "--overwrite", "--json"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return *judged(out), f"{json.loads(done.stdout)['stages']['assemble']['seconds']:.1f}"
+
+
+def judged(out: Path) -> tuple[str, str]:
+    """Divergence and perplexity of a directory as Transformers loads it."""
+    quality = modicum.evaluate(out, reference="demo", samples=TEST, tokens=TOKENS)["quality"]
+    return interval(quality), f"{quality['perplexity']:.3f}"
+
+
+if __name__ == "__main__":
+    main()
