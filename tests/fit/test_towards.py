@@ -10,7 +10,7 @@ from modicum.sweep.spill import SpillPool
 from modicum.testing import zoo
 from modicum.work.store import ChainStore
 
-METHOD = "gptq bits=2 group=16"
+METHOD = "gptq bits=2 group=16 turns=4"
 
 
 def fit(out, method=METHOD, **settings):

@@ -245,7 +245,9 @@ def test_rows_that_are_felt_together_are_made_in_turns(layer):
 
     stats = thing.stats(Gptq.needs)
     stats.coupled = felt
-    assert harm(thing.apply(Gptq(bits=2, group=32), stats=stats)) < 0.9 * harm(thing.apply(Gptq(bits=2, group=32, turns=1), stats=stats))
+    assert harm(thing.apply(Gptq(bits=2, group=32, turns=4), stats=stats)) < 0.9 * harm(
+        thing.apply(Gptq(bits=2, group=32, turns=1), stats=stats)
+    )
     for settings in ({"group": -1}, {"bits": 4}):
         one, other = (thing.apply(Gptq(**{"bits": 2, **settings, "turns": turns}), stats=stats) for turns in (1, 4))
         assert torch.equal(one.codes, other.codes)

@@ -39,7 +39,7 @@ class Gptq(Quantizer):
 
     *Shapes:* weight (rows, columns), covariance (columns, columns). *Needs and cost:* covariance; one Cholesky factorization shared by all
     units of a stage and all bits, then rows · columns² multiply-adds, and again for each sweep (see ``numerics/descent.py``); at up to 3 bits the
-    original runs beside the compressed model, and gradients of the output are taken. *Reduces to:* nearest rounding where the covariance is
+    original runs beside the compressed model; ``turns`` take gradients of the output. *Reduces to:* nearest rounding where the covariance is
     diagonal, ``order=none``, ``clip=1``, ``sweeps=0``, ``towards=0`` and ``turns=1``. *Raises:* ``ModelError`` where no damping makes the covariance
     positive definite. Weights whose inputs were not seen take ``hqq`` at the same bits.
 
@@ -49,7 +49,7 @@ class Gptq(Quantizer):
     from two starts of which each row takes the better (``sweeps=0`` leaves that out). At up to 3 bits codes come near ``W + towards · W Δ H⁻¹``,
     where Δ sums ``(y - x) xᵀ`` of the original's inputs y, so that a layer makes up for a part of what was lost before it (Arai and Ichikawa 2025,
     Quantization Error Propagation; ``towards=0`` leaves that out), and rows go in turns, of which later ones make up for earlier ones
-    (``numerics/coupled.py``; Tseng, Sun and De Sa 2025, YAQA; ``turns=1`` leaves that out).
+    (``numerics/coupled.py``; Tseng, Sun and De Sa 2025, YAQA; which more than one of ``turns`` asks for).
 
     Example:
         >>> import torch
@@ -74,7 +74,7 @@ class Gptq(Quantizer):
     )
     sweeps: int = param(3, "times that all codes and scales are moved to their best in turn; of more than 3 bits once", between=(0, 100))
     towards: float = param(0.5, "how far codes of up to 3 bits make up for what was lost before: 1 as well as they can", between=(0.0, 1.0))
-    turns: int = param(4, "turns of rows of up to 3 bits, later ones making up for losses of earlier ones; 1: none do", between=(1, 64))
+    turns: int = param(1, "turns of rows of up to 3 bits, later ones making up for losses of earlier ones; 1: none do", between=(1, 64))
 
     @override
     def wanted(self) -> frozenset[Need]:
