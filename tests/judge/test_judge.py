@@ -5,6 +5,7 @@ from collections import OrderedDict
 
 import numpy as np
 import pytest
+import torch
 
 import modicum
 from modicum.core.budget import Budget
@@ -232,3 +233,9 @@ def test_the_original_is_the_model_as_it_was(llama):
     batches = llama.subject.data.validation
     left = compare(plain(llama.model, batches), streamed(llama.subject.model, batches, llama.subject.script), batches, True)
     assert max(left.divergence) < 1e-9
+
+
+def test_outputs_whose_shape_depends_on_values_are_told_with_what_to_do():
+    runs = [iter([(0, torch.ones(rows, 4))]) for rows in (3, 2)]
+    with pytest.raises(ModelError, match="for its shape cannot be compared. Name others with --output"):
+        compare(*runs, [(torch.ones(3, 4),)], causal=False)

@@ -168,7 +168,10 @@ def _add(quality: Quality, outputs: Outputs, pair: tuple[Any, Any], batch: Batch
     for place, ((part, left), (_, right)) in enumerate(zip(*sides)):
         real, right = part.real(batch, left), right.to(left.device)
         if left.shape != right.shape:
-            raise ModelError(f"output {part.name}: must keep its shape {tuple(left.shape)}, has {tuple(right.shape)}. Give its original.")
+            raise ModelError(
+                f"output {part.name}: must keep its shape {tuple(left.shape)}, has {tuple(right.shape)}; what depends on values for its shape cannot "
+                "be compared. Name others with --output, or give its original."
+            )
         _require_finite(part, left, right, real)
         judged = quality.parts.setdefault(part.name, Judged(part))
         if not has_rows(batch, left, part):
