@@ -23,6 +23,7 @@ def factored(stats: Stats, damping: float, order: str = "static", group: int = 1
         columns = torch.cat([each.start + own for (each, _), own in zip(spans(moment), orders)])
         stats.cache[key] = (columns, factorize(moment, damping, columns))
     columns, factor = stats.cache[key]
-    if factor.retries:
-        stats.events.append(f"damping raised {factor.retries} times to {factor.damping:g}")
+    told = f"damping raised {factor.retries} times to {factor.damping:g}"
+    if factor.retries and told not in stats.events:
+        stats.events.append(told)
     return columns, factor

@@ -19,7 +19,7 @@ from modicum.numerics.descent import descend, least, refined
 from modicum.numerics.grid import Grid
 from modicum.numerics.rounding import Rounding, Roundings
 from modicum.numerics.solver import BlockFactor, Factor, laned, slabs, solve
-from modicum.quantize._aim import FEW, made
+from modicum.quantize._aim import FEW, SETTLED, made
 from modicum.quantize._factor import factored
 from modicum.quantize._family import Quantizer
 from modicum.quantize.hqq import Hqq
@@ -45,11 +45,11 @@ class Gptq(Quantizer):
 
     *Differences from the paper:* one factorization instead of an inverse and a factorization; groups are fitted to the original weights when
     columns are reordered, so that nothing but scales is stored; a group's range may be clipped to the share of least squared error under the
-    covariance's diagonal, at most to ``clip``; what the columns decided is refined by coordinate descent over all codes and scales, at up to 3 bits
-    from two starts of which each row takes the better (``sweeps=0`` leaves that out). At up to 3 bits codes come near ``W + towards · W Δ H⁻¹``,
-    where Δ sums ``(y - x) xᵀ`` of the original's inputs y, so that a layer makes up for a part of what was lost before it (Arai and Ichikawa 2025,
-    Quantization Error Propagation; ``towards=0`` leaves that out), and rows go in turns, of which later ones make up for earlier ones
-    (``numerics/coupled.py``; Tseng, Sun and De Sa 2025, YAQA; which more than one of ``turns`` asks for).
+    covariance's diagonal, at most to ``clip``; what the columns decided is refined by coordinate descent over all codes and scales, at up to 3
+    bits (4, of what is written) from two starts of which each row takes the better (``sweeps=0`` leaves that out). At up to 3 bits codes come
+    near ``W + towards · W Δ H⁻¹``, where Δ sums ``(y - x) xᵀ`` of the original's inputs y, so that a layer makes up for a part of what was lost
+    before it (Arai and Ichikawa 2025, Quantization Error Propagation; ``towards=0`` leaves that out), and rows go in turns, of which later ones
+    make up for earlier ones (``numerics/coupled.py``; Tseng, Sun and De Sa 2025, YAQA; which more than one of ``turns`` asks for).
 
     Example:
         >>> import torch
@@ -144,7 +144,7 @@ class Gptq(Quantizer):
         """
         assert stats.moment is not None
         starts = [(stats.moment.diagonal(), self.clip)]
-        if self.sweeps and grid.bits <= FEW and self.order == "static" and self.clip < 1 and grid.group >= 0:
+        if self.sweeps and grid.bits <= (FEW if stats.ahead else SETTLED) and self.order == "static" and self.clip < 1 and grid.group >= 0:
             starts.append((torch.empty_like(factor.curvature).index_copy_(0, order, factor.curvature), _CLOSER * self.clip))
         return starts
 
