@@ -377,6 +377,7 @@ EVERY = {
     "compute": "float32",
     **{"curvature": True, "overwrite": True, "allow_pickle": True, "trust_remote_code": True, "allow_fallback": True},
     "search_time": 1.5,
+    **{"activations": "int8", "activation_scale": "static", "smooth": 0.5},
 }
 BUDGETS = {"size": "1MB", "bpw": 4.5, "params": "60%", "loss": "1%", "memory": "2GiB", "speed": "1.5x", "latency": "20ms"}
 FITTING = {"context": 4096, "batch": 2, "allocator": "hawq", "workers": "2", "allow_broken": True, "dry_run": True}

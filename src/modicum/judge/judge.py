@@ -166,7 +166,8 @@ class Levels:
         begun = start or Dense(stored)
         if not option.steps:
             return begun
-        stats.reference = stored if start is None else start.dense()
+        # As while options are compared: what is written is refined further.
+        stats.reference, stats.ahead = stored if start is None else start.dense(), option.steps[:1]
         return option.apply(Site(unit.name, "unit", (unit,)), {unit.name: stats}, {unit.name: begun}).forms[unit.name]
 
     def change(self, span: str) -> Change:

@@ -57,7 +57,7 @@ class Trimmed:
     left_out: tuple[str, ...] = ()
 
 
-@checked()
+@checked(but=("corpus",))
 def trim(
     model_dir: str | Path,
     corpus: str | os.PathLike[str] | Iterable[str],
