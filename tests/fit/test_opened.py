@@ -356,3 +356,9 @@ def test_numbers_too_large_for_a_table_are_told_by_the_inputs_name():
 
     with pytest.raises(modicum.DataError, match=re.escape("words [2, 12] with numbers up to 23 and kinds [2, 12] with numbers up to")):
         modicum.fit(Two(), method="nearest bits=8", data=[(IDS, IDS + seed) for seed in range(3)])
+
+
+@pytest.mark.parametrize("part", [torch.nn.LazyLinear(8), torch.nn.LazyBatchNorm1d(affine=False)])
+def test_what_has_no_shape_yet_is_refused(part):
+    with pytest.raises(ModelError, match="must have a shape, has none before its module's first call"):
+        modicum.fit(torch.nn.Sequential(torch.nn.Linear(8, 8), part), "8bpw", data=[torch.randn(4, 8)])

@@ -224,12 +224,18 @@ def _check_module(module: nn.Module) -> None:
         raise ModelError(
             f"{who}: must be a module in Python, is TorchScript, whose layers cannot be met one by one. Give the module it was made of."
         )
-    if lazy := [name for name, value in module.named_parameters() if nn.parameter.is_lazy(value)]:
-        raise ModelError(f"{who}: {lazy[0]} must have a shape, has none before its module's first call. Run it on a batch first.")
+    _require_shapes(module)
     if rounded := [name for name, part in module.named_modules() if ".quantized" in type(part).__module__]:
         raise ModelError(f"{who}: must not be quantized already, its layer {rounded[0]} is. Start from the module before it was.")
     if not any(parameter.numel() for parameter in module.parameters()):
         raise ModelError(f"{who}: must have parameters, has none. There is nothing to compress.")
+
+
+def _require_shapes(module: nn.Module) -> None:
+    if lazy := [name for name, value in (*module.named_parameters(), *module.named_buffers()) if nn.parameter.is_lazy(value)]:
+        raise ModelError(
+            f"{type(module).__name__}: {lazy[0]} must have a shape, has none before its module's first call. Run it on a batch first."
+        )
 
 
 def apart(source: nn.Module) -> nn.Module:
@@ -239,6 +245,7 @@ def apart(source: nn.Module) -> nn.Module:
     inference mode, through which nothing can be differentiated.
     """
     source = bare(source)
+    _require_shapes(source)
     written = {id(part.weight) for part in source.modules() if getattr(part, "max_norm", None) is not None}
     shared = {id(tensor): tensor for tensor in source.parameters() if id(tensor) not in written and not tensor.is_inference()}
     return uncompile(copied(source, known=shared)).eval()
