@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modicum.core.errors import ModelError, SettingError
+from modicum.core.ggml import TYPES
 from modicum.core.unit import Stats
-from modicum.forms import Activated, Coded, Cut, Dense, Float4, Float8, Half, Integer, LowRank, Masked, Sum, restore
+from modicum.forms import Activated, Coded, Cut, Dense, Float4, Float8, Ggml, Half, Integer, LowRank, Masked, Sum, restore
 from modicum.forms.activated import Rounding
 from modicum.forms.coded import exact_scale
 from modicum.forms.float4 import LAYOUTS
@@ -33,6 +34,12 @@ def float4(shape, dtype=torch.float32, layout="nvfp4"):
 
 def mxfp4(shape, dtype=torch.float32):
     return float4(shape, dtype, "mxfp4")
+
+
+def ggml(shape, dtype=torch.float32, type="q6_k"):
+    blocks = torch.randint(0, 256, (shape[0], TYPES[type].row_bytes(shape[1])), dtype=torch.uint8)
+    blocks.view(-1, TYPES[type].bytes)[:, -2:] = torch.tensor([0, 44], dtype=torch.uint8)  # a step of 1/16
+    return Ggml(blocks, type, shape, dtype)
 
 
 def half(shape, dtype=torch.float32):
@@ -139,6 +146,23 @@ def check(form, shape, dtype):
 @given(shape=SHAPES)
 def test_every_kind_knows_its_bytes_and_comes_back(make, dtype, shape):
     check(make(shape, dtype), shape, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_blocks_come_back_and_rows_of_them_are_the_form_of_those_rows(dtype):
+    form, order = ggml((4, 512), dtype), torch.tensor([2, 0, 2])
+    check(form, (4, 512), dtype)
+    assert form.nbytes == 4 * 2 * 210 and form.values == 2048
+    assert torch.equal(Ggml(form.blocks[order], "q6_k", (3, 512), dtype).dense(), form.dense()[order])
+
+
+def test_blocks_hold_zeros_where_they_have_a_level_for_them():
+    form, where = ggml((2, 256)), torch.arange(512).view(2, 256) % 3 == 0
+    zeroed = form.zeroed(where)
+    assert not zeroed.dense()[where].any() and torch.equal(zeroed.dense()[~where], form.dense()[~where]) and zeroed.nbytes == form.nbytes
+    for type in ("q4_k", "iq4_xs"):
+        with pytest.raises(ModelError, match="of kind ggml, it cannot hold entries at zero"):
+            ggml((2, 256), type=type).zeroed(where)
 
 
 @given(SHAPES, st.integers(1, 8), st.integers(-1, 40), st.booleans())
@@ -249,6 +273,10 @@ BROKEN = [
     broken(activated, inner=None),
     broken(lambda _: activated((4, 5)), scale=torch.ones(2)),
     broken(lambda _: activated((4, 5)), scale=torch.zeros(1)),
+    broken(lambda _: ggml((4, 256)), type="q5_k"),
+    broken(lambda _: ggml((4, 256)), type=[]),
+    broken(lambda _: ggml((4, 256)), shape=[4, 255]),
+    broken(lambda _: ggml((4, 256)), blocks=torch.zeros(4, 210)),
     broken(cut, rows=None),
     broken(cut, inner=None),
     broken(cut, inner={}),

@@ -7,10 +7,26 @@ from modicum.forms.dense import Dense
 from modicum.forms.float4 import Float4
 from modicum.forms.float8 import Float8
 from modicum.forms.form import Form, restore
+from modicum.forms.ggml import Ggml
 from modicum.forms.half import Half
 from modicum.forms.integer import Integer
 from modicum.forms.low_rank import LowRank
 from modicum.forms.masked import Masked
 from modicum.forms.sum import Sum
 
-__all__ = ["Activated", "Coded", "Cut", "Dense", "Float4", "Float8", "Form", "Half", "Integer", "LowRank", "Masked", "Sum", "restore"]
+__all__ = [
+    "Activated",
+    "Coded",
+    "Cut",
+    "Dense",
+    "Float4",
+    "Float8",
+    "Form",
+    "Ggml",
+    "Half",
+    "Integer",
+    "LowRank",
+    "Masked",
+    "Sum",
+    "restore",
+]

@@ -4,6 +4,7 @@ from modicum.quantize.activations import Activations
 from modicum.quantize.coded import Coded
 from modicum.quantize.float4 import Float4
 from modicum.quantize.float8 import Float8
+from modicum.quantize.ggml import Ggml
 from modicum.quantize.gptq import Gptq
 from modicum.quantize.half import Half
 from modicum.quantize.hqq import Hqq
@@ -11,4 +12,4 @@ from modicum.quantize.nearest import Nearest
 from modicum.quantize.watersic import Watersic
 from modicum.quantize.zeroquant_fp import ZeroquantFp
 
-__all__ = ["Activations", "Coded", "Float4", "Float8", "Gptq", "Half", "Hqq", "Nearest", "Watersic", "ZeroquantFp"]
+__all__ = ["Activations", "Coded", "Float4", "Float8", "Ggml", "Gptq", "Half", "Hqq", "Nearest", "Watersic", "ZeroquantFp"]
