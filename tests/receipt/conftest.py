@@ -1,12 +1,15 @@
-"""What tests of pages share: a reader of HTML that knows text, tags, addresses, and whether every tag is closed."""
+"""What tests of pages share: a reader of HTML that knows text, tags, addresses, and whether every tag is closed; and a receipt with a frontier."""
 
 from html.parser import HTMLParser
 
 import pytest
 
+BLOCKS, POINTS = 4, 5
+OPTIONS = ["gptq bits=2", "gptq bits=4", "keep", "ziplm keep=0.5", "gone"]
+
 
 class Page(HTMLParser):
-    """Text outside the charts, tags, addresses, and whether every tag is closed."""
+    """Text outside the charts and scripts, tags, addresses, and whether every tag is closed."""
 
     def __init__(self, html):
         super().__init__()
@@ -17,14 +20,18 @@ class Page(HTMLParser):
     def handle_starttag(self, tag, attrs):
         self.tags.add(tag)
         self.addresses += [value for name, value in attrs if name in ("href", "src", "xlink:href")]
-        if tag not in ("meta", "br"):
+        if tag not in ("meta", "br", "input"):
             self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.add(tag)
+        self.addresses += [value for name, value in attrs if name in ("href", "src", "xlink:href")]
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if "svg" not in self.open and "style" not in self.open:
+        if not {"svg", "style", "script"} & set(self.open):
             self.words.append(data)
 
 
@@ -32,3 +39,41 @@ class Page(HTMLParser):
 def read():
     """The class of pages; call it with HTML."""
     return Page
+
+
+def _runs(weights):
+    """From two bits to four at the third point, to what it was at the last."""
+    return [[0, 0, weights // 4, 0.02, 0.5], [2, 1, weights // 2, 0.002, 0.25], [4, 2, 2 * weights, 0.0, None]]
+
+
+@pytest.fixture(scope="module")
+def chosen():
+    """A receipt whose plan was chosen at the third of five points, of a model of four blocks with an attention and a feed-forward layer each."""
+    sizes = {f"model.layers.{block}.{name}": weights for block in range(BLOCKS) for name, weights in (("attn.q", 1000), ("mlp.up", 2000))}
+    sites = [
+        {"site": name, "kind": "unit", "option": OPTIONS[1], "weights": weights, "data_free": "", "original_bytes": 2 * weights,
+         "bytes": weights // 2, "harm": 0.002, "beyond": 0.25} for name, weights in sizes.items()
+    ]  # fmt: skip
+    points = [
+        {"bytes": size, "harm": harm} for size, harm in ((7_000, 0.16), (8_000, 0.08), (10_000, 0.016), (14_000, 0.01), (28_000, 0.0))
+    ]
+    runs = {"all blocks:ffn": [[0, 3, 0, 0.01, None], [3, 2, 0, 0.0, None]]} | {name: _runs(size) for name, size in sizes.items()}
+    quality = {"metric": "mean KL per token", "mean": 0.032, "low": 0.03, "high": 0.034, "sequences": 8, "tokens": 128}
+    return {
+        "format": "modicum-receipt", "version": 1,
+        "model": {"name": "toy", "class": "Toy", "parameters": 14_000, "dtype": "bfloat16", "blocks": BLOCKS, "units": 8, "hash": "ab" * 32,
+                  "notes": []},
+        "asked": {"model": "a toy", "size": "10kB", "keep": ["*.q", "x y"], "allow_fallback": True},
+        "request": {"budget": "10 kB", "method": None, "target": "modicum", "menu": OPTIONS[:2], "plan": False, "allocator": "auto", "keep": []},
+        "data": {"source": "shipped", "notes": [], "hashes": {"test": "ef" * 32}, "calibration_tokens": 128, "test_tokens": 128}, "seed": 3,
+        "versions": {"modicum": "0.1.0"},
+        "bytes": {"original": 28_000, "predicted": 10_000, "actual": 10_000, "allowed": 10_000, "bits_per_weight": 5.7,
+                  "files": {"model.safetensors": {"bytes": 10_000, "sha256": "01" * 32}}},
+        "coverage": {"treated_bytes": 24_000, "layer_bytes": 28_000, "share": 0.857,
+                     "untreated": [{"unit": "embed.weight", "bytes": 4_000, "reason": "target: embedding"}]},
+        "sites": sites, "search": {}, "predicted_harm": 0.016, "quality": quality, "verdict": "a small loss (0.032 nats per token).",
+        "frontier": {"points": points, "chosen": 2, "options": OPTIONS,
+                     "sites": runs},
+        "texts": [{"prompt": "def f(x):", "original": "return x", "compressed": "return y"}],
+        "verification": {"loader": "modicum.load"}, "events": [], "stages": {"open": {"seconds": 1.0, "peak_bytes": 1}},
+    }  # fmt: skip

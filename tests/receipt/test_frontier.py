@@ -18,8 +18,9 @@ import modicum
 from modicum.core.errors import ModelError, SettingError
 from modicum.core.plan import Choice, Table
 from modicum.receipt import frontier
-from modicum.receipt.curves import DARK, GRID, page, picture
+from modicum.receipt.curves import GRID, page, picture
 from modicum.receipt.frontier import places, shares, sizes
+from modicum.receipt.svg import DARK
 from modicum.testing import zoo
 
 # Options whose forms do not depend on the inputs: what is judged alone is what assembly makes.

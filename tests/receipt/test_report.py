@@ -1,6 +1,10 @@
+import base64
 import copy
+import hashlib
 import json
 import re
+import shlex
+from html import unescape
 
 import matplotlib
 import pytest
@@ -63,7 +67,7 @@ def test_says_what_was_done_measured_and_verified(read):
     text = read(report(receipt())).text
     for said in (
         *("models/toy", "80.000 kB → 36.123 kB", "36,123 bytes", "7.225 bits per weight", "budget 8 bpw, 40,000 bytes"),
-        *("8.750 → 9.125", "0.02345", "0.02100 to 0.02500", "64 sequences", "The plan predicted 0.00200"),
+        *("8.750 → 9.125", "0.02345", "0.02100 to 0.02500", "64 sequences", "forecast 0.00200"),
         *("transformers.from_pretrained", "largest 1.25e-09", "60.0 % of the bytes", "embed.weight target: tied 32,000"),
         *("layers.0.[q,k] fused gptq 16,000 32,000 8,500 0.001", "damping raised", "a note on the model", "a note on the data"),
         *("measure 1.5 900.000 MB", "ab" * 32, "cd" * 32, "01" * 32, "4,096 to calibrate", "threads 1"),
@@ -71,22 +75,99 @@ def test_says_what_was_done_measured_and_verified(read):
         assert said in text, said
 
 
-def test_page_is_whole_and_needs_nothing_else(read):
-    html = report(receipt())
-    page = read(html)
-    assert page.open == []
-    assert not page.tags & {"script", "link", "img", "iframe", "object"}
-    assert all(address.startswith("#") for address in page.addresses)
-    assert "url(http" not in html and "@import" not in html
+def test_page_is_whole_and_needs_nothing_else(read, chosen):
+    for each in (receipt(), chosen):
+        html = report(each)
+        page = read(html)
+        assert page.open == [] and len(html) < 500_000
+        assert not page.tags & {"link", "img", "iframe", "object"}
+        assert all(address.startswith("#") for address in page.addresses)
+        assert "url(http" not in html and "@import" not in html
+        (policy,) = re.findall(r'Content-Security-Policy" content="([^"]+)"', html)
+        assert policy.startswith("default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-")
+        (code,) = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
+        assert base64.b64encode(hashlib.sha256(code.encode()).digest()).decode() in policy
 
 
-def test_each_scheme_has_its_chart_and_their_inner_names_differ():
-    html = report(receipt())
-    light, dark = re.findall(r'<div class="(?:light|dark)".*?</svg>', html, re.DOTALL)
-    assert "prefers-color-scheme: dark" in html
-    assert all("gptq bits=2 (2.30 bits)" in svg and "not treated (16.00 bits)" in svg for svg in (light, dark))
-    used = [set(re.findall(r'xlink:href="#(\w+)"', svg)) for svg in (light, dark)]
+def test_the_frontier_is_drawn_for_a_screen_and_for_a_phone_in_both_schemes(chosen):
+    html = report(chosen)
+    wide, narrow = re.findall(r'<div class="(?:wide|narrow)">.*?</svg>', html, re.DOTALL)
+    assert "prefers-color-scheme: dark" in wide and "prefers-color-scheme: dark" in narrow
+    for said in ("expected, as this one turned out", "this result, measured", "bytes of the weight files", "small", "large"):
+        assert said in wide and said in narrow, said
+    used = [set(re.findall(r'xlink:href="#(\w+)"', svg)) for svg in (wide, narrow)]
     assert used[0] and not used[0] & used[1]
+    assert "<circle" not in report(receipt())  # nothing was chosen from: no frontier
+
+
+def shown(html):
+    return json.loads(re.search(r'id="plans">(.*?)</script>', html, re.DOTALL)[1])
+
+
+def test_every_plan_has_what_it_is_expected_to_lose_and_is_spent_on(chosen):
+    told = shown(report(chosen))
+    points = told["points"]
+    assert [point["degree"] for point in points] == ["large", "large", "small", "small", "near-lossless"]
+    assert [point["lost"] for point in points] == pytest.approx([0.32, 0.16, 0.032, 0.02, 0.0])  # the forecast, twice
+    assert points[2]["bytes"] == 10_000 and told["chosen"] == 2
+    two, four, kept = (points[place]["spent"] for place in (0, 2, 4))
+    of = lambda spent, option: next(row for row in spent if row["option"] == option)
+    assert of(two, "gptq bits=2") == {"option": "gptq bits=2", "sites": 8, "bytes": 3_000, "bits": 2.0, "beyond": 0.5}
+    assert of(four, "gptq bits=4")["bits"] == 4.0 and of(kept, "keep")["beyond"] is None
+    for point in points:
+        assert sum(row["bytes"] for row in point["spent"]) == point["bytes"]
+
+
+def test_the_map_has_a_row_for_every_part_and_a_place_for_every_block(chosen):
+    bare = copy.deepcopy(chosen)
+    for name in ("model.layers.0.mlp.up", *(f"model.layers.1.experts.w[{index}]" for index in range(3))):
+        bare["frontier"]["sites"][name] = [[0, 1, 700, 0.001, 0.25]]
+        if "experts" in name:
+            bare["sites"].append(site(name, "gptq bits=4", 1000, 700))
+    rows = {row["name"]: row for row in shown(report(bare))["rows"]}
+    assert list(rows) == ["model.layers.*.attn.q", "model.layers.*.mlp.up", "model.layers.*.experts.w", "all blocks:ffn", "embed"]
+    assert [cell is None for cell in rows["model.layers.*.experts.w"]["cells"]] == [True, False, True, True]
+    (state,) = rows["model.layers.*.experts.w"]["cells"][1]["states"]
+    assert state["said"] == "3 × gptq bits=4" and state["bits"] == pytest.approx(5.6)
+    assert [state["short"] for state in rows["all blocks:ffn"]["cells"][0]["states"]] == ["50%", "keep"]
+    assert rows["embed"]["cells"][0]["states"][0]["said"] == "not treated (target: embedding)"
+
+
+@pytest.mark.parametrize(
+    "mean, name, said", [(0.001, "near-lossless", "Near-lossless"), (0.3, "large", "A large loss"), (2.0, "broken", "Broken")]
+)
+def test_a_good_result_is_told_from_a_bad_one_at_a_glance(read, mean, name, said):
+    quality = {"metric": "mean KL per token", "mean": mean, "low": mean, "high": mean, "sequences": 8, "tokens": 8}
+    html = report(receipt(quality=quality))
+    assert f'<section class="verdict" data-degree="{name}"' in html and f"<b>{said}" in html
+    assert html.count('aria-current="true"') == 1
+
+
+def test_says_how_to_make_it_again_where_a_command_can(read, chosen):
+    (command,) = re.findall(r'<pre class="command"[^>]*>(.*?)</pre>', report(chosen), re.DOTALL)
+    words = shlex.split(unescape(command).replace("\\\n", " "))
+    assert words == [
+        "modicum",
+        "fit",
+        "a toy",
+        "--size",
+        "10kB",
+        "--keep",
+        "*.q",
+        "--keep",
+        "x y",
+        "--allow-fallback",
+        "--out",
+        "out/again",
+    ]
+    assert "To make it again" not in report({**chosen, "asked": {"model": "x", "given_in_python": ["data"]}}) + report(receipt())
+
+
+def test_texts_of_both_models_stand_side_by_side(read, chosen):
+    text = read(report(chosen)).text
+    assert "beginning def f(x): original return x compressed return y" in text
+    same = {**chosen, "texts": [{"prompt": "a", "original": "b", "compressed": "b"}]}
+    assert "compressed (the same) b" in read(report(same)).text and "Text, before" not in report(receipt())
 
 
 def test_same_receipt_gives_same_page_and_leaves_matplotlib_alone():
@@ -113,7 +194,7 @@ def test_names_are_text_never_markup(read, place):
     else:
         hostile["verification"][HOSTILE] = HOSTILE
     html = report(hostile)
-    assert "<script" not in html
+    assert "<script>alert" not in html and html.count("<script") == 2  # our own and its numbers
     assert HOSTILE in read(html).text
 
 
@@ -126,7 +207,7 @@ def test_what_was_not_measured_is_left_out(read):
     text = read(html).text
     for said in ("Not measured.", "Not verified.", "no budget: gptq bits=4 was asked for"):
         assert said in text
-    assert "perplexity" not in text and "predicted harm</text>" not in html and "predicted harm</text>" in report(receipt())
+    assert "perplexity" not in text and "Not judged" in text and 'data-degree=""' in html
 
 
 def test_tells_how_the_plan_was_chosen(read):

@@ -41,6 +41,8 @@ class Outcome:
     verification: dict[str, Any]
     quality: dict[str, Any]
     verdict: str
+    asked: Mapping[str, Any]
+    texts: list[dict[str, str]]
     events: list[str]
     stages: dict[str, dict[str, float]]
 
@@ -98,6 +100,7 @@ def build_receipt(outcome: Outcome) -> dict[str, Any]:
             "opened": model.opened,
         },
         "compute": {"asked": request.compute} | scene.subject.compute.to_json(),
+        "asked": dict(outcome.asked),
         "request": {
             "budget": str(request.budget) if request.budget else None, "method": str(request.method) if request.method else None,
             "plan": request.plan is not None, "target": scene.target.name, "keep": list(request.keep),
@@ -125,9 +128,9 @@ def build_receipt(outcome: Outcome) -> dict[str, Any]:
             "treated_bytes": treated, "layer_bytes": layer_bytes, "share": treated / max(layer_bytes, 1),
             "share_of_all": treated / max(model.dense_bytes, 1), "untreated": untreated(scene, forms, gone),
         },
-        "sites": rows, "search": chosen.search, "predicted_harm": table.harm(picks) if table is not None else None,
-        "quality": outcome.quality, "verdict": outcome.verdict, "verification": outcome.verification, "events": outcome.events,
-        "stages": outcome.stages,
+        "sites": rows, "frontier": chosen.frontier, "search": chosen.search, "predicted_harm": table.harm(picks) if table is not None else None,
+        "quality": outcome.quality, "verdict": outcome.verdict, "verification": outcome.verification,
+        "texts": outcome.texts, "events": outcome.events, "stages": outcome.stages,
     }  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from modicum.core.files import write_json
 from modicum.core.log import LOG
 from modicum.core.plan import Picks, Plan, Table
 from modicum.fit import explicit
+from modicum.fit.along import along
 from modicum.fit.choose import Chooser
 from modicum.fit.scene import Scene
 from modicum.judge.judge import Levels, PlanJudge, too_slow
@@ -37,6 +38,7 @@ class Chosen:
     beyond: dict[str, float] = field(
         default_factory=dict
     )  # by site, bits per weight beyond the Gaussian reference on the original's inputs
+    frontier: dict[str, Any] = field(default_factory=dict)
 
 
 class Choosing:
@@ -84,8 +86,15 @@ class Choosing:
             LOG.info("chosen by %s: %s", self.scene.request.allocator, ", ".join(told))
             self.search |= chooser.report | {"harm": self.scene.request.harm, "rank": findings.rank}
             self._keep(picks, self.events)
-        beyond = self._beyond(table, picks)
-        return Chosen(chooser.sizing.plan(table, picks, findings), table, picks, limits, self.search, list(self.events), beyond)
+        return self._told(chooser.sizing.plan(table, picks, findings), table, picks, limits, list(self.events))
+
+    def _told(self, plan: Plan, table: Table, picks: Picks, limits: dict[str, float], events: list[str]) -> Chosen:
+        """A choice with what is told of it: how far it is from the reference, and what other sizes would give."""
+        units = {site.name: site.units for site in self.scene.sites}
+        reference = lambda site, text: beyond(self.findings.units, units[site], text) if site in units else None
+        waste = {site: reference(site, table.choices[site][index].option) for site, index in picks.items()}
+        known = {site: found for site, found in waste.items() if found is not None}
+        return Chosen(plan, table, picks, limits, self.search, events, known, along(table, picks, reference))
 
     def _keep(self, picks: Picks, events: Sequence[str]) -> None:
         """A search that time ends would not end alike again: what it chose is kept."""
@@ -107,13 +116,7 @@ class Choosing:
         self.search = chosen.search
         events = [*chosen.events, *chooser.report["events"], *chooser.forced(table, rival.picks)]
         self._keep(rival.picks, events)
-        plan, beyond = chooser.sizing.plan(table, rival.picks, self.findings), self._beyond(table, rival.picks)
-        return Chosen(plan, table, rival.picks, chosen.limits, chosen.search, events, beyond)
-
-    def _beyond(self, table: Table, picks: Picks) -> dict[str, float]:
-        """How many bits per weight each choice takes beyond the Gaussian reference, of the sites all of whose weights tell."""
-        texts = {site.name: (site, table.choices[site.name][picks[site.name]].option) for site in self.scene.sites if site.name in picks}
-        return {name: found for name, (site, text) in texts.items() if (found := beyond(self.findings.units, site.units, text)) is not None}
+        return self._told(chooser.sizing.plan(table, rival.picks, self.findings), table, rival.picks, chosen.limits, events)
 
     def _findings(self, chooser: Chooser, choosing: bool) -> tuple[Findings, Levels | None]:
         """What is known for choosing: measured before or now; and the forms to judge by, where candidates are judged."""

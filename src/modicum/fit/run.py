@@ -279,7 +279,7 @@ class Run:
         """What came of it, verified and judged."""
         actual, table = weighed(made, layout, final, str(self.out)), chosen.table
         with self.meter.stage("verify", 1):
-            verification = verified(made, layout, final, str(self.out), self.events)
+            verification = verified(made, layout, final, str(self.out), self.events, texts=self.page is not None)
         with self.meter.stage("judge", len(self.scene.data.test)):
             judged = made.quality(self.meter.progress.step)
             self.events += judged.events()
@@ -290,6 +290,7 @@ class Run:
         return build_receipt(
             Outcome(
                 made=made, chosen=chosen, final=final, predicted=layout.nbytes(), actual=actual, verification=verification, quality=quality,
-                verdict=verdict(quality, table, chosen.picks, chosen.limits, beside), events=self.events, stages=self.meter.stages,
+                verdict=verdict(quality, table, chosen.picks, chosen.limits, beside), asked=self.said, texts=verification.pop("texts", []),
+                events=self.events, stages=self.meter.stages,
             )
         )  # fmt: skip

@@ -66,26 +66,30 @@ def _more(lost: float, table: Table, picks: Picks, limits: Limits) -> Iterator[s
         yield f"{readable(told)} is forecast to lose {table.harm(above) / now:.0%} of that"
     bend = knee(frontier(table))
     if bend is not None and not any(1 / _ALIKE < bend[0] / known < _ALIKE for known in (size, told) if known):
-        yield f"the knee of the frontier is {readable(bend[0])}, forecast to lose {_really(bend[1], now, lost):.2g}"
+        yield f"the knee of the frontier is {readable(bend[0])}, forecast to lose {really(bend[1], now, lost):.2g}"
 
 
-def _really(forecast: float, now: float, lost: float) -> float:
+def really(forecast: float, now: float, lost: float) -> float:
     """A forecast scaled by what the forecast ``now`` of this result really lost, where that is more than arithmetic alone."""
     return forecast * lost / now if lost > _NOISE else forecast
 
 
 def frontier(table: Table) -> list[tuple[float, float]]:
-    """Bytes and forecast of the selections that no mixture of others beats, by bytes: those of least harm and bytes at some price of a byte."""
+    """Bytes and forecast of the ``selections``, by bytes."""
+    return [(table.cost(picks), table.harm(picks)) for picks in selections(table)]
+
+
+def selections(table: Table) -> list[Picks]:
+    """Those that no mixture of others beats, by bytes: of least harm and bytes at some price of a byte."""
     least_harm = table.best(lambda _, choice: (choice.harm, float(choice.bytes)))
-    ends = {(table.cost(picks), table.harm(picks)) for picks in (table.cheapest(), least_harm)}
-    (low, worst), (high, best) = min(ends), max(ends)
-    if high <= low or worst <= best:
-        return sorted(ends)
-    slope = (worst - best) / (high - low)
-    for price in slope * np.geomspace(1e-3, 1e3, _PRICES):
-        picks = table.best(lambda _, choice, price=price: (choice.harm + price * choice.bytes,))
-        ends.add((table.cost(picks), table.harm(picks)))
-    return sorted(ends)
+    found = {(table.cost(picks), table.harm(picks)): picks for picks in (table.cheapest(), least_harm)}
+    (low, worst), (high, best) = min(found), max(found)
+    if high > low and worst > best:
+        slope = (worst - best) / (high - low)
+        for price in slope * np.geomspace(1e-3, 1e3, _PRICES):
+            picks = table.best(lambda _, choice, price=price: (choice.harm + price * choice.bytes,))
+            found[table.cost(picks), table.harm(picks)] = picks
+    return [found[point] for point in sorted(found)]
 
 
 def knee(points: Sequence[tuple[float, float]]) -> tuple[float, float] | None:
@@ -104,7 +108,7 @@ def elsewhere(name: str, table: Table, limits: Limits, forecast: float, lost: fl
     found = integer_program(table, limits)
     if forecast <= 0 or not table.fits(found, limits) or table.harm(found) > (1 - _WORTH) * forecast:
         return ""
-    return f"--target {name} is forecast to lose {_really(table.harm(found), forecast, lost):.2g} at these bytes"
+    return f"--target {name} is forecast to lose {really(table.harm(found), forecast, lost):.2g} at these bytes"
 
 
 def surprise(quality: Mapping[str, Any], forecast: float) -> str:

@@ -15,6 +15,7 @@ from modicum.export._family import Layout
 from modicum.fit.made import Made
 from modicum.judge.generation import FEW_BITS, Generation, generates, prompts_of
 from modicum.judge.quality import compare, plain
+from modicum.judge.texts import MOST_BYTES, side_by_side
 from modicum.models.quiet import hushed
 from modicum.runtime.memory import whole_model
 from modicum.sweep.work import counted
@@ -35,9 +36,9 @@ def weighed(made: Made, layout: Layout, final: Path, who: str) -> int:
     return actual
 
 
-def verified(made: Made, layout: Layout, final: Path, who: str, events: list[str]) -> dict[str, Any]:
-    """What was compared, with the model in memory or tensor by tensor. Raises ``ModelError`` where anything differs."""
-    return reread(made, layout, final, events) if too_large(made) else reloaded(made, final, who, events)
+def verified(made: Made, layout: Layout, final: Path, who: str, events: list[str], texts: bool = False) -> dict[str, Any]:
+    """What was compared, with the model in memory or tensor by tensor, and ``texts`` to read. Raises ``ModelError`` where anything differs."""
+    return reread(made, layout, final, events) if too_large(made) else reloaded(made, final, who, events, texts)
 
 
 def too_large(made: Made) -> bool:
@@ -46,7 +47,7 @@ def too_large(made: Made) -> bool:
     return scene.request.ram is not None and whole_model(scene.model, scene.data.test[0]) > scene.request.ram
 
 
-def reloaded(made: Made, final: Path, who: str, events: list[str]) -> dict[str, Any]:
+def reloaded(made: Made, final: Path, who: str, events: list[str], texts: bool = False) -> dict[str, Any]:
     """Reload with the target's own loader and compare with the dequantized weights on test sequences, in the weights' own dtype."""
     scene, budget, stored = made.scene, made.scene.request.budget, made.scene.model.stored
     batches = [scene.data.test[0] if stored is scene.model else one_row(scene.data.test[0])]  # one is enough where that is slow
@@ -62,6 +63,7 @@ def reloaded(made: Made, final: Path, who: str, events: list[str]) -> dict[str, 
     found |= _multiplied(made, scene.target.as_loaded(final, module), events)
     if (prompts := _prompts(made)) is not None:
         found |= {"generation": _generated(made, prompts, module, who, events)}
+    found |= _texts(made, module, events) if texts else {}
     return found | {"logits": {"metric": judged.metric, "largest": worst, "sequences": len(judged.divergence)}}
 
 
@@ -75,6 +77,22 @@ def _prompts(made: Made) -> torch.Tensor | None:
     """What texts are to go on from, where divergence alone does not certify: of a language model in few bits."""
     wanted = generates(made.scene.model) and 0 < few_bits(made) <= FEW_BITS
     return prompts_of(made.scene.model, made.scene.data.test) if wanted else None
+
+
+def _texts(made: Made, module: nn.Module, events: list[str]) -> dict[str, Any]:
+    """What both write on from the same beginnings, where the data is text, and both are in memory together and soon done."""
+    scene, model = made.scene, made.scene.model
+    if scene.data.source == "batches" or not generates(model) or model.dense_bytes > MOST_BYTES:
+        return {}
+    if scene.request.ram is not None and 2 * whole_model(model, scene.data.test[0]) > scene.request.ram:
+        return {}
+    if (prompts := prompts_of(model, scene.data.test)) is None:
+        return {}
+    try:
+        return {"texts": side_by_side(model, prompts, module, model.tokenizer)}
+    except ModelError as error:
+        events.append(f"texts: none of both models stand side by side ({error})")
+        return {}
 
 
 def _generated(made: Made, prompts: torch.Tensor, module: nn.Module, who: str, events: list[str]) -> dict[str, Any]:

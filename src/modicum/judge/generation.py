@@ -118,14 +118,14 @@ def _beginnings(batch: Batch) -> list[torch.Tensor]:
 
 
 @torch.no_grad()
-def continued(module: Any, prompts: torch.Tensor, seed: int | None = None) -> torch.Tensor:
-    """Prompts (rows, tokens) with ``_LONG`` tokens more: the first choices, or drawn from the model's own distribution by ``seed``.
+def continued(module: Any, prompts: torch.Tensor, seed: int | None = None, long: int = _LONG) -> torch.Tensor:
+    """Prompts (rows, tokens) with ``long`` tokens more: the first choices, or drawn from the model's own distribution by ``seed``.
 
     Whatever generation settings came with the model do not count here. Raises ``ModelError`` where the model's own generation fails.
     """
     from transformers import GenerationConfig
 
-    settings = GenerationConfig(do_sample=seed is not None, max_new_tokens=_LONG, pad_token_id=0, use_cache=True)
+    settings = GenerationConfig(do_sample=seed is not None, max_new_tokens=long, pad_token_id=0, use_cache=True)
     if seed is not None:
         settings.top_k, settings.top_p, settings.temperature = 0, 1.0, 1.0
     before, module.generation_config = module.generation_config, settings

@@ -1,127 +1,91 @@
-"""The chart of a receipt: bits per weight of every site in call order, so that area is bytes, and below it predicted harm."""
+"""The frontier of a receipt: what other sizes are expected to lose, beside what was forecast and measured, with names for how much that is."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.patches import PathPatch
-from matplotlib.path import Path as Outline
+from matplotlib.ticker import FuncFormatter
 
-from modicum.core.budget import readable
+from modicum.fit.verdict import BROKEN, DEGREES, ERRORS
+from modicum.receipt.svg import GRID, INK, SOFT, TARGETS, inline, mark, rounded, settings, svg
 
-# Reasons of layers that stand in a site all the same, where they are counted.
-_WITHIN_SITES = ("kept by request", "kept by plan")
-_ITEM_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
-_UNTOUCHED = ("keep", "not treated")
-# Above this many bars, the lines between them would be all there is to see.
-_MOST_LINES = 300
-_MOST_LABELS = 12
+# Inches: for a screen, and for a phone, where a third of the width would leave words of a third of the size.
+SHAPES = {"wide": (8.8, 3.7), "narrow": (4.7, 4.0)}
+# Decades of loss that are shown below the largest.
+_DECADES = 5
 
 
 @dataclass(frozen=True)
-class Scheme:
-    """Colours of a chart: ink, the grey of what was left as it was, and the range of the colour map for options by bits."""
+class Chart:
+    """An SVG, and where in it each plan stands, in its own units."""
 
-    name: str
-    ink: str
-    paper: str
-    grey: str
-    colours: tuple[float, float]
+    svg: str
+    places: list[tuple[float, float]]
 
 
-SCHEMES = (Scheme("light", "#24292f", "#ffffff", "#b8bec6", (0.1, 0.85)), Scheme("dark", "#d8dee6", "#14171b", "#59616b", (0.3, 0.95)))
-
-
-@dataclass(frozen=True)
-class _Bar:
-    """A site in the chart: as wide as its weights, as high as its bits per weight, so that its area is its bytes."""
-
-    option: str
-    weights: float
-    bytes: float
-    harm: float | None
-
-    @property
-    def bits(self) -> float:
-        return 8 * self.bytes / self.weights
-
-
-def chart(receipt: Mapping[str, Any], scheme: Scheme) -> str:
-    """SVG of bits per weight, and predicted harm where it was measured, over the weights in call order; area is bytes."""
-    bars = _bars(receipt)
-    rows = 2 if any(bar.harm for bar in bars) else 1
-    # The salt makes names inside the SVG repeatable, and different in the two charts that share a page.
-    with matplotlib.rc_context({"svg.hashsalt": f"modicum-{scheme.name}", "svg.fonttype": "none", "text.parse_math": False}):
-        figure = Figure(figsize=(10, 2.6 + 1.4 * rows), layout="constrained")
-        FigureCanvasSVG(figure)
-        panels = figure.subplots(rows, 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": [2, 1][:rows]})[:, 0]
-        colours = _colours(bars, scheme)
-        heights = {"bits per weight": [bar.bits for bar in bars], "predicted harm": [bar.harm or 0.0 for bar in bars]}
-        for panel, (label, found) in zip(panels, heights.items()):
-            _draw(panel, bars, found, colours, scheme)
-            panel.set_ylabel(label)
-        panels[-1].set_xlabel("millions of weights in call order, those outside all sites last (above, area is bytes)")
-        _legend(figure, bars, colours, scheme)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return buffer.getvalue()[buffer.getvalue().index("<svg") :]
-
-
-def _bars(receipt: Mapping[str, Any]) -> list[_Bar]:
-    bars = [_Bar(site["option"], site["weights"], site["bytes"], site["harm"]) for site in receipt["sites"] if site["weights"]]
-    item = _ITEM_BYTES.get(receipt["model"]["dtype"], 4)
-    outside = [row for row in receipt["coverage"]["untreated"] if row["reason"] not in (*_WITHIN_SITES, "vector") and row["bytes"]]
-    return bars + [_Bar("not treated", row["bytes"] / item, row["bytes"], None) for row in outside]
-
-
-def _colours(bars: Sequence[_Bar], scheme: Scheme) -> dict[str, Any]:
-    """A colour for each option, from few bits to many along one map; what was left as it was is grey, and last."""
-    totals: dict[str, list[float]] = {}
-    for bar in bars:
-        size = totals.setdefault(bar.option, [0.0, 0.0])
-        size[0] += bar.bytes
-        size[1] += bar.weights
-    ordered = sorted(totals, key=lambda option: (option in _UNTOUCHED, totals[option][0] / totals[option][1], option))
-    treated = [option for option in ordered if option not in _UNTOUCHED]
-    low, high = scheme.colours
-    shades = [low + (high - low) * index / max(len(treated) - 1, 1) for index in range(len(treated))]
-    return dict.fromkeys(ordered, scheme.grey) | dict(zip(treated, matplotlib.colormaps["viridis"](shades)))
-
-
-def _draw(panel: Axes, bars: Sequence[_Bar], heights: Sequence[float], colours: Mapping[str, Any], scheme: Scheme) -> None:
-    rectangles: dict[str, list[Outline]] = {option: [] for option in colours}
-    left = 0.0
-    for bar, height in zip(bars, heights):
-        right = left + bar.weights / 1e6
-        corners = [(left, 0.0), (left, height), (right, height), (right, 0.0), (left, 0.0)]
-        rectangles[bar.option].append(Outline(corners, closed=True))
-        left = right
-    # One path for each option keeps the page small where sites are thousands.
-    for option, found in rectangles.items():
-        outline = Outline.make_compound_path(*found)
-        panel.add_patch(
-            PathPatch(outline, facecolor=colours[option], edgecolor=scheme.paper, linewidth=0.4 if len(bars) <= _MOST_LINES else 0)
+def chart(plans: Mapping[str, Any], quality: Mapping[str, Any], shape: str) -> Chart:
+    """The loss of every plan over its size, both in logarithms; of the receipt's own what was measured, with its interval."""
+    points, own = plans["points"], plans["points"][plans["chosen"]]
+    with settings(f"plans-{shape}"):
+        figure = Figure(figsize=SHAPES[shape], dpi=72, layout="constrained")
+        axes = figure.add_subplot()
+        top = max(point["lost"] for point in points)
+        floor = max(min((point["lost"] for point in points if point["lost"] > 0), default=1e-6) / 2, top * 10.0**-_DECADES)
+        heights = [max(point["lost"], floor) for point in points]
+        axes.set(xscale="log", yscale="log", ylim=(floor / 1.3, top * 2), xlim=_wide([point["bytes"] for point in points]))
+        _bands(axes, quality, shape)
+        sizes = [point["bytes"] for point in points]
+        axes.plot(
+            sizes, [max(point["forecast"], floor) for point in points], color=SOFT, linewidth=1.1, linestyle=(0, (4, 2.5)), label="forecast"
         )
-    panel.set(xlim=(0, left), ylim=(0, 1.05 * max(heights) or 1))
-    panel.tick_params(colors=scheme.ink)
-    panel.spines[["top", "right"]].set_visible(False)
-    panel.spines[["left", "bottom"]].set_color(scheme.ink)
-    panel.xaxis.label.set_color(scheme.ink)
-    panel.yaxis.label.set_color(scheme.ink)
+        axes.plot(sizes, heights, color=TARGETS[0], linewidth=2, marker="o", markersize=3.5, label="expected, as this one turned out")
+        low, high = (max(abs(quality[name] - quality["mean"]), 0) for name in ("low", "high"))
+        at, said = max(own["lost"], floor), "this result, measured"
+        axes.errorbar(
+            [own["bytes"]], [at], yerr=[[min(low, at * 0.99)], [high]], fmt="D", color=TARGETS[1], markersize=7, capsize=3, label=said
+        )
+        _dress(axes, figure, quality)
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # what stands now is where the plans are pointed at
+        pixels = axes.transData.transform(list(zip(sizes, heights)))
+        height = figure.bbox.height
+        return Chart(inline(svg(figure, f"plans-{shape}")), [(round(float(x), 2), round(float(height - y), 2)) for x, y in pixels])
 
 
-def _legend(figure: Figure, bars: Sequence[_Bar], colours: Mapping[str, Any], scheme: Scheme) -> None:
-    sizes = {option: sum(bar.bytes for bar in bars if bar.option == option) for option in colours}
-    weights = {option: sum(bar.weights for bar in bars if bar.option == option) for option in colours}
-    largest = sorted(colours, key=lambda option: -sizes[option])[:_MOST_LABELS]
-    shown = [option for option in colours if option in largest]
-    handles = [PathPatch(Outline.unit_rectangle(), facecolor=colours[option], linewidth=0) for option in shown]
-    labels = [f"{readable(sizes[option])}  {option} ({8 * sizes[option] / weights[option]:.2f} bits)" for option in shown]
-    figure.legend(handles, labels, loc="outside upper left", ncols=2, frameon=False, labelcolor=scheme.ink, fontsize=9)
+def _bands(axes: Axes, quality: Mapping[str, Any], shape: str) -> None:
+    """What a loss is called, from limit to limit."""
+    degrees = DEGREES if "KL" in quality["metric"] else ERRORS
+    low, high = axes.get_ylim()
+    for limit, _ in degrees:
+        if low < limit < high:
+            axes.axhline(limit, color=GRID, linewidth=1, zorder=0)
+    edges = [0.0, *(limit for limit, _ in degrees), float("inf")]
+    for below, above, name in zip(edges, edges[1:], [*(name for _, name in degrees), BROKEN]):
+        bottom, ceiling = max(below, low), min(above, high)
+        if ceiling / bottom > 1.6:
+            axes.annotate(
+                name, (0.995, ceiling), xycoords=("axes fraction", "data"), ha="right", va="top", color=SOFT, fontsize=9.5,
+                textcoords="offset points", xytext=(0, -2),
+            )  # fmt: skip
+
+
+def _wide(sizes: Sequence[float]) -> tuple[float, float]:
+    room = max((max(sizes) / min(sizes)) ** 0.04, 1.02)
+    return min(sizes) / room, max(sizes) * room
+
+
+def _dress(axes: Axes, figure: Figure, quality: Mapping[str, Any]) -> None:
+    low, high = axes.get_xlim()
+    mark(axes.xaxis, (low, low * (high / low) ** (SHAPES["wide"][0] / figure.get_figwidth())), rounded)  # fewer where there is less room
+    axes.set_xlabel("bytes of the weight files", color=INK)
+    axes.set_ylabel("nats per token" if "KL" in quality["metric"] else quality["metric"], color=INK)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.tick_params(which="both", colors=SOFT, labelcolor=INK)
+    axes.tick_params(axis="y", which="minor", left=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(GRID)
+    figure.legend(loc="outside upper left", ncols=3 if figure.get_figwidth() > 6 else 1, frameon=False, labelcolor=INK, fontsize=10)

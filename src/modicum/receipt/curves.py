@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import io
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -15,34 +12,28 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter
 from matplotlib.transforms import Bbox
 
 from modicum.core.budget import readable
-from modicum.receipt.report import render
+from modicum.receipt.pages import render
+from modicum.receipt.svg import GRID, INK, SOFT, TARGETS, inline, mark, rounded, settings, svg
 
-# Colours on light paper, and what takes their place on dark paper.
-INK, SOFT, GRID = "#24292f", "#5b646e", "#e3e7ec"
-TARGETS = ("#0a58b8", "#b1440c", "#0b6e4f", "#7a3ea8")
-DARK = dict(zip((INK, SOFT, GRID, *TARGETS), ("#d8dee6", "#98a2ad", "#2a3037", "#79b4ff", "#ffa366", "#5fd0a5", "#cf9bff")))
 # Decades of harm that are shown below the largest, and how far below the least that was measured.
 _DECADES, _BELOW = 6, 5
 # Height of the picture below its title.
 _BODY = 0.89
 # What a label's squared distance from its own line counts against its closeness to others.
 _NEAR = 2e-5
-# Where a size axis has its marks, by the decades it spans.
-_MARKS = ((0.7, (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)), (1.3, (1, 1.5, 2, 3, 5, 7)), (2.5, (1, 2, 5)), (math.inf, (1,)))
 _UNTOUCHED = ("keep", "not treated")
 _GREYS = {"keep": "#b8bec6", "not treated": "#8b939c"}
 
 
 def picture(frontier: Mapping[str, Any]) -> str:
     """SVG of predicted and measured harm over bytes, chosen and uniform, for each target; readable on light and on dark paper."""
-    with _settings("frontier"):
+    with settings("frontier"):
         figure = Figure(figsize=(9, 5.6), layout=ConstrainedLayoutEngine(rect=(0, 0, 1, _BODY)))
         FigureCanvasAgg(figure)  # labels are placed by the extent of what is drawn
         axes = figure.add_subplot()
@@ -54,13 +45,13 @@ def picture(frontier: Mapping[str, Any]) -> str:
         figure.canvas.draw()
         figure.set_layout_engine("none")  # what stands now is what the labels are placed by
         _label(axes, traces)
-        return _svg(figure, "frontier")
+        return svg(figure, "frontier")
 
 
 def page(frontier: Mapping[str, Any], drawn: str) -> str:
     """One self-contained HTML page for a frontier and its picture, without scripts or other files."""
     spent = [Markup(spending(curve, f"spending-{place}")) for place, curve in enumerate(frontier["curves"])]
-    return render("frontier.html", frontier=frontier, drawn=Markup(_inline(drawn)), spent=spent, kind=_metric(frontier))
+    return render("frontier.html", frontier=frontier, drawn=Markup(inline(drawn)), spent=spent, kind=_metric(frontier))
 
 
 # Lines
@@ -116,8 +107,8 @@ def _scales(axes: Axes, frontier: Mapping[str, Any], traces: Sequence[_Trace]) -
     axes.set(xscale="log", yscale="log", xlim=_wide([size for trace in traces for size in trace.sizes]), ylim=_high(traces))
     per_byte = 8 / frontier["model"]["parameters"]
     above = axes.secondary_xaxis("top", functions=(lambda size: size * per_byte, lambda bits: bits / per_byte))
-    for axis, written in ((axes.xaxis, _size), (above.xaxis, lambda bits: f"{bits:g}")):
-        _mark(axis, axes.get_xlim(), written)
+    for axis, written in ((axes.xaxis, rounded), (above.xaxis, lambda bits: f"{bits:g}")):
+        mark(axis, axes.get_xlim(), written)
     axes.set_xlabel("bytes of the weight files")
     above.set_xlabel("bits per weight")
     axes.set_ylabel(_metric(frontier))
@@ -152,21 +143,6 @@ def _high(traces: Sequence[_Trace]) -> tuple[float, float]:
     top = max(seen, default=1.0)
     least = min((mean / _BELOW for mean in measured if mean > 0), default=0.0)
     return max(min(seen, default=0.1) / 1.6, top * 10.0**-_DECADES, least), top * 2.5
-
-
-def _mark(axis: Any, limits: tuple[float, float], written: Any) -> None:
-    decades = math.log10(limits[1] / limits[0])
-    marks = next(found for most, found in _MARKS if decades <= most)
-    axis.set_major_locator(LogLocator(subs=marks, numticks=99))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: written(value)))
-    axis.set_minor_formatter(NullFormatter())
-    axis.set_minor_locator(LogLocator(subs=(), numticks=99))
-
-
-def _size(value: float) -> str:
-    """A round size without needless digits."""
-    number, unit = readable(round(value)).split()
-    return f"{float(number):g} {unit}"
 
 
 def _titles(figure: Figure, frontier: Mapping[str, Any]) -> None:
@@ -237,7 +213,7 @@ def _distances(box: Bbox, pixels: np.ndarray) -> np.ndarray:
 
 def spending(curve: Mapping[str, Any], name: str) -> str:
     """SVG of the share of the bytes by option over size, for one target; ``name`` tells it from others on its page."""
-    with _settings(name):
+    with settings(name):
         figure = Figure(figsize=(9, 3.4), layout="constrained")
         axes = figure.add_subplot()
         points = [point["chosen"] for point in curve["points"]]
@@ -246,7 +222,7 @@ def spending(curve: Mapping[str, Any], name: str) -> str:
         layers = [[100 * point["shares"].get(option, 0.0) for point in points] for option in options]
         axes.stackplot(sizes, layers, labels=options, colors=_colours(options), linewidth=0)
         axes.set(xscale="log", xlim=(min(sizes), max(max(sizes), min(sizes) + 1)), ylim=(0, 100))
-        _mark(axes.xaxis, axes.get_xlim(), _size)
+        mark(axes.xaxis, axes.get_xlim(), rounded)
         axes.set_xlabel(f"bytes of the weight files, target {curve['target']}")
         axes.set_ylabel("% of the bytes")
         axes.tick_params(colors=SOFT, labelcolor=INK)
@@ -255,7 +231,7 @@ def spending(curve: Mapping[str, Any], name: str) -> str:
         axes.yaxis.label.set_color(INK)
         handles, labels = axes.get_legend_handles_labels()
         figure.legend(handles[::-1], labels[::-1], loc="outside right upper", frameon=False, labelcolor=INK, fontsize=9)
-        return _inline(_svg(figure, name))
+        return inline(svg(figure, name))
 
 
 def _ordered(points: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -275,34 +251,3 @@ def _colours(options: Sequence[str]) -> list[Any]:
     treated = [option for option in options if option not in _UNTOUCHED]
     shades = matplotlib.colormaps["viridis"](np.linspace(0.2, 0.9, max(len(treated), 1)))
     return [_GREYS.get(option) or shades[treated.index(option)] for option in options]
-
-
-# SVG
-
-
-@contextmanager
-def _settings(salt: str) -> Iterator[None]:
-    with matplotlib.rc_context(
-        {"svg.hashsalt": f"modicum-{salt}", "svg.fonttype": "none", "text.parse_math": False, "axes.unicode_minus": False}
-    ):
-        yield
-
-
-def _svg(figure: Figure, name: str) -> str:
-    """The figure as an SVG that follows the reader's light or dark scheme; the same figure gives the same text."""
-    figure.set_gid(f"modicum-{name}")
-    FigureCanvasSVG(figure)
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    swaps = "".join(
-        f'#modicum-{name} [style*="{part}: {light}"] {{ {part}: {dark} !important }}\n'
-        for light, dark in DARK.items()
-        for part in ("fill", "stroke")
-    )
-    head, opening, rest = buffer.getvalue().partition("<defs>")
-    return f"{head}<style>@media (prefers-color-scheme: dark) {{\n{swaps}}}</style>\n {opening}{rest}"
-
-
-def _inline(svg: str) -> str:
-    """An SVG as it may stand inside a page."""
-    return svg[svg.index("<svg") :]
