@@ -14,7 +14,6 @@ from modicum.core.plan import Choice
 from modicum.core.progress import Quiet
 from modicum.core.tensorfile import TensorFile
 from modicum.core.unit import Site, Stats, Unit
-from modicum.export import TARGETS
 from modicum.export._family import header_share, tensor_bytes
 from modicum.fit.choose import Chooser
 from modicum.fit.request import Request
@@ -230,7 +229,9 @@ def test_a_span_that_the_target_cannot_hold_is_not_offered(tmp_path):
     run = subject("gpt2", "nearest bits=8 group=32,blocks,replaceme")
     found, _ = measured(run, "modicum", tmp_path)
     assert {text.split()[0]: bool(span.biases) for text, span in found.spans.items()} == {"blocks": False, "replaceme": True}
-    offered = {target: [choice.option.split()[0] for choice in run.sizing(target).table(found).choices[DEPTH]] for target in TARGETS}
+    offered = {
+        target: [choice.option.split()[0] for choice in run.sizing(target).table(found).choices[DEPTH]] for target in run.possible_targets()
+    }
     assert offered == {"transformers": [KEEP, "blocks"], "modicum": [KEEP, "blocks", "replaceme"]}
 
 

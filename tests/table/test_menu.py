@@ -69,7 +69,7 @@ def test_transformers_is_offered_widths_its_readers_agree_on(subject):
 
 @pytest.mark.parametrize("group", [32, 64, 128])
 def test_groups_are_those_asked_for(subject, group):
-    for target in TARGETS:
+    for target in (name for name, each in TARGETS.items() if not each.asked):
         for option in default_menu(subject.target(target), group):
             assert all(step.group == group for step in option.steps if isinstance(step, Quantizer))
 

@@ -89,6 +89,8 @@ class Method:
     wraps: ClassVar[bool] = False
     # Settings at which the method stands on the menu of a budget; none where it does not.
     menu: ClassVar[tuple[Mapping[str, Any], ...]] = ()
+    # The target on whose menu alone it stands by default; empty where it stands on that of each that can hold it.
+    runtime: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         settings.check(self)

@@ -2,8 +2,9 @@
 
 from modicum.export._family import Target
 from modicum.export.container import Container, load
+from modicum.export.gguf.target import Gguf
 from modicum.export.hf import Transformers
 
-TARGETS: dict[str, type[Target]] = {"transformers": Transformers, "modicum": Container}
+TARGETS: dict[str, type[Target]] = {"transformers": Transformers, "modicum": Container, "gguf": Gguf}
 
-__all__ = ["TARGETS", "Container", "Target", "Transformers", "load"]
+__all__ = ["TARGETS", "Container", "Gguf", "Target", "Transformers", "load"]

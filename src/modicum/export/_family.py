@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -29,6 +29,8 @@ Entries = dict[str, tuple[torch.dtype, tuple[int, ...]]]
 METADATA = {"format": "pt"}
 # As Transformers shards; one file where all fits.
 SHARD_BYTES = 5_000_000_000
+# Digits of file offsets assumed in a header: ten gigabytes.
+DIGITS = 10
 
 
 @dataclass
@@ -95,6 +97,8 @@ class Target(ABC):
     name: ClassVar[str]
     # Whether its loader is somebody else's, which a small model tells about before anything is measured (`export.probe`).
     probes: ClassVar[bool] = False
+    # Whether a model is measured for it only where it is named.
+    asked: ClassVar[bool] = False
 
     def __init__(self, model: Model, script: Script):
         self.model, self.script = model, script
@@ -171,6 +175,15 @@ class Target(ABC):
         if first in forms:
             return self.model.units[first].stored(forms[first].dense())
         return self.model.weights.read(first)
+
+    def fixed_bytes(self, inside: Collection[str], dropped: frozenset[str] = frozenset()) -> int:
+        """Bytes beside what is ``inside`` the sites, headers' share included, where blocks are ``dropped``."""
+        layout = self.layout({}, {}, dropped)
+        rest = {name: entry for name, entry in layout.entries.items() if name not in inside}
+        frame = 8 + len(json.dumps({"__metadata__": METADATA}, separators=(",", ":"))) + 8
+        total = frame + sum(tensor_bytes(*entry) + header_share(name, *entry, DIGITS) for name, entry in rest.items())
+        dense = sum(tensor_bytes(*entry) for entry in layout.entries.values())
+        return total if dense < SHARD_BYTES else total + sum(len(name) + 64 for name in layout.entries) * 4
 
     def unit_bytes(self, unit: Unit, form: Form, digits: int) -> int:
         """Bytes a unit adds to the file: tensors, and their share of the header with offsets of ``digits`` digits."""

@@ -16,20 +16,19 @@ from torch import nn
 from typing_extensions import override
 
 from modicum.core.errors import ModelError, quoted
-from modicum.core.method import Change, Method
+from modicum.core.method import Method
 from modicum.core.option import Option
 from modicum.core.unit import Site, Unit
 from modicum.data.splits import Batch
 from modicum.drop._family import SiteCutter
-from modicum.export._family import Entries, Layout, Target
+from modicum.export._family import Entries, Layout
 from modicum.export.companions import copy_companions, save_config, save_generation
-from modicum.export.depth import following, renamed, renumbering, shallower
+from modicum.export.configured import Configured
+from modicum.export.depth import renamed, renumbering
 from modicum.export.initialized import needs_weight, reads
 from modicum.export.names import Names
-from modicum.export.narrow import Incision
 from modicum.export.placing import persistent_buffers
 from modicum.export.schemes import Targets, entries, float_family, inside, multiplied, quantization, scheme, tensors
-from modicum.export.uniform import narrower
 from modicum.forms import Cut, Dense, Form
 from modicum.models.model import Model
 from modicum.models.open import skeleton
@@ -47,7 +46,7 @@ _STEPS, _FEWEST = (64, 32, 16, 8), 8
 Saved = Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
 
 
-class Transformers(Target):
+class Transformers(Configured):
     """compressed-tensors directories.
 
     Rules of the runtimes that load them: units of one module that share an input (q, k, v; gate, up) have one scheme; the experts of the
@@ -61,11 +60,7 @@ class Transformers(Target):
 
     def __init__(self, model: Model, script: Script):
         super().__init__(model, script)
-        self._tried: dict[tuple[tuple[str, int], ...], bool] = {}
-        self._depths: dict[frozenset[str], Any | None] = {}
         self.names = Names(model, script)
-        if model.config is None or not hasattr(model.module, "save_pretrained"):
-            raise ModelError(f"{model.name}: must be a model of Transformers for this target, is a plain module. Pass --target modicum.")
 
     # What can be held
 
@@ -91,58 +86,6 @@ class Transformers(Target):
             return "target: weight used directly"  # compression replaces the attribute, and only the module's own forward brings it back
         owner = self.model.module.get_submodule(unit.module)
         return "" if unit.kind == "linear" and type(owner).forward is nn.Linear.forward else f"target: {unit.kind}"
-
-    @override
-    def holds(self, change: Change) -> str:
-        if change.biases or any(not isinstance(form, Dense | Cut) for form in change.forms.values()):
-            return "it cannot hold biases that compression adds"
-        if (change.dropped and "drop" in self.off) or self.wrong(
-            "cut", [self.model.units[n] for n, f in change.forms.items() if isinstance(f, Cut)]
-        ):
-            return "its loader makes another model of what remains"
-        cuts = self._incisions(change.forms)
-        if cuts is None or (cuts and narrower(self.model.module, self.model.config, cuts, change.dropped) is None):
-            return "its config has no numbers for these widths, which must be the same in all blocks"
-        if change.dropped and self._shallower(frozenset(change.dropped)) is None:
-            return "its config cannot describe the model without these blocks"
-        return ""
-
-    def _shallower(self, dropped: frozenset[str]) -> Any | None:
-        """The config without some blocks, the others as wide as they were; found once for each set."""
-        if dropped not in self._depths:
-            self._depths[dropped] = shallower(self.model, self.model.config, dropped)
-        return self._depths[dropped]
-
-    @override
-    def together(self, cuts: Mapping[str, Site]) -> dict[str, tuple[Site, ...]]:
-        """All of one kind at once: the config has one number for them."""
-        kinds: dict[str, list[Site]] = {}
-        for site in cuts.values():
-            kinds.setdefault(f"all blocks:{site.name.rpartition(':')[2]}", []).append(site)
-        return {name: tuple(members) for name, members in kinds.items()}
-
-    @override
-    def narrows(self, members: Sequence[Site], kept: Mapping[str, Sequence[int]]) -> bool:
-        if any(self.wrong("cut", member.units) for member in members):
-            return False
-        counts = tuple((member.name, len(kept[member.name])) for member in members)
-        if counts not in self._tried:
-            self._tried[counts] = narrower(self.model.module, self.model.config, Incision.of_cuts(members, kept)) is not None
-        return self._tried[counts]
-
-    def _config(self, forms: Mapping[str, Form], dropped: frozenset[str]) -> Any:
-        """The config as cuts and dropped blocks leave it."""
-        cuts = self._incisions(forms)
-        config = narrower(self.model.module, self.model.config, cuts, dropped) if cuts else self.model.config
-        if cuts is None or config is None:
-            raise ModelError(f"{self.model.name}: its config has no numbers for the widths that cuts leave. Pass --target modicum.")
-        return following(config, self.model.config, self._shallower(dropped)) if dropped else config
-
-    def _incisions(self, forms: Mapping[str, Form]) -> dict[str, Incision] | None:
-        """What cuts leave of each unit; None where a unit is no plain matrix of its own."""
-        found = {name: Incision.of(self.model.units[name], form) for name, form in forms.items() if isinstance(form, Cut)}
-        kept = {name: incision for name, incision in found.items() if incision is not None}
-        return kept if len(kept) == len(found) else None
 
     @override
     def sites(self) -> list[Site]:
@@ -317,7 +260,7 @@ class Transformers(Target):
 
     @override
     def describe(self, directory: Path, forms: Mapping[str, Form], dropped: frozenset[str]) -> None:
-        config = copy.deepcopy(self._config(forms, dropped))
+        config = copy.deepcopy(self.shaped_config(forms, dropped))
         config.dtype = self.model.dtype
         save_config(self.model, config, directory)
         quantized = self._quantization(forms, renumbering(dropped))

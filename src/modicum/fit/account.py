@@ -121,7 +121,7 @@ def build_receipt(outcome: Outcome) -> dict[str, Any]:
             "original": model.dense_bytes, "predicted": outcome.predicted, "actual": outcome.actual,
             "allowed": request.budget.bytes(model.parameters) if request.budget else None,
             "bits_per_weight": 8 * outcome.actual / model.parameters,
-            "files": {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(final.glob("*.safetensors"))},
+            "files": {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in _weights(final)},
         },
         "values": {"original": model.parameters, "actual": _values(made)}, "macs": _macs(outcome),
         "coverage": {
@@ -194,6 +194,11 @@ def _structural_row(name: str, option: str, choice: Choice | None) -> dict[str, 
         "site": name, "kind": "span" if name == DEPTH else "cut", "option": option, "weights": 0, "data_free": "", "original_bytes": 0,
         "bytes": 0, "harm": choice.harm if choice is not None else None,
     }  # fmt: skip
+
+
+def _weights(directory: Path) -> list[Path]:
+    """Files that hold weights."""
+    return sorted(path for path in directory.iterdir() if path.suffix in (".safetensors", ".gguf"))
 
 
 def _sha256(path: Path) -> str:

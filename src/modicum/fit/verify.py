@@ -27,7 +27,9 @@ _SAME = 1e-3
 def weighed(made: Made, layout: Layout, final: Path, who: str) -> int:
     """Bytes of the files of ``who``. Raises ``ModelError`` where they are not those of the plan, ``BudgetError`` where they are too many."""
     predicted, budget = layout.nbytes(), made.scene.request.budget
-    actual = sum(path.stat().st_size for path in final.iterdir() if path.name.endswith((".safetensors", ".safetensors.index.json")))
+    actual = sum(
+        path.stat().st_size for path in final.iterdir() if path.name.endswith((".safetensors", ".safetensors.index.json", ".gguf"))
+    )
     if actual != predicted:
         raise ModelError(f"{who}: must have {predicted} bytes by the plan, has {actual}. Report this.")
     allowed = budget.bytes(made.scene.model.parameters) if budget is not None else None

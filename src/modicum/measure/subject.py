@@ -150,9 +150,9 @@ class Subject:
         return "transformers" if self.model.is_causal else "modicum"
 
     def possible_targets(self) -> list[str]:
-        """Targets that can hold this model; what refuses one that it might have had is noted."""
+        """Targets that can hold this model, but for those that must be named; what refuses one that it might have had is noted."""
         found, unruled = [], None
-        for name in TARGETS:
+        for name in (name for name, target in TARGETS.items() if not target.asked):
             try:
                 self.target(name)
                 self.check_rules(name, self.menu(name))

@@ -36,6 +36,9 @@ class Ggml(Method):
 
     """
 
+    menu = tuple({"type": type} for type in ("q2_k", "q3_k", "iq4_xs", "q4_k", "iq4_nl", "q5_k", "q5_0", "q6_k", "q8_0"))
+    runtime = "gguf"
+
     type: str = param(
         "q8_0", "how a block is stored: its bits, and what scales it has",
         choices=("q2_k", "q3_k", "iq4_xs", "q4_k", "iq4_nl", "q4_0", "q4_1", "q5_k", "q5_0", "q5_1", "q6_k", "q8_0"), dial=True,

@@ -64,7 +64,9 @@ def default_menu(target: Target, group: int | None) -> Menu:
     """Every method at the settings it declares in ``menu``, as far as the target's readers agree on it; ``group`` columns share a scale,
     or as many as suit each site's rows.
     """
-    options = (option for option in everything(group) if target.common(option))
+    options = (
+        option for option in everything(group) if target.common(option) and all(step.runtime in ("", target.name) for step in option.steps)
+    )
     return Menu(options, suits=group is None, declared=True)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -15,7 +14,7 @@ from modicum.core.plan import Choice, Plan, Table
 from modicum.core.unit import Site, Unit
 from modicum.drop._family import Spanner
 from modicum.export import Target
-from modicum.export._family import METADATA, SHARD_BYTES, header_share, tensor_bytes
+from modicum.export._family import DIGITS
 from modicum.forms import Form
 from modicum.sweep import Script
 from modicum.table.findings import DEPTH, GONE, Findings, Structural, kind_of, prior_of
@@ -24,10 +23,6 @@ from modicum.table.zeros import lost_of, remaining_shape, shadow, zeros
 
 # Between the choice of a cut that binds several blocks and the change of depth it stands beside.
 _BESIDE = " beside "
-
-
-# Digits of file offsets assumed in a header: ten gigabytes.
-DIGITS = 10
 
 
 # Lengths of spans that are tried, up to a third of the blocks.
@@ -135,7 +130,7 @@ class Sizing:
         rest = [name for block in found.blocks for name in model.blocks[block].parameters if name not in treated]
         held = [model.weights.held(name) for name in rest]
         sizes = sum(value.numel() * model.weights.dtype(name).itemsize for value, name in zip(held, rest))
-        saved = _fixed_bytes(self.target, inside) - _fixed_bytes(self.target, inside, frozenset(found.blocks)) if rest else 0
+        saved = self.target.fixed_bytes(inside) - self.target.fixed_bytes(inside, frozenset(found.blocks)) if rest else 0
         return Choice(
             text,
             -saved,
@@ -305,23 +300,13 @@ class Sizing:
         rest = [name for name in weights.names if name not in units]
         values = sum(weights.held(name).numel() for name in rest)
         held = sum(weights.held(name).numel() * weights.dtype(name).itemsize for name in rest)
-        return {"bytes": _fixed_bytes(target, inside), "values": values, "memory": held, "seconds": 0.0, "macs": 0.0}
+        return {"bytes": target.fixed_bytes(inside), "values": values, "memory": held, "seconds": 0.0, "macs": 0.0}
 
 
 def _inside(target: Target, sites: Sequence[Site]) -> set[str]:
     """Names of all that is written of the sites."""
     units = {unit.parameter for site in sites for unit in site.units}
     return {name for site in sites for unit in site.units for name in target.unit_entries(unit, shadow(unit))} | units
-
-
-def _fixed_bytes(target: Target, inside: Collection[str], dropped: frozenset[str] = frozenset()) -> int:
-    """Bytes beside what is ``inside`` the sites, headers' share included, where blocks are ``dropped``."""
-    layout = target.layout({}, {}, dropped)
-    rest = {name: entry for name, entry in layout.entries.items() if name not in inside}
-    frame = 8 + len(json.dumps({"__metadata__": METADATA}, separators=(",", ":"))) + 8
-    total = frame + sum(tensor_bytes(*entry) + header_share(name, *entry, DIGITS) for name, entry in rest.items())
-    dense = sum(tensor_bytes(*entry) for entry in layout.entries.values())
-    return total if dense < SHARD_BYTES else total + sum(len(name) + 64 for name in layout.entries) * 4
 
 
 def span_lengths(script: Script, steps: Sequence[Spanner]) -> Iterator[tuple[str, list[str]]]:

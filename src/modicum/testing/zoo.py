@@ -264,6 +264,11 @@ def tied_twin(seed: int = 0) -> tuple[nn.Module, list[Batch]]:
     return _build(_Entry("Qwen2ForCausalLM", partial(_text, vocabulary=1024), settings), seed, torch.float32)
 
 
+def language_model(model: str, seed: int = 0, dtype: torch.dtype = torch.float32, **settings: Any) -> nn.Module:
+    """A class of Transformers that reads tokens, as small as what `build` makes but for ``settings`` of its config."""
+    return _build(_Entry(model, _text, settings), seed, dtype)[0]
+
+
 def _build(entry: _Entry, seed: int, dtype: torch.dtype) -> tuple[nn.Module, list[Batch]]:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed every GPU, which the fork does not restore
