@@ -146,6 +146,10 @@ class Target(ABC):
         """The model as users load it; ``module`` is what ``verify`` gave."""
         return module
 
+    def otherwise(self, directory: Path) -> dict[str, Callable[[], torch.nn.Module]]:
+        """Other ways in which its users load a directory, by name."""
+        return {}
+
     def wrong(self, family: str, units: Sequence[Unit]) -> bool:
         """Whether the loader does not bring back units that this family of forms has treated."""
         return any(f"{family} {unit.likeness}" in self.off for unit in units)

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from typing_extensions import override
 
-from modicum.core.errors import ModelError, quoted
+from modicum.core.errors import ModelError
 from modicum.core.method import Method
 from modicum.core.option import Option
 from modicum.core.unit import Site, Unit
@@ -26,13 +26,13 @@ from modicum.export.companions import copy_companions, save_config, save_generat
 from modicum.export.configured import Configured
 from modicum.export.depth import renamed, renumbering
 from modicum.export.initialized import needs_weight, reads
+from modicum.export.loaded import dequantized, loaded
 from modicum.export.names import Names
 from modicum.export.placing import persistent_buffers
 from modicum.export.schemes import Targets, entries, float_family, inside, multiplied, quantization, scheme, tensors
 from modicum.forms import Cut, Dense, Form
 from modicum.models.model import Model
 from modicum.models.open import skeleton
-from modicum.models.quiet import hushed
 from modicum.models.settled import computed_weights
 from modicum.quantize._family import Quantizer
 from modicum.quantize.activations import Activations
@@ -297,21 +297,13 @@ class Transformers(Configured):
     @override
     def verify(self, directory: Path, forms: Mapping[str, Form], batch: Batch | None = None) -> tuple[nn.Module, dict[str, Any]]:
         cls = type(self.model.module)
-        try:
-            with hushed():
-                module, report = cls.from_pretrained(directory, dtype="auto", output_loading_info=True)  # type: ignore[attr-defined]
-        except Exception as error:  # whatever a loader raises
-            raise ModelError(
-                f"{directory}: Transformers' own loader fails at these files ({quoted(error)}). Pass --target modicum."
-            ) from error
-        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
-            if report.get(kind):
-                raise ModelError(
-                    f"{directory}: Transformers must load it whole, reports {kind} such as {sorted(map(str, report[kind]))[:2]}."
-                )
-        if callable(choose := getattr(module, "set_experts_implementation", None)):
-            choose("eager")  # the arithmetic of the sweep: what remains to differ is the weights
-        return module.eval(), {"loader": "transformers.from_pretrained", "class": cls.__name__}
+        return loaded(cls, directory), {"loader": "transformers.from_pretrained", "class": cls.__name__}
+
+    @override
+    def otherwise(self, directory: Path) -> dict[str, Callable[[], nn.Module]]:
+        """Decoded while it is loaded, which Transformers documents for fine-tuning and saving."""
+        quantized = "quantization_config" in json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        return {"dequantize=True": partial(dequantized, type(self.model.module), directory)} if quantized else {}
 
 
 def _step(groups: int) -> int:

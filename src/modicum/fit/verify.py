@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,12 @@ import torch
 from torch import nn
 
 from modicum.core.budget import Budget, many, readable
-from modicum.core.errors import BudgetError, ModelError, listed
+from modicum.core.errors import BudgetError, ModelError, listed, quoted
 from modicum.data.splits import one_row, placed
 from modicum.export._family import Layout
 from modicum.fit.made import Made
 from modicum.judge.generation import FEW_BITS, Generation, generates, prompts_of
-from modicum.judge.quality import compare, plain
+from modicum.judge.quality import Quality, compare, plain
 from modicum.judge.texts import MOST_BYTES, side_by_side
 from modicum.models.quiet import hushed
 from modicum.runtime.memory import whole_model
@@ -57,16 +58,36 @@ def reloaded(made: Made, final: Path, who: str, events: list[str], texts: bool =
     module, found = scene.target.verify(final, made.forms, here[0])
     if (wide := found.get("as wide as before")) and _narrower(budget):
         raise BudgetError(f"budget {budget}: cuts must load narrower for it, these do not: {listed(sorted(wide))}. Keep them whole.")
+    wanted = list(made.outputs(batches, stored))
     with hushed():  # some loaders do their last steps on first use
-        judged = compare(made.outputs(batches, stored), plain(module, here), batches, False, scene.script.outputs)
-    worst = max(value for each in judged.parts.values() for value in each.divergence)
+        judged = compare(iter(wanted), plain(module, here), batches, False, scene.script.outputs)
+    worst = _largest(judged)
     if worst > _SAME:
         raise ModelError(f"{who}: the reloaded model must match the dequantized weights, differs by {worst:.2g} ({judged.metric}).")
     found |= _multiplied(made, scene.target.as_loaded(final, module), events)
     if (prompts := _prompts(made)) is not None:
         found |= {"generation": _generated(made, prompts, module, who, events)}
     found |= _texts(made, module, events) if texts else {}
-    return found | {"logits": {"metric": judged.metric, "largest": worst, "sequences": len(judged.divergence)}}
+    del module  # one at a time
+    found |= {"logits": {"metric": judged.metric, "largest": worst, "sequences": len(judged.divergence)}}
+    judge = lambda other: _largest(compare(iter(wanted), plain(other, here), batches, False, scene.script.outputs))
+    return found | {name: _otherwise(load, judge) for name, load in scene.target.otherwise(final).items()}
+
+
+def _largest(judged: Quality) -> float:
+    return max(value for each in judged.parts.values() for value in each.divergence)
+
+
+def _otherwise(load: Callable[[], nn.Module], judge: Callable[[nn.Module], float]) -> dict[str, Any]:
+    """What another way to load the files comes to: the same model, a wrong one, or none. It fails no run, since nobody needs to go it."""
+    try:
+        with hushed():
+            worst = judge(load())
+    except ModelError as error:  # what it answers is no number, or of another shape
+        return {"result": "wrong", "why": quoted(error)}
+    except Exception as error:  # whatever a loader raises
+        return {"result": "fails", "why": quoted(error)}
+    return {"result": "the same" if worst <= _SAME else "wrong", "largest": worst}
 
 
 def few_bits(made: Made) -> float:
