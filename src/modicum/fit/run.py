@@ -29,6 +29,8 @@ from modicum.fit import explicit
 from modicum.fit.account import Outcome, build_receipt, tell
 from modicum.fit.advice import advice
 from modicum.fit.assemble import Assembly
+from modicum.fit.card import FILE as CARD
+from modicum.fit.card import card
 from modicum.fit.choose import Chooser
 from modicum.fit.choosing import Choosing, Chosen
 from modicum.fit.forecast import forecast
@@ -259,6 +261,9 @@ class Run:
         chosen.plan.write(final / "plan.json")
         mark(final)  # of what is interrupted from here on it is known what is ours
         receipt = self._receipt(chosen, made, layout, final)
+        said, told = card(receipt, self.scene.model.directory, causal=self.scene.model.is_causal)
+        receipt["events"] += told
+        (final / CARD).write_text(said, encoding="utf-8")
         write_json(final / "receipt.json", receipt)
         write_config(final / CONFIG, self.said)
         tell(receipt)
