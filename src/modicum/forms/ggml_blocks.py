@@ -112,18 +112,25 @@ def put_together(name: str, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
     return torch.cat(found, 1)
 
 
+def grids(name: str, parts: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """What levels are multiplied by, and what is added then, float32 (count, groups of columns)."""
+    layout = LAYOUTS[name]
+    scale, offset = parts["step"].float()[:, None], torch.zeros(1)
+    if layout.least:
+        offset = parts["least"].float()[:, None]
+    if layout.scales:
+        groups = TYPES[name].columns // layout.columns
+        scale = scale * parts["sides"][:, :groups].float().sub_(layout.bias)
+        if layout.least:
+            offset = -(offset * parts["sides"][:, groups:].float())
+    return scale, offset.expand_as(scale)
+
+
 def values(name: str, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """Float32 (count, columns) that parts stand for, multiplied in the order of llama.cpp's own reader: equal to the bit."""
-    layout = LAYOUTS[name]
-    codes, scale = parts["codes"], parts["step"].float()[:, None]
-    groups = codes.shape[1] // layout.columns
-    if layout.scales:
-        scale = scale * parts["sides"][:, :groups].float().sub_(layout.bias)
-    value = layout.levels(codes).view(len(codes), groups, -1).mul_(scale[..., None])
-    if layout.least:
-        least = parts["least"].float()[:, None]
-        value += least[..., None] if not layout.scales else -(least * parts["sides"][:, groups:].float())[..., None]
-    return value.flatten(1)
+    scale, offset = grids(name, parts)
+    levels = LAYOUTS[name].levels(parts["codes"]).view(*scale.shape, -1).mul_(scale[..., None])
+    return (levels.add_(offset[..., None]) if LAYOUTS[name].least else levels).flatten(1)
 
 
 def _spread(raw: torch.Tensor, field: Field) -> torch.Tensor:

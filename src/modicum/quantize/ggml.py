@@ -1,41 +1,61 @@
-"""Ggml: blocks as llama.cpp stores them, a scale for every few columns and a step for all scales of a block."""
+"""Ggml: blocks as llama.cpp stores them, their codes decided column by column."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from typing_extensions import override
 
 from modicum import forms
+from modicum.core.blocks import Blocks
 from modicum.core.errors import SettingError
 from modicum.core.ggml import TYPES, fitting
-from modicum.core.method import Change, Method
+from modicum.core.method import Change, Method, Need, Paper
 from modicum.core.settings import param
 from modicum.core.unit import Site, Stats
+from modicum.forms.ggml_blocks import LAYOUTS
 from modicum.forms.lift import on_dense
 from modicum.numerics.ggml import encode
+from modicum.numerics.ggml_descent import descend
+from modicum.numerics.ggml_held import Held
+from modicum.numerics.solver import slabs, solve
+from modicum.quantize._factor import factored
+
+# Levels that are few: more than one sweep over them is worth its time.
+_FEW = 8
+_NEEDS = {"gptq": frozenset({Need.COVARIANCE}), "weighed": frozenset({Need.NORMS}), "nearest": frozenset[Need]()}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ggml(Method):
-    """Round to blocks of a type that llama.cpp runs.
+    """Round to blocks of a type that llama.cpp runs, column by column so that later columns absorb the error on the calibration inputs.
 
-    ``scale · q - minimum``, for every 16 or 32 columns, where scales and minima are whole numbers under a step for each block of 256; types
-    without minima have levels on both sides of zero.
+    A weight is ``scale · q - minimum`` with both for every 16 or 32 columns. In the types of 256 columns they are whole numbers under two steps for
+    the block; in those without minima levels lie on both sides of zero. Scales and minima are searched for first, each column weighted by its
+    inputs' energy; then codes are decided as in ``gptq``; then codes, whole numbers and steps move to their best in turn.
 
-    *Shapes:* weight (rows, columns), columns whole blocks of the type. *Needs and cost:* no data, a few passes over the weight. *Reduces to:* the
-    original weights where they are such numbers. *Raises:* ``SettingError`` where blocks do not fill a row, and where it comes after a step that
-    left no dense weight.
+    *Shapes:* weight (rows, columns), columns whole blocks of the type; covariance (columns, columns). *Needs and cost:* covariance and one
+    factorization of it, then rows · columns² multiply-adds, and again for each sweep; ``rounding=weighed`` needs the energy of inputs alone and
+    takes a hundred passes over the weight, as does ``nearest``, which needs no data. *Reduces to:* ``rounding=weighed`` where the covariance is
+    diagonal and ``sweeps=0``, which is ``nearest`` where columns are alike. *Raises:* ``SettingError`` where blocks do not fill a row, and where it
+    comes after a step that left no dense weight; ``ModelError`` where no damping makes the covariance positive definite. Weights whose inputs were
+    not seen take ``rounding=nearest``.
 
     Example:
         >>> import torch
-        >>> Ggml(type="q4_k").code(torch.randn(8, 256), torch.float32).nbytes
+        >>> Ggml(type="q4_k").code(torch.randn(8, 256), Stats(count=99, covariance=torch.eye(256)), torch.float32).nbytes
         1152
 
     """
 
+    paper = Paper(
+        "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers", "2210.17323", 2022,
+        "Frantar, Elias and Ashkboos, Saleh and Hoefler, Torsten and Alistarh, Dan",
+    )  # fmt: skip
+    needs = frozenset({Need.COVARIANCE, Need.NORMS})
+    blockwise = True
     menu = tuple({"type": type} for type in ("q2_k", "q3_k", "iq4_xs", "q4_k", "iq4_nl", "q5_k", "q5_0", "q6_k", "q8_0"))
     runtime = "gguf"
 
@@ -43,6 +63,20 @@ class Ggml(Method):
         "q8_0", "how a block is stored: its bits, and what scales it has",
         choices=("q2_k", "q3_k", "iq4_xs", "q4_k", "iq4_nl", "q4_0", "q4_1", "q5_k", "q5_0", "q5_1", "q6_k", "q8_0"), dial=True,
     )  # fmt: skip
+    rounding: str = param(
+        "gptq", "column by column (gptq), to the nearest with columns weighted by their inputs (weighed), or alike (nearest)",
+        choices=("gptq", "weighed", "nearest"),
+    )  # fmt: skip
+    damping: float = param(0.01, "share of the covariance's mean diagonal added to its diagonal", between=(0.0, 10.0))
+    sweeps: int = param(3, "times that all codes and scales are moved to their best in turn; of more than 3 bits once", between=(0, 100))
+
+    @override
+    def wanted(self) -> frozenset[Need]:
+        return _NEEDS[self.rounding]
+
+    def without_data(self) -> Method:
+        """The stand-in for weights whose inputs were not seen."""
+        return replace(self, rounding="nearest")
 
     @property
     @override
@@ -53,16 +87,40 @@ class Ggml(Method):
     @override
     def apply(self, site: Site, stats: Mapping[str, Stats], current: Mapping[str, forms.Form]) -> Change:
         """Quantize every unit of the site."""
-        own = lambda weight, _: self.code(weight.float(), weight.dtype)
-        return Change(forms={u.name: on_dense(current[u.name], stats[u.name], own, self.key()) for u in site.units})
+        own = lambda weight, seen: self.code(weight.float(), seen, weight.dtype)
+        found = {u.name: on_dense(current[u.name], stats[u.name], own, self.key()) for u in site.units}
+        return Change(forms=found, events=[f"{u.name}: {event}" for u in site.units for event in stats[u.name].events])
 
-    def code(self, weight: torch.Tensor, dtype: torch.dtype) -> forms.Ggml:
+    def code(self, weight: torch.Tensor, stats: Stats, dtype: torch.dtype) -> forms.Ggml:
         """The form of float32 ``weight`` (rows, columns)."""
         columns = weight.shape[1]
         if columns % TYPES[self.type].columns:
-            others = ", ".join(f"type={name}" for name in fitting(columns))
+            others = " or ".join(f"type={name}" for name in fitting(columns))
             raise SettingError(
                 f"{self.key()} type={self.type}: rows must be whole blocks of {TYPES[self.type].columns} columns, have {columns}. "
                 + (f"Choose {others}." if others else "Choose another method for them.")
             )
-        return forms.Ggml(encode(weight, self.type), self.type, (len(weight), columns), dtype)
+        made = {"gptq": self._solved, "weighed": self._weighed, "nearest": self._nearest}[self.rounding]
+        return forms.Ggml(made(weight, stats), self.type, (len(weight), columns), dtype)
+
+    def _nearest(self, weight: torch.Tensor, stats: Stats) -> torch.Tensor:
+        return encode(weight, self.type)
+
+    def _weighed(self, weight: torch.Tensor, stats: Stats) -> torch.Tensor:
+        return encode(weight, self.type, stats.square)
+
+    def _solved(self, weight: torch.Tensor, stats: Stats) -> torch.Tensor:
+        """Blocks whose codes were decided column by column, slabs of rows one after the other."""
+        assert stats.moment is not None
+        moment = stats.moment.aligned(TYPES[self.type].columns) if isinstance(stats.moment, Blocks) else stats.moment
+        order, factor = factored(stats, self.damping, group=TYPES[self.type].columns)
+        columns, importance = order.tolist(), moment.diagonal().contiguous()
+        found = []
+        for rows in slabs(weight):
+            held = Held(encode(weight[rows], self.type, importance), self.type)
+            decide = lambda k, wanted, held=held: torch.from_numpy(held.decide(columns[k], wanted.numpy()))
+            solve(weight[rows][:, order], factor, decide)
+            if rounds := self.sweeps if LAYOUTS[self.type].codes <= _FEW else min(self.sweeps, 1):
+                descend(weight[rows], held, moment, factor.damping, rounds)
+            found.append(held.blocks())
+        return torch.cat(found)
