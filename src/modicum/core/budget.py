@@ -106,6 +106,10 @@ class Budget:
         bounds = [bound for bound in (self.size, None if self.bpw is None else int(self.bpw * parameters / 8)) if bound is not None]
         return min(bounds, default=None)
 
+    def only_bytes(self, parameters: int) -> int | None:
+        """Largest number of bytes of files, or None where something else is bounded."""
+        return None if self._given().keys() - {"size", "bpw"} else self.bytes(parameters)
+
     def multiplications(self, original: int) -> float:
         """Most multiply-adds of one forward pass where the original takes ``original``; infinite where they are free."""
         return float("inf") if self.macs is None else self.macs * original if self.macs <= 1 else self.macs

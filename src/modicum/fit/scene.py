@@ -52,6 +52,8 @@ class Scene:
         _check_device(subject.model, request)
         ranks.share(subject.data.calibration)
         name = _target_name(subject, request)
+        if measured is None and not request.dry_run and request.budget is not None:
+            subject.most = request.budget.only_bytes(subject.model.parameters)
         scene = cls(subject, request, subject.target(name), measured, ranks)
         if request.plan is None:
             subject.check_rules(name, scene.menu)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from modicum.core.budget import readable
 from modicum.core.errors import DataError, ModelError, ModicumError, SettingError, near, quoted
 from modicum.core.memory import free_memory, own_memory, trim
 from modicum.core.option import Option
@@ -42,7 +43,8 @@ from modicum.sweep.outline import outlined
 from modicum.sweep.ranks import LONE, Ranks
 from modicum.sweep.rehearsal import use_eager_experts
 from modicum.sweep.spill import SpillPool
-from modicum.table.menu import Menu, cutters, default_menu, require_choices
+from modicum.table.menu import Menu, cutters, default_menu, require_choices, weight_options
+from modicum.table.reach import far_below
 from modicum.table.rules import names_of, ruling
 from modicum.table.ruling import check_names, check_rules
 from modicum.table.sizing import Sizing
@@ -63,8 +65,10 @@ class Subject:
     compute: Compute
     memory: Plan = field(default_factory=Plan)
     planned: int = 0  # tokens that a run would calibrate on, where this is only its forecast
+    most: int | None = None  # bytes of files, where the default menu need only serve a budget of so many
     _targets: dict[str, Target] = field(default_factory=dict)
     _runtimes: dict[tuple, Runtime] = field(default_factory=dict)
+    _unused: dict[str, frozenset[str]] = field(default_factory=dict)
 
     @classmethod
     def open(
@@ -179,7 +183,17 @@ class Subject:
         menu = Menu(asked) if asked is not None else default_menu(self.target(target), self.settings.group)
         if (taking := self.taking) is not None:
             menu = Menu(taking.menu(menu, menu.declared), suits=menu.suits, declared=menu.declared)
-        return self.ruled(menu)
+        menu = self.ruled(menu)
+        return menu if self.most is None or not menu.declared else menu.leaving_out(self._far_below(target, menu, self.most))
+
+    def _far_below(self, target: str, menu: Menu, most: int) -> frozenset[str]:
+        """What such a budget has no use for; noted, for it may have been wanted."""
+        if target not in self._unused:
+            options = Menu(weight_options(menu), suits=menu.suits, declared=True, rules=menu.rules)
+            self._unused[target] = left_out = far_below(Sizing(self.target(target), options, {}, self.kept).table(), most)
+            if left_out:
+                self._note(f"menu: options of far fewer bits than {readable(most)} pays for were not measured; --menu names others")
+        return self._unused[target]
 
     @property
     def taking(self) -> Taking | None:

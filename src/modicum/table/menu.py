@@ -35,24 +35,30 @@ class Menu(tuple[Option, ...]):
     """Options, and the rules that hold for a site.
 
     Of a menu that ``suits``, integers take the groups that suit a site's rows: each stands here once, with the first of ``_GROUPS``. A
-    ``declared`` one is what methods say of themselves, not the caller.
+    ``declared`` one is what methods say of themselves, not the caller. ``without`` are texts of options, as sites take them, that are left out.
     """
 
     suits: bool
     declared: bool
     rules: Ruling
+    without: frozenset[str]
 
     def __new__(
-        cls, options: Iterable[Option], *, suits: bool = False, declared: bool = False, rules: Ruling = lambda site: ()
+        cls, options: Iterable[Option], *, suits: bool = False, declared: bool = False, rules: Ruling = lambda site: (),
+        without: frozenset[str] = frozenset(),
     ) -> Menu:  # fmt: skip
         """Options in their order."""
         menu = super().__new__(cls, options)
-        menu.suits, menu.declared, menu.rules = suits, declared, rules
+        menu.suits, menu.declared, menu.rules, menu.without = suits, declared, rules, without
         return menu
 
     def under(self, rules: Ruling) -> Menu:
         """The same with the rules of each site."""
-        return Menu(self, suits=self.suits, declared=self.declared, rules=rules)
+        return Menu(self, suits=self.suits, declared=self.declared, rules=rules, without=self.without)
+
+    def leaving_out(self, texts: frozenset[str]) -> Menu:
+        """The same without some options."""
+        return Menu(self, suits=self.suits, declared=self.declared, rules=self.rules, without=texts)
 
     def with_rules(self, sites: Iterable[Site]) -> list[Option]:
         """All options that a site may have, those included that only rules give."""
@@ -196,7 +202,8 @@ def offered(target: Target, site: Site, menu: Sequence[Option]) -> dict[str, Opt
         fitted = target.adapt(site, option)
         if fitted is not None and all(step.saves(site) for step in fitted.steps):
             found[str(fitted)] = fitted
-    return found
+    without = menu.without if isinstance(menu, Menu) else ()
+    return {text: option for text, option in found.items() if text not in without}
 
 
 def _under_rules(target: Target, site: Site, menu: Sequence[Option], rules: Sequence[Rule]) -> dict[str, Option]:
