@@ -225,8 +225,9 @@ def test_weights_beside_each_other_aim_as_each_alone_does(layer):
         assert torch.equal(one.codes, expected.codes) and torch.equal(one.scale, expected.scale)
 
 
-def test_what_is_written_is_moved_further_than_what_is_compared(layer):
-    thing, method, losses = layer(), Gptq(bits=2, group=32), []
+@pytest.mark.parametrize("bits", [2, 4, 6])
+def test_what_is_written_is_moved_further_than_what_is_compared(layer, bits):
+    thing, method, losses = layer(), Gptq(bits=bits, group=32), []
     for ahead in ((method,), ()):
         stats = thing.stats(Gptq.needs)
         stats.ahead = ahead

@@ -50,9 +50,9 @@ def refined(
     weights: Sequence[torch.Tensor], grids: Sequence[Grid], forms: Sequence[Integer], moment: torch.Tensor | Blocks, damping: float,
     sweeps: Sequence[int],
 ) -> list[tuple[Integer, torch.Tensor]]:  # fmt: skip
-    """What ``descend`` gives for each of them, and the loss of its rows; those of as many ``sweeps`` go together."""
-    made = dict[int, tuple[Integer, torch.Tensor]]()
-    for count in set(sweeps):
+    """What ``descend`` gives for each of them, and the loss of its rows; those of as many ``sweeps`` go together, and of none keep their forms."""
+    made = {place: (form, torch.zeros(len(form.codes))) for place, form in enumerate(forms)}
+    for count in set(sweeps) - {0}:
         mine = [place for place, each in enumerate(sweeps) if each == count]
         found = descend([weights[place] for place in mine], [grids[place] for place in mine], [forms[place] for place in mine],
                         moment, damping, count)  # fmt: skip

@@ -46,7 +46,8 @@ class Gptq(Quantizer):
     *Differences from the paper:* one factorization instead of an inverse and a factorization; groups are fitted to the original weights when
     columns are reordered, so that nothing but scales is stored; a group's range may be clipped to the share of least squared error under the
     covariance's diagonal, at most to ``clip``; what the columns decided is refined by coordinate descent over all codes and scales, at up to 3
-    bits (4, of what is written) from two starts of which each row takes the better (``sweeps=0`` leaves that out). At up to 3 bits codes come
+    bits (4, of what is written) from two starts of which each row takes the better (``sweeps=0`` leaves that out); of more than 4 bits what is
+    only compared with other options is not refined. At up to 3 bits codes come
     near ``W + towards · W Δ H⁻¹``, where Δ sums ``(y - x) xᵀ`` of the original's inputs y, so that a layer makes up for a part of what was lost
     before it (Arai and Ichikawa 2025, Quantization Error Propagation; ``towards=0`` leaves that out), and rows go in turns, of which later ones
     make up for earlier ones (``numerics/coupled.py``; Tseng, Sun and De Sa 2025, YAQA; which more than one of ``turns`` asks for).
@@ -82,10 +83,9 @@ class Gptq(Quantizer):
         more = {Need.DRIFT: self.towards, Need.FELT: self.turns > 1 and self.group >= 0}
         return self.needs | (frozenset(need for need, asked in more.items() if asked) if self.bits <= FEW else frozenset())
 
-    @property
-    def _rounds(self) -> int:
-        """Sweeps that these bits are worth."""
-        return self.sweeps if self.bits <= FEW else min(self.sweeps, 1)
+    def _rounds(self, stats: Stats) -> int:
+        """Sweeps that these bits are worth: of many, what is only compared takes none."""
+        return self.sweeps if self.bits <= FEW else 0 if stats.ahead and self.bits > SETTLED else min(self.sweeps, 1)
 
     def without_data(self) -> Hqq:
         """The stand-in for weights whose inputs were not seen."""
@@ -131,9 +131,9 @@ class Gptq(Quantizer):
         span = rounding.width if sequential else 0
         _, loss = solve(weight[:, rounding.order], factor, rounding.decide, span=span, prepare=refit if sequential else None)
         form = Integer(rounding.codes.T.contiguous(), rounding.scale, rounding.zero, self.bits, rounding.width)
-        if not self.sweeps:
+        if not (rounds := self._rounds(stats)):
             return form, torch.tensor([loss])
-        (form,), (lost,) = descend([weight], [rounding.grid], [form], stats.moment, factor.damping, self._rounds)
+        (form,), (lost,) = descend([weight], [rounding.grid], [form], stats.moment, factor.damping, rounds)
         return form, lost
 
     def _starts(
@@ -190,8 +190,6 @@ class Gptq(Quantizer):
             Integer(own[: len(weight)].contiguous(), scale, zero, grid.bits, grid.width(weight.shape[1]))
             for grid, weight, own, (scale, zero) in zip(grids, weights, codes, fits)
         ]
-        if not self.sweeps:
-            return forms
-        sweeps = [step._rounds for (step, _), own in zip(pairs, starts) for _ in own]
+        sweeps = [step._rounds(stats) for (step, _), own in zip(pairs, starts) for _ in own]
         each = iter(refined(weights, grids, forms, stats.moment, factor.damping, sweeps))
         return [least(list(itertools.islice(each, len(own))))[0] for own in starts]
