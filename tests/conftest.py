@@ -3,6 +3,7 @@
 import gc
 import os
 import random
+import shutil
 import tempfile
 import threading
 
@@ -23,11 +24,25 @@ hypothesis.settings.register_profile("modicum", deadline=None, derandomize=True,
 hypothesis.settings.load_profile("modicum")
 
 
+_PLACE = pytest.StashKey[str]()
+
+
 def pytest_configure(config):
-    # What is timed on this machine is kept in the user's cache: not by tests.
-    os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="modicum-cache-")
     # Test files are named by what they test, so two folders may hold one name (numerics/test_svd.py, factor/test_svd.py).
     config.option.importmode = "importlib"
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        return
+    # What tests leave in the temporary folder, and what is timed on this machine, which is kept in the user's cache, goes when they have ended:
+    # that of their processes too. What pytest itself puts there stays where people look for it.
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
+    config.stash[_PLACE] = place = tempfile.mkdtemp(prefix="modicum-tests-")
+    os.environ |= {"TMPDIR": place, "XDG_CACHE_HOME": os.path.join(place, "cache")}
+    tempfile.tempdir = None
+
+
+def pytest_unconfigure(config):
+    if place := config.stash.get(_PLACE, None):
+        shutil.rmtree(place, ignore_errors=True)
 
 
 @pytest.fixture(autouse=True, scope="module")
