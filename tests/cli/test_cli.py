@@ -34,7 +34,7 @@ from modicum.receipt import frontier, report
 from modicum.table.harm import HARMS
 from modicum.testing import zoo
 
-SMALL = ("--samples", "4", "--tokens", "16", "--menu", "int4,int8", "--harm", "error")
+SMALL = ("--samples", "4", "--tokens", "16", "--menu", "nearest bits=4,nearest bits=8", "--harm", "error")
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def measured(model, tmp_path_factory):
         "--test-samples",
         "4",
         "--menu",
-        "int4,int8,ziplm keep=0.5",
+        "nearest bits=4,nearest bits=8,ziplm keep=0.5",
     )
     result = run(*words, "--harm", "error")
     assert result.exit_code == 0, result.stderr

@@ -15,9 +15,9 @@ import modicum
 from modicum.sweep.outputs import output_tensor
 from modicum.testing import zoo
 
-FAST = {"search_time": 0, "menu": "int4,int8", "harm": "error"}
+FAST = {"search_time": 0, "menu": "nearest bits=4,nearest bits=8", "harm": "error"}
 # Of every family one.
-MENU = "int2,int8,gptq bits=3 | eora rank=2,watersic rate=3,svd keep=0.5,sparsegpt keep=0.5,ziplm keep=0.5,replaceme count=1"
+MENU = "nearest bits=2,nearest bits=8,gptq bits=3 | eora rank=2,watersic rate=3,svd keep=0.5,sparsegpt keep=0.5,ziplm keep=0.5,replaceme count=1"
 
 
 def outputs(module, batch):

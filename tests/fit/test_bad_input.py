@@ -19,7 +19,7 @@ from modicum.cli.main import main
 from modicum.models.located import DEMO
 from modicum.testing import zoo
 
-SMALL = ("--search-time", "0", "--samples", "4", "--tokens", "64", "--menu", "int4,int8", "--harm", "error")
+SMALL = ("--search-time", "0", "--samples", "4", "--tokens", "64", "--menu", "nearest bits=4,nearest bits=8", "--harm", "error")
 WEIGHT = "model.layers.1.mlp.down_proj.weight"
 
 

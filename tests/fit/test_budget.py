@@ -21,9 +21,11 @@ LADDERS = {
     ("qwen3_moe", "transformers"): (7.0, 9.0),
     ("mlp", "modicum"): (4.5, 8.0),
 }
-FAST = {"menu": "int4,int8", "harm": "error", "search_time": 0}
+CHEAP = "nearest bits=4,nearest bits=8"
+FAST = {"menu": CHEAP, "harm": "error", "search_time": 0}
 # Options of all kinds, so few that a measurement takes little.
-MENU = "int2,int3,int4,int8,float8,gptq bits=3 | eora rank=2,svd keep=0.5,sparsegpt keep=0.5,ziplm keep=0.5,replaceme count=1"
+MENU = "nearest bits=2,nearest bits=3,nearest bits=4,nearest bits=8,float8,gptq bits=3 sweeps=0 | eora rank=2,svd keep=0.5,sparsegpt keep=0.5,"
+MENU += "ziplm keep=0.5,replaceme count=1"
 RUNGS = [(name, target, bpw) for (name, target), ladder in LADDERS.items() for bpw in ladder]
 
 
@@ -132,21 +134,21 @@ def test_predicted_harm_is_that_of_the_plan_in_the_table(fitted, picks_of):
 def test_a_size_is_met_to_the_byte_it_names(llama, fitted, tmp_path):
     first, _, _ = fitted("llama", "modicum", 6.0)
     exact = first.receipt["bytes"]["actual"]
-    again, _, allowed = measured_fit("llama", tmp_path / "out", size=f"{exact}B", target="modicum", group=32)
+    again, _, allowed = measured_fit("llama", tmp_path / "out", size=f"{exact}B", target="modicum", menu=MENU, group=32)
     assert allowed == exact >= again.receipt["bytes"]["actual"]
     assert again.receipt["predicted_harm"] <= first.receipt["predicted_harm"] * (1 + 1e-9)
 
 
 def test_bits_per_weight_are_taken_as_given(tmp_path):
     bpw = 8 - 1e-9
-    _, _, allowed = measured_fit("llama", tmp_path / "out", bpw=bpw, menu="int2,int4", harm="error")
+    _, _, allowed = measured_fit("llama", tmp_path / "out", bpw=bpw, menu="nearest bits=2,nearest bits=4", harm="error")
     assert allowed == int(bpw * 143808 / 8) < 143808
 
 
 def test_tied_weights_count_once(tmp_path):
     model, _ = zoo.tied_twin()
     numbers = sum(parameter.numel() for parameter in {id(p): p for p in model.parameters()}.values())
-    result, _, allowed = measured_fit("tied_twin", tmp_path / "out", bpw=9.0, menu="int4,int8", harm="error")
+    result, _, allowed = measured_fit("tied_twin", tmp_path / "out", bpw=9.0, menu=CHEAP, harm="error")
     assert result.source.parameters == numbers < sum(p.numel() for _, p in model.named_parameters(remove_duplicate=False))
     assert allowed == 9 * numbers // 8
     assert result.receipt["bytes"]["bits_per_weight"] == pytest.approx(8 * weight_bytes(result.out) / numbers, rel=1e-12)
@@ -191,7 +193,7 @@ def test_the_plan_that_was_written_gives_the_same_bytes(fitted, llama, tmp_path)
 @pytest.mark.parametrize("how", [{"bpw": 20.0, "search_time": 0}, {"method": "nearest bits=4"}])
 def test_layers_kept_are_kept(llama, tmp_path, how, patterns, kept):
     result = modicum.fit(
-        llama[0], data=llama[1], out=tmp_path / "out", keep=patterns, harm="error", menu="int4,int8" if "bpw" in how else None, **how
+        llama[0], data=llama[1], out=tmp_path / "out", keep=patterns, harm="error", menu=CHEAP if "bpw" in how else None, **how
     )
     stored, state = load_file(result.out / "model.safetensors"), llama[0].state_dict()
     assert all(torch.equal(stored[name], state[name]) for name in kept)

@@ -51,8 +51,8 @@ def test_no_weight_is_read_and_nothing_run_whatever_is_asked_for(model, monkeypa
 
 
 def test_what_is_within_reach_is_what_a_run_finds(model, tmp_path):
-    found = forecast(model, "--bpw", "9", "--tokens", "16", "--samples", "4", "--menu", "int4")
-    settings = {"tokens": 16, "samples": 4, "menu": "int4", "harm": "error", "search_time": 0, "test_samples": 4}
+    found = forecast(model, "--bpw", "9", "--tokens", "16", "--samples", "4", "--menu", "nearest bits=4")
+    settings = {"tokens": 16, "samples": 4, "menu": "nearest bits=4", "harm": "error", "search_time": 0, "test_samples": 4}
     receipt = modicum.fit(model, size=found["smallest_bytes"], out=tmp_path / "out", **settings).receipt
     assert receipt["bytes"]["actual"] <= found["smallest_bytes"] < 1.01 * receipt["bytes"]["actual"]
     assert {site["name"] for site in found["sites"]} == {site["site"] for site in receipt["sites"] if site["kind"] != "cut"}
@@ -91,7 +91,7 @@ def test_time_is_not_promised_where_nothing_has_run(model):
 
 
 def test_a_measurement_is_forecast_without_choosing(model, tmp_path, monkeypatch):
-    settings = {"tokens": 16, "samples": 4, "menu": "int4,int8", "harm": "error", "search_time": 0, "test_samples": 4}
+    settings = {"tokens": 16, "samples": 4, "menu": "nearest bits=4,nearest bits=8", "harm": "error", "search_time": 0, "test_samples": 4}
     modicum.measure(model, out=tmp_path / "m", **settings)
     monkeypatch.setattr("modicum.fit.choose.Chooser.choose", lambda *_, **__: pytest.fail("a choice was made"))
     monkeypatch.setattr("modicum.measure.subject.rehearse", lambda *_, **__: pytest.fail("a rehearsal was run"))

@@ -36,7 +36,7 @@ def fitted(scene, tmp_path_factory):
     measured = modicum.measure(
         module,
         data=batches,
-        menu="int4,int8,ziplm keep=0.75,ziplm keep=0.5,blocks",
+        menu="nearest bits=4,nearest bits=8,ziplm keep=0.75,ziplm keep=0.5,blocks",
         harm="error",
         search_time=0.0,
         target="modicum",

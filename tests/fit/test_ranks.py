@@ -166,7 +166,7 @@ def uninterrupted(together, tmp_path_factory):
 def fitting(out):
     """What each of some ranks does; models are made before, by nobody's chance but their own."""
     models, batches = given("llama")
-    settings = {"bpw": 5, "menu": "int2,int4,gptq bits=3", "group": 32, "search_time": 0.0}
+    settings = {"bpw": 5, "menu": f"nearest bits=2,nearest bits=4,gptq bits=3 {_PLAIN}", "group": 32, "search_time": 0.0}
     return lambda ranks: fit(models[ranks.rank], data=batches, out=out, target="modicum", ranks=ranks, **settings)
 
 
@@ -196,7 +196,7 @@ def test_interrupted_ranks_continue_to_the_same_bytes(together, uninterrupted, t
 
 def test_an_interrupted_measurement_of_ranks_continues(together, tmp_path, noted):
     models, batches = given("llama")
-    settings = {"menu": "int2,int4,ziplm keep=0.5", "group": 32, "search_time": 0.0, "target": "modicum"}
+    settings = {"menu": "nearest bits=2,nearest bits=4,ziplm keep=0.5", "group": 32, "search_time": 0.0, "target": "modicum"}
     work = lambda out: together(lambda ranks: measure(models[ranks.rank], data=batches, out=tmp_path / out, ranks=ranks, **settings))
     whole = work("whole")[0]
     wanted = units(noted[Measurement])
@@ -235,7 +235,7 @@ def test_a_measurement_of_ranks_is_that_of_one(together, tmp_path):
 
     def work(ranks):
         return measure(
-            models[2 if ranks is LONE else ranks.rank], data=batches, out=tmp_path / f"of-{ranks.count}", menu="int2,int4,ziplm keep=0.5", group=32,
+            models[2 if ranks is LONE else ranks.rank], data=batches, out=tmp_path / f"of-{ranks.count}", menu="nearest bits=2,nearest bits=4,ziplm keep=0.5", group=32,
             search_time=0.0, target="modicum", ranks=ranks,
         )  # fmt: skip
 

@@ -38,7 +38,7 @@ def fit(out, *, budget="6bpw", seed=0, weights_seed=0, progress=None, **settings
         data=batches,
         out=out,
         target="modicum",
-        menu="int2,int4,int8",
+        menu="nearest bits=2,gptq bits=4 sweeps=0,nearest bits=8",
         seed=seed,
         progress=progress,
         **{"search_time": 0.0, **settings},

@@ -26,7 +26,7 @@ from modicum.table.findings import Findings
 from modicum.testing import zoo
 from modicum.work.meter import Meter
 
-MENU = ("nearest bits=2 group=64", "gptq bits=4 group=64", "replaceme count=1", "ziplm keep=0.5")
+MENU = ("nearest bits=2 group=64", "gptq bits=4 group=64 sweeps=0", "replaceme count=1", "ziplm keep=0.5")
 
 
 def judged_by(source, place, batches, menu=MENU, ram=None, **words):

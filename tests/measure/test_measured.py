@@ -28,7 +28,7 @@ from modicum.testing import zoo
 from modicum.work.store import ChainStore
 from modicum.work.workdir import WorkDir
 
-MENU = "nearest bits=2 group=32,gptq bits=3 group=32,nearest bits=8 group=32,ziplm keep=0.5,blocks,replaceme"
+MENU = "nearest bits=2 group=32,gptq bits=3 group=32 sweeps=0,nearest bits=8 group=32,ziplm keep=0.5,blocks,replaceme"
 FILES = {"measurement.json", "findings.json", "sequences.safetensors"}
 
 
@@ -317,7 +317,7 @@ def test_an_option_that_was_measured_for_another_target_alone_is_refused(llama, 
     """As with the default menus: three bits stand on that of our container, and not on that of Transformers."""
     other = copy.deepcopy(known)
     for options in other.findings.units.values():
-        options.pop("gptq bits=3 group=32 symmetric=true", None)
+        options.pop("gptq bits=3 group=32 sweeps=0 symmetric=true", None)
     assert modicum.fit(llama[0], measured=other, bpw=5, target="modicum", search_time=0, dry_run=True).receipt["fits"]
     with pytest.raises(SettingError, match=r"menu: 'gptq bits=3 .*' was not measured for target transformers\. Measure again"):
         modicum.fit(llama[0], measured=other, bpw=10, target="transformers")
