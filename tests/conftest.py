@@ -36,7 +36,7 @@ def pytest_configure(config):
     # that of their processes too. What pytest itself puts there stays where people look for it.
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
     config.stash[_PLACE] = place = tempfile.mkdtemp(prefix="modicum-tests-")
-    os.environ |= {"TMPDIR": place, "XDG_CACHE_HOME": os.path.join(place, "cache")}
+    os.environ |= {"TMPDIR": place, "XDG_CACHE_HOME": f"{place}/cache"}
     tempfile.tempdir = None
 
 

@@ -516,7 +516,20 @@ def test_fit_from_a_measurement_chooses_in_seconds_unless_asked_to_search(measur
 
 def test_another_target_and_a_model_that_changed_since_are_refused(model, tmp_path):
     shutil.copytree(model, tmp_path / "model")
-    words = ("--samples", "4", "--tokens", "16", "--test-samples", "4", "--menu", "int8", "--harm", "error", "--target", "transformers")
+    words = (
+        "--samples",
+        "4",
+        "--tokens",
+        "16",
+        "--test-samples",
+        "4",
+        "--menu",
+        "nearest bits=8",
+        "--harm",
+        "error",
+        "--target",
+        "transformers",
+    )
     assert run("measure", tmp_path / "model", "--out", tmp_path / "m", *words).exit_code == 0
     assert "target modicum: was not measured" in refused("fit", "--from", tmp_path / "m", "--bpw", "9", "--target", "modicum", "--dry-run")
     weights = load_file(tmp_path / "model" / "model.safetensors")

@@ -76,6 +76,16 @@ def pipeline(method):
     return (Nearest(bits=3), method) if method.family() == "repair" else (method,)
 
 
+_MADE = {}
+
+
+def made(method, layer):
+    """What a method makes of the layer that all are tried on: made once."""
+    if method not in _MADE:
+        _MADE[method] = layer().apply(*pipeline(method))
+    return _MADE[method]
+
+
 def same(one, other):
     left, right = one.tensors(), other.tensors()
     return left.keys() == right.keys() and all(torch.equal(left[name].view(torch.uint8), right[name].view(torch.uint8)) for name in left)
@@ -103,15 +113,14 @@ def test_a_budget_already_met_changes_nothing(cls, dtype, layer):
 
 @each_case
 def test_less_is_stored(method, layer):
-    thing = layer()
-    form = thing.apply(*pipeline(method))
+    thing, form = layer(), made(method, layer)
     assert form.nbytes < thing.unit.dense_bytes
     assert 0 < thing.error(form) < 1
 
 
 @each_case
 def test_same_seed_same_bits(method, layer):
-    assert same(layer().apply(*pipeline(method)), layer().apply(*pipeline(method)))
+    assert same(layer().apply(*pipeline(method)), made(method, layer))
 
 
 @each_case
@@ -147,17 +156,16 @@ def test_shape_and_dtype_are_kept(method, dtype, layer):
 
 @each_case
 def test_permuted_rows_permute_the_answer(method, layer):
-    thing, other = layer(), layer()
-    order = torch.randperm(24)
-    other.weight = thing.weight[order]
-    torch.testing.assert_close(other.apply(*pipeline(method)).dense(), thing.apply(*pipeline(method)).dense()[order], rtol=1e-3, atol=1e-3)
+    other, order = layer(), torch.randperm(24)
+    other.weight = other.weight[order]
+    torch.testing.assert_close(other.apply(*pipeline(method)).dense(), made(method, layer).dense()[order], rtol=1e-3, atol=1e-3)
 
 
 @each_case
 def test_scaled_weights_scale_the_answer(method, layer):
-    thing, other = layer(), layer()
-    other.weight = 4 * thing.weight  # a power of two, so that no rounding differs
-    torch.testing.assert_close(other.apply(*pipeline(method)).dense(), 4 * thing.apply(*pipeline(method)).dense(), rtol=1e-3, atol=1e-3)
+    other = layer()
+    other.weight = 4 * other.weight  # a power of two, so that no rounding differs
+    torch.testing.assert_close(other.apply(*pipeline(method)).dense(), 4 * made(method, layer).dense(), rtol=1e-3, atol=1e-3)
 
 
 @each_case
@@ -192,7 +200,7 @@ def test_every_kind_of_unit_is_treated_alike(method, kind, layer):
     (stored if unit.expert is None else stored[unit.expert]).copy_(unit.stored(thing.weight))
     assert torch.equal(unit.matrix(stored), thing.weight)
     form = thing.apply(*pipeline(method), unit=unit, current=Dense(unit.matrix(stored)))
-    torch.testing.assert_close(form.dense(), thing.apply(*pipeline(method)).dense(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(form.dense(), made(method, layer).dense(), rtol=1e-5, atol=1e-5)
     assert unit.stored(form.dense()).shape == (shape if unit.expert is None else shape[1:])
 
 
@@ -237,7 +245,7 @@ def test_the_stand_in_needs_no_data_and_stores_as_much(method, layer):
     if found is None:
         assert not method.data_free()
         return
-    ours, theirs = thing.apply(*pipeline(method)), thing.apply(*found.steps, stats=thing.stats(set()))
+    ours, theirs = made(method, layer), thing.apply(*found.steps, stats=thing.stats(set()))
     # Shares are rounded per row, per block or per tensor.
     slack = 4 * 24 if method.family() == "prune" and getattr(method, "pattern", None) is None else 0
     assert abs(ours.nbytes - theirs.nbytes) <= slack

@@ -197,7 +197,7 @@ def test_harm_is_what_others_cannot_make_up_for(pairs, monkeypatch, tmp_path):
     module, batches, _, script = pairs
 
     def harms(out):
-        found = modicum.measure(module, data=batches, target="modicum", menu="experts keep=0", out=tmp_path / out).findings
+        found = modicum.measure(module, data=batches, target="modicum", menu="experts keep=0", search_time=0, out=tmp_path / out).findings
         return {name: cut["experts keep=0.0"].harm for name, cut in found.cuts.items()}
 
     helped = harms("helped")
@@ -231,7 +231,7 @@ def test_keeping_all_changes_nothing(moe):
 def test_a_budget_may_leave_experts_out(moe, tmp_path):
     module, batches, model, _ = moe
     result = modicum.fit(
-        module, "5bpw", data=batches, target="modicum", menu="int8 group=32,experts keep=0", out=tmp_path / "out", search_time=0
+        module, "5bpw", data=batches, target="modicum", menu="nearest bits=8 group=32,experts keep=0", out=tmp_path / "out", search_time=0
     )
     assert any(text == "experts keep=0.0" for text in result.plan.options.values())
     assert result.receipt["bytes"]["actual"] <= 5 * model.parameters / 8

@@ -23,7 +23,7 @@ from transformers import (
 import modicum
 
 # A budget without a search: two options, no gradients.
-FAST = {"budget": "8bpw", "menu": "int4,int8", "harm": "error", "search_time": 0}
+FAST = {"budget": "8bpw", "menu": "nearest bits=4,nearest bits=8", "harm": "error", "search_time": 0}
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "vocab_size": 256, "max_position_embeddings": 64}
 
 

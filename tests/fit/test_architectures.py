@@ -17,7 +17,10 @@ SEARCHED = {"llama", "qwen3_moe", "bert", "mlp"}
 # One of each awkward kind goes through everything in the short form; all do in the long one.
 KINDS = {"llama", "qwen3_moe", "gpt2", "mamba", "whisper", "cnn", "bert", "mlp"}
 # Of all families one option, or two; what the default menu offers one of these kinds takes.
-MENU = "nearest bits=2,nearest bits=4,gptq bits=3 sweeps=0 | eora rank=2,watersic rate=3,float8,svd keep=0.5,sparsegpt keep=0.5,ziplm keep=0.5,experts keep=0,replaceme count=1"
+MENU = (
+    "nearest bits=2 group=32,nearest bits=4 group=32,gptq bits=3 group=32 sweeps=0 | eora rank=2,watersic rate=3,float8,svd keep=0.5,"
+    "sparsegpt keep=0.5,ziplm keep=0.5,experts keep=0,replaceme count=1"
+)
 WHOLE = "gpt2"
 
 

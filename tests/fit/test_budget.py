@@ -24,8 +24,8 @@ LADDERS = {
 CHEAP = "nearest bits=4,nearest bits=8"
 FAST = {"menu": CHEAP, "harm": "error", "search_time": 0}
 # Options of all kinds, so few that a measurement takes little.
-MENU = "nearest bits=2,nearest bits=3,nearest bits=4,nearest bits=8,float8,gptq bits=3 sweeps=0 | eora rank=2,svd keep=0.5,sparsegpt keep=0.5,"
-MENU += "ziplm keep=0.5,replaceme count=1"
+MENU = ",".join(f"nearest bits={bits} group=32" for bits in (2, 3, 4, 8))
+MENU += ",float8,gptq bits=3 group=32 sweeps=0 | eora rank=2,svd keep=0.5,sparsegpt keep=0.5,ziplm keep=0.5,replaceme count=1"
 RUNGS = [(name, target, bpw) for (name, target), ladder in LADDERS.items() for bpw in ladder]
 
 

@@ -23,7 +23,7 @@ from modicum.testing import zoo
 
 HALF, WIDE = torch.bfloat16, torch.float32
 SETTINGS = {"target": "modicum", "search_time": 0.0, "gradient_samples": 2}
-FEW = {"budget": "6bpw", "menu": "int4,int8"}
+FEW = {"budget": "6bpw", "menu": "nearest bits=4,gptq bits=8 sweeps=0"}
 
 
 @pytest.fixture
@@ -221,7 +221,7 @@ def test_a_run_goes_on_in_the_dtype_it_began_in(checkpoint, machine, tmp_path):
 def test_a_measurement_goes_on_in_its_dtype(checkpoint, machine, tmp_path):
     source, batches = checkpoint
     machine(8.0)
-    known = measure(source, data=batches, out=tmp_path / "measured", menu="int4,int8", **SETTINGS)
+    known = measure(source, data=batches, out=tmp_path / "measured", menu="nearest bits=4,nearest bits=8", **SETTINGS)
     machine(0.2)
     receipt = modicum.fit(measured=known.directory, budget="6bpw", out=tmp_path / "out").receipt
     assert receipt["compute"]["forward"] == "float32" and receipt["compute"]["why"].startswith("as it was measured: ")

@@ -95,8 +95,8 @@ WAYS = {
     "inputs": ("llama", {"method": "replaceme count=1"}),
     "cuts": ("llama", {"method": "ziplm keep=0.5 | nearest bits=8"}),
     "biases": ("opt", {"method": "flap keep=0.5"}),
-    "budget": ("llama", {"budget": "6bpw", "menu": "int4,int8", "gradient_samples": 2}),
-    "budget of a module": ("mlp", {"budget": "6bpw", "menu": "int4,int8", "gradient_samples": 2}),
+    "budget": ("llama", {"budget": "6bpw", "menu": "nearest bits=4,gptq bits=8 sweeps=0", "gradient_samples": 2}),
+    "budget of a module": ("mlp", {"budget": "6bpw", "menu": "nearest bits=4,gptq bits=8 sweeps=0", "gradient_samples": 2}),
 }
 # One method and one budget in the short form.
 SHORT = ("convolutions", "budget of a module")

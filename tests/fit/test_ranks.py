@@ -235,8 +235,8 @@ def test_a_measurement_of_ranks_is_that_of_one(together, tmp_path):
 
     def work(ranks):
         return measure(
-            models[2 if ranks is LONE else ranks.rank], data=batches, out=tmp_path / f"of-{ranks.count}", menu="nearest bits=2,nearest bits=4,ziplm keep=0.5", group=32,
-            search_time=0.0, target="modicum", ranks=ranks,
+            models[2 if ranks is LONE else ranks.rank], data=batches, out=tmp_path / f"of-{ranks.count}", group=32,
+            menu="nearest bits=2,nearest bits=4,ziplm keep=0.5", search_time=0.0, target="modicum", ranks=ranks,
         )  # fmt: skip
 
     alone, found = work(LONE), together(work)

@@ -187,7 +187,9 @@ def test_sequences_come_back_as_they_were(llama, known):
 
 def test_batches_of_tuples_come_back_as_tuples(tmp_path):
     model, batches = zoo.build("mlp")
-    found = measure(model, out=tmp_path / "m", data=[(batch["x"],) for batch in batches], menu="nearest bits=4 group=32", harm="error")
+    found = measure(
+        model, out=tmp_path / "m", data=[(batch["x"],) for batch in batches], menu="nearest bits=4 group=32", harm="error", search_time=0
+    )
     assert isinstance(found.splits.test[0], tuple)
     result = modicum.fit(bpw=7, measured=found, search_time=0)  # the model is the one in memory
     assert result.receipt["bytes"]["actual"] <= result.receipt["bytes"]["allowed"]
@@ -196,7 +198,7 @@ def test_batches_of_tuples_come_back_as_tuples(tmp_path):
 def test_a_measured_directory_needs_no_model_to_be_named(tmp_path):
     model, batches = zoo.build("llama")
     model.save_pretrained(tmp_path / "model")
-    measure(tmp_path / "model", out=tmp_path / "m", data=batches, menu="nearest bits=8 group=32", harm="error")
+    measure(tmp_path / "model", out=tmp_path / "m", data=batches, menu="nearest bits=8 group=32", harm="error", search_time=0)
     assert modicum.fit(bpw=14, measured=str(tmp_path / "m"), search_time=0).receipt["model"]["name"] == str(tmp_path / "model")
 
 
@@ -307,7 +309,7 @@ def test_other_settings_are_refused(llama, known, words, match):
 
 def test_a_target_that_was_not_measured_is_refused_and_the_one_measured_is_the_default(tmp_path):
     model, batches = zoo.build("llama")
-    found = measure(model, out=tmp_path / "m", data=batches, menu="nearest bits=8 group=32", target="modicum", harm="error")
+    found = measure(model, out=tmp_path / "m", data=batches, menu="nearest bits=8 group=32", target="modicum", harm="error", search_time=0)
     assert modicum.fit(measured=found, bpw=10, search_time=0).receipt["request"]["target"] == "modicum"
     with pytest.raises(SettingError, match=r"target transformers: was not measured, modicum was\. Measure again for it\."):
         modicum.fit(measured=found, bpw=10, target="transformers")

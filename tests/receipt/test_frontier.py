@@ -25,6 +25,7 @@ from modicum.testing import zoo
 
 # Options whose forms do not depend on the inputs: what is judged alone is what assembly makes.
 MENU = "nearest bits=3,nearest bits=4,nearest bits=8"
+UNSCALED = {"harm": "error", "search_time": 0}
 HOSTILE = "<script>alert('$x_$')</script>"
 WRITTEN = ("frontier.html", "frontier.json", "frontier.svg")
 
@@ -33,14 +34,14 @@ WRITTEN = ("frontier.html", "frontier.json", "frontier.svg")
 def llama(tmp_path_factory):
     """A measured module in memory, and its frontier."""
     model, batches = zoo.build("llama")
-    measured = modicum.measure(model.train(), out=tmp_path_factory.mktemp("llama") / "m", data=batches, menu=MENU, harm="error")
+    measured = modicum.measure(model.train(), out=tmp_path_factory.mktemp("llama") / "m", data=batches, menu=MENU, **UNSCALED)
     return measured, frontier(measured, points=6, measured_at=3)
 
 
 @pytest.fixture(scope="module")
 def mlp(tmp_path_factory):
     model, batches = zoo.build("mlp")
-    return modicum.measure(model, out=tmp_path_factory.mktemp("mlp") / "m", data=batches, menu=MENU, harm="error")
+    return modicum.measure(model, out=tmp_path_factory.mktemp("mlp") / "m", data=batches, menu=MENU, **UNSCALED)
 
 
 def everything(found):
@@ -100,7 +101,7 @@ def test_as_many_points_as_asked_for_are_measured_uniform_beside_them(llama):
 def test_cuts_and_dropped_blocks_are_named(tmp_path):
     model, batches = zoo.build("llama")
     menu = ["nearest bits=8", "ziplm keep=0.5", "blocks count=1"]
-    measured = modicum.measure(model, out=tmp_path / "m", data=batches, menu=menu, harm="error", target="modicum")
+    measured = modicum.measure(model, out=tmp_path / "m", data=batches, menu=menu, target="modicum", **UNSCALED)
     least = frontier(measured, points=3, measured_at=1)["curves"][0]["points"][0]["chosen"]
     (block,) = least["dropped"]["blocks"]
     assert least["dropped"]["option"].startswith("blocks count=1") and block in least["dropped"]["option"].replace(

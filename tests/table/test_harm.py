@@ -274,7 +274,7 @@ class Routed(nn.Module):
 def test_what_no_gradient_reached_is_told_and_not_free(tmp_path):
     batches = [(torch.randn(4, 16),) for _ in range(6)]
     found = modicum.measure(
-        Routed(), data=batches, target="modicum", menu=["nearest bits=4", "nearest bits=8"], out=tmp_path / "out"
+        Routed(), data=batches, target="modicum", menu=["nearest bits=4", "nearest bits=8"], search_time=0, out=tmp_path / "out"
     ).findings
     assert any(event.startswith("experts.2.0.weight and 1 more: no gradient reached them") for event in found.events)
     low, high = (found.harm("experts.2.0.weight", f"nearest bits={bits}", "") for bits in (4, 8))

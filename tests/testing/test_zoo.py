@@ -11,6 +11,9 @@ from modicum.core.errors import SettingError
 from modicum.testing import random_checkpoint, zoo
 
 EVERY = zoo.names() + zoo.extra_names()
+# One of each kind in the short form; in the long one all.
+SHORT = {"llama", "qwen3_moe", "gpt2", "mamba", "whisper", "cnn", "bert", "mlp", "t5", "clip", "opt", "deepseek_v3"}
+every_name = pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name in SHORT else pytest.mark.slow) for name in EVERY])
 SMALL = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "num_key_value_heads": 2, "head_dim": 8}
 
@@ -25,7 +28,7 @@ def random_states():
     return torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()
 
 
-@pytest.mark.parametrize("name", EVERY)
+@every_name
 def test_an_entry_builds_the_same_model_twice_and_leaves_the_random_state(name):
     before = random_states()
     (first, batches), (second, again) = zoo.build(name, seed=3), zoo.build(name, seed=3)
@@ -40,7 +43,7 @@ def test_an_entry_builds_the_same_model_twice_and_leaves_the_random_state(name):
     assert sum(weight.numel() for weight in first.parameters()) < 500_000
 
 
-@pytest.mark.parametrize("name", EVERY)
+@every_name
 def test_an_entry_runs_its_batches_and_depends_on_every_input(name):
     model, batches = zoo.build(name)
     outputs = [output(model, batch) for batch in batches]
@@ -51,7 +54,7 @@ def test_an_entry_runs_its_batches_and_depends_on_every_input(name):
         assert (changed - outputs[0]).abs().mean() > 0.05 * outputs[0].abs().mean(), key
 
 
-@pytest.mark.parametrize("name", EVERY)
+@every_name
 def test_one_sample_of_a_batch_does_not_touch_the_other(name):
     model, batches = zoo.build(name)
     alone = output(model, {key: tensor[:1] for key, tensor in batches[0].items()})
