@@ -23,9 +23,16 @@ def test_the_package_alone_imports_nothing_heavy():
     assert not heavy_after("import modicum")
 
 
-@pytest.mark.parametrize("words", [["--help"], ["--version"], *([name, "--help"] for name in sorted(main.commands))], ids=" ".join)
-def test_help_imports_nothing_heavy(words):
-    assert not heavy_after(f"from modicum.cli.main import main\nmain({words}, standalone_mode=False)")
+def test_help_imports_nothing_heavy():
+    every = [["--help"], ["--version"], *([name, flag] for name in sorted(main.commands) for flag in ("--help", "-h"))]
+    code = f"""
+import sys
+from modicum.cli.main import main
+for words in {every}:
+    main(words, standalone_mode=False)
+    assert not {HEAVY} & set(sys.modules), words
+"""
+    assert not heavy_after(code)
 
 
 # What is wrong about a command, and what is said of it.
