@@ -6,6 +6,7 @@ import random
 import shutil
 import tempfile
 import threading
+from multiprocessing.util import Finalize
 
 import hypothesis
 import numpy as np
@@ -24,9 +25,6 @@ hypothesis.settings.register_profile("modicum", deadline=None, derandomize=True,
 hypothesis.settings.load_profile("modicum")
 
 
-_PLACE = pytest.StashKey[str]()
-
-
 def pytest_configure(config):
     # Test files are named by what they test, so two folders may hold one name (numerics/test_svd.py, factor/test_svd.py).
     config.option.importmode = "importlib"
@@ -35,14 +33,10 @@ def pytest_configure(config):
     # What tests leave in the temporary folder, and what is timed on this machine, which is kept in the user's cache, goes when they have ended:
     # that of their processes too. What pytest itself puts there stays where people look for it.
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
-    config.stash[_PLACE] = place = tempfile.mkdtemp(prefix="modicum-tests-")
+    place = tempfile.mkdtemp(prefix="modicum-tests-")
     os.environ |= {"TMPDIR": place, "XDG_CACHE_HOME": f"{place}/cache"}
     tempfile.tempdir = None
-
-
-def pytest_unconfigure(config):
-    if place := config.stash.get(_PLACE, None):
-        shutil.rmtree(place, ignore_errors=True)
+    Finalize(None, shutil.rmtree, (place, True), exitpriority=-1000)  # behind multiprocessing, whose own folder is there
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -4,8 +4,6 @@ import json
 import subprocess
 import sys
 
-import pytest
-
 from modicum.cli.main import main
 
 HEAVY = {"torch", "transformers", "numpy", "scipy", "rich", "matplotlib", "jinja2", "safetensors", "filelock", "psutil", "yaml"}

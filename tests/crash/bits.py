@@ -73,7 +73,9 @@ def tiny():
     """The files of two tiny models, chosen for a budget: one with a search."""
     for (model, batches), seconds in ((zoo.tied_twin(), 0), (zoo.build("mlp"), 60)):
         with tempfile.TemporaryDirectory() as folder:
-            out = modicum.fit(model, "9bpw", data=batches, out=Path(folder) / "out", menu="nearest bits=4,gptq bits=8", search_time=seconds).out
+            out = modicum.fit(
+                model, "9bpw", data=batches, out=Path(folder) / "out", menu="nearest bits=4,gptq bits=8", search_time=seconds
+            ).out
             yield from ((f"{seconds} {path.name}", digest(path.read_bytes())) for path in sorted(out.glob("*.safetensors")))
             yield f"{seconds} plan", (out / "plan.json").read_text()
 
