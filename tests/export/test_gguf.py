@@ -9,6 +9,7 @@ import torch
 import modicum
 from modicum.core.errors import ModelError
 from modicum.core.option import Option
+from modicum.core.unit import Stats
 from modicum.export.gguf.target import Gguf
 from modicum.measure.settings import Settings
 from modicum.measure.subject import Subject
@@ -46,7 +47,7 @@ def made(target, pick):
         option = target.adapt(site, Option.parse(pick(place)) if pick(place) else Option())
         options[site.name] = str(option)
         for unit in site.units if option.steps else ():
-            forms[unit.name] = option.steps[0].code(target.model.matrix(unit).float(), unit.dtype)
+            forms[unit.name] = option.steps[0].without_data().code(target.model.matrix(unit).float(), Stats(), unit.dtype)
     return forms, options
 
 
@@ -122,7 +123,7 @@ def test_one_type_for_all_experts_of_a_stack(tmp_path):
     target = opened(tmp_path, "Qwen3MoeForCausalLM").target("gguf")
     (site,) = (site for site in target.sites() if site.name == "model.layers.0.mlp.experts.down_proj")
     unit = site.units[0]
-    forms = {unit.name: Ggml(type="q8_0").code(target.model.matrix(unit).float(), unit.dtype)}
+    forms = {unit.name: Ggml(type="q8_0", rounding="nearest").code(target.model.matrix(unit).float(), Stats(), unit.dtype)}
     with pytest.raises(ModelError, match="must have one type for this target, have bf16, q8_0"):
         target.layout(forms, {}, frozenset())
 
