@@ -23,6 +23,7 @@ from modicum.core.unit import Site, Unit
 from modicum.data.splits import Batch
 from modicum.export._family import Entries, Layout, Target
 from modicum.export.companions import copy_companions, save_config, save_generation
+from modicum.export.foreign import load_other
 from modicum.export.mark import mark, unmarked
 from modicum.export.narrow import TOLERANCE, Group, Incision, Trial, dummy, fits, group_units, put_attributes, resize
 from modicum.export.placing import assign, drop_blocks, persistent_buffers
@@ -32,9 +33,7 @@ from modicum.forms import Cut, Dense, Form, restore
 from modicum.models.copying import bare, copied
 from modicum.models.extra import extra_states, give_back
 from modicum.models.open import model_class, read_config, skeleton
-from modicum.models.quiet import hushed
 from modicum.models.settled import make_room
-from modicum.models.weights import CheckpointWeights
 
 FORMAT, VERSION = "modicum-container", 1
 FILE = "modicum.json"
@@ -203,7 +202,7 @@ class Container(Target):
 
 @checked()
 def load(directory: str | Path, *, into: nn.Module | None = None, narrow: bool = True) -> nn.Module:
-    """A working module from a directory that ``fit`` wrote: our container, or one for Transformers.
+    """A working module from a directory that ``fit`` wrote: our container, one for Transformers, or one for llama.cpp.
 
     ``into`` is the module to fill (changed in place, also beneath ``torch.compile``) where the architecture is not one of Transformers. Where
     heads or channels were cut, and a trial at export found the outputs equal, the modules really are narrower, and faster; with
@@ -212,7 +211,7 @@ def load(directory: str | Path, *, into: nn.Module | None = None, narrow: bool =
     """
     directory = Path(directory)
     if not (directory / FILE).exists():
-        return _load_transformers(directory)
+        return load_other(directory)
     require_inside(directory)
     body = read_body(directory)
     if into is None:
@@ -266,24 +265,6 @@ def _record(directory: Path, groups: list[Group]) -> None:
     fresh = path.with_name(path.name + ".new")
     fresh.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
     fresh.replace(path)
-
-
-def _load_transformers(directory: Path) -> nn.Module:
-    # Transformers would unpickle, follow links out of the directory, and fill what is missing with random numbers.
-    bare = _skeleton(directory)
-    if getattr(bare.config, "quantization_config", None) is None:
-        with Shards(directory) as shards:
-            CheckpointWeights(bare, shards)
-    settings = {"dtype": "auto", "use_safetensors": True, "ignore_mismatched_sizes": True, "output_loading_info": True}
-    try:
-        with hushed():
-            module, report = type(bare).from_pretrained(directory, **settings)  # type: ignore[attr-defined]
-    except Exception as error:
-        raise ModelError(f"{directory}: Transformers cannot load it ({quoted(error, 120)}).") from None
-    for kind in ("missing_keys", "mismatched_keys", "error_msgs"):
-        if report.get(kind):
-            raise ModelError(f"{directory}: must hold the model's weights, {kind} are such as {quoted(sorted(map(str, report[kind]))[0])}.")
-    return module.eval()
 
 
 def read_body(directory: Path) -> dict[str, Any]:

@@ -177,6 +177,6 @@ ARCHITECTURES = (
 )  # fmt: skip
 
 
-def row_of(module: Any) -> Architecture | None:
+def row_of(cls: type) -> Architecture | None:
     """The row of a model's class; None where there is none."""
-    return next((row for row in ARCHITECTURES if type(module).__name__ in row.classes), None)
+    return next((row for row in ARCHITECTURES if cls.__name__ in row.classes), None)

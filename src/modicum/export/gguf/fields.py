@@ -63,8 +63,8 @@ def _written(value: Value, kind: int) -> bytes:
         return _text(value)
     if isinstance(value, bool | int | float):
         return struct.pack({BOOL: "<?", UINT32: "<I", INT32: "<i", FLOAT32: "<f"}[kind], value)
-    kinds = {INT32 if kind_of(item) == UINT32 else kind_of(item) for item in value[:1]} or {INT32}
-    (inner,) = kinds
+    inner = kind_of(value[0]) if value else STRING  # merges of a tokenizer that has none
+    inner = INT32 if inner == UINT32 else inner
     return struct.pack("<IQ", inner, len(value)) + b"".join(_written(item, inner) for item in value)
 
 

@@ -27,7 +27,7 @@ from modicum.export.depth import renamed, renumbering
 from modicum.export.gguf.architectures import Architecture, row_of
 from modicum.export.gguf.fields import Place, aligned, place_bytes
 from modicum.export.gguf.file import File, Tensor
-from modicum.export.gguf.loading import verified
+from modicum.export.gguf.loading import compared, load_gguf
 from modicum.export.gguf.metadata import check, factors, values, window
 from modicum.export.gguf.naming import DENSE, MATRICES, Naming, Part, stored_shape
 from modicum.export.gguf.vocabulary import vocabulary
@@ -59,14 +59,15 @@ class Gguf(Configured):
         super().__init__(model, script)
         if importlib.util.find_spec("gguf") is None:
             raise SettingError("target gguf: the package gguf must be installed, is not. Run: pip install 'modicum[gguf]'.")
-        row = row_of(model.module)
+        row = row_of(type(model.module))
         if row is None:
             raise ModelError(
                 f"{model.name}: target gguf: must be of an architecture that is known there, {type(model.module).__name__} is none. "
                 "Pass --target transformers or modicum."
             )
         self.row: Architecture = row
-        self._last: tuple[File, frozenset[str]] | None = None
+        self._last: File | None = None
+        self._dropped: frozenset[str] = frozenset()
         check(model, row, self._text(model.config))
         self._require_whole()
         self.words = vocabulary(model, self._table.shape[0])
@@ -215,7 +216,7 @@ class Gguf(Configured):
         for name, value in factors(config).items():
             found.place(Tensor(Place(name, tuple(value.shape), 0, value.nbytes), lambda value=value: [value]))  # type: ignore[misc]
         found.values = values(self.model, self.row, config, self.words, types)
-        self._last = (found, dropped)
+        self._last, self._dropped = found, dropped
         return found
 
     def _tensors(
@@ -263,9 +264,24 @@ class Gguf(Configured):
 
     @override
     def verify(self, directory: Path, forms: Mapping[str, Form], batch: Batch | None = None) -> tuple[nn.Module, dict[str, Any]]:
-        assert self._last is not None
-        file, _ = self._last
-        return verified(directory, file, self._naming(self._last[1]), self.model, batch)
+        assert self._last is not None, "what is verified was laid out before"
+        found = compared(directory, self._last)
+        module = load_gguf(directory)
+        self._require_made(directory, module, forms)
+        return module, {"loader": "modicum.load", "format's own reader": "all tensors, to the byte", "tensors compared": found}
+
+    def _require_made(self, directory: Path, module: nn.Module, forms: Mapping[str, Form]) -> None:
+        """Raise ``ModelError`` unless every weight that is loaded is the one that was made."""
+        rename = renumbering(self._dropped)
+        for name, form in forms.items():
+            unit = self.model.units[name]
+            if isinstance(form, Cut):
+                continue
+            held = module.get_parameter(renamed(unit.parameter, rename))
+            if not torch.equal(unit.matrix(held), form.dense().to(held.dtype)):
+                raise ModelError(
+                    f"{directory}: a reloaded weight must equal the one that was made, {name} differs. Do not use these files."
+                )
 
 
 def inside(form: Form) -> Form:
