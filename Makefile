@@ -34,8 +34,11 @@ check: .venv/.test
 	$(PYTHON) -m mypy
 	$(PYTHON) scripts/docs.py --check
 
+# The pages that the code writes, and all of them as a site, which opens from disk.
 docs: .venv/.installed
 	$(PYTHON) scripts/docs.py
+	$(PYTHON) -m pip install -q -e ".[docs]"
+	$(PYTHON) -m sphinx -W --keep-going -q docs site
 
 # A sentence encoder of a package index is one of the models it measures on.
 bench: .venv/.test
