@@ -17,13 +17,14 @@ from modicum.core.settings import param
 from modicum.core.unit import Site, Stats
 from modicum.forms.ggml_blocks import LAYOUTS
 from modicum.forms.lift import on_dense
+from modicum.numerics.drift import towards
 from modicum.numerics.ggml import encode
 from modicum.numerics.ggml_descent import descend
 from modicum.numerics.ggml_held import Held
-from modicum.numerics.solver import slabs, solve
+from modicum.numerics.solver import BlockFactor, Factor, laned, slabs, solve
 from modicum.quantize._factor import factored
 
-# Levels that are few: more than one sweep over them is worth its time.
+# Levels that are few: two starts are worth their time, and making up for what was lost before.
 _FEW = 8
 _NEEDS = {"gptq": frozenset({Need.COVARIANCE}), "weighed": frozenset({Need.NORMS}), "nearest": frozenset[Need]()}
 
@@ -35,6 +36,8 @@ class Ggml(Method):
     A weight is ``scale · q - minimum`` with both for every 16 or 32 columns. In the types of 256 columns they are whole numbers under two steps for
     the block; in those without minima levels lie on both sides of zero. Scales and minima are searched for first, each column weighted by its
     inputs' energy; then codes are decided as in ``gptq``; then codes, whole numbers and steps move to their best in turn.
+
+    Each row takes the better of two starts in types of up to 3 bits, which come near ``W + towards · W Δ H⁻¹`` as in ``gptq``.
 
     *Shapes:* weight (rows, columns), columns whole blocks of the type; covariance (columns, columns). *Needs and cost:* covariance and one
     factorization of it, then rows · columns² multiply-adds, and again for each sweep; ``rounding=weighed`` needs the energy of inputs alone and
@@ -68,11 +71,16 @@ class Ggml(Method):
         choices=("gptq", "weighed", "nearest"),
     )  # fmt: skip
     damping: float = param(0.01, "share of the covariance's mean diagonal added to its diagonal", between=(0.0, 10.0))
-    sweeps: int = param(3, "times that all codes and scales are moved to their best in turn; of more than 3 bits once", between=(0, 100))
+    sweeps: int = param(
+        3, "times that all codes and scales are moved to their best in turn; of more than 3 bits once while options are compared", between=(0, 100)
+    )  # fmt: skip
+    towards: float = param(0.5, "how far codes of up to 3 bits make up for what was lost before: 1 as well as they can", between=(0.0, 1.0))
 
     @override
     def wanted(self) -> frozenset[Need]:
-        return _NEEDS[self.rounding]
+        """Few levels ask how inputs drifted."""
+        drifts = self.rounding == "gptq" and self.towards > 0 and LAYOUTS[self.type].codes <= _FEW
+        return _NEEDS[self.rounding] | (frozenset({Need.DRIFT}) if drifts else frozenset())
 
     def without_data(self) -> Method:
         """The stand-in for weights whose inputs were not seen."""
@@ -111,16 +119,27 @@ class Ggml(Method):
 
     def _solved(self, weight: torch.Tensor, stats: Stats) -> torch.Tensor:
         """Blocks whose codes were decided column by column, slabs of rows one after the other."""
+        order, factor = factored(stats, self.damping, group=TYPES[self.type].columns)
+        if stats.drift is not None and Need.DRIFT in self.wanted() and isinstance(factor, Factor):
+            weight = towards(weight, stats.drift, order, factor, self.towards)
+        return torch.cat([self._slab(laned(weight[rows]), stats, order, factor)[: len(weight[rows])] for rows in slabs(weight)])
+
+    def _slab(self, weight: torch.Tensor, stats: Stats, order: torch.Tensor, factor: Factor | BlockFactor) -> torch.Tensor:
+        """The better of two starts for each row where few levels are refined, else what one start gives."""
         assert stats.moment is not None
         moment = stats.moment.aligned(TYPES[self.type].columns) if isinstance(stats.moment, Blocks) else stats.moment
-        order, factor = factored(stats, self.damping, group=TYPES[self.type].columns)
-        columns, importance = order.tolist(), moment.diagonal().contiguous()
-        found = []
-        for rows in slabs(weight):
-            held = Held(encode(weight[rows], self.type, importance), self.type)
+        own, left, columns = moment.diagonal(), torch.empty_like(factor.curvature), order.tolist()
+        left[order] = factor.curvature
+        # What a column is worth: between its energy, and what of it is left once others make up for it.
+        starts = [(own.clamp_min(0) * left).sqrt(), left]
+        few, settles = LAYOUTS[self.type].codes <= _FEW, self.sweeps and not stats.ahead
+        tried = []
+        for importance in starts if few and settles else starts[:1]:
+            held = Held(encode(weight, self.type, importance), self.type)
             decide = lambda k, wanted, held=held: torch.from_numpy(held.decide(columns[k], wanted.numpy()))
-            solve(weight[rows][:, order], factor, decide)
-            if rounds := self.sweeps if LAYOUTS[self.type].codes <= _FEW else min(self.sweeps, 1):
-                descend(weight[rows], held, moment, factor.damping, rounds)
-            found.append(held.blocks())
-        return torch.cat(found)
+            solve(weight[:, order], factor, decide)
+            rounds = self.sweeps if few or settles else min(self.sweeps, 1)
+            loss = descend(weight, held, moment, factor.damping, rounds) if rounds else torch.zeros(len(weight))
+            tried.append((loss, held.blocks()))
+        best = torch.stack([loss for loss, _ in tried]).argmin(0)
+        return torch.stack([blocks for _, blocks in tried])[best, torch.arange(len(weight))]
