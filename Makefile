@@ -20,8 +20,9 @@ demo: .venv/.installed
 	.venv/bin/modicum fit demo --bpw 4 --out out/demo --overwrite
 
 # One file stays with one worker: what its tests share is made once. In their order, which ends with short ones, so that both end together.
+# What is compiled is kept: tests start processes.
 test: .venv/.test
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(PYTHON) -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
 # The long form of the tests. Where atheris has no build for this machine, its search is skipped, and says so.
 stress: .venv/.test
