@@ -16,6 +16,7 @@ ALL = [*zoo.names(), *zoo.extra_names()]
 SEARCHED = {"llama", "qwen3_moe", "bert", "mlp"}
 # One of each awkward kind goes through everything in the short form; all do in the long one.
 KINDS = {"llama", "qwen3_moe", "gpt2", "mamba", "whisper", "cnn", "bert", "mlp"}
+METHOD = "gptq bits=4 group=32 sweeps=0"
 # Of all families one option, or two; what the default menu offers one of these kinds takes.
 MENU = (
     "nearest bits=2 group=32,nearest bits=4 group=32,gptq bits=3 group=32 sweeps=0 | eora rank=2,float8,svd keep=0.5,"
@@ -51,7 +52,7 @@ def test_half_the_bytes_reloaded_equal(name):
 @pytest.mark.parametrize("name", each(ALL))
 def test_at_least_99_percent_of_layer_bytes_can_be_treated(name):
     model, batches = zoo.build(name)
-    receipt = modicum.fit(model, method="gptq bits=4 group=32", data=batches, target="modicum", allow_fallback=True).receipt
+    receipt = modicum.fit(model, method=METHOD, data=batches, target="modicum", allow_fallback=True).receipt
     told = receipt["coverage"]
     beside = sum(row["bytes"] for row in told["untreated"] if row["reason"] in BESIDE - {"vector"})
     assert told["treated_bytes"] >= 0.99 * (told["layer_bytes"] - beside), told["untreated"]
@@ -63,7 +64,7 @@ def test_at_least_99_percent_of_layer_bytes_can_be_treated(name):
 def test_from_disk_as_from_memory(name, tmp_path):
     model, batches = zoo.build(name)
     model.save_pretrained(tmp_path / "model")
-    settings = {"method": "gptq bits=4 group=32", "data": batches, "target": "modicum", "allow_fallback": True}
+    settings = {"method": METHOD, "data": batches, "target": "modicum", "allow_fallback": True}
     lazy, held = modicum.fit(tmp_path / "model", **settings), modicum.fit(model, **settings)
     with torch.no_grad():
         for batch in batches:
