@@ -1,6 +1,6 @@
 """Run the benchmarks and write ``docs/benchmarks.md`` from what they measured.
 
-python bench/run.py [start] [compute] [methods] [allocators] [uneven] [costs] [solver] [codes] [sweep] [ranks] [side_by_side] [real] [--docs]
+python bench/run.py [start] [compute] [methods] [allocators] [uneven] [costs] [solver] [codes] [ggml] [sweep] [ranks] [side_by_side] [real] [--docs]
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ PARTS = (
     "costs",
     "solver",
     "codes",
+    "ggml",
     "sweep",
     "ranks",
     "large",

@@ -22,13 +22,20 @@ def read(blocks, name):
 
 
 def test_types_are_those_of_the_package():
-    for name, type in TYPES.items():
+    for name, type in ((name, type) for name, type in TYPES.items() if name != "q2_0"):  # which it does not know
         theirs = getattr(gguf.GGMLQuantizationType, name.upper())
         assert (theirs.value, gguf.GGML_QUANT_SIZES[theirs]) == (type.number, (type.columns, type.bytes))
     assert set(Ggml.__dataclass_fields__["type"].metadata["choices"]) == set(TYPES)
 
 
-@each_type
+def test_types_that_the_package_cannot_read_are_read_as_llama_cpp_does():
+    blocks = torch.tensor([[0, 56, 0b11100100, *[0] * 14, 128]], dtype=torch.uint8)  # a step of one half
+    two, one = decode(blocks, "q2_0", 64)[0], decode(blocks, "q1_0", 128)[0]
+    assert two[:5].tolist() == [-0.5, 0, 0.5, 1, -0.5] and two[-2:].tolist() == [-0.5, 0.5]
+    assert one[:9].tolist() == [-0.5, -0.5, 0.5, -0.5, -0.5, 0.5, 0.5, 0.5, -0.5] and one[-2:].tolist() == [-0.5, 0.5]
+
+
+@pytest.mark.parametrize("name", [name for name in TYPES if name not in ("q1_0", "q2_0")])
 def test_blocks_are_read_to_the_bit(name):
     blocks = torch.randint(0, 256, (5, TYPES[name].row_bytes(768)), dtype=torch.uint8)
     for some in (blocks, encode(torch.randn(5, 768), name)):

@@ -29,6 +29,8 @@ class BlockType:
 TYPES = {
     name: BlockType(name, number, columns, size)
     for name, number, columns, size in (
+        ("q1_0", 41, 128, 18),
+        ("q2_0", 42, 64, 18),
         ("q2_k", 10, 256, 84),
         ("q3_k", 11, 256, 110),
         ("iq4_xs", 23, 256, 136),

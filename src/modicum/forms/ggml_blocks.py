@@ -62,6 +62,8 @@ _FIFTHS, _WIDE_FIFTHS = Field("codes", 4, 1, 1, 4), Field("codes", 32, 1, 32, 4)
 _SIXES = Field("sides", 12, 6)
 
 LAYOUTS = {
+    "q1_0": Layout((_STEP, Field("codes", 16, 1)), 128, 2, table=(-1, 1)),
+    "q2_0": Layout((_STEP, Field("codes", 16, 2)), 64, 4, 1),
     "q4_0": Layout((_STEP, _NIBBLES), 32, 16, 8),
     "q4_1": Layout((_STEP, _LEAST, _NIBBLES), 32, 16, least=True),
     "q5_0": Layout((_STEP, _FIFTHS, _NIBBLES), 32, 32, 16),

@@ -13,7 +13,7 @@ from modicum.numerics.ggml_search import Groups, Steps, free, half, inverted, lo
 # Weights that go through the cache together.
 _PIECE = 1 << 16
 # Tries of a search: by how many levels the range that they cover is narrower than the weights', and how many.
-_CLIPPED = {"q3_k": (-0.5, 2.0, 8), "q6_k": (-0.5, 1.0, 4), "q8_0": (-0.5, 1.0, 3), "q2_k": (0.0, 0.45, 4)}
+_CLIPPED = {"q1_0": (0.0, 0.0, 1), "q3_k": (-0.5, 2.0, 8), "q6_k": (-0.5, 1.0, 4), "q8_0": (-0.5, 1.0, 3), "q2_k": (0.0, 0.45, 4)}
 _EVEN, _LOWERED = (-0.5, 2.0, 8), (-0.35, 1.5, 4)
 # What a column counts at least, relative to the mean: one whose inputs were always zero is rounded too.
 _LEAST = 1e-6

@@ -106,7 +106,7 @@ def free(groups: Groups, shares: Sequence[float], rounds: int) -> tuple[torch.Te
     low, high = groups.values.amin(0), groups.values.amax(0)
     inverse = inverted(torch.where(high > -low, high, low))
     layout = groups.layout
-    ends = (min(layout.table), max(layout.table)) if layout.table else (-layout.zero, layout.zero - 1)
+    ends = (min(layout.table), max(layout.table)) if layout.table else (-layout.zero, layout.codes - 1 - layout.zero)
     saves = lambda pull, square: [divided(pull.square(), square), pull, square]
     gain, pull, square = _picked([saves(*groups.sums(inverse * (end / share))) for share in shares for end in ends])
     for _ in range(rounds):

@@ -64,7 +64,7 @@ class Ggml(Method):
 
     type: str = param(
         "q8_0", "how a block is stored: its bits, and what scales it has",
-        choices=("q2_k", "q3_k", "iq4_xs", "q4_k", "iq4_nl", "q4_0", "q4_1", "q5_k", "q5_0", "q5_1", "q6_k", "q8_0"), dial=True,
+        choices=("q1_0", "q2_0", "q2_k", "q3_k", "iq4_xs", "q4_k", "iq4_nl", "q4_0", "q4_1", "q5_k", "q5_0", "q5_1", "q6_k", "q8_0"), dial=True,
     )  # fmt: skip
     rounding: str = param(
         "gptq", "column by column (gptq), to the nearest with columns weighted by their inputs (weighed), or alike (nearest)",
