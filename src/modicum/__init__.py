@@ -31,6 +31,7 @@ _HOMES = {
     "fit": "modicum.fit", "Result": "modicum.fit", "measure": "modicum.measure", "Measured": "modicum.measure",
     "load": "modicum.export", "evaluate": "modicum.receipt", "frontier": "modicum.receipt", "report": "modicum.receipt",
     "find": "modicum.core.method", "register": "modicum.core.method", "open_model": "modicum.models.open", "trim": "modicum.vocabulary",
+    "densify": "modicum.fit.dense",
     "Budget": "modicum.core.budget", "Plan": "modicum.core.plan", "Option": "modicum.core.option",
     "ModicumError": "modicum.core.errors", "SettingError": "modicum.core.errors",
     "ModelError": "modicum.core.errors", "DataError": "modicum.core.errors", "BudgetError": "modicum.core.errors",
@@ -48,6 +49,7 @@ __all__ = [
     "Result",
     "SettingError",
     "__version__",
+    "densify",
     "evaluate",
     "find",
     "fit",
@@ -68,6 +70,7 @@ if TYPE_CHECKING:
     from modicum.core.plan import Plan
     from modicum.export import load
     from modicum.fit import Result, fit
+    from modicum.fit.dense import densify
     from modicum.measure import Measured, measure
     from modicum.models.open import open_model
     from modicum.receipt.evaluate import evaluate

@@ -34,6 +34,17 @@ def card(receipt: Mapping[str, Any], source: Path | None, *, causal: bool) -> tu
     return f"---\n{yaml_head}---\n\n" + "\n".join(_lines(receipt, head, body)), events
 
 
+def densified(source: Path) -> str:
+    """The card of a result in ``source`` written dense: its head without what only holds compressed."""
+    head, _, _ = _of(source)
+    kept = {key: value for key, value in head.items() if key not in ("model-index", "quantization")}
+    kept |= {"library_name": "transformers"}
+    kept["tags"] = [tag for tag in head.get("tags", []) if tag != "compressed-tensors"]
+    front = yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)
+    said = "The weights of a model that modicum compressed, each the value that the compressed one has. It is for fine-tuning, and saves no bytes."
+    return f"---\n{front}---\n\n# A compressed model, dense again\n\n{said}\n"
+
+
 def _of(source: Path | None) -> tuple[dict[str, Any], str, list[str]]:
     """The head and the body of the original's card."""
     path = source / FILE if source is not None else None
