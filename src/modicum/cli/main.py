@@ -43,6 +43,7 @@ from modicum.cli.options import (
     print_json,
     progress,
 )
+from modicum.cli.written import densify, report
 from modicum.core.errors import ModicumError, SettingError
 from modicum.measure.meta import require_measurement
 
@@ -284,7 +285,7 @@ def trim(model: str, corpus: str, out: Path, quiet: bool, as_json: bool, **setti
         click.echo(f"left out, since it holds the old vocabulary or an earlier receipt: {name}")
 
 
-for _told in (catalogue, explain, cite, env, compare, clean, completion):
+for _told in (catalogue, explain, cite, env, compare, report, densify, clean, completion):
     main.add_command(_told)
 
 
@@ -300,11 +301,11 @@ def _name(model: str | None, measured: str | None) -> str:
 def _run(model: str | Model | None, out: Path, quiet: bool, settings: dict[str, Any]) -> tuple[dict[str, Any], Path]:
     from modicum.fit import fit as run
     from modicum.models.quiet import hushed
-    from modicum.receipt.report import report
+    from modicum.receipt.report import report as page
     from modicum.sweep.ranks import joined
 
     with hushed(), joined() as ranks, progress(quiet or not ranks.leads) as shown:
-        arguments: dict[str, Any] = {**settings, "out": out, "progress": shown, "ranks": ranks, "page": report}
+        arguments: dict[str, Any] = {**settings, "out": out, "progress": shown, "ranks": ranks, "page": page}
         result = run(model, **arguments)
     _only_first(ranks)
     return result.receipt, result.out
@@ -315,10 +316,10 @@ def _expand(
 ) -> tuple[dict[str, Any], Path]:
     from modicum.fit.expand import expanded
     from modicum.models.quiet import hushed
-    from modicum.receipt.report import report
+    from modicum.receipt.report import report as page
 
     with hushed(), progress(quiet) as shown:
-        result = expanded(directory, model, plan, out=out, dense=dense, progress=shown, page=report, **settings)
+        result = expanded(directory, model, plan, out=out, dense=dense, progress=shown, page=page, **settings)
     return result.receipt, result.out
 
 

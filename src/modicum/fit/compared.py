@@ -28,13 +28,14 @@ def compare(directories: Sequence[str | Path]) -> dict[str, Any]:
     if len(directories) < 2:
         raise SettingError(f"compare: at least two folders that fit wrote must be given, got {len(directories)}. Name another.")
     places = [Path(directory) for directory in directories]
-    receipts = [_receipt(place) for place in places]
+    receipts = [receipt_in(place) for place in places]
     with as_written():
         _require_alike(places, receipts)
         return _compared([str(place) for place in places], receipts)
 
 
-def _receipt(place: Path) -> dict[str, Any]:
+def receipt_in(place: Path) -> dict[str, Any]:
+    """The receipt in a folder. Raises ``SettingError`` where ``fit`` did not write it."""
     if not place.is_dir():
         raise SettingError(f"{place}: must be a folder that fit wrote, is none. Check the path.")
     if not (place / FILE).exists():

@@ -141,17 +141,15 @@ def _from_container(source: Path, made: Path) -> _Made:
 def _from_gguf(source: Path, made: Path) -> _Made:
     from modicum.export.gguf.architectures import row_of
     from modicum.export.gguf.loading import filled
-    from modicum.export.gguf.naming import Naming
+    from modicum.export.gguf.reader import GgufFile
 
     config = read_config(source)
     cls, dtype = model_class(config, str(source)), getattr(config, "dtype", None) or torch.float32
+    if (row := row_of(cls)) is None:
+        raise ModelError(f"{source}: must be of an architecture whose GGUF names are known, {cls.__name__} is none. Report this.")
     exact = copy.deepcopy(config)
     exact.dtype = torch.float32
-    shape = skeleton(cls, copy.deepcopy(exact))
-    if (row := row_of(shape)) is None:
-        raise ModelError(f"{source}: must be of an architecture whose GGUF names are known, {cls.__name__} is none. Report this.")
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    module = filled(source / GGUF, cls, exact, Naming(row, text, len(find_blocks(shape, Weights(shape))), str(source)))
+    module = filled(GgufFile(source / GGUF), cls, exact, row)
     notes = _rounded(module, dtype)
     _save(module, config, source, made)
     return module, notes
@@ -209,7 +207,9 @@ def _save(module: nn.Module, config: Any, source: Path, made: Path) -> None:
 
 
 def _answer(module: nn.Module) -> torch.Tensor:
-    return output_tensor(module.eval()(**dummy(module)))[0].float()
+    batch = dummy(module)
+    assert isinstance(batch, dict)
+    return output_tensor(module.eval()(**batch))[0].float()
 
 
 def _compared(module: nn.Module, made: Path) -> float:

@@ -36,8 +36,8 @@ def chart(plans: Mapping[str, Any], quality: Mapping[str, Any], shape: str) -> C
         top = max(point["lost"] for point in points)
         floor = max(min((point["lost"] for point in points if point["lost"] > 0), default=1e-6) / 2, top * 10.0**-_DECADES)
         heights = [max(point["lost"], floor) for point in points]
-        axes.set(xscale="log", yscale="log", ylim=(floor / 1.3, top * 2), xlim=_wide([point["bytes"] for point in points]))
-        _bands(axes, quality, shape)
+        axes.set(xscale="log", yscale="log", ylim=(floor / 1.3, top * 2), xlim=wide([point["bytes"] for point in points]))
+        bands(axes, quality, shape)
         sizes = [point["bytes"] for point in points]
         axes.plot(
             sizes, [max(point["forecast"], floor) for point in points], color=SOFT, linewidth=1.1, linestyle=(0, (4, 2.5)), label="forecast"
@@ -48,7 +48,7 @@ def chart(plans: Mapping[str, Any], quality: Mapping[str, Any], shape: str) -> C
         axes.errorbar(
             [own["bytes"]], [at], yerr=[[min(low, at * 0.99)], [high]], fmt="D", color=TARGETS[1], markersize=7, capsize=3, label=said
         )
-        _dress(axes, figure, quality)
+        dress(axes, figure, quality)
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # what stands now is where the plans are pointed at
         pixels = axes.transData.transform(list(zip(sizes, heights)))
@@ -56,7 +56,7 @@ def chart(plans: Mapping[str, Any], quality: Mapping[str, Any], shape: str) -> C
         return Chart(inline(svg(figure, f"plans-{shape}")), [(round(float(x), 2), round(float(height - y), 2)) for x, y in pixels])
 
 
-def _bands(axes: Axes, quality: Mapping[str, Any], shape: str) -> None:
+def bands(axes: Axes, quality: Mapping[str, Any], shape: str) -> None:
     """What a loss is called, from limit to limit."""
     degrees = DEGREES if "KL" in quality["metric"] else ERRORS
     low, high = axes.get_ylim()
@@ -73,12 +73,14 @@ def _bands(axes: Axes, quality: Mapping[str, Any], shape: str) -> None:
             )  # fmt: skip
 
 
-def _wide(sizes: Sequence[float]) -> tuple[float, float]:
+def wide(sizes: Sequence[float]) -> tuple[float, float]:
+    """Limits of an axis of sizes."""
     room = max((max(sizes) / min(sizes)) ** 0.04, 1.02)
     return min(sizes) / room, max(sizes) * room
 
 
-def _dress(axes: Axes, figure: Figure, quality: Mapping[str, Any]) -> None:
+def dress(axes: Axes, figure: Figure, quality: Mapping[str, Any]) -> None:
+    """Names, marks and a legend."""
     low, high = axes.get_xlim()
     mark(axes.xaxis, (low, low * (high / low) ** (SHAPES["wide"][0] / figure.get_figwidth())), rounded)  # fewer where there is less room
     axes.set_xlabel("bytes of the weight files", color=INK)
@@ -88,4 +90,5 @@ def _dress(axes: Axes, figure: Figure, quality: Mapping[str, Any]) -> None:
     axes.tick_params(axis="y", which="minor", left=False)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(GRID)
-    figure.legend(loc="outside upper left", ncols=3 if figure.get_figwidth() > 6 else 1, frameon=False, labelcolor=INK, fontsize=10)
+    if axes.get_legend_handles_labels()[0]:
+        figure.legend(loc="outside upper left", ncols=3 if figure.get_figwidth() > 6 else 1, frameon=False, labelcolor=INK, fontsize=10)

@@ -1,0 +1,87 @@
+"""The commands on results that are written: their page, and their dense form."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from modicum.cli.generated import Command
+from modicum.cli.options import OVERWRITE, SHOWN, folder, option, options, print_json
+from modicum.core.budget import readable
+from modicum.core.errors import SettingError
+
+
+@click.command(cls=Command)
+@folder("directories", metavar="DIR [DIR...]", nargs=-1, required=True)
+@options(
+    option(
+        "--out",
+        type=click.Path(path_type=Path),
+        default=Path("report.html"),
+        show_default=True,
+        metavar="FILE",
+        group="files",
+        help="Page to write.",
+    ),
+    OVERWRITE,
+)
+def report(directories: Sequence[str], out: Path, overwrite: bool) -> None:
+    """Write the page of one result, or of several side by side.
+
+    Each DIR is one that fit wrote; several must be of one original. The page is one file that opens from disk and asks for no other.
+    """
+    _require_free(out, overwrite)
+    from modicum.fit.compared import receipt_in
+
+    receipts = [receipt_in(Path(directory)) for directory in directories]
+    from modicum.receipt.comparison import comparison
+    from modicum.receipt.report import report as page
+
+    html = page(receipts[0]) if len(receipts) == 1 else comparison(directories)
+    try:
+        out.write_text(html, encoding="utf-8")
+    except OSError as error:
+        raise SettingError(f"{out}: must be writable, is not ({error.strerror or error}). Choose another --out.") from None
+    click.echo(f"{out}: open it in a browser.")
+
+
+def _require_free(out: Path, overwrite: bool) -> None:
+    if out.is_dir():
+        raise SettingError(f"{out}: must be a file to write, is a folder. Name a file in it with --out.")
+    if os.path.lexists(out) and not overwrite:
+        raise SettingError(f"{out}: exists already. Choose another --out, or pass --overwrite.")
+
+
+@click.command(cls=Command)
+@folder("directory", metavar="DIR")
+@options(
+    option("--out", type=click.Path(path_type=Path), metavar="DIR2", required=True, group="files", help="Directory to write."),
+    OVERWRITE,
+)
+@SHOWN
+def densify(directory: str, out: Path, overwrite: bool, quiet: bool, as_json: bool) -> None:
+    """Write the compressed model in DIR as a dense one, for fine-tuning.
+
+    DIR is one that fit wrote for any target, of a class of Transformers. Plain from_pretrained loads the dense model, whose weights are the
+    dequantized ones to the bit.
+    """
+    from modicum.fit.dense import densify as run
+
+    made = run(directory, out, overwrite=overwrite)
+    if as_json:
+        print_json({"out": str(made.out), "bytes": made.bytes, "difference": made.difference, "notes": made.notes})
+        return
+    click.echo(f"{made.out}: {readable(made.bytes)}, dense; its outputs {_told(made.difference)}.")
+    for note in made.notes:
+        click.echo(f"note: {note}")
+
+
+def _told(difference: float) -> str:
+    return (
+        "are those of the compressed model to the bit"
+        if not difference
+        else f"differ from the compressed model's by {difference:.1g} of their square"
+    )

@@ -1,0 +1,68 @@
+"""The page that `modicum report` writes: of one result, or of several side by side."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from modicum.cli.main import main
+
+
+@pytest.fixture
+def results(chosen, tmp_path):
+    """Two results of one original, the second of fewer bytes and more loss."""
+    worse = {
+        **chosen,
+        "quality": {**chosen["quality"], "mean": 0.7, "low": 0.6, "high": 0.8},
+        "bytes": {**chosen["bytes"], "actual": 7_000},
+    }
+    worse["sites"] = [row | {"option": "gptq bits=2"} for row in chosen["sites"]]
+    for name, receipt in (("good", chosen), ("bad", worse)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "receipt.json").write_text(json.dumps(receipt))
+    return tmp_path
+
+
+def run(*words):
+    return CliRunner().invoke(main, ["report", *map(str, words)])
+
+
+def test_one_result_gives_its_page(results, chosen):
+    from modicum.receipt import report
+
+    done = run(results / "good", "--out", results / "page.html")
+    assert done.exit_code == 0 and str(results / "page.html") in done.stdout
+    assert (results / "page.html").read_text() == report(chosen)
+
+
+def test_several_results_stand_side_by_side(results, read):
+    assert run(results / "good", results / "bad", "--out", results / "page.html").exit_code == 0
+    html = (results / "page.html").read_text()
+    page = read(html)
+    assert page.open == [] and "script" not in page.tags and all(address.startswith("#") for address in page.addresses)
+    assert 'data-degree="small"' in html and 'data-degree="broken"' in html and html.count("<svg") == 2
+    assert "Against the first it loses +0.668" in page.text and "beyond chance" in page.text
+    assert "model.layers.0.attn.q gptq bits=4 gptq bits=2" in page.text
+
+
+def test_a_page_that_is_there_is_kept_unless_it_may_go(results):
+    (results / "page.html").write_text("mine")
+    done = run(results / "good", "--out", results / "page.html")
+    assert done.exit_code == 2 and "exists already" in done.stderr and (results / "page.html").read_text() == "mine"
+    assert run(results / "good", "--out", results / "page.html", "--overwrite").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    "second, said",
+    [("none", "must be a folder that fit wrote, is none"), ("empty", "holds no receipt.json"), ("other", "all results must be of one original"),
+     ("torn", "its parts must be as fit writes them")],
+)  # fmt: skip
+def test_what_cannot_be_compared_is_one_sentence(results, chosen, second, said):
+    (results / "empty").mkdir()
+    for name, changed in (("other", {"model": {**chosen["model"], "hash": "cd" * 32}}), ("torn", {"sites": 3})):
+        (results / name).mkdir()
+        (results / name / "receipt.json").write_text(json.dumps({**chosen, **changed}))
+    for words in ((results / "good", results / second), *([(results / second,)] if second != "other" else [])):
+        done = run(*words, "--out", results / "page.html")
+        assert done.exit_code == 2 and said in done.stderr and done.stderr.count("\n") == 1
+        assert not (results / "page.html").exists()
