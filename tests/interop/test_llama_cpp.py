@@ -7,6 +7,7 @@ from torch.nn.functional import cross_entropy
 
 import modicum
 from modicum.core.option import Option
+from modicum.core.unit import Stats
 from modicum.data.splits import from_text
 from modicum.measure.settings import Settings
 from modicum.measure.subject import Subject
@@ -61,7 +62,7 @@ def test_every_architecture_is_computed_alike(package, name, type, tmp_path):
     target, forms = subject.target("gguf"), {}
     for site in target.sites() if type else ():
         option = target.adapt(site, Option.parse(f"ggml type={type}"))
-        forms |= {unit.name: option.steps[0].code(subject.model.matrix(unit).float(), unit.dtype) for unit in site.units}
+        forms |= {unit.name: option.steps[0].without_data().code(subject.model.matrix(unit).float(), Stats(), unit.dtype) for unit in site.units}
     layout = target.layout(forms, {}, frozenset())
     layout.write(tmp_path)
     target.finish(tmp_path, forms, frozenset())

@@ -140,7 +140,10 @@ class Target(ABC):
 
     @abstractmethod
     def verify(self, directory: Path, forms: Mapping[str, Form], batch: Batch | None = None) -> tuple[torch.nn.Module, dict[str, Any]]:
-        """Reload in the target's own loader; the module it gives, and what was checked, on ``batch`` where outputs are. Raises ``ModelError``."""
+        """Reload in the target's own loader; the module it gives, and what was checked, on ``batch`` where outputs are, with ``events``.
+
+        Raises ``ModelError``.
+        """
 
     def as_loaded(self, directory: Path, module: torch.nn.Module) -> torch.nn.Module:
         """The model as users load it; ``module`` is what ``verify`` gave."""

@@ -56,6 +56,7 @@ def reloaded(made: Made, final: Path, who: str, events: list[str], texts: bool =
     batches = [scene.data.test[0] if stored is scene.model else one_row(scene.data.test[0])]  # one is enough where that is slow
     here = [placed(batches[0], "cpu")]  # whatever the device: loaders load to the computer's own memory
     module, found = scene.target.verify(final, made.forms, here[0])
+    events += found.pop("events", [])
     if (wide := found.get("as wide as before")) and _narrower(budget):
         raise BudgetError(f"budget {budget}: cuts must load narrower for it, these do not: {listed(sorted(wide))}. Keep them whole.")
     wanted = list(made.outputs(batches, stored))

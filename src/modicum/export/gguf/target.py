@@ -30,6 +30,7 @@ from modicum.export.gguf.file import File, Tensor
 from modicum.export.gguf.loading import compared, load_gguf
 from modicum.export.gguf.metadata import check, factors, values, window
 from modicum.export.gguf.naming import DENSE, MATRICES, Naming, Part, stored_shape
+from modicum.export.gguf.others import read_by_transformers
 from modicum.export.gguf.vocabulary import vocabulary
 from modicum.export.placing import persistent_buffers
 from modicum.forms import Cut, Dense, Form, Ggml
@@ -268,7 +269,9 @@ class Gguf(Configured):
         found = compared(directory, self._last)
         module = load_gguf(directory)
         self._require_made(directory, module, forms)
-        return module, {"loader": "modicum.load", "format's own reader": "all tensors, to the byte", "tensors compared": found}
+        said, event = read_by_transformers(directory, module, batch)
+        told = {"loader": "modicum.load", "format's own reader": "all tensors, to the byte", "tensors compared": found, "transformers": said}
+        return module, told | ({"events": [event]} if event else {})
 
     def _require_made(self, directory: Path, module: nn.Module, forms: Mapping[str, Form]) -> None:
         """Raise ``ModelError`` unless every weight that is loaded is the one that was made."""
