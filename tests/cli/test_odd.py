@@ -40,7 +40,7 @@ def home(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("gguf",), "GGUF files are compressed already: give the original checkpoint in safetensors."),
+        (("gguf",), "GGUF files are compressed already: give the original checkpoint in safetensors, or what modicum import makes of it."),
         (("gguf/model-q4.gguf",), "GGUF files are compressed already"),
         (("adapter",), "It holds an adapter: merge it into its base model"),
         (("pipeline",), "It holds a pipeline of several models: give the directory of one of them"),

@@ -26,9 +26,17 @@ AS_THERE = {
     "Gemma2ForCausalLM": {"query_pre_attn_scalar": 16, "sliding_window": 8},
     "Gemma3ForCausalLM": {"query_pre_attn_scalar": 16, "sliding_window": 8, "num_hidden_layers": 7},
 }
-PLAIN = ["LlamaForCausalLM", "Qwen3MoeForCausalLM", "GPT2LMHeadModel"]
+PLAIN = ["Qwen3MoeForCausalLM", "GPT2LMHeadModel"]
 OTHERS = [
-    *("MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "Gemma2ForCausalLM", "Gemma3ForCausalLM", "Phi3ForCausalLM"),
+    *(
+        "LlamaForCausalLM",
+        "MistralForCausalLM",
+        "Qwen2ForCausalLM",
+        "Qwen3ForCausalLM",
+        "Gemma2ForCausalLM",
+        "Gemma3ForCausalLM",
+        "Phi3ForCausalLM",
+    ),
     *("Olmo2ForCausalLM", "StableLmForCausalLM", "FalconForCausalLM", "MambaForCausalLM"),
 ]
 
@@ -110,7 +118,7 @@ def test_the_formats_own_reader_finds_types_tokenizer_and_settings(llama, tmp_pa
 
 def test_rows_of_other_lengths_take_other_blocks_or_stay(tmp_path):
     """Rows of 64 take blocks of 32, rows of 48 stay as they are; routers too."""
-    target = opened(tmp_path, "Qwen3MoeForCausalLM", moe_intermediate_size=48).target("gguf")
+    target = opened(tmp_path, "Qwen3MoeForCausalLM", moe_intermediate_size=48, num_hidden_layers=1).target("gguf")
     _, options = made(target, lambda place: "ggml type=q4_k")
     assert options["model.layers.0.mlp.experts.gate_up_proj"] == "ggml type=q5_0"
     reasons = {unit.name: target.refusal(unit) for unit in target.model.units.values()}
@@ -120,7 +128,7 @@ def test_rows_of_other_lengths_take_other_blocks_or_stay(tmp_path):
 
 
 def test_one_type_for_all_experts_of_a_stack(tmp_path):
-    target = opened(tmp_path, "Qwen3MoeForCausalLM").target("gguf")
+    target = opened(tmp_path, "Qwen3MoeForCausalLM", num_hidden_layers=1).target("gguf")
     (site,) = (site for site in target.sites() if site.name == "model.layers.0.mlp.experts.down_proj")
     unit = site.units[0]
     forms = {unit.name: Ggml(type="q8_0", rounding="nearest").code(target.model.matrix(unit).float(), Stats(), unit.dtype)}

@@ -11,6 +11,7 @@ import io
 import json
 import lzma
 import os
+import re
 import shutil
 import sys
 import wave
@@ -39,6 +40,7 @@ from modicum.core.tensorfile import Shards, TensorFile
 from modicum.data import read_documents
 from modicum.data.captions import captions
 from modicum.data.media import from_files
+from modicum.export.gguf.importing import opened_gguf
 from modicum.fit.compared import compare
 from modicum.fit.receipts import as_written
 from modicum.fit.request import Request
@@ -48,6 +50,7 @@ from modicum.models.open import open_model
 from modicum.models.quiet import hushed
 from modicum.receipt import read_receipt, report
 from modicum.receipt.evaluate import _opened, _tokenizer
+from modicum.testing import spelling
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 Choose = Callable[[int], int]
@@ -232,6 +235,23 @@ def _each_document(folder):
         raise refused[0]
 
 
+def _gguf(folder):
+    """A file of one block with its config beside it, and the same alone."""
+    source = folder.parent / f"{folder.name}-source"
+    spelling.checkpoint("LlamaForCausalLM", source, num_hidden_layers=1, hidden_size=32, num_attention_heads=2, intermediate_size=32)
+    (source / "text.txt").write_text("a quick brown fox " * 40)
+    with hushed():
+        modicum.fit(
+            source, method="ggml type=q4_0 rounding=nearest", data=str(source / "text.txt"), target="gguf", samples=2, tokens=16, test_samples=1,
+            out=folder, overwrite=True,
+        )  # fmt: skip
+
+
+def _read_gguf(folder):
+    modicum.load(folder)
+    opened_gguf(folder / "model.gguf", allow_quantized_source=True)
+
+
 def _tensors(folder):
     with TensorFile(folder / SINGLE) as file:
         for name in file.entries:
@@ -287,6 +307,7 @@ READERS = {
     "masked": Reader(_fitted("sparsegpt keep=0.5"), modicum.load, ("modicum.json", SINGLE)),
     "narrow": Reader(_fitted("ziplm keep=0.5"), modicum.load, ("modicum.json", SINGLE)),
     "transformers": Reader(_fitted("nearest bits=4 group=16", "transformers"), modicum.load, ("config.json", SINGLE)),
+    "gguf": Reader(_gguf, _read_gguf, ("model.gguf",)),
     "texts": Reader(_texts, _each_document, ("*",)),
     "parquet": Reader(_parquet, _each_document, ("*",)),
     "pictures": Reader(
@@ -409,8 +430,40 @@ def _spliced(choose: Choose, raw: bytes) -> bytes:
     return raw[:start] + put + (raw[stop:] if choose(2) else b"")
 
 
+def _spoilt_head(choose: Choose, raw: bytes) -> bytes:
+    """A count, a kind or a length in the head of a GGUF file is another; or any bytes are."""
+    if choose(4) == 0:
+        return _spliced(choose, raw)
+    found = gguf_numbers(raw)
+    start, width = found[choose(len(found))]
+    old = int.from_bytes(raw[start : start + width], "little")
+    number = (0, 1, old + 1, old - 1, old * 2, 2**31, 2**63 - 1, choose(2**64))[choose(8)] % 256**width
+    return raw[:start] + number.to_bytes(width, "little") + raw[start + width :]
+
+
+@cache
+def gguf_numbers(raw: bytes) -> list[tuple[int, int]]:
+    """Where the numbers of a GGUF head stand: the first ones, and those about each name in it."""
+    found = [(4, 4), (8, 8), (16, 8)]
+    for name in (b"llama.", b"general.", b"tokenizer.", b"blk.0.", b"token_embd", b"output"):
+        for match in re.finditer(re.escape(name), raw):
+            length = int.from_bytes(raw[match.start() - 8 : match.start()], "little")
+            end = match.start() + length
+            found += [
+                (match.start() - 8, 8),
+                (end, 4),
+                (end + 4, 4),
+                (end + 4, 8),
+                (end + 8, 8),
+                (end + 12, 8),
+                (end + 20, 4),
+                (end + 24, 8),
+            ]
+    return [(start, width) for start, width in found if 0 <= start <= len(raw) - width]
+
+
 _SPOILING = {
-    "safetensors": _spoilt_tensors, "json": _spoilt_json,
+    "safetensors": _spoilt_tensors, "json": _spoilt_json, "gguf": _spoilt_head,
     **dict.fromkeys(("csv", "tsv", "jsonl", "txt", "yaml"), _spoilt_rows),
 }  # fmt: skip
 

@@ -62,7 +62,9 @@ def test_every_architecture_is_computed_alike(package, name, type, tmp_path):
     target, forms = subject.target("gguf"), {}
     for site in target.sites() if type else ():
         option = target.adapt(site, Option.parse(f"ggml type={type}"))
-        forms |= {unit.name: option.steps[0].without_data().code(subject.model.matrix(unit).float(), Stats(), unit.dtype) for unit in site.units}
+        forms |= {
+            unit.name: option.steps[0].without_data().code(subject.model.matrix(unit).float(), Stats(), unit.dtype) for unit in site.units
+        }
     layout = target.layout(forms, {}, frozenset())
     layout.write(tmp_path)
     target.finish(tmp_path, forms, frozenset())

@@ -21,6 +21,7 @@ from modicum.cli.compare import compare
 from modicum.cli.completion import completion
 from modicum.cli.env import env
 from modicum.cli.generated import Command
+from modicum.cli.importing import import_file
 from modicum.cli.methods import catalogue, cite, explain
 from modicum.cli.options import (
     COMPUTE,
@@ -285,7 +286,7 @@ def trim(model: str, corpus: str, out: Path, quiet: bool, as_json: bool, **setti
         click.echo(f"left out, since it holds the old vocabulary or an earlier receipt: {name}")
 
 
-for _told in (catalogue, explain, cite, env, compare, report, densify, clean, completion):
+for _told in (import_file, catalogue, explain, cite, env, compare, report, densify, clean, completion):
     main.add_command(_told)
 
 

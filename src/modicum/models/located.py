@@ -6,6 +6,8 @@ from pathlib import Path
 
 from modicum.core.errors import ModelError, listed, quoted
 
+# What an import leaves beside the weights it made: which file they come from.
+IMPORTED = "imported.json"
 DEMO = Path(__file__).resolve().parents[1] / "demo" / "model"
 
 
@@ -42,7 +44,7 @@ def locate(source: str | Path) -> Path:
 def instead(directory: Path, file: Path | None = None) -> str:
     """What to give in the place of a folder without a config, or of a file, as far as can be told from what is there."""
     if (file is None and any(directory.glob("*.gguf"))) or (file is not None and file.suffix.lower() == ".gguf"):
-        return "GGUF files are compressed already: give the original checkpoint in safetensors."
+        return "GGUF files are compressed already: give the original checkpoint in safetensors, or what modicum import makes of it."
     if file is not None:
         return "Give the directory it lies in."
     if (directory / "adapter_config.json").is_file():

@@ -16,7 +16,7 @@ from modicum.core.files import read_json, require_inside
 from modicum.core.tensorfile import Shards
 from modicum.models.copying import bare, compiled, copied, uncompile
 from modicum.models.extra import extra_states
-from modicum.models.located import instead, locate
+from modicum.models.located import IMPORTED, instead, locate
 from modicum.models.model import Model
 from modicum.models.plain import FLOATS, settle_dtype
 from modicum.models.settled import Settled, computed_weights, settle
@@ -62,7 +62,7 @@ def open_model(
         shards.close()
         raise
     model = _assembled(module, weights, adopted, name=str(source), directory=directory, trust_remote_code=trust_remote_code)
-    model.notes += weights.notes
+    model.notes += [*_imported(directory), *weights.notes]
     if weights.ignored:
         size = sum(shards.entry(key).nbytes for key in weights.ignored)
         model.notes.append(
@@ -72,6 +72,20 @@ def open_model(
     if weights.unused:
         model.notes.append(f"{len(weights.unused)} tensors of the checkpoint are not part of the model, among them {weights.unused[0]}")
     return model
+
+
+def _imported(directory: Path) -> Iterator[str]:
+    """What an import says of weights that it made of others. Raises ``ModelError``."""
+    path = directory / IMPORTED
+    if not path.is_file():
+        return
+    try:
+        body = read_json(path)
+        types = ", ".join(str(type) for type in body["quantized"])
+        if types:
+            yield f"the original's weights were rounded before: {quoted(str(body['source']))} holds them as {quoted(types)}"
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{path}: must say what was imported ({quoted(error)}). Import it again.") from None
 
 
 def _settle(module: nn.Module, weights: CheckpointWeights) -> Settled:

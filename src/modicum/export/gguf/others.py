@@ -32,7 +32,10 @@ def read_by_transformers(directory: Path, module: nn.Module, batch: Batch | None
             differs = _difference(module, other.eval(), batch)
     except Exception as error:  # whatever a loader raises
         said = quoted(error).splitlines()[0]
-        return f"cannot read it ({said})", f"Transformers' own reader of GGUF files cannot read this one ({said}); modicum.load and llama.cpp can"
+        return (
+            f"cannot read it ({said})",
+            f"Transformers' own reader of GGUF files cannot read this one ({said}); modicum.load and llama.cpp can",
+        )
     if not differs:
         return "equal", ""
     return differs, f"Transformers' own reader of GGUF files makes another model of this one ({differs}): use modicum.load or llama.cpp"

@@ -270,7 +270,12 @@ class Gguf(Configured):
         module = load_gguf(directory)
         self._require_made(directory, module, forms)
         said, event = read_by_transformers(directory, module, batch)
-        told = {"loader": "modicum.load", "format's own reader": "all tensors, to the byte", "tensors compared": found, "transformers": said}
+        told = {
+            "loader": "modicum.load",
+            "format's own reader": "all tensors, to the byte",
+            "tensors compared": found,
+            "transformers": said,
+        }
         return module, told | ({"events": [event]} if event else {})
 
     def _require_made(self, directory: Path, module: nn.Module, forms: Mapping[str, Form]) -> None:
