@@ -433,6 +433,14 @@ def test_sizes_of_zeros_are_those_of_a_whole_matrix(text, shape):
     }
 
 
+def test_a_row_of_zeros_serves_all_weights_as_wide(monkeypatch):
+    made, apply = [], Option.apply
+    monkeypatch.setattr(Option, "apply", lambda self, *given: made.append(self) or apply(self, *given))
+    units = [Unit(str(rows), "m", "w", "linear", (rows, 51), (rows, 51), torch.float32) for rows in (8, 24)]
+    small, large = (zeros(Option.parse("gptq bits=5 group=16"), unit, unit.shape) for unit in units)
+    assert len(made) == 1 and large.shape == (24, 51) and large.nbytes == 3 * small.nbytes
+
+
 def test_the_largest_weights_are_sized_in_no_memory_at_all():
     unit = Unit("w", "m", "w", "linear", (1 << 20, 1 << 16), (1 << 20, 1 << 16), torch.bfloat16)
     assert zeros(Option.parse("gptq bits=4 group=0 symmetric=true"), unit, unit.shape).nbytes == (1 << 36) // 2 + (1 << 21)

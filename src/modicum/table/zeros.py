@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
+from functools import cached_property
 
 import torch
 
@@ -67,14 +67,31 @@ def _alone(unit: Unit) -> Site:
     return Site(unit.name, "unit", (unit,))
 
 
+# Rows of zeros by what their codes hang on, so many at most.
+_ROWS: dict[tuple[Hashable, ...], Form] = {}
+_MOST_ROWS = 4096
+
+
 def _rows_alike(option: Option, unit: Unit, shape: tuple[int, int]) -> Form:
     """Codes of zeros, one row of which stands for all: a matrix of the largest models takes no memory, and no time."""
-    one = replace(unit, shape=(1, shape[1]))
-    zeros = torch.zeros(one.shape, dtype=unit.dtype)
-    change = option.apply(Site(unit.name, "unit", (one,)), {unit.name: Stats(reference=zeros)}, {unit.name: Dense(zeros)})
-    form = copy.copy(change.forms[unit.name])
+    form = _row(option, unit, shape[1])
+    derived = {name for cls in type(form).__mro__ for name, value in vars(cls).items() if isinstance(value, cached_property)}
+    alike = object.__new__(type(form))
     for name, value in vars(form).items():
-        if isinstance(value, torch.Tensor):
-            setattr(form, name, value.expand(shape[0], -1))
-    form.shape = shape
-    return form
+        if name not in derived:
+            setattr(alike, name, value.expand(shape[0], -1) if isinstance(value, torch.Tensor) else value)
+    alike.shape = shape
+    return alike
+
+
+def _row(option: Option, unit: Unit, columns: int) -> Form:
+    """Codes of one row of zeros, which many weights of a model have in common."""
+    key = (option, columns, unit.dtype, unit.kind, unit.groups, unit.pruned)
+    if key not in _ROWS:
+        one = replace(unit, shape=(1, columns))
+        zeros = torch.zeros(one.shape, dtype=unit.dtype)
+        change = option.apply(Site(unit.name, "unit", (one,)), {unit.name: Stats(reference=zeros)}, {unit.name: Dense(zeros)})
+        if len(_ROWS) >= _MOST_ROWS:
+            _ROWS.clear()
+        _ROWS[key] = change.forms[unit.name]
+    return _ROWS[key]
