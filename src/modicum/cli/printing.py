@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -10,6 +11,7 @@ from rich.text import Text
 
 # Lines of a table that is written to a file or a pipe, where no window limits them.
 _PIPE_WIDTH = 200
+_PICTURE_WIDTH = 100
 
 
 def _console() -> Console:
@@ -20,6 +22,15 @@ def _console() -> Console:
 def print_line(line: str) -> None:
     """One line, never wrapped: a path or a sentence stays whole for who copies it."""
     _console().print(Text(line), soft_wrap=True)
+
+
+def print_picture(receipt: Mapping[str, Any]) -> None:
+    """What a run came to as a picture of characters; in colours where a terminal shows them."""
+    from modicum.cli.picture import picture
+
+    console = _console()
+    for line in picture(receipt, min(console.width, _PICTURE_WIDTH), unicode=console.encoding.lower().startswith("utf")):
+        console.print(line, no_wrap=True, overflow="crop", crop=True)
 
 
 def print_rows(*rows: tuple[str, str]) -> None:

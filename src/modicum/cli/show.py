@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modicum.cli.printing import print_line, print_rows, print_table
+from modicum.cli.printing import print_line, print_picture, print_rows, print_table
 from modicum.cli.progress import lasting
 from modicum.core.budget import readable
 
@@ -36,9 +36,11 @@ def outcome(receipt: Mapping[str, Any], out: Path) -> None:
         ("size", after), *budget, *allowed, *rules, *_inputs(receipt), *_quality(receipt["quality"]), *_verdict(receipt),
         *_choice(receipt.get("search") or {}), *_structure(receipt["sites"]), *_taken(receipt["data"]),
         ("coverage", f"{coverage['share']:.1%} of layer bytes treated, layers as they were: {whole}"),
-        ("target", f"{receipt['request']['target']}, reloaded and verified"), *_written(receipt["verification"]), *events,
+        ("target", f"{receipt['request']['target']}, reloaded and verified"), *_written(receipt["verification"]),
+        *_loads(receipt["verification"]), *events,
         ("time", f"{seconds:.1f} s"), ("report", str(out / "report.html")),
     )  # fmt: skip
+    print_picture(receipt)
 
 
 def before_and_after(receipt: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -70,6 +72,16 @@ def _written(verification: Mapping[str, Any]) -> list[tuple[str, str]]:
         return []
     both = lambda name: " → ".join(f"{found[side][name]['mean']:.1%}" for side in ("original", "compressed"))
     return [("writing", f"foresees {both('agreed')} of the original's own tokens, repeats {both('repeated')} of its runs of four")]
+
+
+def _loads(verification: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What other ways to load it come to, where that is not the same model."""
+    from modicum.fit.card import outcome
+
+    found = {
+        name: value for name, value in verification.items() if isinstance(value, Mapping) and value.get("result", "the same") != "the same"
+    }
+    return [(f"with {name}", outcome(value).replace("**", "")) for name, value in found.items()]
 
 
 def measurement_facts(measured: Measured) -> dict[str, Any]:
