@@ -24,6 +24,6 @@ def show(title: str, head: Sequence[str], rows: Sequence[Sequence[Any]], note: s
     for row in [list(head), *lines]:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
     RESULTS.mkdir(exist_ok=True)
-    name = title.split(":")[0].lower().replace(" ", "_")
+    name = title.split(":")[0].lower().replace(" ", "_").replace(".", "_")
     body = {"title": title, "head": list(head), "rows": lines, "note": note}
     (RESULTS / f"{name}.json").write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")

@@ -44,7 +44,7 @@ def main(words: list[str] | None = None) -> None:
         f"`python -m bench.llama_cpp`: {SAMPLES} x {TOKENS} calibration tokens for both, {TEST} test sequences, logits of llama.cpp; its importance "
         "matrix is the mean square of each input on the same tokens. Ours are chosen from one measurement at the bytes of its files."
     )
-    show("llama.cpp's mixtures: KL to the original at equal bytes", head, rows, note)
+    show("Mixtures of llama.cpp: KL to the original at equal bytes", head, rows, note)
     del heard
 
 

@@ -28,6 +28,7 @@ PARTS = (
     "ranks",
     "large",
     "side_by_side",
+    "llama_cpp",
     "real",
 )
 

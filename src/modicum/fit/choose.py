@@ -57,7 +57,7 @@ class Chooser:
         assert self.request.budget is not None
         self.budget: Budget = self.request.budget
         self.sizing = self.subject.sizing(self.target)
-        self.runtime = self.subject.runtime(self.request.batch, self.request.context, self.sizing.cuts)
+        self.runtime = self.subject.runtime(self.target, self.request.batch, self.request.context, self.sizing.cuts)
         if self.budget.memory or self.timed:
             self.sizing.runtime = self.runtime.pricing(self.timed)
         if self.timed:
@@ -132,7 +132,8 @@ class Chooser:
             share = 100 * smallest / self.subject.model.parameters
             return f"budget {self.budget}: cannot be reached, {where} {share:.1f} % of the values. Allow more, or add options that store fewer."
         whole = "multiplies with weights whole" if resource == "macs" else "holds weights whole in memory"
-        only = f"Only cuts and dropped blocks help: {self.target} {whole}." + self._blocked()
+        only = f"Only cuts and dropped blocks help: {self.target} {whole}."
+        only = ("" if resource == "memory" and self.runtime.packed else only) + self._blocked()
         if resource == "macs":
             share = smallest / self.products.work.whole
             told = f"{many(smallest)} multiply-adds, {share:.1%} of the original's"
@@ -141,7 +142,7 @@ class Chooser:
             total, overhead = smallest + self.runtime.overhead(), self.runtime.overhead()
             return (
                 f"budget {self.budget}: cannot be reached, {where} {readable(total)}, {readable(overhead)} of it cache and activations. "
-                f"{only} Allow more, or a shorter --context or smaller --batch."
+                f"{only} Allow more, or a shorter --context or smaller --batch.".replace("  ", " ")
             )
         return f"budget {self.budget}: cannot be reached, {where} {1000 * smallest:.3f} ms of {1000 * self.runtime.original():.3f}. {only}"
 

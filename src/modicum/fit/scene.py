@@ -22,6 +22,7 @@ from modicum.measure.computing import agreed
 from modicum.measure.measured import Measured
 from modicum.measure.subject import Subject
 from modicum.models.model import Model
+from modicum.runtime.targets import RUNTIMES
 from modicum.sweep import Script
 from modicum.sweep.ranks import LONE, Ranks
 from modicum.table.menu import Menu
@@ -50,6 +51,7 @@ class Scene:
             subject = Subject.open(source, request, batches, settle=agreed(request, place, ranks))
         subject.check_kept()
         _check_device(subject.model, request)
+        _check_timed(request)
         ranks.share(subject.data.calibration)
         name = _target_name(subject, request)
         if measured is None and not request.dry_run and request.budget is not None:
@@ -114,6 +116,15 @@ def _check_device(model: Model, request: Request) -> None:
         raise SettingError(f"workers: must be 1 on --device {device}, which they would share, got {request.workers}. Leave it out.")
     if budget is not None and (budget.speed or budget.latency):
         raise SettingError(f"budget {budget}: is timed on the processor, cannot be with --device {device}. Use --device cpu.")
+
+
+def _check_timed(request: Request) -> None:
+    """Raise ``SettingError`` for a time in a runtime that is not run here."""
+    budget = request.budget
+    if request.target in RUNTIMES and budget is not None and (budget.speed or budget.latency):
+        raise SettingError(
+            f"budget {budget}: is timed in PyTorch, where target {request.target} does not run. Use --size, --memory or --macs."
+        )
 
 
 def _target_name(subject: Subject, request: Request) -> str:

@@ -37,6 +37,7 @@ from modicum.models.open import apart, open_model
 from modicum.runtime.compute import Compute
 from modicum.runtime.memory import Plan, planned
 from modicum.runtime.runtime import Runtime
+from modicum.runtime.targets import RUNTIMES
 from modicum.sweep import Script, rehearse
 from modicum.sweep.coupling import coupled_cuts, shortened
 from modicum.sweep.outline import outlined
@@ -210,11 +211,11 @@ class Subject:
         menu = self.menu(target)
         return Sizing(self.target(target), menu, self.cuts if cutters(menu) else {}, self.kept)
 
-    def runtime(self, batch: int, context: int, cuts: Mapping[str, Site]) -> Runtime:
-        """Prices in the target's runtime, the same ones however often they are asked for."""
-        key = (batch, context, tuple(cuts))
+    def runtime(self, target: str, batch: int, context: int, cuts: Mapping[str, Site]) -> Runtime:
+        """Prices in a target's runtime, the same ones however often they are asked for."""
+        key = (target, batch, context, tuple(cuts))
         if key not in self._runtimes:
-            self._runtimes[key] = Runtime(
+            self._runtimes[key] = RUNTIMES.get(target, Runtime)(
                 self.model, self.script, batch=batch, context=context, example=self.data.calibration[0], cuts=cuts
             )  # fmt: skip
         return self._runtimes[key]

@@ -1,4 +1,4 @@
-"""What a model takes in the runtime it is written for: memory and time. Both runtimes of today hold every weight dense once it is used."""
+"""What a model takes in PyTorch, where Transformers and our own container run: memory and time. Every weight is dense once it is used."""
 
 from __future__ import annotations
 
@@ -48,6 +48,9 @@ class Runtime:
     *Needs and cost:* time, and whether a cut is narrow, need the whole original in memory; a few forward passes. *Raises:* ``BudgetError`` where
     the original does not fit the memory that is free, or does not take ``context`` tokens.
     """
+
+    # Whether weights stay as few bytes in memory as in the file.
+    packed = False
 
     def __init__(
         self, model: Model, script: Script, *, batch: int, context: int, example: Batch | None = None,
@@ -156,6 +159,12 @@ class Runtime:
         head; attention scores where they are computed one by one. With ``cache`` it is within a third of what is counted for decoders with a
         fused attention; scans of state-space layers, which keep a state per position, hold many times as much.
         """
+        stream, inside, outside = self._widths
+        return (4 * stream + max(2 * inside, outside)) * self._tokens * self.model.dtype.itemsize + self._scores()
+
+    @property
+    def _widths(self) -> tuple[int, int, int]:
+        """Columns of the residual stream, rows of the widest stage inside a block, and of the widest outside them."""
         inside, outside, stream = 0, 0, 0
         for stage in self.script.stages:
             units = [self.model.units[name] for name in stage if self.model.units[name].kind != "embedding"]
@@ -165,7 +174,7 @@ class Runtime:
                 inside = max(inside, rows)
             else:
                 outside = max(outside, rows)
-        return (4 * stream + max(2 * inside, outside)) * self._tokens * self.model.dtype.itemsize + self._scores()
+        return stream, inside, outside
 
     def _scores(self) -> int:
         if getattr(self._config, "_attn_implementation", None) != "eager":

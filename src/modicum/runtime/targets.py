@@ -1,0 +1,6 @@
+"""Which runtime a target is written for, where it is not PyTorch."""
+
+from modicum.runtime.llama_cpp import LlamaCpp
+from modicum.runtime.runtime import Runtime
+
+RUNTIMES: dict[str, type[Runtime]] = {"gguf": LlamaCpp}
