@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from modicum.core.errors import SettingError
+from modicum.core.errors import ModelError, SettingError
 from modicum.core.ggml import TYPES, fitting
 from modicum.core.unit import Stats
 from modicum.forms.ggml import decode
@@ -108,3 +108,51 @@ def test_weights_of_every_size_come_near_and_zeros_stay(name, size):
     bits = TYPES[name].bits
     bound = 2.0 ** (3 - bits) if size == 1.0 else 2.0 ** (4 - bits) if size > 1 else 1.01
     assert float((value - weight).norm() / weight.norm()) < bound
+
+
+@pytest.mark.parametrize("name", ["q4_0", "q4_1", "q5_0", "q5_1", "q8_0"])
+def test_the_search_loses_less_than_the_range_alone(name):
+    """Of the package's own encoders none tries more than one scale."""
+    weight = torch.randn(8, 512)
+    ours = float((decode(encode(weight, name), name, 512) - weight).square().sum())
+    blocks = gguf.quants.quantize(weight.numpy(), getattr(gguf.GGMLQuantizationType, name.upper()))
+    theirs = float((read(torch.from_numpy(blocks), name) - weight).square().sum())
+    assert ours < 0.95 * theirs
+
+
+def naive(values, counts, scales):
+    """The least error of any of so many scales, one weight at a time in float64."""
+    levels = np.arange(-8, 8)
+    best = np.inf
+    for scale in scales:
+        best = min(best, sum(c * np.min((scale * levels - v) ** 2) for v, c in zip(values, counts)))
+    return best
+
+
+def test_one_scale_is_nearly_the_best_of_many():
+    """Twin: every scale of a fine ladder, whichever sign it has."""
+    weight, counts = torch.randn(4, 32), torch.rand(32).add(0.1)
+    error = ((decode(encode(weight, "q4_0", counts), "q4_0", 32) - weight).double().square() * counts).sum(1)
+    for row, own in zip(weight.double().numpy(), error.tolist()):
+        ladder = np.abs(row).max() / np.linspace(6.0, 11.0, 200)
+        assert own <= 1.06 * naive(row, counts.double().numpy(), [*ladder, *-ladder])
+
+
+def test_what_is_no_number_is_refused(layer):
+    thing = layer(4, 256)
+    thing.weight[1, 3] = torch.nan
+    for rounding in ("nearest", "weighed"):
+        with pytest.raises(ModelError, match="must be finite, holds NaN or Inf"):
+            thing.apply(Ggml(type="q4_k", rounding=rounding))
+    thing.weight[1, 3] = 1e30  # beyond the steps of float16
+    with pytest.raises(ModelError, match="must be finite"):
+        thing.apply(Ggml(type="q6_k", rounding="weighed"))
+
+
+def test_columns_whose_inputs_were_always_zero_are_rounded_too():
+    weight, covariance = correlated()
+    covariance[:, 64:] = covariance[64:] = 0
+    stats = Stats(count=9, covariance=covariance, square=covariance.diagonal().clone())
+    for rounding in ("gptq", "weighed"):
+        value = Ggml(type="q5_k", rounding=rounding).code(weight, stats, torch.float32).dense()
+        assert float((value - weight)[:, 64:].norm() / weight[:, 64:].norm()) < 0.1

@@ -13,7 +13,10 @@ from modicum.numerics.ggml_search import Groups, Steps, free, half, inverted, lo
 # Weights that go through the cache together.
 _PIECE = 1 << 16
 # Tries of a search: by how many levels the range that they cover is narrower than the weights', and how many.
-_CLIPPED = {"q1_0": (0.0, 0.0, 1), "q3_k": (-0.5, 2.0, 8), "q6_k": (-0.5, 1.0, 4), "q8_0": (-0.5, 1.0, 3), "q2_k": (0.0, 0.45, 4)}
+_CLIPPED = {
+    **{"q1_0": (0.0, 0.0, 1), "q3_k": (-0.25, 1.25, 3), "q4_0": (-0.5, 2.0, 5), "q5_0": (-0.5, 2.0, 5), "q6_k": (-1.0, 3.0, 5)},
+    **{"q8_0": (-0.5, 1.0, 3), "q2_k": (0.0, 0.45, 4), "q4_1": (-0.5, 1.5, 5), "q5_1": (-0.5, 1.5, 5)},
+}
 _EVEN, _LOWERED = (-0.5, 2.0, 8), (-0.35, 1.5, 4)
 # What a column counts at least, relative to the mean: one whose inputs were always zero is rounded too.
 _LEAST = 1e-6
@@ -78,7 +81,7 @@ def _settled(groups: Groups, name: str) -> Steps:
     shares = _tries(name, groups.layout)
     if not groups.layout.least:
         scale, curvature = free(groups, shares, 1)
-        return settled(groups, scale, curvature, 2)
+        return settled(groups, scale, curvature, 1)
     scale, _, sums = lowered(groups, list(itertools.product(shares, shares)), 2)
     return settled_lower(groups, scale, sums, 2)
 

@@ -14,8 +14,8 @@ import torch
 
 from modicum.forms.ggml_blocks import Layout
 
-# The least number of float16 above zero, and how many steps are tried for a block.
-_TINY, _STEPS = 2.0**-24, 12
+# The least number of float16 above zero, and how many steps are tried for a block. Of more levels the two ends are as good as alike.
+_TINY, _STEPS, _FEW = 2.0**-24, 12, 32
 
 
 class Groups:
@@ -106,7 +106,11 @@ def free(groups: Groups, shares: Sequence[float], rounds: int) -> tuple[torch.Te
     low, high = groups.values.amin(0), groups.values.amax(0)
     inverse = inverted(torch.where(high > -low, high, low))
     layout = groups.layout
-    ends = (min(layout.table), max(layout.table)) if layout.table else (-layout.zero, layout.codes - 1 - layout.zero)
+    ends = (
+        (min(layout.table), max(layout.table))
+        if layout.table
+        else (-layout.zero, layout.codes - 1 - layout.zero)[: 2 if layout.codes <= _FEW else 1]
+    )
     saves = lambda pull, square: [divided(pull.square(), square), pull, square]
     gain, pull, square = _picked([saves(*groups.sums(inverse * (end / share))) for share in shares for end in ends])
     for _ in range(rounds):
