@@ -1,6 +1,8 @@
 """Files for llama.cpp: every byte is told before it is written, and the format's own reader gives back what was made."""
 
+import json
 import struct
+from types import SimpleNamespace
 
 import gguf
 import pytest
@@ -11,6 +13,7 @@ from modicum.core.errors import ModelError
 from modicum.core.option import Option
 from modicum.core.unit import Stats
 from modicum.export.gguf.target import Gguf
+from modicum.export.gguf.vocabulary import vocabulary
 from modicum.measure.settings import Settings
 from modicum.measure.subject import Subject
 from modicum.quantize.ggml import Ggml
@@ -172,6 +175,17 @@ def test_a_window_that_llama_cpp_does_not_have_ends_the_context(tmp_path):
     layout = subject.target("gguf").layout({}, {}, frozenset())
     assert layout.values["llama.context_length"] == 24
     assert any("this model's see 24 tokens" in note for note in subject.model.notes)
+
+
+def test_pieces_have_the_scores_of_their_merges():
+    """llama.cpp merges the neighbours of the highest score first: the order of the merges."""
+    tokenizer = spelling.pieces([TEXT], merges=40)
+    words = vocabulary(SimpleNamespace(name="m", tokenizer=tokenizer, config=SimpleNamespace()), 400).values
+    texts, scores, kinds = (words[f"tokenizer.ggml.{name}"] for name in ("tokens", "scores", "token_type"))
+    merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
+    assert [scores[texts.index("".join(pair))] for pair in merges] == [-float(place) for place in range(len(merges))]
+    assert words["tokenizer.ggml.model"] == "llama" and words["tokenizer.ggml.add_space_prefix"] is True
+    assert kinds[:4] == [2, 3, 3, 6] and kinds[texts.index("▁")] == 1 and kinds[-1] == 5 and texts[-1] == "[PAD399]"
 
 
 def test_blocks_that_go_are_gone(llama, tmp_path):

@@ -83,6 +83,34 @@ def test_every_architecture_is_computed_alike(package, name, type, tmp_path):
         assert float(gaps.max()) < 4e-3 and float(lost.mean()) < 1e-6
 
 
+@pytest.mark.parametrize("method", ["ziplm keep=0.5", "blocks count=1"])
+def test_what_is_narrower_or_shallower_is_computed_alike(package, method, tmp_path):
+    spelling.checkpoint("LlamaForCausalLM", tmp_path / "model", num_hidden_layers=4, num_key_value_heads=4)
+    (tmp_path / "text.txt").write_text("to be or not to be, that is the question; " * 40)
+    made = modicum.fit(
+        tmp_path / "model", method=method, target="gguf", data=str(tmp_path / "text.txt"), samples=4, tokens=32, test_samples=2,
+        out=tmp_path / "out",
+    )  # fmt: skip
+    ids = torch.randint(3, 250, (1, 48), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        ours = made.model(ids).logits[0]
+    with llama.opened(package, tmp_path / "out" / "model.gguf", context=64) as (logits, _):
+        assert float(llama.divergence(ours, logits(ids[0].tolist())).mean()) < 1e-6
+
+
+def test_pieces_are_merged_alike(package, tmp_path):
+    text = "to be or not to be, that is the question: whether 'tis nobler in the mind to suffer; " * 4
+    spelling.checkpoint("LlamaForCausalLM", tmp_path / "model", vocab_size=448)
+    tokenizer = spelling.pieces([text])
+    tokenizer.save_pretrained(tmp_path / "model")
+    (tmp_path / "text.txt").write_text(" ".join(chr(97 + place * place % 26) for place in range(400)))
+    subject = Subject.open(str(tmp_path / "model"), Settings(samples=2, tokens=32, test_samples=1, data=str(tmp_path / "text.txt")))
+    subject.target("gguf").layout({}, {}, frozenset()).write(tmp_path)
+    with llama.opened(package, tmp_path / "model.gguf", context=64) as (_, vocabulary):
+        for each in ("to be or not", " the question  whether", "nobler; minds 12 — naïve", "x"):
+            assert llama.tokens(package, vocabulary, each) == tokenizer(each, add_special_tokens=False)["input_ids"]
+
+
 @pytest.fixture(scope="module", params=["ggml type=q4_k", "ggml type=q8_0"])
 def demo(request, package, tmp_path_factory):
     out = tmp_path_factory.mktemp("demo") / "out"
