@@ -1,6 +1,7 @@
 """Run the benchmarks and write ``docs/benchmarks.md`` from what they measured.
 
-python bench/run.py [start] [compute] [methods] [allocators] [uneven] [costs] [solver] [codes] [ggml] [sweep] [ranks] [side_by_side] [real] [--docs]
+python bench/run.py [start] [compute] [methods] [allocators] [uneven] [costs] [solver] [codes] [ggml] [sweep] [ranks]
+    [side_by_side] [llama_cpp] [real] [--docs]
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ def main() -> None:
     for part in chosen:
         importlib.import_module(f"bench.{part}").main()
     (ROOT / "docs" / "benchmarks.md").write_text(document(), encoding="utf-8")
+    importlib.import_module("bench.picture").draw()
 
 
 def document() -> str:
