@@ -72,12 +72,14 @@ def test_dropped_blocks_stay_away_and_cuts_are_zeros(tmp_path):
     assert same(modicum.load(tmp_path / "out"), dense, batches[0])
 
 
+@pytest.mark.slow
 def test_inputs_in_eight_bits_are_told_to_be_gone(tmp_path):
     fitted(tmp_path, "llama", "transformers", "nearest bits=8 group=0 | activations")
     (note,) = modicum.densify(tmp_path / "out", tmp_path / "dense").notes
     assert "inputs are no longer rounded" in note
 
 
+@pytest.mark.slow
 def test_what_a_gguf_file_says_more_exactly_than_the_dtype_is_told(tmp_path):
     pytest.importorskip("gguf")
     model, batches = zoo.tied_twin()

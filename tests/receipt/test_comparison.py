@@ -45,6 +45,42 @@ def test_several_results_stand_side_by_side(results, read):
     assert "model.layers.0.attn.q gptq bits=4 gptq bits=2" in page.text
 
 
+@pytest.fixture
+def judged(results, chosen):
+    """What `modicum eval --json` wrote of somebody else's model of 9,000 bytes, on the sequences of the receipts."""
+    (results / "theirs").mkdir()
+    (results / "theirs" / "model.safetensors").write_bytes(bytes(9_000))
+    return {
+        "format": "modicum-evaluation", "version": 1, "model": str(results / "theirs"), "reference": "toy", "seed": 3,
+        "data": {"source": "shipped", "notes": [], "hash": "ef" * 32}, "quality": {**chosen["quality"], "mean": 0.05, "low": 0.04, "high": 0.06},
+    }  # fmt: skip
+
+
+def test_anybodys_model_stands_beside_them_once_it_is_judged(results, judged, read):
+    (results / "theirs.json").write_text(json.dumps(judged))
+    assert run(results / "good", results / "theirs.json", "--out", results / "page.html").exit_code == 0
+    text = read((results / "page.html").read_text()).text
+    assert "9.000 kB, 5.143 bits per weight; loses 0.05000" in text and "Against the first it loses +0.018" in text
+    (results / "theirs" / "model.safetensors").unlink()
+    assert run(results / "good", results / "theirs.json", "--out", results / "page.html", "--overwrite").exit_code == 0
+    assert "its files are not here" in read((results / "page.html").read_text()).text
+
+
+@pytest.mark.parametrize(
+    "changed, said",
+    [
+        ({"reference": None}, "is against nothing. Pass --reference toy"), ({"reference": "another"}, "is against another"),
+        ({"format": "x"}, "is another file"), ({"data": 3}, "must be as fit writes them"),
+    ],
+)  # fmt: skip
+def test_an_evaluation_must_be_of_the_same_original(results, judged, changed, said):
+    (results / "theirs.json").write_text(json.dumps(judged | changed))
+    done = run(results / "good", results / "theirs.json", "--out", results / "page.html")
+    assert done.exit_code == 2 and said in done.stderr and done.stderr.count("\n") == 1
+    done = run(results / "theirs.json", results / "theirs.json", "--out", results / "page.html")
+    assert done.exit_code == 2 and "a folder that fit wrote must be among what is compared" in done.stderr
+
+
 def test_a_page_that_is_there_is_kept_unless_it_may_go(results):
     (results / "page.html").write_text("mine")
     done = run(results / "good", "--out", results / "page.html")

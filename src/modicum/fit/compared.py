@@ -27,7 +27,11 @@ def compare(directories: Sequence[str | Path]) -> dict[str, Any]:
     """
     if len(directories) < 2:
         raise SettingError(f"compare: at least two folders that fit wrote must be given, got {len(directories)}. Name another.")
-    places = [Path(directory) for directory in directories]
+    return side_by_side([Path(directory) for directory in directories])
+
+
+def side_by_side(places: Sequence[Path]) -> dict[str, Any]:
+    """As ``compare``, of one folder too."""
     receipts = [receipt_in(place) for place in places]
     with as_written():
         _require_alike(places, receipts)
@@ -65,7 +69,7 @@ def _compared(names: Sequence[str], receipts: Sequence[Mapping[str, Any]]) -> di
     return {
         "original": {key: first["model"][key] for key in ("name", "class", "parameters", "dtype")} | {"bytes": first["bytes"]["original"]},
         "results": [_result(name, receipt) for name, receipt in zip(names, receipts)],
-        "quality": [{"result": name, **_difference(first, other)} for name, other in zip(names[1:], receipts[1:])],
+        "quality": [{"result": name, **difference(first, other)} for name, other in zip(names[1:], receipts[1:])],
         "sites": [{"site": site, "options": options} for site, options in _sites(receipts)],
         "settings": _differing([_settings(receipt) for receipt in receipts]),
         "versions": _differing([receipt["versions"] for receipt in receipts]),
@@ -135,7 +139,7 @@ def _differing(found: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     return {name: each for name, each in values.items() if any(value != each[0] for value in each)}
 
 
-def _difference(first: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+def difference(first: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     """How much more the other loses than the first, with an interval of 95 %: of pairs where both were judged on the same sequences and say what
     each lost; else of two means.
     """

@@ -9,26 +9,43 @@ from typing import Any
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from modicum.fit.compared import compare
+from modicum.core.errors import SettingError
+from modicum.fit.compared import receipt_in, side_by_side
 from modicum.fit.receipts import as_written
 from modicum.fit.verdict import degree
 from modicum.receipt.chart import SHAPES, bands, dress, wide
+from modicum.receipt.evaluated import beside
 from modicum.receipt.pages import render
 from modicum.receipt.svg import TARGETS, inline, settings, svg
 
 
-def comparison(directories: Sequence[str | Path]) -> str:
-    """One self-contained HTML page, without scripts, of results that ``fit`` wrote. Raises ``SettingError`` as ``compare`` does."""
-    found = compare(directories)
+def comparison(places: Sequence[str | Path]) -> str:
+    """One self-contained HTML page, without scripts, of folders that ``fit`` wrote and of files that ``modicum eval --json`` wrote of other models.
+
+    Raises ``SettingError`` as ``compare`` does.
+    """
+    found = _found([Path(place) for place in places])
     with as_written():
-        judged = [
-            (number, result) for number, result in enumerate(found["results"], 1) if result["quality"] and "mean" in result["quality"]
-        ]
-        alike = len({result["quality"]["metric"] for _, result in judged}) == 1
+        judged = [(number, one) for number, one in enumerate(found["results"], 1) if one["bytes"] and "mean" in (one["quality"] or {})]
+        alike = len({one["quality"]["metric"] for _, one in judged}) == 1
         charts = {shape: Markup(_chart(judged, shape)) for shape in SHAPES} if alike else {}
-        degrees = [degree(result["quality"]) if result["quality"] else "" for result in found["results"]]
-        kinds = list(dict.fromkeys(kind for result in found["results"] for kind in result["kinds"]))
+        degrees = [degree(one["quality"]) if "mean" in (one["quality"] or {}) else "" for one in found["results"]]
+        kinds = list(dict.fromkeys(kind for one in found["results"] for kind in one["kinds"]))
         return render("comparison.html", found=found, charts=charts, degrees=degrees, kinds=kinds)
+
+
+def _found(places: Sequence[Path]) -> dict[str, Any]:
+    """What is the same and what differs; models that were judged alone come last."""
+    files = [place for place in places if place.is_file()]
+    folders = [place for place in places if place not in files]
+    if not folders:
+        raise SettingError(f"report: a folder that fit wrote must be among what is compared, {len(files)} evaluations came. Name one.")
+    found = side_by_side(folders)
+    with as_written():
+        for result, quality in (beside(file, receipt_in(folders[0])) for file in files):
+            found["results"].append(result)
+            found["quality"].append(quality)
+    return found
 
 
 def _chart(judged: Sequence[tuple[int, Mapping[str, Any]]], shape: str) -> str:
