@@ -47,6 +47,14 @@ def _swept():
 
 
 @pytest.fixture(autouse=True, scope="session")
+def _unflushed():
+    """No machine loses its power within a test, so that nothing waits for a disk; the tests of faults count what their processes flush."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
 def _tokenized_once():
     """The texts in the package take seconds to tokenize, and no test changes them: each tokenizer does it once."""
     kept, encode = {}, splits.encode
