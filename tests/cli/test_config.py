@@ -22,7 +22,7 @@ from modicum.measure.settings import Settings
 from modicum.models.located import DEMO
 from modicum.testing import zoo
 
-GIVEN = ("--samples", "4", "--tokens", "16", "--test-samples", "4", "--menu", "int4,int8", "--harm", "error", "--search-time", "0")
+GIVEN = ("--samples", "4", "--tokens", "16", "--test-samples", "4", "--menu", "nearest bits=4,nearest bits=8", "--harm", "error", "--search-time", "0")
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def test_the_file_beside_the_receipt_gives_the_same_bytes(source, first, tmp_pat
 def test_it_holds_what_was_asked_and_no_more(source, first):
     assert yaml.safe_load((first / NAME).read_text()) == {
         "model": str(source / "twin"), "data": str(source / "text.txt"), "bpw": 9.0, "target": "modicum", "samples": 4, "tokens": 16,
-        "test_samples": 4, "menu": ["gptq bits=4", "gptq bits=8"], "keep": ["*layers.0.self_attn.q_proj"], "harm": "error",
+        "test_samples": 4, "menu": ["nearest bits=4", "nearest bits=8"], "keep": ["*layers.0.self_attn.q_proj"], "harm": "error",
         "search_time": 0.0,
     }  # fmt: skip
 
@@ -216,7 +216,7 @@ def test_verbose_tells_stages_decisions_sites_and_events(source, first):
         [f"{stage}: " for stage in receipt["stages"]] + receipt["events"] + ["for target modicum; computed in", "chosen by auto: allocator"]
     )
     told += [
-        "model.layers.0.mlp.down_proj.weight: harm of each option: keep 0, gptq bits=4 ",
+        "model.layers.0.mlp.down_proj.weight: harm of each option: keep 0, nearest bits=4 ",
         f"modicum {modicum.__version__}: fit {source / 'twin'} --bpw 9",
     ]
     assert len(receipt["sites"]) > 20 and receipt["events"]

@@ -18,7 +18,7 @@ from modicum.testing import zoo
 
 SERVER = Path(__file__).with_name("server.py")
 # One of every family, and both kinds of structure.
-MENU = "nearest bits=2,nearest bits=8,gptq bits=3 | eora rank=2,svd keep=0.5,sparsegpt keep=0.5,ziplm keep=0.5,replaceme count=1"
+MENU = "nearest bits=2,nearest bits=8,gptq bits=3 sweeps=0 | eora rank=2,svd keep=0.5,sparsegpt keep=0.5,ziplm keep=0.5,replaceme count=1"
 
 
 class Home:
