@@ -136,7 +136,14 @@ def test_what_is_within_reach_is_known_before_anything_is_measured(name):
 # What hangs together
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3_moe", "tied_twin", "phi3", "bert", "t5", "vit", "mamba", "jamba", "cnn", "mlp"])
+# Of each kind one in the short form: cuts of heads and channels, experts, an encoder beside a decoder, nothing to cut.
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("llama", "gpt2", "qwen3_moe", "t5", "cnn", "mlp"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("tied_twin", "phi3", "bert", "vit", "mamba", "jamba")),
+    ],
+)
 def test_every_choice_of_a_parent_leaves_a_child_something(name):
     run = subject(name)
     for target in run.possible_targets():
