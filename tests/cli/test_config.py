@@ -22,7 +22,8 @@ from modicum.measure.settings import Settings
 from modicum.models.located import DEMO
 from modicum.testing import zoo
 
-GIVEN = ("--samples", "4", "--tokens", "16", "--test-samples", "4", "--menu", "nearest bits=4,nearest bits=8", "--harm", "error", "--search-time", "0")
+MENU = "nearest bits=4,nearest bits=8"
+GIVEN = ("--samples", "4", "--tokens", "16", "--test-samples", "4", "--menu", MENU, "--harm", "error", "--search-time", "0")
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +76,7 @@ def test_the_file_beside_the_receipt_gives_the_same_bytes(source, first, tmp_pat
 def test_it_holds_what_was_asked_and_no_more(source, first):
     assert yaml.safe_load((first / NAME).read_text()) == {
         "model": str(source / "twin"), "data": str(source / "text.txt"), "bpw": 9.0, "target": "modicum", "samples": 4, "tokens": 16,
-        "test_samples": 4, "menu": ["nearest bits=4", "nearest bits=8"], "keep": ["*layers.0.self_attn.q_proj"], "harm": "error",
+        "test_samples": 4, "menu": MENU.split(","), "keep": ["*layers.0.self_attn.q_proj"], "harm": "error",
         "search_time": 0.0,
     }  # fmt: skip
 
