@@ -98,6 +98,29 @@ def test_what_is_narrower_or_shallower_is_computed_alike(package, method, tmp_pa
         assert float(llama.divergence(ours, logits(ids[0].tolist())).mean()) < 1e-6
 
 
+def test_a_receipt_has_what_each_reader_makes_of_the_file(package, tmp_path):
+    made = modicum.fit(
+        "demo", method="ggml type=q8_0 rounding=nearest", target="gguf", samples=2, tokens=64, test_samples=1, out=tmp_path / "out"
+    )
+    told = made.receipt["verification"]
+    assert told["llama.cpp"]["mean KL per token"] < 2e-3 and told["llama.cpp"]["tokens"] == 64
+    assert told["transformers"] == "equal" or "accelerate" in told["transformers"]
+
+
+@pytest.mark.parametrize(
+    "name", ["LlamaForCausalLM", "Qwen2ForCausalLM", "Phi3ForCausalLM", "StableLmForCausalLM", "FalconForCausalLM", "MambaForCausalLM"]
+)
+def test_transformers_own_reader_makes_the_same_model(name, tmp_path):
+    pytest.importorskip("accelerate", reason="Transformers' reader of GGUF files needs accelerate: run make interop")
+    spelling.checkpoint(name, tmp_path / "model", **MODELS[name])
+    (tmp_path / "text.txt").write_text("to be or not to be, that is the question; " * 40)
+    subject = Subject.open(str(tmp_path / "model"), Settings(samples=2, tokens=32, test_samples=1, data=str(tmp_path / "text.txt")))
+    target = subject.target("gguf")
+    target.layout({}, {}, frozenset()).write(tmp_path)
+    target.finish(tmp_path, {}, frozenset())
+    assert target.verify(tmp_path, {}, subject.data.test[0])[1]["transformers"] == "equal"
+
+
 def test_pieces_are_merged_alike(package, tmp_path):
     text = "to be or not to be, that is the question: whether 'tis nobler in the mind to suffer; " * 4
     spelling.checkpoint("LlamaForCausalLM", tmp_path / "model", vocab_size=448)

@@ -1,8 +1,9 @@
-"""What other readers make of a file: Transformers' own, where it knows the architecture."""
+"""What other readers make of a file: llama.cpp, and Transformers' own, where they are installed and know the architecture."""
 
 from __future__ import annotations
 
 import importlib.util
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,12 @@ from torch import nn
 
 from modicum.core.errors import quoted
 from modicum.data.splits import Batch
+from modicum.export.gguf import running
 from modicum.export.gguf.file import FILE
 from modicum.models.quiet import hushed
 
+# Tokens that llama.cpp is asked about, and the most that its answers may differ by on average: it rounds inputs to eight bits.
+_TOKENS, _NEAR = 256, 2e-3
 # The most that outputs of equal weights may differ by, of the largest.
 _SAME = 1e-3
 
@@ -57,3 +61,26 @@ def _difference(module: nn.Module, other: nn.Module, batch: Batch | None) -> str
 
 def _logits(output: Any) -> torch.Tensor:
     return output.logits.float()
+
+
+def run_by_llama_cpp(directory: Path, module: nn.Module, batch: Batch | None) -> tuple[dict[str, Any] | str, str]:
+    """How llama.cpp's answers on a row of tokens differ from those of ``module``, which has the file's weights; an event where they are not near."""
+    if not running.installed() or not isinstance(batch, Mapping) or "input_ids" not in batch:
+        return "not tried, llama-cpp-python is not installed", ""
+    ids = batch["input_ids"][:1, :_TOKENS]
+    with torch.no_grad():
+        ours = _logits(module(input_ids=ids))[0].double().log_softmax(-1)
+    try:
+        theirs = torch.from_numpy(running.logits(directory / FILE, ids[0].tolist())).double().log_softmax(-1)
+    except (RuntimeError, ValueError, OSError, subprocess.TimeoutExpired) as error:
+        said = quoted(error)
+        return f"fails at it ({said})", f"llama.cpp, as it is installed here, fails at the file ({said})"
+    found = {
+        "tokens": len(ours), "mean KL per token": float((ours.exp() * (ours - theirs)).sum(-1).mean()),
+        "same best token": float((ours.argmax(-1) == theirs.argmax(-1)).double().mean()),
+    }  # fmt: skip
+    lost = found["mean KL per token"]
+    return (
+        found,
+        "" if lost <= _NEAR else f"llama.cpp answers otherwise than the dequantized weights, by {lost:.2g} nats per token on average",
+    )

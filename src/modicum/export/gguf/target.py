@@ -30,7 +30,7 @@ from modicum.export.gguf.file import File, Tensor
 from modicum.export.gguf.loading import compared, load_gguf
 from modicum.export.gguf.metadata import check, factors, values, window
 from modicum.export.gguf.naming import DENSE, MATRICES, Naming, Part, stored_shape
-from modicum.export.gguf.others import read_by_transformers
+from modicum.export.gguf.others import read_by_transformers, run_by_llama_cpp
 from modicum.export.gguf.vocabulary import vocabulary
 from modicum.export.placing import persistent_buffers
 from modicum.forms import Cut, Dense, Form, Ggml
@@ -269,14 +269,12 @@ class Gguf(Configured):
         found = compared(directory, self._last)
         module = load_gguf(directory)
         self._require_made(directory, module, forms)
-        said, event = read_by_transformers(directory, module, batch)
-        told = {
-            "loader": "modicum.load",
-            "format's own reader": "all tensors, to the byte",
-            "tensors compared": found,
-            "transformers": said,
+        others = {"transformers": read_by_transformers, "llama.cpp": run_by_llama_cpp}
+        heard = {name: ask(directory, module, batch) for name, ask in others.items()}
+        told = {"loader": "modicum.load", "format's own reader": "all tensors, to the byte", "tensors compared": found}
+        return module, told | {name: said for name, (said, _) in heard.items()} | {
+            "events": [event for _, event in heard.values() if event]
         }
-        return module, told | ({"events": [event]} if event else {})
 
     def _require_made(self, directory: Path, module: nn.Module, forms: Mapping[str, Form]) -> None:
         """Raise ``ModelError`` unless every weight that is loaded is the one that was made."""
