@@ -87,3 +87,11 @@ def test_a_card_that_cannot_be_read_is_told(receipts, tmp_path, content, said):
     text, events = card(receipts["transformers"].receipt, tmp_path, causal=False)
     assert len(events) == 1 and said in events[0] and "licence" in events[0]
     assert ModelCard(text).data.license is None and ModelCard(text).data.pipeline_tag is None
+
+
+def test_a_file_for_llama_cpp_says_who_reads_it(receipts):
+    known = receipts["transformers"].receipt
+    loads = {"loader": "modicum.load", "transformers": "cannot read it (no such type)"}
+    text, _ = card({**known, "request": {**known["request"], "target": "gguf"}, "verification": loads}, None, causal=True)
+    assert ModelCard(text).data.library_name == "gguf" and "DIR/model.gguf" in text
+    assert "- Read by transformers: cannot read it (no such type)" in text and "compressed-tensors" not in text

@@ -163,6 +163,13 @@ def test_says_how_to_make_it_again_where_a_command_can(read, chosen):
     assert "To make it again" not in report({**chosen, "asked": {"model": "x", "given_in_python": ["data"]}}) + report(receipt())
 
 
+def test_says_what_every_way_to_load_it_comes_to(read, chosen):
+    loads = {"dequantize=True": {"result": "wrong", "largest": 0.875}, "elsewhere": {"result": "fails", "why": "no such type"}}
+    text = read(report({**chosen, "verification": {"loader": "a loader", **loads}})).text
+    assert "dequantize=True a wrong model, without a word: do not use it (largest divergence 0.88)" in text
+    assert "elsewhere does not load (no such type)" in text
+
+
 def test_texts_of_both_models_stand_side_by_side(read, chosen):
     text = read(report(chosen)).text
     assert "beginning def f(x): original return x compressed return y" in text

@@ -24,7 +24,10 @@ _LIBRARIES = {"transformers": "transformers", "modicum": "modicum", "gguf": "ggu
 _LOADED = {
     "transformers": 'from transformers import {cls}\n\nmodel = {cls}.from_pretrained("DIR", dtype="auto")',
     "modicum": 'import modicum\n\nmodel = modicum.load("DIR")',
+    "gguf": 'import llama_cpp  # or: llama-cli -m DIR/model.gguf\n\nmodel = llama_cpp.Llama("DIR/model.gguf")',
 }
+# What of a verification is no other way to load the files.
+_OWN = ("loader", "class")
 
 
 def card(receipt: Mapping[str, Any], source: Path | None, *, causal: bool) -> tuple[str, list[str]]:
@@ -165,11 +168,14 @@ def _loading(receipt: Mapping[str, Any]) -> Iterator[str]:
         yield f"```python\n{_LOADED[target].format(cls=receipt['model']['class'])}\n```\n"
     logits = verification.get("logits")
     if logits:
-        yield f"Loaded so by {verification['loader']}, its outputs are those of the dequantized weights (largest {logits['metric']}: "
+        yield f"Loaded by {verification['loader']}, its outputs are those of the dequantized weights (largest {logits['metric']}: "
         yield f"{logits['largest']:.2g}).\n"
     for name, found in verification.items():
         if isinstance(found, Mapping) and "result" in found:
-            yield f"- With `{name}`: {outcome(found)}\n"
+            yield f"- With `{name}`: {outcome(found)}"
+        elif isinstance(found, str) and name not in _OWN:
+            yield f"- Read by {name}: {found}"
+    yield ""
 
 
 def outcome(found: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import jinja2
 
 from modicum.core.budget import readable
+from modicum.fit.card import outcome
 
 
 def render(page: str, /, **values: Any) -> str:
@@ -30,6 +31,8 @@ def _pages() -> jinja2.Environment:
 
 def _words(value: Any) -> str:
     """A value of the receipt as text."""
+    if isinstance(value, Mapping) and "result" in value:
+        return outcome(value).replace("**", "")
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {_words(item)}" for name, item in value.items()) or "none"
     if isinstance(value, list | tuple):
