@@ -95,3 +95,8 @@ def test_a_file_for_llama_cpp_says_who_reads_it(receipts):
     text, _ = card({**known, "request": {**known["request"], "target": "gguf"}, "verification": loads}, None, causal=True)
     assert ModelCard(text).data.library_name == "gguf" and "DIR/model.gguf" in text
     assert "- Read by transformers: cannot read it (no such type)" in text and "compressed-tensors" not in text
+
+
+def test_a_module_of_ones_own_must_be_brought(receipts):
+    text, _ = card(receipts["modicum"].receipt, None, causal=False, known=False)
+    assert 'modicum.load("DIR", into=module)' in text

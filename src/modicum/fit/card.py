@@ -26,15 +26,19 @@ _LOADED = {
     "modicum": 'import modicum\n\nmodel = modicum.load("DIR")',
     "gguf": 'import llama_cpp  # or: llama-cli -m DIR/model.gguf\n\nmodel = llama_cpp.Llama("DIR/model.gguf")',
 }
+_INTO = 'import modicum\n\nmodel = modicum.load("DIR", into=module)  # a {cls} as it was built for the original'
 # What of a verification is no other way to load the files.
 _OWN = ("loader", "class")
 
 
-def card(receipt: Mapping[str, Any], source: Path | None, *, causal: bool) -> tuple[str, list[str]]:
-    """The text of a card, and events: what of the original's card, beside its weights in ``source``, could not be read."""
+def card(receipt: Mapping[str, Any], source: Path | None, *, causal: bool, known: bool = True) -> tuple[str, list[str]]:
+    """The text of a card, and events: what of the original's card, beside its weights in ``source``, could not be read.
+
+    ``causal``: whether it is a causal language model; ``known``: whether its class is one of Transformers, or else must be brought.
+    """
     head, body, events = _of(source)
     yaml_head = yaml.safe_dump(_head(receipt, head, causal), sort_keys=False, allow_unicode=True)
-    return f"---\n{yaml_head}---\n\n" + "\n".join(_lines(receipt, head, body)), events
+    return f"---\n{yaml_head}---\n\n" + "\n".join(_lines(receipt, head, body, known)), events
 
 
 def densified(source: Path) -> str:
@@ -119,7 +123,7 @@ def _title(receipt: Mapping[str, Any]) -> str:
     return f"{Path(receipt['model']['name']).name or 'model'} at {receipt['bytes']['bits_per_weight']:.2f} bits per weight"
 
 
-def _lines(receipt: Mapping[str, Any], source: Mapping[str, Any], body: str) -> Iterator[str]:
+def _lines(receipt: Mapping[str, Any], source: Mapping[str, Any], body: str, known: bool) -> Iterator[str]:
     name, sizes, target = receipt["model"]["name"], receipt["bytes"], receipt["request"]["target"]
     shown = f"[{name}](https://huggingface.co/{name})" if _of_hub(name) else f"`{Path(name).name}`"
     yield f"# {_title(receipt)}\n"
@@ -127,7 +131,7 @@ def _lines(receipt: Mapping[str, Any], source: Mapping[str, Any], body: str) -> 
     yield f"{readable(sizes['original'])} became {readable(sizes['actual'])}. What was lost: {receipt.get('verdict') or 'not judged'}\n"
     yield from _quality(receipt)
     yield from _changed(receipt)
-    yield from _loading(receipt)
+    yield from _loading(receipt, known)
     yield "What was asked, done, measured and verified, layer by layer, is in `receipt.json`, and as a page in `report.html` where there is one.\n"
     if body.strip():
         left = [str(key) for key in source if key not in (*_CARRIED, "base_model")]
@@ -160,12 +164,13 @@ def _changed(receipt: Mapping[str, Any]) -> Iterator[str]:
     yield f"- all else is as it was: {receipt['coverage']['share']:.1%} of the bytes of layers were treated\n"
 
 
-def _loading(receipt: Mapping[str, Any]) -> Iterator[str]:
+def _loading(receipt: Mapping[str, Any], known: bool) -> Iterator[str]:
     """How it is loaded, and what was found when it was."""
     target, verification = receipt["request"]["target"], receipt["verification"]
     yield "## How it is loaded\n"
     if target in _LOADED:
-        yield f"```python\n{_LOADED[target].format(cls=receipt['model']['class'])}\n```\n"
+        how = _LOADED[target] if known else _INTO
+        yield f"```python\n{how.format(cls=receipt['model']['class'])}\n```\n"
     logits = verification.get("logits")
     if logits:
         yield f"Loaded by {verification['loader']}, its outputs are those of the dequantized weights (largest {logits['metric']}: "

@@ -261,7 +261,8 @@ class Run:
         chosen.plan.write(final / "plan.json")
         mark(final)  # of what is interrupted from here on it is known what is ours
         receipt = self._receipt(chosen, made, layout, final)
-        said, told = card(receipt, self.scene.model.directory, causal=self.scene.model.is_causal)
+        model = self.scene.model
+        said, told = card(receipt, model.directory, causal=model.is_causal, known=model.config is not None)
         receipt["events"] += told
         (final / CARD).write_text(said, encoding="utf-8")
         write_json(final / "receipt.json", receipt)
