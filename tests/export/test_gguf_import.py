@@ -1,6 +1,7 @@
 """Files for llama.cpp made checkpoints again: the numbers their blocks stand for, their tokenizer, and a word about it in what follows."""
 
 import struct
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,9 @@ from modicum.cli.main import main
 from modicum.core.errors import ModelError
 from modicum.core.option import Option
 from modicum.core.unit import Stats
+from modicum.export.gguf.architectures import ARCHITECTURES
 from modicum.export.gguf.importing import import_gguf
+from modicum.export.gguf.naming import Naming
 from modicum.export.gguf.reader import GgufFile
 from modicum.measure.settings import Settings
 from modicum.measure.subject import Subject
@@ -109,3 +112,9 @@ def test_a_file_that_says_too_much_or_too_little_is_refused(tmp_path, llama):
             import_gguf(path, tmp_path / "back")
     path.write_bytes(raw)
     assert set(GgufFile(path).tensors) >= {"token_embd.weight", "output.weight", "rope_freqs.weight"}
+
+
+def test_rows_that_no_heads_give_are_refused():
+    (row,) = (row for row in ARCHITECTURES if row.name == "llama")
+    with pytest.raises(ModelError, match="the 30 rows of blk.0.attn_q.weight must be those of whole heads"):
+        Naming(row, SimpleNamespace(head_dim=15), 1, "model.gguf").parts("model.layers.0.self_attn.q_proj.weight", (30, 64))

@@ -69,8 +69,14 @@ class Naming:
                 f"{self.who}: target gguf: every weight must have a place in llama.cpp's {self.row.name}, {name} has none. "
                 "Pass --target transformers or modicum."
             )
+        return [Part(found, self._order(found, shape[0]))]
+
+    def _order(self, found: str, rows: int) -> torch.Tensor | None:
         order = self.row.orders.get(kind_of(found))
-        return [Part(found, None if order is None else order(shape[0], self.config))]
+        try:
+            return None if order is None else order(rows, self.config)
+        except (RuntimeError, ZeroDivisionError):  # shapes that no heads give
+            raise ModelError(f"{self.who}: the {rows} rows of {found} must be those of whole heads, are not. Check the file.") from None
 
     def stacked(self, name: str) -> bool:
         """Whether a weight is a stack of experts."""
