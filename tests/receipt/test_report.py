@@ -298,6 +298,8 @@ def test_model_without_sites_has_no_chart(read):
 def test_thousands_of_sites_stay_a_page_that_opens():
     many = receipt(sites=[site(f"layers.{i}.experts.gate_up_proj[{i % 64}]", "gptq", 8_000, 4_000 + i) for i in range(2000)])
     assert len(report(many)) < 2_000_000
+    more = report(receipt(sites=many["sites"] * 3))
+    assert "6000 choices, in call order; the first 3,000 here, all in receipt.json" in more and len(more) < 4_000_000
 
 
 # Reading
