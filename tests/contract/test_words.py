@@ -49,7 +49,8 @@ def words_of_ours(tree):
 def cut_quotes(tree):
     """Values in f-strings whose text is cut to so many characters, wherever it ends."""
     formats = [node for node in ast.walk(tree) if isinstance(node, ast.FormattedValue) and node.format_spec is not None]
-    specs = [(node.lineno, "".join(getattr(part, "value", "") or "" for part in node.format_spec.values)) for node in formats]
+    told = lambda part: part.value if isinstance(part, ast.Constant) else "0"  # a number that is known when it runs
+    specs = [(node.lineno, "".join(map(told, node.format_spec.values))) for node in formats]
     sliced = [
         (line, ast.unparse(part))
         for line, part in said(tree)
