@@ -156,3 +156,16 @@ def test_columns_whose_inputs_were_always_zero_are_rounded_too():
     for rounding in ("gptq", "weighed"):
         value = Ggml(type="q5_k", rounding=rounding).code(weight, stats, torch.float32).dense()
         assert float((value - weight)[:, 64:].norm() / weight[:, 64:].norm()) < 0.1
+
+
+@pytest.mark.parametrize("name", ["q2_k", "q4_k"])
+def test_columns_of_a_table_make_up_for_each_other_as_the_output_feels_them(name):
+    weight, felt = correlated()
+    made = {
+        rounding: Ggml(type=name, rounding=rounding).code(weight, Stats(felt=seen), torch.float32)
+        for rounding, seen in (("felt", felt), ("nearest", felt))
+    }
+    assert lost(weight, made["felt"], felt) < 0.7 * lost(weight, made["nearest"], felt)
+    unseen = Ggml(type=name).without_data().code(weight, Stats(), torch.float32)
+    assert torch.equal(unseen.blocks, made["nearest"].blocks)
+    assert Ggml(type=name).without_data() == Ggml(type=name, rounding="felt") == Ggml(type=name, rounding="felt").without_data()

@@ -58,4 +58,6 @@ class Sample:
         """Statistics of these rows alone."""
         frequency = None if stats.frequency is None else stats.frequency[self.rows]
         reference = None if stats.reference is None else stats.reference[self.rows]
-        return Stats(count=stats.count, frequency=frequency, reference=reference, site_seed=stats.site_seed, events=stats.events)
+        return Stats(
+            count=stats.count, frequency=frequency, reference=reference, felt=stats.felt, site_seed=stats.site_seed, events=stats.events
+        )

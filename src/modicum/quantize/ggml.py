@@ -26,7 +26,9 @@ from modicum.quantize._factor import factored
 
 # Levels that are few: two starts are worth their time, and making up for what was lost before.
 _FEW = 8
-_NEEDS = {"gptq": frozenset({Need.COVARIANCE}), "weighed": frozenset({Need.NORMS}), "nearest": frozenset[Need]()}
+_NEEDS = {"gptq": frozenset({Need.COVARIANCE}), "weighed": frozenset({Need.NORMS})}
+# The gradient's moment of a table is of few sequences, so its damping is large.
+_DAMPING = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +46,8 @@ class Ggml(Method):
     takes a hundred passes over the weight, as does ``nearest``, which needs no data. *Reduces to:* ``rounding=weighed`` where the covariance is
     diagonal and ``sweeps=0``, which is ``nearest`` where columns are alike. *Raises:* ``SettingError`` where blocks do not fill a row, and where it
     comes after a step that left no dense weight; ``ModelError`` where no damping makes the covariance positive definite. Weights whose inputs were
-    not seen take ``rounding=nearest``.
+    not seen take ``rounding=felt``: as ``coded``, an embedding has the second moment of the output's gradient in what is looked up for a
+    covariance; where gradients were not taken it is rounded to the nearest.
 
     Example:
         >>> import torch
@@ -67,8 +70,8 @@ class Ggml(Method):
         choices=("q1_0", "q2_0", "q2_k", "q3_k", "iq4_xs", "q4_k", "iq4_nl", "q4_0", "q4_1", "q5_k", "q5_0", "q5_1", "q6_k", "q8_0"), dial=True,
     )  # fmt: skip
     rounding: str = param(
-        "gptq", "column by column (gptq), to the nearest with columns weighted by their inputs (weighed), or alike (nearest)",
-        choices=("gptq", "weighed", "nearest"),
+        "gptq", "column by column as inputs go together (gptq), or a table's as the output feels what is looked up (felt); to the nearest with "
+        "columns weighted by their inputs (weighed), or alike (nearest)", choices=("gptq", "felt", "weighed", "nearest"),
     )  # fmt: skip
     damping: float = param(0.01, "share of the covariance's mean diagonal added to its diagonal", between=(0.0, 10.0))
     sweeps: int = param(
@@ -80,11 +83,17 @@ class Ggml(Method):
     def wanted(self) -> frozenset[Need]:
         """Few levels ask how inputs drifted."""
         drifts = self.rounding == "gptq" and self.towards > 0 and LAYOUTS[self.type].codes <= _FEW
-        return _NEEDS[self.rounding] | (frozenset({Need.DRIFT}) if drifts else frozenset())
+        return _NEEDS.get(self.rounding, frozenset()) | (frozenset({Need.DRIFT}) if drifts else frozenset())
 
     def without_data(self) -> Method:
         """The stand-in for weights whose inputs were not seen."""
-        return replace(self, rounding="nearest")
+        return replace(self, rounding="felt" if self.feels else "nearest")
+
+    @property
+    @override
+    def feels(self) -> bool:  # type: ignore[override]
+        """Whether columns of tables make up for each other."""
+        return self.rounding in ("gptq", "felt")
 
     @property
     @override
@@ -108,7 +117,7 @@ class Ggml(Method):
                 f"{self.key()} type={self.type}: rows must be whole blocks of {TYPES[self.type].columns} columns, have {columns}. "
                 + (f"Choose {others}." if others else "Choose another method for them.")
             )
-        made = {"gptq": self._solved, "weighed": self._weighed, "nearest": self._nearest}[self.rounding]
+        made = {"gptq": self._solved, "felt": self._felt, "weighed": self._weighed, "nearest": self._nearest}[self.rounding]
         return forms.Ggml(made(weight, stats), self.type, (len(weight), columns), dtype)
 
     def _nearest(self, weight: torch.Tensor, stats: Stats) -> torch.Tensor:
@@ -116,6 +125,13 @@ class Ggml(Method):
 
     def _weighed(self, weight: torch.Tensor, stats: Stats) -> torch.Tensor:
         return encode(weight, self.type, stats.square)
+
+    def _felt(self, weight: torch.Tensor, stats: Stats) -> torch.Tensor:
+        """Blocks of a table, or the nearest ones where it was not seen how the output feels it."""
+        if stats.felt is None:
+            return self._nearest(weight, stats)
+        solver = replace(self, rounding="gptq", damping=_DAMPING, towards=0.0)
+        return solver._solved(weight, replace(stats, covariance=stats.felt, drift=None))
 
     def _solved(self, weight: torch.Tensor, stats: Stats) -> torch.Tensor:
         """Blocks whose codes were decided column by column, slabs of rows one after the other."""
