@@ -60,7 +60,8 @@ class Survey:
         path = self.directory / "findings.json"
         known = self.ranks.first("findings kept", lambda: json.loads(path.read_text()) if path.exists() else None)
         sensitivities = self._sensitivities()
-        if felt.wanted(self.subject, [option for name in self.targets for option in self.subject.menu(name)]):
+        offered = [option for name in self.targets for option in self.subject.menu(name).with_rules(self.subject.target(name).sites())]
+        if felt.wanted(self.subject, offered):
             felt.set_by(self.subject.script, self.subject.model, sensitivities)
         if known is not None:
             return Findings.from_json(known)
