@@ -31,7 +31,7 @@ _HOMES = {
     "fit": "modicum.fit", "Result": "modicum.fit", "measure": "modicum.measure", "Measured": "modicum.measure",
     "load": "modicum.export", "evaluate": "modicum.receipt", "frontier": "modicum.receipt", "report": "modicum.receipt",
     "find": "modicum.core.method", "register": "modicum.core.method", "open_model": "modicum.models.open", "trim": "modicum.vocabulary",
-    "densify": "modicum.fit.dense",
+    "densify": "modicum.fit.dense", "push": "modicum.fit.push",
     "Budget": "modicum.core.budget", "Plan": "modicum.core.plan", "Option": "modicum.core.option",
     "ModicumError": "modicum.core.errors", "SettingError": "modicum.core.errors",
     "ModelError": "modicum.core.errors", "DataError": "modicum.core.errors", "BudgetError": "modicum.core.errors",
@@ -57,6 +57,7 @@ __all__ = [
     "load",
     "measure",
     "open_model",
+    "push",
     "register",
     "report",
     "trim",
@@ -71,6 +72,7 @@ if TYPE_CHECKING:
     from modicum.export import load
     from modicum.fit import Result, fit
     from modicum.fit.dense import densify
+    from modicum.fit.push import push
     from modicum.measure import Measured, measure
     from modicum.models.open import open_model
     from modicum.receipt.evaluate import evaluate

@@ -44,7 +44,7 @@ from modicum.cli.options import (
     print_json,
     progress,
 )
-from modicum.cli.written import densify, report
+from modicum.cli.written import densify, push, report
 from modicum.core.errors import ModicumError, SettingError
 from modicum.measure.meta import require_measurement
 
@@ -286,7 +286,7 @@ def trim(model: str, corpus: str, out: Path, quiet: bool, as_json: bool, **setti
         click.echo(f"left out, since it holds the old vocabulary or an earlier receipt: {name}")
 
 
-for _told in (import_file, catalogue, explain, cite, env, compare, report, densify, clean, completion):
+for _told in (import_file, catalogue, explain, cite, env, compare, report, densify, push, clean, completion):
     main.add_command(_told)
 
 

@@ -1,4 +1,4 @@
-"""The commands on results that are written: their page, and their dense form."""
+"""The commands on results that are written: their page, their dense form, and sending them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from modicum.cli.generated import Command
-from modicum.cli.options import OVERWRITE, SHOWN, folder, option, options, print_json
+from modicum.cli.options import OVERWRITE, SHOWN, flag, folder, option, options, print_json
 from modicum.core.budget import readable
 from modicum.core.errors import SettingError
 
@@ -84,3 +84,22 @@ def _told(difference: float) -> str:
         if not difference
         else f"differ from the compressed model's by {difference:.1g} of their square"
     )
+
+
+@click.command(cls=Command)
+@folder("directory", metavar="DIR")
+@click.argument("repository", metavar="USER/NAME")
+@options(flag("--private", "Make the repository one that only its owner sees, where it is not there yet.", "files"))
+@SHOWN
+def push(directory: str, repository: str, private: bool, quiet: bool, as_json: bool) -> None:
+    """Upload the result in DIR to the Hugging Face Hub.
+
+    All files go as they are, the receipt and run.yaml too, which name models and data as they were given to fit, local paths included.
+    """
+    from modicum.fit.push import push as run
+
+    address = run(directory, repository, private=private)
+    if as_json:
+        print_json({"address": address})
+    else:
+        click.echo(address)
