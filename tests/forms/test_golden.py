@@ -38,3 +38,23 @@ def test_inputs_are_rounded_as_they_were():
     kept = [*loaded.parameters(), first(steps), second(steps[:, :16])]
     values = b"".join(value.detach().float().numpy().astype("<f4").tobytes() for value in kept)
     assert hashlib.sha256(values).hexdigest() == "9d38509ea783e36857fbc74ba4d6e6a97070150002902e374db23a2e4c3e6cd3"
+
+
+# Types of blocks that were there, in the order of layers.
+BLOCKS = ["q1_0", "q2_0", "q2_k", "q3_k", "iq4_xs", "q4_k", "iq4_nl", "q4_0", "q4_1", "q5_k", "q5_0", "q5_1", "q6_k", "q8_0"]
+
+
+class Beside(nn.Module):
+    """A layer of each type of blocks."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleDict({name: nn.Linear(256, 2, bias=False) for name in BLOCKS})
+
+
+def test_blocks_come_back_to_the_values_they_had():
+    told = json.loads((GOLDEN / "ggml" / "modicum.json").read_text())["units"]
+    assert {unit["form"]["type"] for unit in told.values()} == set(BLOCKS)
+    loaded = modicum.load(GOLDEN / "ggml", into=Beside().to(torch.bfloat16))
+    values = b"".join(value.detach().float().numpy().astype("<f4").tobytes() for value in loaded.parameters())
+    assert hashlib.sha256(values).hexdigest() == "586d3f89166b5441a536da94b2a8eeb718fd8e1c229a4ce3ef8a767ed419dcf0"
