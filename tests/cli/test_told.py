@@ -102,7 +102,8 @@ def test_every_command_that_works_for_long_tells_alike():
 WORDS = {
     "fit": ["demo", "--bpw", "4"], "measure": ["demo", "--out", "m"], "frontier": ["m"], "eval": ["demo"],
     "export": ["o", "--target", "modicum", "--out", "x"], "trim": ["demo", "--to", "t", "--out", "x"], "list": [], "explain": ["gptq"],
-    "cite": ["gptq"], "env": [], "compare": ["a", "b"], "clean": ["."], "completion": ["bash"],
+    "cite": ["gptq"], "env": [], "compare": ["a", "b"], "clean": ["."], "completion": ["bash"], "densify": ["o", "--out", "x"],
+    "import": ["m.gguf", "--out", "x"], "report": ["a", "b"], "push": ["o", "user/name"],
 }  # fmt: skip
 
 

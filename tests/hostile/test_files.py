@@ -178,6 +178,7 @@ def test_what_stands_beside_may_not_lead_outside(copied, tmp_path, name):
     """A file that would be copied along, or read by a library."""
     folder = copied(name)
     (tmp_path / "secret").write_text("canary")
+    (folder / "README.md").unlink(missing_ok=True)  # the card
     (folder / "README.md").symlink_to(tmp_path / "secret")
     assert "it links outside" in readers.attempt(READERS[name].read, folder)
 
