@@ -87,7 +87,7 @@ def _otherwise(load: Callable[[], nn.Module], judge: Callable[[nn.Module], float
     except ModelError as error:  # what it answers is no number, or of another shape
         return {"result": "wrong", "why": quoted(error)}
     except Exception as error:  # whatever a loader raises
-        return {"result": "fails", "why": quoted(error)}
+        return {"result": "fails", "why": quoted(error).partition(". ")[0]}  # what follows points to what it printed
     return {"result": "the same" if worst <= _SAME else "wrong", "largest": worst}
 
 
