@@ -43,6 +43,12 @@ def test_several_results_stand_side_by_side(results, read):
     assert 'data-degree="small"' in html and 'data-degree="broken"' in html and html.count("<svg") == 2
     assert "Against the first it loses +0.668" in page.text and "beyond chance" in page.text
     assert "model.layers.0.attn.q gptq bits=4 gptq bits=2" in page.text
+    worse = json.loads((results / "bad" / "receipt.json").read_text())
+    worse["data"]["hashes"] = {"test": "0" * 64}
+    assert "on other sequences" not in page.text
+    (results / "bad" / "receipt.json").write_text(json.dumps(worse))
+    assert run(results / "good", results / "bad", "--out", results / "others.html").exit_code == 0
+    assert "unpaired, on other sequences): beyond chance" in read((results / "others.html").read_text()).text
 
 
 @pytest.fixture
