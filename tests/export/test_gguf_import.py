@@ -110,6 +110,8 @@ def test_a_file_that_says_too_much_or_too_little_is_refused(tmp_path, llama):
         path.write_bytes(raw.replace(old, new, 1))
         with pytest.raises(ModelError, match=said):
             import_gguf(path, tmp_path / "back")
+    with pytest.raises(ModelError, match=r"cannot be read \(No such file or directory\)\. Check the path"):
+        import_gguf(tmp_path / "none.gguf", tmp_path / "back")
     path.write_bytes(raw)
     assert set(GgufFile(path).tensors) >= {"token_embd.weight", "output.weight", "rope_freqs.weight"}
 

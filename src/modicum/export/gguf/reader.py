@@ -58,7 +58,9 @@ class GgufFile:
                 self._take: Callable[[int], bytes] = file.read
                 self._at = 0
                 self._head()
-        except (OSError, ValueError, struct.error, OverflowError) as error:
+        except OSError as error:
+            raise ModelError(f"{path}: must be a GGUF file, cannot be read ({error.strerror or error}). Check the path.") from None
+        except (ValueError, struct.error, OverflowError) as error:
             raise ModelError(f"{path}: must be a GGUF file that is whole ({quoted(error)}). Fetch it again.") from None
 
     # The head
