@@ -1,5 +1,8 @@
 """llama.cpp runs what is written for it, and says what the dequantized weights say."""
 
+import runpy
+from pathlib import Path
+
 import llama
 import pytest
 import torch
@@ -119,6 +122,12 @@ def test_transformers_own_reader_makes_the_same_model(name, tmp_path):
     target.layout({}, {}, frozenset()).write(tmp_path)
     target.finish(tmp_path, {}, frozenset())
     assert target.verify(tmp_path, {}, subject.data.test[0])[1]["transformers"] == "equal"
+
+
+def test_the_script_of_the_gallery_runs_both_files(package, capsys):
+    runpy.run_path(str(Path(__file__).parents[2] / "docs" / "gallery" / "05_transformers_and_llama_cpp.py"), run_name="__main__")
+    *_, ours, theirs = capsys.readouterr().out.splitlines()
+    assert ours.startswith("Transformers writes 'Return") and theirs.startswith("llama.cpp writes    'Return")
 
 
 def test_pieces_are_merged_alike(package, tmp_path):
