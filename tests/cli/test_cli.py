@@ -371,6 +371,7 @@ EVERY = {
     "set": ("lm_head: bits=8", "*down_proj: group=32"),
     "compute": "float32",
     **{"curvature": True, "overwrite": True, "allow_pickle": True, "trust_remote_code": True, "allow_fallback": True},
+    "allow_quantized_source": True,
     "search_time": 1.5,
     **{"activations": "int8", "activation_scale": "static", "smooth": 0.5},
 }

@@ -50,7 +50,7 @@ from modicum.models.open import open_model
 from modicum.models.quiet import hushed
 from modicum.receipt import read_receipt, report
 from modicum.receipt.evaluate import _opened, _tokenizer
-from modicum.testing import spelling
+from modicum.testing import packed, spelling
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 Choose = Callable[[int], int]
@@ -247,6 +247,26 @@ def _gguf(folder):
         )  # fmt: skip
 
 
+def _quantized(how, said):
+    def build(folder):
+        _checkpoint(folder)
+        packed.checkpoint(folder, lambda name, value: how(value), said)
+
+    return build
+
+
+_INT4 = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 16, "symmetric": False}
+_QUANTIZED = {
+    "pack-quantized": (
+        lambda value: packed.compressed(value, "pack-quantized", **_INT4),
+        packed.compressed_config("pack-quantized", **_INT4),
+    ),
+    "gptq": (lambda value: packed.gptq(value, 4, 16), {"quant_method": "gptq", "bits": 4, "checkpoint_format": "gptq"}),
+    "awq": (lambda value: packed.awq(value, 16), {"quant_method": "awq", "bits": 4, "version": "gemm"}),
+    "fp8": (lambda value: packed.float8(value, 8, 8), {"quant_method": "fp8", "weight_block_size": [8, 8]}),
+}
+
+
 def _read_gguf(folder):
     modicum.load(folder)
     opened_gguf(folder / "model.gguf", allow_quantized_source=True)
@@ -277,8 +297,8 @@ def _config(folder):
     check_fit(None, None, found)
 
 
-def _opened_whole(folder):
-    opened = open_model(folder)
+def _opened_whole(folder, **settings):
+    opened = open_model(folder, **settings)
     opened.weights.load(opened.weights.names)
 
 
@@ -308,6 +328,10 @@ READERS = {
     "narrow": Reader(_fitted("ziplm keep=0.5"), modicum.load, ("modicum.json", SINGLE)),
     "transformers": Reader(_fitted("nearest bits=4 group=16", "transformers"), modicum.load, ("config.json", SINGLE)),
     "gguf": Reader(_gguf, _read_gguf, ("model.gguf",)),
+    **{
+        name: Reader(_quantized(*kind), lambda folder: _opened_whole(folder, allow_quantized_source=True), ("config.json", SINGLE))
+        for name, kind in _QUANTIZED.items()
+    },
     "texts": Reader(_texts, _each_document, ("*",)),
     "parquet": Reader(_parquet, _each_document, ("*",)),
     "pictures": Reader(

@@ -239,7 +239,7 @@ def export(directory: str, target: str, out: Path, dense: bool, quiet: bool, as_
     from modicum.cli import show
     from modicum.models.open import open_model
 
-    trust = {name: settings[name] for name in ("allow_pickle", "trust_remote_code")}
+    trust = {name: settings[name] for name in ("allow_pickle", "trust_remote_code", "allow_quantized_source")}
     model = open_model(before["model"]["name"], **trust)
     settings |= {"seed": before["seed"], **_data(before)}
     if target == "transformers" and _holds_codes(Path(directory)):

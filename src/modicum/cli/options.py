@@ -77,7 +77,7 @@ LOG_FILE = option(
     "--log-file", type=click.Path(path_type=Path), metavar="FILE", group="shown",
     help="Add what --verbose tells to a file, with dates, and the traceback of a fault.",
 )  # fmt: skip
-_OPENING = ("allow_pickle", "trust_remote_code")
+_OPENING = ("allow_pickle", "trust_remote_code", "allow_quantized_source")
 OPENING = options(*from_settings(Settings, only=_OPENING))
 TRUST = options(*from_settings(Settings, only=("overwrite", *_OPENING, "allow_fallback")))
 JUDGED = options(*from_settings(Settings, only=("output", "classes")))

@@ -57,7 +57,7 @@ class _Recipe:
     ram: int | None
 
     def judge(self, folder: Path) -> PlanJudge:
-        model = open_model(self.source, trust_remote_code=self.trusted)
+        model = open_model(self.source, trust_remote_code=self.trusted, allow_quantized_source=True)  # it was allowed
         use_eager_experts(model)
         model = model.computing(self.turned)
         sizing, pool = Sizing(TARGETS[self.target](model, self.script), ()), SpillPool(self.ram, folder)

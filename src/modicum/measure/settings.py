@@ -108,6 +108,9 @@ class Settings:
     overwrite: bool = param(False, "replace the output directory where it exists", group="files")
     allow_pickle: bool = param(False, "read pickled weights where there are no safetensors", group="files")
     trust_remote_code: bool = param(False, "let the model's directory run code of its own", group="files")
+    allow_quantized_source: bool = param(
+        False, "take weights that are quantized already as what they stand for: what is made of them loses twice", group="files"
+    )
     allow_fallback: bool = param(False, "accept solves that needed more damping than asked for; the receipt names each", group="method")
 
     def __post_init__(self) -> None:

@@ -280,7 +280,10 @@ def opened(source: str | Path | nn.Module | Model, settings: Settings) -> Model:
         )
     if isinstance(source, nn.Module):
         source = apart(source)
-    return open_model(source, allow_pickle=settings.allow_pickle, trust_remote_code=settings.trust_remote_code)
+    return open_model(
+        source, allow_pickle=settings.allow_pickle, trust_remote_code=settings.trust_remote_code,
+        allow_quantized_source=settings.allow_quantized_source,
+    )  # fmt: skip
 
 
 def _settled(model: Model, data: Splits, settings: Settings, compute: Compute) -> tuple[Model, Script, Compute]:

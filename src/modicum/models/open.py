@@ -15,6 +15,7 @@ from modicum.core.errors import ModelError, quoted
 from modicum.core.files import read_json, require_inside
 from modicum.core.tensorfile import Shards
 from modicum.models.copying import bare, compiled, copied, uncompile
+from modicum.models.dequantized.view import Dequantized, format_of
 from modicum.models.extra import extra_states
 from modicum.models.located import IMPORTED, instead, locate
 from modicum.models.model import Model
@@ -29,13 +30,15 @@ _MOST = 100_000
 
 
 def open_model(
-    source: str | Path | nn.Module | Model, *, allow_pickle: bool = False, trust_remote_code: bool = False, settled: bool = True
-) -> Model:
+    source: str | Path | nn.Module | Model, *, allow_pickle: bool = False, trust_remote_code: bool = False,
+    allow_quantized_source: bool = False, settled: bool = True,
+) -> Model:  # fmt: skip
     """Open ``demo``, a directory, a Hugging Face id or a ``torch.nn.Module``.
 
     A directory's weights are read lazily from its safetensors shards. Weights that a module computes (``weight_norm``, masks, parametrizations)
-    are ``settled``: in modules of our own their effective values stand in their place. Raises ``ModelError`` for what cannot be opened: no
-    config, missing or lying shards, pickled weights without ``allow_pickle``, a checkpoint that is already quantized, NaN or Inf.
+    are ``settled``: in modules of our own their effective values stand in their place. Weights that are quantized already are read as the dense
+    ones that they stand for, which only ``allow_quantized_source`` lets happen. Raises ``ModelError`` for what cannot be opened: no config,
+    missing or lying shards, pickled weights without ``allow_pickle``, NaN or Inf.
     """
     if isinstance(source, Model):
         return source
@@ -45,13 +48,11 @@ def open_model(
         raise ModelError(f"model: must be a directory, an id, demo or a module, is {_told(source)}.")
     directory = locate(source)
     config = read_config(directory, trust_remote_code)
-    if (quantized := getattr(config, "quantization_config", None)) is not None:
-        method = quantized.get("quant_method") if isinstance(quantized, dict) else getattr(quantized, "quant_method", "?")
-        raise ModelError(f"{source}: must not be quantized already, is ({method}). Start from the original checkpoint.")
+    quantized = _quantized(config, directory, str(source), allow_quantized_source)
     cls = model_class(config, str(source))
     if allow_pickle and not list(directory.glob("*.safetensors")):
         return _from_pickle(cls, config, directory, str(source))
-    shards = Shards(directory)
+    shards = Shards(directory) if quantized is None else Dequantized(directory, quantized, getattr(config, "dtype", None))
     try:
         settle_dtype(config, shards)
         module = skeleton(cls, config, stored=len(shards.names()))
@@ -62,7 +63,7 @@ def open_model(
         shards.close()
         raise
     model = _assembled(module, weights, adopted, name=str(source), directory=directory, trust_remote_code=trust_remote_code)
-    model.notes += [*_imported(directory), *weights.notes]
+    model.notes += [*_imported(directory), *(shards.notes() if isinstance(shards, Dequantized) else ()), *weights.notes]
     if weights.ignored:
         size = sum(shards.entry(key).nbytes for key in weights.ignored)
         model.notes.append(
@@ -72,6 +73,21 @@ def open_model(
     if weights.unused:
         model.notes.append(f"{len(weights.unused)} tensors of the checkpoint are not part of the model, among them {weights.unused[0]}")
     return model
+
+
+def _quantized(config: Any, directory: Path, name: str, allowed: bool) -> Any:
+    """What a config says of how its weights are quantized, which it no longer says then; None where they are not. Raises ``ModelError``."""
+    said = getattr(config, "quantization_config", None)
+    if said is None:
+        return None
+    format = format_of(directory, said)
+    if not allowed:
+        raise ModelError(
+            f"{name}: its weights are quantized already ({format.name}), and what is made of them loses twice. Start from the original, or pass "
+            "--allow-quantized-source."
+        )
+    del config.quantization_config
+    return said
 
 
 def _imported(directory: Path) -> Iterator[str]:

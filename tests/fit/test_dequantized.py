@@ -1,0 +1,213 @@
+"""Quantized checkpoints opened as the dense weights that they stand for: by the libraries that pack them, and by plain twins of their layouts."""
+
+import re
+from functools import partial
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+import modicum
+from modicum.core.errors import ModelError
+from modicum.models.dequantized.view import Dequantized
+from modicum.models.open import open_model
+from modicum.models.quiet import hushed
+from modicum.testing import packed, spelling
+
+GROUPS = {"type": "int", "strategy": "group"}
+COMPRESSED = {
+    "int4 groups": ("pack-quantized", GROUPS | {"num_bits": 4, "group_size": 32, "symmetric": True}),
+    "int4 asymmetric": ("pack-quantized", GROUPS | {"num_bits": 4, "group_size": 32, "symmetric": False}),
+    "int8 rows": ("pack-quantized", {"num_bits": 8, "type": "int", "strategy": "channel", "symmetric": True}),
+    "int3 rows asymmetric": ("pack-quantized", {"num_bits": 3, "type": "int", "strategy": "channel", "symmetric": False}),
+    "int8 whole": ("int-quantized", {"num_bits": 8, "type": "int", "strategy": "channel", "symmetric": True}),
+    "int8 whole asymmetric": ("int-quantized", {"num_bits": 8, "type": "int", "strategy": "channel", "symmetric": False}),
+    "float8 rows": ("float-quantized", {"num_bits": 8, "type": "float", "strategy": "channel", "symmetric": True}),
+    "float8 one": ("float-quantized", {"num_bits": 8, "type": "float", "strategy": "tensor", "symmetric": True}),
+    "float8 blocks": (
+        "float-quantized", {"num_bits": 8, "type": "float", "strategy": "block", "block_structure": [48, 48], "symmetric": True},
+    ),
+    "nvfp4": (
+        "nvfp4-pack-quantized",
+        {"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16, "symmetric": True, "scale_dtype": torch.float8_e4m3fn},
+    ),
+    "mxfp4": (
+        "mxfp4-pack-quantized",
+        {"num_bits": 4, "type": "float", "strategy": "group", "group_size": 32, "symmetric": True, "scale_dtype": torch.uint8},
+    ),
+}  # fmt: skip
+GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 32}
+SCRAMBLED = lambda width: torch.randperm(width, generator=torch.Generator().manual_seed(0))
+
+
+def built(folder, how, said, model="LlamaForCausalLM", **settings):
+    """A checkpoint whose linears are quantized, its dense values by name."""
+    spelling.checkpoint(model, folder, **settings)
+    return packed.checkpoint(folder, how, said)
+
+
+def read(folder):
+    """Every tensor of a checkpoint as it is shown."""
+    config = transformers.AutoConfig.from_pretrained(folder)
+    with Dequantized(folder, config.quantization_config, config.dtype) as shards:
+        return {name: shards.read(name) for name in shards.names()}
+
+
+def require_values(folder, dense, nearly=0.0):
+    found = read(folder)
+    assert set(found) == set(dense)
+    for name, value in dense.items():
+        torch.testing.assert_close(found[name].float(), value.float(), rtol=nearly, atol=0, msg=name)
+
+
+def said(format, settings):
+    plain = {name: str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else value for name, value in settings.items()}
+    return packed.compressed_config(format, **plain)
+
+
+@pytest.mark.parametrize("kind", COMPRESSED)
+def test_compressed_tensors_as_the_library_decodes_them(kind, tmp_path):
+    format, settings = COMPRESSED[kind]
+    dense = built(tmp_path, lambda name, value: packed.compressed(value, format, **settings), said(format, settings))
+    # Floats of four bits are given back in bfloat16 there.
+    require_values(tmp_path, dense, nearly=2**-7 if "fp4" in kind else 0.0)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 7, 8])
+@pytest.mark.parametrize("layout", ["gptq", "gptq_v2", "gptq_p"])
+def test_gptq_as_its_layout_says(bits, layout, tmp_path):
+    order = lambda value: SCRAMBLED(value.shape[1]) if layout != "gptq_v2" else None
+    how = lambda name, value: packed.gptq(value, bits, 32, layout, order(value)) if "layers.0" in name else None
+    require_values(tmp_path, built(tmp_path, how, GPTQ | {"checkpoint_format": layout}, num_hidden_layers=1))
+
+
+def test_gptq_whose_groups_follow_each_other_need_no_index(tmp_path):
+    def how(name, value):
+        parts, dense = packed.gptq(value, 4, 32)
+        return {part: tensor for part, tensor in parts.items() if part != "g_idx"}, dense
+
+    require_values(tmp_path, built(tmp_path, how, GPTQ, num_hidden_layers=1))
+
+
+@pytest.mark.parametrize("group", [32, 0])
+def test_awq_as_its_layout_says(group, tmp_path):
+    how = lambda name, value: packed.awq(value, group)
+    require_values(tmp_path, built(tmp_path, how, {"quant_method": "awq", "bits": 4, "version": "gemm"}, num_hidden_layers=1))
+
+
+@pytest.mark.parametrize("size", [[32, 32], [48, 40]])
+def test_blocks_of_floats_also_where_rows_do_not_fill_them(size, tmp_path):
+    how = lambda name, value: packed.float8(value, *size) if name != "lm_head.weight" else None
+    require_values(tmp_path, built(tmp_path, how, {"quant_method": "fp8", "weight_block_size": size}))
+
+
+def test_words_with_bits_free_and_columns_in_another_order(tmp_path):
+    """As compressed-tensors packed three bits before 0.17, and dealt columns out to groups."""
+
+    def how(name, value):
+        order = SCRAMBLED(value.shape[1])
+        groups = torch.empty_like(order)
+        groups[order] = torch.arange(len(order)) // 32
+        codes, scales, _ = packed.rounded(value, 3, groups)
+        full = torch.nn.functional.pad(codes, (0, -codes.shape[1] % 10)).reshape(len(codes), -1, 10)
+        words = sum(full[:, :, place] << 3 * place for place in range(10)).int()
+        dense = (codes - 4).float() * scales.float()[:, groups]
+        parts = {"weight_packed": words, "weight_shape": torch.tensor(value.shape), "weight_scale": scales, "weight_g_idx": groups.int()}
+        return parts, dense
+
+    require_values(tmp_path, built(tmp_path, how, said("pack-quantized", GROUPS | {"num_bits": 3, "group_size": 32}), num_hidden_layers=1))
+
+
+def test_blocks_of_floats_as_transformers_decodes_them(tmp_path):
+    decode = transformers.integrations.finegrained_fp8.Fp8Dequantize(None)._dequantize_one
+
+    def how(name, value):
+        parts, _ = packed.float8(value, 32, 32)
+        return parts, decode(parts[""], parts["weight_scale_inv"], torch.bfloat16)
+
+    require_values(tmp_path, built(tmp_path, how, {"quant_method": "fp8", "weight_block_size": [32, 32]}, dtype=torch.bfloat16))
+
+
+INT4 = COMPRESSED["int4 groups"]
+KINDS = {
+    "compressed-tensors": (partial(packed.compressed, format=INT4[0], **INT4[1]), said(*INT4)),
+    "fp8": (partial(packed.float8, height=32, width=32), {"quant_method": "fp8", "weight_block_size": [32, 32]}),
+    "gptq": (partial(packed.gptq, bits=4, group=32), GPTQ),
+    "awq": (partial(packed.awq, group=32), {"quant_method": "awq"}),
+}
+
+
+def test_the_model_that_transformers_makes_of_it(tmp_path):
+    how, told = KINDS["compressed-tensors"]
+    built(
+        tmp_path, lambda name, value: how(value) if name != "lm_head.weight" else None, told | {"ignore": ["lm_head"]}, dtype=torch.bfloat16
+    )
+    ids = torch.arange(3, 40)[None]
+    with hushed(), torch.no_grad():
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)(ids).logits
+    model = open_model(tmp_path, allow_quantized_source=True)
+    model.weights.load(model.weights.names)
+    torch.testing.assert_close(model.module(ids).logits, theirs)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_mixture_whose_experts_are_quantized(kind, tmp_path):
+    how, told = KINDS[kind]
+    mixture = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "num_hidden_layers": 1}
+    dense = built(tmp_path / "packed", lambda name, value: how(value), told, "Qwen3MoeForCausalLM", **mixture)
+    spelling.checkpoint("Qwen3MoeForCausalLM", tmp_path / "dense", **mixture)
+    save_file(
+        {name: value.float().contiguous() for name, value in dense.items()}, tmp_path / "dense" / "model.safetensors", {"format": "pt"}
+    )
+    wanted, found = open_model(tmp_path / "dense"), open_model(tmp_path / "packed", allow_quantized_source=True)
+    assert any("experts" in name for name in found.units) and set(wanted.weights.names) == set(found.weights.names)
+    for name in wanted.weights.names:
+        assert torch.equal(wanted.weights.read(name), found.weights.read(name)), name
+
+
+def test_without_the_flag_it_is_refused_in_a_sentence_that_names_it(tmp_path):
+    built(tmp_path, lambda name, value: packed.awq(value, 32), {"quant_method": "awq"})
+    with pytest.raises(ModelError, match=r"quantized already \(AWQ\), and what is made of them loses twice\. .*--allow-quantized-source"):
+        open_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "told, message",
+    [
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "must not be quantized already but by compressed-tensors, gptq"),
+        ({"quant_method": "awq", "version": "gemv"}, "must be stored as AWQ does, is not: its packing is 'gemv'"),
+        (
+            {"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"},
+            "its layout is 'marlin', which is none of gptq, gptq_v2, gptq_p",
+        ),
+    ],
+)
+def test_what_is_not_read_here_is_refused(told, message, tmp_path):
+    built(tmp_path, lambda name, value: packed.awq(value, 32), told)
+    with pytest.raises(ModelError, match=re.escape(message)):
+        open_model(tmp_path, allow_quantized_source=True)
+
+
+def test_a_missing_part_is_named(tmp_path):
+    built(tmp_path, lambda name, value: packed.awq(value, 32), {"quant_method": "awq"})
+    path = tmp_path / "model.safetensors"
+    save_file({name: value for name, value in load_file(path).items() if not name.endswith("q_proj.scales")}, path)
+    with pytest.raises(ModelError, match=r"q_proj.weight must be stored as AWQ does, is not: scales is missing"):
+        open_model(tmp_path, allow_quantized_source=True)
+
+
+def test_a_fit_tells_what_was_rounded_before(tmp_path):
+    how = lambda name, value: packed.gptq(value, 8 if "down" in name else 4, 32)
+    built(tmp_path / "model", how, GPTQ | {"desc_act": False})
+    (tmp_path / "text.txt").write_text("a quick brown fox " * 40)
+    said = {"data": str(tmp_path / "text.txt"), "samples": 2, "tokens": 16, "test_samples": 1}
+    with hushed():
+        receipt = modicum.fit(
+            tmp_path / "model", method="nearest bits=4 group=32", out=tmp_path / "out", allow_quantized_source=True, **said
+        ).receipt
+    events = "\n".join(receipt["events"])
+    assert "held as int8 in 4 groups (GPTQ), which model.layers.*.mlp.down_proj.weight came from" in events
+    assert "held as int4 in" in events and "model.layers.*.self_attn.q_proj.weight" in events
+    assert "quantization_config" not in transformers.AutoConfig.from_pretrained(tmp_path / "model").to_diff_dict().get("text_config", {})
+    assert open_model(tmp_path / "out", allow_quantized_source=True).units
