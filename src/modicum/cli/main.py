@@ -223,7 +223,7 @@ def judge(directory: str, quiet: bool, as_json: bool, **settings: Any) -> None:
 @main.command(cls=Command)
 @folder("directory", metavar="DIR")
 @options(
-    option("--target", required=True, metavar="NAME", group="method", help="transformers, modicum or gguf."),
+    option("--target", required=True, metavar="NAME", group="method", help="transformers, modicum, vllm or gguf."),
     flag("--dense", "Write whole what codes in DIR cannot be written as.", "method"),
     _out(metavar="DIR2"),
 )

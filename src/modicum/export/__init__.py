@@ -4,7 +4,8 @@ from modicum.export._family import Target
 from modicum.export.container import Container, load
 from modicum.export.gguf.target import Gguf
 from modicum.export.hf import Transformers
+from modicum.export.vllm.target import Vllm
 
-TARGETS: dict[str, type[Target]] = {"transformers": Transformers, "modicum": Container, "gguf": Gguf}
+TARGETS: dict[str, type[Target]] = {"transformers": Transformers, "modicum": Container, "vllm": Vllm, "gguf": Gguf}
 
-__all__ = ["TARGETS", "Container", "Gguf", "Target", "Transformers", "load"]
+__all__ = ["TARGETS", "Container", "Gguf", "Target", "Transformers", "Vllm", "load"]

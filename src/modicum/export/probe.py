@@ -273,7 +273,7 @@ def _key(target: Target, batch: Batch) -> str:
     digest = hashlib.sha256(repr(shown).encode())
     with suppress(OSError, TypeError):
         digest.update(Path(inspect.getfile(type(model.module))).read_bytes())
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:32]
 

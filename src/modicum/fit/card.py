@@ -20,9 +20,10 @@ _FRONT = re.compile(r"\A﻿?---[ \t]*\r?\n(.*?)(?:^---[ \t]*(?:\r?\n|\Z))", re.D
 _CARRIED = ("license", "license_name", "license_link", "language", "datasets", "pipeline_tag", "tags")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # By target: the library that the hub names, and how a directory is loaded.
-_LIBRARIES = {"transformers": "transformers", "modicum": "modicum", "gguf": "gguf"}
+_LIBRARIES = {"transformers": "transformers", "vllm": "transformers", "modicum": "modicum", "gguf": "gguf"}
 _LOADED = {
     "transformers": 'from transformers import {cls}\n\nmodel = {cls}.from_pretrained("DIR", dtype="auto")',
+    "vllm": 'from vllm import LLM\n\nmodel = LLM("DIR")',
     "modicum": 'import modicum\n\nmodel = modicum.load("DIR")',
     "gguf": 'import llama_cpp  # or: llama-cli -m DIR/model.gguf\n\nmodel = llama_cpp.Llama("DIR/model.gguf")',
 }
@@ -87,7 +88,7 @@ def _head(receipt: Mapping[str, Any], source: Mapping[str, Any], causal: bool) -
         head["base_model"] = source["base_model"]
     head["library_name"] = _LIBRARIES.get(target, target)
     tags = source.get("tags")
-    own = ["modicum", *(["compressed-tensors"] if target == "transformers" and quantized else [])]
+    own = ["modicum", *(["compressed-tensors"] if target in ("transformers", "vllm") and quantized else [])]
     head["tags"] = list(dict.fromkeys([*map(str, tags if isinstance(tags, list) else [tags] if tags else []), *own]))
     head["quantization"] = {"bits_per_weight": round(receipt["bytes"]["bits_per_weight"], 4), "methods": _methods(receipt)}
     return head | ({"model-index": [_metrics(receipt)]} if receipt["quality"] else {})

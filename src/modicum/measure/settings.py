@@ -17,7 +17,7 @@ from modicum.core.rules import Rule, rules_of
 from modicum.core.settings import SEEDS, param, require
 
 # Names that are registered further up, where what they stand for is imported.
-TARGETS = ("transformers", "modicum", "gguf")
+TARGETS = ("transformers", "modicum", "vllm", "gguf")
 HARMS = ("covariance", "fisher", "hessian", "trace", "error")
 _ONE_OR_MORE = (1, float("inf"))
 # What changes how a run goes, and not what it makes.
@@ -33,8 +33,8 @@ class Settings:
     """What measuring and fitting have in common; the same names as on the command line."""
 
     target: str | None = param(
-        None, "format to write, by its runtime; by default the one that suits the model, to measure all but gguf", choices=TARGETS, metavar="NAME",
-        group="method",
+        None, "format to write, by its runtime; by default the one that suits the model, to measure all but vllm and gguf", choices=TARGETS,
+        metavar="NAME", group="method",
     )  # fmt: skip
     data: str | None = param(
         None,

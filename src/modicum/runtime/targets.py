@@ -2,5 +2,6 @@
 
 from modicum.runtime.llama_cpp import LlamaCpp
 from modicum.runtime.runtime import Runtime
+from modicum.runtime.vllm import Vllm
 
-RUNTIMES: dict[str, type[Runtime]] = {"gguf": LlamaCpp}
+RUNTIMES: dict[str, type[Runtime]] = {"gguf": LlamaCpp, "vllm": Vllm}
