@@ -40,8 +40,8 @@ def home(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("gguf",), "GGUF files are compressed already: give the original checkpoint in safetensors, or what modicum import makes of it."),
-        (("gguf/model-q4.gguf",), "GGUF files are compressed already"),
+        (("gguf",), "GGUF files are compressed already: give the original checkpoint in safetensors, or fit and eval the file itself."),
+        (("gguf/model-q4.gguf",), "must be a GGUF file that is whole"),
         (("adapter",), "It holds an adapter: merge it into its base model"),
         (("pipeline",), "It holds a pipeline of several models: give the directory of one of them"),
         (("runs",), "must hold config.json, does not. Give the directory that does: model."),

@@ -15,10 +15,12 @@ from modicum.core.unit import Stats
 from modicum.export.gguf.architectures import ARCHITECTURES
 from modicum.export.gguf.importing import import_gguf
 from modicum.export.gguf.naming import Naming
+from modicum.export.gguf.opened import open_gguf
 from modicum.export.gguf.reader import GgufFile
 from modicum.measure.settings import Settings
 from modicum.measure.subject import Subject
 from modicum.models.open import open_model
+from modicum.receipt import evaluate, read_receipt
 from modicum.testing import spelling
 
 TURNED = {
@@ -89,6 +91,51 @@ def test_what_was_rounded_needs_a_word_and_is_told_ever_after(tmp_path, llama):
     assert "rounded before" in note and "model.gguf holds them as q8_0" in note
     again = CliRunner().invoke(main, [*words, "--allow-quantized-source"])
     assert again.exit_code == 2 and "exists already" in again.output
+
+
+def test_a_file_is_fitted_itself_and_its_receipt_says_what_it_was(tmp_path, llama):
+    module = written(tmp_path, llama, "q8_0")
+    (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog; " * 20)
+    words = [
+        "fit",
+        str(tmp_path / "model.gguf"),
+        "--method",
+        "nearest bits=8",
+        "--data",
+        str(tmp_path / "text.txt"),
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    words += ["--samples", "2", "--tokens", "16", "--test-samples", "1", "--quiet"]
+    refused = CliRunner().invoke(main, words)
+    assert refused.exit_code == 2 and "rounded already (q8_0)" in refused.output and "--allow-quantized-source" in refused.output
+    done = CliRunner().invoke(main, [*words, "--allow-quantized-source"])
+    assert done.exit_code == 0, done.output
+    receipt = read_receipt(tmp_path / "out" / "receipt.json")
+    assert any("rounded before: 23 came as q8_0 (GGUF), model.embed_tokens.weight" in event for event in receipt["events"]), receipt[
+        "events"
+    ]
+    back = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    ids = torch.randint(3, 250, (1, 40))
+    with torch.no_grad():
+        assert (back(ids).logits - module(ids).logits).norm() < 0.02 * module(ids).logits.norm()
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "out")("it is 12")["input_ids"]
+
+
+@pytest.mark.parametrize("name", [name if name == "LlamaForCausalLM" else pytest.param(name, marks=pytest.mark.slow) for name in MODELS])
+def test_what_is_read_one_at_a_time_is_what_the_file_holds(name, tmp_path, llama):
+    module = written(tmp_path, llama if name == "LlamaForCausalLM" else opened(tmp_path, name), "q8_0")
+    model = open_gguf(tmp_path / "model.gguf", allow_quantized_source=True)
+    held = dict(module.named_parameters())
+    assert all(torch.equal(model.weights.read(name), held[name]) for name in model.weights.names)
+    assert model.hash() and model.tokenizer("a b")["input_ids"]
+
+
+def test_a_file_is_judged_as_it_is(tmp_path, llama):
+    written(tmp_path, llama, "q8_0")
+    (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog; " * 20)
+    found = evaluate(tmp_path / "model.gguf", reference=llama.model.directory, data=str(tmp_path / "text.txt"), samples=1, tokens=16)
+    assert 0 < found["quality"]["mean"] < 0.01
 
 
 def test_weights_as_they_were_need_no_word(tmp_path, llama):

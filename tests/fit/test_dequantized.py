@@ -207,7 +207,7 @@ def test_a_fit_tells_what_was_rounded_before(tmp_path):
             tmp_path / "model", method="nearest bits=4 group=32", out=tmp_path / "out", allow_quantized_source=True, **said
         ).receipt
     events = "\n".join(receipt["events"])
-    assert "held as int8 in 4 groups (GPTQ), which model.layers.*.mlp.down_proj.weight came from" in events
-    assert "held as int4 in" in events and "model.layers.*.self_attn.q_proj.weight" in events
+    assert "3 came as int8 in 4 groups (GPTQ), model.layers.*.mlp.down_proj.weight;" in events
+    assert "came as int4 in 2 groups (GPTQ)" in events and "model.layers.*.self_attn.q_proj.weight" in events
     assert "quantization_config" not in transformers.AutoConfig.from_pretrained(tmp_path / "model").to_diff_dict().get("text_config", {})
     assert open_model(tmp_path / "out", allow_quantized_source=True).units

@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 import wave
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ from modicum.data import read_documents
 from modicum.data.captions import captions
 from modicum.data.media import from_files
 from modicum.export.gguf.importing import opened_gguf
+from modicum.export.source import open_source
 from modicum.fit.compared import compare
 from modicum.fit.receipts import as_written
 from modicum.fit.request import Request
@@ -270,6 +272,16 @@ _QUANTIZED = {
 def _read_gguf(folder):
     modicum.load(folder)
     opened_gguf(folder / "model.gguf", allow_quantized_source=True)
+    before, tempfile.tempdir = tempfile.tempdir, str(folder)  # its config and tokenizer stand there
+    try:
+        opened = open_source(folder / "model.gguf", allow_quantized_source=True)
+        opened.weights.load(opened.weights.names)
+    finally:
+        tempfile.tempdir = before
+        for made in folder.glob("modicum-gguf-*"):
+            for file in made.iterdir():
+                file.unlink()
+            made.rmdir()
 
 
 def _tensors(folder):

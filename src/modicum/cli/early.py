@@ -17,7 +17,7 @@ from modicum.fit.receipts import FILE, read_receipt
 from modicum.fit.request import Request
 from modicum.measure.meta import require_measurement
 from modicum.measure.settings import Settings, common, menu_words
-from modicum.models.located import here
+from modicum.models.located import here, is_gguf
 
 
 def check_fit(model: str | None, measured: str | None, given: dict[str, Any]) -> None:
@@ -46,7 +46,7 @@ def check_measure(model: str, given: dict[str, Any]) -> None:
 
 def check_places(model: str | None, *data: str | None) -> None:
     """Raise for a model or data that are not there."""
-    if model is not None:
+    if model is not None and not is_gguf(model):
         here(model)
     for path in data:
         if path is not None:
@@ -59,7 +59,7 @@ def check_export(directory: Path, target: str, out: Path, overwrite: bool) -> tu
         raise SettingError(f"{directory}: must be a folder that fit wrote, is none. Check the path.")
     before, plan = read_receipt(directory / FILE), Plan.read(directory / "plan.json")
     Settings(target=target)
-    here(before["model"]["name"])
+    check_places(before["model"]["name"])
     if os.path.lexists(out) and not overwrite:
         raise SettingError(f"{out}: exists already. Choose another --out, or pass --overwrite.")
     return before, plan

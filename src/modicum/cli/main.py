@@ -237,10 +237,10 @@ def export(directory: str, target: str, out: Path, dense: bool, quiet: bool, as_
     """
     before, plan = early.check_export(Path(directory), target, out, settings["overwrite"])
     from modicum.cli import show
-    from modicum.models.open import open_model
+    from modicum.export.source import open_source
 
     trust = {name: settings[name] for name in ("allow_pickle", "trust_remote_code", "allow_quantized_source")}
-    model = open_model(before["model"]["name"], **trust)
+    model = open_source(before["model"]["name"], **trust)
     settings |= {"seed": before["seed"], **_data(before)}
     if target == "transformers" and _holds_codes(Path(directory)):
         receipt, written = _expand(Path(directory), model, plan, out, dense, quiet, settings)

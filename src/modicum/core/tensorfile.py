@@ -10,6 +10,7 @@ import copy
 import math
 import os
 import weakref
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -213,6 +214,15 @@ class Shards:
             self._opened = opened.pop_all()
         self.files = [file.path for file in files.values()]
         self.nbytes = sum(file.nbytes for file in files.values())
+
+    @property
+    def source(self) -> Path:
+        """What is opened for these tensors."""
+        return self.directory
+
+    def notes(self) -> Iterator[str]:
+        """What is to be told of how the tensors were stored."""
+        yield from ()
 
     def names(self) -> list[str]:
         """Names of all tensors, in the order of the index or of the single file's header."""

@@ -23,9 +23,10 @@ from modicum.core.option import KEEP
 from modicum.core.plan import Picks, Table
 from modicum.data.splits import Batch
 from modicum.export import TARGETS
+from modicum.export.source import open_source
 from modicum.judge.judge import Levels, Part, PlanJudge
 from modicum.models.model import Model
-from modicum.models.open import open_model
+from modicum.models.weights import CheckpointWeights
 from modicum.sweep import Script
 from modicum.sweep.rehearsal import use_eager_experts
 from modicum.sweep.spill import SpillPool
@@ -42,7 +43,7 @@ Task = tuple[Picks, int, int]
 
 @dataclass(frozen=True)
 class _Recipe:
-    """All that a judge is made of, beside the forms in ``levels``; ``source`` is a directory, whose code may be trusted, or a module."""
+    """All that a judge is made of, beside the forms in ``levels``; ``source`` is a directory or a file, whose code may be trusted, or a module."""
 
     source: Path | nn.Module
     turned: Mapping[torch.dtype, torch.dtype]
@@ -57,7 +58,7 @@ class _Recipe:
     ram: int | None
 
     def judge(self, folder: Path) -> PlanJudge:
-        model = open_model(self.source, trust_remote_code=self.trusted, allow_quantized_source=True)  # it was allowed
+        model = open_source(self.source, trust_remote_code=self.trusted, allow_quantized_source=True)  # it was allowed
         use_eager_experts(model)
         model = model.computing(self.turned)
         sizing, pool = Sizing(TARGETS[self.target](model, self.script), ()), SpillPool(self.ram, folder)
@@ -84,7 +85,8 @@ def write_recipe(judge: PlanJudge, folder: Path, count: int) -> None:
 
 def _source(model: Model) -> Path | nn.Module:
     """What a worker opens: the directory where weights are read lazily from it, otherwise the module."""
-    return model.directory.absolute() if model.weights.lazy and model.directory is not None else model.stored.module
+    weights = model.weights
+    return weights.shards.source.absolute() if isinstance(weights, CheckpointWeights) else model.stored.module
 
 
 class MadeLevels(Levels):

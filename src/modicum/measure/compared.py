@@ -36,6 +36,8 @@ def compared(model: Model, batch: Batch, ram: int | None) -> str:
     """
     if not model.weights.lazy or model.directory is None or model.weights.device.type != "cpu":
         return ""
+    if isinstance(model.weights, CheckpointWeights) and model.weights.shards.source != model.directory:
+        return "names and shapes as its file's architecture has them, which Transformers reads in its own way"
     key = model.hash()
     if key not in _known:
         room = (ram - own_memory()) if ram is not None else os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -27,6 +27,7 @@ from modicum.drop._family import Dropper, Spanner
 from modicum.drop.experts import expert_sites
 from modicum.export import TARGETS, Target
 from modicum.export.probe import probed
+from modicum.export.source import open_source
 from modicum.judge.quality import streamed
 from modicum.measure.compared import UNCOMPARED, compared, settled_alike
 from modicum.measure.computing import Settle, agreed
@@ -280,7 +281,7 @@ def opened(source: str | Path | nn.Module | Model, settings: Settings) -> Model:
         )
     if isinstance(source, nn.Module):
         source = apart(source)
-    return open_model(
+    return open_source(
         source, allow_pickle=settings.allow_pickle, trust_remote_code=settings.trust_remote_code,
         allow_quantized_source=settings.allow_quantized_source,
     )  # fmt: skip

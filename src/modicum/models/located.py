@@ -11,6 +11,11 @@ IMPORTED = "imported.json"
 DEMO = Path(__file__).resolve().parents[1] / "demo" / "model"
 
 
+def is_gguf(source: object) -> bool:
+    """Whether this names a file for llama.cpp."""
+    return isinstance(source, str | Path) and Path(source).suffix.lower() == ".gguf" and Path(source).is_file()
+
+
 def here(source: str | Path) -> Path | None:
     """Directory of a model's files on this machine; nothing where only the hub can have it. Raises ``ModelError`` for a name of neither."""
     if str(source) == "demo":
@@ -44,7 +49,7 @@ def locate(source: str | Path) -> Path:
 def instead(directory: Path, file: Path | None = None) -> str:
     """What to give in the place of a folder without a config, or of a file, as far as can be told from what is there."""
     if (file is None and any(directory.glob("*.gguf"))) or (file is not None and file.suffix.lower() == ".gguf"):
-        return "GGUF files are compressed already: give the original checkpoint in safetensors, or what modicum import makes of it."
+        return "GGUF files are compressed already: give the original checkpoint in safetensors, or fit and eval the file itself."
     if file is not None:
         return "Give the directory it lies in."
     if (directory / "adapter_config.json").is_file():

@@ -53,6 +53,11 @@ def open_model(
     if allow_pickle and not list(directory.glob("*.safetensors")):
         return _from_pickle(cls, config, directory, str(source))
     shards = Shards(directory) if quantized is None else Dequantized(directory, quantized, getattr(config, "dtype", None))
+    return of_shards(cls, config, shards, name=str(source), directory=directory, trust_remote_code=trust_remote_code)
+
+
+def of_shards(cls: type[nn.Module], config: Any, shards: Shards, *, name: str, directory: Path, trust_remote_code: bool = False) -> Model:
+    """The model of a class whose weights are read from ``shards``; other files of it are in ``directory``. Raises ``ModelError``."""
     try:
         settle_dtype(config, shards)
         module = skeleton(cls, config, stored=len(shards.names()))
@@ -62,8 +67,8 @@ def open_model(
     except BaseException:
         shards.close()
         raise
-    model = _assembled(module, weights, adopted, name=str(source), directory=directory, trust_remote_code=trust_remote_code)
-    model.notes += [*_imported(directory), *(shards.notes() if isinstance(shards, Dequantized) else ()), *weights.notes]
+    model = _assembled(module, weights, adopted, name=name, directory=directory, trust_remote_code=trust_remote_code)
+    model.notes += [*_imported(directory), *shards.notes(), *weights.notes]
     if weights.ignored:
         size = sum(shards.entry(key).nbytes for key in weights.ignored)
         model.notes.append(

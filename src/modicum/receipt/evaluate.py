@@ -19,10 +19,11 @@ from modicum.data.forward import LABELS_LEFT_OUT, is_labelled
 from modicum.data.media import from_files, has_processor, kind_of
 from modicum.data.splits import Batch, batch_items, count_rows, count_tokens, from_text
 from modicum.export import load
+from modicum.export.source import open_source
 from modicum.judge.quality import Quality, compare, plain, require
 from modicum.measure.settings import judged_by
 from modicum.models.evaluating import evaluating
-from modicum.models.located import locate
+from modicum.models.located import is_gguf, locate
 from modicum.receipt.computed import computing
 from modicum.receipt.trimmed import Trim
 from modicum.sweep.observe import Watch, masks_of, outputs_among
@@ -122,6 +123,10 @@ class _Opened:
 def _opened(source: str | Path | nn.Module) -> _Opened:
     if isinstance(source, nn.Module):
         return _Opened(type(source).__name__, source, None)
+    if is_gguf(source):
+        model = open_source(source, allow_quantized_source=True)
+        model.weights.load(model.weights.names)
+        return _Opened(str(source), model.module, model.directory)
     directory = locate(source)
     return _Opened(str(source), load(directory), directory)
 

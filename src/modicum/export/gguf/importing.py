@@ -14,6 +14,7 @@ import torch
 
 from modicum.core.errors import ModelError, SettingError, quoted
 from modicum.core.output import mark, require_ours
+from modicum.export.gguf.architectures import Architecture
 from modicum.export.gguf.loading import filled
 from modicum.export.gguf.pretokenizers import built_in, rules_of
 from modicum.export.gguf.reader import GgufFile
@@ -64,17 +65,28 @@ def import_gguf(source: str | Path, out: str | Path, *, allow_quantized_source: 
 
 def opened_gguf(path: Path, *, allow_quantized_source: bool = False) -> tuple[Any, Any, GgufFile]:
     """The module and the tokenizer that a file holds. Raises ``ModelError``."""
-    import transformers
-
     file = GgufFile(path)
     row = row_of_file(file)
-    if file.quantized and not allow_quantized_source:
+    require_allowed(file, allow_quantized_source)
+    cls, config, tokenizer = described(file, row)
+    return filled(file, cls, config, row), tokenizer, file
+
+
+def require_allowed(file: GgufFile, allowed: bool) -> None:
+    """Raise ``ModelError`` for weights that are rounded to blocks, unless that is ``allowed``."""
+    if file.quantized and not allowed:
         raise ModelError(
-            f"{path}: its weights are rounded already ({', '.join(file.quantized)}), and what is made of them loses twice. Start from the original, "
-            "or pass --allow-quantized-source."
+            f"{file.path}: its weights are rounded already ({', '.join(file.quantized)}), and what is made of them loses twice. Start from the "
+            "original, or pass --allow-quantized-source."
         )
-    dtype, tokenizer = _dtype(file), _tokenizer(file)
-    return filled(file, getattr(transformers, row.classes[0]), config_of(file, row, dtype), row), tokenizer, file
+
+
+def described(file: GgufFile, row: Architecture) -> tuple[Any, Any, Any]:
+    """The class, the config and the tokenizer of the model in a file. Raises ``ModelError``."""
+    import transformers
+
+    tokenizer = _tokenizer(file)
+    return getattr(transformers, row.classes[0]), config_of(file, row, _dtype(file)), tokenizer
 
 
 def _write(path: Path, body: Mapping[str, Any]) -> None:

@@ -114,17 +114,9 @@ class Dequantized(Shards):
     def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         return self.read(name)[start:stop].clone() if name in self._weights else super().read_rows(name, start, stop)
 
+    @override
     def notes(self) -> Iterator[str]:
-        """Which weights were rounded to what before, and what is not done with them."""
-        kinds: dict[str, list[str]] = defaultdict(list)
-        for name, (weight, _) in self._weights.items():
-            kinds[weight.kind].append(name)
-        for kind, names in kinds.items():
-            others = [name for other, (weight, _) in self._weights.items() for name in [other] if weight.kind != kind]
-            yield (
-                f"the original's weights were rounded before: {len(names)} are held as {kind} ({self._format.name}), which "
-                f"{listed(_patterns(names, others))} came from; errors are counted from what those stand for"
-            )
+        yield from rounded_before({name: f"{weight.kind} ({self._format.name})" for name, (weight, _) in self._weights.items()})
         if self.activations:
             yield (
                 f"{len(self.activations)} tensors of the checkpoint are about the inputs and outputs of layers, among them {self.activations[0]}: "
@@ -141,6 +133,17 @@ def format_of(directory: Path, said: Any) -> Format:
             f"{directory}: must not be quantized already but by {', '.join(FORMATS)}, is ({quoted(str(method))}). Start from the original checkpoint."
         )
     return FORMATS[method](told)
+
+
+def rounded_before(kinds: Mapping[str, str]) -> Iterator[str]:
+    """Events that say which weights, by name, were held as what before."""
+    for kind in dict.fromkeys(kinds.values()):
+        names = [name for name, other in kinds.items() if other == kind]
+        shown = _patterns(names, (name for name, other in kinds.items() if other != kind))
+        yield (
+            f"the original's weights were rounded before: {len(names)} came as {kind}, {listed(shown)}; what is lost is counted from what those "
+            "stand for"
+        )
 
 
 def _patterns(names: Iterable[str], others: Iterable[str]) -> list[str]:
