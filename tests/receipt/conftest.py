@@ -74,6 +74,10 @@ def chosen():
         "sites": sites, "search": {}, "predicted_harm": 0.016, "quality": quality, "verdict": "a small loss (0.032 nats per token).",
         "frontier": {"points": points, "chosen": 2, "options": OPTIONS,
                      "sites": runs},
+        "by_block": {"sequences": 8, "tokens": 512, "rows": [
+            {"block": f"model.layers.{block}", "before": 0.1 * (block + 1), "after": 0.02 * (block + 1) if block != 2 else None}
+            for block in range(BLOCKS)
+        ]},
         "texts": [{"prompt": "def f(x):", "original": "return x", "compressed": "return y"}],
         "verification": {"loader": "modicum.load"}, "events": [], "stages": {"open": {"seconds": 1.0, "peak_bytes": 1}},
     }  # fmt: skip

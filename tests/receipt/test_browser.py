@@ -98,10 +98,11 @@ def test_the_map_is_read_with_the_keyboard_alone(visit, html):
 def test_a_phone_shows_it_whole_with_words_that_can_be_read(visit, html, scheme):
     page = visit(html, width=390, color_scheme=scheme)
     assert page.evaluate("document.documentElement.scrollWidth") == 390
-    chart = page.locator(".narrow svg")
-    assert chart.is_visible() and not page.locator(".wide svg").is_visible()
-    heights = chart.evaluate("svg => [...svg.querySelectorAll('text')].map(text => text.getBoundingClientRect().height)")
-    assert min(heights) > 8
+    for chart in page.locator(".narrow svg").all():
+        assert chart.is_visible()
+        heights = chart.evaluate("svg => [...svg.querySelectorAll('text')].map(text => text.getBoundingClientRect().height)")
+        assert min(heights) > 8
+    assert page.locator(".narrow svg").count() == 2 and not any(wide.is_visible() for wide in page.locator(".wide svg").all())
     narrowest = page.evaluate("Math.min(...[...document.querySelectorAll('table th:first-child')].map(part => part.offsetWidth))")
     assert narrowest > 60  # a name does not break into single letters
     light = page.evaluate("getComputedStyle(document.body).backgroundColor")
@@ -114,9 +115,20 @@ def test_what_can_be_used_has_a_name(visit, html):
     for said in (
         'slider "Size: a plan of the frontier"', 'button "This result"', 'grid "Map of the model', 'radio "bits per weight" [checked]',
         'heading "toy"',
-        'img "Expected loss of 5 plans', 'region "Verdict"', 'rowheader "attn.q"', 'gridcell "model.layers.0.attn.q: gptq bits=4',
+        'img "Expected loss of 5 plans', 'img "Relative error of the output of 4 blocks',
+        'region "Verdict"', 'rowheader "attn.q"', 'gridcell "model.layers.0.attn.q: gptq bits=4',
     ):  # fmt: skip
         assert said in tree, tree
+
+
+def test_what_a_chart_shows_is_reached_with_the_keyboard_in_numbers(visit, html):
+    page = visit(html)
+    numbers = page.get_by_text("4 blocks in numbers")
+    numbers.focus()
+    page.keyboard.press("Enter")
+    assert (
+        page.get_by_role("cell", name="model.layers.3", exact=True).is_visible() and page.get_by_role("cell", name="40.00 %").is_visible()
+    )
 
 
 def test_a_page_runs_no_script_but_its_own(visit, html):

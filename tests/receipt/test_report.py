@@ -91,7 +91,7 @@ def test_page_is_whole_and_needs_nothing_else(read, chosen):
 
 def test_the_frontier_is_drawn_for_a_screen_and_for_a_phone_in_both_schemes(chosen):
     html = report(chosen)
-    wide, narrow = re.findall(r'<div class="(?:wide|narrow)">.*?</svg>', html, re.DOTALL)
+    wide, narrow = re.findall(r'<div class="(?:wide|narrow)">.*?</svg>', html, re.DOTALL)[:2]
     assert "prefers-color-scheme: dark" in wide and "prefers-color-scheme: dark" in narrow
     for said in ("expected, as this one turned out", "this result, measured", "bytes of the weight files", "small", "large"):
         assert said in wide and said in narrow, said
@@ -168,6 +168,20 @@ def test_says_what_every_way_to_load_it_comes_to(read, chosen):
     text = read(report({**chosen, "verification": {"loader": "a loader", **loads}})).text
     assert "dequantize=True a wrong model, without a word: do not use it (largest divergence 0.88)" in text
     assert "elsewhere does not load (no such type)" in text
+
+
+def test_blocks_are_told_in_numbers_and_drawn_without_and_with_data(read, chosen):
+    html = report(chosen)
+    text = read(html).text
+    assert "Without data: each option's stand-in" in text and "mean over 512 tokens of 8 sequences" in text
+    assert "model.layers.1 20.00 % 4.00 %" in text and "model.layers.2 30.00 % left out" in text
+    wide, narrow = re.findall(r"<svg(?:(?!</svg>).)*depth-(?:wide|narrow).*?</svg>", html, re.DOTALL)
+    for drawn in (wide, narrow):
+        assert "the same plan without data" in drawn and "this result" in drawn and "model.layers" in drawn
+    alone = {**chosen["by_block"], "rows": [{"block": row["block"], "after": row["after"]} for row in chosen["by_block"]["rows"]]}
+    html = report({**chosen, "by_block": alone})
+    assert "without data" not in html.lower() and "model.layers.1 4.00 %" in read(html).text
+    assert "block by block" not in report(receipt())
 
 
 def test_texts_of_both_models_stand_side_by_side(read, chosen):

@@ -43,6 +43,7 @@ class Outcome:
     verdict: str
     asked: Mapping[str, Any]
     texts: list[dict[str, str]]
+    by_block: dict[str, Any]
     events: list[str]
     stages: dict[str, dict[str, float]]
 
@@ -130,7 +131,7 @@ def build_receipt(outcome: Outcome) -> dict[str, Any]:
         },
         "sites": rows, "frontier": chosen.frontier, "search": chosen.search, "predicted_harm": table.harm(picks) if table is not None else None,
         "quality": outcome.quality, "verdict": outcome.verdict, "verification": outcome.verification,
-        "texts": outcome.texts, "events": outcome.events, "stages": outcome.stages,
+        "by_block": outcome.by_block, "texts": outcome.texts, "events": outcome.events, "stages": outcome.stages,
     }  # fmt: skip
 
 

@@ -40,6 +40,7 @@ from modicum.fit.scene import Scene
 from modicum.fit.structure import reshaped
 from modicum.fit.verdict import surprise, verdict
 from modicum.fit.verify import verified, weighed
+from modicum.judge.blocks import BlockErrors
 from modicum.measure import felt
 from modicum.measure.asked import asked
 from modicum.measure.measured import Measured
@@ -211,7 +212,7 @@ class Run:
             tick = lambda _: self.meter.progress.step()
             forms = assembly.run(scene.data.calibration, seed=self.request.seed, pool=self.pool, tick=tick)
         self.events += assembly.events
-        return Made(scene, change, forms, self.pool)
+        return Made(scene, change, forms, self.pool, options)
 
     def _feel(self, options: Collection[Option], places: Sequence[Path]) -> dict[str, torch.Tensor]:
         """See how much the output feels each row, where an option asks and no measurement has told; how it feels rows together, where one asks.
@@ -287,8 +288,10 @@ class Run:
         with self.meter.stage("verify", 1):
             verification = verified(made, layout, final, str(self.out), self.events, texts=self.page is not None)
         with self.meter.stage("judge", len(self.scene.data.test)):
-            judged = made.quality(self.meter.progress.step)
+            blocks = BlockErrors(self.scene.script, self.scene.data.test, self.pool)
+            judged = made.quality(self.meter.progress.step, blocks)
             self.events += judged.events()
+            by_block = made.by_block(blocks, self.events, before=self.page is not None)
             quality = judged.summary(self.request.seed)
         beside = advice(self.scene, chosen, quality, actual)
         if table is not None and (event := surprise(quality, table.harm(chosen.picks))):
@@ -297,6 +300,6 @@ class Run:
             Outcome(
                 made=made, chosen=chosen, final=final, predicted=layout.nbytes(), actual=actual, verification=verification, quality=quality,
                 verdict=verdict(quality, table, chosen.picks, chosen.limits, beside), asked=self.said, texts=verification.pop("texts", []),
-                events=self.events, stages=self.meter.stages,
+                by_block=by_block, events=self.events, stages=self.meter.stages,
             )
         )  # fmt: skip

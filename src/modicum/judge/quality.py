@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -308,9 +308,10 @@ def streamed(
     biases: Mapping[str, torch.Tensor] | None = None,
     dropped: frozenset[str] = frozenset(),
     pool: SpillPool | None = None,
+    on_block: Callable[[str, dict[int, Any]], None] | None = None,
 ) -> Run:
-    """Outputs of an opened model, one block in memory at a time, with ``forms`` in place of its weights."""
-    return Sweep(model, batches, script, values=forms, biases=biases, dropped=dropped, pool=pool).run()
+    """Outputs of an opened model, one block in memory at a time, with ``forms`` for its weights; ``on_block`` sees what each block gave."""
+    return Sweep(model, batches, script, values=forms, biases=biases, dropped=dropped, pool=pool, on_block=on_block).run()
 
 
 def perplexity_text(summary: Mapping[str, Any]) -> str:

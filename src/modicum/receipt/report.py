@@ -16,6 +16,7 @@ from modicum.fit.receipts import as_written
 from modicum.fit.verdict import BROKEN, DEGREES, ERRORS, degree
 from modicum.receipt.chart import SHAPES, Chart, chart
 from modicum.receipt.command import command
+from modicum.receipt.depth import depth
 from modicum.receipt.pages import render
 from modicum.receipt.plans import VIEWS, plans
 
@@ -40,6 +41,7 @@ def report(receipt: Mapping[str, Any]) -> str:
             charts={shape: _ringed(drawn, shown["chosen"]) for shape, drawn in charts.items()}, degree=degree(quality) if quality else "",
             degrees=_degrees(quality), unit=quality.get("metric", ""), forecast_of="KL" in quality.get("metric", ""), views=_views(shown),
             blocks=sorted(blocks, key=int), prefix=_prefix(shown), command=command(receipt), script=Markup(code), hash=hash,
+            depth={shape: Markup(drawn) for shape, drawn in depth(receipt.get("by_block") or {}).items()},
             structure=any(row["kind"] in ("cut", "span") for row in receipt["sites"]),
         )  # fmt: skip
 
