@@ -20,7 +20,7 @@ from modicum.export import TARGETS
 from modicum.export.container import FILE, read_body
 from modicum.export.expand import Expansion, coded_stages, expand, forms_of, unheld
 from modicum.fit.choosing import Chosen
-from modicum.fit.made import Made
+from modicum.fit.made import Made, OnBlock
 from modicum.fit.request import Request
 from modicum.fit.run import Page, Result, Run
 from modicum.fit.scene import Scene
@@ -174,7 +174,7 @@ class _Expanded(Run):
                 name: form for name, form in self.expansion.forms.items() if self.scene.script.home(name, self.original.blocks) == block
             }
             store.put(block or "trunk", mine)
-        return _Same(self.scene, Change(dropped=self.dropped), store, self.pool, self.original)
+        return _Same(self.scene, Change(dropped=self.dropped), store, self.pool, {}, self.original)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,5 +184,5 @@ class _Same(Made):
     before: Model
 
     @override
-    def _original(self, batches: Sequence[Batch]) -> Iterator[tuple[int, Any]]:
-        return streamed(self.before.twin(), batches, self.scene.script, pool=self.pool)
+    def _original(self, batches: Sequence[Batch], on_block: OnBlock | None = None) -> Iterator[tuple[int, Any]]:
+        return streamed(self.before.twin(), batches, self.scene.script, pool=self.pool, on_block=on_block)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from modicum.core.errors import ModicumError
@@ -33,7 +33,7 @@ class Made:
     change: Change
     forms: FormStore
     pool: SpillPool
-    options: Mapping[str, Option] = field(default_factory=dict)
+    options: Mapping[str, Option]
 
     @property
     def dropped(self) -> frozenset[str]:
