@@ -1,24 +1,33 @@
 """What a weight has become: each form knows its exact bytes, its dense value, its product with an input, and how it is saved."""
 
 from modicum.forms.activated import Activated
+from modicum.forms.blend import Blend
 from modicum.forms.coded import Coded
 from modicum.forms.cut import Cut
 from modicum.forms.dense import Dense
+from modicum.forms.diagonal import Diagonal
 from modicum.forms.float4 import Float4
 from modicum.forms.float8 import Float8
 from modicum.forms.form import Form, restore
 from modicum.forms.ggml import Ggml
 from modicum.forms.half import Half
 from modicum.forms.integer import Integer
+from modicum.forms.leaves import Base, Seeded, Shared
 from modicum.forms.low_rank import LowRank
 from modicum.forms.masked import Masked
+from modicum.forms.product import Product
+from modicum.forms.reflected import Reflected
+from modicum.forms.sparse import Sparse
 from modicum.forms.sum import Sum
 
 __all__ = [
     "Activated",
+    "Base",
+    "Blend",
     "Coded",
     "Cut",
     "Dense",
+    "Diagonal",
     "Float4",
     "Float8",
     "Form",
@@ -27,6 +36,11 @@ __all__ = [
     "Integer",
     "LowRank",
     "Masked",
+    "Product",
+    "Reflected",
+    "Seeded",
+    "Shared",
+    "Sparse",
     "Sum",
     "restore",
 ]

@@ -30,6 +30,14 @@ class Form(ABC):
         """Pickled as its exact parts, whatever larger tensors they are views of."""
         return restore, (self.describe(), {part: tensor.clone() for part, tensor in self.tensors().items()})
 
+    def value(self) -> torch.Tensor:
+        """Value (rows, columns) in float32 or wider, before the one rounding to ``dtype`` where it is computed at all."""
+        return self.dense().float()
+
+    def on(self, base: Form | None, shared: Mapping[str, torch.Tensor] | None = None) -> Form:
+        """The same on a base: leaves that stand for one, or for ``shared`` tensors by name, replaced by them. Raises ``ModelError``."""
+        return self
+
     def finite(self) -> bool:
         """Whether the dequantized value holds neither NaN nor Inf."""
         return finite(self.dense())

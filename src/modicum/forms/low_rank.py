@@ -26,7 +26,11 @@ class LowRank(Form):
 
     @override
     def dense(self) -> torch.Tensor:
-        return (self.left.float() @ self.right.float()).to(self.dtype)
+        return self.value().to(self.dtype)
+
+    @override
+    def value(self) -> torch.Tensor:
+        return self.left.float() @ self.right.float()
 
     @override
     def product(self, inputs: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,89 @@
+"""What forms made of other forms have in common: their parts are saved under numbers, and a base is laid under all of them."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from typing_extensions import override
+
+from modicum.forms.form import Form, restore
+
+
+class Composite(Form):
+    """A value made of ``parts``, and of tensors of its ``own`` beside them; computed in float32 by ``value`` and rounded once."""
+
+    parts: tuple[Form, ...]
+
+    @abstractmethod
+    def made_of(self, parts: Sequence[Form]) -> Form:
+        """The same of other parts."""
+
+    def own(self) -> dict[str, torch.Tensor]:
+        """Tensors beside those of the parts; their names hold no dot."""
+        return {}
+
+    def said(self) -> dict[str, Any]:
+        """What a reader must know beside parts and tensors; JSON values only."""
+        return {}
+
+    @classmethod
+    @abstractmethod
+    def joined(
+        cls, parts: tuple[Form, ...], own: Mapping[str, torch.Tensor], said: Mapping[str, Any], shape: tuple[int, int], dtype: torch.dtype
+    ) -> Form:
+        """The form of parts, tensors of its own and settings. Raises ``ValueError`` where they do not fit together."""
+
+    @override
+    @abstractmethod
+    def value(self) -> torch.Tensor: ...
+
+    @override
+    def on(self, base: Form | None, shared: Mapping[str, torch.Tensor] | None = None) -> Form:
+        return self.made_of([part.on(base, shared) for part in self.parts])
+
+    @override
+    def dense(self) -> torch.Tensor:
+        return self.value().to(self.dtype)
+
+    @override
+    def tensors(self) -> dict[str, torch.Tensor]:
+        inner = {f"{index}.{name}": tensor for index, part in enumerate(self.parts) for name, tensor in part.tensors().items()}
+        return inner | {name: tensor.contiguous() for name, tensor in self.own().items()}
+
+    @override
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in self.parts) + sum(tensor.nbytes for tensor in self.own().values())
+
+    @override
+    @cached_property
+    def outline(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        inner = {f"{index}.{name}": entry for index, part in enumerate(self.parts) for name, entry in part.outline.items()}
+        return inner | {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in self.own().items()}
+
+    @override
+    def settings(self) -> dict[str, Any]:
+        return {**self.said(), "parts": [part.describe() for part in self.parts]}
+
+    @override
+    @classmethod
+    def restored(cls, tensors: Mapping[str, torch.Tensor], settings: Mapping[str, Any], shape: tuple[int, int], dtype: torch.dtype) -> Form:
+        sorted_out: list[dict[str, torch.Tensor]] = [{} for _ in settings["parts"]]
+        own: dict[str, torch.Tensor] = {}
+        for name, tensor in tensors.items():
+            index, dot, rest = name.partition(".")
+            if dot and int(index) >= 0:
+                sorted_out[int(index)][rest] = tensor
+            else:
+                own[name] = tensor
+        parts = tuple(restore(described, mine, known=True) for described, mine in zip(settings["parts"], sorted_out))
+        return cls.joined(parts, own, settings, shape, dtype)
+
+    @override
+    @property
+    def values(self) -> int:
+        return sum(part.values for part in self.parts) + sum(tensor.numel() for tensor in self.own().values())
