@@ -34,10 +34,10 @@ def second() -> tuple[Path, float]:
 
 def train(folder: Path) -> float:
     """Train and save; the mean loss of the last steps, each on tokens not seen before."""
-    from train import encode
     from transformers import AutoTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM
 
     from modicum.models.located import DEMO
+    from train import encode
 
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(DEMO)

@@ -10,8 +10,9 @@ import lzma
 from typing import Any
 
 from build_text import BUILD, PACKAGE
-from train import BATCH, LENGTH, encode, perplexity
 from transformers import AutoTokenizer, LlamaForCausalLM
+
+from train import BATCH, LENGTH, encode, perplexity
 
 PARTS = ("validation", "test")
 

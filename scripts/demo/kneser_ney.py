@@ -104,8 +104,9 @@ def _pieces(text: str) -> Iterator[str]:
 def main() -> None:
     """Count the training text, judge validation and test, and write ``build/demo/kneser_ney.json``."""
     # Only here: counting needs numpy alone, and torch and Transformers take seconds to import.
-    from train import LENGTH, encode
     from transformers import AutoTokenizer
+
+    from train import LENGTH, encode
 
     tokenizer = AutoTokenizer.from_pretrained(PACKAGE / "model")
 

@@ -31,6 +31,7 @@ _HOMES = {
     "fit": "modicum.fit", "Result": "modicum.fit", "measure": "modicum.measure", "Measured": "modicum.measure",
     "load": "modicum.export", "evaluate": "modicum.receipt", "frontier": "modicum.receipt", "report": "modicum.receipt",
     "find": "modicum.core.method", "register": "modicum.core.method", "open_model": "modicum.models.open", "trim": "modicum.vocabulary",
+    "trained": "modicum.train.trained", "Delta": "modicum.delta.delta",
     "densify": "modicum.fit.dense", "push": "modicum.fit.push",
     "Budget": "modicum.core.budget", "Plan": "modicum.core.plan", "Option": "modicum.core.option",
     "ModicumError": "modicum.core.errors", "SettingError": "modicum.core.errors",
@@ -41,6 +42,7 @@ __all__ = [
     "Budget",
     "BudgetError",
     "DataError",
+    "Delta",
     "Measured",
     "ModelError",
     "ModicumError",
@@ -60,6 +62,7 @@ __all__ = [
     "push",
     "register",
     "report",
+    "trained",
     "trim",
 ]
 
@@ -69,6 +72,7 @@ if TYPE_CHECKING:
     from modicum.core.method import find, register
     from modicum.core.option import Option
     from modicum.core.plan import Plan
+    from modicum.delta.delta import Delta
     from modicum.export import load
     from modicum.fit import Result, fit
     from modicum.fit.dense import densify
@@ -78,6 +82,7 @@ if TYPE_CHECKING:
     from modicum.receipt.evaluate import evaluate
     from modicum.receipt.frontier import frontier
     from modicum.receipt.report import report
+    from modicum.train.trained import trained
     from modicum.vocabulary import trim
 
 

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from modicum.core import grammar
 from modicum.core.errors import SettingError
 from modicum.core.method import Change, Method, Need, Paper, find, register, registry
 from modicum.core.option import Option
@@ -170,3 +171,10 @@ def test_a_paper_cites_itself():
 )  # fmt: skip
 def test_an_option_that_rounds_is_known_by_its_method_not_by_its_text(text, rounds):
     assert Option.parse(text).rounds is rounds
+
+
+def test_what_is_trained_is_refused_where_nothing_trains():
+    for read in (Option.parse, grammar.check):
+        with pytest.raises(SettingError, match="lora: is trained, and nothing trains here"):
+            read("nearest bits=4 | lora rank=8")
+    assert str(Option.parse("lora rank=8", trained=True)) == "lora rank=8"

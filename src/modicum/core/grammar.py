@@ -9,10 +9,11 @@ import shlex
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from modicum.core import settings
 from modicum.core.errors import SettingError, quoted
-from modicum.core.method import FAMILIES, named, registry
+from modicum.core.method import FAMILIES, named, registry, require_untrained
 
 KEEP = "keep"
 _LONGEST = 1000  # characters of an option's text
@@ -52,9 +53,10 @@ def spelled(text: str) -> list[tuple[str, dict[str, str]]]:
 
 
 def check(text: str) -> None:
-    """Raise ``SettingError`` for an option that names no method, or settings that its method does not have."""
+    """Raise ``SettingError`` for an option that names no method, or settings that its method does not have, or one that is trained."""
     for name, given in spelled(text):
-        settings.read(named(name, known()), given, name)
+        step: Any = settings.read(named(name, known()), given, name)
+        require_untrained(step.key())
 
 
 def known() -> Mapping[str, type]:

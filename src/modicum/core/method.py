@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
     from modicum.forms import Form
 
-FAMILIES = ("quantize", "prune", "factor", "repair", "drop")
+FAMILIES = ("quantize", "prune", "factor", "repair", "drop", "adapt", "restrict")
+# Families whose methods are trained: parametrizations, which no calibration makes.
+TRAINED = ("adapt", "restrict")
 
 
 class Need(Enum):
@@ -167,6 +169,14 @@ def register(cls: type[Method]) -> type[Method]:
         raise SettingError(f"{cls.key()}: is taken by {other.__module__}.{other.__qualname__}. Choose another class name.")
     registry()[cls.key()] = cls
     return cls
+
+
+def require_untrained(key: str) -> None:
+    """Raise ``SettingError`` for a method that is trained, where nothing trains."""
+    if key.split("/")[0] in TRAINED:
+        raise SettingError(
+            f"{key.split('/')[1]}: is trained, and nothing trains here. Use modicum adapt, or modicum.trained in a loop of your own."
+        )
 
 
 def find(key: str) -> type[Method]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from modicum.core import settings
 from modicum.core.errors import ModelError
 from modicum.core.grammar import KEEP, spelled
-from modicum.core.method import Change, Method, Need, find
+from modicum.core.method import Change, Method, Need, find, require_untrained
 from modicum.core.unit import Site, Stats
 
 if TYPE_CHECKING:
@@ -49,9 +49,15 @@ class Option:
     steps: tuple[Method, ...] = ()
 
     @classmethod
-    def parse(cls, text: str) -> Option:
-        """Read an option's text. ``int4`` is short for ``gptq bits=4``, ``fp8`` for the eight-bit float. Raises ``SettingError``."""
-        return cls(tuple(settings.read(find(name), given, name) for name, given in spelled(text)))
+    def parse(cls, text: str, *, trained: bool = False) -> Option:
+        """Read an option's text. ``int4`` is short for ``gptq bits=4``, ``fp8`` for the eight-bit float.
+
+        Raises ``SettingError``, for a step that is ``trained`` too unless it may be.
+        """
+        steps = tuple(settings.read(find(name), given, name) for name, given in spelled(text))
+        for step in () if trained else steps:
+            require_untrained(step.key())
+        return cls(steps)
 
     def __str__(self) -> str:
         return " | ".join(map(str, self.steps)) or KEEP

@@ -88,11 +88,26 @@ class Form(ABC):
     def product(self, inputs: torch.Tensor) -> torch.Tensor:
         """``inputs @ dense().T`` for inputs (..., columns), as they are or as ``rounding`` leaves them."""
         taken = inputs if self.rounding is None else self.rounding(inputs)
+        if taken.requires_grad and torch.is_grad_enabled():
+            return _Remade.apply(taken, self)
         return taken @ self.dense().to(inputs.dtype).T
 
     def describe(self) -> dict[str, Any]:
         """JSON description: kind, shape, dtype and settings."""
         return {"kind": self.kind, "shape": list(self.shape), "dtype": str(self.dtype).removeprefix("torch."), **self.settings()}
+
+
+class _Remade(torch.autograd.Function):
+    """``inputs @ dense().T`` whose backward pass makes the dense value again instead of keeping it."""
+
+    @staticmethod
+    def forward(ctx, inputs: torch.Tensor, form: Form) -> torch.Tensor:
+        ctx.form = form
+        return inputs @ form.dense().to(inputs.dtype).T
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor):
+        return gradient @ ctx.form.dense().to(gradient.dtype), None
 
 
 def expect(tensor: torch.Tensor, shape: tuple[int, ...], *dtypes: torch.dtype) -> torch.Tensor:

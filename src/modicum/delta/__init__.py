@@ -1,0 +1,5 @@
+"""What changes a model, told by form: applied, scaled, added, saved and taken back exactly."""
+
+from modicum.delta.delta import Delta
+
+__all__ = ["Delta"]

@@ -1,0 +1,1 @@
+"""Training of parametrizations: any module's weights made of fewer numbers for a while, without surgery."""
