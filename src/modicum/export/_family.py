@@ -97,6 +97,8 @@ class Target(ABC):
     name: ClassVar[str]
     # Whether its loader is somebody else's, which a small model tells about before anything is measured (`export.probe`).
     probes: ClassVar[bool] = False
+    # Whether every one of its loaders reads any mixture of forms right.
+    mixes: ClassVar[bool] = True
     # Whether a model is measured for it only where it is named.
     asked: ClassVar[bool] = False
 
@@ -172,6 +174,10 @@ class Target(ABC):
     def common(self, option: Option) -> bool:
         """Whether an option belongs on this target's default menu: all its readers agree on it."""
         return True
+
+    def scheme(self, form: Form) -> str:
+        """What all that is quantized has in common where its loaders do not all read mixtures."""
+        return ""
 
     def refusal(self, unit: Unit) -> str:
         """Why a unit stays dense here whatever the plan, from the closed set of reasons, or an empty string."""

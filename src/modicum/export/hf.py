@@ -57,6 +57,7 @@ class Transformers(Configured):
 
     name = "transformers"
     probes = True
+    mixes = False  # since Transformers 5.21 not where weights are decoded while they are loaded
 
     def __init__(self, model: Model, script: Script):
         super().__init__(model, script)
@@ -146,6 +147,10 @@ class Transformers(Configured):
     @override
     def common(self, option: Option) -> bool:
         return all(step.bits in _AGREED_BITS for step in option.steps if isinstance(step, Quantizer))
+
+    @override
+    def scheme(self, form: Form) -> str:
+        return scheme(inside(form))
 
     @cached_property
     def _routers(self) -> set[str]:

@@ -20,6 +20,7 @@ from modicum.core.option import KEEP, Option
 from modicum.core.plan import Picks, Table
 from modicum.export import TARGETS, Target
 from modicum.fit.request import Request
+from modicum.fit.uniform import restricted, sentence, words
 from modicum.judge.judge import PlanJudge
 from modicum.judge.plain import SEQUENCES, Rival, plains
 from modicum.judge.workers import workers
@@ -52,6 +53,7 @@ class Chooser:
     report: dict[str, Any] = field(default_factory=dict)
     _known: tuple[Findings, dict[str, float], Table] | None = None
     _rivals: tuple[Table, list[Rival]] | None = None
+    _free: Table | None = None  # of which ``uniform`` leaves one scheme
 
     def __post_init__(self) -> None:
         assert self.request.budget is not None
@@ -90,6 +92,8 @@ class Chooser:
             table.fixed["seconds"] = self.runtime.rest()
         if self.budget.macs is not None:
             table.fixed["macs"] = self.products.rest()
+        if self.request.uniform and not self.sizing.target.mixes:
+            self._free, table = table, restricted(self.sizing, table, self.limits(), integer_program)
         return table
 
     def limits(self) -> dict[str, float]:
@@ -203,6 +207,7 @@ class Chooser:
         if self.budget.loss is not None and judge is not None and self._rise(picks, judge) > self.budget.loss:
             picks = integer_program(table, limits)
         picks = self._held(table, findings, picks, judge) if whole is None else whole
+        self._cost_of_one(table, picks, findings, limits)
         self.report["seconds"] = time.monotonic() - begun
         return picks
 
@@ -215,6 +220,16 @@ class Chooser:
         if table.harm(picks) or not table.fits(picks, limits) or self.exact_bytes(table, picks, findings) > limits.get("bytes", math.inf):
             return None
         return picks
+
+    def _cost_of_one(self, table: Table, picks: Picks, findings: Findings, limits: Mapping[str, float]) -> None:
+        """Note what one scheme costs beside the free choice, and as an event."""
+        if not self.request.uniform:
+            return
+        told = lambda table, picks: {"bytes": self.exact_bytes(table, picks, findings), "forecast": table.harm(picks)}
+        mine = told(table, picks)
+        free = mine if self._free is None else told(self._free, self._spent(self._free, findings, dict(limits), None))
+        self.report["uniform"] = mine | {"scheme": words(self.sizing, table, picks), "free": free}
+        self.report["events"].append(sentence(self.report["uniform"], self.target))
 
     # Against plain options
 

@@ -38,6 +38,10 @@ class Request(Settings):
         False, "keep a language model of 3 bits or fewer that clearly repeats itself more, or foresees less, than its original does; the receipt "
         "says so", group="method",
     )  # fmt: skip
+    uniform: bool = param(
+        False, "one scheme for all that is quantized, so that every way to load the result gives the same; the receipt says what that costs",
+        group="method",
+    )  # fmt: skip
     dry_run: bool = param(False, "say what would be done and what is within reach, then stop", group="files")
 
     def __post_init__(self) -> None:
@@ -46,6 +50,14 @@ class Request(Settings):
         if len(given) != 1:
             came = " and ".join(given) or "nothing"
             raise BudgetError(f"fit: exactly one of a budget, a method or a plan must be given, got {came}. Pass --size 4.5MB or --bpw 4.")
+        if self.uniform and (self.budget is None or self.budget.loss is not None):
+            raise SettingError(
+                "uniform: must stand beside a budget of what is spent, one scheme is chosen within it. Pass --size or --bpw."
+            )
+        if self.uniform and self.activations is not None:
+            raise SettingError(
+                "uniform: must not stand beside activations, which a loader that decodes weights leaves out. Leave out one of them."
+            )
         if self.plan is not None and self.set:
             raise SettingError(
                 f"set {str(self.set[0])!r}: must not stand beside a plan, which says what each layer has. Write it into the plan."

@@ -72,7 +72,11 @@ def reloaded(made: Made, final: Path, who: str, events: list[str], texts: bool =
     del module  # one at a time
     found |= {"logits": {"metric": judged.metric, "largest": worst, "sequences": len(judged.divergence)}}
     judge = lambda other: _largest(compare(iter(wanted), plain(other, here), batches, False, scene.script.outputs))
-    return found | {name: _otherwise(load, judge) for name, load in scene.target.otherwise(final).items()}
+    others = {name: _otherwise(load, judge) for name, load in scene.target.otherwise(final).items()}
+    for name, told in others.items():
+        if scene.request.uniform and told["result"] != "the same":
+            raise ModelError(f"{who}: with --uniform every way to load it must give the same, {name} gives another. Report this.")
+    return found | others
 
 
 def _largest(judged: Quality) -> float:
