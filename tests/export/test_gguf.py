@@ -10,10 +10,13 @@ import torch
 
 import modicum
 from modicum.core.errors import ModelError
+from modicum.core.method import Change
 from modicum.core.option import Option
 from modicum.core.unit import Stats
 from modicum.export.gguf.target import Gguf
 from modicum.export.gguf.vocabulary import vocabulary
+from modicum.export.narrow import Incision
+from modicum.forms import Cut, Dense
 from modicum.measure.settings import Settings
 from modicum.measure.subject import Subject
 from modicum.quantize.ggml import Ggml
@@ -200,3 +203,55 @@ def test_blocks_that_go_are_gone(llama, tmp_path):
     there = module.get_parameter("model.layers.1.self_attn.k_proj.weight")
     assert torch.equal(there, llama.model.weights.read("model.layers.2.self_attn.k_proj.weight"))
     assert target.fixed_bytes(set(), dropped) == layout.nbytes()
+
+
+def cut(subject, target, left, dropped=()):
+    """Forms of coupled cuts that leave ``left(block, kind, groups)`` of each one's groups."""
+    forms = {}
+    for name, site in subject.cuts.items():
+        _, _, block, kind = name.partition(":")[0].split(".")
+        count = len(site.axes[-1].groups)
+        keep = left(int(block), kind, count)
+        if keep == count or any(name.startswith(f"{other}.") for other in dropped):
+            continue
+        for unit, incision in Incision.of_cuts([site], {name: list(range(count - keep, count))}).items():
+            inner = incision.pick(target.model.matrix(target.model.units[unit])).contiguous()
+            forms[unit] = Cut(Dense(inner), incision.rows, incision.columns)
+    return forms
+
+
+@pytest.mark.parametrize("dropped", [frozenset(), frozenset(["model.layers.1"])])
+def test_blocks_of_different_widths_are_told_one_by_one(dropped, tmp_path):
+    subject = opened(tmp_path, num_hidden_layers=4, num_key_value_heads=2)
+    target = subject.target("gguf")
+    shares = {0: 2, 1: 1, 2: 4, 3: 1}
+    forms = cut(subject, target, lambda block, kind, count: count // (shares[block] if kind == "mlp" else min(2, 1 + block)), dropped)
+    assert not target.holds(Change(forms=forms, dropped=tuple(dropped)))
+    layout = target.layout(forms, {}, dropped)
+    layout.write(tmp_path)
+    target.finish(tmp_path, forms, dropped)
+    module, told = target.verify(tmp_path, forms)
+    assert (tmp_path / "model.gguf").stat().st_size == layout.nbytes()
+    values, left = layout.values, [place for place in range(4) if f"model.layers.{place}" not in dropped]
+    assert values["general.architecture"] == "deci"
+    inner = [module.get_submodule(f"model.layers.{place}.mlp").down_proj.in_features for place in range(len(left))]
+    assert values["deci.feed_forward_length"] == inner == [subject.model.config.intermediate_size // shares[place] for place in left]
+    heads = subject.model.config.num_attention_heads
+    assert values["deci.attention.head_count"] == [heads if place == 0 else heads // 2 for place in left]
+    assert modicum.load(tmp_path)(torch.arange(3, 40)[None]).logits.isfinite().all()
+
+
+def test_blocks_cut_alike_are_told_as_ever(tmp_path):
+    subject = opened(tmp_path, num_hidden_layers=2)
+    target = subject.target("gguf")
+    layout = target.layout(cut(subject, target, lambda block, kind, count: count // 2), {}, frozenset())
+    assert layout.values["general.architecture"] == "llama" and layout.values["llama.attention.head_count"] == 2
+    assert all(len(members) == 1 for members in target.together(subject.cuts).values())
+
+
+def test_an_architecture_that_has_no_word_for_it_is_cut_alike(tmp_path):
+    subject = opened(tmp_path, "Qwen3ForCausalLM", num_hidden_layers=2)
+    target = subject.target("gguf")
+    assert {len(members) for members in target.together(subject.cuts).values()} == {2}
+    forms = cut(subject, target, lambda block, kind, count: count // (1 + block))
+    assert "must be the same in all blocks" in target.holds(Change(forms=forms))

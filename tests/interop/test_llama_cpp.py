@@ -10,8 +10,10 @@ from torch.nn.functional import cross_entropy
 
 import modicum
 from modicum.core.option import Option
+from modicum.core.plan import Plan
 from modicum.core.unit import Stats
 from modicum.data.splits import from_text
+from modicum.export.gguf.reader import GgufFile
 from modicum.measure.settings import Settings
 from modicum.measure.subject import Subject
 from modicum.models.open import open_model
@@ -84,6 +86,21 @@ def test_every_architecture_is_computed_alike(package, name, type, tmp_path):
         assert float(gaps.median()) < 0.06 and float(lost.median()) < 2e-3
     else:
         assert float(gaps.max()) < 4e-3 and float(lost.mean()) < 1e-6
+
+
+def test_blocks_of_different_widths_are_computed_alike(package, tmp_path):
+    spelling.checkpoint("LlamaForCausalLM", tmp_path / "model", num_hidden_layers=4, num_key_value_heads=4)
+    (tmp_path / "text.txt").write_text("to be or not to be, that is the question; " * 40)
+    data = {"data": str(tmp_path / "text.txt"), "samples": 4, "tokens": 32, "test_samples": 2}
+    cuts = [("1.mlp:ffn", "0.5"), ("2.mlp:ffn", "0.25"), ("3.self_attn:heads", "0.5")]
+    plan = Plan("gguf", {f"model.layers.{place}": f"ziplm keep={keep}" for place, keep in cuts})
+    made = modicum.fit(tmp_path / "model", plan=plan, target="gguf", out=tmp_path / "out", **data)
+    assert GgufFile(tmp_path / "out" / "model.gguf").values["general.architecture"] == "deci"
+    ids = torch.randint(3, 250, (1, 48), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        ours = made.model(ids).logits[0]
+    with llama.opened(package, tmp_path / "out" / "model.gguf", context=64) as (logits, _):
+        assert float(llama.divergence(ours, logits(ids[0].tolist())).mean()) < 1e-6
 
 
 @pytest.mark.parametrize("method", ["ziplm keep=0.5", "blocks count=1"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from typing_extensions import override
@@ -38,11 +38,15 @@ class Configured(Target):
         ):
             return "its loader makes another model of what remains"
         cuts = self.incisions(change.forms)
-        if cuts is None or (cuts and narrower(self.model.module, self.model.config, cuts, change.dropped) is None):
+        if cuts is None or (cuts and not self.describes(cuts, change.dropped)):
             return "its config has no numbers for these widths, which must be the same in all blocks"
         if change.dropped and self._shallower(frozenset(change.dropped)) is None:
             return "its config cannot describe the model without these blocks"
         return ""
+
+    def describes(self, cuts: Mapping[str, Incision], dropped: Collection[str] = ()) -> bool:
+        """Whether what cuts leave can be told."""
+        return narrower(self.model.module, self.model.config, cuts, dropped) is not None
 
     def _shallower(self, dropped: frozenset[str]) -> Any | None:
         """The config without some blocks, the others as wide as they were; found once for each set."""
@@ -64,7 +68,7 @@ class Configured(Target):
             return False
         counts = tuple((member.name, len(kept[member.name])) for member in members)
         if counts not in self._tried:
-            self._tried[counts] = narrower(self.model.module, self.model.config, Incision.of_cuts(members, kept)) is not None
+            self._tried[counts] = self.describes(Incision.of_cuts(members, kept))
         return self._tried[counts]
 
     def shaped_config(self, forms: Mapping[str, Form], dropped: frozenset[str]) -> Any:

@@ -21,7 +21,8 @@ class Architecture:
 
     ``keys`` of the head, each the name of a setting of the config or what makes the value of it (None: left out); ``expects`` settings whose value
     is not told, because only these values are computed there; ``orders`` of rows by kind of tensor; ``added`` to the weights of norms;
-    ``splits`` of a stack of experts into several, its rows divided evenly; ``windows`` whether blocks that see a window alone are told apart.
+    ``splits`` of a stack of experts into several, its rows divided evenly; ``windows`` whether blocks that see a window alone are told apart;
+    ``apart`` the architecture by which the same is computed with blocks of different widths, where there is one.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Architecture:
     splits: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
     added: float = 0.0
     windows: bool = False
+    apart: str = ""
 
 
 def heads(config: Any) -> tuple[int, int]:
@@ -113,7 +115,7 @@ _GELU = {"hidden_activation": ("gelu_pytorch_tanh",), "use_bidirectional_attenti
 ARCHITECTURES = (
     Architecture(
         "llama", ("LlamaForCausalLM", "MistralForCausalLM"), _DECODER | {"vocab_size": "vocab_size"}, _SILU,
-        orders={"attn_q": _paired, "attn_k": _paired},
+        orders={"attn_q": _paired, "attn_k": _paired}, apart="deci",
     ),
     Architecture("qwen2", ("Qwen2ForCausalLM",), _DECODER, _SILU),
     Architecture("qwen3", ("Qwen3ForCausalLM",), _DECODER, _SILU),

@@ -14,6 +14,7 @@ from modicum.export.gguf.file import FILE, File
 from modicum.export.gguf.naming import Naming
 from modicum.export.gguf.reader import GgufFile
 from modicum.export.gguf.tensors import GgufTensors
+from modicum.export.gguf.widths import narrowed
 from modicum.models.open import model_class, read_config, skeleton
 from modicum.models.weights import Weights
 
@@ -57,7 +58,10 @@ def load_gguf(directory: Path) -> nn.Module:
 def filled(file: GgufFile, cls: type[nn.Module], config: Any, row: Architecture) -> nn.Module:
     """A module of a class with every weight from a file, and no tensor of the file left over. Raises ``ModelError``."""
     module = skeleton(cls, copy.deepcopy(config), stored=len(file.tensors))
-    tensors, weights = GgufTensors(file, module, naming_of(file, config, row), file.path.parent), Weights(module)
+    naming = naming_of(file, config, row)
+    if row.apart and file.values.get("general.architecture") == row.apart:
+        narrowed(module, naming, file)
+    tensors, weights = GgufTensors(file, module, naming, file.path.parent), Weights(module)
     for name in tensors.names():
         weights.put(name, tensors.read(name))
     return module.eval()

@@ -24,15 +24,18 @@ from modicum.export._family import Entries
 from modicum.export.companions import copy_companions, save_config, save_generation
 from modicum.export.configured import Configured
 from modicum.export.depth import renamed, renumbering
-from modicum.export.gguf.architectures import Architecture, row_of
-from modicum.export.gguf.fields import Place, aligned, place_bytes
+from modicum.export.gguf.architectures import Architecture, Key, head_width, row_of
+from modicum.export.gguf.fields import ALIGNMENT, Place, aligned, place_bytes
 from modicum.export.gguf.file import File, Tensor
 from modicum.export.gguf.loading import compared, load_gguf
 from modicum.export.gguf.metadata import check, factors, values, window
 from modicum.export.gguf.naming import DENSE, MATRICES, Naming, Part, stored_shape
 from modicum.export.gguf.others import read_by_transformers, run_by_llama_cpp
 from modicum.export.gguf.vocabulary import vocabulary
+from modicum.export.gguf.widths import KEYS, numbers
+from modicum.export.narrow import Incision
 from modicum.export.placing import persistent_buffers
+from modicum.export.uniform import remaining_shapes
 from modicum.forms import Cut, Dense, Form, Ggml
 from modicum.models.model import Model
 from modicum.quantize.ggml import Ggml as GgmlMethod
@@ -145,6 +148,43 @@ class Gguf(Configured):
                 return Option((dataclasses.replace(step, type=type),))
         return None
 
+    # Widths of blocks
+
+    @override
+    def together(self, cuts: Mapping[str, Site]) -> dict[str, tuple[Site, ...]]:
+        """Each cut by itself where the file can say how wide each block is."""
+        return {name: (site,) for name, site in cuts.items()} if self._apart else super().together(cuts)
+
+    @cached_property
+    def _apart(self) -> bool:
+        return bool(self.row.apart) and not any(name.endswith(".bias") for name in self.model.weights.names)
+
+    @override
+    def describes(self, cuts: Mapping[str, Incision], dropped: Collection[str] = ()) -> bool:
+        return self._numbers(cuts, dropped) is not None or super().describes(cuts, dropped)
+
+    def _numbers(self, cuts: Mapping[str, Incision], dropped: Collection[str]) -> dict[str, list[int]] | None:
+        """How wide each block is, by keys of the head; None where the file cannot say that, or no cut asks for it."""
+        if not self._apart or not cuts:
+            return None
+        shapes = remaining_shapes(self.model.stored.module, cuts)
+        told = {part.name: shape for name, shape in shapes.items() if name in self.model.weights.names for part in self._parts(name, shape)}
+        left = [place for place, block in enumerate(self.model.blocks) if block not in dropped]
+        return numbers(told, left, head_width(self._text(self.model.config)))
+
+    def _told(self, forms: Mapping[str, Form], dropped: frozenset[str]) -> Architecture:
+        """The row that the head is written by: with numbers for each block where those differ."""
+        found = self._numbers(self.incisions(forms) or {}, dropped)
+        if found is None or all(len(set(each)) == 1 for each in found.values()):
+            return self.row
+        keys: dict[str, Key] = {key: lambda config, each=each: each for key, each in found.items()}  # type: ignore[misc]
+        return dataclasses.replace(self.row, name=self.row.apart, keys={**self.row.keys, **keys})
+
+    @override
+    def shaped_config(self, forms: Mapping[str, Form], dropped: frozenset[str]) -> Any:
+        """The config that cuts leave; where blocks differ, which only the file says, as it was before them."""
+        return super().shaped_config({} if self._told(forms, dropped) is not self.row else forms, dropped)
+
     # Names and bytes
 
     def _naming(self, dropped: frozenset[str]) -> Naming:
@@ -181,11 +221,16 @@ class Gguf(Configured):
         parts = self._parts(unit.parameter, inside(form).shape)
         sizes = [self._size(part, form) for part in parts]
         if unit.expert is None:
-            return sum(place_bytes(part.name, 2) + aligned(size) for part, size in zip(parts, sizes))
+            return sum(place_bytes(part.name, 2) + aligned(size) for part, size in zip(parts, sizes)) + self._telling(form, parts)
         if unit.expert > 0:
             return sum(sizes)
         rest = unit.stored_shape[0] - 1
         return sum(place_bytes(part.name, 3) + aligned(size * (rest + 1)) - size * rest for part, size in zip(parts, sizes))
+
+    def _telling(self, form: Form, parts: Sequence[Part]) -> int:
+        """The most that the head grows by when it tells of each block: once for each cut, of which the first alone may need it."""
+        first = self._apart and isinstance(form, Cut) and parts[0].kind in ("attn_q", "ffn_gate")
+        return aligned(len(KEYS) * (8 + 4 * len(self.model.blocks))) + ALIGNMENT if first else 0
 
     @override
     def fixed_bytes(self, inside: Collection[str], dropped: frozenset[str] = frozenset()) -> int:
@@ -216,7 +261,7 @@ class Gguf(Configured):
                 types.append((type, tensor.place.nbytes))
         for name, value in factors(config).items():
             found.place(Tensor(Place(name, tuple(value.shape), 0, value.nbytes), lambda value=value: [value]))  # type: ignore[misc]
-        found.values = values(self.model, self.row, config, self.words, types)
+        found.values = values(self.model, self._told(forms, dropped), config, self.words, types)
         self._last, self._dropped = found, dropped
         return found
 
