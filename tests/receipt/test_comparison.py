@@ -1,6 +1,7 @@
 """The page that `modicum report` writes: of one result, or of several side by side."""
 
 import json
+import re
 
 import pytest
 from click.testing import CliRunner
@@ -27,6 +28,18 @@ def run(*words):
     return CliRunner().invoke(main, ["report", *map(str, words)])
 
 
+def test_numbers_of_dots_that_lie_close_do_not_cover_each_other(results):
+    places = [results / "good"] * 3 + [results / "bad"]
+    assert run(*places, "--out", results / "page.html").exit_code == 0
+    html = (results / "page.html").read_text()
+    for shape in ("wide", "narrow"):
+        drawn = html[html.index(f'<div class="{shape}">') :].partition("</svg>")[0]
+        found = [(float(x), float(y)) for x, y in re.findall(r'font-size: 12px[^>]* x="([\d.]+)" y="([\d.]+)"[^>]*>\d</text>', drawn)]
+        assert len(found) == 4
+        for place, (x, y) in enumerate(found):
+            assert all(abs(x - other) >= 8 or abs(y - over) >= 13 for other, over in found[:place])
+
+
 def test_one_result_gives_its_page(results, chosen):
     from modicum.receipt import report
 
@@ -41,7 +54,7 @@ def test_several_results_stand_side_by_side(results, read):
     page = read(html)
     assert page.open == [] and "script" not in page.tags and all(address.startswith("#") for address in page.addresses)
     assert 'data-degree="small"' in html and 'data-degree="broken"' in html and html.count("<svg") == 2
-    assert "Against the first it loses +0.668" in page.text and "beyond chance" in page.text
+    assert "Against the first it loses 0.668 more (95 % interval +" in page.text and "beyond chance" in page.text
     assert "model.layers.0.attn.q gptq bits=4 gptq bits=2" in page.text
     worse = json.loads((results / "bad" / "receipt.json").read_text())
     worse["data"]["hashes"] = {"test": "0" * 64}
@@ -66,7 +79,7 @@ def test_anybodys_model_stands_beside_them_once_it_is_judged(results, judged, re
     (results / "theirs.json").write_text(json.dumps(judged))
     assert run(results / "good", results / "theirs.json", "--out", results / "page.html").exit_code == 0
     text = read((results / "page.html").read_text()).text
-    assert "9.000 kB, 5.143 bits per weight; loses 0.05000" in text and "Against the first it loses +0.018" in text
+    assert "9.000 kB, 5.143 bits per weight; loses 0.05000" in text and "Against the first it loses 0.018 more" in text
     (results / "theirs" / "model.safetensors").unlink()
     assert run(results / "good", results / "theirs.json", "--out", results / "page.html", "--overwrite").exit_code == 0
     assert "its files are not here" in read((results / "page.html").read_text()).text

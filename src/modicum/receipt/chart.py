@@ -37,7 +37,7 @@ def chart(plans: Mapping[str, Any], quality: Mapping[str, Any], shape: str) -> C
         floor = max(min((point["lost"] for point in points if point["lost"] > 0), default=1e-6) / 2, top * 10.0**-_DECADES)
         heights = [max(point["lost"], floor) for point in points]
         axes.set(xscale="log", yscale="log", ylim=(floor / 1.3, top * 2), xlim=wide([point["bytes"] for point in points]))
-        bands(axes, quality, shape)
+        bands(axes, quality)
         sizes = [point["bytes"] for point in points]
         axes.plot(
             sizes, [max(point["forecast"], floor) for point in points], color=SOFT, linewidth=1.1, linestyle=(0, (4, 2.5)), label="forecast"
@@ -56,8 +56,8 @@ def chart(plans: Mapping[str, Any], quality: Mapping[str, Any], shape: str) -> C
         return Chart(inline(svg(figure, f"plans-{shape}")), [(round(float(x), 2), round(float(height - y), 2)) for x, y in pixels])
 
 
-def bands(axes: Axes, quality: Mapping[str, Any], shape: str) -> None:
-    """What a loss is called, from limit to limit."""
+def bands(axes: Axes, quality: Mapping[str, Any], points: Sequence[tuple[float, float]] = ()) -> None:
+    """What a loss is called, from limit to limit: a name stands on the right, or on the left where some of ``points`` lie there."""
     degrees = DEGREES if "KL" in quality["metric"] else ERRORS
     low, high = axes.get_ylim()
     for limit, _ in degrees:
@@ -67,9 +67,11 @@ def bands(axes: Axes, quality: Mapping[str, Any], shape: str) -> None:
     for below, above, name in zip(edges, edges[1:], [*(name for _, name in degrees), BROKEN]):
         bottom, ceiling = max(below, low), min(above, high)
         if ceiling / bottom > 1.6:
+            (left, right) = axes.get_xlim()
+            far = any(x > right * (left / right) ** 0.35 and bottom < y < ceiling for x, y in points)
             axes.annotate(
-                name, (0.995, ceiling), xycoords=("axes fraction", "data"), ha="right", va="top", color=SOFT, fontsize=9.5,
-                textcoords="offset points", xytext=(0, -2),
+                name, (0.01 if far else 0.995, ceiling), xycoords=("axes fraction", "data"), ha="left" if far else "right", va="top", color=SOFT,
+                fontsize=9.5, textcoords="offset points", xytext=(0, -2),
             )  # fmt: skip
 
 

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 from modicum.core.errors import SettingError
 from modicum.fit.compared import receipt_in, side_by_side
@@ -17,6 +19,12 @@ from modicum.receipt.chart import SHAPES, bands, dress, wide
 from modicum.receipt.evaluated import beside
 from modicum.receipt.pages import render
 from modicum.receipt.svg import TARGETS, inline, settings, svg
+
+# Half of a dot, a digit, and where a number may stand, in points from its dot; earlier ones are better.
+_DOT, _WIDE, _HIGH = 6, 8, 13
+_BESIDE = tuple(
+    (right, up) for far in (12, 18, 26) for right, up in ((far, 5), (far, -5), (-far, 5), (-far, -5), (0, far + 4), (0, -far - 4))
+)
 
 
 def comparison(places: Sequence[str | Path]) -> str:
@@ -56,11 +64,35 @@ def _chart(judged: Sequence[tuple[int, Mapping[str, Any]]], shape: str) -> str:
         figure = Figure(figsize=SHAPES[shape], dpi=72, layout="constrained")
         axes = figure.add_subplot()
         axes.set(xscale="log", yscale="log", xlim=wide([min(sizes) / 1.1, max(sizes) * 1.1]), ylim=(min(losses) / 3, max(losses) * 3))
-        bands(axes, quality, shape)
-        for place, ((number, result), loss) in enumerate(zip(judged, losses)):
+        bands(axes, quality, list(zip(sizes, losses)))
+        for place, ((_, result), loss) in enumerate(zip(judged, losses)):
             low, high = (abs(result["quality"][name] - result["quality"]["mean"]) for name in ("low", "high"))
             colour = TARGETS[place % len(TARGETS)]
             axes.errorbar([result["bytes"]], [loss], yerr=[[min(low, 0.99 * loss)], [high]], fmt="o", color=colour, markersize=8, capsize=3)
-            axes.annotate(str(number), (result["bytes"], loss), color=colour, fontsize=12, textcoords="offset points", xytext=(8, 4))
         dress(axes, figure, quality)
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # what stands now is what the numbers are placed by
+        _number(axes, [number for number, _ in judged], list(zip(sizes, losses)))
         return inline(svg(figure, f"compared-{shape}"))
+
+
+def _number(axes: Axes, numbers: Sequence[int], points: Sequence[tuple[float, float]]) -> None:
+    """Write each dot's number beside it, where it covers least of the dots, the names, and the numbers before it."""
+    places = axes.transData.transform(points)
+    taken = [Bbox.from_extents(x - _DOT, y - _DOT, x + _DOT, y + _DOT) for x, y in places]
+    taken += [text.get_window_extent() for text in axes.texts]
+    for place, (number, (x, y)) in enumerate(zip(numbers, places)):
+        width = _WIDE * len(str(number))
+        boxes = [Bbox.from_bounds(x + right - width / 2, y + up - _HIGH / 2, width, _HIGH) for right, up in _BESIDE]
+        best = min(boxes, key=lambda box: sum(_common(box, other) for other in taken))
+        taken.append(best)
+        axes.annotate(
+            str(number), ((best.x0 + best.x1) / 2, (best.y0 + best.y1) / 2), xycoords="figure pixels", ha="center", va="center",
+            color=TARGETS[place % len(TARGETS)], fontsize=12,
+        )  # fmt: skip
+
+
+def _common(box: Bbox, other: Bbox) -> float:
+    """The area that two have in common."""
+    both = Bbox.intersection(box, other)
+    return 0.0 if both is None else both.width * both.height

@@ -25,7 +25,7 @@ def _pages() -> jinja2.Environment:
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters |= {"size": readable, "words": _words, "part": _part, "at": _at}
+    environment.filters |= {"size": readable, "words": _words, "part": _part, "at": _at, "signed": _signed}
     return environment
 
 
@@ -39,7 +39,14 @@ def _words(value: Any) -> str:
         return ", ".join(map(_words, value)) or "none"
     if value is None:
         return "none"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _signed(value: float) -> str:
+    """A difference, with its sign."""
+    return f"{value:+.3g}".replace("-", "−", 1)
 
 
 def _part(name: str, prefix: str) -> str:

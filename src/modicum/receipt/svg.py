@@ -37,11 +37,10 @@ def svg(figure: Figure, name: str) -> str:
     figure.set_gid(f"modicum-{name}")
     FigureCanvasSVG(figure)
     buffer = io.StringIO()
+    # By no ancestor: a marker is drawn by reference, in a tree of its own.
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     swaps = "".join(
-        f'#modicum-{name} [style*="{part}: {light}"] {{ {part}: {dark} !important }}\n'
-        for light, dark in DARK.items()
-        for part in ("fill", "stroke")
+        f'[style*="{part}: {light}"] {{ {part}: {dark} !important }}\n' for light, dark in DARK.items() for part in ("fill", "stroke")
     )
     head, opening, rest = buffer.getvalue().partition("<defs>")
     return f"{head}<style>@media (prefers-color-scheme: dark) {{\n{swaps}}}</style>\n {opening}{rest}"
