@@ -31,27 +31,37 @@ _UNTOUCHED = ("keep", "not treated")
 _GREYS = {"keep": "#b8bec6", "not treated": "#8b939c"}
 
 
-def picture(frontier: Mapping[str, Any]) -> str:
-    """SVG of predicted and measured harm over bytes, chosen and uniform, for each target; readable on light and on dark paper."""
-    with settings("frontier"):
-        figure = Figure(figsize=(9, 5.6), layout=ConstrainedLayoutEngine(rect=(0, 0, 1, _BODY)))
+def picture(frontier: Mapping[str, Any], *, narrow: bool = False) -> str:
+    """SVG of predicted and measured harm over bytes, chosen and uniform, for each target; readable on light and on dark paper.
+
+    ``narrow``: for a phone, without a title.
+    """
+    name = "frontier-narrow" if narrow else "frontier"
+    with settings(name):
+        figure = Figure(figsize=(4.7, 4.4) if narrow else (9, 5.6), layout=ConstrainedLayoutEngine(rect=(0, 0, 1, 1 if narrow else _BODY)))
         FigureCanvasAgg(figure)  # labels are placed by the extent of what is drawn
         axes = figure.add_subplot()
         traces = list(_traces(frontier))
         _scales(axes, frontier, traces)
         for trace in traces:
             trace.draw(axes)
-        _titles(figure, frontier)
+        if not narrow:
+            _titles(figure, frontier)
         figure.canvas.draw()
         figure.set_layout_engine("none")  # what stands now is what the labels are placed by
         _label(axes, traces)
-        return svg(figure, "frontier")
+        return svg(figure, name)
 
 
 def page(frontier: Mapping[str, Any], drawn: str) -> str:
     """One self-contained HTML page for a frontier and its picture, without scripts or other files."""
-    spent = [Markup(spending(curve, f"spending-{place}")) for place, curve in enumerate(frontier["curves"])]
-    return render("frontier.html", frontier=frontier, drawn=Markup(inline(drawn)), spent=spent, kind=_metric(frontier))
+    shapes = {"wide": drawn, "narrow": picture(frontier, narrow=True)}
+    spent = [
+        {shape: Markup(spending(curve, f"spending-{place}-{shape}", narrow=shape == "narrow")) for shape in shapes}
+        for place, curve in enumerate(frontier["curves"])
+    ]
+    charts = {shape: Markup(inline(each)) for shape, each in shapes.items()}
+    return render("frontier.html", frontier=frontier, charts=charts, spent=spent, kind=_metric(frontier))
 
 
 # Lines
@@ -211,10 +221,10 @@ def _distances(box: Bbox, pixels: np.ndarray) -> np.ndarray:
 # What the bytes are spent on
 
 
-def spending(curve: Mapping[str, Any], name: str) -> str:
-    """SVG of the share of the bytes by option over size, for one target; ``name`` tells it from others on its page."""
+def spending(curve: Mapping[str, Any], name: str, *, narrow: bool = False) -> str:
+    """SVG of the share of the bytes by option over size, for one target; ``name`` tells it from others on its page, ``narrow`` is for a phone."""
     with settings(name):
-        figure = Figure(figsize=(9, 3.4), layout="constrained")
+        figure = Figure(figsize=(4.7, 4.4) if narrow else (9, 3.4), layout="constrained")
         axes = figure.add_subplot()
         points = [point["chosen"] for point in curve["points"]]
         sizes = [point["bytes"] for point in points]
@@ -230,7 +240,8 @@ def spending(curve: Mapping[str, Any], name: str) -> str:
         axes.xaxis.label.set_color(INK)
         axes.yaxis.label.set_color(INK)
         handles, labels = axes.get_legend_handles_labels()
-        figure.legend(handles[::-1], labels[::-1], loc="outside right upper", frameon=False, labelcolor=INK, fontsize=9)
+        place = {"loc": "outside lower left", "ncols": 2} if narrow else {"loc": "outside right upper"}
+        figure.legend(handles[::-1], labels[::-1], frameon=False, labelcolor=INK, fontsize=10 if narrow else 9, **place)
         return inline(svg(figure, name))
 
 
