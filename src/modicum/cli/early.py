@@ -10,6 +10,7 @@ from typing import Any
 from modicum.core import grammar
 from modicum.core.budget import Budget
 from modicum.core.errors import SettingError
+from modicum.core.extras import require_package
 from modicum.core.files import require_there
 from modicum.core.option import Option
 from modicum.core.plan import Plan
@@ -51,6 +52,12 @@ def check_places(model: str | None, *data: str | None) -> None:
     for path in data:
         if path is not None:
             require_there(Path(path))
+
+
+def check_harness(tasks: str | None) -> None:
+    """Raise ``SettingError`` for tasks of a harness that is not installed."""
+    if tasks is not None:
+        require_package("lm-eval", "lm_eval", "lm-eval")
 
 
 def check_export(directory: Path, target: str, out: Path, overwrite: bool) -> tuple[dict[str, Any], Plan]:

@@ -200,6 +200,12 @@ def frontier(directory: str, quiet: bool, as_json: bool, **settings: Any) -> Non
     option("--samples", default=64, show_default=True, metavar="N", group="data", help="Sequences to judge on."),
     option("--tokens", default=512, show_default=True, metavar="N", group="data", help="Tokens per sequence."),
     option("--seed", default=0, show_default=True, metavar="N", group="data", help="Seed of the choice of sequences."),
+    option(
+        "--lm-eval",
+        metavar="TASKS",
+        group="data",
+        help="Tasks of lm-evaluation-harness to run too: names, or folders of task files (which may run code of their own), by commas.",
+    ),
     COMPUTE,
     JUDGED,
     CONFIG,
@@ -211,6 +217,7 @@ def judge(directory: str, quiet: bool, as_json: bool, **settings: Any) -> None:
     DIR is a directory that fit wrote, one that Transformers loads, or demo.
     """
     early.check_places(directory, settings["data"])
+    early.check_harness(settings["lm_eval"])
     from modicum.cli import show
     from modicum.models.quiet import hushed
     from modicum.receipt import evaluate

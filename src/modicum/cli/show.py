@@ -159,8 +159,17 @@ def evaluation(found: Mapping[str, Any]) -> None:
     against = [("reference", found["reference"])] if found["reference"] else []
     print_rows(("model", found["model"]), *against, *_quality(found["quality"]), ("judged on", judged), *computed(found.get("compute")))
     print_rows(*_taken(found["data"]), *_vocabulary(found.get("vocabulary")))
+    for row in found.get("tasks", ()):
+        print_rows((f"{row['task']} {row['metric']}", task_words(row)))
     for note in found["data"]["notes"]:
         print_rows(("note", note))
+
+
+def task_words(row: Mapping[str, Any]) -> str:
+    """What a model reaches on a task, beside its original, with standard errors."""
+    told = lambda value, error: f"{value:.4f}" + (f" ± {error:.4f}" if error is not None else "")
+    before = f"{told(row['original'], row['original_error'])} → " if "original" in row else ""
+    return before + told(row["value"], row["error"]) + (f", {row['samples']} samples" if row["samples"] else "")
 
 
 def _vocabulary(trim: Mapping[str, Any] | None) -> list[tuple[str, str]]:

@@ -25,6 +25,7 @@ from modicum.measure.settings import judged_by
 from modicum.models.evaluating import evaluating
 from modicum.models.located import is_gguf, locate
 from modicum.receipt.computed import computing
+from modicum.receipt.tasks import on_tasks, require_harness
 from modicum.receipt.trimmed import Trim
 from modicum.sweep.observe import Watch, masks_of, outputs_among
 from modicum.sweep.outputs import Outputs, convolved, described
@@ -47,6 +48,7 @@ def evaluate(
     output: str | int | Callable[[Any], Any] | None = None,
     classes: str | int | None = None,
     compute: str = "auto",
+    lm_eval: str | None = None,
     progress: Quiet | None = None,
 ) -> dict[str, Any]:
     """Measure a model's perplexity and, against a ``reference``, its mean KL per token.
@@ -65,6 +67,10 @@ def evaluate(
     kept ``of`` how many, the share of the reference's tokens ``changed`` in the text, and of causal models the probability that it gives to
     tokens that went (``lost_mass``) and ``bits_per_byte`` on one and the same text: of the ``original``, of its ``kept tokens``, of the ``model``.
 
+    ``lm_eval``: tasks of lm-evaluation-harness to run as well, by name or as folders of task files, separated by commas; it needs the extra
+    ``modicum[lm-eval]``. ``tasks`` then has a row for each task and metric: ``value`` and standard ``error`` of the model, with a reference
+    ``original`` and ``original_error``, and the number of ``samples``. Files of tasks may run code of their own.
+
     The result is a JSON value: ``model``, ``reference``, ``data`` (source, notes, hash of the sequences), ``seed``, and ``quality``: sequences,
     tokens, ``perplexity`` of a causal language model, and with a reference ``metric``, its ``mean`` and bootstrap 95 % interval ``low`` to ``high``
     (KL in nats per token, or the relative squared error of outputs without logits) of the first output, of values of the one that differs
@@ -80,6 +86,8 @@ def evaluate(
 
     """
     require_seed(seed)
+    if lm_eval is not None:
+        require_harness()
     candidate = _opened(model)
     whole = original = _opened(reference) if reference is not None else None
     models = [part for part in (candidate, original) if part]
@@ -100,6 +108,10 @@ def evaluate(
         shown.start("judge", len(batches))
         quality = _compared(candidate, original, batches, causal, outputs, shown.step).summary(seed)
         vocabulary = {"vocabulary": trim.facts(modules, batches, causal)} if trim else {}
+        judged = [candidate, whole] if whole else [candidate]
+        reading = [(one.name, one.module, _tokenizer([one, *judged])) for one in judged] if lm_eval is not None else []
+        rows, heard = on_tasks(lm_eval, reading, seed) if lm_eval is not None else ([], [])
+        described["notes"] = [*described["notes"], *heard]
     if original is None and "perplexity" not in quality:
         raise ModelError(
             f"{candidate.name}: its logits must be one for each token of its text for a perplexity, are not. Pass a reference."
@@ -109,6 +121,7 @@ def evaluate(
     return {
         "format": EVALUATION_FORMAT, "version": EVALUATION_VERSION, "model": candidate.name,
         "reference": original.name if original else None, "data": described, "seed": seed, "quality": quality, **vocabulary,
+        **({"tasks": rows} if rows else {}),
         "compute": {"asked": compute} | computed.to_json(),
     }  # fmt: skip
 

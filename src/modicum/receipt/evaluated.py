@@ -30,6 +30,7 @@ def beside(path: Path, receipt: Mapping[str, Any]) -> tuple[dict[str, Any], dict
     result = {
         "directory": found["model"], "target": "modicum eval", "budget": None, "bytes": size,
         "bits_per_weight": None if size is None else 8 * size / receipt["model"]["parameters"], "quality": found["quality"], "kinds": {},
+        "tasks": found.get("tasks", []),
     }  # fmt: skip
     judged = {"quality": found["quality"], "data": {"hashes": {"test": found["data"]["hash"]}}}
     return result, {"result": found["model"], **difference(receipt, judged)}
