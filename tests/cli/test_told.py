@@ -104,6 +104,8 @@ WORDS = {
     "export": ["o", "--target", "modicum", "--out", "x"], "trim": ["demo", "--to", "t", "--out", "x"], "list": [], "explain": ["gptq"],
     "cite": ["gptq"], "env": [], "compare": ["a", "b"], "clean": ["."], "completion": ["bash"], "densify": ["o", "--out", "x"],
     "import": ["m.gguf", "--out", "x"], "report": ["a", "b"], "push": ["o", "user/name"],
+    "adapt": ["demo", "--out", "x"], "apply": ["demo", "d", "--out", "x"], "revert": ["a", "--out", "x"], "show": ["d"],
+    "delta": ["t", "--base", "demo", "--out", "x"],
 }  # fmt: skip
 
 

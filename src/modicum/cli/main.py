@@ -15,6 +15,7 @@ import click
 
 from modicum import __version__
 from modicum.cli import early
+from modicum.cli.changing import adapt, apply, delta, revert, show
 from modicum.cli.clean import clean
 from modicum.cli.codes import CODES, INTERRUPTED, REFUSED
 from modicum.cli.compare import compare
@@ -293,7 +294,8 @@ def trim(model: str, corpus: str, out: Path, quiet: bool, as_json: bool, **setti
         click.echo(f"left out, since it holds the old vocabulary or an earlier receipt: {name}")
 
 
-for _told in (import_file, catalogue, explain, cite, env, compare, report, densify, push, clean, completion):
+_TOLD = (import_file, catalogue, explain, cite, env, compare, report, densify, push, clean, completion)
+for _told in (adapt, apply, revert, delta, show, *_TOLD):
     main.add_command(_told)
 
 

@@ -52,11 +52,12 @@ def spelled(text: str) -> list[tuple[str, dict[str, str]]]:
     return steps
 
 
-def check(text: str) -> None:
-    """Raise ``SettingError`` for an option that names no method, or settings that its method does not have, or one that is trained."""
+def check(text: str, *, trained: bool = False) -> None:
+    """Raise ``SettingError`` for an option that names no method, settings that its method lacks, or a ``trained`` one unless it may be."""
     for name, given in spelled(text):
         step: Any = settings.read(named(name, known()), given, name)
-        require_untrained(step.key())
+        if not trained:
+            require_untrained(step.key())
 
 
 def known() -> Mapping[str, type]:

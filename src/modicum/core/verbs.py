@@ -17,6 +17,8 @@ class _Verb(ModuleType):
 
     def __getattr__(self, name: str) -> Any:
         """What the folder's contents page lists, from the file where it lives; its settings alone load nothing heavy."""
+        if name == self.__name__.rpartition(".")[2] and "." in self._home:
+            return getattr(importlib.import_module(self._home), name)
         if name.startswith("__") or name not in self.__dict__.get("__all__", ()):
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
         return getattr(importlib.import_module(f"{self.__name__}.{self._home}"), name)
@@ -31,6 +33,9 @@ def _function(module: ModuleType) -> Any:
 
 
 def as_verb(module: str, home: str) -> None:
-    """Let ``modicum.fit`` be the folder and the function, whichever of the two is asked for first; all it lists lives in its file ``home``."""
+    """Let ``modicum.fit`` be the folder and the function, whichever of the two is asked for first; all it lists lives in its file ``home``.
+
+    A family named by the verb that its methods serve has its function in a file of a room above, told by its whole name.
+    """
     found: Any = sys.modules[module]
     found.__class__, found._home = _Verb, home

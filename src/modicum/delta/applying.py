@@ -126,6 +126,18 @@ def placed(made: Path, out: Path, overwrite: bool) -> None:
     made.rename(out)
 
 
+def saved(delta: Delta, out: Path, overwrite: bool) -> None:
+    """Save a delta at ``out``, whole or not at all."""
+    made = fresh(out)
+    try:
+        delta.save(made)
+        mark(made)
+        placed(made, out, overwrite)
+    except BaseException:
+        shutil.rmtree(made, ignore_errors=True)
+        raise
+
+
 def base_weights(model: Any) -> Callable[[str], torch.Tensor]:
     """Matrices of a model by unit name. Raises ``ModelError`` for a name that it does not have."""
     units = trainable(model.module)

@@ -1,0 +1,153 @@
+"""Commands that change a model: train beside it, apply and take back, tell two apart, and look at a change."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from modicum.cli.generated import Command, from_settings
+from modicum.cli.options import OVERWRITE, SHOWN, folder, model, option, options, print_json, progress
+from modicum.core import grammar, settings
+from modicum.core.budget import readable
+from modicum.core.errors import SettingError
+from modicum.train.settings import Loop
+
+_OUT = option("--out", type=click.Path(path_type=Path), metavar="DIR", required=True, group="files", help="Directory to write.")
+
+
+@click.command(cls=Command)
+@model()
+@options(
+    option(
+        "--method",
+        default="lora rank=8",
+        show_default=True,
+        metavar="OPTION",
+        group="method",
+        help="What is trained: a method and its settings.",
+    ),
+    *from_settings(Loop),
+    option("--data", metavar="PATH", group="data", help="Text, or a table of prompts and answers; the shipped texts without it."),
+    option("--tokens", type=int, default=256, show_default=True, metavar="N", group="data", help="Tokens in a sequence."),
+    option("--samples", type=int, default=512, show_default=True, metavar="N", group="data", help="Sequences to train on, of a text."),
+    option(
+        "--test-samples", type=int, default=64, show_default=True, metavar="N", group="data", help="Sequences to report with, of a text."
+    ),
+    option("--text-column", metavar="NAME", group="data", help="Column of a table that holds the text."),
+    _OUT,
+    OVERWRITE,
+)
+@SHOWN
+def adapt(model: str, method: str, out: Path, quiet: bool, as_json: bool, **given: Any) -> None:
+    """Train a few numbers beside MODEL, and write them as a delta.
+
+    Of prompts with answers, or conversations, the answers alone are learnt. An interrupted training goes on where it was.
+    """
+    loop = settings.read(Loop, {name: str(given.pop(name)) for name in Loop.__dataclass_fields__}, "adapt")
+    grammar.check(method, trained=True)
+    from modicum.models.quiet import hushed
+    from modicum.train.adapt import adapt as run
+
+    with hushed(), progress(quiet or as_json) as shown:
+        made = run(model, out, method=method, loop=loop, progress=shown, **given)
+    receipt = made.receipt
+    if as_json:
+        print_json({"out": str(made.out), **receipt})
+        return
+    test = receipt["test"]
+    low, high = test["interval"]
+    click.echo(f"{made.out}: {receipt['trained']:,} trained numbers beside {receipt['parameters']:,}, {readable(receipt['bytes'])}.")
+    click.echo(
+        f"loss per token on {test['sequences']} held-out sequences: {test['before']:.4f} before, {test['after']:.4f} after "
+        f"({test['change']:+.4f}, 95 % {low:+.4f} to {high:+.4f})."
+    )
+
+
+@click.command(cls=Command)
+@model(metavar="BASE")
+@click.argument("deltas", metavar="DELTA...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@options(
+    option("--scale", type=float, default=1.0, show_default=True, metavar="X", group="method", help="Times what the deltas change."),
+    option("--no-revert", is_flag=True, group="files", help="Do not keep what is displaced, which gives back the base."),
+    _OUT,
+    OVERWRITE,
+)
+@SHOWN
+def apply(
+    model: str, deltas: tuple[Path, ...], scale: float, no_revert: bool, out: Path, overwrite: bool, quiet: bool, as_json: bool
+) -> None:
+    """Write the checkpoint BASE with each DELTA applied.
+
+    A DELTA is one of adapt or delta, or the folder of a PEFT adapter. Their changes are added, so that none meets another. modicum revert takes
+    it back to the byte.
+    """
+    from modicum.delta.applying import apply as run
+    from modicum.delta.opened import opened
+
+    made = run(model, [opened(path, model) for path in deltas], out, scale=scale, overwrite=overwrite, reversible=not no_revert)
+    if as_json:
+        print_json({"out": str(made.out), "changed": list(made.changed), "displaced": made.displaced})
+    elif not quiet:
+        kept = f"{readable(made.displaced)} are kept to take it back" if made.displaced else "nothing is kept to take it back"
+        click.echo(f"{made.out}: {len(made.changed)} tensors changed; {kept}.")
+
+
+@click.command(cls=Command)
+@folder("directory", metavar="DIR")
+@options(_OUT, OVERWRITE)
+@SHOWN
+def revert(directory: str, out: Path, overwrite: bool, quiet: bool, as_json: bool) -> None:
+    """Write the base of what apply wrote to DIR, with the very bytes that it had."""
+    from modicum.delta.applying import revert as run
+
+    made = run(directory, out, overwrite=overwrite)
+    if as_json:
+        print_json({"out": str(made)})
+    elif not quiet:
+        click.echo(f"{made}: the base, as it was.")
+
+
+@click.command(cls=Command)
+@folder("tuned", metavar="FINE_TUNED")
+@options(
+    option("--base", metavar="MODEL", required=True, group="files", help="The model that it was tuned from."),
+    option("--rank", type=int, metavar="N", group="method", help="Tell each matrix's change as a product of this rank."),
+    _OUT,
+    OVERWRITE,
+)
+@SHOWN
+def delta(tuned: str, base: str, rank: int | None, out: Path, overwrite: bool, quiet: bool, as_json: bool) -> None:
+    """Write what FINE_TUNED has otherwise than its base, as a delta."""
+    from modicum.delta.applying import require_free, saved
+    from modicum.delta.between import between
+
+    if rank is not None and rank < 1:
+        raise SettingError(f"--rank: must be at least 1, got {rank}.")
+    require_free(out, [Path(tuned)], overwrite)
+    made = between(tuned, base, rank=rank)
+    saved(made, out, overwrite)
+    if as_json:
+        print_json({"out": str(out), "changed": sorted(made.forms), "bytes": made.nbytes})
+    elif not quiet:
+        click.echo(f"{out}: {len(made.forms)} weights changed, {readable(made.nbytes)}.")
+
+
+@click.command(cls=Command)
+@folder("path", metavar="DELTA")
+@options(option("--base", metavar="MODEL", group="files", help="The model it stands on, for the sizes of what it changes."))
+@SHOWN
+def show(path: str, base: str | None, quiet: bool, as_json: bool) -> None:
+    """Say what is in DELTA, weight by weight; with its base, how much of each it changes."""
+    from modicum.cli.printing import print_table
+    from modicum.delta.opened import described, opened
+
+    rows = described(opened(Path(path), base), base)
+    if as_json:
+        print_json(rows)
+        return
+    names = ["weight", "form", "bytes", *(["norm", "of the weight", "half of it in"] if base else [])]
+    told = lambda row: (row["weight"], row["form"], f"{row['bytes']:,}")
+    sizes = lambda row: (f"{row['norm']:.4g}", f"{row['relative']:.2%}", f"{row['half']} directions") if base else ()
+    print_table(names, ((*told(row), *sizes(row)) for row in rows))

@@ -1,0 +1,41 @@
+"""A change read from a folder, whoever wrote it, and told in rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from modicum.core.errors import SettingError
+from modicum.delta.applying import base_weights
+from modicum.delta.delta import Delta, is_delta
+from modicum.forms import Form
+from modicum.models.open import open_model
+
+
+def opened(path: Path, base: str | Path | None = None) -> Delta:
+    """The delta in a folder. Raises ``SettingError`` for a folder that holds none."""
+    if is_delta(path):
+        return Delta.load(path)
+    raise SettingError(f"{path}: must hold delta.json, which adapt and delta write, does not. Check the path.")
+
+
+def described(delta: Delta, base: str | Path | None = None) -> list[dict[str, Any]]:
+    """A row for each weight: form and bytes; with a base the norm of its change, alone and relative, and how many directions have half its energy."""
+    rows = [{"weight": name, "form": _kinds(form), "bytes": form.nbytes} for name, form in delta.forms.items()]
+    if base is None:
+        return rows
+    read = base_weights(open_model(base))
+    for row, (name, made) in zip(rows, delta.on(read)):
+        old = read(name).double()
+        energy = torch.linalg.svdvals(made.double() - old).square()
+        half = int((energy.cumsum(0) < 0.5 * energy.sum()).sum()) + 1
+        norm = float(energy.sum().sqrt())
+        row |= {"norm": norm, "relative": norm / max(float(old.norm()), 1e-300), "half": half}
+    return rows
+
+
+def _kinds(form: Form) -> str:
+    parts = [_kinds(part) for part in getattr(form, "parts", ())]
+    return f"{form.kind}({', '.join(parts)})" if parts else form.kind

@@ -1,0 +1,174 @@
+"""The loop: updates of what is trained, exactly resumable."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from modicum.core.errors import DataError, ModelError
+from modicum.core.parametrization import State
+from modicum.core.progress import Quiet
+from modicum.data.splits import Batch, some_rows
+from modicum.sweep.modes import seeded
+from modicum.sweep.stage import seed_of
+from modicum.train.objectives import Objective, next_token
+from modicum.train.settings import Loop
+from modicum.train.trained import Trained
+
+_FILE, _FORMAT = "training.pt", 1
+
+
+def train(
+    module: nn.Module, trained: Trained, rows: Sequence[Batch], loop: Loop, *, objective: Objective = next_token, keep: Path | None = None,
+    progress: Quiet | None = None,
+) -> list[float]:  # fmt: skip
+    """Update what is trained, and give the loss per token of every update.
+
+    ``rows`` are sequences, a batch of one row each; an update takes ``loop.batch`` of them in an order drawn anew for every pass over all.
+    The loss is the sum over an update's tokens divided by their number, whatever their padding and however many are computed ``together``.
+    With ``keep``, a folder, a training that was killed goes on with the same losses to the last bit, on the same number of threads.
+
+    Raises ``DataError`` where there is nothing to learn from, ``ModelError`` at a loss that is no number: what was kept before it stays.
+    """
+    if not rows:
+        raise DataError("data: must hold a sequence to train on at least, holds none. Give more text.")
+    shown, parameters = progress or Quiet(), trained.parameters()
+    optimizer = torch.optim.AdamW(parameters, lr=loop.rate, weight_decay=loop.decay)
+    losses = _resumed(trained, optimizer, keep, loop)
+    shown.start("training", loop.steps - len(losses))
+    module.train()
+    try:
+        for step in range(len(losses), loop.steps):
+            with seeded(seed_of(loop.seed, f"update {step}")):
+                losses.append(_update(module, trained, _drawn(rows, loop, step), loop, objective, optimizer, step))
+            shown.step()
+            if keep is not None and ((step + 1) % loop.every == 0 or step + 1 == loop.steps):
+                _keep(trained, optimizer, keep, loop, losses)
+    finally:
+        module.eval()
+    return losses
+
+
+def evaluate(module: nn.Module, rows: Sequence[Batch], objective: Objective = next_token) -> list[tuple[float, int]]:
+    """The loss of every sequence, summed over its tokens, and their number."""
+    found = []
+    with torch.no_grad():
+        for row in rows:
+            loss, count = objective(module, row)
+            found.append((float(loss.sum()), count))
+    return found
+
+
+def _update(
+    module: nn.Module, trained: Trained, rows: Sequence[Batch], loop: Loop, objective: Objective, optimizer: Any, step: int
+) -> float:
+    for group in optimizer.param_groups:
+        group["lr"] = loop.at(step)
+    optimizer.zero_grad()
+    total, tokens = 0.0, 0
+    for part in _joined(rows, loop.together or loop.batch):
+        losses, count = objective(module, part)
+        losses.sum().backward()
+        total, tokens = total + float(losses.detach().sum()), tokens + count
+    if not tokens:
+        raise DataError("data: a batch must have a token to learn, has none. Check the labels.")
+    for parameter in trained.parameters():
+        if parameter.grad is not None:
+            parameter.grad /= tokens
+    if (penalty := trained.penalty()) is not None:
+        penalty.backward()
+        total += float(penalty.detach()) * tokens
+    norm = torch.nn.utils.clip_grad_norm_(trained.parameters(), loop.clip or math.inf)
+    if not (math.isfinite(total) and bool(torch.isfinite(norm))):
+        what = "loss" if not math.isfinite(total) else "gradient"
+        raise ModelError(
+            f"training: the {what} must be a number, is {total if what == 'loss' else float(norm)} at update {step + 1}. Lower --rate."
+        )
+    optimizer.step()
+    trained.revise(optimizer)
+    return total / tokens
+
+
+def _drawn(rows: Sequence[Batch], loop: Loop, step: int) -> list[Batch]:
+    """Sequences of an update; each pass over all has an order of its own."""
+    found = []
+    for place in range(step * loop.batch, (step + 1) * loop.batch):
+        turn, at = divmod(place, len(rows))
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed_of(loop.seed, f"pass {turn}")))
+        found.append(rows[int(order[at])])
+    return found
+
+
+def _joined(rows: Sequence[Batch], together: int) -> list[Batch]:
+    """Rows as batches: those of one length side by side."""
+    by_shape: dict[Any, list[Batch]] = {}
+    for row in rows:
+        by_shape.setdefault(tuple((name, value.shape) for name, value in _items(row)), []).append(row)
+    found: list[Batch] = []
+    for same in by_shape.values():
+        for start in range(0, len(same), together):
+            some = same[start : start + together]
+            parts = {name: torch.cat([dict(_items(row))[name] for row in some]) for name, _ in _items(some[0])}
+            found.append(parts if isinstance(some[0], dict) else tuple(parts.values()))
+    return found
+
+
+def _items(row: Batch) -> list[tuple[Any, torch.Tensor]]:
+    return list(row.items()) if isinstance(row, dict) else list(enumerate(row))
+
+
+def single(batches: Sequence[Batch]) -> list[Batch]:
+    """Rows of batches, each alone and without its padding."""
+    found = []
+    for batch in batches:
+        for place in range(len(next(value for _, value in _items(batch)))):
+            row = some_rows(batch, place, place + 1)
+            if isinstance(row, dict) and "attention_mask" in row:
+                length = int(row["attention_mask"].sum())
+                row = {name: value[:, :length] for name, value in row.items() if name != "attention_mask"}
+            found.append(row)
+    return found
+
+
+# Kept
+
+
+def _keep(trained: Trained, optimizer: torch.optim.Optimizer, folder: Path, loop: Loop, losses: list[float]) -> None:
+    states = {name: (dict(place.state.trained), dict(place.state.frozen)) for name, place in trained.places.items()}
+    common = {str(place.method): dict(place.state.common.trained) for place in trained.places.values() if place.state.common is not None}
+    body = {"format": _FORMAT, "loop": str(loop), "states": states, "common": common, "optimizer": optimizer.state_dict(), "losses": losses}
+    new = folder / f"{_FILE}.new"
+    torch.save(body, new)
+    new.replace(folder / _FILE)
+
+
+def _resumed(trained: Trained, optimizer: torch.optim.Optimizer, folder: Path | None, loop: Loop) -> list[float]:
+    path = None if folder is None else folder / _FILE
+    if path is None or not path.exists():
+        return []
+    try:
+        body = torch.load(path, weights_only=True)
+        if body["format"] != _FORMAT or body["loop"] != str(loop):
+            return []
+        for name, place in trained.places.items():
+            learnt, frozen = body["states"][name]
+            _filled(place.state, learnt)
+            place.state = replace(place.state, frozen=frozen)
+            if place.state.common is not None:
+                _filled(place.state.common, body["common"][str(place.method)])
+        optimizer.load_state_dict(body["optimizer"])
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError, EOFError):
+        return []
+    trained.step = replace(trained.step, number=len(body["losses"]))
+    return list(body["losses"])
+
+
+def _filled(state: State, learnt: dict[str, torch.Tensor]) -> None:
+    for name, tensor in state.trained.items():
+        tensor.data = learnt[name].detach().clone()

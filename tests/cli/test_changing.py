@@ -1,0 +1,60 @@
+"""Commands that change a model, as a user would call them."""
+
+import filecmp
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from modicum.cli.main import main
+from modicum.models.located import DEMO
+
+FEW = ["--steps", "2", "--tokens", "32", "--samples", "16", "--test-samples", "4", "--batch", "2"]
+
+
+def run(*words):
+    result = CliRunner().invoke(main, [str(word) for word in words])
+    return result.exit_code, result.stdout, result.stderr
+
+
+@pytest.fixture(scope="module")
+def learnt(tmp_path_factory):
+    out = tmp_path_factory.mktemp("adapted") / "delta"
+    code, said, _ = run("adapt", "demo", "--out", out, "--method", "lora rank=2", "--rate", "0.01", *FEW)
+    assert code == 0 and "trained numbers beside 7,344,384" in said and "held-out sequences" in said
+    return out
+
+
+def test_what_was_learnt_is_told_applied_and_taken_back(learnt, tmp_path):
+    receipt = json.loads((learnt / "receipt.json").read_text())
+    assert receipt["trained"] * 4 == receipt["bytes"] and len(receipt["losses"]) == 2 and receipt["test"]["sequences"] == 4
+    assert receipt["test"]["interval"][0] <= receipt["test"]["change"] <= receipt["test"]["interval"][1]
+    code, said, _ = run("show", learnt, "--base", "demo", "--json")
+    rows = json.loads(said)
+    assert code == 0 and len(rows) == receipt["units"] and all(row["half"] <= 2 and row["relative"] > 0 for row in rows)
+    assert run("apply", "demo", learnt, "--out", tmp_path / "out")[0] == 0
+    assert run("apply", "demo", learnt, "--out", tmp_path / "out")[0] == 2, "nothing is overwritten unasked"
+    code, said, _ = run("delta", tmp_path / "out", "--base", DEMO, "--rank", "2", "--out", tmp_path / "again", "--json")
+    assert code == 0 and json.loads(said)["bytes"] == receipt["bytes"] and len(json.loads(said)["changed"]) == receipt["units"]
+    assert run("revert", tmp_path / "out", "--out", tmp_path / "back")[0] == 0
+    assert filecmp.cmp(DEMO / "model.safetensors", tmp_path / "back" / "model.safetensors", shallow=False)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("adapt", "demo", "--method", "gptq", "--out", "x"), "must be one trained step"),
+        (("adapt", "demo", "--method", "lora rank=0", "--out", "x"), "rank"),
+        (("adapt", "demo", "--data", "none.txt", "--out", "x"), "none.txt"),
+        (("apply", "demo", "nowhere", "--out", "x"), "delta.json"),
+        (("revert", "nowhere", "--out", "x"), "applied.json"),
+        (("delta", "demo", "--base", "demo", "--rank", "0", "--out", "x"), "--rank: must be at least 1"),
+        (("show", "nowhere"), "delta.json"),
+        (("fit", "demo", "--method", "lora", "--out", "x"), "lora: is trained, and nothing trains here"),
+    ],
+)
+def test_bad_input_is_one_sentence(words, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, told = run(*words)
+    assert code == 2 and said in told and len(told.strip().splitlines()) == 1
+    assert not list(tmp_path.iterdir())

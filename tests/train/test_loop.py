@@ -1,0 +1,113 @@
+"""The loop: the loss per token is right whatever is computed together, and what was killed goes on to the last bit."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from modicum.core.errors import DataError, ModelError
+from modicum.core.progress import Quiet
+from modicum.testing import zoo
+from modicum.train import Loop
+from modicum.train.loop import evaluate, single, train
+from modicum.train.objectives import distillation, next_token
+from modicum.train.trained import trained
+
+
+def sequences(count=12, padded=False):
+    draw = torch.Generator().manual_seed(0)
+    lengths = [8 + (3 * place) % 7 for place in range(count)]
+    rows = [{"input_ids": torch.randint(3, 100, (1, length), generator=draw)} for length in lengths]
+    if not padded:
+        return rows
+    longest, found = max(lengths), []
+    for row, length in zip(rows, lengths):
+        more = longest - length
+        found.append(
+            {"input_ids": F.pad(row["input_ids"], (0, more)), "attention_mask": F.pad(torch.ones(1, length, dtype=torch.int64), (0, more))}
+        )
+    return found
+
+
+def learnt(rows, loop, option="lora rank=2", **words):
+    model, _ = zoo.build("llama")
+    with trained(model, option, total=loop.steps) as t:
+        return train(model, t, rows, loop, **words), {name: tensor.detach().clone() for name, tensor in t.named_parameters().items()}
+
+
+@pytest.mark.parametrize("together", [0, 1, 3])
+def test_padding_and_what_is_computed_together_change_nothing(together):
+    wanted, _ = learnt(sequences(), Loop(steps=3, batch=6))
+    found, _ = learnt(sequences(padded=True), Loop(steps=3, batch=6, together=together))
+    assert found == pytest.approx(wanted, rel=1e-5)
+
+
+def test_the_first_loss_is_that_of_the_model_per_token():
+    rows, (model, _) = sequences(6), zoo.build("llama")
+    losses, _ = learnt(rows, Loop(steps=1, batch=6))
+    sums = [float(F.cross_entropy(model(**row).logits[0, :-1], row["input_ids"][0, 1:], reduction="sum").detach()) for row in rows]
+    assert losses[0] == pytest.approx(sum(sums) / sum(row["input_ids"].shape[1] - 1 for row in rows), rel=1e-5)
+    assert [loss for loss, _ in evaluate(model, rows)] == pytest.approx(sums, rel=1e-5)
+
+
+class Killed(Quiet):
+    """Dies after some updates."""
+
+    def __init__(self, updates):
+        self.left = updates
+
+    def step(self):
+        self.left -= 1
+        if not self.left:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("option", ["lora rank=2", "rigl keep=0.5 every=2", "vera rank=4"])
+def test_what_was_killed_goes_on_to_the_last_bit(tmp_path, option):
+    loop = Loop(steps=7, batch=3, every=2, rate=0.01)
+    wanted, last = learnt(sequences(), loop, option)
+    with pytest.raises(KeyboardInterrupt):
+        learnt(sequences(), loop, option, keep=tmp_path, progress=Killed(5))
+    losses, found = learnt(sequences(), loop, option, keep=tmp_path)
+    assert losses == wanted and all(torch.equal(found[name], last[name]) for name in last)
+    (tmp_path / "training.pt").write_bytes(b"half")
+    assert learnt(sequences(), loop, option, keep=tmp_path)[0] == wanted, "what cannot be read is not gone on from"
+
+
+def test_a_loss_that_is_no_number_ends_it_and_what_was_kept_stays(tmp_path):
+    calls = []
+
+    def objective(module, batch):
+        loss, count = next_token(module, batch)
+        calls.append(1)
+        return (loss * float("nan") if len(calls) > 4 else loss), count
+
+    with pytest.raises(ModelError, match="the loss must be a number, is nan at update 5"):
+        learnt(sequences(), Loop(steps=9, batch=1, every=2), objective=objective, keep=tmp_path)
+    assert len(torch.load(tmp_path / "training.pt")["losses"]) == 4
+
+
+def test_the_rate_rises_and_falls():
+    loop = Loop(steps=100, rate=1.0, warmup=0.1)
+    rates = [loop.at(step) for step in range(100)]
+    assert rates[0] == 0.1 and rates[9] == rates[10] == 1.0 and rates[-1] < 0.001 and max(rates) == 1.0
+
+
+def test_nothing_to_learn_is_told():
+    with pytest.raises(DataError, match="a sequence to train on"):
+        learnt([], Loop(steps=1))
+    rows = [{"input_ids": torch.ones(1, 4, dtype=torch.int64), "labels": torch.full((1, 4), -100)}]
+    with pytest.raises(DataError, match="a token to learn"):
+        learnt(rows, Loop(steps=1, batch=1))
+
+
+def test_a_student_of_itself_has_nothing_to_learn():
+    model, _ = zoo.build("llama")
+    loss, count = distillation(copy.deepcopy(model))(model, sequences(1)[0])
+    assert float(loss.detach().abs()) < 1e-4 and count == sequences(1)[0]["input_ids"].shape[1] - 1
+
+
+def test_rows_lose_their_padding():
+    batch = {"input_ids": torch.arange(8).reshape(2, 4), "attention_mask": torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])}
+    assert [row["input_ids"].tolist() for row in single([batch])] == [[[0, 1, 2, 3]], [[4, 5]]]
