@@ -75,8 +75,11 @@ class ContainerQuantizer(HfQuantizer):
         return [] if self.opening is None else self.opening.conversions()
 
     @override
-    def update_weight_conversions(self, weight_conversions: list[Any], model: Any) -> list[Any]:
-        """The container's names are those of the module: the conversions of checkpoints on the hub do not apply."""
+    def update_weight_conversions(self, weight_conversions: list[Any], model: Any = None) -> list[Any]:
+        """The container's names are those of the module: the conversions of checkpoints on the hub do not apply.
+
+        Before 5.21 Transformers gives no model.
+        """
         return self.get_weight_conversions()
 
     @override

@@ -4,6 +4,8 @@ import json
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 
 import modicum
 from modicum.core.errors import SettingError
@@ -38,7 +40,8 @@ def test_the_cost_is_that_of_the_free_plan(tmp_path):
     assert told["free"]["forecast"] == pytest.approx(free["predicted_harm"])
     assert told["free"]["forecast"] < told["forecast"]
     assert told["scheme"] in next(event for event in one["events"] if event.startswith("uniform: all that is quantized has one scheme"))
-    assert free["verification"]["dequantize=True"]["result"] != "the same"
+    if Version(transformers.__version__) >= Version("5.21"):  # before, mixtures were decoded right
+        assert free["verification"]["dequantize=True"]["result"] != "the same"
 
 
 def test_nothing_is_given_up_where_every_loader_reads_mixtures(tmp_path):
