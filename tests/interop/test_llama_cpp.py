@@ -9,10 +9,12 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import modicum
+from modicum.core.ggml import TYPES
 from modicum.core.option import Option
 from modicum.core.plan import Plan
 from modicum.core.unit import Stats
 from modicum.data.splits import from_text
+from modicum.export.gguf import timing
 from modicum.export.gguf.reader import GgufFile
 from modicum.measure.settings import Settings
 from modicum.measure.subject import Subject
@@ -125,6 +127,28 @@ def test_a_receipt_has_what_each_reader_makes_of_the_file(package, tmp_path):
     told = made.receipt["verification"]
     assert told["llama.cpp"]["mean KL per token"] < 2e-3 and told["llama.cpp"]["tokens"] == 64
     assert told["transformers"] == "equal" or "accelerate" in told["transformers"]
+
+
+def test_what_was_written_is_timed(package, tmp_path):
+    made = modicum.fit(
+        "demo", latency="1s", context=16, method=None, target="gguf", samples=2, tokens=64, test_samples=1, search_time=0, harm="error",
+        menu="ggml type=q8_0 rounding=nearest", out=tmp_path / "out",
+    )  # fmt: skip
+    told = made.receipt["verification"]["seconds"]
+    assert 0 < told["actual"] < 1 and 0 < told["forecast"] < 1 and 0 < told["original"] < 1 == told["allowed"]
+    assert 0 < timing.product(TYPES["q4_0"].number, 64, 64, 1, 1) < timing.product(TYPES["q4_0"].number, 2048, 2048, 64, 1) < 10
+
+
+def test_a_process_beside_keeps_to_the_memory(package, tmp_path):
+    spelling.checkpoint("LlamaForCausalLM", tmp_path / "model")
+    (tmp_path / "text.txt").write_text("to be or not to be, that is the question; " * 40)
+    subject = Subject.open(str(tmp_path / "model"), Settings(samples=2, tokens=32, test_samples=1, data=str(tmp_path / "text.txt")))
+    target = subject.target("gguf")
+    target.layout({}, {}, frozenset()).write(tmp_path)
+    target.finish(tmp_path, {}, frozenset())
+    target.room = 1000
+    told = target.verify(tmp_path, {}, subject.data.test[0])[1]
+    assert told["llama.cpp"].startswith("not tried, it needs") and "llama.cpp was not asked" in told["events"][-1]
 
 
 @pytest.mark.parametrize(

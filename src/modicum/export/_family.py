@@ -107,6 +107,8 @@ class Target(ABC):
         # "integer", "float8" or "cut" and a kind of weight that its loader does not bring back so, or "drop" for fewer blocks, and why.
         self.off: dict[str, str] = {}
         self.probe: Probe | None = None
+        # Bytes that processes beside this one may take, as far as that is limited.
+        self.room: int | None = None
 
     @abstractmethod
     def sites(self) -> list[Site]:

@@ -137,7 +137,7 @@ class Chooser:
             return f"budget {self.budget}: cannot be reached, {where} {share:.1f} % of the values. Allow more, or add options that store fewer."
         whole = "multiplies with weights whole" if resource == "macs" else "holds weights whole in memory"
         only = f"Only cuts and dropped blocks help: {self.target} {whole}."
-        only = ("" if resource == "memory" and self.runtime.packed else only) + self._blocked()
+        only = ("" if resource in ("memory", "seconds") and self.runtime.packed else only) + self._blocked()
         if resource == "macs":
             share = smallest / self.products.work.whole
             told = f"{many(smallest)} multiply-adds, {share:.1%} of the original's"

@@ -39,7 +39,7 @@ from modicum.fit.request import WANTED, Request
 from modicum.fit.scene import Scene
 from modicum.fit.structure import reshaped
 from modicum.fit.verdict import surprise, verdict
-from modicum.fit.verify import verified, weighed
+from modicum.fit.verify import timed, verified, weighed
 from modicum.judge.blocks import BlockErrors
 from modicum.measure import felt
 from modicum.measure.asked import asked
@@ -287,6 +287,7 @@ class Run:
         actual, table = weighed(made, layout, final, str(self.out)), chosen.table
         with self.meter.stage("verify", 1):
             verification = verified(made, layout, final, str(self.out), self.events, texts=self.page is not None)
+            verification |= timed(made, chosen, final, self.events)
         with self.meter.stage("judge", len(self.scene.data.test)):
             blocks = BlockErrors(self.scene.script, self.scene.data.test, self.pool)
             judged = made.quality(self.meter.progress.step, blocks)

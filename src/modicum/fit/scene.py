@@ -17,6 +17,7 @@ from modicum.core.unit import Site
 from modicum.data.splits import Splits
 from modicum.drop._family import Dropper
 from modicum.export import Target
+from modicum.export.gguf import running
 from modicum.fit.request import Request
 from modicum.measure.computing import agreed
 from modicum.measure.measured import Measured
@@ -121,10 +122,14 @@ def _check_device(model: Model, request: Request) -> None:
 def _check_timed(request: Request) -> None:
     """Raise ``SettingError`` for a time in a runtime that is not run here."""
     budget = request.budget
-    if request.target in RUNTIMES and budget is not None and (budget.speed or budget.latency):
+    if request.target not in RUNTIMES or budget is None or not (budget.speed or budget.latency):
+        return
+    if request.target != "gguf":
         raise SettingError(
             f"budget {budget}: is timed in PyTorch, where target {request.target} does not run. Use --size, --memory or --macs."
         )
+    if not running.installed():
+        raise SettingError(f"budget {budget}: is timed in llama.cpp, which is not there. Run: pip install llama-cpp-python, or use --size.")
 
 
 def _target_name(subject: Subject, request: Request) -> str:

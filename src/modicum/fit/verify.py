@@ -11,8 +11,10 @@ from torch import nn
 
 from modicum.core.budget import Budget, many, readable
 from modicum.core.errors import BudgetError, ModelError, listed, quoted
+from modicum.core.memory import own_memory
 from modicum.data.splits import one_row, placed
 from modicum.export._family import Layout
+from modicum.fit.choosing import Chosen
 from modicum.fit.made import Made
 from modicum.judge.generation import FEW_BITS, Generation, generates, prompts_of
 from modicum.judge.quality import Quality, compare, plain
@@ -55,6 +57,7 @@ def reloaded(made: Made, final: Path, who: str, events: list[str], texts: bool =
     scene, budget, stored = made.scene, made.scene.request.budget, made.scene.model.stored
     batches = [scene.data.test[0] if stored is scene.model else one_row(scene.data.test[0])]  # one is enough where that is slow
     here = [placed(batches[0], "cpu")]  # whatever the device: loaders load to the computer's own memory
+    scene.target.room = None if scene.request.ram is None else max(0, scene.request.ram - own_memory())
     module, found = scene.target.verify(final, made.forms, here[0])
     events += found.pop("events", [])
     if (wide := found.get("as wide as before")) and _narrower(budget):
@@ -153,6 +156,23 @@ def _multiplied(made: Made, module: nn.Module, events: list[str]) -> dict[str, i
             raise BudgetError(f"{said}. Report this.")
         events.append(f"{said}: its tokens go to other experts than the original's.")
     return {"multiply-adds": count}
+
+
+def timed(made: Made, chosen: Chosen, final: Path, events: list[str]) -> dict[str, Any]:
+    """Seconds of one pass of what was written, where time was limited in a runtime that tells, beside those forecast and allowed."""
+    scene, request = made.scene, made.scene.request
+    if chosen.table is None or request.budget is None or not (request.budget.speed or request.budget.latency):
+        return {}
+    runtime = scene.subject.runtime(scene.target.name, request.batch, request.context, {})
+    if (actual := runtime.written(final)) is None:
+        return {}
+    forecast, allowed = chosen.table.cost(chosen.picks, "seconds"), chosen.limits["seconds"]
+    if actual > allowed:
+        events.append(
+            f"time: what was written takes {1e3 * actual:.3g} ms, {1e3 * allowed:.3g} were allowed and {1e3 * forecast:.3g} forecast; on a machine "
+            "that others use too, times vary by as much"
+        )
+    return {"seconds": {"original": runtime.original(), "allowed": allowed, "forecast": forecast, "actual": actual}}
 
 
 def reread(made: Made, layout: Layout, final: Path, events: list[str]) -> dict[str, Any]:

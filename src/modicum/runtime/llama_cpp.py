@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import psutil
+import torch
 from typing_extensions import override
 
+from modicum.core.budget import readable
+from modicum.core.errors import BudgetError, ModelError, quoted
 from modicum.core.unit import Unit
+from modicum.export.gguf import timing
 from modicum.export.gguf.architectures import head_width, row_of
-from modicum.forms import Cut, Form
+from modicum.export.gguf.file import FILE
+from modicum.export.gguf.naming import DENSE
+from modicum.export.gguf.target import NUMBERS, Gguf, inside
+from modicum.forms import Cut, Dense, Form, Ggml
 from modicum.runtime.runtime import Runtime, left
 
 # Tokens that are computed at a time, and positions that keys and values are set aside for together, unless its user asks for others.
@@ -21,7 +33,12 @@ class LlamaCpp(Runtime):
 
     Weights stay in their blocks, whose bytes are mapped from the file. Keys and values are float16 for every position, whatever windows layers look
     at; what is computed at a time is float32. So memory is no less than what its loader says it takes: of a Llama whose feed-forward is three times
-    as wide as its stream it is the same, of one as wide as its stream a third of that buffer too much. Time is not told.
+    as wide as its stream it is the same, of one as wide as its stream a third of that buffer too much.
+
+    Time is that of taking in all texts and saying what follows each. A product's seconds are those of llama.cpp's own kernel for its type and
+    shape, which the clock keeps; what an original takes beside its products is the same for all that is made of it, but for blocks that go.
+
+    *Needs and cost:* time needs llama.cpp's binding for Python, and the original written as a file for as long as it is timed.
     """
 
     packed = True
@@ -34,6 +51,77 @@ class LlamaCpp(Runtime):
     def memory(self, unit: Unit, form: Form) -> int:
         """Bytes a unit takes in the file."""
         return (form.inner if isinstance(form, Cut) else form).nbytes
+
+    # Time
+
+    @override
+    def seconds(self, unit: Unit, form: Form) -> float:
+        """Seconds of a unit's products in one pass; a table that is only looked up takes none."""
+        rows, columns = left(form)
+        count = self._times(unit)
+        return sum(self._product(_type(form), rows, columns, tokens) * often for tokens, often in count) if rows and columns else 0.0
+
+    def _times(self, unit: Unit) -> list[tuple[int, float]]:
+        """Tokens that a unit's weight meets at once, and how often it does."""
+        if unit.kind == "embedding" and not unit.aliases:
+            return []
+        if not self.script.block_of.get(unit.name):  # the head, of what is asked for alone
+            return [(self.batch, 1)]
+        whole, rest = divmod(self._tokens, _AT_ONCE)
+        pieces = [(_AT_ONCE, float(whole)), (rest, 1.0)]
+        if unit.expert is not None:
+            share = self._chosen / unit.stored_shape[0]
+            pieces = [(max(1, round(tokens * share)), often * min(1.0, tokens * share)) for tokens, often in pieces]
+        return [(tokens, often) for tokens, often in pieces if tokens and often]
+
+    @property
+    def _chosen(self) -> int:
+        return int(getattr(self._config, "num_experts_per_tok", None) or 1)
+
+    def _product(self, type: str, rows: int, columns: int, tokens: int) -> float:
+        key = f"{rows}x{columns} on {tokens} as {type} in llama.cpp {timing.version()}"
+        number, threads = NUMBERS[type], torch.get_num_threads()
+        return self._heard(lambda: self.clock.of(key, lambda: timing.product(number, rows, columns, tokens, threads)))
+
+    @staticmethod
+    def _heard(measure: Callable[[], float]) -> float:
+        try:
+            return measure()
+        except (RuntimeError, OSError, subprocess.TimeoutExpired) as error:
+            raise ModelError(f"budget: llama.cpp must run here to be timed, does not ({quoted(error)}). Pass --size or --memory.") from None
+
+    @override
+    def original(self) -> float:
+        """Median seconds of the original, as a file without blocks."""
+        key = f"{self.model.stored.hash()[:16]}: {self.batch} x {self.context} in llama.cpp {timing.version()}"
+        return self.clock.of(key, self._original)
+
+    def _original(self) -> float:
+        model, free = self.model.stored, psutil.virtual_memory().available
+        if model.dense_bytes + self.overhead() > free:
+            raise BudgetError(
+                f"budget: the whole original must fit in memory to be timed, needs {readable(model.dense_bytes + self.overhead())} where "
+                f"{readable(free)} are free. Pass a size instead, or a smaller --context."
+            )
+        with tempfile.TemporaryDirectory(prefix="modicum-timed-") as folder:
+            (path,) = Gguf(model, self.script).layout({}, {}, frozenset()).write(Path(folder))
+            return self.written(path.parent)
+
+    @override
+    def written(self, directory: Path) -> float:
+        """Median seconds of the file in a directory."""
+        return self._heard(lambda: timing.passed(directory / FILE, self.batch, self.context, torch.get_num_threads()))
+
+    @override
+    def rest(self) -> float:
+        return max(0.0, self.original() - sum(self.seconds(unit, _dense(unit)) for unit in self.model.stored.units.values()))
+
+    @override
+    def block_rest(self, block: str) -> float:
+        """A block's share of what is no product's, of which what is outside all blocks counts as one more."""
+        return self.rest() / (1 + len(self.model.blocks))
+
+    # Memory
 
     @override
     def overhead(self) -> int:
@@ -65,3 +153,13 @@ class LlamaCpp(Runtime):
         stream, inside, outside = self._widths
         tokens = min(_AT_ONCE, self._tokens)
         return tokens * (4 * (4 * stream + max(math.ceil(1.5 * inside), outside)) + 2 * self.context)
+
+
+def _type(form: Form) -> str:
+    """The type that a form has in the file."""
+    inner = inside(form)
+    return inner.type if isinstance(inner, Ggml) else DENSE[inner.dtype]
+
+
+def _dense(unit: Unit) -> Form:
+    return Dense(torch.empty(unit.shape, dtype=unit.dtype, device="meta"))

@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -191,6 +192,10 @@ class Runtime:
             tokens = self.watched.tokens[unit.name]
             whole *= self.clock.linear(*shape, tokens, unit.dtype) / self.clock.linear(*unit.shape, tokens, unit.dtype)
         return whole + between * shape[1] / unit.shape[1]
+
+    def written(self, directory: Path) -> float | None:
+        """Median seconds of what was written there; None where a runtime does not tell."""
+        return None
 
     def original(self) -> float:
         """Median seconds of one forward pass of the original."""

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from modicum.core.budget import readable
 from modicum.core.errors import quoted
 from modicum.data.splits import Batch
 from modicum.export.gguf import running
@@ -19,6 +20,8 @@ from modicum.models.quiet import hushed
 
 # Tokens that llama.cpp is asked about, and the most that its answers may differ by on average: it rounds inputs to eight bits.
 _TOKENS, _NEAR = 256, 2e-3
+# Bytes of a process that has imported what it needs.
+_PYTHON = 400_000_000
 # The most that outputs of equal weights may differ by, of the largest.
 _SAME = 1e-3
 
@@ -63,15 +66,21 @@ def _logits(output: Any) -> torch.Tensor:
     return output.logits.float()
 
 
-def run_by_llama_cpp(directory: Path, module: nn.Module, batch: Batch | None) -> tuple[dict[str, Any] | str, str]:
-    """How llama.cpp's answers on a row of tokens differ from those of ``module``, which has the file's weights; an event where they are not near."""
+def run_by_llama_cpp(directory: Path, module: nn.Module, batch: Batch | None, room: int | None = None) -> tuple[dict[str, Any] | str, str]:
+    """How llama.cpp's answers on a row of tokens differ from those of ``module``, which has the file's weights; an event where they are not near.
+
+    Its process has as many threads as this one, and is not begun where it would take more than ``room`` bytes.
+    """
     if not running.installed() or not isinstance(batch, Mapping) or "input_ids" not in batch:
         return "not tried, llama-cpp-python is not installed", ""
     ids = batch["input_ids"][:1, :_TOKENS]
+    if room is not None and (needed := _needed(directory, module, ids.shape[1])) > room:
+        said = f"it needs {readable(needed)} beside this process, --ram leaves {readable(room)}"
+        return f"not tried, {said}", f"llama.cpp was not asked: {said}"
     with torch.no_grad():
         ours = _logits(module(input_ids=ids))[0].double().log_softmax(-1)
     try:
-        theirs = torch.from_numpy(running.logits(directory / FILE, ids[0].tolist())).double().log_softmax(-1)
+        theirs = torch.from_numpy(running.logits(directory / FILE, ids[0].tolist(), torch.get_num_threads())).double().log_softmax(-1)
     except (RuntimeError, ValueError, OSError, subprocess.TimeoutExpired) as error:
         said = quoted(error)
         return f"fails at it ({said})", f"llama.cpp, as it is installed here, fails at the file ({said})"
@@ -84,3 +93,10 @@ def run_by_llama_cpp(directory: Path, module: nn.Module, batch: Batch | None) ->
         found,
         "" if lost <= _NEAR else f"llama.cpp answers otherwise than the dequantized weights, by {lost:.2g} nats per token on average",
     )
+
+
+def _needed(directory: Path, module: nn.Module, tokens: int) -> int:
+    """Bytes of a process that runs a file on so many tokens: the file, Python with its libraries, and what is computed, logits in two places."""
+    config: Any = module.config
+    rows = 2 * config.vocab_size + 8 * (config.hidden_size + (getattr(config, "intermediate_size", None) or 0))
+    return (directory / FILE).stat().st_size + _PYTHON + 4 * tokens * rows

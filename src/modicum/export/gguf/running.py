@@ -1,6 +1,6 @@
 """llama.cpp run on one row of tokens, in a process of its own: what goes wrong there ends that alone.
 
-python -m modicum.export.gguf.running FILE < tokens.json > logits.npy
+python -m modicum.export.gguf.running FILE THREADS < tokens.json > logits.npy
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ def installed() -> bool:
     return importlib.util.find_spec("llama_cpp") is not None
 
 
-def logits(path: Path, tokens: list[int]) -> np.ndarray:
+def logits(path: Path, tokens: list[int], threads: int) -> np.ndarray:
     """Logits (tokens, vocabulary) of each token's prediction. Raises ``RuntimeError`` with what llama.cpp said where it fails."""
-    command = [sys.executable, "-m", __name__, str(path)]
+    command = [sys.executable, "-m", __name__, str(path), str(threads)]
     done = subprocess.run(command, input=json.dumps(tokens).encode(), capture_output=True, timeout=_SECONDS)
     if done.returncode:
         said = done.stderr.decode(errors="replace").strip().splitlines()
@@ -34,7 +34,7 @@ def logits(path: Path, tokens: list[int]) -> np.ndarray:
     return np.load(io.BytesIO(done.stdout), allow_pickle=False)
 
 
-def _run(path: str, tokens: list[int]) -> np.ndarray:
+def _run(path: str, tokens: list[int], threads: int) -> np.ndarray:
     import llama_cpp as lib
 
     said: list[str] = []
@@ -48,6 +48,7 @@ def _run(path: str, tokens: list[int]) -> np.ndarray:
     if not model:
         raise SystemExit(next((line.strip() for line in reversed(said) if "error" in line), "it cannot load the file"))
     settings = lib.llama_context_default_params()
+    settings.n_threads = settings.n_threads_batch = threads
     settings.n_ctx = settings.n_batch = settings.n_ubatch = max(64, len(tokens))
     running = lib.llama_init_from_model(model, settings)
     width = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(model))
@@ -67,5 +68,5 @@ def _batch(lib: Any, tokens: list[int]) -> Any:
 
 if __name__ == "__main__":
     found = io.BytesIO()
-    np.save(found, _run(sys.argv[1], json.load(sys.stdin)))
+    np.save(found, _run(sys.argv[1], json.load(sys.stdin), int(sys.argv[2])))
     sys.stdout.buffer.write(found.getvalue())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ from modicum.quantize.ggml import Ggml as GgmlMethod
 from modicum.sweep import Script
 
 # The format's numbers of types without blocks.
-_NUMBERS = {"f32": 0, "f16": 1, "bf16": 30} | {name: type.number for name, type in TYPES.items()}
+NUMBERS = {"f32": 0, "f16": 1, "bf16": 30} | {name: type.number for name, type in TYPES.items()}
 # Where rows are no whole blocks of 256: the type of blocks of 32 that llama.cpp's own quantizer takes instead.
 _SHORT = {"q2_k": "iq4_nl", "q3_k": "iq4_nl", "iq4_xs": "iq4_nl", "q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"}
 # Channels that go together where a cut leaves some, the most that divides them and leaves so many lots.
@@ -277,7 +277,7 @@ class Gguf(Configured):
                     raise ModelError(f"{name}: all experts of a stack must have one type for this target, have {', '.join(sorted(types))}.")
                 shape = stored_shape(part, inside(held[0]).shape)
                 shape = shape if units[0].expert is None else (len(units), *shape)
-                place = Place(part.name, shape, _NUMBERS[min(types)], sum(self._size(part, form) for form in held))
+                place = Place(part.name, shape, NUMBERS[min(types)], sum(self._size(part, form) for form in held))
                 yield min(types), Tensor(place, partial(self._written, units, forms, part))
             return
         shape = tuple(self.model.weights.held(name).shape) if left is None else (int(left.sum()),)
@@ -285,7 +285,7 @@ class Gguf(Configured):
             stored = stored_shape(part, shape)
             type = "f32" if Naming.floats(part, stored) else DENSE[self.model.weights.dtype(name)]
             count = torch.Size(stored).numel() * (4 if type == "f32" else 2)
-            yield type, Tensor(Place(part.name, stored, _NUMBERS[type], count), partial(self._plain, name, forms, part, left))
+            yield type, Tensor(Place(part.name, stored, NUMBERS[type], count), partial(self._plain, name, forms, part, left))
 
     def _written(self, units: Sequence[Unit], forms: Mapping[str, Form], part: Part) -> Iterator[torch.Tensor]:
         """What is written of units, one after another."""
@@ -314,7 +314,9 @@ class Gguf(Configured):
         found = compared(directory, self._last)
         module = load_gguf(directory)
         self._require_made(directory, module, forms)
-        others = {"transformers": read_by_transformers, "llama.cpp": run_by_llama_cpp}
+        others: dict[str, Callable[..., tuple[Any, str]]] = {
+            "transformers": read_by_transformers, "llama.cpp": partial(run_by_llama_cpp, room=self.room),
+        }  # fmt: skip
         heard = {name: ask(directory, module, batch) for name, ask in others.items()}
         told = {"loader": "modicum.load", "format's own reader": "all tensors, to the byte", "tensors compared": found}
         return module, told | {name: said for name, (said, _) in heard.items()} | {
