@@ -39,13 +39,18 @@ from modicum.core.option import Option
 from modicum.core.plan import Plan
 from modicum.core.tensorfile import Shards, TensorFile
 from modicum.data import read_documents
+from modicum.data.answers import from_answers
 from modicum.data.captions import captions
 from modicum.data.media import from_files
+from modicum.delta import Delta
+from modicum.delta.applying import apply, displaced, read_record
+from modicum.delta.delta import leaves
 from modicum.export.gguf.importing import opened_gguf
 from modicum.export.source import open_source
 from modicum.fit.compared import compare
 from modicum.fit.receipts import as_written
 from modicum.fit.request import Request
+from modicum.forms import Blend, Reflected, Shared, Sum
 from modicum.measure.measured import Measured
 from modicum.models.located import DEMO
 from modicum.models.open import open_model
@@ -53,6 +58,7 @@ from modicum.models.quiet import hushed
 from modicum.receipt import read_receipt, report
 from modicum.receipt.evaluate import _opened, _tokenizer
 from modicum.testing import packed, spelling
+from modicum.train.trained import trained
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 Choose = Callable[[int], int]
@@ -323,7 +329,60 @@ def _told(folder):
     return page
 
 
+def _changed(folder):
+    """One of each form that deltas have."""
+    weights, draw = model()[0].state_dict(), torch.Generator().manual_seed(0)
+    module, forms, shared = model()[0], {}, {}
+    names = [name for name in weights if name.endswith("proj.weight")]
+    for option, name in zip(("lora rank=2", "vera rank=4", "rigl keep=0.5", "bitnet", "sltrain rank=2 keep=0.2", "lora rank=1"), names):
+        with trained(module, {name: option}) as t:
+            for parameter in t.parameters():
+                parameter.data += 0.1 * torch.randn(parameter.shape, generator=draw)
+            forms |= t.delta().forms
+    leaf = next(leaves(forms[names[5]]))
+    forms[names[5]] = Blend((leaf, Reflected(leaf, torch.randn(2, leaf.shape[0] // 2, generator=draw))), (0.5,))
+    forms[names[5]] = Sum((forms[names[5]], Shared("both", leaf.shape, torch.float32)))
+    shared["both"] = torch.randn(leaf.shape, generator=draw)
+    Delta(forms, shared, "a model").save(folder)
+
+
+@cache
+def _original_weights():
+    return dict(model()[0].state_dict()).__getitem__
+
+
+def _applied(folder):
+    with tempfile.TemporaryDirectory() as place:
+        _checkpoint(Path(place) / "base")
+        _changed(Path(place) / "delta")
+        whole = Delta.load(Path(place) / "delta")
+        shutil.rmtree(folder, ignore_errors=True)
+        apply(Path(place) / "base", [whole], folder)
+
+
+def _taken_back(folder):
+    record = read_record(folder)
+    with Shards(folder) as shards:
+        for _ in displaced(folder, shards, record):
+            pass
+
+
+def _pairs(folder):
+    rows = [{"prompt": f"one {place}", "completion": "two"} for place in range(4)]
+    folder.mkdir(exist_ok=True)
+    (folder / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    _words()
+
+
+@cache
+def _words():
+    return transformers.AutoTokenizer.from_pretrained(DEMO)
+
+
 READERS = {
+    "delta": Reader(_changed, lambda folder: list(Delta.load(folder).on(_original_weights())), ("delta.json", "delta.safetensors")),
+    "applied": Reader(_applied, _taken_back, ("applied.json", "displaced.bin", SINGLE)),
+    "answers": Reader(_pairs, lambda folder: from_answers(folder / "a.jsonl", _words(), tokens=64, batch=2), ("a.jsonl",)),
     "tensors": Reader(_checkpoint, _tensors, (SINGLE,)),
     "index": Reader(_sharded, _shards, (INDEX, "model-0000[12]*.safetensors")),
     "plan": Reader(_fitted("nearest bits=4"), _plan, ("plan.json",)),

@@ -49,6 +49,9 @@ LONG = {
     **{"container": 700, "coded": 700, "masked": 400, "narrow": 500, "transformers": 400, "tokenizer": 200, "texts": 1500, "parquet": 1500},
     **{"pictures": 1500, "recordings": 1500, "compressed": 800, "captions": 800, "gguf": 1000},
     **dict.fromkeys(("pack-quantized", "gptq", "awq", "fp8"), 400),
+    "delta": 1500,
+    "applied": 400,
+    "answers": 400,
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,24 +78,30 @@ def revert(directory: str | Path, out: str | Path, *, overwrite: bool = False) -
     Raises ``ModelError`` where nothing was kept, or files changed since.
     """
     directory, out = Path(directory), Path(out)
-    record = _record(directory)
+    record = read_record(directory)
     require_free(out, [directory], overwrite)
     if not record["displaced_bytes"] and record["changed"]:
         raise ModelError(f"{directory}: does not hold what was displaced. Take the base itself: {quoted(record['base'])}.")
     made = fresh(out)
     try:
         _copied(directory, made, (_RECORD, _DISPLACED))
-        with Shards(directory) as shards, (directory / _DISPLACED).open("rb") as displaced:
-            for key, size in record["changed"].items():
-                entry, path = shards.entry(key), made / shards.file_of(key).name
-                bits = _inflated(displaced.read(int(size)), entry, key)
-                _patch(path, entry, _xor(shards.read(key), bits))
+        with Shards(directory) as shards:
+            for key, value in displaced(directory, shards, record):
+                _patch(made / shards.file_of(key).name, shards.entry(key), value)
         mark(made)
         placed(made, out, overwrite)
     except BaseException:
         shutil.rmtree(made, ignore_errors=True)
         raise
     return out
+
+
+def displaced(directory: Path, shards: Shards, record: dict[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Tensors of the base that were displaced, by their names on disk, one at a time. Raises ``ModelError`` where what was kept is not whole."""
+    with (directory / _DISPLACED).open("rb") as kept:
+        for key, size in record["changed"].items():
+            bits = _inflated(kept.read(int(size)), shards.entry(key), key)
+            yield key, _xor(shards.read(key), bits)
 
 
 def require_free(out: Path, inputs: Sequence[Path], overwrite: bool) -> None:
@@ -160,7 +166,7 @@ def _written(directory: Path, made: Path, delta: Delta, reversible: bool) -> dic
         if name not in units:
             raise ModelError(f"{model.name}: has no weight {quoted(name)}, which the delta changes. Apply it to its own base.")
         by_parameter.setdefault(units[name].parameter, []).append(name)
-    with (made / _DISPLACED).open("wb") as displaced:
+    with (made / _DISPLACED).open("wb") as file:
         for parameter, names in by_parameter.items():
             value = weights.read(parameter).clone()
             for name in names:
@@ -177,7 +183,7 @@ def _written(directory: Path, made: Path, delta: Delta, reversible: bool) -> dic
                     continue
                 _patch(made / weights.shards.file_of(key).name, entry, tensor)
                 kept = zlib.compress(bytes(raw_bytes(_xor(old, tensor).reshape(-1))), 6) if reversible else b""
-                changed[key] = displaced.write(kept)
+                changed[key] = file.write(kept)
     size = (made / _DISPLACED).stat().st_size
     if not size:
         (made / _DISPLACED).unlink()
@@ -224,7 +230,8 @@ def _inflated(raw: bytes, entry: Entry, key: str) -> torch.Tensor:
     return torch.frombuffer(bytearray(bits), dtype=torch.uint8).reshape(step, -1)
 
 
-def _record(directory: Path) -> dict[str, Any]:
+def read_record(directory: Path) -> dict[str, Any]:
+    """What was applied in a folder. Raises ``ModelError``."""
     path = directory / _RECORD
     try:
         body = read_json(path)

@@ -174,7 +174,8 @@ def leaves(form: Form) -> Iterator[Base]:
     """Leaves of a form that stand for a base."""
     if isinstance(form, Base):
         yield form
-    for part in getattr(form, "parts", ()) or (form.inner,) if hasattr(form, "inner") else getattr(form, "parts", ()):
+    inner = (form.inner,) if hasattr(form, "inner") else ()
+    for part in getattr(form, "parts", inner):
         yield from leaves(part)
 
 

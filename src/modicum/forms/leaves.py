@@ -107,7 +107,7 @@ class Seeded(Leaf):
     """
 
     kind = "seeded"
-    _largest: ClassVar[int] = 1 << 40
+    _largest: ClassVar[int] = 1 << 27  # entries up to which a file's word is taken
 
     def __init__(self, seed: int, bound: float, shape: tuple[int, int], dtype: torch.dtype, width: int = 0):
         super().__init__(shape, dtype)
