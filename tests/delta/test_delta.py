@@ -9,6 +9,7 @@ from modicum.core.errors import ModelError, SettingError
 from modicum.delta import Delta
 from modicum.delta.delta import digest
 from modicum.forms import Base, Dense, Diagonal, LowRank, Reflected, Sum
+from modicum.train.trained import trained
 
 SHAPE = (6, 4)
 
@@ -125,3 +126,54 @@ def test_a_delta_that_lies_is_told(tmp_path, spoil):
         (tmp_path / "delta.safetensors").unlink()
     with pytest.raises(ModelError, match=r"delta|compressed weight"):
         Delta.load(tmp_path)
+
+
+@every_form
+def test_what_was_learnt_on_a_cut_base_is_applied_to_the_whole(form, tmp_path):
+    """LoRAM: rows and columns that the cut had left are changed, all others are as they were."""
+    draw = chance(5)
+    whole = torch.randn(9, 7, generator=draw)
+    rows, columns = torch.tensor([1, 1, 0, 1, 0, 1, 1, 0, 1]).bool(), torch.tensor([0, 1, 1, 0, 1, 0, 1]).bool()
+    cut = whole[rows][:, columns]
+    small = Delta({"a": form(2)}).stamped(lambda name: cut)
+    large = small.onto({"a": whole}.__getitem__, {"a": rows}, {"a": columns})
+    large.save(tmp_path)
+    for delta in (large, Delta.load(tmp_path)):
+        made = delta.weight("a", whole)
+        assert torch.equal(made[rows][:, columns], small.weight("a", cut))
+        assert torch.equal(made[~rows], whole[~rows]) and torch.equal(made[:, ~columns], whole[:, ~columns])
+        with pytest.raises(ModelError, match="another weight"):
+            delta.weight("a", whole + 1)
+    with pytest.raises(ModelError, match="the cut must leave"):
+        small.onto({"a": whole}.__getitem__, {"a": rows}, {})
+
+
+def test_a_small_model_trained_serves_the_large_one():
+    """LoRAM's claim: what is learnt beside a model of half the inner width helps the whole one, without a step on it."""
+    gains = []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        model = torch.nn.Sequential(torch.nn.Linear(16, 64), torch.nn.Tanh(), torch.nn.Linear(64, 4))
+        x = torch.randn(512, 16)
+        y = model(x).detach() + 0.3 * torch.tanh(x @ torch.randn(16, 4))
+        kept = model[2].weight.detach().norm(dim=0).argsort(descending=True)[:32].sort().values
+        rows = torch.zeros(64, dtype=torch.bool).index_fill(0, kept, True)
+        small = torch.nn.Sequential(torch.nn.Linear(16, 32), torch.nn.Tanh(), torch.nn.Linear(32, 4))
+        small[0].weight.data, small[0].bias.data = model[0].weight.data[rows], model[0].bias.data[rows]
+        small[2].weight.data, small[2].bias.data = model[2].weight.data[:, rows], model[2].bias.data
+        with trained(small, "lora rank=4") as t:
+            # The cut alone is a difference too, which the small one must not learn to make up for.
+            aim = y - model(x).detach() + small(x).detach()
+            optimizer = torch.optim.Adam(t.parameters(), lr=0.01)
+            for _ in range(200):
+                loss = (small(x) - aim).square().mean()
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            delta = t.delta()
+        state = {name: value.detach().clone() for name, value in model.named_parameters()}
+        before = (model(x) - y).square().mean().item()
+        for name, made in delta.onto(state.__getitem__, {"0.weight": rows}, {"2.weight": rows}).on(state.__getitem__):
+            model.get_parameter(name).data = made
+        gains.append((model(x) - y).square().mean().item() / before)
+    assert max(gains) < 0.9

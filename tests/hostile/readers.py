@@ -43,7 +43,7 @@ from modicum.data.answers import from_answers
 from modicum.data.captions import captions
 from modicum.data.media import from_files
 from modicum.delta import Delta
-from modicum.delta.applying import apply, displaced, read_record
+from modicum.delta.applying import apply, base_weights, displaced, read_record
 from modicum.delta.delta import leaves
 from modicum.export.gguf.importing import opened_gguf
 from modicum.export.source import open_source
@@ -348,7 +348,7 @@ def _changed(folder):
 
 @cache
 def _original_weights():
-    return dict(model()[0].state_dict()).__getitem__
+    return base_weights(_original())
 
 
 def _applied(folder):

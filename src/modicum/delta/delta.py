@@ -16,7 +16,7 @@ from modicum.core.files import read_json, write_json
 from modicum.core.tensorfile import TensorFile
 from modicum.core.tensorformat import raw_bytes
 from modicum.core.tensorwriter import TensorWriter
-from modicum.forms import Base, Blend, Dense, Form, LowRank, Sparse, Sum, restore
+from modicum.forms import Base, Blend, Dense, Form, LowRank, Sparse, Sum, Within, restore
 from modicum.numerics.svd import truncated
 
 _BODY, _TENSORS = "delta.json", "delta.safetensors"
@@ -100,6 +100,29 @@ class Delta:
             raise SettingError(f"keep: must be from 0 to 1, got {keep}.")
         return self._changed(weights, lambda change: _largest(change, round(keep * change.numel())))
 
+    def onto(self, weights: Weights, rows: Mapping[str, torch.Tensor], columns: Mapping[str, torch.Tensor]) -> Delta:
+        """The same on whole weights, where it was learnt on a cut base: what is learnt of some rows and columns is applied to just those.
+
+        ``rows`` and ``columns`` (bool, of the whole weight's sides) say by unit what the cut had left; a side that is not named was not
+        cut. A change that is added is the same change there; one that multiplies meets the whole weight's entries. Raises ``ModelError``
+        where the sides do not fit.
+        """
+        forms: dict[str, Form] = {}
+        for name, form in self.forms.items():
+            whole = weights(name)
+            sides = [
+                given.get(name, torch.ones(size, dtype=torch.bool))
+                for given, size in zip((rows, columns), (whole.shape[0], whole.shape[1]))
+            ]
+            left = tuple(int(side.sum()) for side in sides)
+            if left != form.shape or [len(side) for side in sides] != list(whole.shape):
+                raise ModelError(
+                    f"{name}: the cut must leave the {form.shape} that the delta was learnt on, of {tuple(whole.shape)}; it leaves {left}."
+                )
+            inside = form.on(Base((left[0], left[1]), whole.dtype, name), None)
+            forms[name] = Within((_stamp(name, whole), inside), *sides)
+        return Delta(forms, self.shared, self.base, (*self.notes, "learnt on a cut base"))
+
     def norms(self, weights: Weights) -> dict[str, tuple[float, float]]:
         """By unit the Euclidean norm of its change, and that relative to the weight's."""
         found = {}
@@ -171,11 +194,11 @@ def digest(weight: torch.Tensor) -> str:
 
 
 def leaves(form: Form) -> Iterator[Base]:
-    """Leaves of a form that stand for a base."""
+    """Leaves of a form that stand for the whole base."""
     if isinstance(form, Base):
         yield form
-    inner = (form.inner,) if hasattr(form, "inner") else ()
-    for part in getattr(form, "parts", inner):
+    inner = form.parts[:1] if isinstance(form, Within) else getattr(form, "parts", (form.inner,) if hasattr(form, "inner") else ())
+    for part in inner:
         yield from leaves(part)
 
 

@@ -19,6 +19,7 @@ from modicum.forms.product import Product
 from modicum.forms.reflected import Reflected
 from modicum.forms.sparse import Sparse
 from modicum.forms.sum import Sum
+from modicum.forms.within import Within
 
 __all__ = [
     "Activated",
@@ -42,5 +43,6 @@ __all__ = [
     "Shared",
     "Sparse",
     "Sum",
+    "Within",
     "restore",
 ]
