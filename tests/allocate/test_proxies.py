@@ -173,8 +173,8 @@ def test_the_same_seed_evolves_the_same_and_another_another(within):
     table = quantized(3, sites=10)
     plans = at(table, within(table, 0.4), 24)
     real = [Law(table).truth(picks) for picks in plans]
-    one, again, other = (evolve(table, plans, real, seed=seed, generations=5) for seed in (0, 0, 1))
-    assert one == again and one != other
+    one, again, *others = (evolve(table, plans, real, seed=seed, generations=5) for seed in (0, 0, 1, 2, 3))
+    assert one == again and any(one != other for other in others)  # two seeds may come to the same
 
 
 def test_more_generations_are_never_less_fit_and_survivors_differ(within):
