@@ -16,6 +16,7 @@ from modicum.core.unit import Stats
 from modicum.export.gguf.target import Gguf
 from modicum.export.gguf.vocabulary import vocabulary
 from modicum.export.narrow import Incision
+from modicum.export.source import open_source
 from modicum.forms import Cut, Dense
 from modicum.measure.settings import Settings
 from modicum.measure.subject import Subject
@@ -239,6 +240,8 @@ def test_blocks_of_different_widths_are_told_one_by_one(dropped, tmp_path):
     heads = subject.model.config.num_attention_heads
     assert values["deci.attention.head_count"] == [heads if place == 0 else heads // 2 for place in left]
     assert modicum.load(tmp_path)(torch.arange(3, 40)[None]).logits.isfinite().all()
+    with pytest.raises(ModelError, match=r"must be of one width, which is all that a config says, are not \(deci\)"):
+        open_source(tmp_path / "model.gguf")
 
 
 def test_blocks_cut_alike_are_told_as_ever(tmp_path):

@@ -13,6 +13,7 @@ from modicum.core.errors import ModelError
 from modicum.models.dequantized.view import Dequantized
 from modicum.models.open import open_model
 from modicum.models.quiet import hushed
+from modicum.receipt import evaluate
 from modicum.testing import packed, spelling
 
 GROUPS = {"type": "int", "strategy": "group"}
@@ -211,3 +212,12 @@ def test_a_fit_tells_what_was_rounded_before(tmp_path):
     assert "came as int4 in 2 groups (GPTQ)" in events and "model.layers.*.self_attn.q_proj.weight" in events
     assert "quantization_config" not in transformers.AutoConfig.from_pretrained(tmp_path / "model").to_diff_dict().get("text_config", {})
     assert open_model(tmp_path / "out", allow_quantized_source=True).units
+
+
+def test_what_no_loader_here_takes_is_judged_by_what_it_stands_for(tmp_path):
+    spelling.checkpoint("LlamaForCausalLM", tmp_path / "original")
+    built(tmp_path / "packed", lambda name, value: packed.gptq(value, 8, 32), GPTQ)
+    (tmp_path / "text.txt").write_text("a quick brown fox " * 40)
+    found = evaluate(tmp_path / "packed", reference=tmp_path / "original", data=str(tmp_path / "text.txt"), samples=1, tokens=16)
+    assert 0 < found["quality"]["mean"] < 0.01
+    assert any("read as what their codes stand for, its own loader does not run here" in note for note in found["data"]["notes"])

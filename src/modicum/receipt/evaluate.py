@@ -22,6 +22,7 @@ from modicum.export import load
 from modicum.export.source import open_source
 from modicum.judge.quality import Quality, compare, plain, require
 from modicum.measure.settings import judged_by
+from modicum.models.dequantized.view import decodable
 from modicum.models.evaluating import evaluating
 from modicum.models.located import is_gguf, locate
 from modicum.receipt.computed import computing
@@ -93,6 +94,7 @@ def evaluate(
     models = [part for part in (candidate, original) if part]
     trim = _trim(models) if _reads_text(data, models) else None
     batches, described = _batches(data, models, samples, tokens, seed, text_column)
+    described["notes"] = [*described["notes"], *(part.note for part in models if part.note)]
     causal = _is_causal(candidate.module)
     if original is None and not causal:
         raise SettingError(f"{candidate.name}: is no causal language model, which needs a reference. Pass one.")
@@ -131,17 +133,29 @@ class _Opened:
     name: str
     module: nn.Module
     directory: Path | None
+    note: str = ""
 
 
 def _opened(source: str | Path | nn.Module) -> _Opened:
     if isinstance(source, nn.Module):
         return _Opened(type(source).__name__, source, None)
     if is_gguf(source):
-        model = open_source(source, allow_quantized_source=True)
-        model.weights.load(model.weights.names)
-        return _Opened(str(source), model.module, model.directory)
+        return _decoded(source)
     directory = locate(source)
-    return _Opened(str(source), load(directory), directory)
+    try:
+        return _Opened(str(source), load(directory), directory)
+    except ModelError as error:
+        if not decodable(directory):
+            raise
+        return _decoded(
+            directory, f"{source}: its weights are read as what their codes stand for, its own loader does not run here ({quoted(error)})"
+        )
+
+
+def _decoded(source: str | Path, note: str = "") -> _Opened:
+    model = open_source(source, allow_quantized_source=True)
+    model.weights.load(model.weights.names)
+    return _Opened(str(source), model.module.eval(), model.directory, note)
 
 
 def _batches(

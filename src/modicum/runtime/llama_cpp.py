@@ -6,6 +6,7 @@ import math
 import subprocess
 import tempfile
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +58,22 @@ class LlamaCpp(Runtime):
     @override
     def seconds(self, unit: Unit, form: Form) -> float:
         """Seconds of a unit's products in one pass; a table that is only looked up takes none."""
+        return self._raw(unit, form) * self._share
+
+    def _raw(self, unit: Unit, form: Form) -> float:
         rows, columns = left(form)
         count = self._times(unit)
         return sum(self._product(_type(form), rows, columns, tokens) * often for tokens, often in count) if rows and columns else 0.0
+
+    @cached_property
+    def _products(self) -> float:
+        """Seconds of the original's products, each timed alone."""
+        return sum(self._raw(unit, _dense(unit)) for unit in self.model.stored.units.values())
+
+    @cached_property
+    def _share(self) -> float:
+        """What brings products timed alone to the whole, where they are more than that."""
+        return min(1.0, self.original() / self._products) if self._products else 1.0
 
     def _times(self, unit: Unit) -> list[tuple[int, float]]:
         """Tokens that a unit's weight meets at once, and how often it does."""
@@ -92,7 +106,7 @@ class LlamaCpp(Runtime):
 
     @override
     def original(self) -> float:
-        """Median seconds of the original, as a file without blocks."""
+        """Seconds of the original, as a file without blocks."""
         key = f"{self.model.stored.hash()[:16]}: {self.batch} x {self.context} in llama.cpp {timing.version()}"
         return self.clock.of(key, self._original)
 
@@ -109,12 +123,12 @@ class LlamaCpp(Runtime):
 
     @override
     def written(self, directory: Path) -> float:
-        """Median seconds of the file in a directory."""
+        """Seconds of the file in a directory."""
         return self._heard(lambda: timing.passed(directory / FILE, self.batch, self.context, torch.get_num_threads()))
 
     @override
     def rest(self) -> float:
-        return max(0.0, self.original() - sum(self.seconds(unit, _dense(unit)) for unit in self.model.stored.units.values()))
+        return max(0.0, self.original() - self._products)
 
     @override
     def block_rest(self, block: str) -> float:

@@ -25,6 +25,11 @@ def row_of_file(file: GgufFile) -> Architecture:
     """The row of the architecture that a file names. Raises ``ModelError``."""
     name = file.values.get("general.architecture")
     row = next((row for row in ARCHITECTURES if row.name == name), None)
+    if name and any(row.apart == name for row in ARCHITECTURES):
+        raise ModelError(
+            f"{file.path}: its blocks must be of one width, which is all that a config says, are not ({name}). modicum.load and modicum eval take "
+            "the folder that fit wrote it to."
+        )
     if row is None:
         known = [row.name for row in ARCHITECTURES]
         raise ModelError(f"{file.path}: its architecture must be one that is known, is {quoted(repr(name))}. {near(str(name), known)}")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import json
-import statistics
 import subprocess
 import sys
 import time
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 # What is measured is repeated for so many seconds, so often at least and at most; weights of so many bytes are gone round in, as in a model.
-_PRODUCT, _PASS, _FEWEST, _REPEATS, _SPREAD = 0.1, 2.0, 3, 20, 64_000_000
+_PRODUCT, _PASS, _FEWEST, _REPEATS, _SPREAD = 0.2, 2.0, 5, 50, 64_000_000
 # Tokens that llama.cpp takes in at a time by default.
 _TAKEN = 2048
 _WAITED = 1800
@@ -30,7 +29,7 @@ def version() -> str:
 
 
 def product(type: int, rows: int, columns: int, tokens: int, threads: int) -> float:
-    """Median seconds of a product of inputs (tokens, columns) with a weight (rows, columns) of a type's number.
+    """Seconds of a product of inputs (tokens, columns) with a weight (rows, columns) of a type's number.
 
     Raises ``RuntimeError`` with what was said where that cannot be.
     """
@@ -38,7 +37,7 @@ def product(type: int, rows: int, columns: int, tokens: int, threads: int) -> fl
 
 
 def passed(path: Path, batch: int, context: int, threads: int) -> float:
-    """Median seconds in which a file takes ``batch`` texts of ``context`` tokens in, and gives what follows each. Raises ``RuntimeError``."""
+    """Seconds in which a file takes ``batch`` texts of ``context`` tokens in, and gives what follows each. Raises ``RuntimeError``."""
     return _asked({"path": str(path), "batch": batch, "context": context, "threads": threads})
 
 
@@ -87,18 +86,18 @@ def _product(type: int, rows: int, columns: int, tokens: int, threads: int) -> f
         held = base.ggml_new_tensor_2d(context, type, columns, rows)
         ctypes.memset(base.ggml_get_data(held), 0, base.ggml_nbytes(held))
         base.ggml_build_forward_expand(graph, base.ggml_mul_mat(context, held, inputs))
-    return _median(lambda: cpu.ggml_graph_compute_with_ctx(context, graph, threads), _PRODUCT) / copies
+    return _fastest(lambda: cpu.ggml_graph_compute_with_ctx(context, graph, threads), _PRODUCT) / copies
 
 
-def _median(run: Callable[[], Any], seconds: float) -> float:
-    """Median seconds of what is run again and again, after one to warm up."""
+def _fastest(run: Callable[[], Any], seconds: float) -> float:
+    """Seconds of the fastest of several runs, after one to warm up: what others take of the machine is none of what is timed."""
     run()
     found: list[float] = []
     while len(found) < _FEWEST or (sum(found) < seconds and len(found) < _REPEATS):
         begun = time.perf_counter()
         run()
         found.append(time.perf_counter() - begun)
-    return statistics.median(found)
+    return min(found)
 
 
 def _passed(path: str, batch: int, context: int, threads: int) -> float:
@@ -130,7 +129,7 @@ def _passed(path: str, batch: int, context: int, threads: int) -> float:
                 raise SystemExit("it cannot run the file")
         lib.llama_synchronize(running)
 
-    return _median(once, _PASS)
+    return _fastest(once, _PASS)
 
 
 def _batch(lib: Any, places: list[tuple[int, int]], context: int, width: int) -> Any:

@@ -13,6 +13,7 @@ import torch
 from typing_extensions import override
 
 from modicum.core.errors import ModelError, listed, quoted
+from modicum.core.files import read_json
 from modicum.core.tensorfile import Shards
 from modicum.core.tensorformat import Entry
 from modicum.models.dequantized.awq import Awq
@@ -133,6 +134,15 @@ def format_of(directory: Path, said: Any) -> Format:
             f"{directory}: must not be quantized already but by {', '.join(FORMATS)}, is ({quoted(str(method))}). Start from the original checkpoint."
         )
     return FORMATS[method](told)
+
+
+def decodable(directory: Path) -> bool:
+    """Whether a folder's config says that its weights are quantized in a way that is read here."""
+    try:
+        format_of(directory, read_json(directory / "config.json")["quantization_config"])
+    except (ModelError, ValueError, KeyError, TypeError):
+        return False
+    return True
 
 
 def rounded_before(kinds: Mapping[str, str]) -> Iterator[str]:
