@@ -1,5 +1,6 @@
 """Quantized checkpoints opened as the dense weights that they stand for: by the libraries that pack them, and by plain twins of their layouts."""
 
+import hashlib
 import re
 from functools import partial
 
@@ -81,6 +82,26 @@ def test_gptq_as_its_layout_says(bits, layout, tmp_path):
     order = lambda value: SCRAMBLED(value.shape[1]) if layout != "gptq_v2" else None
     how = lambda name, value: packed.gptq(value, bits, 32, layout, order(value)) if "layers.0" in name else None
     require_values(tmp_path, built(tmp_path, how, GPTQ | {"checkpoint_format": layout}, num_hidden_layers=1))
+
+
+# What the packages' own packing makes of ``given`` below: auto-gptq 0.7.1, gptqmodel 7.7.0 (planes), autoawq 0.2.9.
+GOLDEN = {
+    ("gptq", 2): "17e1e2dbe9ed022b", ("gptq", 3): "020a25e1fc8bc613", ("gptq", 4): "6b3d851c0f571076", ("gptq", 8): "c6c6303d99b908c1",
+    ("gptq_p", 3): "0488c1a7f316ad5b", ("gptq_p", 5): "bba28b0dabfc5f4f", ("gptq_p", 6): "d1cc22176dd6c943", ("gptq_p", 7): "770e109b553ecf46",
+    ("awq", 4): "0a700f968446119b",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("layout, bits", GOLDEN)
+def test_the_twins_pack_as_the_packages_do(layout, bits):
+    rows, columns, groups = torch.arange(64)[:, None], torch.arange(96)[None], torch.arange(3)[None]
+    codes, zeros = (rows * 5 + columns * 3 + rows * columns // 7) % 2**bits, 1 + (rows * 3 + groups * 5) % (2**bits - 1)
+    made = packed.awq_words(codes, zeros) if layout == "awq" else packed.gptq_words(codes, zeros, bits, layout)
+    digest = hashlib.sha256()
+    for name in sorted(made):
+        digest.update(name.encode())
+        digest.update(made[name].contiguous().numpy().tobytes())
+    assert digest.hexdigest()[:16] == GOLDEN[layout, bits]
 
 
 def test_gptq_whose_groups_follow_each_other_need_no_index(tmp_path):

@@ -147,8 +147,9 @@ def _opened(source: str | Path | nn.Module) -> _Opened:
     except ModelError as error:
         if not decodable(directory):
             raise
+        why = quoted(error)
         return _decoded(
-            directory, f"{source}: its weights are read as what their codes stand for, its own loader does not run here ({quoted(error)})"
+            directory, f"{source}: its weights are read as what their codes stand for, its own loader does not run here ({why})"
         )
 
 

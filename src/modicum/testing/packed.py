@@ -74,23 +74,30 @@ def gptq(weight: torch.Tensor, bits: int, group: int, layout: str = "gptq", orde
     groups = torch.empty_like(columns)
     groups[columns] = torch.arange(len(columns)) // (group or len(columns))
     codes, scales, zeros = rounded(weight, bits, groups)
+    return gptq_words(codes, zeros, bits, layout) | {"scales": scales.T, "g_idx": groups.int()}, _dense(codes, scales, zeros, groups)
+
+
+def gptq_words(codes: torch.Tensor, zeros: torch.Tensor, bits: int, layout: str) -> Tensors:
+    """Codes (rows, columns) and zeros (rows, groups) in words as GPTQ's layouts have them."""
     planes = layout == "gptq_p" or bits in (5, 6, 7)
     stored = (zeros - 1) % 2**bits if layout == "gptq" else zeros
-    parts = {
-        "qweight": _packed(codes, bits, planes).T, "qzeros": _packed(stored.T, bits, planes), "scales": scales.T, "g_idx": groups.int(),
-    }  # fmt: skip
-    return parts, _dense(codes, scales, zeros, groups)
+    return {"qweight": _packed(codes, bits, planes).T, "qzeros": _packed(stored.T, bits, planes)}
 
 
 def awq(weight: torch.Tensor, group: int) -> Made:
     """AWQ's layout, the one called gemm."""
     groups = torch.arange(weight.shape[1]) // (group or weight.shape[1])
     codes, scales, zeros = rounded(weight, 4, groups)
+    return awq_words(codes, zeros) | {"scales": scales.T}, _dense(codes, scales, zeros, groups)
+
+
+def awq_words(codes: torch.Tensor, zeros: torch.Tensor) -> Tensors:
+    """Codes (rows, columns) and zeros (rows, groups) of four bits in words as AWQ's layout has them."""
 
     def mixed(found: torch.Tensor) -> torch.Tensor:
         return _packed(found.T.reshape(found.shape[1], -1, 8)[:, :, [0, 2, 4, 6, 1, 3, 5, 7]].reshape(found.shape[1], -1), 4)
 
-    return {"qweight": mixed(codes), "qzeros": mixed(zeros), "scales": scales.T}, _dense(codes, scales, zeros, groups)
+    return {"qweight": mixed(codes), "qzeros": mixed(zeros)}
 
 
 def _dense(codes: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
