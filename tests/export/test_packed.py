@@ -9,10 +9,13 @@ from compressed_tensors.compressors.nvfp4.helpers import pack_fp4_to_uint8, unpa
 from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32, unpack_from_int32
 from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 
-from modicum.export.schemes import tensors
+import modicum
+from modicum.core.errors import SettingError
+from modicum.export.schemes import reads_widths, tensors
 from modicum.forms import Float4, Integer
 from modicum.forms.float4 import _SIGNED, LAYOUTS
 from modicum.forms.packing import pack, unpack
+from modicum.testing import zoo
 
 # Its own cases: rows and columns that words divide and do not, widths of one number to a whole byte.
 SHAPES = [(256, 1024), (512, 100), (128, 33), (64, 64), (511, 350), (830, 545), (342, 512), (256, 700)]
@@ -27,8 +30,14 @@ def signed(codes, bits):
     return (codes.to(torch.int16) - 2 ** (bits - 1)).to(torch.int8)
 
 
+def require_alike(bits):
+    if not reads_widths(bits):
+        pytest.skip("compressed-tensors before 0.18 puts whole codes into words, whatever their bits")
+
+
 @pytest.mark.parametrize("bits", range(1, 9))
 def test_both_packers_write_the_same_bits(bits):
+    require_alike(bits)
     for shape in SHAPES:
         codes = drawn(shape, bits)
         words = pack_to_int32(signed(codes, bits), bits)
@@ -56,6 +65,7 @@ def test_zero_points_are_packed_along_rows(rows, bits):
 @pytest.mark.parametrize("bits", range(2, 9))
 @pytest.mark.parametrize("group", [0, 128])
 def test_its_compressor_makes_the_same_tensors_and_reads_ours(bits, group, symmetric):
+    require_alike(bits)
     rows, columns = 96, 512
     groups = columns // group if group else 1
     scale = 2.0 ** torch.randint(-9, -5, (rows, groups), generator=torch.Generator().manual_seed(group))
@@ -70,6 +80,23 @@ def test_its_compressor_makes_the_same_tensors_and_reads_ours(bits, group, symme
     for name, value in ours.items():
         assert value.dtype == theirs[name].dtype and torch.equal(value, theirs[name]), name
     assert torch.equal(compressor.decompress(dict(ours), scheme=scheme)["weight"], form.dense())
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_words_do_not_depend_on_the_version(bits):
+    """Bit by bit: the lowest first, code after code."""
+    codes = drawn((3, 37), bits)
+    words = tensors(Integer(codes, torch.ones(3, 1), None, bits, 0), None)["weight_packed"]
+    stream = [[int(word) >> place & 1 for word in row for place in range(32)] for row in words]
+    wanted = [[int(code) >> place & 1 for code in row for place in range(bits)] for row in codes]
+    assert [row[: 37 * bits] for row in stream] == wanted
+
+
+def test_widths_that_its_reader_does_not_take_are_not_chosen(monkeypatch, tmp_path):
+    monkeypatch.setattr("modicum.export.hf.reads_widths", lambda bits: 32 % bits == 0)
+    model, batches = zoo.build("llama")
+    with pytest.raises(SettingError, match="on no layer of this model"):
+        modicum.fit(model, data=batches, target="transformers", out=tmp_path / "out", method="nearest bits=3 group=32")
 
 
 @pytest.mark.parametrize("shape", FOURS)

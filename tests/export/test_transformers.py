@@ -81,13 +81,13 @@ def test_every_width_is_what_the_library_decompresses(tmp_path):
     from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 
     from modicum.core.unit import Stats
-    from modicum.export.schemes import tensors
+    from modicum.export.schemes import reads_widths, tensors
     from modicum.numerics.grid import Grid
     from modicum.quantize import Nearest
 
     weight = torch.randn(48, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
     compressor = BaseCompressor.get_value_from_registry("pack-quantized")
-    for bits in range(2, 9):
+    for bits in filter(reads_widths, range(2, 9)):
         for group in (0, 32):
             form = Nearest(bits=bits).quantize(weight.float(), Grid(bits, group, True), Stats(), torch.bfloat16)
             strategy = {"strategy": "group", "group_size": group} if group else {"strategy": "channel"}

@@ -29,7 +29,7 @@ from modicum.export.initialized import needs_weight, reads
 from modicum.export.loaded import dequantized, loaded
 from modicum.export.names import Names
 from modicum.export.placing import persistent_buffers
-from modicum.export.schemes import Targets, entries, float_family, inside, multiplied, quantization, scheme, tensors
+from modicum.export.schemes import Targets, entries, float_family, inside, multiplied, quantization, reads_widths, scheme, tensors
 from modicum.forms import Cut, Dense, Form
 from modicum.models.model import Model
 from modicum.models.open import skeleton
@@ -126,6 +126,7 @@ class Transformers(Configured):
         if isinstance(step, Quantizer):
             if (
                 step.group < 0
+                or not reads_widths(step.bits)
                 or self.wrong("integer", site.units)
                 or (step.group and any(unit.shape[1] % step.group for unit in site.units))
             ):

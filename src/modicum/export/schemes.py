@@ -6,6 +6,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -69,8 +70,6 @@ def entries(form: Form, rows: int) -> Entries:
 
 def tensors(form: Form, rows: list[int] | None) -> dict[str, torch.Tensor]:
     """Those tensors themselves, for some rows or all."""
-    from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
-
     pick = (lambda tensor: tensor) if rows is None else (lambda tensor: tensor[rows])
     if isinstance(form, Activated):
         inner, scale = form.inner, form.inputs.scale
@@ -80,14 +79,14 @@ def tensors(form: Form, rows: list[int] | None) -> dict[str, torch.Tensor]:
             found = tensors(inner, rows)
         return found if scale is None else found | {"input_scale": scale}
     if isinstance(form, Integer):
-        codes = _centred(pick(form.codes), form.bits)
+        codes = pick(form.codes)
         found = {
-            "weight_packed": pack_to_int32(codes, form.bits),
+            "weight_packed": _words(codes, form.bits),
             "weight_scale": pick(form.scale).contiguous(),
             "weight_shape": torch.tensor(codes.shape),
         }
         if form.zero is not None:
-            found["weight_zero_point"] = pack_to_int32(_centred(pick(form.zero), form.bits), form.bits, packed_dim=0).contiguous()
+            found["weight_zero_point"] = _words(pick(form.zero).T.contiguous(), form.bits).T.contiguous()
         return found
     if isinstance(form, Float4):
         packed = {"weight_packed": pack(pick(form.codes), 4), "weight_scale": pick(form.scale).contiguous()}
@@ -95,6 +94,21 @@ def tensors(form: Form, rows: list[int] | None) -> dict[str, torch.Tensor]:
     if isinstance(form, Float8):
         return {"weight": pick(form.numbers).contiguous(), "weight_scale": pick(form.scale).contiguous()}
     return {"weight": pick(form.dense()).contiguous()}
+
+
+def _words(codes: torch.Tensor, bits: int) -> torch.Tensor:
+    """Codes (rows, columns) as int32 words (rows, ⌈columns · bits / 32⌉), each row's bits one after the other."""
+    packed = pack(codes, bits)
+    filled = torch.nn.functional.pad(packed, (0, -packed.shape[1] % 4))
+    return filled.flatten().view(torch.int32).view(len(filled), -1)  # one row may have any stride
+
+
+@cache
+def reads_widths(bits: int) -> bool:
+    """Whether the compressed-tensors that is installed reads packed codes of so many bits; before 0.18 each word holds whole codes alone."""
+    from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
+
+    return 32 % bits == 0 or pack_to_int32(torch.zeros(1, 32, dtype=torch.int8), bits).shape[1] == bits
 
 
 def _centred(codes: torch.Tensor, bits: int) -> torch.Tensor:

@@ -35,7 +35,8 @@ def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
     # Eight codes, one number of 64 bits, fill as many bytes as a code has bits: pairs of them move together, then pairs of pairs, and again.
     packed = torch.empty(rows, math.ceil(columns * bits / 8), dtype=torch.uint8, device=codes.device)
     for some in _chunks(rows, columns):
-        lots = torch.nn.functional.pad(codes[some], (0, -columns % 8)).contiguous().view(torch.int64)
+        padded = torch.nn.functional.pad(codes[some], (0, -columns % 8))
+        lots = padded.flatten().view(torch.int64).view(len(padded), -1)  # one row may have any stride
         for shift, lower, upper in _moves(bits):
             lots = (lots & lower).bitwise_or_((lots >> shift).bitwise_and_(upper))
         packed[some] = lots.view(torch.uint8).view(len(lots), -1, 8)[:, :, :bits].flatten(1)[:, : packed.shape[1]]
