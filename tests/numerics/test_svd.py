@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modicum.numerics.svd import truncated, whitened
+from modicum.numerics.svd import principal, truncated, whitened
 
 SHAPES = st.tuples(st.integers(1, 12), st.integers(1, 12), st.integers(1, 14))
 
@@ -100,3 +100,18 @@ def test_directions_never_taken_stay_bounded(covariance):
     value = torch.mm(*whitened(matrix, covariance, 2))
     assert torch.isfinite(value).all() and float(value.norm()) < 10 * float(matrix.norm())
     torch.testing.assert_close(torch.mm(*whitened(matrix, covariance, 4)), matrix, rtol=1e-2, atol=1e-2)
+
+
+def test_principal_values_are_found_without_the_rest():
+    """Of a spectrum that falls as pretrained weights' do; of random numbers, whose largest values lie close, to within a few hundredths."""
+    draw = torch.Generator().manual_seed(0)
+    falling = torch.arange(1, 601) ** -0.5
+    turned = [torch.linalg.qr(torch.randn(size, 600, generator=draw)).Q for size in (700, 600)]
+    matrix = turned[0] * falling @ turned[1].T
+    u, s, v = principal(matrix, 12, torch.Generator().manual_seed(1))
+    assert float((s / falling[:12] - 1).abs().max()) < 1e-5
+    torch.testing.assert_close(u * s @ v, turned[0][:, :12] * falling[:12] @ turned[1][:, :12].T, atol=2e-4, rtol=0)
+    flat = torch.randn(600, 600, generator=draw)
+    found = principal(flat, 12, torch.Generator().manual_seed(1))[1]
+    assert float((found / torch.linalg.svdvals(flat)[:12] - 1).abs().max()) < 0.03
+    assert not principal(torch.zeros(600, 600), 3, draw)[1].any()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from typing_extensions import override
 
+from modicum.core.errors import SettingError
 from modicum.core.parametrization import Parametrization, Start, State, Step
 from modicum.forms import LowRank, Sum
 
@@ -49,9 +50,47 @@ class LowRankAdapter(Adapter):
         return base.product(x) + (x @ state["right"].to(x.dtype).T) @ self.left(state).to(x.dtype).T
 
 
+@dataclass(frozen=True, kw_only=True)
+class PrincipalAdapter(Adapter):
+    """``base + (left @ right - left before @ right before)``: factors that begin as part of the weight, of which only what has moved is added.
+
+    The difference is exactly zero at the beginning, so the base comes back to the bit; the residual in its place would have to be rounded.
+    """
+
+    def factors(self, state: State) -> tuple[torch.Tensor, torch.Tensor]:
+        """Left (rows, rank) and right (rank, columns) as they stand."""
+        return state["left"], state["right"]
+
+    @override
+    def weight(self, base: torch.Tensor | None, state: State, step: Step) -> torch.Tensor:
+        assert base is not None
+        left, right = self.factors(state)
+        return base + (left @ right - state["left before"] @ state["right before"])
+
+    @override
+    def form(self, state: State) -> Form:
+        assert state.base is not None
+        moved = Sum((LowRank(*self.factors(state)), LowRank(-state["left before"], state["right before"])))
+        return Sum((state.base, moved))
+
+    @override
+    def product(self, base: Form | None, state: State, x: torch.Tensor, step: Step) -> torch.Tensor | None:
+        assert base is not None
+        left, right = self.factors(state)
+        left, right = torch.cat([left, -state["left before"]], 1), torch.cat([right, state["right before"]])
+        return base.product(x) + (x @ right.to(x.dtype).T) @ left.to(x.dtype).T
+
+
 def limited(rank: int, start: Start) -> int:
     """The rank, or the smaller side of the weight where that has fewer."""
     return min(rank, *start.shape)
+
+
+def weight_of(start: Start) -> torch.Tensor:
+    """The weight that training begins from, for methods that are made of it. Raises ``SettingError`` where there is none."""
+    if start.weight is None:
+        raise SettingError(f"{start.unit}: must have a weight to begin from, has none. Train a restriction such as 'sltrain' from nothing.")
+    return start.weight.float().contiguous()
 
 
 def uniform(start: Start, rows: int, columns: int) -> torch.Tensor:

@@ -95,6 +95,8 @@ class Parametrization(Method):
 
     # Whether the weight is the base changed, so that its form stands on a ``Base``; else it takes the weight's place.
     relative: ClassVar[bool] = True
+    # Whether what ``begin`` gives is the base to the bit where it is relative; a reflection, say, never is.
+    begins_at_base: ClassVar[bool] = True
 
     def common(self, shapes: Mapping[str, tuple[int, int]], chance: torch.Generator, seed: int) -> State | None:
         """Tensors that all units share, stored once; their names are of no unit's own."""

@@ -1,6 +1,7 @@
 """What a weight has become: each form knows its exact bytes, its dense value, its product with an input, and how it is saved."""
 
 from modicum.forms.activated import Activated
+from modicum.forms.affine import Affine
 from modicum.forms.blend import Blend
 from modicum.forms.coded import Coded
 from modicum.forms.cut import Cut
@@ -23,6 +24,7 @@ from modicum.forms.within import Within
 
 __all__ = [
     "Activated",
+    "Affine",
     "Base",
     "Blend",
     "Coded",

@@ -16,6 +16,8 @@ _FLOOR = 1e-6
 _RETRIES = 6
 # Columns of a covariance, rows of a matrix and terms of a sum that are made float64 at a time.
 _PANEL, _TERMS = 512, 3072
+# Of a Krylov space: directions beyond the rank, its blocks, and the smaller side up to which all singular values are computed instead.
+_BEYOND, _KRYLOV, _WHOLE = 8, 6, 256
 
 
 def truncated(matrix: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -34,6 +36,27 @@ def truncated(matrix: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tens
     right = _product(vectors, matrix)
     lengths = right.norm(dim=1).clamp_min(torch.finfo(torch.float64).tiny)
     return (vectors * lengths).float().contiguous(), (right / lengths[:, None]).float().contiguous()
+
+
+def principal(matrix: torch.Tensor, rank: int, chance: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The largest singular values s (rank,) of ``matrix`` with their vectors u (rows, rank) and v (rank, columns), float32.
+
+    Exact for small matrices; of large ones found in a block Krylov space that begins at random, which passes over the matrix a dozen times where
+    a decomposition takes as many products as it has columns. Equal bits with any number of threads.
+    """
+    with single_threaded():
+        if min(matrix.shape) <= max(_WHOLE, 4 * rank):
+            u, s, v = torch.linalg.svd(matrix.double(), full_matrices=False)
+        else:
+            block = matrix @ torch.randn(matrix.shape[1], rank + _BEYOND, generator=chance).to(matrix)
+            space = [torch.linalg.qr(block).Q]
+            for _ in range(_KRYLOV - 1):
+                block = matrix @ (matrix.T @ space[-1])
+                space.append(torch.linalg.qr(block).Q)
+            basis = torch.linalg.qr(torch.cat(space, 1)).Q
+            u, s, v = torch.linalg.svd((basis.T @ matrix).double(), full_matrices=False)
+            u = basis.double() @ u
+    return u[:, :rank].float(), s[:rank].float(), v[:rank].float()
 
 
 def whitened(
