@@ -11,13 +11,18 @@ from modicum.forms.float4 import Float4
 from modicum.forms.float8 import Float8
 from modicum.forms.form import Form, restore
 from modicum.forms.ggml import Ggml
+from modicum.forms.hadamard import Hadamard
 from modicum.forms.half import Half
+from modicum.forms.householder import Householder
 from modicum.forms.integer import Integer
+from modicum.forms.kronecker import Kronecker
 from modicum.forms.leaves import Base, Seeded, Shared
 from modicum.forms.low_rank import LowRank
 from modicum.forms.masked import Masked
+from modicum.forms.normalized import Normalized
 from modicum.forms.product import Product
 from modicum.forms.reflected import Reflected
+from modicum.forms.rotated import Rotated
 from modicum.forms.sparse import Sparse
 from modicum.forms.sum import Sum
 from modicum.forms.within import Within
@@ -35,12 +40,17 @@ __all__ = [
     "Float8",
     "Form",
     "Ggml",
+    "Hadamard",
     "Half",
+    "Householder",
     "Integer",
+    "Kronecker",
     "LowRank",
     "Masked",
+    "Normalized",
     "Product",
     "Reflected",
+    "Rotated",
     "Seeded",
     "Shared",
     "Sparse",
