@@ -28,6 +28,7 @@ import torch
 import transformers
 from PIL import Image
 from pyarrow import parquet
+from safetensors.torch import save_file
 
 import modicum
 from modicum.cli.compare import shown
@@ -45,12 +46,13 @@ from modicum.data.media import from_files
 from modicum.delta import Delta
 from modicum.delta.applying import apply, base_weights, displaced, read_record
 from modicum.delta.delta import leaves
+from modicum.delta.peft import from_peft, to_peft
 from modicum.export.gguf.importing import opened_gguf
 from modicum.export.source import open_source
 from modicum.fit.compared import compare
 from modicum.fit.receipts import as_written
 from modicum.fit.request import Request
-from modicum.forms import Blend, Reflected, Shared, Sum
+from modicum.forms import Base, Blend, LowRank, Normalized, Reflected, Shared, Sum
 from modicum.measure.measured import Measured
 from modicum.models.located import DEMO
 from modicum.models.open import open_model
@@ -346,6 +348,29 @@ def _changed(folder):
     Delta(forms, shared, "a model").save(folder)
 
 
+def _adapter(folder):
+    """One layer changed in a way, as PEFT writes it, and a bias saved beside it."""
+    weights, draw = model()[0].state_dict(), torch.Generator().manual_seed(0)
+    forms = {}
+    for name, shape in ((name, weights[name].shape) for name in weights if name.endswith("proj.weight")):
+        factors = torch.randn(shape[0], 2, generator=draw), torch.randn(2, shape[1], generator=draw)
+        forms[name] = Normalized(Sum((Base(tuple(shape), torch.float32, name), LowRank(*factors))), torch.ones(shape[0]))
+    to_peft(Delta(forms), folder, _original())
+
+
+def _turned(folder):
+    """A rotation, of a kind with settings of its own."""
+    folder.mkdir(exist_ok=True)
+    name = "base_model.model.model.layers.0.mlp.up_proj.oft_R.weight"
+    save_file({name: torch.randn(4, 6, generator=torch.Generator().manual_seed(0))}, folder / "adapter_model.safetensors")
+    body = {"peft_type": "OFT", "use_cayley_neumann": True, "num_cayley_neumann_terms": 5, "coft": True, "eps": 0.1, "block_share": False}
+    (folder / "adapter_config.json").write_text(json.dumps(body | {"target_modules": ["layers.0.mlp.up_proj"], "bias": "none"}))
+
+
+def _read_adapter(folder):
+    list(from_peft(folder, _original()).on(_original_weights()))
+
+
 @cache
 def _original_weights():
     return base_weights(_original())
@@ -380,6 +405,8 @@ def _words():
 
 
 READERS = {
+    "adapter": Reader(_adapter, _read_adapter, ("adapter_config.json", "adapter_model.safetensors")),
+    "turned adapter": Reader(_turned, _read_adapter, ("adapter_config.json", "adapter_model.safetensors")),
     "delta": Reader(_changed, lambda folder: list(Delta.load(folder).on(_original_weights())), ("delta.json", "delta.safetensors")),
     "applied": Reader(_applied, _taken_back, ("applied.json", "displaced.bin", SINGLE)),
     "answers": Reader(_pairs, lambda folder: from_answers(folder / "a.jsonl", _words(), tokens=64, batch=2), ("a.jsonl",)),

@@ -38,6 +38,8 @@ SHORT = {
     "plan": 60,
     "config": 60,
     "receipt": 5,
+    "adapter": 40,
+    "turned adapter": 30,
     "texts": 60,
     "parquet": 60,
     "pictures": 40,
@@ -50,6 +52,8 @@ LONG = {
     **{"pictures": 1500, "recordings": 1500, "compressed": 800, "captions": 800, "gguf": 1000},
     **dict.fromkeys(("pack-quantized", "gptq", "awq", "fp8"), 400),
     "delta": 1500,
+    "adapter": 1000,
+    "turned adapter": 500,
     "applied": 400,
     "answers": 400,
 }

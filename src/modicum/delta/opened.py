@@ -10,15 +10,20 @@ import torch
 from modicum.core.errors import SettingError
 from modicum.delta.applying import base_weights
 from modicum.delta.delta import Delta, is_delta
+from modicum.delta.peft import from_peft, is_peft
 from modicum.forms import Form
 from modicum.models.open import open_model
 
 
 def opened(path: Path, base: str | Path | None = None) -> Delta:
-    """The delta in a folder. Raises ``SettingError`` for a folder that holds none."""
+    """The delta in a folder, or the adapter of PEFT, which is read on its ``base``. Raises ``SettingError`` for a folder that holds none."""
     if is_delta(path):
         return Delta.load(path)
-    raise SettingError(f"{path}: must hold delta.json, which adapt and delta write, does not. Check the path.")
+    if is_peft(path):
+        if base is None:
+            raise SettingError(f"{path}: is an adapter of PEFT, which is read on its base. Name the base.")
+        return from_peft(path, base)
+    raise SettingError(f"{path}: must hold delta.json, which adapt and delta write, or an adapter of PEFT, holds neither. Check the path.")
 
 
 def described(delta: Delta, base: str | Path | None = None) -> list[dict[str, Any]]:
