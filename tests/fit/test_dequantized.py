@@ -242,3 +242,16 @@ def test_what_no_loader_here_takes_is_judged_by_what_it_stands_for(tmp_path):
     found = evaluate(tmp_path / "packed", reference=tmp_path / "original", data=str(tmp_path / "text.txt"), samples=1, tokens=16)
     assert 0 < found["quality"]["mean"] < 0.01
     assert any("read as what their codes stand for, its own loader does not run here" in note for note in found["data"]["notes"])
+
+
+def test_stacks_of_experts_in_four_bit_floats_as_transformers_decodes_them(tmp_path):
+    how = lambda name, value: packed.mxfp4(value) if "experts" in name else None
+    dense = built(
+        tmp_path, how, {"quant_method": "mxfp4"}, "GptOssForCausalLM", dtype=torch.bfloat16, num_local_experts=4, num_hidden_layers=1
+    )
+    require_values(tmp_path, dense)
+    decode, stored = transformers.integrations.mxfp4.convert_moe_packed_tensors, load_file(tmp_path / "model.safetensors")
+    model = open_model(tmp_path, allow_quantized_source=True)
+    for name in ("model.layers.0.mlp.experts.gate_up_proj", "model.layers.0.mlp.experts.down_proj"):
+        assert torch.equal(model.weights.read(name), decode(stored[f"{name}_blocks"], stored[f"{name}_scales"]))
+    assert any("experts" in name for name in model.units)

@@ -259,7 +259,10 @@ def _gguf(folder):
 
 def _quantized(how, said):
     def build(folder):
-        _checkpoint(folder)
+        if said["quant_method"] == "mxfp4":
+            spelling.checkpoint("GptOssForCausalLM", folder, num_local_experts=2, num_hidden_layers=1)
+        else:
+            _checkpoint(folder)
         packed.checkpoint(folder, lambda name, value: how(value), said)
 
     return build
@@ -273,6 +276,7 @@ _QUANTIZED = {
     ),
     "gptq": (lambda value: packed.gptq(value, 4, 16), {"quant_method": "gptq", "bits": 4, "checkpoint_format": "gptq"}),
     "awq": (lambda value: packed.awq(value, 16), {"quant_method": "awq", "bits": 4, "version": "gemm"}),
+    "mxfp4": (lambda value: packed.mxfp4(value) if value.ndim == 3 else None, {"quant_method": "mxfp4"}),
     "fp8": (lambda value: packed.float8(value, 8, 8), {"quant_method": "fp8", "weight_block_size": [8, 8]}),
 }
 

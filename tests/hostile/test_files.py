@@ -44,13 +44,13 @@ SHORT = {
     "parquet": 60,
     "pictures": 40,
     "recordings": 40,
-    **dict.fromkeys(("pack-quantized", "gptq", "awq", "fp8"), 15),
+    **dict.fromkeys(("pack-quantized", "gptq", "awq", "fp8", "mxfp4"), 15),
 }
 LONG = {
     **{"tensors": 2500, "index": 2500, "plan": 2000, "config": 1500, "receipt": 200, "measurement": 800, "checkpoint": 800},
     **{"container": 700, "coded": 700, "masked": 400, "narrow": 500, "transformers": 400, "tokenizer": 200, "texts": 1500, "parquet": 1500},
     **{"pictures": 1500, "recordings": 1500, "compressed": 800, "captions": 800, "gguf": 1000},
-    **dict.fromkeys(("pack-quantized", "gptq", "awq", "fp8"), 400),
+    **dict.fromkeys(("pack-quantized", "gptq", "awq", "fp8", "mxfp4"), 400),
     "delta": 1500,
     "adapter": 1000,
     "turned adapter": 500,

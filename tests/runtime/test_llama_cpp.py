@@ -70,6 +70,9 @@ def clocked(monkeypatch):
     """Products that take a second for each byte of their weight and each 512 tokens begun, and files that take three for each of theirs."""
     asked = []
 
+    def nowhere(*_):
+        raise RuntimeError("it is not there")
+
     def product(number, rows, columns, tokens, threads):
         asked.append((number, rows, columns, tokens))
         each = next(
@@ -78,6 +81,7 @@ def clocked(monkeypatch):
         return float(rows * each)
 
     monkeypatch.setattr(running, "installed", lambda: True)
+    monkeypatch.setattr(running, "logits", nowhere)
     monkeypatch.setattr(timing, "product", product)
     monkeypatch.setattr(timing, "passed", lambda path, *_: 3.0 * path.stat().st_size)
     return asked

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 Tensors = dict[str, torch.Tensor]
 # What a weight is stored as, by the endings that take the place of ``weight`` (an empty one for itself), and what that stands for.
 Made = tuple[Tensors, torch.Tensor]
+_STACKS = ("experts.gate_up_proj", "experts.down_proj")
 _LINEAR = ("_proj.weight", "lm_head.weight", "fc1.weight", "fc2.weight")
 
 
@@ -22,12 +23,13 @@ def checkpoint(directory: Path, how: Callable[[str, torch.Tensor], Made | None],
     path = directory / "model.safetensors"
     written, dense = {}, {}
     for name, value in load_file(path).items():
-        made = how(name, value) if name.endswith(_LINEAR) and value.ndim == 2 else None
+        made = how(name, value) if (name.endswith(_LINEAR) and value.ndim > 1) or name.endswith(_STACKS) else None
         if made is None:
             written[name] = dense[name] = value
             continue
         parts, dense[name] = made
-        written |= {(name.removesuffix("weight") + part if part else name): tensor.contiguous() for part, tensor in parts.items()}
+        stem = name.removesuffix("weight") if name.endswith("weight") else f"{name}_"
+        written |= {(stem + part if part else name): tensor.contiguous() for part, tensor in parts.items()}
     save_file(written, path, {"format": "pt"})
     config = json.loads((directory / "config.json").read_text())
     (directory / "config.json").write_text(json.dumps(config | {"quantization_config": dict(said)}))
@@ -119,6 +121,21 @@ def float8(weight: torch.Tensor, height: int, width: int) -> Made:
             codes[place] = (weight[place].float() / scales[row, column]).to(torch.float8_e4m3fn)
             dense[place] = codes[place].float() * scales[row, column]
     return {"": codes, "weight_scale_inv": scales}, dense
+
+
+def mxfp4(weight: torch.Tensor) -> Made:
+    """A stack (experts, columns, rows) as GPT-OSS stores it, columns in groups of 32 with an exponent each."""
+    turned = weight.float().transpose(1, 2)
+    lots = turned.reshape(*turned.shape[:2], -1, 32)
+    scales = (lots.abs().amax(-1) / 6).clamp_min(1e-30).log2().ceil().clamp(-127, 127)
+    known = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+    codes = (lots / scales.exp2()[..., None]).abs().sub(known[:, None, None, None, None]).abs().argmin(0)
+    signs = lots < 0
+    dense = torch.where(signs, -known[codes], known[codes]) * scales.exp2()[..., None]
+    full = codes + 8 * signs
+    return {
+        "blocks": (full[..., 0::2] | full[..., 1::2] << 4).to(torch.uint8), "scales": (scales + 127).to(torch.uint8),
+    }, dense.reshape(turned.shape).transpose(1, 2)  # fmt: skip
 
 
 def compressed(weight: torch.Tensor, format: str, **settings: Any) -> Made:

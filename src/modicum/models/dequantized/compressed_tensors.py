@@ -10,11 +10,22 @@ import torch
 from typing_extensions import override
 
 from modicum.models.dequantized.float8 import blocks
-from modicum.models.dequantized.format import FLOATS, FLOATS8, Format, Quantized, Read, Stored, block, codes, require, shared, spread
+from modicum.models.dequantized.format import (
+    FLOATS,
+    FLOATS8,
+    Format,
+    Quantized,
+    Read,
+    Stored,
+    block,
+    codes,
+    exponents,
+    nibbles,
+    require,
+    shared,
+    spread,
+)  # fmt: skip
 
-# What the sixteen codes of a 4-bit float stand for.
-_FLOAT4 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
-_NIBBLES = torch.cat([_FLOAT4, -_FLOAT4])
 _SCALES = (*FLOATS, *FLOATS8, torch.float8_e8m0fnu, torch.uint8)
 
 
@@ -114,8 +125,7 @@ class CompressedTensors(Format):
             raise ValueError("weight_global_scale is not one number")
 
         def decode(parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
-            nibbles = parts["weight_packed"]
-            value = _NIBBLES[torch.stack([nibbles & 15, nibbles >> 4], -1).reshape(shape).int()]
+            value = nibbles(parts["weight_packed"])
             return value.mul_(spread(_scale(parts), shape, size))
 
         return Quantized(shape, f"float4_e2m1 {shared(shape, size)}", decode)
@@ -124,7 +134,7 @@ class CompressedTensors(Format):
 def _scale(parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """Scales in float32."""
     scale = parts["weight_scale"]
-    found = (scale.float() - 127).exp2() if scale.dtype == torch.uint8 else scale.float()
+    found = exponents(scale) if scale.dtype == torch.uint8 else scale.float()
     return found / parts["weight_global_scale"].float() if "weight_global_scale" in parts else found
 
 

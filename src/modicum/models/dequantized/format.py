@@ -13,6 +13,9 @@ import torch
 from modicum.core.tensorformat import Entry
 from modicum.forms.packing import unpack
 
+# What the sixteen codes of a 4-bit float stand for.
+_FLOAT4 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+_NIBBLES = torch.cat([_FLOAT4, -_FLOAT4])
 Stored = Mapping[str, Entry]
 Read = Callable[[str], torch.Tensor]
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
@@ -80,6 +83,16 @@ def codes(words: torch.Tensor, bits: int, columns: int, planes: bool = False) ->
 
 def _bytes(words: torch.Tensor) -> torch.Tensor:
     return words.contiguous().view(torch.uint8)
+
+
+def nibbles(packed: torch.Tensor) -> torch.Tensor:
+    """What the 4-bit floats (..., 2 · bytes) of uint8 (..., bytes) stand for, that of a byte's lower half first."""
+    return _NIBBLES[torch.stack([packed & 15, packed >> 4], -1).flatten(-2).int()]
+
+
+def exponents(stored: torch.Tensor) -> torch.Tensor:
+    """Powers of two that are stored as an exponent in a byte."""
+    return (stored.float() - 127).exp2()
 
 
 def block(shape: tuple[int, ...], scales: tuple[int, ...], sizes: Iterable[tuple[int, int]] = ()) -> tuple[int, int]:
