@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import pickle
 import signal
+import tempfile
 import traceback
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -58,7 +59,11 @@ class _Recipe:
     ram: int | None
 
     def judge(self, folder: Path) -> PlanJudge:
-        model = open_source(self.source, trust_remote_code=self.trusted, allow_quantized_source=True)  # it was allowed
+        before, tempfile.tempdir = tempfile.tempdir, str(folder)  # what is left of a worker that is ended goes with the folder
+        try:
+            model = open_source(self.source, trust_remote_code=self.trusted, allow_quantized_source=True)  # it was allowed
+        finally:
+            tempfile.tempdir = before
         use_eager_experts(model)
         model = model.computing(self.turned)
         sizing, pool = Sizing(TARGETS[self.target](model, self.script), ()), SpillPool(self.ram, folder)
