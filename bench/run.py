@@ -1,7 +1,7 @@
 """Run the benchmarks and write ``docs/benchmarks.md`` from what they measured.
 
 python bench/run.py [start] [compute] [methods] [allocators] [uneven] [costs] [solver] [codes] [ggml] [sweep] [ranks]
-    [side_by_side] [llama_cpp] [real] [--docs]
+    [side_by_side] [llama_cpp] [adapters] [real] [--docs]
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ PARTS = (
     "large",
     "side_by_side",
     "llama_cpp",
+    "adapters",
     "real",
 )
 

@@ -19,7 +19,7 @@ Objective = Callable[[nn.Module, Batch], tuple[torch.Tensor, int]]
 """Gives the loss (rows,) of each row of a batch, summed over its tokens, and the number of tokens over all rows."""
 
 # Logits that are in memory at a time, in numbers.
-_LOGITS = 1 << 24
+_LOGITS = 1 << 22
 
 
 def targets(batch: Batch) -> torch.Tensor:
