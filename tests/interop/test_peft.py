@@ -48,6 +48,9 @@ CASES = {
     "modules to save": ("Lora", LLAMA, {"r": 2, "target_modules": ATTENTION, "modules_to_save": ["lm_head", "post_attention_layernorm"]}),
     "experts": ("Lora", MOE, {"r": 2, "target_modules": ["q_proj"], "target_parameters": ["experts.gate_up_proj", "experts.down_proj"]}),
     "one stack": ("Lora", MOE, {"r": 2, "target_modules": [], "target_parameters": ["experts.down_proj"]}),
+    "experts stored turned": (
+        "Lora", "gpt_oss", {"r": 2, "target_modules": ["q_proj"], "target_parameters": ["experts.gate_up_proj", "experts.down_proj"]},
+    ),
     "ia3": ("IA3", LLAMA, {"target_modules": ["k_proj", "v_proj", "down_proj"], "feedforward_modules": ["down_proj"]}),
     "ia3 with biases": ("IA3", GPT2, {"target_modules": ["c_attn", "c_fc"], "feedforward_modules": ["c_fc"], "fan_in_fan_out": True}),
     "ia3 on convolutions": ("IA3", "resnet", {"target_modules": ["convolution"], "feedforward_modules": r".*layer\.0\.convolution"}),
