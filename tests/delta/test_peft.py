@@ -129,6 +129,7 @@ def test_what_is_written_is_read_again(tmp_path):
     torch.testing.assert_close(made(tmp_path / "a"), delta.weight("one.weight", ONE), rtol=1e-6, atol=1e-6)
     for name, form, told in (
         ("one.weight", Dense(ONE), "kind dense"),
+        ("one.weight", LowRank(B, A), "a new weight of kind low_rank"),
         ("one.bias", Dense(torch.ones(1, 6)), "layers of their own"),
         ("three", Dense(ONE), "has no weight"),
     ):

@@ -10,7 +10,7 @@ import torch
 from modicum.core.errors import ModelError, quoted
 from modicum.core.files import write_json
 from modicum.core.tensorwriter import TensorWriter
-from modicum.delta.delta import Delta
+from modicum.delta.delta import Delta, leaves
 from modicum.delta.peft.adapter import CONFIG, PREFIX, TENSORS
 from modicum.forms import Base, Blend, Dense, Diagonal, Form, LowRank, Normalized, Product, Seeded, Shared, Sum
 from modicum.models.open import open_model
@@ -74,18 +74,20 @@ def _factors(name: str, form: Form, shared: Any) -> tuple[torch.Tensor, torch.Te
     return torch.cat([left for left, _ in pairs], 1), torch.cat([right for _, right in pairs])
 
 
-def _added(name: str, form: Form, shared: Any, scale: float) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Pairs of factors that a form adds to its base; a form with no base in it is one pair."""
+def _added(name: str, form: Form, shared: Any, scale: float, *, based: bool = True) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Pairs of factors that a form adds to its base, on which it must stand where it is ``based``."""
     if isinstance(form, Base):
         return []
-    if isinstance(form, Sum) and isinstance(form.parts[0], Base):
-        return [pair for part in form.parts[1:] for pair in _added(name, part, shared, scale)]
+    if based and not isinstance(form, Sum | Blend):
+        raise ModelError(f"{name}: is a new weight of kind {form.kind}, which PEFT's LoRA cannot hold. Apply the delta instead.")
+    if isinstance(form, Sum) and isinstance(form.parts[0], Base) == based and not any(list(leaves(part)) for part in form.parts[1:]):
+        return [pair for part in form.parts[1 if based else 0 :] for pair in _added(name, part, shared, scale, based=False)]
     if isinstance(form, Blend):
         return [pair for weight, part in zip(form.weights, form.parts[1:]) for pair in _added(name, part, shared, scale * weight)]
     if isinstance(form, LowRank):
         return [(form.left.float() * scale, form.right.float())]
     if isinstance(form, Diagonal) and form.rows is not None and form.columns is None and isinstance(form.parts[0], Product):
-        return [(left * form.rows[:, None], right) for left, right in _added(name, form.parts[0], shared, scale)]
+        return [(left * form.rows[:, None], right) for left, right in _added(name, form.parts[0], shared, scale, based=False)]
     if isinstance(form, Product) and len(form.parts) == 2 and all(_held(part) for part in form.parts):
         left, right = (part.on(None, shared).value().float() for part in form.parts)
         return [(left * scale, right)]
