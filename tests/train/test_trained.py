@@ -1,13 +1,17 @@
 """Weights made of trained numbers for a while: what is chosen, and that nothing is left behind."""
 
 import copy
+from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from modicum.adapt._family import Adapter
 from modicum.core.errors import SettingError
+from modicum.core.option import Option
+from modicum.core.parametrization import Revision, State
 from modicum.core.unit import Site, Stats, Unit
 from modicum.forms import Dense, Integer
 from modicum.quantize import Nearest
@@ -91,3 +95,44 @@ def test_tied_weights_are_one():
         assert torch.equal(model.transformer.wte(ids), made[ids])
         hidden = torch.randn(1, 2, made.shape[1])
         torch.testing.assert_close(model.lm_head(hidden), hidden @ made.T)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shrinking(Adapter):
+    """A vector of shared trained numbers, a vector of its own that loses an entry with each update, and their sum on the diagonal."""
+
+    def common(self, shapes, chance, seed):
+        return State({"both": torch.ones(1, 4)})
+
+    def begin(self, start):
+        return State({"own": torch.arange(1.0, 5.0)}, common=start.common, base=start.base)
+
+    def weight(self, base, state, step):
+        return base + torch.diag(torch.nn.functional.pad(state["own"], (0, 4 - len(state["own"]))) + state["both"][0])
+
+    def form(self, state):
+        return state.base
+
+    def revise(self, states, gradients, budget, step):
+        return Revision(
+            {name: state.having({"own": state["own"].detach()[1:].clone()}) for name, state in states.items()},
+            {name: {"own": torch.arange(1, len(state["own"]))} for name, state in states.items()},
+        )
+
+
+def test_a_tensor_may_change_its_shape_while_somebody_holds_the_loss():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    with trained(model, Option((Shrinking(),))) as t:
+        optimizer, losses = torch.optim.Adam(t.parameters(), lr=0.01), []
+        for left in (4, 3, 2):
+            assert [len(place.state["own"]) for place in t.places.values()] == [left, left]
+            losses.append(model(torch.ones(2, 4)).square().sum())
+            optimizer.zero_grad()
+            losses[-1].backward()
+            optimizer.step()
+            moments = optimizer.state[t.places["0.weight"].state.trained["own"]]["exp_avg"].clone()
+            t.revise(optimizer)
+            assert torch.equal(optimizer.state[t.places["0.weight"].state.trained["own"]]["exp_avg"], moments[1:])
+            assert {id(each) for group in optimizer.param_groups for each in group["params"]} == {id(each) for each in t.parameters()}
+        one, two = (place.state.common for place in t.places.values())
+        assert one is two and list(t.delta().shared) == [f"{Shrinking()}: both"]

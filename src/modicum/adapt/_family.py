@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from modicum.core.errors import SettingError
 from modicum.core.parametrization import Parametrization, Start, State, Step
-from modicum.forms import LowRank, Sum
+from modicum.forms import LowRank, Sparse, Sum
 
 if TYPE_CHECKING:
     from modicum.forms import Form
@@ -81,9 +81,41 @@ class PrincipalAdapter(Adapter):
         return base.product(x) + (x @ right.to(x.dtype).T) @ left.to(x.dtype).T
 
 
+@dataclass(frozen=True, kw_only=True)
+class SparseAdapter(Adapter):
+    """``base + S``: trained entries at places of the weight, row by row."""
+
+    def entries(self, state: State) -> tuple[torch.Tensor, torch.Tensor]:
+        """Values (count,) and their places (count,), ascending."""
+        return state["entries"], state["places"]
+
+    @override
+    def weight(self, base: torch.Tensor | None, state: State, step: Step) -> torch.Tensor:
+        assert base is not None
+        return base + scatter(*self.entries(state), (base.shape[0], base.shape[1]))
+
+    @override
+    def form(self, state: State) -> Form:
+        assert state.base is not None
+        values, places = self.entries(state)
+        return Sum(
+            (state.base, Sparse(values, state.base.shape, places.to(torch.int32) if math.prod(state.base.shape) < 2**31 else places))
+        )
+
+
 def limited(rank: int, start: Start) -> int:
     """The rank, or the smaller side of the weight where that has fewer."""
     return min(rank, *start.shape)
+
+
+def counted(keep: float, start: Start) -> int:
+    """How many entries a share of the weight is, at least one."""
+    return max(1, round(keep * math.prod(start.shape)))
+
+
+def scatter(entries: torch.Tensor, places: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
+    """Entries at their places of zeros of ``shape``; differentiable."""
+    return entries.new_zeros(math.prod(shape)).index_copy(0, places, entries).reshape(shape)
 
 
 def weight_of(start: Start) -> torch.Tensor:

@@ -99,7 +99,10 @@ class Parametrization(Method):
     begins_at_base: ClassVar[bool] = True
 
     def common(self, shapes: Mapping[str, tuple[int, int]], chance: torch.Generator, seed: int) -> State | None:
-        """Tensors that all units share, stored once; their names are of no unit's own."""
+        """Tensors that all units share, stored once; their names are of no unit's own.
+
+        Those that are trained stand beside the forms of a delta, for a ``Shared`` leaf, under the method's text, a colon, a space, and their name.
+        """
         return None
 
     def begin(self, start: Start) -> State:

@@ -126,7 +126,8 @@ class Trained:
     def revise(self, optimizer: torch.optim.Optimizer | None = None) -> None:
         """To be called after each update: counts it, and lets methods move what they train; an ``optimizer``'s moments move along.
 
-        Tensors stay the same objects, whatever their new shape, so that optimizers keep them.
+        A tensor that keeps its shape stays the same object. One that does not is another, which takes its place in the optimizer: ask
+        ``parameters`` anew.
         """
         self.step = replace(self.step, number=self.step.number + 1)
         for method, states in self._by_method():
@@ -145,7 +146,12 @@ class Trained:
 
     def delta(self, base: str = "") -> Delta:
         """What was learnt, as a change of the module: its leaves know the weights that they stand on; ``base`` names the model in words."""
-        made = Delta(self.forms(), base=base)
+        shared = {
+            f"{place.method}: {part}": tensor.detach().clone()
+            for place in self.places.values() if place.state.common is not None
+            for part, tensor in place.state.common.trained.items()
+        }  # fmt: skip
+        made = Delta(self.forms(), shared, base)
         return made.stamped(lambda name: self._beneath(self.places[name]))
 
     def _beneath(self, place: Place) -> torch.Tensor:
@@ -161,12 +167,11 @@ class Trained:
 
     def _take(self, revision: Revision, optimizer: torch.optim.Optimizer | None) -> None:
         for name, state in revision.states.items():
-            old = self.places[name].state
+            learnt = dict(self.places[name].state.trained)
             for part, tensor in state.trained.items():
-                parameter = old.trained[part]
-                if tensor is not parameter:
-                    _moved(parameter, tensor, revision.kept.get(name, {}).get(part), optimizer)
-            self.places[name].state = replace(state, trained=old.trained)
+                if tensor is not learnt[part]:
+                    learnt[part] = _moved(learnt[part], tensor, revision.kept.get(name, {}).get(part), optimizer)
+            self.places[name].state = replace(state, trained=learnt)
 
     def _install(self) -> None:
         for parameter in self.module.parameters():
@@ -268,14 +273,26 @@ def _plain(state: State) -> State:
     return replace(state, trained={name: tensor.detach().clone() for name, tensor in state.trained.items()}, common=common)
 
 
-def _moved(parameter: torch.Tensor, tensor: torch.Tensor, kept: torch.Tensor | None, optimizer: torch.optim.Optimizer | None) -> None:
-    """Give a parameter another value, perhaps of another shape, and its moments the places that they take now."""
-    shape = parameter.shape
-    parameter.data, parameter.grad = tensor.detach().clone(), None
-    if optimizer is None or kept is None:
-        return
-    moments = optimizer.state.get(parameter, {})
-    for name, moment in moments.items():
-        if isinstance(moment, torch.Tensor) and moment.shape == shape and moment.ndim:
-            taken = moment.reshape(-1)[kept.clamp_min(0)].masked_fill(kept < 0, 0)
-            moments[name] = taken.reshape(tensor.shape)
+def _moved(
+    parameter: torch.Tensor, tensor: torch.Tensor, kept: torch.Tensor | None, optimizer: torch.optim.Optimizer | None
+) -> torch.Tensor:
+    """A parameter of another value, and its moments at the places that they take now; another object where the shape is another.
+
+    A graph that somebody still holds has the old shape, so no tensor may change its shape under it.
+    """
+    moments = {} if optimizer is None else optimizer.state.get(parameter, {})
+    if kept is not None:
+        for name, moment in moments.items():
+            if isinstance(moment, torch.Tensor) and moment.shape == parameter.shape and moment.ndim:
+                taken = moment.reshape(-1)[kept.clamp_min(0)].masked_fill(kept < 0, 0)
+                moments[name] = taken.reshape(tensor.shape)
+    if tensor.shape == parameter.shape:
+        parameter.data, parameter.grad = tensor.detach().clone(), None
+        return parameter
+    made = nn.Parameter(tensor.detach().clone())
+    if optimizer is not None:
+        for group in optimizer.param_groups:
+            group["params"] = [made if each is parameter else each for each in group["params"]]
+        if parameter in optimizer.state:
+            optimizer.state[made] = optimizer.state.pop(parameter)
+    return made
