@@ -58,6 +58,8 @@ def test_what_cannot_be_applied_leaves_nothing(tmp_path):
         apply(tmp_path / "other", [delta], tmp_path / "out")
     with pytest.raises(ModelError, match="has no weight nothing"):
         apply(tmp_path / "base", [Delta({"nothing": delta.forms[first]})], tmp_path / "out")
+    with pytest.raises(ModelError, match="as the delta makes it: weights must be finite"):
+        apply(tmp_path / "base", [delta], tmp_path / "out", scale=float("inf"))
     with pytest.raises(SettingError, match="at least one delta"):
         apply(tmp_path / "base", [], tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "other"]

@@ -8,7 +8,7 @@ import torch
 from modicum.core.errors import ModelError, SettingError
 from modicum.delta import Delta
 from modicum.delta.delta import digest
-from modicum.forms import Base, Dense, Diagonal, LowRank, Reflected, Sum
+from modicum.forms import Base, Dense, Diagonal, LowRank, Product, Reflected, Sum
 from modicum.train.trained import trained
 
 SHAPE = (6, 4)
@@ -177,3 +177,12 @@ def test_a_small_model_trained_serves_the_large_one():
             model.get_parameter(name).data = made
         gains.append((model(x) - y).square().mean().item() / before)
     assert max(gains) < 0.9
+
+
+def test_a_small_file_asks_for_no_large_matrix():
+    """Two products whose inner sides are long: eight thousand numbers would be sixteen million entries on the way."""
+    long = 1 << 13
+    thin = lambda rows, columns: LowRank(torch.ones(rows, 1), torch.ones(1, columns))
+    change = Product((thin(6, long), thin(long, long), thin(long, 4)))
+    with pytest.raises(ModelError, match="asks for a matrix of 67,108,864 entries to change one of 24"):
+        Delta({"a": Sum((Base(SHAPE, torch.float32, "a"), change))}).weight("a", weights()("a"))

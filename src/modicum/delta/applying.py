@@ -22,7 +22,7 @@ from modicum.models.laid import laid
 from modicum.models.located import locate
 from modicum.models.open import open_model
 from modicum.models.trainable import trainable
-from modicum.models.weights import CheckpointWeights
+from modicum.models.weights import CheckpointWeights, require_finite
 
 _RECORD, _DISPLACED = "applied.json", "displaced.bin"
 _FORMAT, _VERSION = "modicum-applied", 1
@@ -172,6 +172,7 @@ def _written(directory: Path, made: Path, delta: Delta, reversible: bool) -> dic
             for name in names:
                 unit = units[name]
                 new = unit.stored(delta.weight(name, unit.matrix(weights.read(parameter))))
+                require_finite(f"{name}, as the delta makes it", new)
                 if unit.expert is None:
                     value = new.reshape(value.shape)
                 else:

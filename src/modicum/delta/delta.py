@@ -23,6 +23,9 @@ _BODY, _TENSORS = "delta.json", "delta.safetensors"
 _FORMAT, _VERSION = "modicum-delta", 1
 _MOST = 64 << 20  # bytes of delta.json
 
+# Entries of the largest matrix on the way to a weight: so many times the weight's own, or so many in any case. A file may claim any shape.
+_WIDER, _SMALL = 4, 1 << 24
+
 Weights = Callable[[str], torch.Tensor]
 """Gives the matrix (rows, columns) of a unit of the base by its name."""
 
@@ -56,6 +59,10 @@ class Delta:
         made = self.forms[name].on(Dense(base), self.shared)
         if made.shape != tuple(base.shape):
             raise ModelError(f"{name}: the delta gives a weight of shape {made.shape}, and the base has one of {tuple(base.shape)}.")
+        if (largest := max(map(_entries, _nodes(made)))) > max(_WIDER * base.numel(), _SMALL):
+            raise ModelError(
+                f"{name}: the delta asks for a matrix of {largest:,} entries to change one of {base.numel():,}. Write the delta anew."
+            )
         return made.value().to(base.dtype)
 
     def on(self, weights: Weights) -> Iterator[tuple[str, torch.Tensor]]:
@@ -200,6 +207,17 @@ def leaves(form: Form) -> Iterator[Base]:
     inner = form.parts[:1] if isinstance(form, Within) else getattr(form, "parts", (form.inner,) if hasattr(form, "inner") else ())
     for part in inner:
         yield from leaves(part)
+
+
+def _nodes(form: Form) -> Iterator[Form]:
+    """A form and all that it is made of."""
+    yield form
+    for part in getattr(form, "parts", (form.inner,) if hasattr(form, "inner") else ()):
+        yield from _nodes(part)
+
+
+def _entries(form: Form) -> int:
+    return form.shape[0] * form.shape[1]
 
 
 def _stamp(name: str, weight: torch.Tensor) -> Base:
