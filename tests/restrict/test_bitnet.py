@@ -44,6 +44,12 @@ def test_a_ternary_weight_is_itself():
         assert t.forms()["0.weight"].nbytes == 2 + 4
 
 
+def test_a_delta_says_that_inputs_were_rounded():
+    for text, notes in (("bitnet", 1), ("bitnet inputs_in=float", 0)):
+        with trained(nn.Sequential(nn.Linear(2, 2)), text) as t:
+            assert len(t.delta().notes) == notes and all("0.weight" in note for note in t.delta().notes)
+
+
 def test_inputs_are_rounded_where_the_layer_is_linear_alone():
     with pytest.raises(Exception, match="kind convolution"), trained(nn.Sequential(nn.Conv1d(2, 2, 1)), {"0.weight": str(Bitnet())}):
         pass

@@ -88,10 +88,12 @@ def apply(
 
     made = run(model, [opened(path, model) for path in deltas], out, scale=scale, overwrite=overwrite, reversible=not no_revert)
     if as_json:
-        print_json({"out": str(made.out), "changed": list(made.changed), "displaced": made.displaced})
+        print_json({"out": str(made.out), "changed": list(made.changed), "displaced": made.displaced, "notes": list(made.notes)})
     elif not quiet:
         kept = f"{readable(made.displaced)} are kept to take it back" if made.displaced else "nothing is kept to take it back"
         click.echo(f"{made.out}: {len(made.changed)} tensors changed; {kept}.")
+        for note in made.notes:
+            click.echo(f"note: {note}.")
 
 
 @click.command(cls=Command)

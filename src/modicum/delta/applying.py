@@ -31,11 +31,15 @@ _COPIED = 16 << 20  # bytes of a file that are copied at a time
 
 @dataclass(frozen=True)
 class Applied:
-    """What was written: ``changed`` tensors by their names on disk, and ``displaced`` bytes that are kept so that the base can be had again."""
+    """What was written: ``changed`` tensors by their names on disk, and ``displaced`` bytes that are kept so that the base can be had again.
+
+    ``notes`` say what the deltas say of themselves.
+    """
 
     out: Path
     changed: tuple[str, ...]
     displaced: int
+    notes: tuple[str, ...] = ()
 
 
 def apply(
@@ -69,7 +73,7 @@ def apply(
     except BaseException:
         shutil.rmtree(made, ignore_errors=True)
         raise
-    return Applied(out, tuple(record["changed"]), record["displaced_bytes"])
+    return Applied(out, tuple(record["changed"]), record["displaced_bytes"], tuple(dict.fromkeys(total.notes)))
 
 
 def revert(directory: str | Path, out: str | Path, *, overwrite: bool = False) -> Path:

@@ -151,8 +151,16 @@ class Trained:
             for place in self.places.values() if place.state.common is not None
             for part, tensor in place.state.common.trained.items()
         }  # fmt: skip
-        made = Delta(self.forms(), shared, base)
+        made = Delta(self.forms(), shared, base, tuple(self._untold()))
         return made.stamped(lambda name: self._beneath(self.places[name]))
+
+    def _untold(self) -> Iterator[str]:
+        """What no weight can tell."""
+        if treated := [name for name, place in self.places.items() if place.method.treats_inputs]:
+            yield (
+                f"inputs of {len(treated)} layers were treated in training, among them those of {treated[0]}; a plain checkpoint takes them as "
+                "they are"
+            )
 
     def _beneath(self, place: Place) -> torch.Tensor:
         if place.base is not None:
