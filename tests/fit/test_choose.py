@@ -218,6 +218,8 @@ def test_another_target_is_named_where_it_helps(llama, known):
 class SlowClock:
     """A runtime in which a weight takes a microsecond a value, and everything else a millisecond."""
 
+    packed = False
+
     def pricing(self, timed):
         return lambda unit, form: (0, 1e-6 * form.shape[0] * form.shape[1] * _left(form))
 

@@ -46,7 +46,8 @@ def test_a_naive_twin():
         expected[now] = rounded([target])[0].dense()
         error[now] = (weight[now] - expected[now]).double()
     (form,) = coupled([weight], [felt], rounded, 3)
-    assert torch.equal(form.dense(), expected)
+    # A code more or less would be a whole step; scales may differ in their last bits, which follow the processor's order of sums.
+    torch.testing.assert_close(form.dense(), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_rows_that_are_felt_apart_are_made_as_ever():

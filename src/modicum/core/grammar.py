@@ -9,11 +9,10 @@ import shlex
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from modicum.core import settings
 from modicum.core.errors import SettingError, quoted
-from modicum.core.method import FAMILIES, named, registry, require_untrained
+from modicum.core.method import FAMILIES, meant, registry
 
 KEEP = "keep"
 _LONGEST = 1000  # characters of an option's text
@@ -55,9 +54,7 @@ def spelled(text: str) -> list[tuple[str, dict[str, str]]]:
 def check(text: str, *, trained: bool = False) -> None:
     """Raise ``SettingError`` for an option that names no method, settings that its method lacks, or a ``trained`` one unless it may be."""
     for name, given in spelled(text):
-        step: Any = settings.read(named(name, known()), given, name)
-        if not trained:
-            require_untrained(step.key())
+        settings.read(meant(name, known(), trained=trained), given, name)
 
 
 def known() -> Mapping[str, type]:

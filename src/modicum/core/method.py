@@ -179,6 +179,16 @@ def require_untrained(key: str) -> None:
         )
 
 
+def meant(name: str, methods: Mapping[str, type], *, trained: bool) -> type:
+    """The method of an option's step, by ``family/name`` or name; one that is ``trained`` only where it may be. Raises ``SettingError``."""
+    if trained:
+        return named(name, methods)
+    for key in methods:
+        if name in (key, key.split("/")[1]):
+            require_untrained(key)
+    return named(name, {key: cls for key, cls in methods.items() if key.split("/")[0] not in TRAINED})
+
+
 def find(key: str) -> type[Method]:
     """Method class by ``family/name`` or by name alone. Raises ``SettingError`` with the near names."""
     return named(key, registry())

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from modicum.core import settings
 from modicum.core.errors import ModelError
 from modicum.core.grammar import KEEP, spelled
-from modicum.core.method import Change, Method, Need, find, require_untrained
+from modicum.core.method import Change, Method, Need, meant, registry
 from modicum.core.unit import Site, Stats
 
 if TYPE_CHECKING:
@@ -54,10 +54,7 @@ class Option:
 
         Raises ``SettingError``, for a step that is ``trained`` too unless it may be.
         """
-        steps = tuple(settings.read(find(name), given, name) for name, given in spelled(text))
-        for step in () if trained else steps:
-            require_untrained(step.key())
-        return cls(steps)
+        return cls(tuple(settings.read(meant(name, registry(), trained=trained), given, name) for name, given in spelled(text)))
 
     def __str__(self) -> str:
         return " | ".join(map(str, self.steps)) or KEEP
