@@ -86,3 +86,38 @@ def test_what_was_kept_must_be_whole(tmp_path, spoil):
     with pytest.raises(ModelError, match=r"Take the base itself"):
         revert(tmp_path / "out", tmp_path / "back")
     assert not (tmp_path / "back").exists() and not (tmp_path / "back.partial").exists()
+
+
+def test_what_another_run_left_beside_it_stays(tmp_path):
+    _, delta, _ = learnt(tmp_path / "base", "llama")
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "state.json").write_text("{}")
+    apply(tmp_path / "base", [delta], tmp_path / "out")
+    assert (tmp_path / "out.partial" / "state.json").read_text() == "{}"
+
+
+def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
+    _, delta, _ = learnt(tmp_path / "base", "llama")
+    apply(tmp_path / "base", [delta], tmp_path / "out")
+    before = (tmp_path / "out" / "model.safetensors").read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("modicum.delta.applying._patch", full)
+    with pytest.raises(SettingError, match="No space left on device"):
+        apply(tmp_path / "base", [delta], tmp_path / "out", scale=0.5, overwrite=True)
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "out"]
+
+
+def test_links_out_of_the_folder_are_not_followed(tmp_path):
+    _, delta, _ = learnt(tmp_path / "base", "llama")
+    apply(tmp_path / "base", [delta], tmp_path / "out")
+    (tmp_path / "secret").write_text("mine")
+    for folder in ("base", "out"):
+        (tmp_path / folder / "notes.txt").symlink_to(tmp_path / "secret")
+    with pytest.raises(ModelError, match="links outside"):
+        apply(tmp_path / "base", [delta], tmp_path / "other")
+    revert(tmp_path / "out", tmp_path / "back")
+    assert not (tmp_path / "other").exists() and not (tmp_path / "back" / "notes.txt").exists()

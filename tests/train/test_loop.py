@@ -111,3 +111,19 @@ def test_a_student_of_itself_has_nothing_to_learn():
 def test_rows_lose_their_padding():
     batch = {"input_ids": torch.arange(8).reshape(2, 4), "attention_mask": torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])}
     assert [row["input_ids"].tolist() for row in single([batch])] == [[[0, 1, 2, 3]], [[4, 5]]]
+
+
+def test_a_full_disk_is_told_and_what_was_kept_stays(tmp_path, monkeypatch):
+    loop = Loop(steps=6, batch=2, every=2)
+    wanted, _ = learnt(sequences(), loop)
+    with pytest.raises(KeyboardInterrupt):
+        learnt(sequences(), loop, keep=tmp_path, progress=Killed(3))
+
+    def full(*_):
+        raise RuntimeError("unexpected pos")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("torch.save", full)
+        with pytest.raises(ModelError, match="cannot be written"):
+            learnt(sequences(), loop, keep=tmp_path)
+    assert learnt(sequences(), loop, keep=tmp_path)[0] == wanted

@@ -122,14 +122,16 @@ def revert(directory: str, out: Path, overwrite: bool, quiet: bool, as_json: boo
 @SHOWN
 def delta(tuned: str, base: str, rank: int | None, out: Path, overwrite: bool, quiet: bool, as_json: bool) -> None:
     """Write what FINE_TUNED has otherwise than its base, as a delta."""
-    from modicum.delta.applying import require_free, saved
+    from modicum.core.output import require_free, writing
     from modicum.delta.between import between
 
     if rank is not None and rank < 1:
         raise SettingError(f"--rank: must be at least 1, got {rank}.")
-    require_free(out, [Path(tuned)], overwrite)
+    read = [Path(name) for name in (tuned, base)]
+    require_free(out, read, overwrite)
     made = between(tuned, base, rank=rank)
-    saved(made, out, overwrite)
+    with writing(out, read, overwrite) as folder:
+        made.save(folder)
     if as_json:
         print_json({"out": str(out), "changed": sorted(made.forms), "bytes": made.nbytes})
     elif not quiet:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import fnmatch
 import json
 import os
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,42 @@ def require_ours(out: Path, flag: str) -> None:
     if foreign:
         why = f"holds {foreign[0]}, which no run wrote" if written else f"no run wrote it, and it holds {foreign[0]}"
         raise SettingError(f"{out}: is not replaced: {why}. Move it away, or choose another {flag}.")
+
+
+def require_free(out: Path, inputs: Iterable[Path], overwrite: bool) -> None:
+    """Raise ``SettingError`` where ``out`` must not be written: it is read, it is there, or it is not ours to replace."""
+    require_apart(out, inputs, "--out")
+    if os.path.lexists(out):
+        if not overwrite:
+            raise SettingError(f"{out}: exists already. Choose another --out, or pass --overwrite.")
+        require_ours(out, "--out")
+
+
+@contextmanager
+def writing(out: Path, inputs: Sequence[Path], overwrite: bool) -> Iterator[Path]:
+    """A folder of its own to write into, which takes the name ``out`` at the end; where anything fails, nothing has changed there.
+
+    Raises ``SettingError`` where ``out`` must not be written, or cannot be.
+    """
+    require_free(out, inputs, overwrite)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
+            made, former = Path(folder) / "made", Path(folder) / "former"
+            made.mkdir()
+            yield made
+            mark(made)
+            require_free(out, inputs, overwrite)  # somebody else may have written it meanwhile
+            if os.path.lexists(out):
+                out.rename(former)
+            try:
+                made.rename(out)
+            except OSError:
+                if former.exists():
+                    former.rename(out)
+                raise
+    except OSError as error:
+        raise SettingError(f"{out}: must be writable, is not ({error.strerror or error}). Free space, or choose another --out.") from None
 
 
 def unlisted(directory: Path, *, unfinished: bool = False) -> list[str]:

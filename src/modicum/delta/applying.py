@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -13,8 +12,8 @@ from typing import Any
 import torch
 
 from modicum.core.errors import ModelError, SettingError, quoted
-from modicum.core.files import read_json, write_json
-from modicum.core.output import mark, require_apart, require_ours
+from modicum.core.files import leads_outside, read_json, write_json
+from modicum.core.output import writing
 from modicum.core.tensorfile import Shards
 from modicum.core.tensorformat import Entry, raw_bytes
 from modicum.delta.delta import Delta
@@ -57,22 +56,12 @@ def apply(
     if not deltas:
         raise SettingError("apply: at least one delta must be named, none is.")
     directory, out = locate(base), Path(out)
-    require_free(out, [directory], overwrite)
-    total = deltas[0]
-    for other in deltas[1:]:
-        total = total + other
-    total = total.scaled(scale)
-    made = fresh(out)
-    try:
+    total = sum(deltas[1:], deltas[0]).scaled(scale)
+    with writing(out, [directory], overwrite) as made:
         _copied(directory, made)
         body = {"format": _FORMAT, "version": _VERSION, "base": str(base), "scale": scale, "notes": list(total.notes)}
         record = _written(directory, made, total, reversible)
         write_json(made / _RECORD, {**body, **record})
-        mark(made)
-        placed(made, out, overwrite)
-    except BaseException:
-        shutil.rmtree(made, ignore_errors=True)
-        raise
     return Applied(out, tuple(record["changed"]), record["displaced_bytes"], tuple(dict.fromkeys(total.notes)))
 
 
@@ -83,20 +72,14 @@ def revert(directory: str | Path, out: str | Path, *, overwrite: bool = False) -
     """
     directory, out = Path(directory), Path(out)
     record = read_record(directory)
-    require_free(out, [directory], overwrite)
     if not record["displaced_bytes"] and record["changed"]:
         raise ModelError(f"{directory}: does not hold what was displaced. Take the base itself: {quoted(record['base'])}.")
-    made = fresh(out)
-    try:
+    with writing(out, [directory], overwrite) as made:
         _copied(directory, made, (_RECORD, _DISPLACED))
-        with Shards(directory) as shards:
-            for key, value in displaced(directory, shards, record):
-                _patch(made / shards.file_of(key).name, shards.entry(key), value)
-        mark(made)
-        placed(made, out, overwrite)
-    except BaseException:
-        shutil.rmtree(made, ignore_errors=True)
-        raise
+        if record["changed"]:
+            with Shards(directory) as shards:
+                for key, value in displaced(directory, shards, record):
+                    _patch(made / shards.file_of(key).name, shards.entry(key), value)
     return out
 
 
@@ -106,46 +89,6 @@ def displaced(directory: Path, shards: Shards, record: dict[str, Any]) -> Iterat
         for key, size in record["changed"].items():
             bits = _inflated(kept.read(int(size)), shards.entry(key), key)
             yield key, _xor(shards.read(key), bits)
-
-
-def require_free(out: Path, inputs: Sequence[Path], overwrite: bool) -> None:
-    """Raise ``SettingError`` where ``out`` must not be written."""
-    require_apart(out, inputs, "out")
-    if os.path.lexists(out):
-        if not overwrite:
-            raise SettingError(f"{out}: exists already. Choose another out, or pass overwrite.")
-        require_ours(out, "out")
-
-
-def fresh(out: Path) -> Path:
-    """An empty folder beside ``out`` to write into."""
-    made = out.with_name(f"{out.name}.partial")
-    try:
-        shutil.rmtree(made, ignore_errors=True)
-        made.mkdir(parents=True)
-    except OSError as error:
-        raise SettingError(f"{out}: must be writable, is not ({error.strerror or error}). Choose another out.") from None
-    return made
-
-
-def placed(made: Path, out: Path, overwrite: bool) -> None:
-    """Give what was made its name."""
-    if overwrite and os.path.lexists(out):
-        require_ours(out, "out")
-        shutil.rmtree(out)
-    made.rename(out)
-
-
-def saved(delta: Delta, out: Path, overwrite: bool) -> None:
-    """Save a delta at ``out``, whole or not at all."""
-    made = fresh(out)
-    try:
-        delta.save(made)
-        mark(made)
-        placed(made, out, overwrite)
-    except BaseException:
-        shutil.rmtree(made, ignore_errors=True)
-        raise
 
 
 def base_weights(model: Any) -> Callable[[str], torch.Tensor]:
@@ -196,11 +139,13 @@ def _written(directory: Path, made: Path, delta: Delta, reversible: bool) -> dic
 
 
 def _copied(source: Path, made: Path, but: Sequence[str] = ()) -> None:
+    """Copy what a checkpoint's folder holds; left out is what is hidden, or links out of it."""
     for path in sorted(source.iterdir()):
-        if path.name.startswith(".") or path.name in but:
+        if path.name.startswith(".") or path.name in but or leads_outside(path, source):
             continue
         if path.is_dir():
-            shutil.copytree(path, made / path.name)
+            outside = lambda folder, names: [name for name in names if leads_outside(Path(folder) / name, source)]
+            shutil.copytree(path, made / path.name, ignore=outside)
         else:
             shutil.copyfile(path, made / path.name)
 

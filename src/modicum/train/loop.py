@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from modicum.core.errors import DataError, ModelError
+from modicum.core.errors import DataError, ModelError, quoted
 from modicum.core.parametrization import State
 from modicum.core.progress import Quiet
 from modicum.data.splits import Batch, some_rows
@@ -144,8 +144,11 @@ def _keep(trained: Trained, optimizer: torch.optim.Optimizer, folder: Path, loop
     common = {str(place.method): dict(place.state.common.trained) for place in trained.places.values() if place.state.common is not None}
     body = {"format": _FORMAT, "loop": str(loop), "states": states, "common": common, "optimizer": optimizer.state_dict(), "losses": losses}
     new = folder / f"{_FILE}.new"
-    torch.save(body, new)
-    new.replace(folder / _FILE)
+    try:
+        torch.save(body, new)
+        new.replace(folder / _FILE)
+    except (OSError, RuntimeError) as error:  # what writes the file tells a full disk as a RuntimeError
+        raise ModelError(f"{new}: cannot be written ({quoted(error)}). Free space; the same command goes on from what was kept.") from None
 
 
 def _resumed(trained: Trained, optimizer: torch.optim.Optimizer, folder: Path | None, loop: Loop) -> list[float]:
