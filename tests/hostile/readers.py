@@ -558,9 +558,9 @@ def _spliced(choose: Choose, raw: bytes) -> bytes:
 
 def _spoilt_head(choose: Choose, raw: bytes) -> bytes:
     """A count, a kind or a length in the head of a GGUF file is another; or any bytes are."""
-    if choose(4) == 0:
-        return _spliced(choose, raw)
     found = gguf_numbers(raw)
+    if not found or choose(4) == 0:  # none where it was spoilt before
+        return _spliced(choose, raw)
     start, width = found[choose(len(found))]
     old = int.from_bytes(raw[start : start + width], "little")
     number = (0, 1, old + 1, old - 1, old * 2, 2**31, 2**63 - 1, choose(2**64))[choose(8)] % 256**width
