@@ -25,26 +25,7 @@ PAGE = HERE.parent / "docs" / "evidence.md"
 SCRIPTS = {path.stem.partition("_")[0].upper(): path for path in sorted(HERE.glob("s[0-9]*_*.py"))}
 
 # What the numbers do not say themselves; every claim that does not hold needs one. Written after the run, unlike the claims.
-NOTES = {
-    "S083": "Few exchanges a row (the paper's share of the columns) make the divergence larger, at 30 % kept from either start and at 40 % from "
-    "Wanda's, and sixteen times as many make it larger still, though each lowers the error of the row's mean output, as the method's own test "
-    "shows. The test would have seen a tenth of the difference.",
-    "S137": "Where interactions are strongest, at two bits, half of all neighbours are beyond two standard errors, from -0.78 to +0.29 of the "
-    "geometric mean of the two on the demo and to +0.46 on the second model. Yet the ranking that knows them spends a quarter of a per cent more "
-    "bytes on the demo than the one that does not, in every seed, and the same on the second model: no place in the order that matters hangs on "
-    "them.",
-    "S176": "At 4.5 bits per weight integers in groups of 32 are nearer the original in every seed (mean KL 0.0053 to 0.0054 for 0.0065 to 0.0068). "
-    "In perplexity the two cannot be told apart; the claim is made for larger models with outliers and rounded activations. Low-rank "
-    "compensation of rank 8 takes back about a twentieth, for a sixth more bytes.",
-    "S164": "The two models disagree. On the demo it is nearer the original than the better baseline at every budget but the largest, in the mean "
-    "over them by more than three standard errors; on the second model it is further away up to 3 bits, in the mean by more than two. Both were "
-    "judged on the same bytes, so it is the order of layers that differs: neither the trace nor the top eigenvalue is the better one everywhere.",
-    "S172": "In eight seeds the evolved proxies are ahead of the best hand-made one in five, level in one and behind in two, by 0.04 and 0.06: not "
-    "two standard errors. They rank held-out plans by 0.88 to 0.97; the hand-made ones reach that too in most seeds and fall to 0.53 in one, which "
-    "gives nearly half of the mean.",
-    "S406": "In a search for bits on the demo it saves nothing: its hits were 5 % of the proposals, all of them the parent's, since different bits "
-    "are never the same function and a few generations draw no plan twice.",
-}
+NOTES: dict[str, str] = json.loads((HERE / "notes.json").read_text(encoding="utf-8"))
 
 HEAD = """# Evidence
 
