@@ -57,10 +57,10 @@ def test_training_begins_at_the_base(method):
 def test_the_form_is_the_weight(method):
     base = weight()
     state = begun(method, base, moved=0.3)
-    made = method.form(state)
-    assert torch.equal(made.on(Dense(base)).dense(), method.weight(base if method.relative else None, state, Step(1, 1)))
+    made, shared = method.form(state), {f"{method}: {part}": tensor for part, tensor in (state.common or State({})).trained.items()}
+    assert torch.equal(made.on(Dense(base), shared).dense(), method.weight(base if method.relative else None, state, Step(1, 1)))
     again = restore(made.describe(), {name: tensor.clone() for name, tensor in made.tensors().items()}, known=True)
-    assert torch.equal(again.on(Dense(base)).dense(), made.on(Dense(base)).dense())
+    assert torch.equal(again.on(Dense(base), shared).dense(), made.on(Dense(base), shared).dense())
     assert made.nbytes == sum(tensor.nbytes for tensor in made.tensors().values())
     assert made.nbytes < base.nbytes * 2
 

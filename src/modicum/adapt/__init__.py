@@ -1,11 +1,14 @@
 """A few trained numbers beside weights that stay as they are."""
 
+from modicum.adapt.adalora import Adalora
 from modicum.adapt.apet import Apet
 from modicum.adapt.bone import Bone
+from modicum.adapt.compacter import Compacter
 from modicum.adapt.dora import Dora
 from modicum.adapt.dsee import Dsee
 from modicum.adapt.ether import Ether
 from modicum.adapt.fish import Fish
+from modicum.adapt.full import Full
 from modicum.adapt.ia3 import Ia3
 from modicum.adapt.lora import Lora
 from modicum.adapt.pissa import Pissa
@@ -13,9 +16,29 @@ from modicum.adapt.rslora import Rslora
 from modicum.adapt.sara import Sara
 from modicum.adapt.shift import Shift
 from modicum.adapt.sorsa import Sorsa
+from modicum.adapt.topk import Topk
 from modicum.adapt.vera import Vera
 from modicum.core.verbs import as_verb
 
-__all__ = ["Apet", "Bone", "Dora", "Dsee", "Ether", "Fish", "Ia3", "Lora", "Pissa", "Rslora", "Sara", "Shift", "Sorsa", "Vera"]
+__all__ = [
+    "Adalora",
+    "Apet",
+    "Bone",
+    "Compacter",
+    "Dora",
+    "Dsee",
+    "Ether",
+    "Fish",
+    "Full",
+    "Ia3",
+    "Lora",
+    "Pissa",
+    "Rslora",
+    "Sara",
+    "Shift",
+    "Sorsa",
+    "Topk",
+    "Vera",
+]
 
 as_verb(__name__, "modicum.train.adapt")
