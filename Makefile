@@ -55,6 +55,7 @@ matrix:
 	python3 scripts/matrix.py
 
 evidence: .venv/.installed
+	$(PYTHON) -m pip install -q -e ".[evidence]"
 	$(PYTHON) evidence/run.py
 
 # Over an hour. The texts are those of the running Python's library: for the shipped ones, 3.11.7.

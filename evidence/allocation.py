@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
-import json
 import statistics
 import tempfile
 from collections.abc import Callable, Sequence
@@ -15,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from common import Claim, Setting, verdict
+from common import Claim, Setting, result
 from kept import Kept
 from modicum.core.budget import Budget
 from modicum.core.plan import Limits, Picks, Table
@@ -180,26 +178,6 @@ def row(option: str, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     }
 
 
-def result(
-    claim: Claim, kept: Kept, rows: Sequence[dict[str, Any]], gains: Sequence[float], figures: dict[str, Any], conditions: dict[str, bool]
-) -> dict[str, Any]:
-    """A result: the method's row, then the baselines'; it holds where the gains are clear and every condition is met."""
-    difference = verdict(gains, claim.margin)
-    return {
-        **dataclasses.asdict(claim),
-        "seeds": claim.setting.seeds,
-        "measured": rows[0],
-        "baseline": rows[1],
-        "others": rows[2:],
-        "gains": list(gains),
-        "figures": figures,
-        "conditions": conditions,
-        "difference": difference,
-        "holds": difference["clear"] and all(conditions.values()),
-        "seconds": round(kept.seconds, 1),
-    }
-
-
 Chosen = Callable[[Scene, str, Limits], Picks]
 """The plan of an allocator of a name within limits."""
 
@@ -246,8 +224,3 @@ def hypervolume(points: Sequence[tuple[float, float]], corner: tuple[float, floa
     lowest = list(itertools.accumulate((y for _, y in inside), min))
     ends = [x for x, _ in inside[1:]] + [corner[0]]
     return sum((end - x) * (corner[1] - y) for (x, _), end, y in zip(inside, ends, lowest))
-
-
-def show(found: dict[str, Any]) -> None:
-    """Print a result as JSON."""
-    print(json.dumps(found))

@@ -103,3 +103,40 @@ def verdict(values: Sequence[float], margin: float) -> dict[str, Any]:
     """Mean and standard error of at least two paired differences; clear where the mean exceeds ``margin`` standard errors."""
     mean, error = statistics.mean(values), statistics.stdev(values) / math.sqrt(len(values))
     return {"values": list(values), "mean": mean, "standard_error": error, "clear": mean > 0 and mean > margin * error}
+
+
+def result(
+    claim: Claim,
+    kept: Kept,
+    rows: Sequence[dict[str, Any]],
+    gains: Sequence[float],
+    figures: dict[str, Any],
+    conditions: dict[str, bool],
+    data: str | None = None,
+) -> dict[str, Any]:
+    """A result of a measurement of one's own: the method's row, then the baselines'; it holds where the gains are clear and every condition is met.
+
+    A row is an ``option`` and lists of numbers, one of each seed, under the same names in all rows. ``data`` says what was trained and judged on,
+    where that is not windows of the demo's text.
+    """
+    difference = verdict(gains, claim.margin)
+    return {
+        **dataclasses.asdict(claim),
+        "seeds": claim.setting.seeds,
+        "measured": rows[0],
+        "baseline": rows[1],
+        "others": rows[2:],
+        "gains": list(gains),
+        "figures": figures,
+        "conditions": conditions,
+        "difference": difference,
+        "holds": difference["clear"] and all(conditions.values()),
+        **({} if data is None else {"data": data}),
+        **({"scenes": kept.scenes} if kept.scenes else {}),
+        "seconds": round(kept.seconds, 1),
+    }
+
+
+def show(found: dict[str, Any]) -> None:
+    """Print a result as JSON."""
+    print(json.dumps(found))

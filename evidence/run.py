@@ -74,8 +74,7 @@ def write(results: dict[str, dict[str, Any]]) -> None:
 
 def forget(name: str) -> None:
     """Delete the finished steps of a script."""
-    for folder in (HERE.parent / "out" / "evidence").glob(f"{name}-*"):
-        shutil.rmtree(folder)
+    shutil.rmtree(HERE.parent / "out" / "evidence" / name, ignore_errors=True)
 
 
 def run(script: Path) -> dict[str, Any]:
@@ -100,8 +99,14 @@ def page(rows: list[dict[str, Any]]) -> str:
 
 def _total(rows: list[dict[str, Any]]) -> str:
     """What running all takes."""
-    seconds = sum(row["seconds"] for row in rows)
+    seconds = spent(rows)
     return f"Together they take {seconds:,.0f} seconds of one processor, {seconds / 3600:.1f} hours. What a stopped run has finished is taken over."
+
+
+def spent(rows: list[dict[str, Any]]) -> float:
+    """Seconds of one processor that all rows take, and their scenes, each once."""
+    scenes = {name: seconds for row in rows for name, seconds in row.get("scenes", {}).items()}
+    return sum(row["seconds"] for row in rows) + sum(scenes.values())
 
 
 def _row(row: dict[str, Any]) -> str:
@@ -121,11 +126,11 @@ def _row(row: dict[str, Any]) -> str:
 
 def section(row: dict[str, Any]) -> str:
     """One system: its claim, its numbers, their spread, and a note where there is one."""
-    setting, difference = row["setting"], row["difference"]
+    difference = row["difference"]
     options = [row["measured"], row["baseline"], *row["others"]]
     spread = ", ".join(f"{value:+.4f}" for value in difference["values"])
     said = [
-        f"Metric: {row['metric']}; margin: {row['margin']:g} standard errors. {_windows(setting)}, seeds {', '.join(map(str, row['seeds']))}, "
+        f"Metric: {row['metric']}; margin: {row['margin']:g} standard errors. {_windows(row)}, seeds {', '.join(map(str, row['seeds']))}, "
         f"{row['seconds']:.0f} seconds of one processor.",
         f"Difference by seed: {spread}; mean {difference['mean']:+.4f}, standard error {difference['standard_error']:.4f}."
         + (_beside(row) if "kl" in row["measured"] else "")
@@ -137,8 +142,11 @@ def section(row: dict[str, Any]) -> str:
     return "\n".join([*head, "", *table, "", said[1], "", *_figures(row), said[2], ""])
 
 
-def _windows(setting: dict[str, Any]) -> str:
+def _windows(row: dict[str, Any]) -> str:
     """What was seen of a text; nothing of a row that has no test windows."""
+    setting = row["setting"]
+    if "data" in row:
+        return row["data"]
     if not setting["test_samples"]:
         return "No model is compressed"
     return f"{setting['samples']} calibration and {setting['test_samples']} test windows of {setting['tokens']} tokens"

@@ -7,8 +7,8 @@ layer is its predicted divergence, activations stay as they are, and there is no
 
 from __future__ import annotations
 
-from allocation import compare, show
-from common import Claim, Setting
+from allocation import compare
+from common import Claim, Setting, show
 from modicum.allocate import ALLOCATORS
 
 CLAIM = Claim(

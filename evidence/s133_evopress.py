@@ -11,8 +11,8 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from allocation import Scene, compare, show
-from common import Claim, Setting
+from allocation import Scene, compare
+from common import Claim, Setting, show
 from modicum.allocate import ALLOCATORS
 from modicum.allocate.evopress import evopress
 from modicum.core.plan import Limits, Picks, Table

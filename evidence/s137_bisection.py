@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from allocation import KEPT, Found, Scene, by_seed, result, row, show
-from common import Claim, Setting, verdict
+from allocation import KEPT, Found, Scene, by_seed, row
+from common import Claim, Setting, result, show, verdict
 from kept import Kept
 from modicum.allocate._cache import Cached
 from modicum.allocate.bisection import within
-from second import second
+from scenes.second import second
 
 MENU = "int2,int3,int4"
 # The width at which interactions are told; of its divergence, what is tolerated, and the tolerance whose plans are told.
@@ -92,11 +92,12 @@ def by_model(model: str, found: Sequence[Found]) -> dict[str, Any]:
 
 
 def main() -> None:
-    kept, (folder, seconds) = Kept.of(CLAIM.id), second()
+    kept, made = Kept.of(CLAIM.id), second()
     found = {
-        name: by_seed(kept, CLAIM.setting, seen, MENU, model=model) for name, model in {"demo": "demo", "second model": str(folder)}.items()
+        name: by_seed(kept, CLAIM.setting, seen, MENU, model=model)
+        for name, model in {"demo": "demo", "second model": str(made.folder)}.items()
     }
-    kept.seconds += seconds
+    kept.seconds += made.seconds
     gains = [statistics.mean(each) for each in zip(*map(saved, found.values()))]
     figures = {key: value for name, seeds in found.items() for key, value in by_model(name, seeds).items()}
     rows = [row(name, [outcomes[name] for outcomes, _ in found["demo"]]) for name in PAIRS]

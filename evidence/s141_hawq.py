@@ -7,8 +7,8 @@ and nothing is tuned. Eigenvalues come from six power iterations on 32 tokens, s
 
 from __future__ import annotations
 
-from allocation import compare, show
-from common import Claim, Setting
+from allocation import compare
+from common import Claim, Setting, show
 from modicum.allocate import ALLOCATORS
 
 CLAIM = Claim(

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import statistics
 
-from allocation import KEPT, WIDTH, Found, Scene, by_seed, compared, joined, pearson, show, told
-from common import Claim, Setting
+from allocation import KEPT, WIDTH, Found, Scene, by_seed, compared, joined, pearson, told
+from common import Claim, Setting, show
 from kept import Kept
 from modicum.allocate import ALLOCATORS
 from modicum.allocate.random import spread

@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from allocation import Outcome, Scene, hypervolume, result, row, show
-from common import Claim, Setting
+from allocation import Outcome, Scene, hypervolume, row
+from common import Claim, Setting, result, show
 from kept import Kept
 from modicum.allocate._family import Judge
 from modicum.allocate.nsga2 import FIRST, ROUND, front

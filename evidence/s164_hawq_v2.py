@@ -14,13 +14,13 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from allocation import WIDTH, Found, Outcome, Scene, by_seed, no_larger, result, row, show
-from common import Claim, Setting, verdict
+from allocation import WIDTH, Found, Outcome, Scene, by_seed, no_larger, row
+from common import Claim, Setting, result, show, verdict
 from kept import Kept
 from modicum.allocate import ALLOCATORS
 from modicum.core.plan import Limits
 from modicum.numerics.interval import interval
-from second import second
+from scenes.second import second
 
 BUDGETS = (2.25, 2.5, 3.0, 3.5, 4.0)
 CLAIM = Claim(
@@ -91,13 +91,13 @@ def rows(found: Sequence[Found], names: Sequence[str], bits: float) -> list[dict
 
 
 def main() -> None:
-    kept, (folder, seconds) = Kept.of(CLAIM.id), second()
-    found = {model: by_seed(kept, CLAIM.setting, seen, curved=True, model=model) for model in ("demo", str(folder))}
-    kept.seconds += seconds
+    kept, made = Kept.of(CLAIM.id), second()
+    found = {model: by_seed(kept, CLAIM.setting, seen, curved=True, model=model) for model in ("demo", str(made.folder))}
+    kept.seconds += made.seconds
     gains = {name: [statistics.mean(each) for each in zip(*(ratios(seeds, name) for seeds in found.values()))] for name in NAMES[1:]}
     best, *others = sorted(NAMES[1:], key=lambda name: statistics.mean(gains[name]))
     within = all(no_larger(CLAIM, rows(seeds, (NAMES[0], best), bits)) for seeds in found.values() for bits in BUDGETS)
-    figures = {"seconds of training the second model": seconds}
+    figures = {"seconds of training the second model": made.seconds}
     for model, seeds in found.items():
         figures |= by_model("demo" if model == "demo" else "second model", seeds, best)
     conditions = {"no more bytes than allowed at any budget": within}

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 
 from scipy.stats import spearmanr
 
-from allocation import Found, Scene, by_seed, joined, result, row, show
-from common import Claim, Setting
+from allocation import Found, Scene, by_seed, joined, row
+from common import Claim, Setting, result, show
 from kept import Kept
 from modicum.allocate.integer_program import integer_program
 from modicum.allocate.proxies import Expression, Proxy, evolve

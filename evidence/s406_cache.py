@@ -19,8 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from allocation import result, show
-from common import Claim, Setting
+from common import Claim, Setting, result, show
 from kept import Kept
 from modicum.allocate._cache import Cached
 from modicum.core.plan import Picks

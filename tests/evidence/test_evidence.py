@@ -1,4 +1,5 @@
 import ast
+import importlib
 import importlib.util
 import json
 import re
@@ -77,11 +78,13 @@ def test_every_script_has_one_result_and_every_result_a_script():
 @pytest.mark.parametrize("row", RESULTS, ids=lambda row: row["id"])
 def test_a_result_has_its_fields_and_follows_from_its_own_numbers(row):
     assert {"id", "claim", "setting", "measured", "baseline", "holds", "seconds", "margin", "metric", "seeds"} <= set(row)
-    searched = not row["setting"]["test_samples"]
+    own = not row["setting"]["test_samples"]
     for option in (row["measured"], row["baseline"], *row["others"]):
-        assert {"best loss", "training steps"} <= set(option) if searched else {"log_perplexity", "kl", "bytes"} <= set(option)
+        assert len(option) > 1
+        assert set(option) == set(row["measured"]) if own else {"log_perplexity", "kl", "bytes"} <= set(option)
         assert all(len(values) == len(row["seeds"]) for key, values in option.items() if key != "option")
-    if not searched:
+    assert "gains" in row or not own
+    if not own:
         assert row["measured"]["log_perplexity_original"] == row["baseline"]["log_perplexity_original"]
     if "gains" in row:
         assert row["difference"] == common.verdict(row["gains"], row["margin"])
@@ -131,7 +134,8 @@ def test_an_unknown_id_is_refused_with_the_known_ones():
 
 
 def test_the_page_adds_up_what_all_rows_take_and_that_is_hours_less_than_four():
-    seconds = sum(row["seconds"] for row in RESULTS)
+    scenes = {name: seconds for row in RESULTS for name, seconds in row.get("scenes", {}).items()}
+    seconds = sum(row["seconds"] for row in RESULTS) + sum(scenes.values())
 
     assert f"Together they take {seconds:,.0f} seconds of one processor" in run.page(RESULTS)
     assert seconds < 4 * 3600
@@ -203,12 +207,44 @@ def test_the_seconds_of_a_step_are_those_of_the_process_that_did_it(kept):
     assert again.seconds == before.seconds > 0
 
 
-def test_steps_of_other_code_are_not_taken_over(kept, monkeypatch, capsys):
+def test_a_step_is_done_again_where_a_file_that_it_loaded_is_another(kept, monkeypatch, capsys):
     kept.of("S301")("step", lambda: 1)
-    monkeypatch.setattr(sys.modules["kept"], "code", lambda name: "changed")
+    assert kept.of("S301")("step", lambda: pytest.fail("done twice")) == 1
 
+    now = sys.modules["kept"].code()
+    (used,) = [
+        path for path in json.loads(next(sys.modules["kept"].STEPS.glob("S301/*.json")).read_text())["code"] if path.endswith("unit.py")
+    ]
+    monkeypatch.setattr(sys.modules["kept"], "code", lambda: now | {"src/modicum/train/loop.py": "of no step here"})
+    assert kept.of("S301")("step", lambda: pytest.fail("done twice")) == 1
+    monkeypatch.setattr(sys.modules["kept"], "code", lambda: now | {used: "another"})
     assert kept.of("S301")("step", lambda: 2) == 2
-    assert capsys.readouterr().err == "S301: steps of other code are deleted\n"
+    assert capsys.readouterr().err == f"S301: step is done again, since {used} is another\n"
+
+
+def test_a_scene_is_made_once_for_each_setting_and_again_where_its_recipe_is_another(kept, monkeypatch, tmp_path):
+    (tmp_path / "recipes.py").write_text(
+        "def given(folder, seed=0):\n    (folder / 'it').write_text(str(seed))\n    return {'seed': seed}\n"
+    )
+    for name in ("scenes", "recipes"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(tmp_path))
+        patch.syspath_prepend(str(EVIDENCE))
+        given, scene = (getattr(importlib.import_module(module), name) for module, name in (("recipes", "given"), ("scenes", "scene")))
+    for name in ("scenes", "recipes"):
+        monkeypatch.delitem(sys.modules, name)
+    made, calls = scene()(given), []
+    monkeypatch.setattr(made, "make", lambda folder, **settings: calls.append(settings) or given(folder, **settings))
+    monkeypatch.setattr(type(made), "recipe", "one")
+
+    first, again, other = made(seed=1), made(seed=1), made(seed=2)
+    assert (first, calls) == (again, [{"seed": 1}, {"seed": 2}])
+    assert [(each.folder / "it").read_text() for each in (first, other)] == ["1", "2"]
+    assert set(sys.modules["kept"].SCENES.used) >= {"given seed=1", "given seed=2"}
+    monkeypatch.setattr(type(made), "recipe", "two")
+    assert made(seed=1).folder != first.folder
+    assert len(calls) == 3
 
 
 def test_scenes_of_seeds_that_are_finished_are_not_measured_again(allocation, kept, monkeypatch):

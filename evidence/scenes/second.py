@@ -5,15 +5,14 @@ Parallel attention and MLP, layer norms and biases (GPT-NeoX), a twelfth of the 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import sys
-import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from kept import HERE, STEPS
+from kept import HERE
+from scenes import scene
 
 sys.path.insert(0, str(HERE.parent / "scripts" / "demo"))
 
@@ -21,15 +20,10 @@ sys.path.insert(0, str(HERE.parent / "scripts" / "demo"))
 _SHARE, _TOKENS, _BATCH, _STEPS, _WARM, _RATE = 16, 128, 8, 300, 30, 3e-3
 
 
-def second() -> tuple[Path, float]:
-    """Its folder, and the seconds that its training took, now or whenever it was."""
-    folder = STEPS / f"model-{hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]}" / "second"
-    said = folder / "trained.json"
-    if not said.exists():
-        start = time.process_time()
-        loss = train(folder)
-        said.write_text(json.dumps({"seconds": time.process_time() - start, "loss": loss}), encoding="utf-8")
-    return folder, json.loads(said.read_text(encoding="utf-8"))["seconds"]
+@scene()
+def second(folder: Path) -> dict[str, Any]:
+    """A folder that opens as any checkpoint; the loss is that of the last steps."""
+    return {"loss": train(folder)}
 
 
 def train(folder: Path) -> float:
