@@ -11,6 +11,7 @@ from modicum.core.parametrization import Parametrization, Start, State, Step
 from modicum.delta import Delta
 from modicum.forms import Base, Dense, restore
 from modicum.forms.form import Form
+from modicum.train.scoring import scored
 from modicum.train.trained import trained
 
 # What each setting is tried with, where a method has it: small enough for small weights.
@@ -99,6 +100,7 @@ def test_what_is_trained_learns(method):
     x, y = torch.randn(64, 8, generator=draw), torch.randint(3, (64,), generator=draw)
     before, answer = copy.deepcopy(model.state_dict()), model(x).detach()
     with trained(model, str(method), total=60) as t:
+        scored(t, lambda: nn.functional.cross_entropy(model(x), y))
         optimizer = torch.optim.Adam(t.parameters(), lr=0.02)
         losses = []
         for _ in range(60):

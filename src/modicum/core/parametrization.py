@@ -97,6 +97,8 @@ class Parametrization(Method):
     relative: ClassVar[bool] = True
     # Whether what ``begin`` gives is the base to the bit where it is relative; a reflection, say, never is.
     begins_at_base: ClassVar[bool] = True
+    # Whether a model that is trained from the start begins with numbers that the method draws, not with those that the model was made with.
+    draws: ClassVar[bool] = False
 
     def common(self, shapes: Mapping[str, tuple[int, int]], chance: torch.Generator, seed: int) -> State | None:
         """Tensors that all units share, stored once; their names are of no unit's own.
@@ -112,6 +114,11 @@ class Parametrization(Method):
     def weight(self, base: torch.Tensor | None, state: State, step: Step) -> torch.Tensor:
         """The definition: the weight (rows, columns), float32, differentiable in what is trained and in ``base``."""
         raise NotImplementedError
+
+    @property
+    def looks(self) -> int:
+        """Passes over data before the first update, after each of which ``revise`` sees gradients; their steps are numbered up to 0."""
+        return 0
 
     @property
     def treats_inputs(self) -> bool:

@@ -1,7 +1,9 @@
 """Weights that are trained within what can be stored small: masks, grids, factors."""
 
 from modicum.restrict.bitnet import Bitnet
+from modicum.restrict.dense import Dense
 from modicum.restrict.rigl import Rigl
 from modicum.restrict.sltrain import Sltrain
+from modicum.restrict.snip import Snip
 
-__all__ = ["Bitnet", "Rigl", "Sltrain"]
+__all__ = ["Bitnet", "Dense", "Rigl", "Sltrain", "Snip"]

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
+from typing_extensions import override
 
-from modicum.core.parametrization import Parametrization, Start
+from modicum.core.errors import SettingError
+from modicum.core.parametrization import Parametrization, Revision, Start, State, Step
+from modicum.core.settings import param
+from modicum.forms import Masked
+
+if TYPE_CHECKING:
+    from modicum.forms import Form
+
+Shapes = Mapping[str, tuple[int, int]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,6 +26,166 @@ class Restriction(Parametrization):
     """Takes the weight's place; ``begin`` starts from the weight where there is one, else from random numbers."""
 
     relative: ClassVar[bool] = False
+
+    def outlines(self, shapes: Shapes) -> dict[str, Form]:
+        """What weights of these shapes end as, in kind and in bytes; their values mean nothing. Raises ``SettingError``."""
+        chance, common = torch.Generator().manual_seed(0), self.common(shapes, torch.Generator().manual_seed(0), 0)
+        begun = {unit: self.begin(Start(unit, shape, None, chance, 0, None, common)) for unit, shape in shapes.items()}
+        with torch.no_grad():
+            return {unit: self.form(state) for unit, state in begun.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sparsity(Restriction):
+    """A sparse weight: ``values`` (entries,) at ``places`` (entries,) of the matrix, row by row; the rest is zero."""
+
+    keep: float = param(0.1, "share of all weights that is kept", between=(1e-6, 1.0), dial=True)
+    layers: str = param("erk", "how the share is divided over layers", choices=("uniform", "erk"))
+
+    @override
+    def common(self, shapes: Shapes, chance: torch.Generator, seed: int) -> State | None:
+        """How many entries each weight has."""
+        counts = divided(self.keep, shapes, self.layers)
+        return State({}, {f"entries of {unit}": torch.tensor(count) for unit, count in counts.items()})
+
+    def entries(self, state: State, unit: str) -> int:
+        """How many entries a unit has in the end."""
+        return int(state[f"entries of {unit}"])
+
+    @override
+    def begin(self, start: Start) -> State:
+        """Random places, with the entries that the weight has there."""
+        assert start.common is not None
+        count, dense = self.entries(start.common, start.unit), beginning(start)
+        places = torch.randperm(math.prod(start.shape), generator=start.chance)[:count].sort().values
+        return sparse(dense, places, start.common)
+
+    @override
+    def weight(self, base: torch.Tensor | None, state: State, step: Step) -> torch.Tensor:
+        """The values at their places."""
+        rows, columns = state["shape"].tolist()
+        flat = state["values"].new_zeros(rows * columns).index_copy(0, state["places"], state["values"])
+        return flat.reshape(rows, columns)
+
+    @override
+    def form(self, state: State) -> Form:
+        """A mask and what it keeps."""
+        rows, columns = state["shape"].tolist()
+        mask = torch.zeros(rows * columns, dtype=torch.bool).index_fill(0, state["places"].cpu(), True)
+        return Masked(state["values"], mask.reshape(rows, columns))
+
+    @override
+    def outlines(self, shapes: Shapes) -> dict[str, Form]:
+        """As many entries as are there in the end."""
+        common = self.common(shapes, torch.Generator(), 0)
+        assert common is not None
+        found: dict[str, Form] = {}
+        for unit, (rows, columns) in shapes.items():
+            count = self.entries(common, unit)
+            found[unit] = Masked(torch.zeros(count), (torch.arange(rows * columns) < count).reshape(rows, columns))
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored(Sparsity):
+    """A sparse weight whose places are chosen once, before training, by a score of every entry; a file says ``scores``."""
+
+    layers: str = param("global", "how the share is divided over layers", choices=("global", "uniform", "erk"))
+
+    @property
+    def looks(self) -> int:
+        """One pass."""
+        return 1
+
+    @override
+    def begin(self, start: Start) -> State:
+        """All places, until they are chosen."""
+        return sparse(beginning(start), torch.arange(math.prod(start.shape)), start.common)
+
+    @override
+    def watches(self, step: Step) -> bool:
+        """In the passes before training."""
+        return 1 - self.looks <= step.number <= 0
+
+    def scores(self, state: State, gradient: torch.Tensor) -> torch.Tensor:
+        """Of each entry (rows, columns) of a weight, of which the largest stay; ``gradient`` is of the last pass."""
+        raise NotImplementedError
+
+    def chosen(self, state: State, places: torch.Tensor) -> State:
+        """The state with these places alone."""
+        return kept(state, places)
+
+    @override
+    def revise(self, states: Mapping[str, State], gradients: Mapping[str, torch.Tensor], budget: int, step: Step) -> Revision | None:
+        """Before the first update all but the highest scores go. Raises ``SettingError`` where nobody looked."""
+        if step.number > 0 and (whole := [unit for unit, state in states.items() if self._whole(state, unit)]):
+            raise SettingError(
+                f"{self.key().split('/')[1]}: must see gradients before it is trained, has not at {whole[0]}. Call scored first."
+            )
+        if step.number != 0 or not gradients:
+            return None
+        scores = {unit: self.scores(states[unit], gradients[unit]).reshape(-1) for unit in gradients}
+        places = highest(scores, {unit: self.entries(states[unit], unit) for unit in scores}, together=self.layers == "global")
+        return Revision({unit: self.chosen(states[unit], places[unit]) for unit in scores})
+
+    def _whole(self, state: State, unit: str) -> bool:
+        """Whether nothing was chosen of a unit yet, where something must be."""
+        return len(state["values"]) == math.prod(state["shape"].tolist()) and self.keep < 1 and "values" in state.trained
+
+
+def sparse(dense: torch.Tensor, places: torch.Tensor, common: State | None) -> State:
+    """The state that has the entries of ``dense`` (rows, columns) at ``places`` of it, row by row."""
+    return State({"values": dense.reshape(-1)[places]}, {"places": places, "shape": torch.tensor(dense.shape)}, common)
+
+
+def kept(state: State, places: torch.Tensor) -> State:
+    """A sparse state with some of its places, by their places in the matrix."""
+    inside = torch.searchsorted(state["places"], places)
+    return state.having({"values": state["values"].detach()[inside]}, {"places": places})
+
+
+def highest(scores: Mapping[str, torch.Tensor], counts: Mapping[str, int], *, together: bool) -> dict[str, torch.Tensor]:
+    """Places of the highest scores, ascending: as many as ``counts`` says of each unit, or ``together`` as many as it says of all."""
+    if not together:
+        return {unit: score.argsort(descending=True, stable=True)[: counts[unit]].sort().values for unit, score in scores.items()}
+    order = torch.cat(list(scores.values())).argsort(descending=True, stable=True)[: sum(counts.values())].sort().values
+    found, begin = {}, 0
+    for unit, score in scores.items():
+        found[unit] = order[(order >= begin) & (order < begin + len(score))] - begin
+        begin += len(score)
+    return found
+
+
+def divided(keep: float, shapes: Shapes, layers: str) -> dict[str, int]:
+    """Entries of each weight, ``keep`` of all to the entry: the same share of each, or in proportion to (rows + columns) / (rows · columns).
+
+    Raises ``SettingError`` where that leaves fewer than one to a row.
+    """
+    sizes = {unit: math.prod(shape) for unit, shape in shapes.items()}
+    wanted = {unit: keep * size for unit, size in sizes.items()} if layers != "erk" else _erdos_renyi(keep, shapes)
+    counts = {unit: math.floor(each) for unit, each in wanted.items()}
+    spare = round(keep * sum(sizes.values())) - sum(counts.values())
+    for unit in sorted(wanted, key=lambda unit: (counts[unit] - wanted[unit], unit))[:spare]:
+        counts[unit] += 1
+    if few := [unit for unit, (rows, _) in shapes.items() if counts[unit] < rows]:
+        rows = shapes[few[0]][0]
+        raise SettingError(
+            f"keep: must leave at least one weight per row, leaves {counts[few[0]]} in the {rows} rows of {few[0]}. Raise it."
+        )
+    return counts
+
+
+def _erdos_renyi(keep: float, shapes: Shapes) -> dict[str, float]:
+    """Those whose density would be above one are whole."""
+    wanted, whole = keep * sum(map(math.prod, shapes.values())), set[str]()
+    while True:
+        rest = {unit: shape for unit, shape in shapes.items() if unit not in whole}
+        left = wanted - sum(math.prod(shapes[unit]) for unit in whole)
+        factor = max(0.0, left) / max(1, sum(sum(shape) for shape in rest.values()))
+        beyond = {unit for unit, shape in rest.items() if factor * sum(shape) >= math.prod(shape)}
+        if not beyond:
+            return {unit: math.prod(shape) if unit in whole else factor * sum(shape) for unit, shape in shapes.items()}
+        whole |= beyond
 
 
 def beginning(start: Start) -> torch.Tensor:

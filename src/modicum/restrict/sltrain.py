@@ -50,6 +50,8 @@ class Sltrain(Restriction):
         authors="Andi Han and Jiaxiang Li and Wei Huang and Mingyi Hong and Akiko Takeda and Pratik Jawanpuria and Bamdev Mishra",
     )
 
+    draws: ClassVar[bool] = True
+
     rank: int = param(8, "inner size of the low-rank part", between=(1, 65536), dial=True)
     keep: float = param(0.03, "share of entries that the sparse part has", between=(0.0, 1.0), dial=True)
     alpha: float = param(16.0, "strength: the product is multiplied by alpha / rank", between=(1e-6, 1e6))

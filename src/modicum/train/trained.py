@@ -75,8 +75,9 @@ class Trained:
     ) -> Place:
         seed = seed_of(self.seed, unit.name)
         beneath = form or Dense(unit.matrix(self.module.get_parameter(unit.parameter).detach()))
+        weight = None if scratch and method.draws else beneath.dense().float()
         start = Start(
-            unit=unit.name, shape=unit.shape, weight=None if scratch else beneath.dense().float(), seed=seed, stats=stats, common=common,
+            unit=unit.name, shape=unit.shape, weight=weight, seed=seed, stats=stats, common=common,
             chance=torch.Generator().manual_seed(seed), base=Base(unit.shape, beneath.dtype, unit.name),
         )  # fmt: skip
         return Place(unit, method, beneath if method.relative else None, _leaves(method.begin(start)))

@@ -1,0 +1,94 @@
+"""What every method that trains a sparse weight is held to: its density, and the naive twin with dense tensors and explicit masks."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from modicum.core.method import registry
+from modicum.restrict._family import Sparsity
+from modicum.train.scoring import scored
+from modicum.train.trained import trained
+
+KEEP, STEPS = 0.4, 12
+TRIED = {"keep": KEEP, "every": 2}
+
+
+def methods(but=()):
+    for key, cls in registry().items():
+        if issubclass(cls, Sparsity) and key.split("/")[1] not in but:
+            yield pytest.param(cls(**{name: value for name, value in TRIED.items() if name in cls.__dataclass_fields__}), id=key)
+
+
+def problem():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(10, 12, bias=False), nn.Tanh(), nn.Linear(12, 4, bias=False))
+    return model, torch.randn(32, 10), torch.randn(32, 4)
+
+
+def masks(t):
+    return {name: place.method.form(place.state).mask for name, place in t.places.items()}
+
+
+@pytest.mark.parametrize("method", list(methods()))
+def test_the_density_is_met_to_the_entry(method):
+    """In the end, and what a budget is told of it beforehand are the same."""
+    model, x, y = problem()
+    with trained(model, str(method), total=STEPS, scratch=True) as t:
+        run(model, t, x, y)
+        forms = t.forms()
+    shapes = {name: form.shape for name, form in forms.items()}
+    assert sum(form.values for form in forms.values()) == round(KEEP * (10 * 12 + 12 * 4))
+    assert sum(form.nbytes for form in method.outlines(shapes).values()) == sum(form.nbytes for form in forms.values())
+
+
+@pytest.mark.parametrize("method", list(methods()))
+def test_equal_seeds_give_equal_bits(method):
+    found = []
+    for _ in range(2):
+        model, x, y = problem()
+        with trained(model, str(method), total=STEPS, seed=3, scratch=True) as t:
+            run(model, t, x, y)
+            found.append([t.weight(name).detach() for name in t.places])
+    assert all(torch.equal(one, two) for one, two in zip(*found))
+
+
+@pytest.mark.parametrize("method", list(methods(but=())))
+def test_every_step_is_that_of_a_dense_twin_with_a_mask(method):
+    """An entry that goes, or comes, has no value and no momentum; the others are the twin's to the last bit."""
+    model, x, y = problem()
+    plain = copy.deepcopy(model)
+    with trained(model, str(method), total=STEPS) as t:
+        scored(t, lambda: (model(x) - y).square().mean())
+        mask = masks(t)
+        for name in mask:
+            plain.get_parameter(name).data = t.weight(name).detach().clone()
+        mine = torch.optim.SGD(t.parameters(), lr=0.1, momentum=0.9)
+        twin = torch.optim.SGD(plain.parameters(), lr=0.1, momentum=0.9)
+        for number in range(STEPS):
+            for module, optimizer in ((model, mine), (plain, twin)):
+                optimizer.zero_grad()
+                (module(x) - y).square().mean().backward()
+                if module is plain:
+                    for name in mask:
+                        plain.get_parameter(name).grad *= mask[name]
+                optimizer.step()
+            t.revise(mine)
+            new = masks(t)
+            for name, old in mask.items():
+                stays = old & new[name]
+                plain.get_parameter(name).data *= stays
+                twin.state[plain.get_parameter(name)]["momentum_buffer"] *= stays
+                assert torch.equal(t.weight(name), plain.get_parameter(name)), (name, number)
+            mask = new
+
+
+def run(model, t, x, y):
+    scored(t, lambda: (model(x) - y).square().mean())
+    optimizer = torch.optim.Adam(t.parameters(), lr=0.02)
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        (model(x) - y).square().mean().backward()
+        optimizer.step()
+        t.revise(optimizer)
