@@ -43,7 +43,7 @@ from modicum.data import read_documents
 from modicum.data.answers import from_answers
 from modicum.data.captions import captions
 from modicum.data.media import from_files
-from modicum.delta import Delta
+from modicum.delta import Beside, Delta
 from modicum.delta.applying import apply, base_weights, displaced, read_record
 from modicum.delta.delta import leaves
 from modicum.delta.peft import from_peft, to_peft
@@ -349,7 +349,8 @@ def _changed(folder):
     forms[names[5]] = Blend((leaf, Reflected(leaf, torch.randn(2, leaf.shape[0] // 2, generator=draw))), (0.5,))
     forms[names[5]] = Sum((forms[names[5]], Shared("both", leaf.shape, torch.float32)))
     shared["both"] = torch.randn(leaf.shape, generator=draw)
-    Delta(forms, shared, "a model").save(folder)
+    beside = Beside("", "prompt tokens=2", {"rows": torch.randn(2, 8, generator=draw)}, "0" * 64)
+    Delta(forms, shared, "a model", asides=(beside,)).save(folder)
 
 
 def _adapter(folder):
@@ -384,7 +385,7 @@ def _applied(folder):
     with tempfile.TemporaryDirectory() as place:
         _checkpoint(Path(place) / "base")
         _changed(Path(place) / "delta")
-        whole = Delta.load(Path(place) / "delta")
+        whole = Delta.load(Path(place) / "delta").without_asides()
         shutil.rmtree(folder, ignore_errors=True)
         apply(Path(place) / "base", [whole], folder)
 

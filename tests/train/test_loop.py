@@ -63,7 +63,18 @@ class Killed(Quiet):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("option", ["lora rank=2", "rigl keep=0.5 every=2", "vera rank=4"])
+@pytest.mark.parametrize(
+    "option",
+    [
+        "lora rank=2",
+        "rigl keep=0.5 every=2",
+        "vera rank=4",
+        "adalora rank=1 first=2 every=1 warmup=0",
+        "full | lisa layers=1 every=2",
+        "lora rank=2 | mezo",
+        "prompt tokens=2",
+    ],
+)
 def test_what_was_killed_goes_on_to_the_last_bit(tmp_path, option):
     loop = Loop(steps=7, batch=3, every=2, rate=0.01)
     wanted, last = learnt(sequences(), loop, option)

@@ -3,19 +3,26 @@
 from modicum.adapt.adalora import Adalora
 from modicum.adapt.apet import Apet
 from modicum.adapt.bone import Bone
+from modicum.adapt.bottleneck import Bottleneck
 from modicum.adapt.compacter import Compacter
 from modicum.adapt.dora import Dora
+from modicum.adapt.dpt import Dpt
 from modicum.adapt.dsee import Dsee
 from modicum.adapt.ether import Ether
 from modicum.adapt.fish import Fish
 from modicum.adapt.full import Full
 from modicum.adapt.ia3 import Ia3
+from modicum.adapt.lisa import Lisa
 from modicum.adapt.lora import Lora
+from modicum.adapt.mezo import Mezo
 from modicum.adapt.pissa import Pissa
+from modicum.adapt.prefix import Prefix
+from modicum.adapt.prompt import Prompt
 from modicum.adapt.rslora import Rslora
 from modicum.adapt.sara import Sara
 from modicum.adapt.shift import Shift
 from modicum.adapt.sorsa import Sorsa
+from modicum.adapt.telly import Telly
 from modicum.adapt.topk import Topk
 from modicum.adapt.vera import Vera
 from modicum.core.verbs import as_verb
@@ -24,19 +31,26 @@ __all__ = [
     "Adalora",
     "Apet",
     "Bone",
+    "Bottleneck",
     "Compacter",
     "Dora",
+    "Dpt",
     "Dsee",
     "Ether",
     "Fish",
     "Full",
     "Ia3",
+    "Lisa",
     "Lora",
+    "Mezo",
     "Pissa",
+    "Prefix",
+    "Prompt",
     "Rslora",
     "Sara",
     "Shift",
     "Sorsa",
+    "Telly",
     "Topk",
     "Vera",
 ]

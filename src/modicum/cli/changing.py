@@ -153,5 +153,7 @@ def show(path: str, base: str | None, quiet: bool, as_json: bool) -> None:
         return
     names = ["weight", "form", "bytes", *(["norm", "of the weight", "half of it in"] if base else [])]
     told = lambda row: (row["weight"], row["form"], f"{row['bytes']:,}")
-    sizes = lambda row: (f"{row['norm']:.4g}", f"{row['relative']:.2%}", f"{row['half']} directions") if base else ()
+    sizes = lambda row: (
+        (f"{row['norm']:.4g}", f"{row['relative']:.2%}", f"{row['half']} directions") if base and "norm" in row else ("",) * 3 * bool(base)
+    )
     print_table(names, ((*told(row), *sizes(row)) for row in rows))

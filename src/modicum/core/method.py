@@ -139,6 +139,16 @@ class Method:
         raise NotImplementedError
 
 
+@dataclass(frozen=True, kw_only=True)
+class Trainable(Method):
+    """A method that is a part of training: what is trained, what of it when, beside what, or by which gradient."""
+
+    def apply(self, site: Site, stats: Mapping[str, Stats], current: Mapping[str, Form]) -> Change:
+        """Trained steps make nothing without training. Raises ``SettingError``."""
+        require_untrained(self.key())
+        return Change()
+
+
 @cache
 def registry() -> dict[str, type[Method]]:
     """Every method by key, found by walking the family folders: a new file is enough."""

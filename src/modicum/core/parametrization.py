@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from modicum.core.method import Change, Method, require_untrained
-from modicum.core.unit import Site, Stats
+from modicum.core.method import Trainable
+from modicum.core.unit import Stats
 
 if TYPE_CHECKING:
     import torch
@@ -84,7 +84,7 @@ class Revision:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parametrization(Method):
+class Parametrization(Trainable):
     """Makes the weight of a unit from a state: most functions have a default, and all are pure.
 
     A file writes ``begin``, ``weight`` and ``form``, and of the rest what differs. Matrices are (rows, columns) = outputs × inputs in
@@ -152,8 +152,3 @@ class Parametrization(Method):
         there may be over all units.
         """
         return None
-
-    def apply(self, site: Site, stats: Mapping[str, Stats], current: Mapping[str, Form]) -> Change:
-        """Trained steps make nothing without training. Raises ``SettingError``."""
-        require_untrained(self.key())
-        return Change()

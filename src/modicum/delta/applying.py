@@ -56,6 +56,10 @@ def apply(
     if not deltas:
         raise SettingError("apply: at least one delta must be named, none is.")
     directory, out = locate(base), Path(out)
+    for aside in (aside for delta in deltas for aside in delta.asides):
+        raise ModelError(
+            f"{aside.method}: is computed beside the weights and cannot be merged into a checkpoint. Use it as modicum.changed(model, delta)."
+        )
     total = sum(deltas[1:], deltas[0]).scaled(scale)
     with writing(out, [directory], overwrite) as made:
         _copied(directory, made)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from modicum.core.files import read_json, write_json
 from modicum.core.tensorfile import TensorFile
 from modicum.core.tensorformat import raw_bytes
 from modicum.core.tensorwriter import TensorWriter
+from modicum.delta.beside import Beside, restored
 from modicum.forms import Base, Blend, Dense, Form, LowRank, Sparse, Sum, Within, restore
 from modicum.numerics.svd import truncated
 
@@ -35,6 +36,7 @@ class Delta:
     """A change to a model: ``forms`` by the name of the unit that they change, each a tree on a ``Base`` leaf, or without one a new weight.
 
     ``shared`` are tensors that several forms have in common. ``base`` names the model in words; each leaf knows the hash of its own weight.
+    ``asides`` are what no weight can hold, prompts and added modules: they are computed where they stand, and neither scaled nor merged.
     Scaling and adding act on what is changed, weight minus base, for forms that multiply as for those that add, and without cross terms.
     """
 
@@ -42,11 +44,16 @@ class Delta:
     shared: Mapping[str, torch.Tensor] = field(default_factory=dict)
     base: str = ""
     notes: tuple[str, ...] = ()
+    asides: tuple[Beside, ...] = ()
 
     @property
     def nbytes(self) -> int:
         """Exact bytes of what is stored; shared tensors once."""
-        return sum(form.nbytes for form in self.forms.values()) + sum(tensor.nbytes for tensor in self.shared.values())
+        return sum(part.nbytes for stored in (self.forms.values(), self.shared.values(), self.asides) for part in stored)
+
+    def without_asides(self) -> Delta:
+        """What weights can hold of it."""
+        return replace(self, asides=())
 
     def weight(self, name: str, base: torch.Tensor) -> torch.Tensor:
         """The unit's weight (rows, columns) on ``base``, in its dtype, rounded once.
@@ -75,8 +82,15 @@ class Delta:
         return self._mapped(lambda name, form: form.on(_stamp(name, weights(name)), None), base=base or self.base)
 
     def scaled(self, factor: float) -> Delta:
-        """What it changes, times ``factor``: 0 gives the base, 1 what it was."""
-        return self if factor == 1 else self._mapped(lambda name, form: Blend((_leaf(name, form), form), (float(factor),)))
+        """What it changes, times ``factor``: 0 gives the base, 1 what it was. Raises ``ModelError`` where something stands beside the weights."""
+        if factor == 1:
+            return self
+        self._require_weights("scaled")
+        return self._mapped(lambda name, form: Blend((_leaf(name, form), form), (float(factor),)))
+
+    def _require_weights(self, what: str) -> None:
+        if self.asides:
+            raise ModelError(f"delta: {self.asides[0].method} is computed beside the weights, and cannot be {what}. Take the rest alone.")
 
     __rmul__ = __mul__ = scaled
 
@@ -93,7 +107,10 @@ class Delta:
             if one.shape != two.shape or (one.digest and two.digest and one.digest != two.digest):
                 raise ModelError(f"{name}: both deltas must be made on one base, were made on two. Add what belongs together.")
             forms[name] = Blend((one, *_steps(forms[name]), *_steps(form)), (*_weights(forms[name]), *_weights(form)))
-        return Delta(forms, {**self.shared, **other.shared}, self.base or other.base, (*self.notes, *other.notes))
+        if both := {each.place for each in self.asides} & {each.place for each in other.asides}:
+            raise ModelError(f"delta: both have something beside {quoted(min(both) or 'the whole model')}. Use one of them.")
+        asides = (*self.asides, *other.asides)
+        return Delta(forms, {**self.shared, **other.shared}, self.base or other.base, (*self.notes, *other.notes), asides)
 
     def ranked(self, rank: int, weights: Weights) -> Delta:
         """Each change as its nearest product of that rank; for an adapter of what was fine-tuned in full."""
@@ -145,12 +162,13 @@ class Delta:
         folder.mkdir(parents=True, exist_ok=True)
         parts = {f"{name}/{part}": tensor for name, form in self.forms.items() for part, tensor in form.tensors().items()}
         parts |= {f"shared/{name}": tensor for name, tensor in self.shared.items()}
+        parts |= {f"aside {at}/{name}": tensor for at, each in enumerate(self.asides) for name, tensor in each.tensors.items()}
         with TensorWriter(folder / _TENSORS, {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in parts.items()}) as writer:
             for name, tensor in parts.items():
                 writer.write(name, tensor)
         forms = {name: form.describe() for name, form in self.forms.items()}
         body = {"format": _FORMAT, "version": _VERSION, "base": self.base, "shared": sorted(self.shared), "notes": list(self.notes)}
-        write_json(folder / _BODY, {**body, "forms": forms})
+        write_json(folder / _BODY, {**body, "forms": forms, "asides": [each.describe() for each in self.asides]})
 
     @classmethod
     def load(cls, directory: str | Path) -> Delta:
@@ -162,6 +180,10 @@ class Delta:
         with TensorFile(folder / _TENSORS) as file:
             waiting = set(file.entries)
             shared = {str(name): file.read(f"shared/{name}") for name in body["shared"]}
+            asides = []
+            for at, said in enumerate(body.get("asides", [])):
+                asides.append(restored(said, {str(name): file.read(f"aside {at}/{name}") for name in said["tensors"]}))
+                waiting -= {f"aside {at}/{name}" for name in said["tensors"]}
             waiting -= {f"shared/{name}" for name in shared}
             forms = {}
             for name, described in body["forms"].items():
@@ -174,11 +196,11 @@ class Delta:
                 waiting -= used
         if waiting:
             raise ModelError(f"{folder}: every tensor must belong to a form, {quoted(min(waiting))} does not. Write the delta anew.")
-        return cls(forms, shared, str(body["base"]), tuple(map(str, body["notes"])))
+        return cls(forms, shared, str(body["base"]), tuple(map(str, body["notes"])), tuple(asides))
 
     def _mapped(self, change: Callable[[str, Form], Form], **settings: Any) -> Delta:
         forms = {name: change(name, form) for name, form in self.forms.items()}
-        return Delta(forms, self.shared, settings.get("base", self.base), self.notes)
+        return Delta(forms, self.shared, settings.get("base", self.base), self.notes, self.asides)
 
     def _changed(self, weights: Weights, make: Callable[[torch.Tensor], Form]) -> Delta:
         forms = {}
@@ -252,8 +274,18 @@ def _body(path: Path) -> dict[str, Any]:
             raise ValueError(f"its version is {json.dumps(body.get('version'))}, and {_VERSION} is read here")
         if not (isinstance(body.get("shared"), list) and isinstance(body.get("notes"), list)) or "base" not in body:
             raise ValueError("it lacks what it stands on")
+        if not _are_asides(body.get("asides", [])):
+            raise ValueError("what it says of asides is incomplete")
         if not all(isinstance(described, dict) and isinstance(described.get("shape"), list) for described in body["forms"].values()):
             raise ValueError("a form has no shape")
     except (ValueError, OSError) as error:
         raise ModelError(f"{path}: must say what a delta is made of ({quoted(error)}). Write the delta anew.") from None
     return body
+
+
+def _are_asides(said: Any) -> bool:
+    words = ("place", "method", "beneath", "digest")
+    return isinstance(said, list) and all(
+        isinstance(each, dict) and isinstance(each.get("tensors"), list) and all(isinstance(each.get(word), str) for word in words)
+        for each in said
+    )

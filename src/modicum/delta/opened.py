@@ -28,9 +28,10 @@ def opened(path: Path, base: str | Path | None = None) -> Delta:
 
 def described(delta: Delta, base: str | Path | None = None) -> list[dict[str, Any]]:
     """A row for each weight: form and bytes; with a base the norm of its change, alone and relative, and how many directions have half its energy."""
-    rows = [{"weight": name, "form": _kinds(form), "bytes": form.nbytes} for name, form in delta.forms.items()]
+    rows: list[dict[str, Any]] = [{"weight": name, "form": _kinds(form), "bytes": form.nbytes} for name, form in delta.forms.items()]
+    beside = [{"weight": f"beside {each.place or 'the model'}", "form": each.method, "bytes": each.nbytes} for each in delta.asides]
     if base is None:
-        return rows
+        return rows + beside
     read = base_weights(open_model(base))
     for row, (name, made) in zip(rows, delta.on(read)):
         old = read(name).double()
@@ -38,7 +39,7 @@ def described(delta: Delta, base: str | Path | None = None) -> list[dict[str, An
         half = int((energy.cumsum(0) < 0.5 * energy.sum()).sum()) + 1
         norm = float(energy.sum().sqrt())
         row |= {"norm": norm, "relative": norm / max(float(old.norm()), 1e-300), "half": half}
-    return rows
+    return rows + beside
 
 
 def _kinds(form: Form) -> str:

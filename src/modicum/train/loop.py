@@ -71,16 +71,14 @@ def _update(
     for group in optimizer.param_groups:
         group["lr"] = loop.at(step)
     optimizer.zero_grad()
-    total, tokens = 0.0, 0
-    for part in _joined(rows, loop.together or loop.batch):
-        losses, count = objective(module, part)
-        losses.sum().backward()
-        total, tokens = total + float(losses.detach().sum()), tokens + count
-    if not tokens:
-        raise DataError("data: a batch must have a token to learn, has none. Check the labels.")
-    for parameter in trained.parameters():
-        if parameter.grad is not None:
-            parameter.grad /= tokens
+    parts = _joined(rows, loop.together or loop.batch)
+    if trained.estimator is None or trained.watched:
+        total, tokens = _summed(module, parts, objective, backward=True)
+        for parameter in trained.parameters():
+            if parameter.grad is not None:
+                parameter.grad /= tokens
+    else:
+        total, tokens = _estimated(module, trained, parts, objective, seed_of(loop.seed, f"update {step}"))
     if (penalty := trained.penalty()) is not None:
         penalty.backward()
         total += float(penalty.detach()) * tokens
@@ -93,6 +91,34 @@ def _update(
     optimizer.step()
     trained.revise(optimizer)
     return total / tokens
+
+
+def _summed(module: nn.Module, parts: Sequence[Batch], objective: Objective, *, backward: bool) -> tuple[float, int]:
+    """Loss and tokens over parts of an update. Raises ``DataError`` where there is no token."""
+    total, tokens = 0.0, 0
+    for part in parts:
+        losses, count = objective(module, part)
+        if backward:
+            losses.sum().backward()
+        total, tokens = total + float(losses.detach().sum()), tokens + count
+    if not tokens:
+        raise DataError("data: a batch must have a token to learn, has none. Check the labels.")
+    return total, tokens
+
+
+def _estimated(module: nn.Module, trained: Trained, parts: Sequence[Batch], objective: Objective, seed: int) -> tuple[float, int]:
+    """The same, with gradients per token by the plan's estimator instead of a backward pass."""
+    counted = [0]
+
+    def loss() -> float:
+        with torch.no_grad(), seeded(seed):
+            total, counted[0] = _summed(module, parts, objective, backward=False)
+        return total / counted[0]
+
+    assert trained.estimator is not None
+    moving = [parameter for parameter in trained.parameters() if parameter.requires_grad]
+    mean = trained.estimator.estimate(loss, moving, seed)
+    return mean * counted[0], counted[0]
 
 
 def _drawn(rows: Sequence[Batch], loop: Loop, step: int) -> list[Batch]:
@@ -141,8 +167,17 @@ def single(batches: Sequence[Batch]) -> list[Batch]:
 
 def _keep(trained: Trained, optimizer: torch.optim.Optimizer, folder: Path, loop: Loop, losses: list[float]) -> None:
     states = {name: (dict(place.state.trained), dict(place.state.frozen)) for name, place in trained.places.items()}
+    asides = [dict(each.state.trained) for each in trained.asides]
     common = {str(place.method): dict(place.state.common.trained) for place in trained.places.values() if place.state.common is not None}
-    body = {"format": _FORMAT, "loop": str(loop), "states": states, "common": common, "optimizer": optimizer.state_dict(), "losses": losses}
+    body = {
+        "format": _FORMAT,
+        "loop": str(loop),
+        "states": states,
+        "common": common,
+        "asides": asides,
+        "optimizer": optimizer.state_dict(),
+        "losses": losses,
+    }
     new = folder / f"{_FILE}.new"
     try:
         torch.save(body, new)
@@ -165,10 +200,13 @@ def _resumed(trained: Trained, optimizer: torch.optim.Optimizer, folder: Path | 
             place.state = replace(place.state, frozen=frozen)
             if place.state.common is not None:
                 _filled(place.state.common, body["common"][str(place.method)])
+        for each, learnt in zip(trained.asides, body["asides"], strict=True):
+            _filled(each.state, learnt)
         optimizer.load_state_dict(body["optimizer"])
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, EOFError):
         return []
     trained.step = replace(trained.step, number=len(body["losses"]))
+    trained.wake(optimizer)
     return list(body["losses"])
 
 

@@ -14,14 +14,17 @@ import torch.nn.functional as F
 from torch import nn
 
 from modicum.core.errors import ModelError
-from modicum.core.option import Option
 from modicum.core.parametrization import Parametrization, Revision, Start, State, Step
 from modicum.core.unit import Stats, Unit
-from modicum.delta import Delta
+from modicum.delta import Beside, Delta
+from modicum.delta.beside import fingerprint
 from modicum.forms import Base, Dense, Form
+from modicum.models.structure import find_blocks
+from modicum.models.weights import Weights
 from modicum.sweep.stage import seed_of
+from modicum.train.asides import Standing, attach, begun
 from modicum.train.computed import Computed
-from modicum.train.finding import planned
+from modicum.train.finding import Plan, planned
 
 _AT_HOME = "forward"
 
@@ -44,18 +47,21 @@ class Trained:
     """
 
     def __init__(
-        self, module: nn.Module, plan: str | Option | Mapping[str, str | Option], *, seed: int = 0, total: int = 1,
+        self, module: nn.Module, plan: Plan, *, seed: int = 0, total: int = 1,
         forms: Mapping[str, Form] | None = None, stats: Mapping[str, Stats] | None = None, scratch: bool = False,
     ):  # fmt: skip
         self.module, self.step, self.seed = module, Step(0, total), seed
         self.places: dict[str, Place] = {}
         self._gradients: dict[str, torch.Tensor] = {}
+        self._homes: dict[str, str] | None = None
         self._asked: dict[nn.Parameter, bool] = {}
         self._stack = ExitStack()
         chosen = planned(module, plan)
-        common = self._common(chosen)
-        for name, (unit, method) in chosen.items():
+        common = self._common(chosen.units)
+        for name, (unit, method) in chosen.units.items():
             self.places[name] = self._begun(unit, method, (forms or {}).get(name), (stats or {}).get(name), common[str(method)], scratch)
+        self.asides, self.estimator, self._schedules = begun(module, chosen.asides, seed), chosen.estimator, chosen.schedules
+        self.wake()
 
     def _common(self, chosen: Mapping[str, tuple[Unit, Parametrization]]) -> dict[str, State | None]:
         shapes: dict[str, dict[str, tuple[int, int]]] = {}
@@ -105,7 +111,8 @@ class Trained:
                 for part, tensor in state.trained.items() if state is not None else ():
                     assert isinstance(tensor, nn.Parameter)
                     found.setdefault(id(tensor), (f"{owner}: {part}", tensor))
-        return dict(found.values())
+        beside = {f"{each.owner}: {part}": tensor for each in self.asides for part, tensor in each.state.trained.items()}
+        return {**dict(found.values()), **beside}  # type: ignore[dict-item]
 
     @property
     def count(self) -> int:
@@ -139,6 +146,35 @@ class Trained:
             if revision is not None:
                 self._take(revision, optimizer)
         self._gradients.clear()
+        self.wake(optimizer)
+
+    def wake(self, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Let move what the plan's schedules say of the next update, and rest what they do not: without gradients or an ``optimizer``'s moments."""
+        for schedule in dict.fromkeys(self._schedules.values()):
+            mine = {name for name, each in self._schedules.items() if each == schedule and name in self.places}
+            active = schedule.active({name: block for name, block in self._blocks().items() if name in mine}, self.step, self.seed)
+            for name in mine:
+                for tensor in self.places[name].state.trained.values():
+                    tensor.requires_grad_(name in active)
+                    if name not in active:
+                        tensor.grad = None
+                        if optimizer is not None:
+                            optimizer.state.pop(tensor, None)
+
+    @property
+    def watched(self) -> bool:
+        """Whether a method wants to see gradients of whole weights after the next update."""
+        following = replace(self.step, number=self.step.number + 1)
+        return any(method.watches(following) for method in {place.method for place in self.places.values()})
+
+    def _blocks(self) -> dict[str, str]:
+        """The block that each unit lies in, "" outside of all, in the order of the model's parameters."""
+        if self._homes is None:
+            inside = {name: block.name for block in find_blocks(self.module, Weights(self.module)).values() for name in block.parameters}
+            order = {name: at for at, (name, _) in enumerate(self.module.named_parameters())}
+            units = sorted((place.unit for place in self.places.values()), key=lambda unit: order[unit.parameter])
+            self._homes = {unit.name: inside.get(unit.parameter, "") for unit in units}
+        return self._homes
 
     def forms(self) -> dict[str, Form]:
         """What each unit is stored as; methods that change a base give forms on it."""
@@ -152,8 +188,12 @@ class Trained:
             for place in self.places.values() if place.state.common is not None
             for part, tensor in place.state.common.trained.items()
         }  # fmt: skip
-        made = Delta(self.forms(), shared, base, tuple(self._untold()))
+        made = Delta(self.forms(), shared, base, tuple(self._untold()), tuple(map(self._beside, self.asides)))
         return made.stamped(lambda name: self._beneath(self.places[name]))
+
+    def _beside(self, each: Standing) -> Beside:
+        tensors = {part: tensor.detach().clone() for part, tensor in {**each.state.frozen, **each.state.trained}.items()}
+        return Beside(each.place, str(each.method), tensors, fingerprint(self.module.get_submodule(each.place)))
 
     def _untold(self) -> Iterator[str]:
         """What no weight can tell."""
@@ -205,6 +245,7 @@ class Trained:
         for table in tables.values():
             table.install()
             self._stack.callback(table.remove)
+        attach(self.module, self.asides, self._stack, lambda: self.step)
 
     def _restore(self) -> None:
         for parameter, asked in self._asked.items():
@@ -252,7 +293,7 @@ class Trained:
         return made if bias is None else made + bias.to(made.dtype)
 
 
-def trained(module: nn.Module, plan: str | Option | Mapping[str, str | Option], **settings: Any) -> Trained:
+def trained(module: nn.Module, plan: Plan, **settings: Any) -> Trained:
     """A context in which ``module`` computes with trained weights, for a loop of your own.
 
     ``plan`` is one option for all layers of the blocks (``"lora rank=8"``), or options by pattern of parameter names; ``total`` the number of
