@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from modicum.core.ggml import TYPES
+from modicum.forms.ggml_lattice import Lattice, lattice
 
 # What the sixteen codes of the types without even steps stand for.
 UNEVEN = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
@@ -35,6 +36,8 @@ class Layout:
 
     A code q stands for ``q - zero``, or for what a table has in that place. ``columns`` share a scale: the block's step, times a whole number below
     ``scales`` less ``bias`` where there are such. Types with ``least`` subtract it times such a whole number, or add it where there are none.
+    What a file calls the step is multiplied by ``unit``. Types with a ``lattice`` store the number of a point and signs, ``low``, ``high`` and
+    ``signs``, in place of codes.
     """
 
     fields: tuple[Field, ...]
@@ -42,9 +45,16 @@ class Layout:
     codes: int
     zero: int = 0
     scales: int = 0
-    bias: int = 0
+    bias: float = 0
     least: bool = False
     table: tuple[int, ...] = ()
+    unit: float = 1.0
+    lattice: str = ""
+
+    @property
+    def points(self) -> Lattice | None:
+        """What neighbouring columns may be together, where that is not everything."""
+        return lattice(self.lattice) if self.lattice else None
 
     @property
     def exact_zero(self) -> bool:
@@ -82,6 +92,14 @@ LAYOUTS = {
     "iq4_xs": Layout(
         (_STEP, Field("sides", 2, 2, 1, 4), Field("sides", 4, 4), Field("codes", 128, 4, 16)), 32, 16, scales=64, bias=32, table=UNEVEN
     ),
+    "iq3_s": Layout(
+        (_STEP, Field("low", 64, 8), Field("high", 8, 1), Field("signs", 32, 1), Field("sides", 4, 4)), 32, 16, scales=16, bias=-0.5,
+        table=tuple(range(-15, 16, 2)), unit=2.0, lattice="iq3_s",
+    ),
+    "iq2_s": Layout(
+        (_STEP, Field("low", 32, 8), Field("signs", 32, 1), Field("high", 8, 2), Field("sides", 8, 4)), 16, 6, scales=16, bias=-0.5,
+        table=(-43, -25, -8, 8, 25, 43), unit=0.25, lattice="iq2_s",
+    ),
 }  # fmt: skip
 
 
@@ -99,12 +117,17 @@ def taken_apart(name: str, blocks: torch.Tensor) -> dict[str, torch.Tensor]:
             continue
         numbers = _six_apart(raw) if field.bits == 6 else _spread(raw, field)
         parts[field.part] = parts[field.part] | numbers if field.part in parts else numbers
+    if (points := LAYOUTS[name].points) is not None:
+        parts["codes"] = points.codes(parts.pop("low").long() | parts.pop("high").long() << 8, parts.pop("signs"))
     return parts
 
 
 def put_together(name: str, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """Blocks uint8 (count, bytes) of parts as ``taken_apart`` gives them."""
     found = []
+    if (points := LAYOUTS[name].points) is not None:
+        index, negative = points.index(parts["codes"])
+        parts = {**parts, "low": (index & 255).to(torch.uint8), "high": (index >> 8).to(torch.uint8), "signs": negative.to(torch.uint8)}
     for field in LAYOUTS[name].fields:
         numbers = parts[field.part]
         if field.bits == 16:
@@ -117,7 +140,7 @@ def put_together(name: str, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
 def grids(name: str, parts: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """What levels are multiplied by, and what is added then, float32 (count, groups of columns)."""
     layout = LAYOUTS[name]
-    scale, offset = parts["step"].float()[:, None], torch.zeros(1)
+    scale, offset = parts["step"].float()[:, None] * layout.unit, torch.zeros(1)
     if layout.least:
         offset = parts["least"].float()[:, None]
     if layout.scales:

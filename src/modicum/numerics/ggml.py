@@ -16,6 +16,7 @@ _PIECE = 1 << 16
 _CLIPPED = {
     **{"q1_0": (0.0, 0.0, 1), "q3_k": (-0.25, 1.25, 3), "q4_0": (-0.5, 2.0, 5), "q5_0": (-0.5, 2.0, 5), "q6_k": (-1.0, 3.0, 5)},
     **{"q8_0": (-0.5, 1.0, 3), "q2_k": (0.0, 0.45, 4), "q4_1": (-0.5, 1.5, 5), "q5_1": (-0.5, 1.5, 5)},
+    **{"iq2_s": (0.0, 1.0, 3), "iq3_s": (-0.5, 1.0, 3)},
 }
 _EVEN, _LOWERED = (-0.5, 2.0, 8), (-0.35, 1.5, 4)
 # What a column counts at least, relative to the mean: one whose inputs were always zero is rounded too.
@@ -89,7 +90,7 @@ def _settled(groups: Groups, name: str) -> Steps:
 def _of_steps(steps: Steps, layout: Layout) -> dict[str, torch.Tensor]:
     """As ``_free``, of types whose scales are whole numbers of steps."""
     inverse = inverted(steps.step[:, None] * steps.whole).flatten()
-    parts = {"step": steps.step.half(), "inverse": inverse}
+    parts = {"step": (steps.step / layout.unit).half(), "inverse": inverse}
     sides = [steps.whole + layout.bias]
     if steps.least is not None and steps.below is not None:
         parts |= {"least": steps.least.half(), "lifted": (steps.least[:, None] * steps.below).flatten() * inverse}

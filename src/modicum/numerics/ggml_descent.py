@@ -15,7 +15,7 @@ import torch
 from modicum.core.blocks import Blocks, spans
 from modicum.core.finite import finite
 from modicum.numerics.ggml_held import Held
-from modicum.numerics.ggml_search import divided, half
+from modicum.numerics.ggml_search import divided, half, whole
 from modicum.numerics.gram import add_product
 
 # Columns moved one after the other before the gradients of those around them follow, and before all others' do: whole blocks of any type.
@@ -83,6 +83,8 @@ class _Descent:
 
     def _leaf(self, first: int, corner: torch.Tensor, pull: torch.Tensor) -> torch.Tensor:
         """What values of the columns from ``first`` on rise by (columns, rows) as their codes move."""
+        if self.held.layout.points is not None:
+            return self._lattice(first, corner, pull, self.held.layout.points.width)
         moved = torch.empty_like(pull)
         rises, pulls = moved.numpy(), pull.numpy()
         for place in range(len(corner)):
@@ -92,15 +94,28 @@ class _Descent:
             rises[place] = self.held.decide(column, value + own / np.float32(self.curvature[column])) - value
         return moved
 
+    def _lattice(self, first: int, corner: torch.Tensor, pull: torch.Tensor, width: int) -> torch.Tensor:
+        """As ``_leaf``, where neighbouring columns move together, as far as that helps."""
+        moved, held = torch.zeros_like(pull), self.held
+        for low in range(0, len(corner), width):
+            own, columns = slice(low, low + width), slice(first + low, first + low + width)
+            now, codes = held.values(columns), held.codes[columns].clone()
+            force = pull[own] - corner[own, :low] @ moved[:low]
+            held.together(columns, now + torch.linalg.solve(corner[own, own], force), corner[own, own])
+            rise = held.values(columns) - now
+            helps = (rise * (2 * force - corner[own, own] @ rise)).sum(0) > 0
+            held.codes[columns] = torch.where(helps, held.codes[columns], codes)
+            moved[own] = rise * helps
+        return moved
+
     def _group(self, piece: _Piece, own: slice, group: int) -> None:
         """Move the whole numbers of a group's scale and minimum."""
         held = self.held
         if held.whole is None:
             return
         block = group * held.width // held.block
-        low, high = -held.layout.bias, held.layout.scales - 1 - held.layout.bias
         columns = slice(group * held.width, (group + 1) * held.width)
-        nearest = lambda best: best.round_().clamp_(low, high)
+        nearest = lambda best: whole(best, held.layout)
         held.whole[group] += piece.along(own, held.levels(columns) * held.step[block], held.whole[group], nearest)
         if held.below is not None and held.least is not None:
             direction = -held.least[block].expand(held.width, -1)
@@ -113,7 +128,8 @@ class _Descent:
         groups = slice(block * per, (block + 1) * per)
         spread = lambda each: each[groups].repeat_interleave(held.width, 0)
         levels = held.levels(slice(block * held.block, (block + 1) * held.block))
-        held.step[block] += piece.along(own, levels if held.whole is None else levels * spread(held.whole), held.step[block], half)
+        nearest = lambda best: half(best, held.layout.unit)
+        held.step[block] += piece.along(own, levels if held.whole is None else levels * spread(held.whole), held.step[block], nearest)
         if held.least is not None:
             direction = torch.ones_like(levels) if held.below is None else -spread(held.below)
             held.least[block] += piece.along(own, direction, held.least[block], half)

@@ -7,6 +7,7 @@ import torch
 
 from modicum.core.ggml import TYPES
 from modicum.forms.ggml_blocks import LAYOUTS, put_together, taken_apart
+from modicum.numerics.ggml_lattice import nearest_under
 
 
 class Held:
@@ -19,7 +20,7 @@ class Held:
         self.width, self.block = self.layout.columns, TYPES[name].columns
         parts = taken_apart(name, blocks.reshape(-1, TYPES[name].bytes))
         by_columns = lambda each: each.reshape(self.rows, -1).T.contiguous()
-        self.codes, self.step = by_columns(parts["codes"]), by_columns(parts["step"]).float()
+        self.codes, self.step = by_columns(parts["codes"]), by_columns(parts["step"]).float() * self.layout.unit
         self.least = by_columns(parts["least"]).float() if self.layout.least else None
         self.whole = self.below = None
         if self.layout.scales:
@@ -55,10 +56,13 @@ class Held:
         levels = self._table[codes] if self.layout.table else codes.astype(np.float32) - self.layout.zero
         return levels * self.scale[group].numpy() + self.offset[group].numpy()
 
-    def values(self) -> torch.Tensor:
-        """What all codes stand for (columns, rows)."""
+    def values(self, columns: slice = slice(None)) -> torch.Tensor:
+        """What codes of columns stand for (columns, rows); of some that share a scale, or of all."""
+        if columns != slice(None):
+            group = columns.start // self.width
+            return self.levels(columns).mul_(self.scale[group]).add_(self.offset[group])
         spread = lambda each: each.repeat_interleave(self.width, 0)
-        return self.levels(slice(None)).mul_(spread(self.scale)).add_(spread(self.offset))
+        return self.levels(columns).mul_(spread(self.scale)).add_(spread(self.offset))
 
     def decide(self, column: int, wanted: np.ndarray) -> np.ndarray:
         """Give a column the codes nearest to ``wanted`` (rows,); returns what they stand for."""
@@ -77,10 +81,18 @@ class Held:
         self.codes[column].numpy()[:] = codes
         return levels * scale + offset
 
+    def together(self, columns: slice, wanted: torch.Tensor, metric: torch.Tensor) -> None:
+        """Give columns that take a point of a lattice together the one whose values are nearest to ``wanted`` (columns, rows) under ``metric``."""
+        assert self.layout.points is not None
+        scale = self.scale[columns.start // self.width]
+        aim = wanted * torch.where(scale.abs() < torch.finfo(torch.float32).tiny, 0.0, 1 / scale)
+        levels = nearest_under(self.layout.points, aim, metric)
+        self.codes[columns] = torch.bucketize(levels, torch.tensor(self.layout.table, dtype=torch.float32)).to(torch.uint8)
+
     def blocks(self) -> torch.Tensor:
         """Blocks uint8 (rows, bytes of a row) as they are now."""
         by_block = lambda each, count: each.T.reshape(-1, count)
-        parts = {"codes": by_block(self.codes, self.block), "step": by_block(self.step, 1)[:, 0].half()}
+        parts = {"codes": by_block(self.codes, self.block), "step": (by_block(self.step, 1)[:, 0] / self.layout.unit).half()}
         if self.least is not None:
             parts["least"] = by_block(self.least, 1)[:, 0].half()
         if self.whole is not None:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 
 from modicum.forms.ggml_blocks import Layout
+from modicum.numerics.ggml_lattice import together
 
 # The least number of float16 above zero, and how many steps are tried for a block. Of more levels the two ends are as good as alike.
 _TINY, _STEPS, _FEW = 2.0**-24, 12, 32
@@ -35,7 +36,7 @@ class Groups:
             torch.mul(self.values, inverse, out=self.placed)
         else:
             torch.addcmul(lifted, self.values, inverse, out=self.placed)
-        return nearest(self.layout, self.placed)
+        return nearest(self.layout, self.placed, self.counts)
 
     def sums(self, inverse: torch.Tensor, lifted: torch.Tensor | None = None) -> list[torch.Tensor]:
         """For these levels the sums over each group of counts times ``level · value``, ``level²`` and, where values are lifted, ``level``."""
@@ -46,8 +47,10 @@ class Groups:
         return [torch.mul(self.weighed, self.values, out=self.placed).sum(0), square, *plain]
 
 
-def nearest(layout: Layout, placed: torch.Tensor) -> torch.Tensor:
-    """Levels nearest to ``placed``, which may be overwritten."""
+def nearest(layout: Layout, placed: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    """Levels nearest to ``placed`` (columns, groups), which may be overwritten; ``counts`` tell where columns are bound to each other."""
+    if layout.points is not None:
+        return together(layout.points, placed, counts)
     if layout.table:
         return _by_halves(layout)[placed.mul_(2).floor_().nan_to_num_().clamp_(-256, 255).add_(256).int()]
     return placed.round_().clamp_(-layout.zero, layout.codes - 1 - layout.zero)
@@ -69,10 +72,10 @@ def divided(values: torch.Tensor, by: torch.Tensor) -> torch.Tensor:
     return torch.where(by == 0, 0.0, values / by)
 
 
-def half(values: torch.Tensor) -> torch.Tensor:
-    """Float32 that float16 holds; what is not zero stays so."""
-    rounded = values.half().float()
-    return torch.where((rounded == 0) & (values != 0), torch.copysign(torch.tensor(_TINY), values), rounded)
+def half(values: torch.Tensor, unit: float = 1.0) -> torch.Tensor:
+    """Float32 that is ``unit`` times what float16 holds; what is not zero stays so."""
+    rounded = (values / unit).half().float()
+    return torch.where((rounded == 0) & (values != 0), torch.copysign(torch.tensor(_TINY), values), rounded) * unit
 
 
 def _picked(tried: Sequence[Sequence[torch.Tensor]], gain: torch.Tensor | None = None) -> list[torch.Tensor]:
@@ -87,15 +90,21 @@ def _picked(tried: Sequence[Sequence[torch.Tensor]], gain: torch.Tensor | None =
 def stepped(scale: torch.Tensor, curvature: torch.Tensor, layout: Layout) -> torch.Tensor:
     """The step (blocks,) whose whole numbers come nearest to ``scale`` (blocks, groups), each counted by ``curvature``."""
     far = scale.gather(1, scale.abs().argmax(1, keepdim=True))
-    end = -layout.bias if layout.bias else layout.scales - 1
-    step = half(far / torch.linspace(end, 0.8 * end, _STEPS)).T[..., None]
+    end = -layout.bias if layout.bias > 0 else layout.scales - 1 - layout.bias
+    step = half(far / torch.linspace(end, 0.8 * end, _STEPS), layout.unit).T[..., None]
     error = (whole_numbers(scale, step, layout) * step).sub_(scale).square_().mul_(curvature).sum(2)
     return step[..., 0].gather(0, error.argmin(0)[None])[0]
 
 
 def whole_numbers(scale: torch.Tensor, step: torch.Tensor, layout: Layout) -> torch.Tensor:
     """How many steps come nearest to scales, or minima."""
-    return divided(scale, step).round_().clamp_(-layout.bias, layout.scales - 1 - layout.bias)
+    return whole(divided(scale, step), layout)
+
+
+def whole(numbers: torch.Tensor, layout: Layout) -> torch.Tensor:
+    """The nearest numbers of steps that a type has, in place: whole, or in the middle between two."""
+    between = layout.bias % 1
+    return numbers.add_(between).round_().sub_(between).clamp_(-layout.bias, layout.scales - 1 - layout.bias)
 
 
 # Types without minima
@@ -104,10 +113,12 @@ def whole_numbers(scale: torch.Tensor, step: torch.Tensor, layout: Layout) -> to
 def free(groups: Groups, shares: Sequence[float], rounds: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The best scale of each group, and what a change of it costs: of several under which the largest weight lies at, or beyond, an end."""
     low, high = groups.values.amin(0), groups.values.amax(0)
-    inverse = inverted(torch.where(high > -low, high, low))
     layout = groups.layout
+    inverse = inverted(torch.where(high > -low, high, -low if layout.lattice else low))
     ends = (
-        (min(layout.table), max(layout.table))
+        (max(layout.table),)
+        if layout.lattice
+        else (min(layout.table), max(layout.table))
         if layout.table
         else (-layout.zero, layout.codes - 1 - layout.zero)[: 2 if layout.codes <= _FEW else 1]
     )
@@ -142,7 +153,7 @@ def settled(groups: Groups, scale: torch.Tensor, curvature: torch.Tensor, rounds
             tried.append((2 * size * pull - size.square() * square, own.flatten(), pull, square))
         gain, whole, pull, square = map(by_block, _picked(tried))
         best = _better(best, [gain.sum(1), step, whole])
-        new = half(divided((whole * pull).sum(1), (whole.square() * square).sum(1)))
+        new = half(divided((whole * pull).sum(1), (whole.square() * square).sum(1)), layout.unit)
         step = torch.where(new == 0, step, new)
     return Steps(*best[1:])
 

@@ -118,6 +118,18 @@ def accurate(left: torch.Tensor) -> bool:
     return bool((left > 64 * torch.finfo(torch.float32).eps * len(left) ** 0.5).all())
 
 
+def metric(factor: Factor | BlockFactor, low: int, high: int) -> torch.Tensor:
+    """What errors of the columns [low, high) cost together once all later columns make up for them: A (columns, columns) of ``eᵀ A e``."""
+    if isinstance(factor, BlockFactor):
+        for part in factor.parts:
+            if low < len(part.curvature):
+                return metric(part, low, high)
+            low, high = low - len(part.curvature), high - len(part.curvature)
+    assert isinstance(factor, Factor)
+    corner = factor.coupling[low:high, low:high]
+    return (corner * factor.curvature[low:high]) @ corner.T
+
+
 def slabs(weight: torch.Tensor) -> list[slice]:
     """Slices of rows to solve one after the other: rows do not meet in the solver, and its memory then has a bound."""
     count = max(1, _SLAB // max(1, weight.shape[1]))

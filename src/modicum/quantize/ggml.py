@@ -21,11 +21,11 @@ from modicum.numerics.drift import towards
 from modicum.numerics.ggml import encode
 from modicum.numerics.ggml_descent import descend
 from modicum.numerics.ggml_held import Held
-from modicum.numerics.solver import BlockFactor, Factor, laned, slabs, solve
+from modicum.numerics.solver import BlockFactor, Factor, laned, metric, slabs, solve
 from modicum.quantize._factor import factored
 
-# Levels that are few: two starts are worth their time, and making up for what was lost before.
-_FEW = 8
+# Bits a weight that are few: two starts are worth their time, and making up for what was lost before.
+_FEW = 3.5
 _NEEDS = {"gptq": frozenset({Need.COVARIANCE}), "weighed": frozenset({Need.NORMS})}
 # The gradient's moment of a table is of few sequences, so its damping is large.
 _DAMPING = 0.1
@@ -36,7 +36,8 @@ class Ggml(Method):
     """Round to blocks of a type that llama.cpp runs, column by column so that later columns absorb the error on the calibration inputs.
 
     A weight is ``scale · q - minimum`` with both for every 16 or 32 columns. In the types of 256 columns they are whole numbers under two steps for
-    the block; in those without minima levels lie on both sides of zero. Scales and minima are searched for first, each column weighted by its
+    the block; in those without minima levels lie on both sides of zero. In ``iq2_s`` and ``iq3_s`` the sizes of 8 or 4 neighbouring columns are a
+    point of llama.cpp's own list, so they are decided together. Scales and minima are searched for first, each column weighted by its
     inputs' energy; then codes are decided as in ``gptq``; then codes, whole numbers and steps move to their best in turn.
 
     Each row takes the better of two starts in types of up to 3 bits, which come near ``W + towards · W Δ H⁻¹`` as in ``gptq``.
@@ -62,12 +63,14 @@ class Ggml(Method):
     )  # fmt: skip
     needs = frozenset({Need.COVARIANCE, Need.NORMS})
     blockwise = True
-    menu = tuple({"type": type} for type in ("q2_k", "q3_k", "iq4_xs", "q4_k", "iq4_nl", "q5_k", "q5_0", "q6_k", "q8_0"))
+    menu = tuple({"type": type} for type in ("iq2_s", "q2_k", "q3_k", "iq3_s", "iq4_xs", "q4_k", "iq4_nl", "q5_k", "q5_0", "q6_k", "q8_0"))
     runtime = "gguf"
 
     type: str = param(
         "q8_0", "how a block is stored: its bits, and what scales it has",
-        choices=("q1_0", "q2_0", "q2_k", "q3_k", "iq4_xs", "q4_k", "iq4_nl", "q4_0", "q4_1", "q5_k", "q5_0", "q5_1", "q6_k", "q8_0"), dial=True,
+        dial=True, choices=(
+            "q1_0", "q2_0", "iq2_s", "q2_k", "q3_k", "iq3_s", "iq4_xs", "q4_k", "iq4_nl", "q4_0", "q4_1", "q5_k", "q5_0", "q5_1", "q6_k", "q8_0",
+        ),
     )  # fmt: skip
     rounding: str = param(
         "gptq", "column by column as inputs go together (gptq), or a table's as the output feels what is looked up (felt); to the nearest with "
@@ -82,7 +85,7 @@ class Ggml(Method):
     @override
     def wanted(self) -> frozenset[Need]:
         """Few levels ask how inputs drifted."""
-        drifts = self.rounding == "gptq" and self.towards > 0 and LAYOUTS[self.type].codes <= _FEW
+        drifts = self.rounding == "gptq" and self.towards > 0 and TYPES[self.type].bits <= _FEW
         return _NEEDS.get(self.rounding, frozenset()) | (frozenset({Need.DRIFT}) if drifts else frozenset())
 
     def without_data(self) -> Method:
@@ -135,7 +138,8 @@ class Ggml(Method):
 
     def _solved(self, weight: torch.Tensor, stats: Stats) -> torch.Tensor:
         """Blocks whose codes were decided column by column, slabs of rows one after the other."""
-        order, factor = factored(stats, self.damping, group=TYPES[self.type].columns)
+        points = LAYOUTS[self.type].points
+        order, factor = factored(stats, self.damping, group=TYPES[self.type].columns, lot=1 if points is None else points.width)
         if stats.drift is not None and Need.DRIFT in self.wanted() and isinstance(factor, Factor):
             weight = towards(weight, stats.drift, order, factor, self.towards)
         return torch.cat([self._slab(laned(weight[rows]), stats, order, factor)[: len(weight[rows])] for rows in slabs(weight)])
@@ -148,14 +152,25 @@ class Ggml(Method):
         left[order] = factor.curvature
         # What a column is worth: between its energy, and what of it is left once others make up for it.
         starts = [(own.clamp_min(0) * left).sqrt(), left]
-        few, settles = LAYOUTS[self.type].codes <= _FEW, self.sweeps and not stats.ahead
+        few, settles = TYPES[self.type].bits <= _FEW, self.sweeps and not stats.ahead
         tried = []
         for importance in starts if few and settles else starts[:1]:
             held = Held(encode(weight, self.type, importance), self.type)
-            decide = lambda k, wanted, held=held: torch.from_numpy(held.decide(columns[k], wanted.numpy()))
-            solve(weight[:, order], factor, decide)
+            self._decided(weight, held, columns, factor)
             rounds = self.sweeps if few or settles else min(self.sweeps, 1)
             loss = descend(weight, held, moment, factor.damping, rounds) if rounds else torch.zeros(len(weight))
             tried.append((loss, held.blocks()))
         best = torch.stack([loss for loss, _ in tried]).argmin(0)
         return torch.stack([blocks for _, blocks in tried])[best, torch.arange(len(weight))]
+
+    def _decided(self, weight: torch.Tensor, held: Held, columns: list[int], factor: Factor | BlockFactor) -> None:
+        """Give every column its codes, later ones absorbing the error: one by one, or as many as a lattice binds together."""
+        points = held.layout.points
+        if points is None:
+            solve(weight[:, columns], factor, lambda k, wanted: torch.from_numpy(held.decide(columns[k], wanted.numpy())))
+            return
+
+        def prepare(low: int, high: int, best: torch.Tensor) -> None:
+            held.together(slice(columns[low], columns[low] + high - low), best, metric(factor, low, high))
+
+        solve(weight[:, columns], factor, lambda k, _: torch.from_numpy(held.value(columns[k])), span=points.width, prepare=prepare)

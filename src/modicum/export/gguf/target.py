@@ -44,7 +44,7 @@ from modicum.sweep import Script
 # The format's numbers of types without blocks.
 NUMBERS = {"f32": 0, "f16": 1, "bf16": 30} | {name: type.number for name, type in TYPES.items()}
 # Where rows are no whole blocks of 256: the type of blocks of 32 that llama.cpp's own quantizer takes instead.
-_SHORT = {"q2_k": "iq4_nl", "q3_k": "iq4_nl", "iq4_xs": "iq4_nl", "q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"}
+_SHORT = dict.fromkeys(("iq2_s", "q2_k", "q3_k", "iq3_s", "iq4_xs"), "iq4_nl") | {"q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"}
 # Channels that go together where a cut leaves some, the most that divides them and leaves so many lots.
 _STEPS, _FEWEST = (256, 64, 32, 16, 8), 8
 
