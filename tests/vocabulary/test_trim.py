@@ -539,7 +539,7 @@ def test_an_out_that_exists_is_replaced_only_where_asked(tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     (out / "mine").write_text("")
-    with pytest.raises(SettingError, match="exists already. Choose another out, or pass overwrite"):
+    with pytest.raises(SettingError, match="exists already. Choose another --out, or pass --overwrite"):
         trim("demo", CORPUS, out)
     with pytest.raises(SettingError, match="is not replaced: no run wrote it, and it holds mine"):
         trim("demo", CORPUS, out, overwrite=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from torch import nn
 from modicum.core.arguments import checked
 from modicum.core.errors import ModelError, SettingError, quoted
 from modicum.core.files import require_inside
-from modicum.core.output import mark, require_apart, require_ours
+from modicum.core.output import require_free, writing
 from modicum.export.companions import copy_companions
 from modicum.export.container import FILE as CONTAINER
 from modicum.export.container import load, read_body
@@ -69,31 +68,12 @@ def densify(directory: str | Path, out: str | Path, *, overwrite: bool = False) 
     """
     source, place = Path(directory), Path(out)
     make = _maker(source)
-    _require_free(place, source, overwrite)
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{place.name}.", dir=place.parent) as folder:
-            made = Path(folder) / "model"
-            with hushed(), torch.no_grad():
-                module, notes = make(source, made)
-                difference = _compared(module, made)
-            _beside(source, made)
-            mark(made)
-            _require_free(place, source, overwrite)  # somebody else may have written it meanwhile
-            if os.path.lexists(place):
-                place.rename(Path(folder) / "replaced")
-            made.rename(place)
-    except OSError as error:
-        raise SettingError(f"{place}: must be writable, is not ({error.strerror or error}). Free space, or choose another --out.") from None
+    require_free(place, [source], overwrite)
+    with writing(place, [source], overwrite) as made, hushed(), torch.no_grad():
+        module, notes = make(source, made)
+        difference = _compared(module, made)
+        _beside(source, made)
     return Densified(place, sum(path.stat().st_size for path in place.glob("*.safetensors")), difference, notes)
-
-
-def _require_free(out: Path, source: Path, overwrite: bool) -> None:
-    require_apart(out, [source], "--out")
-    if os.path.lexists(out):
-        if not overwrite:
-            raise SettingError(f"{out}: exists already. Choose another --out, or pass --overwrite.")
-        require_ours(out, "--out")
 
 
 _Made = tuple[nn.Module, list[str]]

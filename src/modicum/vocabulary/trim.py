@@ -17,7 +17,7 @@ import torch
 from modicum.core.arguments import checked
 from modicum.core.errors import DataError, ModelError, SettingError, quoted
 from modicum.core.finite import finite
-from modicum.core.output import mark, require_apart, require_ours
+from modicum.core.output import require_free, writing
 from modicum.core.progress import Quiet
 from modicum.data.splits import Batch
 from modicum.data.text import read_documents
@@ -105,7 +105,7 @@ def trim(
         raise SettingError(f"trim: size and multiple must be at least 1, {size} and {multiple} came. Raise them.")
     directory, out = locate(model_dir), Path(out)
     inputs = [directory, *([Path(corpus)] if isinstance(corpus, str | os.PathLike) and Path(corpus).exists() else [])]
-    _require_free(out, inputs, overwrite)
+    require_free(out, inputs, overwrite)
     old = _Checkpoint(str(model_dir), directory)
     shown = progress or Quiet()
     shown.start("reading the texts", 1)
@@ -113,41 +113,12 @@ def trim(
     counts = _counts(old, texts)
     kept = old.choose(counts, size)
     rows = -(-len(kept) // multiple) * multiple
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
-            made = Path(folder) / "model"
-            made.mkdir()
-            shown.start("export", 1)
-            written, left_out = old.write(made, kept, rows)
-            shown.start("comparing with the original", 1)
-            changed, difference = _compare(old, made, kept, rows, texts)
-            mark(made)
-            _require_free(out, inputs, overwrite)  # somebody else may have written it meanwhile
-            _put(made, out, Path(folder) / "replaced")
-    except OSError as error:
-        raise SettingError(f"{out}: must be writable, is not ({error.strerror or error}). Free space, or choose another out.") from None
+    with writing(out, inputs, overwrite) as made:
+        shown.start("export", 1)
+        written, left_out = old.write(made, kept, rows)
+        shown.start("comparing with the original", 1)
+        changed, difference = _compare(old, made, kept, rows, texts)
     return Trimmed(out, old.rows, len(kept), rows, old.weights.shards.nbytes - written, changed, difference, left_out)
-
-
-def _require_free(out: Path, inputs: Sequence[Path], overwrite: bool) -> None:
-    require_apart(out, inputs, "out")
-    if os.path.lexists(out):
-        if not overwrite:
-            raise SettingError(f"{out}: exists already. Choose another out, or pass overwrite.")
-        require_ours(out, "out")
-
-
-def _put(made: Path, out: Path, aside: Path) -> None:
-    """Give ``made`` the name ``out``; what was there comes back if that fails."""
-    if os.path.lexists(out):
-        out.rename(aside)
-    try:
-        made.rename(out)
-    except OSError:
-        if aside.exists():
-            aside.rename(out)
-        raise
 
 
 class _Checkpoint:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +10,8 @@ from typing import Any
 
 import torch
 
-from modicum.core.errors import ModelError, SettingError, quoted
-from modicum.core.output import mark, require_ours
+from modicum.core.errors import ModelError, quoted
+from modicum.core.output import require_free, writing
 from modicum.export.gguf.architectures import Architecture
 from modicum.export.gguf.loading import filled
 from modicum.export.gguf.pretokenizers import built_in, rules_of
@@ -41,25 +39,16 @@ def import_gguf(source: str | Path, out: str | Path, *, allow_quantized_source: 
     is compressed again has lost twice. Raises ``SettingError`` and ``ModelError``.
     """
     path, out = Path(source), Path(out)
-    if os.path.lexists(out):
-        if not overwrite:
-            raise SettingError(f"{out}: exists already. Choose another --out, or pass --overwrite.")
-        require_ours(out, "out")
+    require_free(out, [path], overwrite)
     module, tokenizer, file = opened_gguf(path, allow_quantized_source=allow_quantized_source)
     types = tuple(sorted({tensor.type for tensor in file.tensors.values()}))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
-        made = Path(folder) / "model"
+    with writing(out, [path], overwrite) as made:
         with hushed():
             module.save_pretrained(made)
         tokenizer.save_pretrained(made)
         _write(
             made / IMPORTED, {"format": "modicum-import", "version": 1, "source": str(path), "types": types, "quantized": file.quantized}
         )
-        mark(made)
-        if os.path.lexists(out):
-            out.rename(Path(folder) / "replaced")
-        made.rename(out)
     return Imported(out, path, types, sum(value.numel() for value in module.parameters()))
 
 
