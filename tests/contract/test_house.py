@@ -28,6 +28,7 @@ ORDER = [
     ("train",),
     ("fit",),
     ("receipt",),
+    ("edit",),
     ("cli",),
 ]
 RANK = {name: place for place, names in enumerate(ORDER) for name in names}

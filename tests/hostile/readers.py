@@ -47,6 +47,7 @@ from modicum.delta import Beside, Delta
 from modicum.delta.applying import apply, base_weights, displaced, read_record
 from modicum.delta.delta import leaves
 from modicum.delta.peft import from_peft, to_peft
+from modicum.edit.facts import read_facts
 from modicum.export.gguf.importing import opened_gguf
 from modicum.export.source import open_source
 from modicum.fit.compared import compare
@@ -220,6 +221,19 @@ def _captioned(folder):
         (inside / name).write_text(text, encoding="utf-8")
 
 
+def _facts(folder):
+    """Facts as people write them, and as two papers published them."""
+    folder.mkdir(exist_ok=True)
+    own = [
+        {"prompt": f"é {place} is", "target": " x", "subject": f"é {place}", "paraphrases": ["a"], "neighbours": ["b"]}
+        for place in range(3)
+    ]
+    (folder / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in own))
+    asked = {"prompt": "{} is", "subject": "Z", "target_new": {"str": "y"}}
+    (folder / "b.json").write_text(json.dumps([{"requested_rewrite": asked, "paraphrase_prompts": ["p"], "neighborhood_prompts": ["q"]}]))
+    (folder / "c.json").write_text(json.dumps([{"subject": "V", "src": "who is V", "alt": "z", "rephrase": "V is", "loc": "l"}]))
+
+
 # Readers
 
 
@@ -243,6 +257,11 @@ def _each_document(folder):
             refused.append(error)
     if refused:
         raise refused[0]
+
+
+def _each_fact(folder):
+    for file in sorted(folder.iterdir()):
+        read_facts(file)
 
 
 def _gguf(folder):
@@ -415,6 +434,7 @@ READERS = {
     "delta": Reader(_changed, lambda folder: list(Delta.load(folder).on(_original_weights())), ("delta.json", "delta.safetensors")),
     "applied": Reader(_applied, _taken_back, ("applied.json", "displaced.bin", SINGLE)),
     "answers": Reader(_pairs, lambda folder: from_answers(folder / "a.jsonl", _words(), tokens=64, batch=2), ("a.jsonl",)),
+    "facts": Reader(_facts, _each_fact, ("*",)),
     "tensors": Reader(_checkpoint, _tensors, (SINGLE,)),
     "index": Reader(_sharded, _shards, (INDEX, "model-0000[12]*.safetensors")),
     "plan": Reader(_fitted("nearest bits=4"), _plan, ("plan.json",)),
