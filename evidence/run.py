@@ -73,8 +73,10 @@ def write(results: dict[str, dict[str, Any]]) -> None:
 
 
 def forget(name: str) -> None:
-    """Delete the finished steps of a script."""
-    shutil.rmtree(HERE.parent / "out" / "evidence" / name, ignore_errors=True)
+    """Delete the finished steps of a script, and those that it may share."""
+    for folder in (HERE.parent / "out" / "evidence").glob("*"):
+        if folder.name == name or folder.name.startswith("shared"):
+            shutil.rmtree(folder)
 
 
 def run(script: Path) -> dict[str, Any]:

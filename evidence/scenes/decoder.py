@@ -14,7 +14,7 @@ from scenes.domains import tokenizer
 from scenes.training import fitted, next_token
 
 # One document in so many is read; windows of so many tokens, so many at once, for so many steps.
-_SHARE, _TOKENS, _BATCH, _STEPS, _RATE = 8, 128, 8, 600, 3e-3
+_SHARE, _TOKENS, _BATCH, _STEPS, _RATE = 8, 128, 8, 1300, 3e-3
 
 
 def config(width: int = 128, layers: int = 4) -> Any:

@@ -71,7 +71,9 @@ def specialist(folder: Path, domain: str = "prose", seed: int = 0) -> dict[str, 
 def opened(made: Made | str) -> torch.nn.Module:
     """A scene's language model in float32, or that of a folder."""
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     torch.manual_seed(0)
     return AutoModelForCausalLM.from_pretrained(made if isinstance(made, str) else made.folder, dtype=torch.float32).eval()
 

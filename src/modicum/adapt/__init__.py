@@ -22,6 +22,7 @@ from modicum.adapt.rslora import Rslora
 from modicum.adapt.sara import Sara
 from modicum.adapt.shift import Shift
 from modicum.adapt.sorsa import Sorsa
+from modicum.adapt.subspace import Subspace
 from modicum.adapt.telly import Telly
 from modicum.adapt.topk import Topk
 from modicum.adapt.vera import Vera
@@ -50,6 +51,7 @@ __all__ = [
     "Sara",
     "Shift",
     "Sorsa",
+    "Subspace",
     "Telly",
     "Topk",
     "Vera",

@@ -21,6 +21,7 @@ from modicum.forms.low_rank import LowRank
 from modicum.forms.masked import Masked
 from modicum.forms.normalized import Normalized
 from modicum.forms.product import Product
+from modicum.forms.projected import Projected
 from modicum.forms.reflected import Reflected
 from modicum.forms.rotated import Rotated
 from modicum.forms.sparse import Sparse
@@ -49,6 +50,7 @@ __all__ = [
     "Masked",
     "Normalized",
     "Product",
+    "Projected",
     "Reflected",
     "Rotated",
     "Seeded",
