@@ -59,6 +59,8 @@ class Start:
 
     ``shape`` (rows, columns) of its matrix; ``weight`` in float32, None where training starts from nothing; ``stats`` of its inputs where
     somebody measured them; ``chance`` depends on the seed and the unit's name alone, and so does ``seed`` for what is drawn again by a reader.
+    ``sides`` are those of the stored weight where it has more than two, such as a convolution's outputs, inputs, height and width; the first are
+    the matrix's rows.
     """
 
     unit: str
@@ -69,6 +71,7 @@ class Start:
     stats: Stats | None = None
     common: State | None = None
     base: Base | None = None
+    sides: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,7 @@ class Trained:
         start = Start(
             unit=unit.name, shape=unit.shape, weight=weight, seed=seed, stats=stats, common=common,
             chance=torch.Generator().manual_seed(seed), base=Base(unit.shape, beneath.dtype, unit.name),
+            sides=unit.sides,
         )  # fmt: skip
         return Place(unit, method, beneath if method.relative else None, _leaves(method.begin(start)))
 
