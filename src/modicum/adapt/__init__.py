@@ -18,6 +18,7 @@ from modicum.adapt.ia3 import Ia3
 from modicum.adapt.lisa import Lisa
 from modicum.adapt.lora import Lora
 from modicum.adapt.mezo import Mezo
+from modicum.adapt.norms import Norms
 from modicum.adapt.ntk import Ntk
 from modicum.adapt.pissa import Pissa
 from modicum.adapt.prefix import Prefix
@@ -53,6 +54,7 @@ __all__ = [
     "Lisa",
     "Lora",
     "Mezo",
+    "Norms",
     "Ntk",
     "Pissa",
     "Prefix",
