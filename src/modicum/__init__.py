@@ -31,7 +31,8 @@ _HOMES = {
     "fit": "modicum.fit", "Result": "modicum.fit", "measure": "modicum.measure", "Measured": "modicum.measure",
     "load": "modicum.export", "evaluate": "modicum.receipt", "frontier": "modicum.receipt", "report": "modicum.receipt",
     "find": "modicum.core.method", "register": "modicum.core.method", "open_model": "modicum.models.open", "trim": "modicum.vocabulary",
-    "adapt": "modicum.adapt", "changed": "modicum.train.changed", "trained": "modicum.train.trained", "Delta": "modicum.delta.delta",
+    "adapt": "modicum.adapt", "changed": "modicum.train.changed", "train": "modicum.train",
+    "trained": "modicum.train.trained", "Delta": "modicum.delta.delta",
     "densify": "modicum.fit.dense", "push": "modicum.fit.push",
     "Budget": "modicum.core.budget", "Plan": "modicum.core.plan", "Option": "modicum.core.option",
     "ModicumError": "modicum.core.errors", "SettingError": "modicum.core.errors",
@@ -64,6 +65,7 @@ __all__ = [
     "push",
     "register",
     "report",
+    "train",
     "trained",
     "trim",
 ]
@@ -86,6 +88,7 @@ if TYPE_CHECKING:
     from modicum.receipt.report import report
     from modicum.train.adapt import adapt
     from modicum.train.changed import changed
+    from modicum.train.scratch import train
     from modicum.train.trained import trained
     from modicum.vocabulary import trim
 

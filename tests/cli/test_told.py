@@ -105,6 +105,7 @@ WORDS = {
     "cite": ["gptq"], "env": [], "compare": ["a", "b"], "clean": ["."], "completion": ["bash"], "densify": ["o", "--out", "x"],
     "import": ["m.gguf", "--out", "x"], "report": ["a", "b"], "push": ["o", "user/name"],
     "adapt": ["demo", "--out", "x"], "apply": ["demo", "d", "--out", "x"], "revert": ["a", "--out", "x"], "show": ["d"],
+    "train": ["demo", "--out", "x"],
     "delta": ["t", "--base", "demo", "--out", "x"],
 }  # fmt: skip
 

@@ -45,6 +45,7 @@ from modicum.cli.options import (
     print_json,
     progress,
 )
+from modicum.cli.training import train
 from modicum.cli.written import densify, push, report
 from modicum.core.errors import ModicumError, SettingError
 from modicum.measure.meta import require_measurement
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
     from modicum.sweep.ranks import Ranks
 
 # Commands that write OUT.partial and continue from it.
-_CONTINUING = ("fit", "measure", "export")
+_CONTINUING = ("fit", "measure", "export", "adapt", "train")
 
 
 def _out(help: str = "Directory to write.", metavar: str = "DIR", required: bool = True) -> Callable:
@@ -295,7 +296,7 @@ def trim(model: str, corpus: str, out: Path, quiet: bool, as_json: bool, **setti
 
 
 _TOLD = (import_file, catalogue, explain, cite, env, compare, report, densify, push, clean, completion)
-for _told in (adapt, apply, revert, delta, show, *_TOLD):
+for _told in (train, adapt, apply, revert, delta, show, *_TOLD):
     main.add_command(_told)
 
 

@@ -27,6 +27,10 @@ class Restriction(Parametrization):
 
     relative: ClassVar[bool] = False
 
+    def density(self, step: Step) -> float:
+        """Share of a weight's entries that take part in the products of an update."""
+        return 1.0
+
     def outlines(self, shapes: Shapes) -> dict[str, Form]:
         """What weights of these shapes end as, in kind and in bytes; their values mean nothing. Raises ``SettingError``."""
         chance, common = torch.Generator().manual_seed(0), self.common(shapes, torch.Generator().manual_seed(0), 0)
@@ -47,6 +51,11 @@ class Sparsity(Restriction):
         """How many entries each weight has."""
         counts = divided(self.keep, shapes, self.layers)
         return State({}, {f"entries of {unit}": torch.tensor(count) for unit, count in counts.items()})
+
+    @override
+    def density(self, step: Step) -> float:
+        """What is kept."""
+        return self.keep
 
     def entries(self, state: State, unit: str) -> int:
         """How many entries a unit has in the end."""

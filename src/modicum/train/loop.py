@@ -24,46 +24,35 @@ from modicum.train.trained import Trained
 _FILE, _FORMAT = "training.pt", 1
 
 
-class DivergedError(ModelError):
-    """A loss or a gradient that is no number."""
-
-
 def train(
     module: nn.Module, trained: Trained, rows: Sequence[Batch], loop: Loop, *, objective: Objective = next_token, keep: Path | None = None,
-    progress: Quiet | None = None, training: bool = True,
+    progress: Quiet | None = None,
 ) -> list[float]:  # fmt: skip
     """Update what is trained, and give the loss per token of every update.
 
     ``rows`` are sequences, a batch of one row each; an update takes ``loop.batch`` of them in an order drawn anew for every pass over all.
     The loss is the sum over an update's tokens divided by their number, whatever their padding and however many are computed ``together``.
-    With ``keep``, a folder, a training that was killed goes on with the same losses to the last bit, on the same number of threads. Where not
-    ``training``, the module computes as it answers: nothing is dropped by chance, and no statistics of batches move.
+    With ``keep``, a folder, a training that was killed goes on with the same losses to the last bit, on the same number of threads.
 
-    Raises ``DataError`` where there is nothing to learn from, ``DivergedError`` at a loss that is no number: what was kept before it stays, and
-    ``kept`` takes it up again.
+    Raises ``DataError`` where there is nothing to learn from, ``ModelError`` at a loss that is no number: what was kept before it stays.
     """
     if not rows:
         raise DataError("data: must hold a sequence to train on at least, holds none. Give more text.")
     shown, parameters = progress or Quiet(), trained.parameters()
     optimizer = torch.optim.AdamW(parameters, lr=loop.rate, weight_decay=loop.decay)
-    losses = _resumed(trained, optimizer, keep, loop)
+    losses = _resumed(module, trained, optimizer, keep, loop)
     shown.start("training", loop.steps - len(losses))
-    module.train(training)
+    module.train()
     try:
         for step in range(len(losses), loop.steps):
             with seeded(seed_of(loop.seed, f"update {step}")):
                 losses.append(_update(module, trained, _drawn(rows, loop, step), loop, objective, optimizer, step))
             shown.step()
             if keep is not None and ((step + 1) % loop.every == 0 or step + 1 == loop.steps):
-                _keep(trained, optimizer, keep, loop, losses)
+                _keep(module, trained, optimizer, keep, loop, losses)
     finally:
         module.eval()
     return losses
-
-
-def kept(trained: Trained, keep: Path, loop: Loop) -> list[float]:
-    """Put what was kept of a training back into what is trained; its losses, none where nothing was kept."""
-    return _resumed(trained, torch.optim.AdamW(trained.parameters(), lr=loop.rate, weight_decay=loop.decay), keep, loop)
 
 
 def evaluate(module: nn.Module, rows: Sequence[Batch], objective: Objective = next_token) -> list[tuple[float, int]]:
@@ -82,7 +71,7 @@ def _update(
     for group in optimizer.param_groups:
         group["lr"] = loop.at(step)
     optimizer.zero_grad()
-    parts = _joined(rows, loop.together or loop.batch)
+    parts = joined(rows, loop.together or loop.batch)
     if trained.estimator is None or trained.watched:
         total, tokens = _summed(module, parts, objective, backward=True)
         for parameter in trained.parameters():
@@ -96,7 +85,7 @@ def _update(
     norm = torch.nn.utils.clip_grad_norm_(trained.parameters(), loop.clip or math.inf)
     if not (math.isfinite(total) and bool(torch.isfinite(norm))):
         what = "loss" if not math.isfinite(total) else "gradient"
-        raise DivergedError(
+        raise ModelError(
             f"training: the {what} must be a number, is {total if what == 'loss' else float(norm)} at update {step + 1}. Lower --rate."
         )
     optimizer.step()
@@ -142,7 +131,7 @@ def _drawn(rows: Sequence[Batch], loop: Loop, step: int) -> list[Batch]:
     return found
 
 
-def _joined(rows: Sequence[Batch], together: int) -> list[Batch]:
+def joined(rows: Sequence[Batch], together: int) -> list[Batch]:
     """Rows as batches: those of one length side by side."""
     by_shape: dict[Any, list[Batch]] = {}
     for row in rows:
@@ -176,7 +165,7 @@ def single(batches: Sequence[Batch]) -> list[Batch]:
 # Kept
 
 
-def _keep(trained: Trained, optimizer: torch.optim.Optimizer, folder: Path, loop: Loop, losses: list[float]) -> None:
+def _keep(module: nn.Module, trained: Trained, optimizer: torch.optim.Optimizer, folder: Path, loop: Loop, losses: list[float]) -> None:
     states = {name: (dict(place.state.trained), dict(place.state.frozen)) for name, place in trained.places.items()}
     asides = [dict(each.state.trained) for each in trained.asides]
     common = {str(place.method): dict(place.state.common.trained) for place in trained.places.values() if place.state.common is not None}
@@ -188,6 +177,7 @@ def _keep(trained: Trained, optimizer: torch.optim.Optimizer, folder: Path, loop
         "asides": asides,
         "optimizer": optimizer.state_dict(),
         "losses": losses,
+        "buffers": dict(module.named_buffers()),
     }
     new = folder / f"{_FILE}.new"
     try:
@@ -197,7 +187,7 @@ def _keep(trained: Trained, optimizer: torch.optim.Optimizer, folder: Path, loop
         raise ModelError(f"{new}: cannot be written ({quoted(error)}). Free space; the same command goes on from what was kept.") from None
 
 
-def _resumed(trained: Trained, optimizer: torch.optim.Optimizer, folder: Path | None, loop: Loop) -> list[float]:
+def _resumed(module: nn.Module, trained: Trained, optimizer: torch.optim.Optimizer, folder: Path | None, loop: Loop) -> list[float]:
     path = None if folder is None else folder / _FILE
     if path is None or not path.exists():
         return []
@@ -214,6 +204,8 @@ def _resumed(trained: Trained, optimizer: torch.optim.Optimizer, folder: Path | 
         for each, learnt in zip(trained.asides, body["asides"], strict=True):
             _filled(each.state, learnt)
         optimizer.load_state_dict(body["optimizer"])
+        for name, buffer in module.named_buffers():
+            buffer.copy_(body["buffers"][name])
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, EOFError):
         return []
     trained.step = replace(trained.step, number=len(body["losses"]))

@@ -11,6 +11,7 @@ from torch import nn
 from modicum.data.splits import Batch
 from modicum.sweep.modes import seeded
 from modicum.sweep.stage import seed_of
+from modicum.train.loop import joined
 from modicum.train.objectives import Objective, next_token
 from modicum.train.trained import Trained
 
@@ -30,12 +31,15 @@ def scored(trained: Trained, loss: Callable[[], torch.Tensor]) -> None:
     trained.step = replace(trained.step, number=0)
 
 
-def scored_on(module: nn.Module, trained: Trained, rows: Sequence[Batch], *, objective: Objective = next_token, seed: int = 0) -> None:
-    """The same with the loss per token over rows, one batch each; chance is drawn alike in every look."""
+def scored_on(
+    module: nn.Module, trained: Trained, rows: Sequence[Batch], *, batch: int = 8, objective: Objective = next_token, seed: int = 0
+) -> None:
+    """The same with the loss per token over rows, ``batch`` of them at a time; chance is drawn alike in every look."""
+    parts = joined(rows, batch)
 
     def loss() -> torch.Tensor:
         with seeded(seed_of(seed, "scores")):
-            found = [objective(module, row) for row in rows]
+            found = [objective(module, part) for part in parts]
         return torch.stack([losses.sum() for losses, _ in found]).sum() / max(1, sum(count for _, count in found))
 
     module.train()

@@ -1,0 +1,138 @@
+"""What is trained from the start: a language model of a config, or a module with batches and an objective."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from modicum.core.errors import DataError, ModelError, quoted
+from modicum.data.splits import Splits, from_batches, from_text
+from modicum.export import load
+from modicum.measure.subject import require_positions
+from modicum.models.copying import copied
+from modicum.models.located import locate
+from modicum.models.open import model_class, open_model, read_config
+from modicum.models.quiet import hushed
+from modicum.sweep.modes import seeded
+from modicum.sweep.stage import seed_of
+from modicum.train.objectives import Objective, next_token
+
+
+@dataclass
+class Subject:
+    """A model before training. ``fresh`` makes it anew, the same each time; ``save`` writes it with its dense weights as others open it."""
+
+    name: str
+    fresh: Callable[[], nn.Module]
+    splits: Splits
+    objective: Objective = next_token
+    config: Any = None
+    directory: Path | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def opened(self, module: nn.Module, folder: Path) -> nn.Module | Path:
+        """The module as what is opened to write it: of a language model the folder of its dense checkpoint, with its tokenizer."""
+        if self.config is None:
+            return module
+        shutil.rmtree(folder, ignore_errors=True)
+        with hushed():
+            module.save_pretrained(folder)  # type: ignore[operator]
+        if self.directory is not None:
+            _tokenizer(self.directory).save_pretrained(folder)
+        return folder
+
+    def loaded(self, final: Path) -> nn.Module:
+        """What was written, as a working module by its target's own loader."""
+        if self.config is not None and (final / "modicum.json").exists() is False:
+            from modicum.export.loaded import loaded
+
+            return loaded(type(self.fresh()), final)
+        return load(final, into=None if self.config is not None else self.fresh())
+
+
+def of_module(module: nn.Module, data: Iterable[Any], objective: Objective, seed: int) -> Subject:
+    """Any module, which stays as it is; batches are divided as everywhere."""
+    return Subject(type(module).__name__, lambda: copied(module, apart=True).eval(), from_batches(data, seed), objective)
+
+
+def of_config(
+    source: str | Path, data: str | Path | None, *, tokenizer: str | Path | None, tokens: int, samples: int, test_samples: int,
+    text_column: str | None, seed: int, batch: int,
+) -> Subject:  # fmt: skip
+    """A causal language model of a config: a file, a folder with one, ``demo`` or a Hugging Face id, whose weights are not read.
+
+    Raises ``ModelError`` for a config that Transformers does not know, ``DataError`` for a tokenizer that does not suit it.
+    """
+    directory, config = _config(source)
+    cls = _class(config, str(source))
+    home = locate(tokenizer) if tokenizer is not None else directory
+    words = _tokenizer(home)
+    _require_vocabulary(words, config, str(source))
+    splits = from_text(
+        data, words, samples=samples, tokens=tokens, seed=seed, batch=batch, test_samples=test_samples, text_column=text_column
+    )
+    fresh = lambda: built(cls, config, str(source), seed)
+    subject = Subject(str(source), fresh, splits, config=config, directory=home)
+    require_positions(open_model(fresh()), tokens)
+    return subject
+
+
+def built(cls: Any, config: Any, who: str, seed: int) -> nn.Module:
+    """A model of a config with random weights, by the class's own rules. Raises ``ModelError`` where it cannot be built."""
+    import copy
+
+    dtype = getattr(config, "dtype", None) or torch.float32
+    try:
+        with seeded(seed_of(seed, "beginning")), hushed():
+            return cls(copy.deepcopy(config)).to(dtype).eval()
+    except Exception as error:  # whatever a class raises at numbers it was not made for
+        raise ModelError(f"{who}: {cls.__name__} cannot be built from it ({quoted(error)}). Check the config.") from None
+
+
+def _config(source: str | Path) -> tuple[Path, Any]:
+    """The folder that a config lies in, and the config."""
+    path = Path(source)
+    if not path.is_file():
+        directory = locate(source)
+        return directory, read_config(directory)
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copyfile(path, Path(folder) / "config.json")
+        try:
+            return path.parent, read_config(Path(folder))
+        except ModelError as error:
+            raise ModelError(str(error).replace(str(Path(folder) / "config.json"), str(path)).replace(folder, str(path))) from None
+
+
+def _class(config: Any, who: str) -> Any:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    if getattr(config, "architectures", None):
+        return model_class(config, who)
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ModelError(f"{who}: must be the config of a causal language model, is one of {config.model_type!r}.")
+    return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+
+
+def _tokenizer(directory: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    if not any((directory / name).exists() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model")):
+        raise DataError(f"{directory}: must hold a tokenizer, holds none. Pass --tokenizer DIR, or demo for the one in the package.")
+    try:
+        with hushed():
+            return AutoTokenizer.from_pretrained(directory)
+    except Exception as error:  # whatever a tokenizer raises
+        raise DataError(f"{directory}: its tokenizer cannot be read ({quoted(error)}). Pass --tokenizer DIR.") from None
+
+
+def _require_vocabulary(tokenizer: Any, config: Any, who: str) -> None:
+    size = getattr(config.get_text_config() if hasattr(config, "get_text_config") else config, "vocab_size", None)
+    if isinstance(size, int) and len(tokenizer) > size:
+        raise DataError(f"{who}: must have a vocab_size of at least the {len(tokenizer)} tokens of the tokenizer, has {size}.")

@@ -1,0 +1,163 @@
+"""Training from the start: within the budget to the byte, resumed with the same numbers, and what is written is what was trained."""
+
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import modicum
+from modicum.core.errors import BudgetError, DataError, ModelError, SettingError
+from modicum.core.progress import Quiet
+from modicum.train import Loop
+
+CONFIG = {
+    "model_type": "llama", "vocab_size": 1024, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "max_position_embeddings": 64, "tie_word_embeddings": True, "bos_token_id": 0, "eos_token_id": 0,
+}  # fmt: skip
+FEW = {"tokenizer": "demo", "tokens": 24, "samples": 24, "test_samples": 8}
+LOOP = Loop(steps=8, batch=4, every=3)
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "small.json"
+    path.write_text(json.dumps(CONFIG))
+    return path
+
+
+@pytest.mark.parametrize("method", ["rigl every=2", "snip", "sltrain"])
+def test_the_files_fit_to_the_byte_and_reload_exactly(config, tmp_path, method):
+    made = modicum.train(config, tmp_path / "out", size="160kB", method=method, loop=LOOP, **FEW)
+    receipt, size = made.receipt, (tmp_path / "out" / "model.safetensors").stat().st_size
+    assert size == receipt["bytes"]["written"] <= 160_000
+    assert size > (159_500 if "sltrain" not in method else 155_000), "as much as the budget allows"
+    assert receipt["verified"]["largest weight difference"] == 0 and receipt["verified"]["largest difference of losses"] < 1e-6
+    assert receipt["operations"]["dense"] > 0 and receipt["parameters"]["stored"] < receipt["parameters"]["dense"]
+    again = modicum.load(tmp_path / "out")
+    assert all(torch.equal(one, two) for one, two in zip(made.model.parameters(), again.parameters()))
+
+
+def test_shares_of_parameters_and_baselines(config, tmp_path):
+    made = modicum.train(config, tmp_path / "out", params="75%", method="rigl every=2", baselines=True, loop=LOOP, **FEW)
+    values, against = made.receipt["parameters"], made.receipt["against"]
+    assert values["stored"] == int(0.75 * values["dense"])
+    assert {"dense", "small, equal updates", "small, equal operations"} < against.keys()
+    assert against["small model"]["parameters"] < values["dense"] and against["small model"]["updates"] > LOOP.steps
+    low, high = against["dense"]["difference"]["interval"]
+    assert low <= against["dense"]["difference"]["change"] <= high
+
+
+class Killed(Quiet):
+    """Dies after some updates."""
+
+    def __init__(self, updates):
+        self.left = updates
+
+    def step(self):
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("method", ["rigl every=2", "snip"])
+def test_what_was_killed_goes_on_with_the_same_numbers(config, tmp_path, method):
+    run = lambda name, **words: modicum.train(config, tmp_path / name, params="75%", method=method, loop=LOOP, **FEW, **words)
+    whole = run("whole").receipt
+    with pytest.raises(KeyboardInterrupt):
+        run("killed", progress=Killed(5))
+    assert run("killed").receipt["losses"] == whole["losses"]
+    assert (tmp_path / "killed" / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
+
+
+def test_auto_races_what_fits_and_says_so(config, tmp_path):
+    receipt = modicum.train(config, tmp_path / "out", size="160kB", method="auto", loop=LOOP, **FEW).receipt
+    first, *_, last = receipt["race"]["rounds"]
+    assert receipt["method"] == receipt["race"]["chosen"] in last["lost"] and len(first["lost"]) > len(last["lost"])
+    assert "takes at least" in receipt["race"]["left out"]["dense"] and receipt["bytes"]["written"] <= 160_000
+
+
+class Net(nn.Module):
+    """A net with statistics that are no parameters."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(16, 32), nn.BatchNorm1d(32), nn.Linear(32, 4)
+
+    def forward(self, x):
+        return self.last(F.relu(self.norm(self.first(x))))
+
+
+def rows(count=60):
+    draw = torch.Generator().manual_seed(0)
+    for _ in range(count):
+        x = torch.randn(4, 16, generator=draw)
+        yield {"x": x, "labels": x[:, :4].argmax(1)}
+
+
+def classes(module, batch):
+    logits = module(batch["x"])
+    return F.cross_entropy(logits, batch["labels"], reduction="none"), len(logits)
+
+
+def test_any_module_with_an_objective(tmp_path):
+    torch.manual_seed(0)
+    net, batches = Net(), [(row["x"],) for row in rows()]
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    objective = lambda module, batch: (F.cross_entropy(module(batch[0]), batch[0][:, :4].argmax(1), reduction="none"), len(batch[0]))
+    run = lambda name, **words: modicum.train(
+        net,
+        tmp_path / name,
+        params="60%",
+        method="rigl every=5",
+        data=batches,
+        objective=objective,
+        loop=Loop(steps=60, batch=16, rate=0.02),
+        **words,
+    )
+    made = run("out")
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items()), "the caller's module stays as it is"
+    assert made.receipt["losses"][-1] < 0.8 * made.receipt["losses"][0]
+    again = modicum.load(tmp_path / "out", into=Net())
+    x = torch.randn(5, 16)
+    assert torch.equal(made.model(x), again(x)) and not torch.equal(again.norm.running_mean, torch.zeros(32))
+    with pytest.raises(KeyboardInterrupt):
+        run("killed", progress=Killed(55))
+    assert torch.equal(run("killed").model(x), made.model(x)), "statistics of batches are kept too"
+
+
+@pytest.mark.parametrize(
+    "words, error, said",
+    [
+        ({"method": "rigl keep=0.001"}, SettingError, "must leave at least one weight per row"),
+        ({"size": "20kB"}, BudgetError, "takes at least"),
+        ({"size": "20kB", "method": "auto"}, BudgetError, "no method meets it"),
+        ({"method": "auto"}, SettingError, "auto needs a budget"),
+        ({"method": "lora"}, SettingError, "must be one of those that train a small model"),
+        ({"tokenizer": None}, DataError, "must hold a tokenizer"),
+        ({"tokens": 65}, SettingError, "at most the 64"),
+        ({"target": "gguf"}, SettingError, "must be modicum or transformers"),
+        ({"budget": modicum.Budget(loss=0.1)}, BudgetError, "loss: a training is held to"),
+    ],
+)
+def test_bad_input_is_told_in_a_sentence_and_nothing_is_written(config, tmp_path, words, error, said):
+    with pytest.raises(error, match=said):
+        modicum.train(config, tmp_path / "out", loop=LOOP, **{**FEW, **words})
+    assert not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.parametrize(
+    "spoilt, said",
+    [
+        ({"model_type": "nobody"}, "is not a config that Transformers knows"),
+        ({"model_type": "vit"}, "must be the config of a causal language model"),
+        ({"hidden_size": 33}, "is not a config that Transformers knows"),
+        ({"vocab_size": 100}, "must have a vocab_size of at least"),
+    ],
+)
+def test_a_config_that_is_none_is_told(config, tmp_path, spoilt, said):
+    config.write_text(json.dumps(CONFIG | spoilt))
+    with pytest.raises((ModelError, DataError), match=said) as told:
+        modicum.train(config, tmp_path / "out", loop=LOOP, **FEW)
+    assert str(config) in str(told.value) and not list(tmp_path.glob("out*"))
