@@ -31,7 +31,7 @@ _HOMES = {
     "fit": "modicum.fit", "Result": "modicum.fit", "measure": "modicum.measure", "Measured": "modicum.measure",
     "load": "modicum.export", "evaluate": "modicum.receipt", "frontier": "modicum.receipt", "report": "modicum.receipt",
     "find": "modicum.core.method", "register": "modicum.core.method", "open_model": "modicum.models.open", "trim": "modicum.vocabulary",
-    "adapt": "modicum.adapt", "changed": "modicum.train.changed", "train": "modicum.train",
+    "adapt": "modicum.adapt", "merge": "modicum.merge", "changed": "modicum.train.changed", "train": "modicum.train",
     "trained": "modicum.train.trained", "Delta": "modicum.delta.delta",
     "densify": "modicum.fit.dense", "push": "modicum.fit.push",
     "Budget": "modicum.core.budget", "Plan": "modicum.core.plan", "Option": "modicum.core.option",
@@ -61,6 +61,7 @@ __all__ = [
     "frontier",
     "load",
     "measure",
+    "merge",
     "open_model",
     "push",
     "register",
@@ -82,6 +83,7 @@ if TYPE_CHECKING:
     from modicum.fit.dense import densify
     from modicum.fit.push import push
     from modicum.measure import Measured, measure
+    from modicum.merging.merge import merge
     from modicum.models.open import open_model
     from modicum.receipt.evaluate import evaluate
     from modicum.receipt.frontier import frontier

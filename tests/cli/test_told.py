@@ -107,6 +107,7 @@ WORDS = {
     "adapt": ["demo", "--out", "x"], "apply": ["demo", "d", "--out", "x"], "revert": ["a", "--out", "x"], "show": ["d"],
     "train": ["demo", "--out", "x"],
     "delta": ["t", "--base", "demo", "--out", "x"],
+    "merge": ["demo", "demo", "--out", "x"],
 }  # fmt: skip
 
 

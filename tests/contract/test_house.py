@@ -26,6 +26,7 @@ ORDER = [
     ("judge",),
     ("measure",),
     ("train",),
+    ("merging",),
     ("fit",),
     ("receipt",),
     ("edit",),

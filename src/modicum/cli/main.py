@@ -23,6 +23,7 @@ from modicum.cli.completion import completion
 from modicum.cli.env import env
 from modicum.cli.generated import Command
 from modicum.cli.importing import import_file
+from modicum.cli.merging import merge
 from modicum.cli.methods import catalogue, cite, explain
 from modicum.cli.options import (
     COMPUTE,
@@ -56,7 +57,7 @@ if TYPE_CHECKING:
     from modicum.sweep.ranks import Ranks
 
 # Commands that write OUT.partial and continue from it.
-_CONTINUING = ("fit", "measure", "export", "adapt", "train")
+_CONTINUING = ("fit", "measure", "export", "adapt", "train", "merge")
 
 
 def _out(help: str = "Directory to write.", metavar: str = "DIR", required: bool = True) -> Callable:
@@ -296,7 +297,7 @@ def trim(model: str, corpus: str, out: Path, quiet: bool, as_json: bool, **setti
 
 
 _TOLD = (import_file, catalogue, explain, cite, env, compare, report, densify, push, clean, completion)
-for _told in (train, adapt, apply, revert, delta, show, *_TOLD):
+for _told in (train, adapt, apply, revert, delta, show, merge, *_TOLD):
     main.add_command(_told)
 
 

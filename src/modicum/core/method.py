@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from modicum.forms import Form
 
-FAMILIES = ("quantize", "prune", "factor", "repair", "drop", "adapt", "restrict")
+FAMILIES = ("quantize", "prune", "factor", "repair", "drop", "adapt", "restrict", "merge")
 # Families whose methods are trained: parametrizations, which no calibration makes.
 TRAINED = ("adapt", "restrict")
 
@@ -182,7 +182,9 @@ def register(cls: type[Method]) -> type[Method]:
 
 
 def require_untrained(key: str) -> None:
-    """Raise ``SettingError`` for a method that is trained, where nothing trains."""
+    """Raise ``SettingError`` for a method that is trained, where nothing trains, and for one that merges, where there is one model."""
+    if key.split("/")[0] == "merge":
+        raise SettingError(f"{key.split('/')[1]}: makes one model of several, and there is one here. Use modicum merge.")
     if key.split("/")[0] in TRAINED:
         raise SettingError(
             f"{key.split('/')[1]}: is trained, and nothing trains here. Use modicum adapt, or modicum.trained in a loop of your own."
@@ -196,7 +198,7 @@ def meant(name: str, methods: Mapping[str, type], *, trained: bool) -> type:
     for key in methods:
         if name in (key, key.split("/")[1]):
             require_untrained(key)
-    return named(name, {key: cls for key, cls in methods.items() if key.split("/")[0] not in TRAINED})
+    return named(name, {key: cls for key, cls in methods.items() if key.split("/")[0] not in (*TRAINED, "merge")})
 
 
 def find(key: str) -> type[Method]:

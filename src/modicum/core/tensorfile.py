@@ -99,6 +99,13 @@ class TensorFile:
         row = math.prod(entry.shape[1:]) * entry.dtype.itemsize
         return self._fill(name, entry.dtype, shape, entry.begin + start * row)
 
+    def read_flat(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Entries ``start`` to ``stop`` of the tensor laid flat, without reading the others. *Raises* ``ModelError`` where the range leaves it."""
+        entry = self._entry(name)
+        if not 0 <= start <= stop <= math.prod(entry.shape):
+            raise ModelError(f"{self._who}: entries of tensor {short.repr(name)} must lie within it, got {start} to {stop}.")
+        return self._fill(name, entry.dtype, (stop - start,), entry.begin + start * entry.dtype.itemsize)
+
     def close(self) -> None:
         """Close the file; closing twice does nothing."""
         self._release()
@@ -246,6 +253,10 @@ class Shards:
     def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         """A range of the tensor's first axis, as :meth:`TensorFile.read_rows` gives it."""
         return self._file(name).read_rows(name, start, stop)
+
+    def read_flat(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """A range of the tensor laid flat, as :meth:`TensorFile.read_flat` gives it."""
+        return self._file(name).read_flat(name, start, stop)
 
     def close(self) -> None:
         """Close all files; closing twice does nothing."""

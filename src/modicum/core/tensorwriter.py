@@ -56,7 +56,7 @@ class TensorWriter:
     def __init__(self, path: str | os.PathLike[str], entries: Wanted, metadata: Mapping[str, str] | None = None) -> None:
         self.path = Path(path)
         self._who = f"file {self.path}"
-        head, self.entries = _layout(entries, metadata, self._who)
+        head, self.entries = layout(entries, metadata, self._who)
         self._partial = self.path.with_name(self.path.name + ".partial")
         with system_errors(self._who):
             self._fd = os.open(self._partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
@@ -131,16 +131,16 @@ class TensorWriter:
 
 def header_bytes(entries: Wanted, metadata: Mapping[str, str] | None = None) -> int:
     """Bytes before the first tensor in the file :class:`TensorWriter` would write: header length, header and padding."""
-    return len(_layout(entries, metadata, "header_bytes")[0])
+    return len(layout(entries, metadata, "header_bytes")[0])
 
 
 def file_bytes(entries: Wanted, metadata: Mapping[str, str] | None = None) -> int:
     """Size in bytes of the file :class:`TensorWriter` would write for the same arguments, exactly."""
-    head, placed = _layout(entries, metadata, "file_bytes")
+    head, placed = layout(entries, metadata, "file_bytes")
     return len(head) + sum(entry.nbytes for entry in placed.values())
 
 
-def _layout(entries: Wanted, metadata: Mapping[str, str] | None, who: str) -> tuple[bytes, dict[str, Entry]]:
+def layout(entries: Wanted, metadata: Mapping[str, str] | None, who: str) -> tuple[bytes, dict[str, Entry]]:
     """Everything before the data, and where each tensor goes, in the order of the safetensors library: by dtype, then by name."""
     for name, (dtype, shape) in entries.items():
         if not isinstance(name, str) or name == "__metadata__":

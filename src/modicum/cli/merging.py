@@ -1,0 +1,83 @@
+"""The command that makes one model of several."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from modicum.cli.generated import Command
+from modicum.cli.options import OVERWRITE, RAM, SHOWN, flag, model, option, options, print_json, progress
+from modicum.core.errors import SettingError
+
+
+@click.command(cls=Command)
+@model(metavar="BASE")
+@click.argument("models", metavar="MODEL...", nargs=-1, type=click.Path(path_type=Path))
+@options(
+    option("--method", metavar="OPTION", group="method", help="A method and its settings.", default="ties", show_default=True),
+    option("--weights", metavar="X,X", group="method", help="One for each MODEL, by commas; by default what the method says."),
+    option("--dtype", metavar="NAME", group="method", help="What is stored: float32, bfloat16 or float16; by default as the base is."),
+    option("--seed", type=int, default=0, show_default=True, metavar="N", group="method", help="Seed of what is dropped at random."),
+    option("--data", metavar="PATH", group="data", help="Text to verify on; by default the shipped one."),
+    option("--samples", type=int, default=32, show_default=True, metavar="N", group="data", help="Sequences to verify on."),
+    option("--tokens", type=int, default=256, show_default=True, metavar="N", group="data", help="Tokens in a sequence."),
+    flag("--quality", "Tell the loss of base, inputs and result, with intervals.", "data"),
+    flag("--no-verify", "Do not reload and judge what was written.", "data"),
+    option("--out", type=click.Path(path_type=Path), metavar="DIR", required=True, group="files", help="Directory to write."),
+    OVERWRITE,
+    RAM,
+)  # fmt: skip
+@SHOWN
+def merge(
+    model: str,
+    models: tuple[Path, ...],
+    method: str,
+    weights: str | None,
+    no_verify: bool,
+    out: Path,
+    quiet: bool,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Make one model of BASE and each MODEL.
+
+    A MODEL is a directory, or what adapt, delta or PEFT wrote on BASE. Tensors are read and written in pieces, so that no model is ever whole in
+    memory; the same command continues what was interrupted.
+    """
+    shares = None if weights is None else _numbers(weights)
+    from modicum.merging.merge import merge as run
+    from modicum.models.quiet import hushed
+
+    with hushed(), progress(quiet or as_json) as shown:
+        made = run(model, [str(each) for each in models], out, method=method, weights=shares, verify=not no_verify, progress=shown, **given)
+    receipt = made.receipt
+    if as_json:
+        print_json({"out": str(made.out), **receipt})
+    elif not quiet:
+        _tell(made.out, receipt)
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(word) for word in text.split(",")]
+    except ValueError:
+        raise SettingError(f"--weights: must be numbers by commas, such as 0.5,0.5, got {text!r}.") from None
+
+
+def _tell(out: Path | None, receipt: dict[str, Any]) -> None:
+    seconds = receipt["stages"]["merging"]["seconds"]
+    click.echo(
+        f"{out}: {len(receipt['models'])} models merged by {receipt['method']}, {len(receipt['tensors'])} tensors in {seconds:.1f} s."
+    )
+    for each in receipt["models"]:
+        click.echo(f"weight {each['weight']:g}: {each['model']} (sha256 {each['sha256'][:12]}).")
+    perplexity = receipt.get("verified", {}).get("perplexity")
+    if perplexity:
+        click.echo("perplexity on held-out text: " + ", ".join(f"{label} {value:.4g}" for label, value in perplexity.items()) + ".")
+    for row in receipt.get("quality", ()):
+        low, high = row["interval"]
+        click.echo(f"loss per token of {row['model']}: {row['loss']:.4f} (95 % {low:.4f} to {high:.4f}).")
+    for event in receipt["events"]:
+        click.echo(f"note: {event}.")

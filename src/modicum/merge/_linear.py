@@ -1,0 +1,55 @@
+"""What merges have in common whose result is a sum of the models by coefficients that are fixed for a tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from typing_extensions import override
+
+from modicum.merge._family import At, Merge, Survey, Total, mixed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Linear(Merge):
+    """``Σ c_i · W_i`` with the base as the first: files say what the coefficients are, of the weights and of products of whole tensors.
+
+    ``products`` says of which tensors products are taken: none, of the ``tensors`` themselves with the base first, or of their
+    ``differences`` from the base.
+    """
+
+    products: ClassVar[str] = ""
+
+    def coefficients(self, weights: Sequence[float], gram: torch.Tensor) -> Sequence[float]:
+        """One for the base and one for each model; ``gram`` (k, k) float64 holds the products, empty where none are taken."""
+        raise NotImplementedError
+
+    @override
+    def survey(self, models: int, entries: int) -> Survey:
+        if not self.products:
+            return None
+        return (yield Total(_differences if self.products == "differences" else _tensors))
+
+    @override
+    def combine(self, base: torch.Tensor, others: Sequence[torch.Tensor], weights: Sequence[float], at: At) -> torch.Tensor:
+        gram = at.known if at.known is not None else torch.empty(0, 0)
+        return mixed((base, *others), self.coefficients(weights, gram))
+
+
+def _tensors(base: torch.Tensor, others: Sequence[torch.Tensor], at: At) -> torch.Tensor:
+    return _gram([base, *others])
+
+
+def _differences(base: torch.Tensor, others: Sequence[torch.Tensor], at: At) -> torch.Tensor:
+    return _gram([other.double() - base.double() for other in others])
+
+
+def _gram(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    wide = [tensor.reshape(-1).double() for tensor in tensors]
+    found = torch.empty(len(wide), len(wide), dtype=torch.float64)
+    for i, one in enumerate(wide):
+        for j, other in enumerate(wide[: i + 1]):
+            found[i, j] = found[j, i] = torch.dot(one, other)
+    return found

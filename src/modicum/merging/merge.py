@@ -1,0 +1,235 @@
+"""Several models made into one: inputs opened, tensors streamed, the result verified and put in its place."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from modicum.core.arguments import checked
+from modicum.core.budget import parse_size
+from modicum.core.errors import SettingError
+from modicum.core.files import write_json
+from modicum.core.memory import free_memory
+from modicum.core.option import Option
+from modicum.core.progress import Quiet
+from modicum.core.settings import require_seed
+from modicum.export.companions import copy_companions
+from modicum.merge._family import Merge
+from modicum.merging.engine import Job, ordered, require_memory, run
+from modicum.merging.pieces import Files, Memory
+from modicum.merging.sources import Held, Source, Stored, hashed, source
+from modicum.merging.verify import Judged, verified
+from modicum.models.located import locate
+from modicum.work.meter import Meter
+from modicum.work.workdir import WorkDir, read_from
+
+KIND, RECEIPT = "modicum-merging", "receipt.json"
+RECEIPT_FORMAT = "modicum-merged"
+_INDEX = "model.safetensors.index.json"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+Model = str | Path | nn.Module | Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What ``merge`` made: the folder, or of models in memory the ``tensors``; and its receipt, with notes as ``events``."""
+
+    out: Path | None
+    receipt: dict[str, Any]
+    tensors: Mapping[str, torch.Tensor] | None = None
+
+
+@checked(but=("base", "models", "statistics"))
+def merge(
+    base: Model,
+    models: Sequence[Model],
+    out: str | Path | None = None,
+    *,
+    method: str = "ties",
+    weights: Sequence[float] | None = None,
+    statistics: Sequence[str | Path | Mapping[str, torch.Tensor]] | None = None,
+    dtype: str | None = None,
+    seed: int = 0,
+    verify: bool = True,
+    data: str | Path | None = None,
+    samples: int = 32,
+    tokens: int = 256,
+    quality: bool = False,
+    ram: str | None = None,
+    overwrite: bool = False,
+    progress: Quiet | None = None,
+) -> Merged:
+    """Merge ``models`` into ``base`` by ``method``, and write a checkpoint with the base's names, files and dtypes.
+
+    ``base`` and ``models``: directories, ids or ``demo``; a model may be a delta that ``adapt`` or ``delta`` wrote, or an adapter of PEFT, both on
+    the base. Modules or mappings of tensors are merged in memory, without ``out``. ``weights``: one for each model, by default what the method
+    says. ``statistics``: for methods that are made of them one for each model, tensors by ``name/kind``, such as ``fisher`` (of the tensor's shape)
+    or ``gram`` (columns, columns), in memory or as a folder's safetensors. ``dtype``: what is stored, by default the base's. Tensors are read, made
+    and written in pieces, in float32 or wider, and rounded once; the result is the same for any number of threads, and where the method says so for
+    any order of the models. An interrupted merge goes on with the tensors that are missing.
+
+    The result is ``verify``-ed: reloaded by Transformers, every tensor finite, and its perplexity on held-out text (``data``, by default the
+    shipped texts; ``samples`` windows of ``tokens``) at most 1.5 times the worst input's, else an event. With ``quality`` the receipt has the
+    loss of base, inputs and result with intervals.
+
+    *Raises*: ``ModelError`` naming a tensor that a model lacks, that has another shape or holds NaN; ``SettingError`` for weights of another
+    number than the models, a method that merges nothing, an ``out`` that must not be written.
+    """
+    require_seed(seed)
+    chosen = method_of(method)
+    if weights is not None and len(weights) != len(models):
+        raise SettingError(f"weights: must be one for each of {len(models)} models, are {len(weights)}.")
+    if dtype is not None and dtype not in DTYPES:
+        raise SettingError(f"dtype: must be {', '.join(DTYPES)}, is {dtype!r}.")
+    shares = tuple(float(weight) for weight in weights) if weights is not None else (chosen.weight,) * len(models)
+    chosen.check(shares)
+    if chosen.evaluated:
+        raise SettingError(f"{chosen}: greedy takes validation data. Pass --evaluate.")
+    beside = _beside(chosen, statistics, len(models))
+    if not isinstance(base, str | Path):
+        return _in_memory(chosen, base, models, shares, beside, dtype, seed)
+    if out is None:
+        raise SettingError("out: must name the folder to write, is not given.")
+    place = WorkDir(Path(out), KIND, overwrite, read_from(base, *models))
+    place.check()
+    meter = Meter(progress or Quiet())
+    with meter.stage("opening"):
+        first = Stored(locate(base), str(base))
+        others = [source(each, first) for each in _named(models)]
+    with meter.stage("hashing"):
+        inputs = [{"model": each.label, "sha256": each.digest} for each in (first, *others)]
+    sources, shares, beside = ordered(chosen, others, shares, beside)
+    job = Job(chosen, first, sources, lambda name: shares, seed, DTYPES.get(dtype or ""), beside)
+    job = require_memory(job, free_memory(None if ram is None else parse_size(ram, "ram")))
+    asked = {"method": str(chosen), "weights": shares, "dtype": dtype, "seed": seed, "inputs": [each["sha256"] for each in inputs]}
+    asked["statistics"] = [each.digest for each in beside]
+    with place.held():
+        final = place.begin(repr(asked)) / "final"
+        with meter.stage("merging"):
+            rows = _written(job, first, final, progress)
+        with meter.stage("hashing"):
+            digest = hashed(sorted(final.glob("*.safetensors")))
+        events: list[str] = []
+        judged: dict[str, Any] = {}
+        if verify:
+            with meter.stage("verifying"):
+                judged = verified(final, Judged(first, tuple(others), data, samples, tokens, seed, quality), events)
+        receipt = {
+            "format": RECEIPT_FORMAT, "version": 1, "method": str(chosen), "base": inputs[0],
+            "models": [{**told, "weight": weight} for told, weight in zip(_by(sources), shares)],
+            "seed": seed, "sha256": digest, **judged, "events": events, "layers": _layers(rows), "tensors": rows, "stages": meter.stages,
+        }  # fmt: skip
+        write_json(final / RECEIPT, receipt)
+        place.finish(final)
+    return Merged(place.out, receipt)
+
+
+def method_of(text: str) -> Merge:
+    """The merge that an option's text names. Raises ``SettingError``."""
+    steps = Option.parse(text, trained=True).steps
+    if len(steps) != 1 or not isinstance(steps[0], Merge):
+        raise SettingError(f"method {text!r}: must name one method that merges, such as ties. See modicum list --family merge.")
+    return steps[0]
+
+
+def _beside(method: Merge, given: Sequence[Any] | None, models: int) -> tuple[Source, ...]:
+    """Statistics of each model's data. Raises ``SettingError`` where the method wants some and there are none, or of another number."""
+    if not method.statistics:
+        return ()
+    if given is None or len(given) != models:
+        raise SettingError(
+            f"{method}: is made of statistics ({', '.join(method.statistics)}) of each model's data. Give one for each of {models} models."
+        )
+    return tuple(Stored(Path(each), str(each)) if isinstance(each, str | Path) else _held(each, "statistics") for each in given)
+
+
+def _named(models: Sequence[Model]) -> list[str | Path]:
+    for each in models:
+        if not isinstance(each, str | Path):
+            raise SettingError(f"models: must be folders where the base is one, one is a {type(each).__name__}.")
+    return [each for each in models if isinstance(each, str | Path)]
+
+
+def _in_memory(
+    method: Merge, base: Any, models: Sequence[Model], shares: tuple[float, ...], beside: tuple[Source, ...], dtype: str | None, seed: int
+) -> Merged:  # fmt: skip
+    held = [_held(each, f"model {place}" if place else "the base") for place, each in enumerate((base, *models))]
+    sources, shares, beside = ordered(method, held[1:], shares, beside)
+    job = Job(method, held[0], sources, lambda name: shares, seed, DTYPES.get(dtype or ""), beside)
+    sink = Memory({name: (job.stored(name), job.base.entry(name)[1]) for name in job.base.names()})
+    rows = run(job, sink)
+    receipt = {
+        "format": RECEIPT_FORMAT, "version": 1, "method": str(method), "weights": list(shares), "seed": seed, "layers": _layers(rows),
+        "tensors": rows,
+    }  # fmt: skip
+    return Merged(None, receipt, sink.tensors)
+
+
+def _held(given: Any, label: str) -> Held:
+    if isinstance(given, nn.Module):
+        return Held({name: value for name, value in given.state_dict().items() if isinstance(value, torch.Tensor)}, label)
+    if isinstance(given, Mapping) and all(isinstance(value, torch.Tensor) for value in given.values()):
+        return Held(given, label)
+    raise SettingError(f"{label}: must be a module or tensors by name where the base is, is a {type(given).__name__}.")
+
+
+def _written(job: Job, base: Stored, final: Path, progress: Quiet | None) -> list[dict[str, Any]]:
+    """The base's files with other values, and what stands beside them."""
+    files: dict[str, dict[str, tuple[torch.dtype, tuple[int, ...]]]] = {}
+    for name in base.names():
+        files.setdefault(base.shards.file_of(name).name, {})[name] = (job.stored(name), base.entry(name)[1])
+    sink = Files(final, files)
+    try:
+        rows = run(job, sink, progress)
+        sink.sync()
+    finally:
+        sink.close()
+    copy_companions(base.directory, final)
+    (final / RECEIPT).unlink(missing_ok=True)  # an earlier one, of the base
+    config = base.directory / "config.json"
+    if config.is_file():
+        body = json.loads(config.read_text(encoding="utf-8"))
+        if job.dtype is not None:
+            body |= {key: str(job.dtype).removeprefix("torch.") for key in ("dtype", "torch_dtype") if key in body}
+        (final / "config.json").write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
+    if (base.directory / _INDEX).is_file() and set(files) != {"model.safetensors"}:
+        size = sum(dtype.itemsize * math.prod(shape) for wanted in files.values() for dtype, shape in wanted.values())
+        homes = {name: file for file, wanted in files.items() for name in wanted}
+        write_json(final / _INDEX, {"metadata": {"total_size": size}, "weight_map": homes})
+    return rows
+
+
+def _by(sources: Sequence[Source]) -> list[dict[str, Any]]:
+    return [{"model": each.label, "sha256": each.digest} for each in sources]
+
+
+def _layers(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What the receipt tells of each layer: norms, how much of it changed, and how far the models agree on signs."""
+    found: dict[str, dict[str, float]] = {}
+    for row in rows:
+        if "norm" not in row:
+            continue
+        parts = str(row["name"]).split(".")
+        numbered = next((place for place, part in enumerate(parts) if part.isdigit()), None)
+        layer = ".".join(parts[: numbered + 1]) if numbered is not None else str(row["name"]).rpartition(".")[0] or str(row["name"])
+        mine = found.setdefault(layer, {"norm": 0.0, "change": 0.0, "agreement": 0.0, "weighed": 0.0})
+        mine["norm"] += row["norm"] ** 2
+        mine["change"] += row["change"] ** 2
+        if row["agreement"] is not None:
+            mine["agreement"] += row["agreement"] * row["looked_at"]
+            mine["weighed"] += row["looked_at"]
+    return [
+        {
+            "layer": layer, "norm": math.sqrt(mine["norm"]), "relative_change": math.sqrt(mine["change"] / mine["norm"]) if mine["norm"] else 0.0,
+            "sign_agreement": mine["agreement"] / mine["weighed"] if mine["weighed"] else None,
+        }
+        for layer, mine in found.items()
+    ]  # fmt: skip

@@ -1,0 +1,177 @@
+"""Checkpoints merged: files, inputs of every kind, kills, and what cannot be."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+import modicum
+from modicum.core.errors import ModelError, SettingError
+from modicum.delta import Delta
+from modicum.delta.applying import apply, base_weights
+from modicum.delta.between import between
+from modicum.forms import Base, LowRank, Sum
+from modicum.merging import engine
+from modicum.models.located import DEMO
+from modicum.models.open import open_model
+from modicum.models.trainable import trainable
+from modicum.testing import zoo
+
+
+def checkpoint(folder, name="llama", seed=0, moved=0.0, **settings):
+    """A tiny model in a folder, and moved from it where asked."""
+    model = zoo.build(name)[0]
+    draw = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.data += moved * torch.randn(parameter.shape, generator=draw).to(parameter.dtype)
+    model.save_pretrained(folder, **settings)
+    return folder
+
+
+@pytest.fixture
+def three(tmp_path):
+    return [
+        checkpoint(tmp_path / name, seed=seed, moved=moved) for name, seed, moved in (("base", 0, 0), ("one", 1, 0.05), ("two", 2, 0.05))
+    ]
+
+
+def weights(folder):
+    found = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        found |= load_file(file)
+    return found
+
+
+def test_files_are_the_bases_and_values_the_merge(three, tmp_path):
+    base, one, two = three
+    made = modicum.merge(base, [one, two], tmp_path / "out", method="average", weights=[1, 3])
+    found, mean = weights(made.out), {name: (value + 3 * weights(two)[name]) / 4 for name, value in weights(one).items()}
+    assert found.keys() == mean.keys() and all(torch.allclose(found[name], mean[name], atol=1e-6) for name in mean)
+    receipt = json.loads((made.out / "receipt.json").read_text())
+    assert receipt["verified"]["class"] == "LlamaForCausalLM" and {row["weight"] for row in receipt["models"]} == {1.0, 3.0}
+    assert all(len(row["sha256"]) == 64 for row in receipt["models"]) and receipt["layers"][1]["relative_change"] > 0
+    assert 0 <= receipt["layers"][1]["sign_agreement"] <= 1
+    assert not list(tmp_path.glob("*.partial*"))
+    (again := modicum.merge(base, [two, one], tmp_path / "again", method="average", weights=[3, 1], verify=False))
+    assert again.receipt["sha256"] == receipt["sha256"], "the order does not count"
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe", "gpt2", "t5"])
+def test_every_layout_is_kept(name, tmp_path):
+    base, one = checkpoint(tmp_path / "base", name), checkpoint(tmp_path / "one", name, 1, 0.05)
+    made = modicum.merge(base, [one], tmp_path / "out", method="task_arithmetic", weights=[1.0])
+    assert (made.out / "model.safetensors").read_bytes() == (one / "model.safetensors").read_bytes()
+
+
+def test_shards_dtypes_and_ties(tmp_path):
+    base = checkpoint(tmp_path / "base", max_shard_size="100KB")
+    assert len(list(base.glob("*.safetensors"))) > 1
+    one = checkpoint(tmp_path / "one", moved=0.05)
+    transformers.AutoModelForCausalLM.from_pretrained(one).to(torch.bfloat16).save_pretrained(tmp_path / "half")
+    made = modicum.merge(base, [tmp_path / "half"], tmp_path / "out", method="average", dtype="bfloat16")
+    assert sorted(path.name for path in made.out.glob("*.safetensors")) == sorted(path.name for path in base.glob("*.safetensors"))
+    found, wanted = weights(made.out), weights(tmp_path / "half")
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    assert json.loads((made.out / "config.json").read_text()).get("dtype") == "bfloat16"
+
+
+def test_a_tied_head_that_is_stored_is_found_where_it_is_not(tmp_path):
+    model = zoo.build("llama")[0]
+    model.config.tie_word_embeddings = True
+    model.tie_weights()
+    model.save_pretrained(tmp_path / "tied")
+    whole = weights(tmp_path / "tied")
+    assert "lm_head.weight" not in whole
+    shutil.copytree(tmp_path / "tied", tmp_path / "stored")
+    save_file(
+        {**whole, "lm_head.weight": whole["model.embed_tokens.weight"].clone()}, tmp_path / "stored/model.safetensors", {"format": "pt"}
+    )
+    made = modicum.merge(tmp_path / "stored", [tmp_path / "tied"], tmp_path / "out", method="average")
+    assert torch.equal(weights(made.out)["lm_head.weight"], whole["model.embed_tokens.weight"])
+    (tmp_path / "parted").mkdir()
+    shutil.copy(tmp_path / "tied/config.json", tmp_path / "parted/config.json")
+    save_file({**whole, "lm_head.weight": whole["model.embed_tokens.weight"] + 1}, tmp_path / "parted/model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match="parted: holds the tensor lm_head.weight, which the base lacks"):
+        modicum.merge(tmp_path / "tied", [tmp_path / "parted"], tmp_path / "lost", method="average")
+
+
+def test_deltas_and_adapters_are_models(three, tmp_path):
+    base, one, _ = three
+    between(one, base).save(tmp_path / "delta")
+    model = open_model(base)
+    name = next(name for name in trainable(model.module) if "down_proj" in name)
+    shape = tuple(base_weights(model)(name).shape)
+    draw = torch.Generator().manual_seed(3)
+    product = LowRank(torch.randn(shape[0], 2, generator=draw), torch.randn(2, shape[1], generator=draw))
+    thin = Delta({name: Sum((Base(shape, torch.float32, name), product))}).stamped(base_weights(model))
+    thin.save(tmp_path / "thin")
+    made = modicum.merge(base, [tmp_path / "delta", tmp_path / "thin"], tmp_path / "out", method="task_arithmetic")
+    apply(base, [Delta.load(tmp_path / "delta"), thin], tmp_path / "applied")
+    found, wanted = weights(made.out), weights(tmp_path / "applied")
+    assert all(torch.allclose(found[name], wanted[name], atol=1e-6) for name in wanted)
+
+
+KILLED = """
+import os, sys
+import modicum
+from modicum.merging.pieces import Files
+count, finish = [0], Files.finish
+def dying(self, name, told):
+    finish(self, name, told)
+    count[0] += 1
+    if count[0] == 7:
+        os._exit(9)
+Files.finish = dying
+modicum.merge(sys.argv[1], sys.argv[2:4], sys.argv[4], method="ties", verify=False)
+"""
+
+
+def test_a_killed_merge_goes_on(three, tmp_path, monkeypatch):
+    base, one, two = map(str, three)
+    assert subprocess.run([sys.executable, "-c", KILLED, base, one, two, str(tmp_path / "out")]).returncode == 9
+    assert (tmp_path / "out.partial").is_dir() and not (tmp_path / "out").exists()
+    made, met = engine._made, []
+    monkeypatch.setattr(engine, "_made", lambda job, name, known, sink: met.append(name) or made(job, name, known, sink))
+    found = modicum.merge(base, [one, two], tmp_path / "out", method="ties", verify=False)
+    assert len(met) == len(found.receipt["tensors"]) - 7
+    whole = modicum.merge(base, [one, two], tmp_path / "whole", method="ties", verify=False)
+    assert found.receipt["sha256"] == whole.receipt["sha256"]
+    assert [row["name"] for row in found.receipt["tensors"]] == [row["name"] for row in whole.receipt["tensors"]]
+
+
+def test_what_is_far_worse_than_its_parts_is_an_event(tmp_path):
+    shutil.copytree(DEMO, tmp_path / "one")
+    whole = load_file(tmp_path / "one/model.safetensors")
+    draw = torch.Generator().manual_seed(0)
+    moved = {name: value + (0.02 * torch.randn(value.shape, generator=draw)).to(value.dtype) for name, value in whole.items()}
+    save_file(moved, tmp_path / "one/model.safetensors", {"format": "pt"})
+    made = modicum.merge(
+        "demo", [tmp_path / "one"], tmp_path / "out", method="task_arithmetic", weights=[4.0], samples=4, tokens=64, quality=True
+    )
+    assert "more than 1.5 times the worst input's" in made.receipt["events"][0]
+    labels = [row["model"] for row in made.receipt["quality"]]
+    assert labels == ["result", "base", "model 1"] and made.receipt["quality"][1]["difference_interval"][0] > 0
+
+
+def test_what_cannot_be_merged_leaves_nothing(three, tmp_path):
+    base, one, two = three
+    other = checkpoint(tmp_path / "other", "gpt2")
+    refused = [
+        (ModelError, "other: must hold the tensor", {"models": [other]}),
+        (SettingError, "one for each of 2 models", {"models": [one, two], "weights": [1.0]}),
+        (SettingError, "must not be what is read", {"models": [one], "out": one}),
+        (SettingError, "dtype: must be", {"models": [one], "dtype": "int8"}),
+        (SettingError, "needs 0 MB|MB for its largest", {"models": [one], "ram": "1KB"}),
+        (SettingError, "takes 1 models", {"models": [one, two], "method": "wise_ft"}),
+        (SettingError, "weights are shares", {"models": [one, two], "weights": [1.0, -1.0]}),
+        (ModelError, "must be finite, holds NaN or Inf", {"models": [one], "method": "task_arithmetic", "weights": [1e40]}),
+    ]
+    for kind, words, settings in refused:
+        with pytest.raises(kind, match=words):
+            modicum.merge(base, **{"out": tmp_path / "out", "method": "ties", **settings})
+        assert not (tmp_path / "out").exists(), words
