@@ -376,7 +376,19 @@ EVERY = {
     **{"activations": "int8", "activation_scale": "static", "smooth": 0.5},
 }
 BUDGETS = {"size": "1MB", "bpw": 4.5, "params": "60%", "loss": "1%", "memory": "2GiB", "speed": "1.5x", "latency": "20ms"}
-FITTING = {"context": 4096, "batch": 2, "allocator": "hawq", "workers": "2", "allow_broken": True, "uniform": True, "dry_run": True}
+FITTING = {
+    "context": 4096,
+    "batch": 2,
+    "allocator": "hawq",
+    "workers": "2",
+    "allow_broken": True,
+    "uniform": True,
+    "dry_run": True,
+    "heal": 3,
+    "heal_with": "norms",
+    "heal_rate": 0.5,
+    "heal_batch": 2,
+}
 
 
 def as_words(settings):

@@ -20,6 +20,8 @@ SERVER = Path(__file__).with_name("server.py")
 # One of every family, and both kinds of structure.
 MENU = "nearest bits=2,nearest bits=8,gptq bits=3 sweeps=0 | eora rank=2,svd keep=0.5,sparsegpt keep=0.5,ziplm keep=0.5,replaceme count=1"
 
+ADAPTING = ("--method", "lora rank=2", "--steps", 4, "--every", 2, "--batch", 2, "--tokens", 32, "--samples", 8, "--test-samples", 2)
+
 
 class Home:
     """A folder in which one command writes ``out``."""
@@ -62,6 +64,7 @@ def timeless(path):
     if path.name in ("receipt.json", "measurement.json"):
         assert found.pop("stages")
         found.pop("hash", None)  # of the times too
+        found.pop("seconds", None)
         found.get("search", {}).pop("seconds", None)
     return found
 
@@ -132,12 +135,21 @@ def whole(home, small):
         "budget": ("fit", *small, "--bpw", "6", "--search-time", "0"),
         "method": ("fit", *small, "--method", "ziplm keep=0.75 | gptq bits=3 | eora rank=2"),
         "measure": ("measure", *small),
+        "adapt": ("adapt", small[0], *small[1:3], *ADAPTING),
+    }
+    # Those that begin with what another command wrote.
+    later = {
+        "from": ("measure", lambda out: ("fit", "--from", out, "--bpw", "5")),
+        "apply": ("adapt", lambda out: ("apply", small[0], out)),
+        "revert": ("apply", lambda out: ("revert", out)),
+        "delta": ("apply", lambda out: ("delta", out, "--base", small[0])),
     }
     known = {}
 
     def get(name):
-        if name == "from":
-            words[name] = ("fit", "--from", get("measure")[1].out, "--bpw", "5")
+        if name in later:
+            before, follow = later[name]
+            words[name] = follow(get(before)[1].out)
         if name not in known:
             one = home(*words[name])
             trace = one.trace()

@@ -33,8 +33,9 @@ def somewhere(place, of, count):
     return 1 + int((place + random.Random(place).random()) * count / of)
 
 
-def test_a_killed_fit_continues_to_the_same_files(killed):
-    killed("budget", 1, 2)
+@pytest.mark.parametrize("command", ["budget", "adapt", "apply"])
+def test_a_killed_command_continues_to_the_same_files(killed, command):
+    killed(command, 1, 2)
 
 
 # A full disk
@@ -55,7 +56,7 @@ def test_a_full_disk_stops_a_fit_until_there_is_space(home, whole):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("place", range(PLACES))
-@pytest.mark.parametrize("command", ["budget", "measure"])
+@pytest.mark.parametrize("command", ["budget", "measure", "adapt"])
 def test_a_full_disk_stops_every_command_anywhere(home, whole, command, place):
     fills_and_goes_on(home, whole, command, place, PLACES)
 

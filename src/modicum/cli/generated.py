@@ -14,7 +14,15 @@ from modicum.core.config import Written, written
 from modicum.core.errors import SettingError
 
 # Headings of the help, in their order; what belongs to none stands under the last.
-GROUPS = {"budget": "Budget", "method": "Method", "data": "Data", "machine": "Machine", "files": "Files", "shown": "Messages"}
+GROUPS = {
+    "budget": "Budget",
+    "method": "Method",
+    "heal": "Healing",
+    "data": "Data",
+    "machine": "Machine",
+    "files": "Files",
+    "shown": "Messages",
+}
 _LAST = "shown"
 
 

@@ -32,13 +32,15 @@ class Step:
 class State:
     """What a parametrization keeps of one unit: tensors that are ``trained``, ``frozen`` ones, and what several units have in ``common``.
 
-    Nothing in it is changed in place but by the optimizer, which writes into ``trained``. ``base`` is the leaf that stands for the weight beneath.
+    Nothing in it is changed in place but by the optimizer, which writes into ``trained``. ``base`` is the leaf that stands for the weight beneath,
+    and ``stored`` the form whose own numbers are trained, where they are.
     """
 
     trained: Mapping[str, torch.Tensor]
     frozen: Mapping[str, torch.Tensor] = field(default_factory=dict)
     common: State | None = None
     base: Base | None = None
+    stored: Form | None = None
 
     def __getitem__(self, name: str) -> torch.Tensor:
         for place in (self.trained, self.frozen):
@@ -59,6 +61,9 @@ class Start:
 
     ``shape`` (rows, columns) of its matrix; ``weight`` in float32, None where training starts from nothing; ``stats`` of its inputs where
     somebody measured them; ``chance`` depends on the seed and the unit's name alone, and so does ``seed`` for what is drawn again by a reader.
+    ``sides`` are those of the stored weight where it has more than two, such as a convolution's outputs, inputs, height and width; the first are
+    the matrix's rows.
+    ``stored`` is what the unit is kept as already, where it is compressed.
     """
 
     unit: str
@@ -69,6 +74,8 @@ class Start:
     stats: Stats | None = None
     common: State | None = None
     base: Base | None = None
+    sides: tuple[int, ...] = ()
+    stored: Form | None = None
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,12 @@ class Unit:
         """What it has in common with the units that have its place in other blocks; all experts are alike."""
         return "experts" if self.kind == "expert" else unnumbered(self.name)
 
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """Sides of the stored weight where its matrix is those laid out row by row, the first one its rows; else the matrix's own."""
+        own = self.stored_shape[1:] if self.expert is not None else self.stored_shape
+        return own if not self.transposed and len(own) > 1 and own[0] == self.shape[0] else self.shape
+
     def matrix(self, stored: torch.Tensor) -> torch.Tensor:
         """Matrix view (rows, columns) of the stored parameter (a whole stack for an expert)."""
         if self.expert is not None:

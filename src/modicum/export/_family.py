@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -109,6 +110,12 @@ class Target(ABC):
         self.probe: Probe | None = None
         # Bytes that processes beside this one may take, as far as that is limited.
         self.room: int | None = None
+
+    def over(self, model: Model) -> Target:
+        """The same for a model that differs in values alone."""
+        other = copy.copy(self)
+        other.model = model
+        return other
 
     @abstractmethod
     def sites(self) -> list[Site]:

@@ -46,6 +46,7 @@ class Outcome:
     by_block: dict[str, Any]
     events: list[str]
     stages: dict[str, dict[str, float]]
+    healing: dict[str, Any]
 
 
 def untreated(scene: Scene, forms: Mapping[str, Any], dropped: Collection[str] = ()) -> list[dict[str, Any]]:
@@ -132,7 +133,7 @@ def build_receipt(outcome: Outcome) -> dict[str, Any]:
         "sites": rows, "frontier": chosen.frontier, "search": chosen.search, "predicted_harm": table.harm(picks) if table is not None else None,
         "quality": outcome.quality, "verdict": outcome.verdict, "verification": outcome.verification,
         "by_block": outcome.by_block, "texts": outcome.texts, "events": outcome.events, "stages": outcome.stages,
-    }  # fmt: skip
+    } | ({"healing": outcome.healing} if outcome.healing else {})  # fmt: skip
 
 
 def tell(receipt: Mapping[str, Any]) -> None:

@@ -174,14 +174,14 @@ class _Expanded(Run):
                 name: form for name, form in self.expansion.forms.items() if self.scene.script.home(name, self.original.blocks) == block
             }
             store.put(block or "trunk", mine)
-        return _Same(self.scene, Change(dropped=self.dropped), store, self.pool, {}, self.original)
+        return _Same(self.scene, Change(dropped=self.dropped), store, self.pool, {}, before=self.original)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Same(Made):
     """Forms for a model whose steps were moved; what they lose is against the one before."""
 
-    before: Model
+    before: Model = dataclasses.field(kw_only=True)
 
     @override
     def _original(self, batches: Sequence[Batch], on_block: OnBlock | None = None) -> Iterator[tuple[int, Any]]:

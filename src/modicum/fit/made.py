@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
+
+import torch
 
 from modicum.core.errors import ModicumError
 from modicum.core.method import Change
 from modicum.core.option import Option
 from modicum.core.progress import ticked
 from modicum.data.splits import Batch
+from modicum.export import Target
 from modicum.fit.dataless import Dataless
 from modicum.fit.scene import Scene
 from modicum.forms import Form
@@ -18,11 +22,27 @@ from modicum.judge.blocks import BlockErrors
 from modicum.judge.judge import between
 from modicum.judge.quality import RUINED, Quality, RuinedError, compare, streamed
 from modicum.judge.texts import MOST_BYTES
+from modicum.measure.moving import with_values
 from modicum.models.model import Model
 from modicum.sweep.spill import SpillPool
-from modicum.work.store import FormStore
 
 OnBlock = Callable[[str, dict[int, Any]], None]
+
+
+class Over(Mapping[str, Form]):
+    """Forms in memory over others that are read when they are asked for."""
+
+    def __init__(self, over: Mapping[str, Form], beneath: Mapping[str, Form]):
+        self.over, self.beneath = over, beneath
+
+    def __getitem__(self, name: str) -> Form:
+        return self.over[name] if name in self.over else self.beneath[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.beneath)
+
+    def __len__(self) -> int:
+        return len(self.beneath)
 
 
 @dataclass(frozen=True)
@@ -31,9 +51,28 @@ class Made:
 
     scene: Scene
     change: Change
-    forms: FormStore
+    forms: Mapping[str, Form]
     pool: SpillPool
     options: Mapping[str, Option]
+    values: Mapping[str, torch.Tensor] = field(default_factory=dict)  # other values of parameters that are no unit's, after healing
+
+    def with_healed(self, forms: Mapping[str, Form], vectors: Mapping[str, torch.Tensor]) -> Made:
+        """The same with other forms of some units, and other values of vectors, of which some are biases that compression added."""
+        biases = {module: vectors.get(f"{module}.bias", bias) for module, bias in self.change.biases.items()}
+        values = {name: value for name, value in vectors.items() if name.rpartition(".")[0] not in biases or not name.endswith(".bias")}
+        return replace(
+            self, forms=Over(forms, self.forms), values={**self.values, **values}, change=replace(self.change, biases=biases)
+        )  # fmt: skip
+
+    @cached_property
+    def model(self) -> Model:
+        """The original, but for parameters that healing changed: what stands where there are no forms."""
+        return self.scene.subject.compute.of(with_values(self.scene.model.stored, self.values)) if self.values else self.scene.model
+
+    @cached_property
+    def target(self) -> Target:
+        """What it is written by."""
+        return self.scene.target.over(self.model) if self.values else self.scene.target
 
     @property
     def dropped(self) -> frozenset[str]:
@@ -46,7 +85,7 @@ class Made:
         """What it answers; ``model`` where not as the run computes, ``forms`` where others than its own."""
         scene = self.scene
         return streamed(
-            model or scene.model, batches, scene.script, self.forms if forms is None else forms, biases=self.change.biases,
+            model or self.model, batches, scene.script, self.forms if forms is None else forms, biases=self.change.biases,
             dropped=self.dropped, pool=self.pool, on_block=on_block,
         )  # fmt: skip
 
@@ -65,7 +104,7 @@ class Made:
         plain = Dataless(self.scene.model, self.forms, self.options, self.change.forms)
         if before and plain.options and self.scene.model.dense_bytes <= MOST_BYTES:
             try:
-                for _ in self.outputs(blocks.batches, forms=plain, on_block=blocks.of("before")):
+                for _ in self.outputs(blocks.batches, self.scene.model, forms=plain, on_block=blocks.of("before")):
                     pass
             except ModicumError as error:
                 events.append(f"blocks: what they lose without data is not told ({error})")

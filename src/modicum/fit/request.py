@@ -38,6 +38,16 @@ class Request(Settings):
         False, "keep a language model of 3 bits or fewer that clearly repeats itself more, or foresees less, than its original does; the receipt "
         "says so", group="method",
     )  # fmt: skip
+    heal: int = param(
+        0, "updates in which what was made is trained to answer as the original does, in the same bytes; 0: none", between=(0, 10**9), metavar="N",
+        group="heal",
+    )  # fmt: skip
+    heal_with: str = param(
+        "norms, held", "what is trained, by commas: norms (and biases), held (the numbers of what is stored), scales (zero points and codes too)",
+        metavar="METHODS", group="heal",
+    )  # fmt: skip
+    heal_rate: float = param(1e-3, "learning rate at its highest", between=(0.0, 1e3), metavar="RATE", group="heal")
+    heal_batch: int = param(8, "sequences that an update is made of", between=(1, 10**6), metavar="N", group="heal")
     uniform: bool = param(
         False, "one scheme for all that is quantized, so that every way to load the result gives the same; the receipt says what that costs",
         group="method",
@@ -66,5 +76,13 @@ class Request(Settings):
             raise SettingError(
                 f"activations {self.activations}: must not stand beside a plan, which says what each layer has. Write '| activations' into it."
             )
+        if not self.heal and (beside := _beside(self)):
+            raise SettingError(f"{beside}: must stand beside heal, which was not asked for. Pass --heal 200.")
         if self.workers != "ray" and not (self.workers.isdigit() and int(self.workers) >= 1):
             raise SettingError(f"workers: must be a number of processes or ray, got {self.workers!r}.")
+
+
+def _beside(request: Request) -> str:
+    """A setting of healing that was given."""
+    named = {field.name: field.default for field in fields(Request) if field.name.startswith("heal_")}
+    return next((name for name, default in named.items() if getattr(request, name) != default), "")

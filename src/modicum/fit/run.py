@@ -34,6 +34,8 @@ from modicum.fit.card import card
 from modicum.fit.choose import Chooser
 from modicum.fit.choosing import Choosing, Chosen
 from modicum.fit.forecast import forecast
+from modicum.fit.heal import check as check_healing
+from modicum.fit.heal import healed, paired
 from modicum.fit.made import Made
 from modicum.fit.request import WANTED, Request
 from modicum.fit.scene import Scene
@@ -41,6 +43,7 @@ from modicum.fit.structure import reshaped
 from modicum.fit.verdict import surprise, verdict
 from modicum.fit.verify import timed, verified, weighed
 from modicum.judge.blocks import BlockErrors
+from modicum.judge.quality import Quality
 from modicum.measure import felt
 from modicum.measure.asked import asked
 from modicum.measure.measured import Measured
@@ -137,6 +140,7 @@ class Run:
     ):  # fmt: skip
         self.request, self.meter, self.ranks, self.temporary, self.page = request, Meter(progress), ranks, temporary, page
         self.said = said
+        self.healing: dict[str, Any] = {}
         self.out = beside(request.out or (temporary or Path()) / "model", ranks.rank)
         self.place = WorkDir(self.out, RUN, request.overwrite, read_from(source, measured, request.data))
         if request.budget is not None:
@@ -163,6 +167,7 @@ class Run:
             self._check()
             self._check_out()
             scene = self.scene
+        check_healing(scene)
         with self.place.held():
             return self._held(chooser)
 
@@ -183,6 +188,8 @@ class Run:
         if better is not None:
             chosen = better
             made = self._made(chosen, partial)
+        if self.request.heal:
+            made = self._healed(made, partial / "healing")
         receipt, out = self.ranks.first("receipt", lambda: self._written(partial, chosen, made))
         if not self.ranks.leads:
             self.place.discard()
@@ -213,6 +220,14 @@ class Run:
             forms = assembly.run(scene.data.calibration, seed=self.request.seed, pool=self.pool, tick=tick)
         self.events += assembly.events
         return Made(scene, change, forms, self.pool, options)
+
+    def _healed(self, made: Made, place: Path) -> Made:
+        """What was made, trained; unhealed as it stays beside."""
+        before, (made, self.healing) = made, healed(made, place, self.meter)
+        self.events += self.healing.pop("events")
+        if made is not before:
+            self.healing["unhealed"] = before
+        return made
 
     def _feel(self, options: Collection[Option], places: Sequence[Path]) -> dict[str, torch.Tensor]:
         """See how much the output feels each row, where an option asks and no measurement has told; how it feels rows together, where one asks.
@@ -256,9 +271,9 @@ class Run:
         shutil.rmtree(final, ignore_errors=True)
         final.mkdir()
         with self.meter.stage("export", 1):
-            layout = self.scene.target.layout(made.forms, made.change.biases, made.dropped)
+            layout = made.target.layout(made.forms, made.change.biases, made.dropped)
             layout.write(final)
-            self.scene.target.finish(final, made.forms, made.dropped)
+            made.target.finish(final, made.forms, made.dropped)
         chosen.plan.write(final / "plan.json")
         mark(final)  # of what is interrupted from here on it is known what is ours
         receipt = self._receipt(chosen, made, layout, final)
@@ -273,6 +288,15 @@ class Run:
             (final / "report.html").write_text(self.page(receipt), encoding="utf-8")
         self.place.finish(final)
         return receipt, self.out
+
+    def _compared(self, judged: Quality) -> dict[str, Any]:
+        """The account of healing, with what the model would have lost without it on the same test sequences."""
+        if (before := self.healing.pop("unhealed", None)) is None:
+            return self.healing
+        unhealed = before.quality(self.meter.progress.step)
+        return self.healing | {
+            "before": unhealed.summary(self.request.seed), "test": paired(unhealed.divergence, judged.divergence)
+        }  # fmt: skip
 
     def _refuse_fallbacks(self) -> None:
         raised = [event for event in self.events if "damping raised" in event]
@@ -292,6 +316,7 @@ class Run:
             blocks = BlockErrors(self.scene.script, self.scene.data.test, self.pool)
             judged = made.quality(self.meter.progress.step, blocks)
             self.events += judged.events()
+            healing = self._compared(judged)
             by_block = made.by_block(blocks, self.events, before=self.page is not None)
             quality = judged.summary(self.request.seed)
         beside = advice(self.scene, chosen, quality, actual)
@@ -301,6 +326,6 @@ class Run:
             Outcome(
                 made=made, chosen=chosen, final=final, predicted=layout.nbytes(), actual=actual, verification=verification, quality=quality,
                 verdict=verdict(quality, table, chosen.picks, chosen.limits, beside), asked=self.said, texts=verification.pop("texts", []),
-                by_block=by_block, events=self.events, stages=self.meter.stages,
+                by_block=by_block, events=self.events, stages=self.meter.stages, healing=healing,
             )
         )  # fmt: skip

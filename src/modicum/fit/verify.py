@@ -54,11 +54,12 @@ def too_large(made: Made) -> bool:
 
 def reloaded(made: Made, final: Path, who: str, events: list[str], texts: bool = False) -> dict[str, Any]:
     """Reload with the target's own loader and compare with the dequantized weights on test sequences, in the weights' own dtype."""
-    scene, budget, stored = made.scene, made.scene.request.budget, made.scene.model.stored
-    batches = [scene.data.test[0] if stored is scene.model else one_row(scene.data.test[0])]  # one is enough where that is slow
+    scene, budget, stored = made.scene, made.scene.request.budget, made.model.stored
+    batches = [scene.data.test[0] if stored is made.model else one_row(scene.data.test[0])]  # one is enough where that is slow
     here = [placed(batches[0], "cpu")]  # whatever the device: loaders load to the computer's own memory
-    scene.target.room = None if scene.request.ram is None else max(0, scene.request.ram - own_memory())
-    module, found = scene.target.verify(final, made.forms, here[0])
+    target = made.target
+    target.room = None if scene.request.ram is None else max(0, scene.request.ram - own_memory())
+    module, found = target.verify(final, made.forms, here[0])
     events += found.pop("events", [])
     if (wide := found.get("as wide as before")) and _narrower(budget):
         raise BudgetError(f"budget {budget}: cuts must load narrower for it, these do not: {listed(sorted(wide))}. Keep them whole.")
@@ -68,14 +69,14 @@ def reloaded(made: Made, final: Path, who: str, events: list[str], texts: bool =
     worst = _largest(judged)
     if worst > _SAME:
         raise ModelError(f"{who}: the reloaded model must match the dequantized weights, differs by {worst:.2g} ({judged.metric}).")
-    found |= _multiplied(made, scene.target.as_loaded(final, module), events)
+    found |= _multiplied(made, target.as_loaded(final, module), events)
     if (prompts := _prompts(made)) is not None:
         found |= {"generation": _generated(made, prompts, module, who, events)}
     found |= _texts(made, module, events) if texts else {}
     del module  # one at a time
     found |= {"logits": {"metric": judged.metric, "largest": worst, "sequences": len(judged.divergence)}}
     judge = lambda other: _largest(compare(iter(wanted), plain(other, here), batches, False, scene.script.outputs))
-    others = {name: _otherwise(load, judge) for name, load in scene.target.otherwise(final).items()}
+    others = {name: _otherwise(load, judge) for name, load in target.otherwise(final).items()}
     for name, told in others.items():
         if scene.request.uniform and told["result"] != "the same":
             raise ModelError(f"{who}: with --uniform every way to load it must give the same, {name} gives another. Report this.")

@@ -26,6 +26,9 @@ from modicum.forms.reflected import Reflected
 from modicum.forms.rotated import Rotated
 from modicum.forms.sparse import Sparse
 from modicum.forms.sum import Sum
+from modicum.forms.swapped import Swapped
+from modicum.forms.switched import Switched
+from modicum.forms.tucker import Tucker
 from modicum.forms.within import Within
 
 __all__ = [
@@ -57,6 +60,9 @@ __all__ = [
     "Shared",
     "Sparse",
     "Sum",
+    "Swapped",
+    "Switched",
+    "Tucker",
     "Within",
     "restore",
 ]

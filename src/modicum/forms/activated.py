@@ -71,6 +71,15 @@ class Activated(Form):
         return self.inputs
 
     @override
+    def movable(self) -> dict[str, torch.Tensor]:
+        return {f"inner.{name}": tensor for name, tensor in self.inner.movable().items()}
+
+    @override
+    def having(self, numbers: Mapping[str, torch.Tensor]) -> Form:
+        inner = self.inner.having({name.removeprefix("inner."): tensor for name, tensor in numbers.items()})
+        return Activated(inner, self.inputs)
+
+    @override
     def tensors(self) -> dict[str, torch.Tensor]:
         found = {f"inner.{name}": tensor for name, tensor in self.inner.tensors().items()}
         return found if self.inputs.scale is None else found | {"scale": self.inputs.scale}

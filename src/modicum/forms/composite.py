@@ -50,6 +50,15 @@ class Composite(Form):
         return self.value().to(self.dtype)
 
     @override
+    def movable(self) -> dict[str, torch.Tensor]:
+        return {f"{index}.{name}": tensor for index, part in enumerate(self.parts) for name, tensor in part.movable().items()}
+
+    @override
+    def having(self, numbers: Mapping[str, torch.Tensor]) -> Form:
+        mine = lambda index: {name.partition(".")[2]: tensor for name, tensor in numbers.items() if name.partition(".")[0] == str(index)}
+        return self.made_of([part.having(mine(index)) for index, part in enumerate(self.parts)])
+
+    @override
     def tensors(self) -> dict[str, torch.Tensor]:
         inner = {f"{index}.{name}": tensor for index, part in enumerate(self.parts) for name, tensor in part.tensors().items()}
         return inner | {name: tensor.contiguous() for name, tensor in self.own().items()}

@@ -49,6 +49,15 @@ class Cut(Form):
         return value if self.rows is None else _scatter(value, self.rows)
 
     @override
+    def movable(self) -> dict[str, torch.Tensor]:
+        return {f"inner.{name}": tensor for name, tensor in self.inner.movable().items()}
+
+    @override
+    def having(self, numbers: Mapping[str, torch.Tensor]) -> Form:
+        inner = self.inner.having({name.removeprefix("inner."): tensor for name, tensor in numbers.items()})
+        return Cut(inner, self.rows, self.columns)
+
+    @override
     def tensors(self) -> dict[str, torch.Tensor]:
         found = {f"inner.{name}": tensor for name, tensor in self.inner.tensors().items()}
         for name, mask in (("rows", self.rows), ("columns", self.columns)):

@@ -28,6 +28,14 @@ class Dense(Form):
         return Dense(self.weight.masked_fill(where, 0))
 
     @override
+    def movable(self) -> dict[str, torch.Tensor]:
+        return {"weight": self.weight}
+
+    @override
+    def having(self, numbers: Mapping[str, torch.Tensor]) -> Form:
+        return Dense(numbers["weight"])
+
+    @override
     def tensors(self) -> dict[str, torch.Tensor]:
         return {"weight": self.weight.contiguous()}
 

@@ -80,6 +80,14 @@ class Form(ABC):
             f"compressed weight: of kind {self.kind}, it cannot hold entries at zero that pruning left. Choose another option."
         )
 
+    def movable(self) -> dict[str, torch.Tensor]:
+        """Real numbers among what is stored, by short name: those that may move while all else, such as codes and masks, stays."""
+        return {}
+
+    def having(self, numbers: Mapping[str, torch.Tensor]) -> Form:
+        """The same with other ``movable`` numbers, of the same names and shapes; its value is differentiable in them."""
+        return self
+
     @property
     def rounding(self) -> Callable[[torch.Tensor], torch.Tensor] | None:
         """What the product does to inputs (..., columns) before it multiplies; None where it takes them as they are."""

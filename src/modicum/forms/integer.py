@@ -49,6 +49,14 @@ class Integer(Form):
         return bool(torch.isfinite(self.scale * 2**self.bits).all()) or super().finite()
 
     @override
+    def movable(self) -> dict[str, torch.Tensor]:
+        return {"scale": self.scale}
+
+    @override
+    def having(self, numbers: Mapping[str, torch.Tensor]) -> Form:
+        return Integer(self.codes, numbers["scale"], self.zero, self.bits, self.group)
+
+    @override
     def tensors(self) -> dict[str, torch.Tensor]:
         found = {"codes": pack(self.codes, self.bits), "scale": self.scale.contiguous()}
         if self.zero is not None:

@@ -37,6 +37,14 @@ class LowRank(Form):
         return (inputs @ self.right.to(inputs.dtype).T) @ self.left.to(inputs.dtype).T
 
     @override
+    def movable(self) -> dict[str, torch.Tensor]:
+        return self.tensors()
+
+    @override
+    def having(self, numbers: Mapping[str, torch.Tensor]) -> Form:
+        return LowRank(numbers["left"], numbers["right"])
+
+    @override
     def tensors(self) -> dict[str, torch.Tensor]:
         return {"left": self.left.contiguous(), "right": self.right.contiguous()}
 

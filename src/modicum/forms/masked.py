@@ -37,6 +37,14 @@ class Masked(Form):
         return Masked(self.kept.masked_fill(where[self.mask], 0), self.mask)
 
     @override
+    def movable(self) -> dict[str, torch.Tensor]:
+        return {"values": self.kept}
+
+    @override
+    def having(self, numbers: Mapping[str, torch.Tensor]) -> Form:
+        return Masked(numbers["values"], self.mask)
+
+    @override
     def tensors(self) -> dict[str, torch.Tensor]:
         return {"values": self.kept.contiguous(), "mask": pack(self.mask.to(torch.uint8), 1)}
 

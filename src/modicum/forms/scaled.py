@@ -26,6 +26,14 @@ class Scaled(Form):
         return type(self)(self.numbers.float().masked_fill(where, 0).to(self.stored), self.scale)
 
     @override
+    def movable(self) -> dict[str, torch.Tensor]:
+        return {"scale": self.scale}
+
+    @override
+    def having(self, numbers: Mapping[str, torch.Tensor]) -> Form:
+        return type(self)(self.numbers, numbers["scale"])
+
+    @override
     def tensors(self) -> dict[str, torch.Tensor]:
         return {self.part: self.numbers.contiguous(), "scale": self.scale.contiguous()}
 

@@ -24,17 +24,23 @@ from modicum.train.trained import Trained
 _FILE, _FORMAT = "training.pt", 1
 
 
+class DivergedError(ModelError):
+    """A loss or a gradient that is no number."""
+
+
 def train(
     module: nn.Module, trained: Trained, rows: Sequence[Batch], loop: Loop, *, objective: Objective = next_token, keep: Path | None = None,
-    progress: Quiet | None = None,
+    progress: Quiet | None = None, training: bool = True,
 ) -> list[float]:  # fmt: skip
     """Update what is trained, and give the loss per token of every update.
 
     ``rows`` are sequences, a batch of one row each; an update takes ``loop.batch`` of them in an order drawn anew for every pass over all.
     The loss is the sum over an update's tokens divided by their number, whatever their padding and however many are computed ``together``.
-    With ``keep``, a folder, a training that was killed goes on with the same losses to the last bit, on the same number of threads.
+    With ``keep``, a folder, a training that was killed goes on with the same losses to the last bit, on the same number of threads. Where not
+    ``training``, the module computes as it answers: nothing is dropped by chance, and no statistics of batches move.
 
-    Raises ``DataError`` where there is nothing to learn from, ``ModelError`` at a loss that is no number: what was kept before it stays.
+    Raises ``DataError`` where there is nothing to learn from, ``DivergedError`` at a loss that is no number: what was kept before it stays, and
+    ``kept`` takes it up again.
     """
     if not rows:
         raise DataError("data: must hold a sequence to train on at least, holds none. Give more text.")
@@ -42,7 +48,7 @@ def train(
     optimizer = torch.optim.AdamW(parameters, lr=loop.rate, weight_decay=loop.decay)
     losses = _resumed(module, trained, optimizer, keep, loop)
     shown.start("training", loop.steps - len(losses))
-    module.train()
+    module.train(training)
     try:
         for step in range(len(losses), loop.steps):
             with seeded(seed_of(loop.seed, f"update {step}")):
@@ -53,6 +59,11 @@ def train(
     finally:
         module.eval()
     return losses
+
+
+def kept(trained: Trained, keep: Path, loop: Loop) -> list[float]:
+    """Put what was kept of a training back into what is trained; its losses, none where nothing was kept."""
+    return _resumed(trained, torch.optim.AdamW(trained.parameters(), lr=loop.rate, weight_decay=loop.decay), keep, loop)
 
 
 def evaluate(module: nn.Module, rows: Sequence[Batch], objective: Objective = next_token) -> list[tuple[float, int]]:
@@ -85,7 +96,7 @@ def _update(
     norm = torch.nn.utils.clip_grad_norm_(trained.parameters(), loop.clip or math.inf)
     if not (math.isfinite(total) and bool(torch.isfinite(norm))):
         what = "loss" if not math.isfinite(total) else "gradient"
-        raise ModelError(
+        raise DivergedError(
             f"training: the {what} must be a number, is {total if what == 'loss' else float(norm)} at update {step + 1}. Lower --rate."
         )
     optimizer.step()

@@ -14,10 +14,16 @@ from torch import nn
 from modicum.core.errors import DataError
 from modicum.data.answers import IGNORED
 from modicum.data.splits import Batch, call
+from modicum.sweep.outputs import CLASSES, INDEPENDENT, Outputs
 
 Objective = Callable[[nn.Module, Batch], tuple[torch.Tensor, int]]
 """Gives the loss (rows,) of each row of a batch, summed over its tokens, and the number of tokens over all rows."""
 
+TokenLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""Losses (tokens,) of logits (tokens, vocabulary) and of what is wanted (tokens, ...)."""
+
+# The least probability that is taken for that of all other tokens.
+_LEAST = 1e-7
 # Logits that are in memory at a time, in numbers.
 _LOGITS = 1 << 22
 
@@ -46,20 +52,71 @@ def next_token(module: nn.Module, batch: Batch) -> tuple[torch.Tensor, int]:
         hidden = call(module, _given(batch)).logits[:, :-1]
     met = wanted != IGNORED
     losses = hidden.new_zeros(wanted.shape, dtype=torch.float32)
-    losses = losses.masked_scatter(met, _HeadLoss.apply(hidden[met], wanted[met], head))
+    losses = losses.masked_scatter(met, _HeadLoss.apply(hidden[met], wanted[met], head, _entropy))
     return losses.sum(1), int(met.sum())
 
 
-def distillation(teacher: nn.Module, temperature: float = 1.0) -> Objective:
-    """Kullback-Leibler divergence from a teacher's next tokens to the module's, in nats, over the same tokens."""
+def distillation(teacher: nn.Module, temperature: float = 1.0, top: int = 0) -> Objective:
+    """Kullback-Leibler divergence from a teacher's next tokens to the module's, in nats, over the same tokens.
+
+    With ``top``, of the teacher's that many likeliest tokens and of all others as one; 0: of each token. Logits of both are made some at a time and
+    let go at once with their gradient taken, as for ``next_token``.
+    """
 
     def objective(module: nn.Module, batch: Batch) -> tuple[torch.Tensor, int]:
-        wanted = targets(batch)
+        met = targets(batch) != IGNORED
+        heads = [_lean_head(each, batch) for each in (module, teacher)]
+        with torch.no_grad(), _unheaded(heads[1]):
+            known = call(teacher, _given(batch)).logits[:, :-1]
+        with _unheaded(heads[0]):
+            said = call(module, _given(batch)).logits[:, :-1]
+        judge = lambda logits, theirs: diverging(logits, theirs if heads[1] is None else heads[1](theirs), temperature, top)
+        each = judge(said[met], known[met]) if heads[0] is None else _HeadLoss.apply(said[met], known[met], heads[0], judge)
+        losses = said.new_zeros(met.shape, dtype=torch.float32).masked_scatter(met, each)
+        return losses.sum(1), int(met.sum())
+
+    return objective
+
+
+def diverging(logits: torch.Tensor, known: torch.Tensor, temperature: float = 1.0, top: int = 0) -> torch.Tensor:
+    """Divergence (tokens,) from the distributions of ``known`` logits (tokens, classes) to those of ``logits``, in nats.
+
+    With ``top`` that of so many likeliest classes and of the rest as one, which is never more than that of each class.
+    """
+    p, q = ((each.float() / temperature).log_softmax(-1) for each in (known, logits))
+    if 0 < top < p.shape[-1]:
+        p, places = p.topk(top)
+        p, q = _with_rest(p), _with_rest(q.gather(-1, places))
+    return (p.exp() * (p - q)).sum(-1) * temperature**2
+
+
+def _with_rest(logs: torch.Tensor) -> torch.Tensor:
+    """Log probabilities (tokens, top), and that of all others (tokens, top + 1)."""
+    rest = (1 - logs.exp().sum(-1, keepdim=True)).clamp_min(_LEAST)
+    return torch.cat([logs, rest.log()], -1)
+
+
+def imitation(teacher: nn.Module, outputs: Outputs) -> Objective:
+    """How far a module's answers are from a teacher's, of any kind: the divergence of classes, and of other values the relative squared error.
+
+    ``outputs`` says what is judged; the first part is learnt, all its entries weigh alike.
+    """
+
+    def objective(module: nn.Module, batch: Batch) -> tuple[torch.Tensor, int]:
         with torch.no_grad():
-            known = F.log_softmax(call(teacher, _given(batch)).logits[:, :-1].float() / temperature, -1)
-        said = F.log_softmax(call(module, _given(batch)).logits[:, :-1].float() / temperature, -1)
-        each = F.kl_div(said, known, reduction="none", log_target=True).sum(-1) * temperature**2
-        return each.masked_fill(wanted == IGNORED, 0).sum(1), int((wanted != IGNORED).sum())
+            part, known = next(iter(outputs.of(call(teacher, batch))))
+        _, said = next(iter(outputs.of(call(module, batch))))
+        known, said = known.float(), said.float()
+        if part.kind == CLASSES:
+            each = diverging(said.flatten(0, -2), known.flatten(0, -2)).view(said.shape[:-1])
+        elif part.kind == INDEPENDENT:
+            each = F.binary_cross_entropy_with_logits(said, known.sigmoid(), reduction="none")
+            each = each - F.binary_cross_entropy_with_logits(known, known.sigmoid(), reduction="none")
+        else:
+            each = (said - known).square() / known.square().mean().clamp_min(torch.finfo(torch.float32).tiny)
+        real = part.real(batch, known)
+        mask = torch.ones_like(each, dtype=torch.bool) if real is None or real.shape != each.shape else real
+        return each.masked_fill(~mask, 0).reshape(len(each), -1).sum(1), int(mask.sum())
 
     return objective
 
@@ -99,9 +156,16 @@ def _is_trained(head: nn.Module, name: str) -> bool:
     return value is not None and value.requires_grad
 
 
+def _entropy(logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(logits.float(), wanted, reduction="none")
+
+
 @contextmanager
-def _unheaded(head: nn.Module) -> Iterator[None]:
-    """Inside, the head gives what it is given."""
+def _unheaded(head: nn.Module | None) -> Iterator[None]:
+    """Inside, the head gives what it is given; None for no head."""
+    if head is None:
+        yield
+        return
     had = head.__dict__.get("forward")
     head.__dict__["forward"] = lambda hidden: hidden
     try:
@@ -114,16 +178,19 @@ def _unheaded(head: nn.Module) -> Iterator[None]:
 
 
 class _HeadLoss(torch.autograd.Function):
-    """Losses (tokens,) of hidden states (tokens, width) under a head that is not trained; the gradient is taken while the logits are there."""
+    """Losses (tokens,) of hidden states (tokens, width) under a head that is not trained; the gradient is taken while the logits are there.
+
+    ``loss`` is given some tokens' logits and what is ``wanted`` of them, of which each token has a row.
+    """
 
     @staticmethod
-    def forward(ctx, hidden: torch.Tensor, wanted: torch.Tensor, head: nn.Module) -> torch.Tensor:
+    def forward(ctx, hidden: torch.Tensor, wanted: torch.Tensor, head: nn.Module, loss: TokenLoss) -> torch.Tensor:
         wants, step = ctx.needs_input_grad[0], max(1, _LOGITS // head.out_features)  # type: ignore[operator]
         losses, slopes = [], []
         for some, goals in zip(hidden.split(step), wanted.split(step)):
             with torch.set_grad_enabled(wants):
                 leaf = some.detach().requires_grad_(wants)
-                each = F.cross_entropy(head(leaf).float(), goals, reduction="none")
+                each = loss(head(leaf), goals)
                 if wants:
                     slopes.append(torch.autograd.grad(each.sum(), leaf)[0])
             losses.append(each.detach())
@@ -133,4 +200,4 @@ class _HeadLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient: torch.Tensor):
         (slopes,) = ctx.saved_tensors
-        return slopes * gradient[:, None].to(slopes.dtype), None, None
+        return slopes * gradient[:, None].to(slopes.dtype), None, None, None

@@ -37,6 +37,7 @@ class Place:
     method: Parametrization
     base: Form | None
     state: State
+    dtype: torch.dtype
 
 
 class Trained:
@@ -84,9 +85,9 @@ class Trained:
         weight = None if scratch and method.draws else beneath.dense().float()
         start = Start(
             unit=unit.name, shape=unit.shape, weight=weight, seed=seed, stats=stats, common=common,
-            chance=torch.Generator().manual_seed(seed), base=Base(unit.shape, beneath.dtype, unit.name),
+            chance=torch.Generator().manual_seed(seed), base=Base(unit.shape, beneath.dtype, unit.name), sides=unit.sides, stored=form,
         )  # fmt: skip
-        return Place(unit, method, beneath if method.relative else None, _leaves(method.begin(start)))
+        return Place(unit, method, beneath if method.relative else None, _leaves(method.begin(start)), beneath.dtype)
 
     def __enter__(self) -> Trained:
         try:
@@ -123,7 +124,7 @@ class Trained:
         """The weight (rows, columns) of a unit as it stands, in the dtype that is stored; differentiable."""
         place = self.places[name]
         base = None if place.base is None else place.base.dense().float()
-        return place.method.weight(base, place.state, self.step).to(place.unit.dtype)
+        return place.method.weight(base, place.state, self.step).to(place.dtype)
 
     def penalty(self) -> torch.Tensor | None:
         """What the methods add to the loss, or None."""
@@ -297,7 +298,8 @@ def trained(module: nn.Module, plan: Plan, **settings: Any) -> Trained:
     """A context in which ``module`` computes with trained weights, for a loop of your own.
 
     ``plan`` is one option for all layers of the blocks (``"lora rank=8"``), or options by pattern of parameter names; ``total`` the number of
-    updates that schedules are told in; ``forms`` what units stand on where that is not the module's own weight. Call ``revise(optimizer)``
+    updates that schedules are told in; ``forms`` what units are stored as, on which methods stand, where that is not the module's own weight: its
+    dtype is the one that is rounded to. Call ``revise(optimizer)``
     after each update. Raises ``SettingError`` for a plan that says nothing, ``ModelError`` where a method cannot be put on a unit.
 
         >>> from torch import nn

@@ -1,0 +1,140 @@
+"""Healing in a run: never worse, the same bytes, resumable, told in the receipt; and no trace of it where it is not asked for."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import modicum
+from modicum.core.errors import BudgetError, SettingError
+from modicum.core.tensorfile import TensorFile
+from modicum.fit import heal as healing
+from modicum.fit import run as running
+from modicum.forms import Masked
+from modicum.models.open import open_model
+from modicum.testing import zoo
+
+FAST = {"heal": 6, "heal_batch": 2, "heal_rate": 0.01}
+
+
+def fitted(kind="llama", method="nearest bits=2", **words):
+    model, batches = zoo.build(kind)
+    return modicum.fit(model, data=batches, method=method, allow_broken=True, **words)
+
+
+def tensors(out):
+    with TensorFile(out / "model.safetensors") as file:
+        return {name: file.read(name) for name in file.entries}
+
+
+WAYS = [
+    ("modicum", "nearest bits=2"), ("transformers", "nearest bits=2"), ("modicum", "magnitude keep=0.5"), ("modicum", "svd keep=0.3"),
+    ("modicum", "nearest bits=2 | eora rank=2"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("target, method", WAYS)
+def test_a_healed_result_is_better_in_the_same_bytes(target, method):
+    plain, healed = (fitted(method=method, target=target, **words) for words in ({}, FAST))
+    told, quality = healed.receipt["healing"], healed.receipt["quality"]
+    assert told["taken"] and len(told["losses"]) == 6 and told["trained"] == sum(told["methods"].values()) and told["seconds"] > 0
+    assert told["validation"]["after"] < told["validation"]["before"] and not healed.receipt["events"][len(plain.receipt["events"]) :]
+    assert told["before"]["mean"] == pytest.approx(plain.receipt["quality"]["mean"]) and quality["mean"] < told["before"]["mean"]
+    assert told["test"]["change"] == pytest.approx(quality["mean"] - told["before"]["mean"])
+    low, high = told["test"]["interval"]
+    assert low <= told["test"]["change"] <= high
+    assert "healing" not in plain.receipt and healed.receipt["bytes"]["actual"] == plain.receipt["bytes"]["actual"]
+    before, after = tensors(plain.out), tensors(healed.out)
+    assert before.keys() == after.keys() and all(before[name].shape == after[name].shape for name in before)
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    stay = ("codes", "mask", "weight_packed", "weight_shape")
+    assert moved and not any(name.rpartition(":")[2].rpartition(".")[2] in stay or "mask" in name for name in moved)
+    assert any("norm" in name for name in moved)
+
+
+def test_masks_are_those_of_before():
+    plain, healed = (
+        fitted(method="wanda keep=0.5", target="modicum", **words) for words in ({}, {**FAST, "heal_with": "norms, held rank=2"})
+    )
+    before, after = tensors(plain.out), tensors(healed.out)
+    masks = [name for name in before if name.endswith(":mask")]
+    assert masks and all(torch.equal(before[name], after[name]) for name in masks)
+
+
+def test_no_healing_is_what_a_run_was_before():
+    one, two = fitted(), fitted(heal=0)
+    assert {path.name: path.read_bytes() for path in one.out.glob("*.safetensors")} == {
+        path.name: path.read_bytes() for path in two.out.glob("*.safetensors")
+    }
+    assert "healing" not in two.receipt and one.receipt.keys() == two.receipt.keys()
+
+
+def test_healing_that_makes_it_worse_is_left_out():
+    plain, healed = fitted(), fitted(heal=3, heal_rate=50.0)
+    told = healed.receipt["healing"]
+    assert not told["taken"] and "worse on validation data" in " ".join(healed.receipt["events"])
+    assert tensors(plain.out).keys() == tensors(healed.out).keys()
+    assert all(torch.equal(value, tensors(healed.out)[name]) for name, value in tensors(plain.out).items())
+    assert healed.receipt["quality"]["mean"] == plain.receipt["quality"]["mean"]
+
+
+def test_a_killed_run_goes_on_with_the_same_losses(tmp_path, monkeypatch):
+    wanted = fitted(out=tmp_path / "a", **FAST)
+
+    class Dead(BaseException):
+        pass
+
+    def dies(*given, **words):
+        raise Dead
+
+    monkeypatch.setattr(running, "paired", dies)
+    with pytest.raises(Dead):
+        fitted(out=tmp_path / "b", **FAST)
+    monkeypatch.undo()
+    trained, train = [], healing.heal
+    monkeypatch.setattr(healing, "heal", lambda *given, **words: trained.append(train(*given, **words)) or trained[-1])
+    made = fitted(out=tmp_path / "b", **FAST)
+    assert made.receipt["healing"]["losses"] == wanted.receipt["healing"]["losses"] and trained[0].seconds < 1
+    assert all(torch.equal(value, tensors(made.out)[name]) for name, value in tensors(wanted.out).items())
+
+
+@pytest.mark.parametrize("kind", ["mlp", "gpt2", "qwen3_moe", "vit", "bert"])
+def test_models_of_any_kind_heal(kind):
+    made = fitted(kind, target="modicum", **FAST)
+    told = made.receipt["healing"]
+    assert len(told["losses"]) == 6 and told["validation"]["after"] is not None
+    assert told["taken"] == (told["validation"]["after"] < told["validation"]["before"])
+
+
+def test_blocks_that_are_dropped_and_biases_that_are_added_heal_too():
+    dropped = fitted(method="blocks count=1 | nearest bits=4", target="modicum", **FAST)
+    assert dropped.receipt["healing"]["taken"]
+    made = fitted("gpt2", method="flap keep=0.7", target="modicum", **FAST)
+    assert len(made.receipt["healing"]["losses"]) == 6
+
+
+def test_what_cannot_be_is_told_in_words():
+    with pytest.raises(SettingError, match="heal_rate: must stand beside heal"):
+        fitted(heal_rate=0.1)
+    with pytest.raises(SettingError, match="must be one trained step"):
+        fitted(heal=2, heal_with="gptq bits=3")
+
+
+def test_memory_is_counted_and_too_little_is_refused_with_what_would_do():
+    (model, batches), asked = zoo.build("llama"), {"heal_batch": 4, "heal_with": "norms, held"}
+    scene = lambda ram: SimpleNamespace(
+        request=SimpleNamespace(ram=ram, **asked), model=open_model(model), data=SimpleNamespace(calibration=batches)
+    )
+    least, whole = (healing._needed(scene(0), count) for count in (1, 4))
+    assert healing._together(scene(None)) == healing._together(scene(2 * whole)) == 4
+    with pytest.raises(BudgetError, match="to heal this model beside its original, got 1.000 kB"):
+        healing._together(scene(1000))
+    assert least < whole
+
+
+def test_the_receipt_can_be_read_again():
+    made = fitted(**FAST)
+    again = json.loads((made.out / "receipt.json").read_text(encoding="utf-8"))
+    assert again["healing"]["losses"] == made.receipt["healing"]["losses"]
+    assert modicum.report(again).count("</html>") == 1 and not isinstance(made.receipt["healing"].get("unhealed"), Masked)
