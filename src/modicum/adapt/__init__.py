@@ -17,6 +17,7 @@ from modicum.adapt.full import Full
 from modicum.adapt.ia3 import Ia3
 from modicum.adapt.lisa import Lisa
 from modicum.adapt.lora import Lora
+from modicum.adapt.lora_ga import LoraGa
 from modicum.adapt.mezo import Mezo
 from modicum.adapt.norms import Norms
 from modicum.adapt.ntk import Ntk
@@ -53,6 +54,7 @@ __all__ = [
     "Ia3",
     "Lisa",
     "Lora",
+    "LoraGa",
     "Mezo",
     "Norms",
     "Ntk",

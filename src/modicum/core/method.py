@@ -143,6 +143,9 @@ class Method:
 class Trainable(Method):
     """A method that is a part of training: what is trained, what of it when, beside what, or by which gradient."""
 
+    # Learning rate at its highest where nothing else is said: found by ``bench/rates.py``.
+    rate: ClassVar[float] = 1e-3
+
     def apply(self, site: Site, stats: Mapping[str, Stats], current: Mapping[str, Form]) -> Change:
         """Trained steps make nothing without training. Raises ``SettingError``."""
         require_untrained(self.key())

@@ -62,8 +62,8 @@ class Start:
     ``shape`` (rows, columns) of its matrix; ``weight`` in float32, None where training starts from nothing; ``stats`` of its inputs where
     somebody measured them; ``chance`` depends on the seed and the unit's name alone, and so does ``seed`` for what is drawn again by a reader.
     ``sides`` are those of the stored weight where it has more than two, such as a convolution's outputs, inputs, height and width; the first are
-    the matrix's rows.
-    ``stored`` is what the unit is kept as already, where it is compressed.
+    the matrix's rows. ``gradient`` (rows, columns) is that of the loss in the weight where somebody took it, and ``stored`` what the unit is kept
+    as already, where it is compressed.
     """
 
     unit: str
@@ -76,6 +76,7 @@ class Start:
     base: Base | None = None
     sides: tuple[int, ...] = ()
     stored: Form | None = None
+    gradient: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -44,8 +44,7 @@ def train(
     """
     if not rows:
         raise DataError("data: must hold a sequence to train on at least, holds none. Give more text.")
-    shown, parameters = progress or Quiet(), trained.parameters()
-    optimizer = torch.optim.AdamW(parameters, lr=loop.rate, weight_decay=loop.decay)
+    shown, optimizer = progress or Quiet(), _optimizer(trained, loop)
     losses = _resumed(module, trained, optimizer, keep, loop)
     shown.start("training", loop.steps - len(losses))
     module.train(training)
@@ -63,7 +62,13 @@ def train(
 
 def kept(trained: Trained, keep: Path, loop: Loop) -> list[float]:
     """Put what was kept of a training back into what is trained; its losses, none where nothing was kept."""
-    return _resumed(trained, torch.optim.AdamW(trained.parameters(), lr=loop.rate, weight_decay=loop.decay), keep, loop)
+    return _resumed(trained.module, trained, _optimizer(trained, loop), keep, loop)
+
+
+def _optimizer(trained: Trained, loop: Loop) -> torch.optim.Optimizer:
+    """AdamW, with each method's own rate beside what it trains."""
+    groups = [{"params": parameters, "own": rate} for rate, parameters in trained.by_rate().items()]
+    return torch.optim.AdamW(groups, weight_decay=loop.decay)
 
 
 def evaluate(module: nn.Module, rows: Sequence[Batch], objective: Objective = next_token) -> list[tuple[float, int]]:
@@ -80,7 +85,7 @@ def _update(
     module: nn.Module, trained: Trained, rows: Sequence[Batch], loop: Loop, objective: Objective, optimizer: Any, step: int
 ) -> float:
     for group in optimizer.param_groups:
-        group["lr"] = loop.at(step)
+        group["lr"] = loop.at(step, group["own"])
     optimizer.zero_grad()
     parts = joined(rows, loop.together or loop.batch)
     if trained.estimator is None or trained.watched:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -119,6 +119,79 @@ def imitation(teacher: nn.Module, outputs: Outputs) -> Objective:
         return each.masked_fill(~mask, 0).reshape(len(each), -1).sum(1), int(mask.sum())
 
     return objective
+
+
+def classes(module: nn.Module, batch: Batch) -> tuple[torch.Tensor, int]:
+    """Cross-entropy of each row's class, in nats: ``labels`` (rows,) of a dict, or the last of a tuple's tensors, under logits (rows, classes).
+
+    For sequences and pictures alike; the module gives logits, or an output that has them. Raises ``DataError`` for other labels or logits.
+    """
+    inputs, labels = _labelled(batch)
+    found = call(module, inputs)
+    logits = getattr(found, "logits", found)
+    if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or labels.shape != logits.shape[:1] or labels.is_floating_point():
+        raise DataError(f"data: one class per row must stand beside logits (rows, classes), labels of {tuple(labels.shape)} came.")
+    if bool((labels >= logits.shape[1]).any()) or bool((labels < 0).any()):
+        raise DataError(f"data: classes must be from 0 to {logits.shape[1] - 1}, one is {int(labels.max())}. Check the labels.")
+    return F.cross_entropy(logits.float(), labels, reduction="none"), len(labels)
+
+
+def _labelled(batch: Batch) -> tuple[Batch, torch.Tensor]:
+    if isinstance(batch, dict):
+        if "labels" not in batch:
+            raise DataError("data: a batch of classes must have labels, has none.")
+        return _given(batch), batch["labels"]
+    return batch[:-1], batch[-1]
+
+
+CHOSEN, REJECTED = "chosen", "rejected"
+
+
+def preference(reference: nn.Module | None = None, beta: float = 0.1) -> Objective:
+    """Direct preference optimization (arXiv 2305.18290): ``-log sigmoid(beta · (gain of the chosen answer - gain of the rejected one))`` per pair.
+
+    A gain is an answer's log-probability less that under the ``reference``. Batches have ``chosen_ids`` and ``rejected_ids`` (rows, tokens) with
+    ``chosen_labels`` and ``rejected_labels``, -100 where nothing is judged; without a reference module also ``chosen_reference`` and
+    ``rejected_reference`` (rows,), which ``referred`` adds, so that the reference need not stay in memory.
+    """
+
+    def objective(module: nn.Module, batch: Batch) -> tuple[torch.Tensor, int]:
+        pair = _pair(batch)
+        gains = {}
+        for side in (CHOSEN, REJECTED):
+            if reference is not None:
+                with torch.no_grad():
+                    before = _likelihood(reference, pair, side)
+            elif f"{side}_reference" in pair:
+                before = pair[f"{side}_reference"]
+            else:
+                raise DataError(f"data: {side}_reference must be in a batch of pairs where no reference module is given, is not.")
+            gains[side] = _likelihood(module, pair, side) - before
+        losses = -F.logsigmoid(beta * (gains[CHOSEN] - gains[REJECTED]))
+        return losses, len(losses)
+
+    return objective
+
+
+def referred(module: nn.Module, rows: Sequence[Batch]) -> list[Batch]:
+    """Rows of pairs with what the module, as it stands, gives them as a reference."""
+    with torch.no_grad():
+        return [
+            {**_pair(row), **{f"{side}_reference": _likelihood(module, _pair(row), side) for side in (CHOSEN, REJECTED)}} for row in rows
+        ]
+
+
+def _pair(batch: Batch) -> dict[str, torch.Tensor]:
+    wanted = [f"{side}_{part}" for side in (CHOSEN, REJECTED) for part in ("ids", "labels")]
+    if not isinstance(batch, dict) or any(name not in batch for name in wanted):
+        raise DataError(f"data: a batch of pairs must have {', '.join(wanted)}.")
+    return batch
+
+
+def _likelihood(module: nn.Module, pair: dict[str, torch.Tensor], side: str) -> torch.Tensor:
+    """Log-probability (rows,) of an answer."""
+    batch: Batch = {"input_ids": pair[f"{side}_ids"], "labels": pair[f"{side}_labels"]}
+    return -next_token(module, batch)[0]
 
 
 def _given(batch: Batch) -> Batch:

@@ -13,7 +13,13 @@ class Loop:
     """Settings of a training: updates, their size, and what each is made of."""
 
     steps: int = param(200, "updates", between=(1, 10**9), metavar="N", group="method")
-    rate: float = param(1e-3, "learning rate at its highest, of AdamW under a cosine", between=(0.0, 1e3), metavar="X", group="method")
+    rate: float = param(
+        0.0,
+        "learning rate at its highest, of AdamW under a cosine; each method's own where 0",
+        between=(0.0, 1e3),
+        metavar="X",
+        group="method",
+    )
     batch: int = param(8, "sequences that an update is made of", between=(1, 10**6), metavar="N", group="data")
     together: int = param(0, "sequences computed at a time, all of an update's where 0", between=(0, 10**6), metavar="N", group="machine")
     warmup: float = param(0.05, "share of the updates in which the rate rises", between=(0.0, 1.0), metavar="X", group="method")
@@ -25,9 +31,10 @@ class Loop:
     def __post_init__(self) -> None:
         require(self)
 
-    def at(self, step: int) -> float:
-        """Learning rate of update ``step``, counted from 0."""
+    def at(self, step: int, own: float = 1e-3) -> float:
+        """Learning rate of update ``step``, counted from 0, of what a method trains whose ``own`` rate that is."""
+        highest = self.rate or own
         rising = max(1, round(self.warmup * self.steps))
         if step < rising:
-            return self.rate * (step + 1) / rising
-        return self.rate * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, self.steps - rising)))
+            return highest * (step + 1) / rising
+        return highest * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, self.steps - rising)))

@@ -50,6 +50,7 @@ class Trained:
     def __init__(
         self, module: nn.Module, plan: Plan, *, seed: int = 0, total: int = 1,
         forms: Mapping[str, Form] | None = None, stats: Mapping[str, Stats] | None = None, scratch: bool = False,
+        gradients: Mapping[str, torch.Tensor] | None = None,
     ):  # fmt: skip
         self.module, self.step, self.seed = module, Step(0, total), seed
         self.places: dict[str, Place] = {}
@@ -60,7 +61,8 @@ class Trained:
         chosen = planned(module, plan)
         common = self._common(chosen.units)
         for name, (unit, method) in chosen.units.items():
-            self.places[name] = self._begun(unit, method, (forms or {}).get(name), (stats or {}).get(name), common[str(method)], scratch)
+            known = (stats or {}).get(name), (gradients or {}).get(name)
+            self.places[name] = self._begun(unit, method, (forms or {}).get(name), *known, common[str(method)], scratch)
         self.asides, self.estimator, self._schedules = begun(module, chosen.asides, seed), chosen.estimator, chosen.schedules
         self.wake()
 
@@ -78,14 +80,16 @@ class Trained:
         return found
 
     def _begun(
-        self, unit: Unit, method: Parametrization, form: Form | None, stats: Stats | None, common: State | None, scratch: bool
-    ) -> Place:
+        self, unit: Unit, method: Parametrization, form: Form | None, stats: Stats | None, gradient: torch.Tensor | None, common: State | None,
+        scratch: bool,
+    ) -> Place:  # fmt: skip
         seed = seed_of(self.seed, unit.name)
         beneath = form or Dense(unit.matrix(self.module.get_parameter(unit.parameter).detach()))
         weight = None if scratch and method.draws else beneath.dense().float()
         start = Start(
             unit=unit.name, shape=unit.shape, weight=weight, seed=seed, stats=stats, common=common,
             chance=torch.Generator().manual_seed(seed), base=Base(unit.shape, beneath.dtype, unit.name), sides=unit.sides, stored=form,
+            gradient=gradient,
         )  # fmt: skip
         return Place(unit, method, beneath if method.relative else None, _leaves(method.begin(start)), beneath.dtype)
 
@@ -114,6 +118,14 @@ class Trained:
                     found.setdefault(id(tensor), (f"{owner}: {part}", tensor))
         beside = {f"{each.owner}: {part}": tensor for each in self.asides for part, tensor in each.state.trained.items()}
         return {**dict(found.values()), **beside}  # type: ignore[dict-item]
+
+    def by_rate(self) -> dict[float, list[nn.Parameter]]:
+        """What is trained, by the learning rate of its own method, each tensor once."""
+        found: dict[float, dict[int, nn.Parameter]] = {}
+        held = [(place.method, state) for place in self.places.values() for state in (place.state, place.state.common) if state is not None]
+        for method, state in [*held, *((each.method, each.state) for each in self.asides)]:
+            found.setdefault(method.rate, {}).update({id(tensor): tensor for tensor in state.trained.values()})  # type: ignore[misc]
+        return {rate: list(tensors.values()) for rate, tensors in found.items()}
 
     @property
     def count(self) -> int:

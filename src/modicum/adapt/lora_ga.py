@@ -1,0 +1,62 @@
+"""LoRA-GA."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from typing_extensions import override
+
+from modicum.adapt._family import LowRankAdapter, limited, uniform
+from modicum.core.method import Paper
+from modicum.core.parametrization import Start, State
+from modicum.core.settings import param
+from modicum.numerics.svd import principal
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraGa(LowRankAdapter):
+    """LoRA whose right factor begins along the directions in which the loss falls fastest, where a gradient was taken before.
+
+    ``W + alpha / rank · left @ right``: right begins as the largest right singular vectors of the gradient and left with zeros.
+
+    *Shapes:* left (rows, rank), right (rank, columns); the rank is at most the smaller side.
+
+    *Needs and cost:* one gradient of the weight, which ``method=auto`` takes; rank · (rows + columns) trained numbers.
+
+    *Reduces to:* ``lora`` where no gradient was taken.
+
+    *Raises:* nothing of its own.
+
+    *Differences from the paper:* left begins at zero, so that training begins at the base to the bit; vectors have the length that LoRA's rows have.
+
+    Example:
+        >>> str(LoraGa(rank=4))
+        'lora_ga rank=4'
+
+    """
+
+    paper: ClassVar[Paper | None] = Paper(
+        title="LoRA-GA: Low-Rank Adaptation with Gradient Approximation",
+        arxiv="2407.05000",
+        year=2024,
+        authors="Shaowen Wang and Linxi Yu and Jian Li",
+    )
+
+    rank: int = param(8, "inner size of the two factors", between=(1, 65536), dial=True)
+    alpha: float = param(16.0, "strength: the product is multiplied by alpha / rank", between=(0.0, 1e6))
+
+    @override
+    def begin(self, start: Start) -> State:
+        """Right along the gradient, zero left."""
+        rank = limited(self.rank, start)
+        right = uniform(start, rank, start.shape[1])
+        if start.gradient is not None and bool(start.gradient.any()):
+            right = principal(start.gradient.float().contiguous(), rank, start.chance)[2] / math.sqrt(3)
+        return State({"left": torch.zeros(start.shape[0], rank), "right": right.contiguous()}, base=start.base)
+
+    def scale(self, rank: int) -> float:
+        """Alpha over the rank that was asked for."""
+        return self.alpha / self.rank
