@@ -388,6 +388,7 @@ FITTING = {
     "heal_with": "norms",
     "heal_rate": 0.5,
     "heal_batch": 2,
+    "rounds": 2,
 }
 
 

@@ -138,3 +138,35 @@ def test_the_receipt_can_be_read_again():
     again = json.loads((made.out / "receipt.json").read_text(encoding="utf-8"))
     assert again["healing"]["losses"] == made.receipt["healing"]["losses"]
     assert modicum.report(again).count("</html>") == 1 and not isinstance(made.receipt["healing"].get("unhealed"), Masked)
+
+
+def test_rounds_prune_gradually_within_one_mask():
+    words = {**FAST, "heal": 3}
+    one, three = (fitted(method="magnitude keep=0.3", target="modicum", rounds=rounds, **words) for rounds in (1, 3))
+    told = three.receipt["healing"]
+    assert [each["options"] for each in told["rounds"]] == [[f"magnitude keep={0.3 ** (number / 3)}"] for number in (1, 2)]
+    assert all(len(each["losses"]) == 3 for each in told["rounds"]) and "rounds" not in one.receipt["healing"]
+    assert three.receipt["bytes"]["actual"] == one.receipt["bytes"]["actual"]
+    weight = next(value for name, value in three.model.named_parameters() if "down_proj" in name)
+    assert int((weight != 0).sum()) <= round(0.3 * weight.numel())
+
+
+def test_rounds_are_resumed_and_refused_in_words(tmp_path, monkeypatch):
+    words = {**FAST, "heal": 2, "method": "magnitude keep=0.5 | eora rank=2", "target": "modicum", "rounds": 2}
+    wanted = fitted(**words)
+
+    def dies(*given, **names):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(running, "healed", dies)
+    with pytest.raises(KeyboardInterrupt):
+        fitted(out=tmp_path / "b", **words)
+    monkeypatch.undo()
+    made = fitted(out=tmp_path / "b", **words)
+    assert all(torch.equal(value, tensors(made.out)[name]) for name, value in tensors(wanted.out).items())
+    with pytest.raises(SettingError, match="must stand beside an option that prunes"):
+        fitted(rounds=2, **FAST)
+    with pytest.raises(SettingError, match="leaves no blocks"):
+        fitted(rounds=2, method="blocks count=1 | magnitude keep=0.5", target="modicum", **FAST)
+    with pytest.raises(SettingError, match="rounds: must stand beside heal"):
+        fitted(rounds=2)

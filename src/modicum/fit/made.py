@@ -29,6 +29,11 @@ from modicum.sweep.spill import SpillPool
 OnBlock = Callable[[str, dict[int, Any]], None]
 
 
+def changed(scene: Scene, values: Mapping[str, torch.Tensor]) -> Model:
+    """The original with other values of some parameters, in the dtype that it computes in."""
+    return scene.subject.compute.of(with_values(scene.model.stored, values)) if values else scene.model
+
+
 class Over(Mapping[str, Form]):
     """Forms in memory over others that are read when they are asked for."""
 
@@ -54,7 +59,7 @@ class Made:
     forms: Mapping[str, Form]
     pool: SpillPool
     options: Mapping[str, Option]
-    values: Mapping[str, torch.Tensor] = field(default_factory=dict)  # other values of parameters that are no unit's, after healing
+    values: Mapping[str, torch.Tensor] = field(default_factory=dict)  # of parameters that are others than the original's, forms apart
 
     def with_healed(self, forms: Mapping[str, Form], vectors: Mapping[str, torch.Tensor]) -> Made:
         """The same with other forms of some units, and other values of vectors, of which some are biases that compression added."""
@@ -67,7 +72,19 @@ class Made:
     @cached_property
     def model(self) -> Model:
         """The original, but for parameters that healing changed: what stands where there are no forms."""
-        return self.scene.subject.compute.of(with_values(self.scene.model.stored, self.values)) if self.values else self.scene.model
+        return changed(self.scene, self.values)
+
+    def dense(self) -> dict[str, torch.Tensor]:
+        """Every parameter that is another than the original's, as it is stored dense."""
+        found = dict(self.values)
+        for name in self.forms:
+            unit = self.scene.model.units[name]
+            stored = unit.stored(self.forms[name].dense())
+            if unit.expert is None:
+                found[unit.parameter] = stored
+            else:
+                found.setdefault(unit.parameter, self.model.weights.read(unit.parameter).clone())[unit.expert] = stored
+        return found
 
     @cached_property
     def target(self) -> Target:

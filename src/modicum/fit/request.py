@@ -48,6 +48,10 @@ class Request(Settings):
     )  # fmt: skip
     heal_rate: float = param(1e-3, "learning rate at its highest", between=(0.0, 1e3), metavar="RATE", group="heal")
     heal_batch: int = param(8, "sequences that an update is made of", between=(1, 10**6), metavar="N", group="heal")
+    rounds: int = param(
+        1, "times that pruning and healing follow each other, each pruning more until the last keeps the share that was asked for",
+        between=(1, 1000), metavar="N", group="heal",
+    )  # fmt: skip
     uniform: bool = param(
         False, "one scheme for all that is quantized, so that every way to load the result gives the same; the receipt says what that costs",
         group="method",
@@ -84,5 +88,5 @@ class Request(Settings):
 
 def _beside(request: Request) -> str:
     """A setting of healing that was given."""
-    named = {field.name: field.default for field in fields(Request) if field.name.startswith("heal_")}
+    named = {field.name: field.default for field in fields(Request) if field.name.startswith("heal_") or field.name == "rounds"}
     return next((name for name, default in named.items() if getattr(request, name) != default), "")

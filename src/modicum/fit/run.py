@@ -19,6 +19,7 @@ from modicum.core.config import NAME as CONFIG
 from modicum.core.config import configured, write_config
 from modicum.core.errors import ModelError, SettingError, listed
 from modicum.core.files import write_json
+from modicum.core.method import Change
 from modicum.core.option import Option
 from modicum.core.output import mark
 from modicum.core.plan import Plan
@@ -36,8 +37,9 @@ from modicum.fit.choosing import Choosing, Chosen
 from modicum.fit.forecast import forecast
 from modicum.fit.heal import check as check_healing
 from modicum.fit.heal import healed, paired
-from modicum.fit.made import Made
+from modicum.fit.made import Made, changed
 from modicum.fit.request import WANTED, Request
+from modicum.fit.rounds import Begun, begin
 from modicum.fit.scene import Scene
 from modicum.fit.structure import reshaped
 from modicum.fit.verdict import surprise, verdict
@@ -141,6 +143,7 @@ class Run:
         self.request, self.meter, self.ranks, self.temporary, self.page = request, Meter(progress), ranks, temporary, page
         self.said = said
         self.healing: dict[str, Any] = {}
+        self.begun = Begun()
         self.out = beside(request.out or (temporary or Path()) / "model", ranks.rank)
         self.place = WorkDir(self.out, RUN, request.overwrite, read_from(source, measured, request.data))
         if request.budget is not None:
@@ -211,20 +214,33 @@ class Run:
             self.events.append(f"activations: {len(left)} weights of eight bits take their inputs as they are: {listed(sorted(left))}.")
         measured = [partial / "measure" / "sensitivities.safetensors"] if self.request.harm == "covariance" else []
         felts = self._feel(options.values(), [*measured, place / "gradients.safetensors"])
+        self.begun = self._rounds(options, change, partial)
         assembly = Assembly(
-            scene.model, scene.script, options, place, start=change.forms, biases=change.biases, dropped=dropped, ranks=self.ranks,
-            felts=felts,
+            changed(scene, self.begun.values), scene.script, options, place, start=change.forms, biases=change.biases, dropped=dropped,
+            ranks=self.ranks, felts=felts,
         )  # fmt: skip
         with self.meter.stage("assemble", len(scene.model.blocks)):
             tick = lambda _: self.meter.progress.step()
             forms = assembly.run(scene.data.calibration, seed=self.request.seed, pool=self.pool, tick=tick)
         self.events += assembly.events
-        return Made(scene, change, forms, self.pool, options)
+        return Made(scene, change, forms, self.pool, options, self.begun.values)
+
+    def _rounds(self, options: Mapping[str, Option], change: Change, partial: Path) -> Begun:
+        """What rounds before the last came to. Raises ``SettingError`` where parts are left out, which cannot be done in rounds."""
+        if self.request.rounds == 1:
+            return Begun()
+        if change.forms or change.dropped:
+            raise SettingError("rounds: must stand beside a plan that leaves no blocks, heads or channels out. Leave one of them out.")
+        begun = begin(self.scene, options, partial, self.pool, self.meter)
+        self.events += begun.events
+        return begun
 
     def _healed(self, made: Made, place: Path) -> Made:
         """What was made, trained; unhealed as it stays beside."""
         before, (made, self.healing) = made, healed(made, place, self.meter)
         self.events += self.healing.pop("events")
+        if self.begun.accounts:
+            self.healing["rounds"] = self.begun.accounts
         if made is not before:
             self.healing["unhealed"] = before
         return made
