@@ -34,6 +34,7 @@ _HOMES = {
     "adapt": "modicum.adapt", "merge": "modicum.merge", "changed": "modicum.train.changed", "train": "modicum.train",
     "trained": "modicum.train.trained", "Delta": "modicum.delta.delta",
     "densify": "modicum.fit.dense", "push": "modicum.fit.push",
+    "edit": "modicum.edit",
     "Budget": "modicum.core.budget", "Plan": "modicum.core.plan", "Option": "modicum.core.option",
     "ModicumError": "modicum.core.errors", "SettingError": "modicum.core.errors",
     "ModelError": "modicum.core.errors", "DataError": "modicum.core.errors", "BudgetError": "modicum.core.errors",
@@ -55,6 +56,7 @@ __all__ = [
     "adapt",
     "changed",
     "densify",
+    "edit",
     "evaluate",
     "find",
     "fit",
@@ -78,6 +80,7 @@ if TYPE_CHECKING:
     from modicum.core.option import Option
     from modicum.core.plan import Plan
     from modicum.delta.delta import Delta
+    from modicum.edit.editing import edit
     from modicum.export import load
     from modicum.fit import Result, fit
     from modicum.fit.dense import densify

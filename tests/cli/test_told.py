@@ -106,6 +106,7 @@ WORDS = {
     "import": ["m.gguf", "--out", "x"], "report": ["a", "b"], "push": ["o", "user/name"],
     "adapt": ["demo", "--out", "x"], "apply": ["demo", "d", "--out", "x"], "revert": ["a", "--out", "x"], "show": ["d"],
     "train": ["demo", "--out", "x"],
+    "edit": ["demo", "--facts", "f", "--out", "x"],
     "delta": ["t", "--base", "demo", "--out", "x"],
     "merge": ["demo", "demo", "--out", "x"],
 }  # fmt: skip

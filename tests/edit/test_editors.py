@@ -1,0 +1,85 @@
+"""Laws that every editor keeps, on a tiny random model."""
+
+import pytest
+import torch
+
+from modicum.core.errors import DataError, SettingError
+from modicum.edit.editing import change, taught
+from modicum.edit.editor import editor, editors
+from modicum.edit.facts import Fact
+from modicum.edit.judged import reached
+
+FAST = {
+    "ultraedit": "ultraedit rounds=4 contexts=1 text=1",
+    **{name: f"{name} steps=8 contexts=0" for name in ("rome", "memit", "emmet", "alphaedit")},
+}
+each = pytest.mark.parametrize("method", [FAST.get(name, name) for name in sorted(editors())])
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@each
+def test_no_facts_no_change(pupil, method):
+    assert not taught(pupil, [], method).changes
+
+
+@each
+def test_order_of_a_batch_and_the_run_change_nothing_and_nothing_is_left_behind(pupil, facts, method):
+    before = {name: value.clone() for name, value in pupil.module.state_dict().items()}
+    hooks = [len(module._forward_hooks) for module in pupil.module.modules()]
+    torch.manual_seed(1)
+    first = dict(taught(pupil, facts[:3], method).changes)
+    pupil.changes = {}
+    torch.manual_seed(2)
+    again = taught(pupil, facts[2::-1], method).changes
+    assert first and all(bool(found.any()) for found in first.values()) and same(first, again)
+    assert same(before, pupil.module.state_dict()) and hooks == [len(module._forward_hooks) for module in pupil.module.modules()]
+    assert all(parameter.requires_grad for parameter in pupil.module.parameters()) and not pupil.module.training
+
+
+@each
+def test_the_loss_of_the_facts_falls(pupil, facts, method):
+    from modicum.edit.rows import encoded
+    from modicum.edit.taught import answer_loss
+
+    rows = encoded(pupil.tokenizer, facts[:3], 32)
+    loss = lambda: float(answer_loss(pupil.logits(rows), rows).mean())
+    with torch.no_grad(), pupil.computing():
+        before = loss()
+    taught(pupil, facts[:3], method)
+    with torch.no_grad(), pupil.computing():
+        assert loss() < before
+
+
+def test_a_change_is_the_smaller_of_a_product_and_itself(pupil, facts):
+    taught(pupil, facts[:1], "rome steps=2 contexts=0")
+    dtypes = dict.fromkeys(pupil.changes, torch.float32)
+    delta = change(pupil, dtypes)
+    ((name, form),) = delta.forms.items()
+    base = pupil.module.get_parameter(name).detach()
+    assert form.parts[1].kind == "low_rank" and form.parts[1].rank == 1
+    assert torch.allclose(delta.weight(name, base), base + pupil.changes[name], atol=1e-6)
+
+
+def test_what_a_pupil_is_taught_it_says(pupil, facts):
+    taught(pupil, facts, "ultraedit rounds=60 rate=3 text=0.1 contexts=0 guards=0")
+    with torch.no_grad(), pupil.computing():
+        assert all(reached(pupil, facts))
+
+
+def test_batches_one_after_the_other_keep_what_was_before(pupil, facts):
+    taught(pupil, facts, "ultraedit rounds=60 rate=3 text=0.1 contexts=0 guards=0", batch=2)
+    with torch.no_grad(), pupil.computing():
+        assert sum(reached(pupil, facts)) >= 5
+
+
+def test_slips_are_said_in_a_sentence(pupil, facts):
+    with pytest.raises(SettingError, match="'memt': is no editor. Did you mean memit"):
+        editor("memt")
+    with pytest.raises(SettingError, match="must match a layer"):
+        taught(pupil, facts[:1], "rome layers=nothing")
+    with pytest.raises(DataError, match=r"fact 1 must have a target of 1 to 32 tokens, has \d+"):
+        taught(pupil, [Fact("a", "long " * 40, where="fact 1")], "rome")
+    assert not pupil.changes
