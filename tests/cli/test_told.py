@@ -104,6 +104,7 @@ WORDS = {
     "export": ["o", "--target", "modicum", "--out", "x"], "trim": ["demo", "--to", "t", "--out", "x"], "list": [], "explain": ["gptq"],
     "cite": ["gptq"], "env": [], "compare": ["a", "b"], "clean": ["."], "completion": ["bash"], "densify": ["o", "--out", "x"],
     "import": ["m.gguf", "--out", "x"], "report": ["a", "b"], "push": ["o", "user/name"],
+    "heal": ["o", "--out", "x"],
     "adapt": ["demo", "--out", "x"], "apply": ["demo", "d", "--out", "x"], "revert": ["a", "--out", "x"], "show": ["d"],
     "train": ["demo", "--out", "x"],
     "edit": ["demo", "--facts", "f", "--out", "x"],

@@ -104,7 +104,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("modicum.delta.applying._patch", full)
+    monkeypatch.setattr("modicum.delta.applying.patch", full)
     with pytest.raises(SettingError, match="No space left on device"):
         apply(tmp_path / "base", [delta], tmp_path / "out", scale=0.5, overwrite=True)
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == before

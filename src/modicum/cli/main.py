@@ -23,6 +23,7 @@ from modicum.cli.completion import completion
 from modicum.cli.editing import edit
 from modicum.cli.env import env
 from modicum.cli.generated import Command
+from modicum.cli.healing import heal
 from modicum.cli.importing import import_file
 from modicum.cli.merging import merge
 from modicum.cli.methods import catalogue, cite, explain
@@ -298,7 +299,7 @@ def trim(model: str, corpus: str, out: Path, quiet: bool, as_json: bool, **setti
 
 
 _TOLD = (import_file, catalogue, explain, cite, env, compare, report, densify, push, clean, completion)
-for _told in (train, adapt, apply, revert, delta, show, merge, edit, *_TOLD):
+for _told in (train, adapt, apply, revert, delta, show, heal, merge, edit, *_TOLD):
     main.add_command(_told)
 
 

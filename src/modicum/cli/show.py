@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from modicum.cli.healing import told as healed
 from modicum.cli.printing import print_line, print_picture, print_rows, print_table
 from modicum.cli.progress import lasting
 from modicum.core.budget import readable
@@ -37,7 +38,7 @@ def outcome(receipt: Mapping[str, Any], out: Path) -> None:
         *_choice(receipt.get("search") or {}), *_structure(receipt["sites"]), *_taken(receipt["data"]),
         ("coverage", f"{coverage['share']:.1%} of layer bytes treated, layers as they were: {whole}"),
         ("target", f"{receipt['request']['target']}, reloaded and verified"), *_written(receipt["verification"]),
-        *_loads(receipt["verification"]), *events,
+        *_loads(receipt["verification"]), *_healing(receipt), *events,
         ("time", f"{seconds:.1f} s"), ("report", str(out / "report.html")),
     )  # fmt: skip
     print_picture(receipt)
@@ -59,6 +60,11 @@ def _inputs(receipt: Mapping[str, Any]) -> list[tuple[str, str]]:
     taking = [row["option"].partition("| activations")[2].strip() for row in receipt["sites"] if "| activations" in row["option"]]
     kinds = ", ".join(dict.fromkeys(f"activations {words}".strip() for words in taking))
     return [("inputs", f"rounded to eight bits on {len(taking)} of {len(receipt['sites'])} sites ({kinds})")] if taking else []
+
+
+def _healing(receipt: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What training after assembly came to."""
+    return [("healing", healed(receipt["healing"]))] if receipt.get("healing") else []
 
 
 def _verdict(receipt: Mapping[str, Any]) -> list[tuple[str, str]]:

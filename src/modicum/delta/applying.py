@@ -62,7 +62,7 @@ def apply(
         )
     total = sum(deltas[1:], deltas[0]).scaled(scale)
     with writing(out, [directory], overwrite) as made:
-        _copied(directory, made)
+        copied(directory, made)
         body = {"format": _FORMAT, "version": _VERSION, "base": str(base), "scale": scale, "notes": list(total.notes)}
         record = _written(directory, made, total, reversible)
         write_json(made / _RECORD, {**body, **record})
@@ -79,11 +79,11 @@ def revert(directory: str | Path, out: str | Path, *, overwrite: bool = False) -
     if not record["displaced_bytes"] and record["changed"]:
         raise ModelError(f"{directory}: does not hold what was displaced. Take the base itself: {quoted(record['base'])}.")
     with writing(out, [directory], overwrite) as made:
-        _copied(directory, made, (_RECORD, _DISPLACED))
+        copied(directory, made, (_RECORD, _DISPLACED))
         if record["changed"]:
             with Shards(directory) as shards:
                 for key, value in displaced(directory, shards, record):
-                    _patch(made / shards.file_of(key).name, shards.entry(key), value)
+                    patch(made / shards.file_of(key).name, shards.entry(key), value)
     return out
 
 
@@ -133,7 +133,7 @@ def _written(directory: Path, made: Path, delta: Delta, reversible: bool) -> dic
                 old = weights.shards.read(key)
                 if torch.equal(_bytes(old), _bytes(tensor)):
                     continue
-                _patch(made / weights.shards.file_of(key).name, entry, tensor)
+                patch(made / weights.shards.file_of(key).name, entry, tensor)
                 kept = zlib.compress(bytes(raw_bytes(_xor(old, tensor).reshape(-1))), 6) if reversible else b""
                 changed[key] = file.write(kept)
     size = (made / _DISPLACED).stat().st_size
@@ -142,7 +142,7 @@ def _written(directory: Path, made: Path, delta: Delta, reversible: bool) -> dic
     return {"changed": changed, "displaced_bytes": size}
 
 
-def _copied(source: Path, made: Path, but: Sequence[str] = ()) -> None:
+def copied(source: Path, made: Path, but: Sequence[str] = ()) -> None:
     """Copy what a checkpoint's folder holds; left out is what is hidden, or links out of it."""
     for path in sorted(source.iterdir()):
         if path.name.startswith(".") or path.name in but or leads_outside(path, source):
@@ -154,7 +154,8 @@ def _copied(source: Path, made: Path, but: Sequence[str] = ()) -> None:
             shutil.copyfile(path, made / path.name)
 
 
-def _patch(path: Path, entry: Entry, tensor: torch.Tensor) -> None:
+def patch(path: Path, entry: Entry, tensor: torch.Tensor) -> None:
+    """Write a tensor over the one that stands at an entry of a file, of the same bytes."""
     with path.open("r+b") as file:
         file.seek(entry.begin)
         file.write(raw_bytes(tensor.contiguous().reshape(-1)))
