@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch.utils.weak import WeakTensorKeyDictionary
 from typing_extensions import override
 
 from modicum.adapt._family import LowRankAdapter, limited, uniform
@@ -14,6 +15,9 @@ from modicum.core.method import Paper
 from modicum.core.parametrization import Start, State
 from modicum.core.settings import param
 from modicum.numerics.svd import principal
+
+# Directions of gradients that are still there: whoever tries many ranks, the largest first, decomposes once.
+_KNOWN = WeakTensorKeyDictionary()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +58,16 @@ class LoraGa(LowRankAdapter):
         rank = limited(self.rank, start)
         right = uniform(start, rank, start.shape[1])
         if start.gradient is not None and bool(start.gradient.any()):
-            right = principal(start.gradient.float().contiguous(), rank, start.chance)[2] / math.sqrt(3)
+            right = _directions(start.gradient, rank, start.chance) / math.sqrt(3)
         return State({"left": torch.zeros(start.shape[0], rank), "right": right.contiguous()}, base=start.base)
 
     def scale(self, rank: int) -> float:
         """Alpha over the rank that was asked for."""
         return self.alpha / self.rank
+
+
+def _directions(gradient: torch.Tensor, rank: int, chance: torch.Generator) -> torch.Tensor:
+    """The largest right singular vectors (rank, columns)."""
+    if len(_KNOWN.get(gradient, ())) < rank:
+        _KNOWN[gradient] = principal(gradient.float().contiguous(), rank, chance)[2]
+    return _KNOWN[gradient][:rank]

@@ -10,7 +10,7 @@ import click
 from modicum.cli.generated import Command, from_settings
 from modicum.cli.options import OVERWRITE, SHOWN, folder, model, option, options, print_json, progress
 from modicum.core import grammar, settings
-from modicum.core.budget import readable
+from modicum.core.budget import Budget, readable
 from modicum.core.errors import SettingError
 from modicum.train.settings import Loop
 
@@ -26,8 +26,11 @@ _OUT = option("--out", type=click.Path(path_type=Path), metavar="DIR", required=
         show_default=True,
         metavar="OPTION",
         group="method",
-        help="What is trained: a method and its settings.",
+        help="What is trained: a method and its settings, or auto, which divides --params or --size over the weights.",
     ),
+    option("--size", metavar="SIZE", group="budget", help="Bytes of the delta's files at most, such as 200kB."),
+    option("--params", metavar="SHARE", group="budget", help="Trained numbers at most, a share of the model's such as 1%."),
+    option("--memory", metavar="SIZE", group="budget", help="Memory of this process at most while it trains, such as 4GB."),
     *from_settings(Loop),
     option("--data", metavar="PATH", group="data", help="Text, or a table of prompts and answers; the shipped texts without it."),
     option("--tokens", type=int, default=256, show_default=True, metavar="N", group="data", help="Tokens in a sequence."),
@@ -46,7 +49,9 @@ def adapt(model: str, method: str, out: Path, quiet: bool, as_json: bool, **give
     Of prompts with answers, or conversations, the answers alone are learnt. An interrupted training goes on where it was.
     """
     loop = settings.read(Loop, {name: str(given.pop(name)) for name in Loop.__dataclass_fields__}, "adapt")
-    grammar.check(method, trained=True)
+    if method != "auto":
+        grammar.check(method, trained=True)
+    Budget.of(**{name: given[name] for name in ("size", "params", "memory")})
     from modicum.models.quiet import hushed
     from modicum.train.adapt import adapt as run
 

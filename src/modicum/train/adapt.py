@@ -9,17 +9,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import nn
 
 from modicum.core.arguments import checked
+from modicum.core.budget import Budget
+from modicum.core.errors import BudgetError, SettingError
 from modicum.core.files import write_json
 from modicum.core.progress import Quiet
 from modicum.data.answers import from_answers, holds_answers
-from modicum.data.splits import Splits, from_text
+from modicum.data.splits import Batch, Splits, from_text
 from modicum.export.loaded import loaded
 from modicum.models.located import locate
 from modicum.models.open import model_class, open_model, read_config
 from modicum.numerics.interval import interval
+from modicum.train import auto
+from modicum.train.bounded import fitting, limits, require_within
 from modicum.train.loop import evaluate, single, train
+from modicum.train.objectives import next_token
 from modicum.train.settings import Loop
 from modicum.train.trained import Trained
 from modicum.work.meter import Meter
@@ -27,6 +34,8 @@ from modicum.work.workdir import WorkDir
 
 KIND, RECEIPT = "modicum-adapting", "receipt.json"
 RECEIPT_FORMAT = "modicum-adapted"
+# The method that chooses methods, and sequences that its gradients are taken from.
+AUTO, _SWEPT = "auto", 128
 
 
 @dataclass(frozen=True)
@@ -51,6 +60,9 @@ def adapt(
     overwrite: bool = False,
     progress: Quiet | None = None,
     loop: Loop | None = None,
+    size: str | int | None = None,
+    params: str | float | None = None,
+    memory: str | int | None = None,
 ) -> Adapted:
     """Train ``method`` beside the weights of a causal language model, and write what was learnt as a delta.
 
@@ -58,13 +70,20 @@ def adapt(
     learnt, or a table of prompts and answers or conversations (JSON lines, CSV), of which the answers alone are; the shipped texts without
     it. Its rows are divided into training, choosing and reporting as everywhere. ``loop`` says how it is trained.
 
+    What is added is bounded by ``size`` (bytes of the delta's files, such as ``"200kB"``), ``params`` (trained numbers as a share of the model's,
+    such as ``"1%"``) and ``memory`` (bytes of this process while it trains, such as ``"4GB"``). ``method="auto"`` divides ``size`` or ``params``
+    over the weights by what each choice would gain, told by one gradient sweep (``train/auto.py``).
+
     The receipt says what was trained, how many numbers and bytes, the losses, memory and time, and the loss per token on the test part
     before and after, with a paired 95 % interval over its sequences. An interrupted training goes on where it was, with the same numbers.
 
     *Raises*: ``SettingError`` for a method that is not trained, or an ``out`` that must not be written; ``DataError`` for data that cannot
-    be read or learnt; ``ModelError`` for a model that cannot be opened, and where the loss is no number.
+    be read or learnt; ``BudgetError`` for a budget that cannot hold, with the smallest that can; ``ModelError`` for a model that cannot be opened,
+    and where the loss is no number.
     """
-    settings = loop or Loop()
+    settings, budget = loop or Loop(), Budget.of(size=size, params=params, memory=memory)
+    if method == AUTO and (budget is None or (budget.size is None and budget.params is None)):
+        raise SettingError("adapt: method=auto must be told how much may be added. Give --params 1% or --size 200kB.")
     directory, place = locate(model), WorkDir(Path(out), KIND, overwrite, tuple(path for path in (Path(data or "."),) if data is not None))
     place.check()
     meter = Meter(progress or Quiet())
@@ -72,31 +91,61 @@ def adapt(
         source = open_model(directory)
         splits = _data(source, data, tokens, samples, test_samples, text_column, settings)
         module = loaded(model_class(read_config(directory), str(model)), directory).eval()
-    trained = Trained(module, method, seed=settings.seed, total=settings.steps)
-    asked = {"model": str(model), "method": method, "loop": asdict(settings), "data": splits.hashes, "base": source.hash()}
+        learnt, held = single(splits.calibration), single(splits.test)
+    plan, gradients, most = _planned(module, method, learnt, budget, source.parameters, settings, meter)
+    trained = Trained(module, plan, seed=settings.seed, total=settings.steps, gradients=gradients)
+    require_within(trained, most)
+    if budget is not None and budget.memory is not None:
+        with trained, meter.stage("trying"):
+            settings = fitting(module, trained, learnt, settings, budget.memory, next_token)
+    asked = {
+        "model": str(model), "method": method, "loop": asdict(settings), "data": splits.hashes, "base": source.hash(), "budget": str(budget),
+    }  # fmt: skip
     with place.held():
         folder = place.begin(repr(asked))
         final = folder / "final"
         with meter.stage("judging"):
-            before = evaluate(module, single(splits.test))
+            before = evaluate(module, held)
         started = time.perf_counter()
         with trained as t:
             with meter.stage("training"):
-                losses = train(module, t, single(splits.calibration), settings, keep=folder, progress=progress)
+                losses = train(module, t, learnt, settings, keep=folder, progress=progress)
             seconds = time.perf_counter() - started
             with meter.stage("judging"):
-                after = evaluate(module, single(splits.test))
+                after = evaluate(module, held)
             delta = t.delta(str(model))
             delta.save(final)
+        if budget is not None and budget.size is not None and (written := _bytes(final)) > budget.size:
+            raise BudgetError(f"size: must be at least {written:,} bytes for what was learnt, is {budget.size:,}. Allow more.")
         receipt = {
             "format": RECEIPT_FORMAT, "version": 1, "model": str(model), "method": method, "loop": asdict(settings),
+            "budget": None if budget is None else str(budget), "plan": plan if isinstance(plan, dict) else None,
             "data": {"source": splits.source, "notes": list(splits.notes), "hashes": splits.hashes},
             "trained": trained.count, "parameters": source.parameters, "bytes": delta.nbytes, "units": len(trained.places),
             "losses": losses, "test": compared(before, after), "seconds": seconds, "stages": meter.stages,
+            "memory": meter.stages["training"]["peak_bytes"],
         }  # fmt: skip
         write_json(final / RECEIPT, receipt)
         place.finish(final)
     return Adapted(place.out, receipt)
+
+
+def _planned(
+    module: nn.Module, method: str, rows: Sequence[Batch], budget: Budget | None, parameters: int, loop: Loop, meter: Meter
+) -> tuple[str | dict[str, str], dict[str, torch.Tensor] | None, dict[str, float]]:
+    """The plan, gradients that it begins with, and what it may spend."""
+    most = limits(budget, parameters)
+    if method != AUTO:
+        return method, None, most
+    with meter.stage("sweeping"):
+        units = auto.planned_units(module)
+        swept = auto.sweep(module, rows[:_SWEPT], units, together=loop.together or loop.batch)
+        found = auto.table(module, units, swept, loop.seed)
+    return auto.chosen(found, most), swept.whole, most
+
+
+def _bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.iterdir())
 
 
 def compared(before: Sequence[tuple[float, int]], after: Sequence[tuple[float, int]]) -> dict[str, Any]:
