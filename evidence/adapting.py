@@ -21,8 +21,8 @@ from scenes.decoder import decoder
 from scenes.domains import losses, opened, windows
 
 # Updates, windows in each, tokens in a window; rates that each method is tried at, in half the updates of a seed of their own.
-STEPS, BATCH, TOKENS = 80, 8, 64
-RATES = (5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2)
+STEPS, BATCH, TOKENS = 60, 8, 64
+RATES = (1e-3, 2e-3, 5e-3, 1e-2, 2e-2)
 CHOOSING = 1000
 # Windows that rates are chosen on, and that are reported on.
 _VALIDATION, _TEST = 96, 256
