@@ -34,7 +34,7 @@ _HOMES = {
     "adapt": "modicum.adapt", "merge": "modicum.merge", "changed": "modicum.train.changed", "train": "modicum.train",
     "trained": "modicum.train.trained", "Delta": "modicum.delta.delta",
     "densify": "modicum.fit.dense", "push": "modicum.fit.push",
-    "edit": "modicum.edit",
+    "edit": "modicum.edit", "forget": "modicum.forget",
     "Budget": "modicum.core.budget", "Plan": "modicum.core.plan", "Option": "modicum.core.option",
     "ModicumError": "modicum.core.errors", "SettingError": "modicum.core.errors",
     "ModelError": "modicum.core.errors", "DataError": "modicum.core.errors", "BudgetError": "modicum.core.errors",
@@ -60,6 +60,7 @@ __all__ = [
     "evaluate",
     "find",
     "fit",
+    "forget",
     "frontier",
     "load",
     "measure",
@@ -85,6 +86,7 @@ if TYPE_CHECKING:
     from modicum.fit import Result, fit
     from modicum.fit.dense import densify
     from modicum.fit.push import push
+    from modicum.forget.forgetting import forget
     from modicum.measure import Measured, measure
     from modicum.merging.merge import merge
     from modicum.models.open import open_model

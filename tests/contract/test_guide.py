@@ -9,8 +9,8 @@ import pytest
 
 from modicum.cli.main import main
 from modicum.core.option import Option
+from modicum.core.recipe import recipe
 from modicum.core.rules import Rule
-from modicum.edit.editor import editor
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGES = sorted([DOCS / "index.md", *(DOCS / "guide").glob("*.md")])
@@ -39,8 +39,8 @@ def test_every_option_is_one(command):
     known = {name for option in main.commands[command.split()[1]].params if isinstance(option, click.Option) for name in option.opts}
     for name, value in of(command):
         assert name in known, f"{command}: {name}"
-        if name == "--method" and value and command.split()[1] == "edit":
-            assert editor(value)
+        if name == "--method" and value and command.split()[1] in ("edit", "forget"):
+            assert recipe(command.split()[1], value)
         elif name == "--method" and value not in ("", "auto"):
             assert Option.parse(value, trained=command.split()[1] in ("adapt", "train")).steps
         if name == "--set" and value:

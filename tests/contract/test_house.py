@@ -29,7 +29,7 @@ ORDER = [
     ("merging",),
     ("fit",),
     ("receipt",),
-    ("edit",),
+    ("edit", "forget"),
     ("cli",),
 ]
 RANK = {name: place for place, names in enumerate(ORDER) for name in names}

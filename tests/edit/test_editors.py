@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from modicum.core.errors import DataError, SettingError
+from modicum.core.recipe import recipe, recipes
 from modicum.edit.editing import change, taught
-from modicum.edit.editor import editor, editors
 from modicum.edit.facts import Fact
 from modicum.edit.judged import reached
 
@@ -13,7 +13,7 @@ FAST = {
     "ultraedit": "ultraedit rounds=4 contexts=1 text=1",
     **{name: f"{name} steps=8 contexts=0" for name in ("rome", "memit", "emmet", "alphaedit")},
 }
-each = pytest.mark.parametrize("method", [FAST.get(name, name) for name in sorted(editors())])
+each = pytest.mark.parametrize("method", [FAST.get(name, name) for name in sorted(recipes("edit"))])
 
 
 def same(one, other):
@@ -76,8 +76,8 @@ def test_batches_one_after_the_other_keep_what_was_before(pupil, facts):
 
 
 def test_slips_are_said_in_a_sentence(pupil, facts):
-    with pytest.raises(SettingError, match="'memt': is no editor. Did you mean memit"):
-        editor("memt")
+    with pytest.raises(SettingError, match="'memt': is not one of edit. Did you mean memit"):
+        recipe("edit", "memt")
     with pytest.raises(SettingError, match="must match a layer"):
         taught(pupil, facts[:1], "rome layers=nothing")
     with pytest.raises(DataError, match=r"fact 1 must have a target of 1 to 32 tokens, has \d+"):

@@ -53,6 +53,7 @@ from modicum.export.source import open_source
 from modicum.fit.compared import compare
 from modicum.fit.receipts import as_written
 from modicum.fit.request import Request
+from modicum.forget.rows import read_rows
 from modicum.forms import Base, Blend, LowRank, Normalized, Reflected, Shared, Sum
 from modicum.measure.measured import Measured
 from modicum.models.located import DEMO
@@ -232,6 +233,13 @@ def _facts(folder):
     asked = {"prompt": "{} is", "subject": "Z", "target_new": {"str": "y"}}
     (folder / "b.json").write_text(json.dumps([{"requested_rewrite": asked, "paraphrase_prompts": ["p"], "neighborhood_prompts": ["q"]}]))
     (folder / "c.json").write_text(json.dumps([{"subject": "V", "src": "who is V", "alt": "z", "rephrase": "V is", "loc": "l"}]))
+
+
+def _forgotten(folder):
+    """Rows of questions and answers, and of texts."""
+    folder.mkdir(exist_ok=True)
+    (folder / "a.jsonl").write_text("".join(json.dumps({"question": f"who is {n} ", "answer": "é"}) + "\n" for n in range(3)))
+    (folder / "b.json").write_text(json.dumps([{"text": "a text of some words"}, {"prompt": "a", "completion": "b c"}]))
 
 
 # Readers
@@ -435,6 +443,7 @@ READERS = {
     "applied": Reader(_applied, _taken_back, ("applied.json", "displaced.bin", SINGLE)),
     "answers": Reader(_pairs, lambda folder: from_answers(folder / "a.jsonl", _words(), tokens=64, batch=2), ("a.jsonl",)),
     "facts": Reader(_facts, _each_fact, ("*",)),
+    "rows to forget": Reader(_forgotten, lambda folder: [read_rows(file, _words(), 64) for file in sorted(folder.iterdir())], ("*",)),
     "tensors": Reader(_checkpoint, _tensors, (SINGLE,)),
     "index": Reader(_sharded, _shards, (INDEX, "model-0000[12]*.safetensors")),
     "plan": Reader(_fitted("nearest bits=4"), _plan, ("plan.json",)),

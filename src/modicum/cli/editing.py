@@ -60,3 +60,49 @@ def edit(model: str, facts: str, out: Path, quiet: bool, as_json: bool, **given:
         low, high = drift["interval"]
         change = f"{drift['change']:+.2%}, 95 % {low:+.2%} to {high:+.2%}"
         click.echo(f"perplexity of other text: {drift['before']:.3f} before, {drift['after']:.3f} after ({change}).")
+
+
+@click.command(cls=Command)
+@model()
+@options(
+    option("--forget", "forgotten", metavar="FILE", required=True, group="data", help="JSON lines of what is to be forgotten."),
+    option("--retain", metavar="FILE", required=True, group="data", help="JSON lines of what is to stay."),
+    option("--unseen", metavar="FILE", group="data", help="JSON lines that no training saw, to hold the result against."),
+    option("--method", default="ssd", show_default=True, metavar="FORGETTER", group="method", help="A forgetter and its settings."),
+    option("--reference", metavar="DIR", group="data", help="A model that never saw what is forgotten."),
+    option("--goal", type=float, metavar="X", group="method", help="Loss per token of what is unknown, where searches end."),
+    option("--tokens", type=int, default=128, show_default=True, metavar="N", group="data", help="Most tokens of a row."),
+    option("--no-relapse", is_flag=True, group="method", help="Do not ask what comes back after a fit to 4 bits and after training."),
+    option("--allow-overlap", is_flag=True, group="data", help="Rows may stand in both sets."),
+    option("--seed", type=int, default=0, show_default=True, metavar="N", group="data", help="Seed of all chance."),
+    _OUT,
+    OVERWRITE,
+)
+@SHOWN
+def forget(model: str, forgotten: str, retain: str, no_relapse: bool, out: Path, quiet: bool, as_json: bool, **given: Any) -> None:
+    """Take rows of data out of what MODEL learnt, and write the change as a delta.
+
+    A row is a prompt and its completion (or question and answer), or a text. modicum apply adds the delta, modicum revert takes it back.
+    """
+    from modicum.forget.forgetting import forget as run
+    from modicum.models.quiet import hushed
+
+    with hushed(), progress(quiet or as_json) as shown:
+        made = run(model, forgotten, retain, out, relapse=not no_relapse, progress=shown, **given)
+    receipt = made.receipt
+    if as_json:
+        print_json({"out": str(made.out), **receipt})
+        return
+    from modicum.core.budget import readable
+
+    click.echo(f"{made.out}: {len(receipt['changed'])} weights changed, {readable(receipt['bytes'])}.")
+    for name in ("forget", "retain", "unseen"):
+        old, new = (receipt[when][name] for when in ("before", "after"))
+        if new["rows"]:
+            told = f"loss {old['loss']:.4f} before, {new['loss']:.4f} after; accuracy {old['accuracy']:.1%}, {new['accuracy']:.1%}"
+            click.echo(f"{name}: {told} ({new['rows']:,} rows).")
+    if "attack" in receipt:
+        beside = f", {receipt['attack']['reference']:.3f} with the reference" if "reference" in receipt["attack"] else ""
+        click.echo(f"attack: area under the curve {receipt['attack']['after']:.3f}{beside}; 0.5 where nothing can be told.")
+    for what, found in receipt.get("comes back", {}).items():
+        click.echo(f"after {what}: loss {found['forget']['loss']:.4f} on what was forgotten, {found['retain']['loss']:.4f} on what stays.")

@@ -16,9 +16,10 @@ from modicum.core.errors import DataError, SettingError
 from modicum.core.files import write_json
 from modicum.core.output import require_free, writing
 from modicum.core.progress import Quiet
+from modicum.core.recipe import recipe
 from modicum.data.splits import from_text
 from modicum.delta import Delta
-from modicum.edit.editor import Editor, Past, editor, require_layers
+from modicum.edit.editor import Editor, Past, require_layers
 from modicum.edit.facts import Fact, distinct, read_facts
 from modicum.edit.judged import Judged, judged, summary
 from modicum.edit.opening import taught as opened
@@ -78,7 +79,7 @@ def edit(
     prompt; ``SettingError`` for a method that is no editor, or an ``out`` that must not be written; ``ModelError`` for a model that cannot be opened.
     """
     shown, place = progress or Quiet(), Path(out)
-    asked = editor(method)
+    asked: Editor = recipe("edit", method)
     known = read_facts(facts) if isinstance(facts, str | Path) else distinct(_all_facts(facts))
     directory = locate(model)
     read = [directory, *(Path(path) for path in (facts, data) if isinstance(path, str | Path))]
@@ -128,7 +129,8 @@ def taught(pupil: Taught, facts: Sequence[Fact], method: str | Editor, *, batch:
 
     Raises what ``edit`` raises.
     """
-    asked, shown = editor(method), progress or Quiet()
+    shown = progress or Quiet()
+    asked: Editor = recipe("edit", method)
     require_layers(pupil)
     if facts:
         encoded(pupil.tokenizer, facts, pupil.longest)  # refused before any work

@@ -1,21 +1,16 @@
-"""An editor: a value that says how facts become changes of layers, and the registry of all."""
+"""An editor: a value that says how facts become changes of layers."""
 
 from __future__ import annotations
 
 import hashlib
-import importlib
-import pkgutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
-from modicum.core import settings
 from modicum.core.errors import ModelError, SettingError, near
-from modicum.core.grammar import spelled
-from modicum.core.method import Paper
+from modicum.core.recipe import Recipe
 from modicum.core.rules import matches
 from modicum.core.settings import param
 from modicum.edit.facts import Fact
@@ -32,24 +27,11 @@ class Past:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Editor:
+class Editor(Recipe):
     """Root of all editors: frozen settings, and one function."""
-
-    paper: ClassVar[Paper | None] = None
 
     layers: str = param("", "patterns of the weights to write, by commas; by default the layers named by the editor's own rule")
     contexts: int = param(3, "texts before each fact beside none, so that it holds wherever it stands", between=(0, 1000))
-
-    def __post_init__(self) -> None:
-        settings.check(self)
-
-    @classmethod
-    def key(cls) -> str:
-        """``edit/name``."""
-        return f"edit/{cls.__module__.rpartition('.')[2]}"
-
-    def __str__(self) -> str:
-        return f"{self.key().partition('/')[2]} {settings.write(self)}".strip()
 
     def teach(self, taught: Taught, facts: Sequence[Fact], past: Past) -> Past:
         """Add changes to ``taught`` (``Taught.add``) such that it knows the facts, one at least; gives what the next batch is to know of them."""
@@ -83,41 +65,15 @@ class Editor:
 
 
 def context(taught: Taught, fact: Fact, turn: int, count: int) -> list[str]:
-    """Pieces of 4 to 24 tokens of the protected text, ended by a line's end, drawn by the fact itself: its place among others is of no matter."""
+    """Pieces of 2 to 12 tokens of the protected text, ended by a line's end, drawn by the fact itself: its place among others is of no matter."""
     seed = int.from_bytes(hashlib.sha256(f"{turn}\0{fact.prompt}\0{fact.target}".encode()).digest()[:7], "big")
     chance = torch.Generator().manual_seed(seed)
     found = []
     for _ in range(count):
-        size, row = int(torch.randint(4, 25, (), generator=chance)), int(torch.randint(len(taught.sequences), (), generator=chance))
+        size, row = int(torch.randint(2, 13, (), generator=chance)), int(torch.randint(len(taught.sequences), (), generator=chance))
         start = int(torch.randint(max(1, taught.sequences.shape[1] - size), (), generator=chance))
         found.append(taught.tokenizer.decode(taught.sequences[row, start : start + size], skip_special_tokens=True).rstrip() + "\n")
     return found
-
-
-@cache
-def editors() -> dict[str, type[Editor]]:
-    """Every editor by name, found by walking the folder: a new file is enough."""
-    package, found = importlib.import_module("modicum.edit"), {}
-    for info in pkgutil.iter_modules(package.__path__):
-        module = importlib.import_module(f"{package.__name__}.{info.name}")
-        for value in vars(module).values():
-            if isinstance(value, type) and issubclass(value, Editor) and value.__module__ == module.__name__ and value.paper is not None:
-                found[info.name] = value
-    return found
-
-
-def editor(text: str | Editor) -> Editor:
-    """The editor that a text says, such as ``ultraedit rounds=8``. Raises ``SettingError``."""
-    if isinstance(text, Editor):
-        return text
-    steps = spelled(text)
-    if len(steps) != 1:
-        raise SettingError(f"method {text!r}: must be one editor with its settings, is {len(steps)}. Edit once, then again.")
-    name, given = steps[0]
-    if name not in editors():
-        raise SettingError(f"method {name!r}: is no editor. {near(name, editors())}")
-    made: Editor = settings.read(editors()[name], given, name)
-    return made
 
 
 def require_layers(taught: Taught) -> None:

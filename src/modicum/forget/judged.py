@@ -1,0 +1,102 @@
+"""What forgetting is worth: losses, an attack that guesses who was seen, the distance to a model that never saw the rows, and what comes back."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from modicum.data.answers import IGNORED
+from modicum.data.splits import Batch
+from modicum.fit import fit
+from modicum.forget.forgetter import Loss, Rows, losses, stacked, together, updated
+from modicum.models.quiet import hushed
+from modicum.numerics.interval import interval
+
+# Updates on rows to retain after which it is asked again what is known of those to forget.
+RELAPSE = 50
+
+
+def row_loss(module: nn.Module, batch: Batch) -> torch.Tensor:
+    """The default loss (rows,): of a batch with ``input_ids`` that of the next tokens with labels, else of classes, the batch's second part."""
+    logits, labels = _asked(module, batch)
+    each = nn.functional.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORED, reduction="none").reshape(
+        labels.shape
+    )
+    return each.flatten(1).sum(1) / (labels != IGNORED).flatten(1).sum(1).clamp(min=1)
+
+
+def _asked(module: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits (rows, places, classes) and labels (rows, places)."""
+    if isinstance(batch, dict):
+        found = module(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
+        return found[:, :-1].float(), batch["labels"][:, 1:]
+    found = module(*batch[:-1])
+    return getattr(found, "logits", found).float()[:, None], batch[-1][:, None]
+
+
+def quality(module: nn.Module, rows: Sequence[Batch], loss: Loss) -> dict[str, Any]:
+    """Mean loss of rows with a 95 % interval, and the share of labelled places whose label is the likeliest."""
+    if not rows:
+        return {"loss": None, "interval": None, "accuracy": None, "rows": 0}
+    mean, low, high = interval(losses(module, rows, loss).tolist())
+    return {"loss": mean, "interval": [low, high], "accuracy": _accuracy(module, rows), "rows": len(rows)}
+
+
+@torch.no_grad()
+def _accuracy(module: nn.Module, rows: Sequence[Batch]) -> float:
+    right = total = 0
+    for batch in together(rows):
+        logits, labels = _asked(module, batch)
+        counted = labels != IGNORED
+        right += int(((logits.argmax(-1) == labels) & counted).sum())
+        total += int(counted.sum())
+    return right / max(1, total)
+
+
+def attacked(module: nn.Module, seen: Sequence[Batch], unseen: Sequence[Batch], loss: Loss) -> float:
+    """How well a row's loss tells rows that were seen from rows that never were: the area under the curve, one half where it cannot."""
+    one, other = losses(module, seen, loss), losses(module, unseen, loss)
+    lower = (one[:, None] < other[None]).float() + 0.5 * (one[:, None] == other[None]).float()
+    return float(lower.mean())
+
+
+@torch.no_grad()
+def distance(module: nn.Module, other: nn.Module, rows: Sequence[Batch]) -> float:
+    """Mean Kullback-Leibler divergence, in nats, from another model's outputs at labelled places to the module's."""
+    total = count = 0.0
+    for batch in together(rows):
+        (mine, labels), (theirs, _) = _asked(module, batch), _asked(other, batch)
+        counted = labels != IGNORED
+        log, reference = mine.log_softmax(-1), theirs.log_softmax(-1)
+        total += float((reference.exp() * (reference - log)).sum(-1)[counted].sum())
+        count += int(counted.sum())
+    return total / max(1.0, count)
+
+
+def comes_back(module: nn.Module, rows: Rows, *, rate: float = 1e-4) -> dict[str, Any]:
+    """What is known of the rows to forget after a fit to 4 bits, and after 50 updates on rows to retain."""
+    told = lambda changed: {"forget": quality(changed, rows.forget, rows.loss), "retain": quality(changed, rows.retain, rows.loss)}
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder, hushed():
+        made = fit(
+            copy.deepcopy(module), method="nearest bits=4 group=32", target="modicum", data=[_inputs(row) for row in rows.retain[:32]],
+            out=Path(folder) / "fit", allow_fallback=True, allow_broken=True,
+        )  # fmt: skip
+        found["4 bits"] = told(made.model.eval())
+    trained = copy.deepcopy(module)
+    updated(
+        trained, len(rows.retain), lambda places, step: rows.loss(trained, stacked([rows.retain[place] for place in places])).mean(),
+        steps=RELAPSE, rate=rate, batch=32, seed=rows.seed,
+    )  # fmt: skip
+    found[f"{RELAPSE} updates"] = told(trained)
+    return found
+
+
+def _inputs(row: Batch) -> Batch:
+    return {"input_ids": row["input_ids"]} if isinstance(row, dict) else row[:-1]

@@ -1,0 +1,86 @@
+"""Rows to forget and rows to retain, read from tables, and what both have in common."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from modicum.core.errors import DataError, quoted
+from modicum.core.tensorformat import raw_bytes
+from modicum.data.answers import IGNORED, PAIRS
+from modicum.data.files import read_text
+from modicum.data.splits import Batch
+from modicum.data.tables import records
+
+
+def read_rows(path: str | Path, tokenizer: Any, tokens: int) -> list[dict[str, torch.Tensor]]:
+    """Rows of JSON lines or one JSON list: ``prompt`` and ``completion`` (or ``question`` and ``answer``, as in TOFU), of which the answer counts, or
+    ``text`` (as in MUSE), of which every token does.
+
+    *Shapes:* each row is ``input_ids``, ``attention_mask`` and ``labels``, int64 (1, tokens), padded; labels are -100 where nothing counts.
+    Raises ``DataError`` for a row that is neither, or longer than ``tokens``.
+    """
+    found = [_encoded(where, row, tokenizer, tokens) for where, row in _records(Path(path))]
+    if not found:
+        raise DataError(f"data: {path} must hold rows, holds none. Write one JSON object a line.")
+    return [_padded(given, rest, tokens) for given, rest in found]
+
+
+def _records(path: Path) -> list[tuple[str, Mapping[str, Any]]]:
+    text = read_text(path)
+    if text.cut:
+        raise DataError(f"data: {path} is longer than is read at once. Divide it.")
+    if not text.value.lstrip().startswith("["):
+        return [(where.rstrip(","), row) for where, row in records(path.with_suffix(".jsonl"), text)]
+    try:
+        body = json.loads(text.value)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"data: {path} must be JSON lines or one JSON list, the parser says: {quoted(error)}. Mend the file.") from None
+    if wrong := next((place for place, row in enumerate(body, 1) if not isinstance(row, dict)), 0):
+        raise DataError(f"data: {path}, row {wrong} must be an object. Mend or remove it.")
+    return [(f"{path}, row {place}", row) for place, row in enumerate(body, 1)]
+
+
+def _encoded(where: str, row: Mapping[str, Any], tokenizer: Any, tokens: int) -> tuple[list[int], list[int]]:
+    pair = next((pair for pair in PAIRS if set(pair) <= row.keys()), None)
+    names = pair or ("text",)
+    if not all(isinstance(row.get(name), str) and row[name] for name in names):
+        shown = quoted(", ".join(map(str, row)) or "nothing")
+        raise DataError(f"data: {where} must have texts as prompt and completion, or a text, has {shown}. Mend or remove it.")
+    given = list(tokenizer(row[names[0]])["input_ids"]) if pair else []
+    rest = list(tokenizer(row[names[-1]], add_special_tokens=not pair)["input_ids"])
+    if not 1 < len(given) + len(rest) <= tokens:
+        raise DataError(f"data: {where} must have 2 to {tokens} tokens, has {len(given) + len(rest)}. Shorten it, or raise --tokens.")
+    return given, rest
+
+
+def _padded(given: list[int], rest: list[int], tokens: int) -> dict[str, torch.Tensor]:
+    size = len(given) + len(rest)
+    ids, seen, labels = (
+        torch.zeros(1, tokens, dtype=torch.int64),
+        torch.zeros(1, tokens, dtype=torch.int64),
+        torch.full((1, tokens), IGNORED),
+    )
+    ids[0, :size], seen[0, :size] = torch.tensor([*given, *rest]), 1
+    labels[0, len(given) : size] = torch.tensor(rest)
+    return {"input_ids": ids, "attention_mask": seen, "labels": labels}
+
+
+def overlap(one: Sequence[Batch], other: Sequence[Batch]) -> int:
+    """How many rows of one stand in the other too, to the bit."""
+    known = set(map(_fingerprint, other))
+    return sum(_fingerprint(row) in known for row in one)
+
+
+def _fingerprint(row: Batch) -> bytes:
+    parts = [row[name] for name in sorted(row)] if isinstance(row, dict) else list(row)
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(f"{part.dtype}{tuple(part.shape)}".encode())
+        found.update(raw_bytes(part.detach().cpu().contiguous().reshape(-1)))
+    return found.digest()
