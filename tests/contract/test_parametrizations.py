@@ -126,6 +126,7 @@ def test_a_saved_delta_is_the_same(method, dtype, tmp_path):
     with trained(model, str(method)) as t:
         for parameter in t.parameters():
             parameter.data += 0.1 * torch.randn(parameter.shape, generator=chance(6))
+        t.step = Step(1, 1)
         delta = t.delta("a model")
         wanted = t.weight("0.weight").detach()
     delta.save(tmp_path / "d")

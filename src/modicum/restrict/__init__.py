@@ -2,10 +2,46 @@
 
 from modicum.restrict.bitnet import Bitnet
 from modicum.restrict.dense import Dense
+from modicum.restrict.freezenet import Freezenet
+from modicum.restrict.gradient_flow import GradientFlow
+from modicum.restrict.gradual import Gradual
+from modicum.restrict.grasp import Grasp
 from modicum.restrict.held import Held
+from modicum.restrict.low_rank import LowRank
+from modicum.restrict.lsq import Lsq
+from modicum.restrict.phm import Phm
+from modicum.restrict.random import Random
 from modicum.restrict.rigl import Rigl
+from modicum.restrict.sbp_sr import SbpSr
 from modicum.restrict.scales import Scales
+from modicum.restrict.set import Set
 from modicum.restrict.sltrain import Sltrain
 from modicum.restrict.snip import Snip
+from modicum.restrict.spdf import Spdf
+from modicum.restrict.sr_ste import SrSte
+from modicum.restrict.synflow import Synflow
+from modicum.restrict.tickets import Tickets
 
-__all__ = ["Bitnet", "Dense", "Held", "Rigl", "Scales", "Sltrain", "Snip"]
+__all__ = [
+    "Bitnet",
+    "Dense",
+    "Freezenet",
+    "GradientFlow",
+    "Gradual",
+    "Grasp",
+    "Held",
+    "LowRank",
+    "Lsq",
+    "Phm",
+    "Random",
+    "Rigl",
+    "SbpSr",
+    "Scales",
+    "Set",
+    "Sltrain",
+    "Snip",
+    "Spdf",
+    "SrSte",
+    "Synflow",
+    "Tickets",
+]

@@ -142,6 +142,59 @@ class Scored(Sparsity):
         return len(state["values"]) == math.prod(state["shape"].tolist()) and self.keep < 1 and "values" in state.trained
 
 
+@dataclass(frozen=True, kw_only=True)
+class Pattern(Restriction):
+    """Of every ``m`` entries of a row ``n`` are stored, all where n is no less; ``latent`` (rows, columns) is trained whole."""
+
+    n: int = param(2, "entries that stay of every m", between=(1, 256), dial=True)
+    m: int = param(4, "entries that n are kept of", between=(1, 256), dial=True)
+
+    @override
+    def begin(self, start: Start) -> State:
+        """The weight."""
+        return State({"latent": beginning(start)}, base=start.base)
+
+    def mask(self, latent: torch.Tensor) -> torch.Tensor:
+        """The largest n of every m (rows, columns), in a row's last entries in the same proportion."""
+        rows, columns = latent.shape
+        size = torch.nn.functional.pad(latent.abs(), (0, -columns % self.m), value=-1.0).view(rows, -1, self.m)
+        chosen = size.argsort(dim=-1, descending=True, stable=True)[..., : self.n]
+        found = torch.zeros_like(size, dtype=torch.bool).scatter(-1, chosen, True)
+        return found.reshape(rows, -1)[:, :columns]
+
+    @override
+    def density(self, step: Step) -> float:
+        """N of m."""
+        return min(1.0, self.n / self.m)
+
+    @override
+    def form(self, state: State) -> Form:
+        """A mask and what it keeps."""
+        return Masked.of(state["latent"].detach(), self.mask(state["latent"].detach()))
+
+    @override
+    def outlines(self, shapes: Shapes) -> dict[str, Form]:
+        """As many of each row."""
+        return {unit: Masked.of(torch.zeros(shape), self.mask(torch.zeros(shape))) for unit, shape in shapes.items()}
+
+
+class _Through(torch.autograd.Function):
+    """The second in the first's place, with the gradient of the first."""
+
+    @staticmethod
+    def forward(ctx, latent: torch.Tensor, made: torch.Tensor) -> torch.Tensor:
+        return made.clone()
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor):
+        return gradient, None
+
+
+def through(latent: torch.Tensor, made: torch.Tensor) -> torch.Tensor:
+    """``made``, whose gradient goes straight to ``latent``."""
+    return _Through.apply(latent, made)
+
+
 def sparse(dense: torch.Tensor, places: torch.Tensor, common: State | None) -> State:
     """The state that has the entries of ``dense`` (rows, columns) at ``places`` of it, row by row."""
     return State({"values": dense.reshape(-1)[places]}, {"places": places, "shape": torch.tensor(dense.shape)}, common)
@@ -149,8 +202,24 @@ def sparse(dense: torch.Tensor, places: torch.Tensor, common: State | None) -> S
 
 def kept(state: State, places: torch.Tensor) -> State:
     """A sparse state with some of its places, by their places in the matrix."""
-    inside = torch.searchsorted(state["places"], places)
-    return state.having({"values": state["values"].detach()[inside]}, {"places": places})
+    return state.having({"values": state["values"].detach()[inside(state, places)]}, {"places": places})
+
+
+def inside(state: State, places: torch.Tensor) -> torch.Tensor:
+    """Which entries of a sparse state have these places in the matrix."""
+    return torch.searchsorted(state["places"], places)
+
+
+def moved(state: State, wanted: torch.Tensor, count: int) -> tuple[State, dict[str, torch.Tensor]]:
+    """``count`` of the smallest entries give their places to the free ones that are ``wanted`` most, none below 0; and which moments stay."""
+    values, places = state["values"].detach(), state["places"]
+    count = min(count, wanted.numel() - len(values))
+    stays = torch.ones_like(values, dtype=torch.bool).index_fill(0, values.abs().argsort(stable=True)[:count], False)
+    grown = wanted.reshape(-1).index_fill(0, places, -1.0).argsort(descending=True, stable=True)[:count]
+    order = torch.cat([places[stays], grown]).argsort()
+    fresh = {"values": torch.cat([values[stays], values.new_zeros(count)])[order]}
+    old = torch.cat([stays.nonzero()[:, 0], places.new_full((count,), -1)])[order]
+    return state.having(fresh, {"places": torch.cat([places[stays], grown])[order]}), {"values": old}
 
 
 def highest(scores: Mapping[str, torch.Tensor], counts: Mapping[str, int], *, together: bool) -> dict[str, torch.Tensor]:
@@ -176,7 +245,8 @@ def divided(keep: float, shapes: Shapes, layers: str) -> dict[str, int]:
     spare = round(keep * sum(sizes.values())) - sum(counts.values())
     for unit in sorted(wanted, key=lambda unit: (counts[unit] - wanted[unit], unit))[:spare]:
         counts[unit] += 1
-    if few := [unit for unit, (rows, _) in shapes.items() if counts[unit] < rows]:
+    few = [unit for unit, (rows, _) in shapes.items() if counts[unit] < rows]
+    if few and (layers != "global" or sum(counts.values()) < sum(rows for rows, _ in shapes.values())):
         rows = shapes[few[0]][0]
         raise SettingError(
             f"keep: must leave at least one weight per row, leaves {counts[few[0]]} in the {rows} rows of {few[0]}. Raise it."

@@ -13,7 +13,7 @@ from modicum.core.parametrization import Start, State, Step
 from modicum.core.settings import param
 from modicum.forms import Activated, Integer
 from modicum.forms.activated import Rounding
-from modicum.restrict._family import Restriction, beginning
+from modicum.restrict._family import Restriction, beginning, through
 
 if TYPE_CHECKING:
     from modicum.forms import Form
@@ -65,7 +65,7 @@ class Bitnet(Restriction):
     def weight(self, base: torch.Tensor | None, state: State, step: Step) -> torch.Tensor:
         """The ternary weight; its gradient is the latent one's."""
         codes, scale = self._codes(state["latent"].detach())
-        return _Through.apply(state["latent"], codes * scale)
+        return through(state["latent"], codes * scale)
 
     @override
     @property
@@ -76,7 +76,7 @@ class Bitnet(Restriction):
     @override
     def inputs(self, state: State, x: torch.Tensor, step: Step) -> torch.Tensor:
         """Inputs in eight bits, a scale per token."""
-        return x if self.inputs_in == "float" else _Through.apply(x, Rounding("int8")(x.detach()))
+        return x if self.inputs_in == "float" else through(x, Rounding("int8")(x.detach()))
 
     @override
     def form(self, state: State) -> Form:
@@ -84,15 +84,3 @@ class Bitnet(Restriction):
         codes, scale = self._codes(state["latent"].detach())
         stored = Integer((codes + 2).to(torch.uint8), scale.reshape(1, 1), None, bits=2, group=0)
         return stored if self.inputs_in == "float" else Activated(stored, Rounding("int8"))
-
-
-class _Through(torch.autograd.Function):
-    """The second in the first's place, with the gradient of the first."""
-
-    @staticmethod
-    def forward(ctx, latent: torch.Tensor, rounded: torch.Tensor) -> torch.Tensor:
-        return rounded.clone()
-
-    @staticmethod
-    def backward(ctx, gradient: torch.Tensor):
-        return gradient, None

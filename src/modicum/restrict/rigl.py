@@ -13,7 +13,7 @@ from typing_extensions import override
 from modicum.core.method import Paper
 from modicum.core.parametrization import Revision, State, Step
 from modicum.core.settings import param
-from modicum.restrict._family import Sparsity
+from modicum.restrict._family import Sparsity, moved
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,15 +63,5 @@ class Rigl(Sparsity):
         share = self.renewed / 2 * (1 + math.cos(math.pi * step.number / max(1.0, self.until * step.total)))
         revised, kept = {}, {}
         for unit, gradient in gradients.items():
-            state = states[unit]
-            values, places = state["values"].detach(), state["places"]
-            moved = min(int(share * len(values)), gradient.numel() - len(values))
-            stays = torch.ones(len(values), dtype=torch.bool).index_fill(0, values.abs().argsort(stable=True)[:moved], False)
-            free = gradient.reshape(-1).abs().index_fill(0, places, -1.0)
-            grown = free.argsort(descending=True, stable=True)[:moved]
-            order = torch.cat([places[stays], grown]).argsort()
-            revised[unit] = state.having(
-                {"values": torch.cat([values[stays], values.new_zeros(moved)])[order]}, {"places": torch.cat([places[stays], grown])[order]}
-            )
-            kept[unit] = {"values": torch.cat([stays.nonzero()[:, 0], torch.full((moved,), -1)])[order]}
+            revised[unit], kept[unit] = moved(states[unit], gradient.abs(), int(share * len(states[unit]["values"])))
         return Revision(revised, kept)

@@ -8,8 +8,9 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from modicum.data.splits import Batch
+from modicum.data.splits import Batch, call
 from modicum.sweep.modes import seeded
+from modicum.sweep.outputs import output_tensor
 from modicum.sweep.stage import seed_of
 from modicum.train.loop import joined
 from modicum.train.objectives import Objective, next_token
@@ -36,14 +37,24 @@ def scored_on(
 ) -> None:
     """The same with the loss per token over rows, ``batch`` of them at a time; chance is drawn alike in every look."""
     parts = joined(rows, batch)
+    flows = any(getattr(place.method, "flows", False) for place in trained.places.values())
 
     def loss() -> torch.Tensor:
+        if flows:
+            return _flow(module, parts[0])
         with seeded(seed_of(seed, "scores")):
             found = [objective(module, part) for part in parts]
         return torch.stack([losses.sum() for losses, _ in found]).sum() / max(1, sum(count for _, count in found))
 
-    module.train()
+    module.train(not flows)
     try:
         scored(trained, loss)
     finally:
         module.eval()
+
+
+def _flow(module: nn.Module, batch: Batch) -> torch.Tensor:
+    """What comes out of ones, summed; inputs that are no floats stay."""
+    ones = lambda value: torch.ones_like(value) if value.is_floating_point() else value
+    given: Batch = {name: ones(value) for name, value in batch.items()} if isinstance(batch, dict) else tuple(map(ones, batch))
+    return output_tensor(call(module, given))[0].float().sum()

@@ -1,0 +1,77 @@
+"""Parameterized hypercomplex multiplication."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from typing_extensions import override
+
+from modicum.core.method import Paper
+from modicum.core.parametrization import Start, State, Step
+from modicum.core.settings import param
+from modicum.forms import Dense, Sum
+from modicum.forms.kronecker import Kronecker
+from modicum.restrict._family import Restriction
+
+if TYPE_CHECKING:
+    from modicum.forms import Form
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phm(Restriction):
+    """A weight that is a sum of ``n`` Kronecker products, each of a small rule of multiplication and a block: about 1/n of the numbers.
+
+    ``Σ A_i ⊗ S_i`` with A of n × n; with n = 4 and A held at the rules of quaternions it is Hamilton's product.
+
+    *Shapes:* rules (n, n, n), blocks (n, rows / n, columns / n), trained.
+
+    *Needs and cost:* no statistics; n³ + rows · columns / n trained numbers; the weight is made.
+
+    *Reduces to:* a dense weight with ``n=1``, times one number.
+
+    *Raises:* nothing of its own; where n does not divide both sides of a weight, the next smaller number that does serves it.
+
+    *Differences from the paper:* each weight has rules of its own; a weight that exists is not projected, training begins from random numbers.
+
+    Example:
+        >>> str(Phm(n=2))
+        'phm n=2'
+
+    """
+
+    draws: ClassVar[bool] = True
+    paper: ClassVar[Paper | None] = Paper(
+        title="Beyond Fully-Connected Layers with Quaternions: Parameterization of Hypercomplex Multiplications with 1/n Parameters",
+        arxiv="2102.08597",
+        year=2021,
+        authors="Aston Zhang and Yi Tay and Shuai Zhang and Alvin Chan and Anh Tuan Luu and Siu Cheung Hui and Jie Fu",
+    )
+
+    n: int = param(4, "how many products are added, and the size of their rules", between=(1, 64))
+
+    @override
+    def begin(self, start: Start) -> State:
+        """Random rules and blocks, their product as large as a layer's own weights."""
+        rows, columns = start.shape
+        n = next(size for size in range(self.n, 0, -1) if rows % size == 0 and columns % size == 0)
+        draw = lambda *shape: torch.randn(shape, generator=start.chance)
+        blocks = draw(n, rows // n, columns // n) / math.sqrt(3 * columns)
+        return State({"rules": draw(n, n, n) / math.sqrt(n), "blocks": blocks})
+
+    @override
+    def weight(self, base: torch.Tensor | None, state: State, step: Step) -> torch.Tensor:
+        """The products, added in their order."""
+        made = [torch.kron(rule.contiguous(), block.contiguous()) for rule, block in zip(state["rules"], state["blocks"])]
+        total = made[0]
+        for each in made[1:]:
+            total = total + each
+        return total
+
+    @override
+    def form(self, state: State) -> Form:
+        """Rules and blocks."""
+        made = [Kronecker(Dense(rule.contiguous()), Dense(block.contiguous())) for rule, block in zip(state["rules"], state["blocks"])]
+        return Sum(tuple(made)) if len(made) > 1 else made[0]
