@@ -33,7 +33,7 @@ class Pcb(Merge):
         >>> known = (torch.tensor([[2.0, 0.0], [2.0, 0.0]]), torch.tensor([[7.0, 0.0], [7.0, 0.0]]))
         >>> at = At("w", (2,), (1.0, 1.0), known=known)
         >>> Pcb().combine(torch.zeros(2), [torch.tensor([2.0, 0.0]), torch.tensor([2.0, 2.0])], [1.0, 1.0], at)
-        tensor([2., 0.])
+        tensor([2., 2.])
 
     """
 

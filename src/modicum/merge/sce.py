@@ -24,8 +24,7 @@ class Sce(Merge):
     *Shapes:* tensors of one shape.
     *Needs and cost:* no data; every tensor is read four times: for the variances, for the squares, and to merge.
     *Reduces to:* the model, where there is one.
-    *Raises:* ``SettingError`` for weights that are no shares.
-    *Differences from the paper:* a model's weight multiplies the one it is given. ``compat=mergekit`` takes entries that do not vary out of the
+    *Raises:* ``SettingError`` for weights that are no shares. *Differences from the paper:* a model's weight multiplies the one it is given. ``compat=mergekit`` takes entries that do not vary out of the
     share, and weighs all alike where mean squares are below 1e-6.
 
     Example:
@@ -49,8 +48,7 @@ class Sce(Merge):
         kept = counted(self.select, entries)
         if self.compat == "mergekit" and self.select < 1:
             kept = int(self.select * int((yield Total(lambda base, others, at: (_variance(base, others) != 0).sum()))))
-        asked = Largest(lambda base, others, at: _variance(base, others)[None], (kept,))
-        least = (yield asked) if self.select < 1 else torch.zeros(1, 1)
+        least = (yield Largest(lambda base, others, at: _variance(base, others)[None], (kept,))) if self.select < 1 else torch.zeros(1, 1)
         squares = yield Total(lambda base, others, at: torch.stack([d.double().square().sum() for d in _kept(base, others, least)]))
         if self.compat == "mergekit" and float(squares.sum()) / max(1, entries) < 1e-6:
             squares = torch.ones_like(squares)

@@ -16,7 +16,7 @@ from modicum.merge._family import At, Merge, mixed
 
 @dataclass(frozen=True, kw_only=True)
 class Tsv(Merge):
-    """Each model's change of a matrix is cut to its leading singular directions, and those of all models are made orthogonal before they are added.
+    """Each model's change of a matrix keeps its leading singular directions, made orthogonal to those of the others, and is added.
 
     Of n changes ``U_i S_i V_iᵀ`` each keeps the share ``keep / n`` of its directions; ``[U_1 … U_n]`` and ``[V_1 … V_n]`` are replaced by their
     nearest orthogonal matrices, so that tasks do not meet. Vectors are averaged.
