@@ -23,6 +23,8 @@ from modicum.core.errors import SettingError
     option("--data", metavar="PATH", group="data", help="Text to verify on; by default the shipped one."),
     option("--samples", type=int, default=32, show_default=True, metavar="N", group="data", help="Sequences to verify on."),
     option("--tokens", type=int, default=256, show_default=True, metavar="N", group="data", help="Tokens in a sequence."),
+    option("--evaluate", metavar="WAY", group="method", help="Choose weights on validation data: curve, greedy or evolution."),
+    option("--trials", type=int, default=24, show_default=True, metavar="N", group="method", help="Weights that evolution tries."),
     flag("--quality", "Tell the loss of base, inputs and result, with intervals.", "data"),
     flag("--no-verify", "Do not reload and judge what was written.", "data"),
     option("--out", type=click.Path(path_type=Path), metavar="DIR", required=True, group="files", help="Directory to write."),
@@ -73,6 +75,9 @@ def _tell(out: Path | None, receipt: dict[str, Any]) -> None:
     )
     for each in receipt["models"]:
         click.echo(f"weight {each['weight']:g}: {each['model']} (sha256 {each['sha256'][:12]}).")
+    if found := receipt.get("evaluated"):
+        chosen = ", ".join(f"{weight:g}" for weight in found["weights"])
+        click.echo(f"weights {chosen} chosen on validation data of {len(found['tried'])} by {found['way']}.")
     perplexity = receipt.get("verified", {}).get("perplexity")
     if perplexity:
         click.echo("perplexity on held-out text: " + ", ".join(f"{label} {value:.4g}" for label, value in perplexity.items()) + ".")

@@ -24,7 +24,8 @@ class Sce(Merge):
     *Shapes:* tensors of one shape.
     *Needs and cost:* no data; every tensor is read four times: for the variances, for the squares, and to merge.
     *Reduces to:* the model, where there is one.
-    *Raises:* ``SettingError`` for weights that are no shares. *Differences from the paper:* a model's weight multiplies the one it is given. ``compat=mergekit`` takes entries that do not vary out of the
+    *Raises:* ``SettingError`` for weights that are no shares.
+    *Differences from the paper:* a model's weight multiplies the one it is given. ``compat=mergekit`` takes entries that do not vary out of the
     share, and weighs all alike where mean squares are below 1e-6.
 
     Example:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,9 @@ from modicum.export.companions import copy_companions
 from modicum.merge._family import Merge
 from modicum.merging.engine import Job, ordered, require_memory, run
 from modicum.merging.pieces import Files, Memory
+from modicum.merging.search import WAYS, Found, Score, search
 from modicum.merging.sources import Held, Source, Stored, hashed, source
-from modicum.merging.verify import Judged, verified
+from modicum.merging.verify import Judged, by_loss, verified
 from modicum.models.located import locate
 from modicum.work.meter import Meter
 from modicum.work.workdir import WorkDir, read_from
@@ -58,6 +59,9 @@ def merge(
     statistics: Sequence[str | Path | Mapping[str, torch.Tensor]] | None = None,
     dtype: str | None = None,
     seed: int = 0,
+    evaluate: str | None = None,
+    score: Callable[[Mapping[str, torch.Tensor]], float] | None = None,
+    trials: int = 24,
     verify: bool = True,
     data: str | Path | None = None,
     samples: int = 32,
@@ -76,6 +80,9 @@ def merge(
     and written in pieces, in float32 or wider, and rounded once; the result is the same for any number of threads, and where the method says so for
     any order of the models. An interrupted merge goes on with the tensors that are missing.
 
+    ``evaluate`` chooses the weights on validation data: the ``curve`` of one weight for all, the ``greedy`` soup, or ``evolution``, which moves
+    ``weights`` in ``trials``. A merge is as good as its loss on the validation part of ``data`` is low, or as ``score`` says of its tensors.
+
     The result is ``verify``-ed: reloaded by Transformers, every tensor finite, and its perplexity on held-out text (``data``, by default the
     shipped texts; ``samples`` windows of ``tokens``) at most 1.5 times the worst input's, else an event. With ``quality`` the receipt has the
     loss of base, inputs and result with intervals.
@@ -91,11 +98,13 @@ def merge(
         raise SettingError(f"dtype: must be {', '.join(DTYPES)}, is {dtype!r}.")
     shares = tuple(float(weight) for weight in weights) if weights is not None else (chosen.weight,) * len(models)
     chosen.check(shares)
-    if chosen.evaluated:
+    if evaluate is None and chosen.evaluated:
         raise SettingError(f"{chosen}: greedy takes validation data. Pass --evaluate.")
+    if evaluate is not None and evaluate not in WAYS:
+        raise SettingError(f"evaluate: must be {', '.join(WAYS)}, is {evaluate!r}.")
     beside = _beside(chosen, statistics, len(models))
     if not isinstance(base, str | Path):
-        return _in_memory(chosen, base, models, shares, beside, dtype, seed)
+        return _in_memory(chosen, base, models, shares, beside, dtype, seed, evaluate, score, trials)
     if out is None:
         raise SettingError("out: must name the folder to write, is not given.")
     place = WorkDir(Path(out), KIND, overwrite, read_from(base, *models))
@@ -106,6 +115,13 @@ def merge(
         others = [source(each, first) for each in _named(models)]
     with meter.stage("hashing"):
         inputs = [{"model": each.label, "sha256": each.digest} for each in (first, *others)]
+    searched = None
+    judged_by = Judged(first, tuple(others), data, samples, tokens, seed, quality)
+    if evaluate is not None:
+        with meter.stage("choosing"):
+            judge = score or by_loss(judged_by)
+            searched = search(evaluate, _score(chosen, first, others, beside, seed, judge), shares, trials, seed)
+            shares = searched.weights
     sources, shares, beside = ordered(chosen, others, shares, beside)
     job = Job(chosen, first, sources, lambda name: shares, seed, DTYPES.get(dtype or ""), beside)
     job = require_memory(job, free_memory(None if ram is None else parse_size(ram, "ram")))
@@ -121,10 +137,11 @@ def merge(
         judged: dict[str, Any] = {}
         if verify:
             with meter.stage("verifying"):
-                judged = verified(final, Judged(first, tuple(others), data, samples, tokens, seed, quality), events)
+                judged = verified(final, judged_by, events)
         receipt = {
             "format": RECEIPT_FORMAT, "version": 1, "method": str(chosen), "base": inputs[0],
             "models": [{**told, "weight": weight} for told, weight in zip(_by(sources), shares)],
+            **({} if searched is None else {"evaluated": _told(evaluate, searched)}),
             "seed": seed, "sha256": digest, **judged, "events": events, "layers": _layers(rows), "tensors": rows, "stages": meter.stages,
         }  # fmt: skip
         write_json(final / RECEIPT, receipt)
@@ -159,18 +176,45 @@ def _named(models: Sequence[Model]) -> list[str | Path]:
 
 
 def _in_memory(
-    method: Merge, base: Any, models: Sequence[Model], shares: tuple[float, ...], beside: tuple[Source, ...], dtype: str | None, seed: int
+    method: Merge, base: Any, models: Sequence[Model], shares: tuple[float, ...], beside: tuple[Source, ...], dtype: str | None, seed: int,
+    evaluate: str | None, score: Callable[[Mapping[str, torch.Tensor]], float] | None, trials: int,
 ) -> Merged:  # fmt: skip
     held = [_held(each, f"model {place}" if place else "the base") for place, each in enumerate((base, *models))]
+    searched = None
+    if evaluate is not None:
+        if score is None:
+            raise SettingError("score: must say how good tensors in memory are, is not given.")
+        searched = search(evaluate, _score(method, held[0], held[1:], beside, seed, score), shares, trials, seed)
+        shares = searched.weights
     sources, shares, beside = ordered(method, held[1:], shares, beside)
     job = Job(method, held[0], sources, lambda name: shares, seed, DTYPES.get(dtype or ""), beside)
     sink = Memory({name: (job.stored(name), job.base.entry(name)[1]) for name in job.base.names()})
     rows = run(job, sink)
     receipt = {
         "format": RECEIPT_FORMAT, "version": 1, "method": str(method), "weights": list(shares), "seed": seed, "layers": _layers(rows),
-        "tensors": rows,
+        "tensors": rows, **({} if searched is None else {"evaluated": _told(evaluate, searched)}),
     }  # fmt: skip
     return Merged(None, receipt, sink.tensors)
+
+
+def _score(
+    method: Merge, base: Source, others: Sequence[Source], beside: tuple[Source, ...], seed: int,
+    judge: Callable[[Mapping[str, torch.Tensor]], float],
+) -> Score:  # fmt: skip
+    """How good the merge by some weights is, one model in memory at a time."""
+
+    def score(weights: Sequence[float]) -> float:
+        sources, shares, statistics = ordered(method, others, tuple(weights), beside)
+        job = Job(method, base, sources, lambda name: shares, seed, None, statistics)
+        sink = Memory({name: base.entry(name) for name in base.names()})
+        run(job, sink)
+        return judge(sink.tensors)
+
+    return score
+
+
+def _told(way: str | None, found: Found) -> dict[str, Any]:
+    return {"way": way, "weights": list(found.weights), "score": found.score, "tried": list(found.tried)}
 
 
 def _held(given: Any, label: str) -> Held:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from modicum.core.errors import ModelError
+from modicum.core.errors import ModelError, SettingError
 from modicum.core.finite import finite
 from modicum.data.splits import Batch, from_text
 from modicum.export.loaded import loaded
-from modicum.merging.sources import Source, Stored
+from modicum.merging.sources import Held, Source, Stored
 from modicum.models.open import model_class, open_model, read_config
 from modicum.numerics.interval import interval
 from modicum.train.loop import evaluate, single
@@ -93,6 +93,24 @@ def _module(source: Source, base: Stored, cls: type[nn.Module]) -> nn.Module:
     module = loaded(cls, base.directory)
     fill(module, source, base)
     return module
+
+
+def by_loss(judged: Judged) -> Callable[[Mapping[str, torch.Tensor]], float]:
+    """Minus the mean loss on validation text of a model with such tensors. Raises ``SettingError`` where it reads no text."""
+    cls = model_class(read_config(judged.base.directory), judged.base.label)
+    rows = test_rows(judged.base.directory, cls.__name__, judged, "validation")
+    if rows is None:
+        raise SettingError(
+            f"{judged.base.label}: must be a causal language model with a tokenizer to be evaluated, is not. Pass score= in Python."
+        )
+    module = loaded(cls, judged.base.directory)
+
+    def score(tensors: Mapping[str, torch.Tensor]) -> float:
+        fill(module, Held(tensors, "the merge"), judged.base)
+        found = losses(module, rows)
+        return -sum(found) / len(found)
+
+    return score
 
 
 def fill(module: nn.Module, source: Source, base: Stored) -> None:
