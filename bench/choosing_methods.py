@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT / "evidence"))
 
 SINGLE = ("lora rank=4", "rslora rank=4", "lora_ga rank=4", "pissa rank=4", "dora rank=3", "bone rank=4")
 STEPS, RATE, SEEDS = 40, 1e-2, (0, 1, 2)
-KEPT = ROOT / "bench" / "results" / "choosing_methods_all.json"
+KEPT = ROOT / "bench" / "results" / "kept" / "choosing_methods.json"
 
 
 def measured(seed: int) -> dict[str, Any]:
@@ -52,6 +52,7 @@ def main() -> None:
     for seed in map(int, sys.argv[1:]) if sys.argv[1:] and sys.argv[1].isdigit() else SEEDS:
         if str(seed) not in known:
             known[str(seed)] = measured(seed)
+            KEPT.parent.mkdir(exist_ok=True)
             KEPT.write_text(json.dumps(known) + "\n", encoding="utf-8")
     rows = []
     mean = lambda name: [

@@ -15,9 +15,11 @@ from modicum.adapt.fish import Fish
 from modicum.adapt.flora import Flora
 from modicum.adapt.full import Full
 from modicum.adapt.ia3 import Ia3
+from modicum.adapt.levi import Levi
 from modicum.adapt.lisa import Lisa
 from modicum.adapt.lora import Lora
 from modicum.adapt.lora_ga import LoraGa
+from modicum.adapt.memcontrol import Memcontrol
 from modicum.adapt.mezo import Mezo
 from modicum.adapt.norms import Norms
 from modicum.adapt.ntk import Ntk
@@ -52,9 +54,11 @@ __all__ = [
     "Flora",
     "Full",
     "Ia3",
+    "Levi",
     "Lisa",
     "Lora",
     "LoraGa",
+    "Memcontrol",
     "Mezo",
     "Norms",
     "Ntk",
