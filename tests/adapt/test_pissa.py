@@ -38,3 +38,12 @@ def test_the_factors_are_the_principal_ones():
         u, s, v = torch.linalg.svd(weight)
         torch.testing.assert_close((state["left"] @ state["right"]).detach(), u[:, :3] * s[:3] @ v[:3])
         assert torch.equal(t.weight("0.weight"), weight), "to the bit"
+
+
+@pytest.mark.parametrize("method", ["pissa rank=3", "sorsa rank=3"])
+def test_outputs_are_the_base_s_to_the_bit_at_first(method):
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(96, 128)), torch.randn(64, 96)
+    plain = model(x)
+    with trained(model, method):
+        assert torch.equal(model(x), plain)

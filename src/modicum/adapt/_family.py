@@ -76,9 +76,9 @@ class PrincipalAdapter(Adapter):
     @override
     def product(self, base: Form | None, state: State, x: torch.Tensor, step: Step) -> torch.Tensor | None:
         assert base is not None
-        left, right = self.factors(state)
-        left, right = torch.cat([left, -state["left before"]], 1), torch.cat([right, state["right before"]])
-        return base.product(x) + (x @ right.to(x.dtype).T) @ left.to(x.dtype).T
+        through = lambda left, right: (x @ right.to(x.dtype).T) @ left.to(x.dtype).T
+        moved = through(*self.factors(state)) - through(state["left before"], state["right before"])
+        return base.product(x) + moved  # one product of both pairs would leave at first what rounding leaves of their sum
 
 
 @dataclass(frozen=True, kw_only=True)
