@@ -56,6 +56,8 @@ from modicum.fit.request import Request
 from modicum.forget.rows import read_rows
 from modicum.forms import Base, Blend, LowRank, Normalized, Reflected, Shared, Sum
 from modicum.measure.measured import Measured
+from modicum.merging.plan import at as weight_at
+from modicum.merging.plan import read_plan
 from modicum.models.located import DEMO
 from modicum.models.open import open_model
 from modicum.models.quiet import hushed
@@ -436,6 +438,40 @@ def _words():
     return transformers.AutoTokenizer.from_pretrained(DEMO)
 
 
+_OURS = """
+base: demo
+method: ties density=0.5
+dtype: bfloat16
+models:
+- {model: one, weight: [0.1, 0.9]}
+- model: two
+  minus: demo
+  weight: {"*mlp*": 0.5, "*": [1, 0.5, 0]}
+"""
+_THEIRS = """
+merge_method: passthrough
+slices:
+- sources: [{model: one, layer_range: [0, 3]}]
+- sources:
+  - model: two
+    layer_range: [1, 4]
+dtype: float16
+"""
+
+
+def _merging(folder):
+    folder.mkdir(exist_ok=True)
+    (folder / "ours.yaml").write_text(_OURS)
+    (folder / "theirs.yaml").write_text(_THEIRS)
+
+
+def _planned(path):
+    plan = read_plan(path)
+    for entry in plan.models:
+        if entry.weight is not None:
+            weight_at(entry.weight, "model.layers.1.mlp.weight", 4)
+
+
 READERS = {
     "adapter": Reader(_adapter, _read_adapter, ("adapter_config.json", "adapter_model.safetensors")),
     "turned adapter": Reader(_turned, _read_adapter, ("adapter_config.json", "adapter_model.safetensors")),
@@ -447,6 +483,9 @@ READERS = {
     "tensors": Reader(_checkpoint, _tensors, (SINGLE,)),
     "index": Reader(_sharded, _shards, (INDEX, "model-0000[12]*.safetensors")),
     "plan": Reader(_fitted("nearest bits=4"), _plan, ("plan.json",)),
+    "merge plan": Reader(
+        _merging, lambda folder: [_planned(folder / name) for name in ("ours.yaml", "theirs.yaml")], ("ours.yaml", "theirs.yaml")
+    ),
     "config": Reader(_asked, _config, ("run.yaml",)),
     "receipt": Reader(_fitted("nearest bits=4"), _told, ("receipt.json",)),
     "measurement": Reader(_measured, _read_measured, ("*.json", "*.safetensors")),

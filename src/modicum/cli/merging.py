@@ -43,17 +43,22 @@ def merge(
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Make one model of BASE and each MODEL.
+    """Make one model of BASE and each MODEL, or of what a plan says.
 
-    A MODEL is a directory, or what adapt, delta or PEFT wrote on BASE. Tensors are read and written in pieces, so that no model is ever whole in
-    memory; the same command continues what was interrupted.
+    BASE may be a plan, FILE.yaml, ours or mergekit's, which says all of it. A MODEL is a directory, or what adapt, delta or PEFT wrote on BASE.
+    Tensors are read and written in pieces, so that no model is ever whole in memory; the same command continues what was interrupted.
     """
     shares = None if weights is None else _numbers(weights)
+    asked: dict[str, Any] = {"base": model, "models": [str(each) for each in models], "method": method}
+    if not models:
+        if not model.endswith((".yaml", ".yml", ".json")):
+            raise SettingError(f"{model}: a MODEL must be merged into it, none is named. Name one, or give a plan: FILE.yaml.")
+        asked = {"plan": model}
     from modicum.merging.merge import merge as run
     from modicum.models.quiet import hushed
 
     with hushed(), progress(quiet or as_json) as shown:
-        made = run(model, [str(each) for each in models], out, method=method, weights=shares, verify=not no_verify, progress=shown, **given)
+        made = run(**asked, out=out, weights=shares, verify=not no_verify, progress=shown, **given)
     receipt = made.receipt
     if as_json:
         print_json({"out": str(made.out), **receipt})

@@ -105,6 +105,30 @@ def _table(path: str | Path) -> list[tuple[str, Any]]:
         raise SettingError(f"config {path}: must be readable YAML or JSON ({_told(error)}).") from None
 
 
+def read_tree(path: str | Path, who: str) -> Any:
+    """What a YAML or JSON file holds: texts, lists and dicts of texts, None for what is left open; no plain word becomes anything else.
+
+    *Raises*: ``SettingError``, for what cannot be read, parts that stand for others, and a name that comes twice.
+    """
+    import yaml
+
+    try:
+        node = yaml.compose(read_text(path, _LONGEST), Loader=yaml.SafeLoader)
+        return _told_apart(_plain(node, set())) if node is not None else None
+    except RecursionError:
+        raise SettingError(f"{who} {path}: must be readable YAML or JSON (it is nested too deeply).") from None
+    except (ValueError, yaml.YAMLError) as error:
+        raise SettingError(f"{who} {path}: must be readable YAML or JSON ({_told(error)}).") from None
+
+
+def _told_apart(value: Any) -> Any:
+    if isinstance(value, _Pairs):
+        if len({key for key, _ in value}) < len(value):
+            raise ValueError("a name comes twice")
+        return {key: _told_apart(item) for key, item in value}
+    return [_told_apart(item) for item in value] if isinstance(value, list) else value
+
+
 class _Pairs(list[tuple[str, Any]]):
     """A table as it stands."""
 

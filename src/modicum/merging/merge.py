@@ -23,11 +23,13 @@ from modicum.core.settings import require_seed
 from modicum.export.companions import copy_companions
 from modicum.merge._family import Merge
 from modicum.merging.engine import Job, ordered, require_memory, run
+from modicum.merging.inputs import opened, plan_of, weighed
+from modicum.merging.layered import Layered, config_of, with_layers
 from modicum.merging.pieces import Files, Memory
+from modicum.merging.plan import read_plan
 from modicum.merging.search import WAYS, Found, Score, search
-from modicum.merging.sources import Held, Source, Stored, hashed, source
+from modicum.merging.sources import Held, Source, Stored, hashed
 from modicum.merging.verify import Judged, by_loss, verified
-from modicum.models.located import locate
 from modicum.work.meter import Meter
 from modicum.work.workdir import WorkDir, read_from
 
@@ -50,10 +52,11 @@ class Merged:
 
 @checked(but=("base", "models", "statistics"))
 def merge(
-    base: Model,
-    models: Sequence[Model],
+    base: Model | None = None,
+    models: Sequence[Model] = (),
     out: str | Path | None = None,
     *,
+    plan: str | Path | None = None,
     method: str = "ties",
     weights: Sequence[float] | None = None,
     statistics: Sequence[str | Path | Mapping[str, torch.Tensor]] | None = None,
@@ -80,6 +83,9 @@ def merge(
     and written in pieces, in float32 or wider, and rounded once; the result is the same for any number of threads, and where the method says so for
     any order of the models. An interrupted merge goes on with the tensors that are missing.
 
+    ``plan``: a file that says all of it instead, ours or mergekit's: weights by pattern or over the layers, models that learnt from a base of their
+    own, slices of layers.
+
     ``evaluate`` chooses the weights on validation data: the ``curve`` of one weight for all, the ``greedy`` soup, or ``evolution``, which moves
     ``weights`` in ``trials``. A merge is as good as its loss on the validation part of ``data`` is low, or as ``score`` says of its tensors.
 
@@ -90,57 +96,70 @@ def merge(
     *Raises*: ``ModelError`` naming a tensor that a model lacks, that has another shape or holds NaN; ``SettingError`` for weights of another
     number than the models, a method that merges nothing, an ``out`` that must not be written.
     """
+    said = None if plan is None else read_plan(plan)
+    if said is not None:
+        if base is not None or models:
+            raise SettingError("plan: says what is merged; leave out base and models, or the plan.")
+        base, method, dtype, seed = said.base, said.method, dtype or said.dtype, said.seed
     require_seed(seed)
     chosen = method_of(method)
     if weights is not None and len(weights) != len(models):
         raise SettingError(f"weights: must be one for each of {len(models)} models, are {len(weights)}.")
     if dtype is not None and dtype not in DTYPES:
         raise SettingError(f"dtype: must be {', '.join(DTYPES)}, is {dtype!r}.")
-    shares = tuple(float(weight) for weight in weights) if weights is not None else (chosen.weight,) * len(models)
-    chosen.check(shares)
     if evaluate is None and chosen.evaluated:
         raise SettingError(f"{chosen}: greedy takes validation data. Pass --evaluate.")
     if evaluate is not None and evaluate not in WAYS:
         raise SettingError(f"evaluate: must be {', '.join(WAYS)}, is {evaluate!r}.")
-    beside = _beside(chosen, statistics, len(models))
     if not isinstance(base, str | Path):
-        return _in_memory(chosen, base, models, shares, beside, dtype, seed, evaluate, score, trials)
+        alike = tuple(float(weight) for weight in weights) if weights is not None else (chosen.weight,) * len(models)
+        chosen.check(alike)
+        beside = _beside(chosen, statistics, len(models))
+        return _in_memory(chosen, base, models, alike, beside, dtype, seed, evaluate, score, trials)
     if out is None:
         raise SettingError("out: must name the folder to write, is not given.")
-    place = WorkDir(Path(out), KIND, overwrite, read_from(base, *models))
+    said = said or plan_of(base, models, method, weights, dtype, seed)
+    place = WorkDir(
+        Path(out), KIND, overwrite, read_from(*{said.base, *(e.model for e in (*said.models, *(e for part in said.slices for e in part)))})
+    )
     place.check()
     meter = Meter(progress or Quiet())
     with meter.stage("opening"):
-        first = Stored(locate(base), str(base))
-        others = [source(each, first) for each in _named(models)]
+        given = opened(said, chosen)
+        by_name = weighed(given, given.weights, chosen)
+        beside = _beside(chosen, statistics, len(given.models))
     with meter.stage("hashing"):
-        inputs = [{"model": each.label, "sha256": each.digest} for each in (first, *others)]
+        inputs = [{"model": each.label, "sha256": each.digest} for each in (given.base, *given.models)]
     searched = None
-    judged_by = Judged(first, tuple(others), data, samples, tokens, seed, quality)
+    shares: tuple[Any, ...] = given.weights
+    judged_by = Judged(given.checkpoints[0], given.given, data, samples, tokens, seed, quality)
     if evaluate is not None:
         with meter.stage("choosing"):
+            if said.slices or not all(isinstance(share, float) for share in shares):
+                raise SettingError("evaluate: chooses one weight for each model; leave out slices and weights by layer.")
             judge = score or by_loss(judged_by)
-            searched = search(evaluate, _score(chosen, first, others, beside, seed, judge), shares, trials, seed)
+            searched = search(evaluate, _score(chosen, given.base, given.models, beside, seed, judge), shares, trials, seed)
             shares = searched.weights
-    sources, shares, beside = ordered(chosen, others, shares, beside)
-    job = Job(chosen, first, sources, lambda name: shares, seed, DTYPES.get(dtype or ""), beside)
+    sources, shares, beside = ordered(chosen, given.models, shares, beside)
+    by_name = weighed(given, shares, chosen)
+    job = Job(chosen, given.base, sources, by_name, seed, DTYPES.get(dtype or ""), beside)
     job = require_memory(job, free_memory(None if ram is None else parse_size(ram, "ram")))
     asked = {"method": str(chosen), "weights": shares, "dtype": dtype, "seed": seed, "inputs": [each["sha256"] for each in inputs]}
     asked["statistics"] = [each.digest for each in beside]
     with place.held():
         final = place.begin(repr(asked)) / "final"
         with meter.stage("merging"):
-            rows = _written(job, first, final, progress)
+            rows = _written(job, given.checkpoints[0], final, progress)
         with meter.stage("hashing"):
             digest = hashed(sorted(final.glob("*.safetensors")))
-        events: list[str] = []
+        events: list[str] = list(said.notes)
         judged: dict[str, Any] = {}
         if verify:
             with meter.stage("verifying"):
                 judged = verified(final, judged_by, events)
         receipt = {
             "format": RECEIPT_FORMAT, "version": 1, "method": str(chosen), "base": inputs[0],
-            "models": [{**told, "weight": weight} for told, weight in zip(_by(sources), shares)],
+            "models": [{"model": each.label, "sha256": each.digest, "weight": share} for each, share in zip(sources, shares)],
             **({} if searched is None else {"evaluated": _told(evaluate, searched)}),
             "seed": seed, "sha256": digest, **judged, "events": events, "layers": _layers(rows), "tensors": rows, "stages": meter.stages,
         }  # fmt: skip
@@ -166,13 +185,6 @@ def _beside(method: Merge, given: Sequence[Any] | None, models: int) -> tuple[So
             f"{method}: is made of statistics ({', '.join(method.statistics)}) of each model's data. Give one for each of {models} models."
         )
     return tuple(Stored(Path(each), str(each)) if isinstance(each, str | Path) else _held(each, "statistics") for each in given)
-
-
-def _named(models: Sequence[Model]) -> list[str | Path]:
-    for each in models:
-        if not isinstance(each, str | Path):
-            raise SettingError(f"models: must be folders where the base is one, one is a {type(each).__name__}.")
-    return [each for each in models if isinstance(each, str | Path)]
 
 
 def _in_memory(
@@ -226,10 +238,11 @@ def _held(given: Any, label: str) -> Held:
 
 
 def _written(job: Job, base: Stored, final: Path, progress: Quiet | None) -> list[dict[str, Any]]:
-    """The base's files with other values, and what stands beside them."""
+    """The base's files with other values, and what stands beside them; sliced layers are in one file."""
     files: dict[str, dict[str, tuple[torch.dtype, tuple[int, ...]]]] = {}
-    for name in base.names():
-        files.setdefault(base.shards.file_of(name).name, {})[name] = (job.stored(name), base.entry(name)[1])
+    for name in job.base.names():
+        file = job.base.shards.file_of(name).name if isinstance(job.base, Stored) else "model.safetensors"
+        files.setdefault(file, {})[name] = (job.stored(name), job.base.entry(name)[1])
     sink = Files(final, files)
     try:
         rows = run(job, sink, progress)
@@ -238,21 +251,17 @@ def _written(job: Job, base: Stored, final: Path, progress: Quiet | None) -> lis
         sink.close()
     copy_companions(base.directory, final)
     (final / RECEIPT).unlink(missing_ok=True)  # an earlier one, of the base
-    config = base.directory / "config.json"
-    if config.is_file():
-        body = json.loads(config.read_text(encoding="utf-8"))
+    if body := dict(config_of(job.base)):
+        if isinstance(job.base, Layered):
+            body = with_layers(body, job.base.parts)
         if job.dtype is not None:
             body |= {key: str(job.dtype).removeprefix("torch.") for key in ("dtype", "torch_dtype") if key in body}
         (final / "config.json").write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
-    if (base.directory / _INDEX).is_file() and set(files) != {"model.safetensors"}:
+    if set(files) != {"model.safetensors"}:
         size = sum(dtype.itemsize * math.prod(shape) for wanted in files.values() for dtype, shape in wanted.values())
         homes = {name: file for file, wanted in files.items() for name in wanted}
         write_json(final / _INDEX, {"metadata": {"total_size": size}, "weight_map": homes})
     return rows
-
-
-def _by(sources: Sequence[Source]) -> list[dict[str, Any]]:
-    return [{"model": each.label, "sha256": each.digest} for each in sources]
 
 
 def _layers(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
