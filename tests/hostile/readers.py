@@ -57,7 +57,7 @@ from modicum.forget.rows import read_rows
 from modicum.forms import Base, Blend, LowRank, Normalized, Reflected, Shared, Sum
 from modicum.measure.measured import Measured
 from modicum.merging.plan import at as weight_at
-from modicum.merging.plan import read_plan
+from modicum.merging.reading import read_plan
 from modicum.models.located import DEMO
 from modicum.models.open import open_model
 from modicum.models.quiet import hushed

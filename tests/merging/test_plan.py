@@ -8,7 +8,8 @@ from safetensors.torch import load_file
 
 import modicum
 from modicum.core.errors import SettingError
-from modicum.merging.plan import at, read_plan, weight_of
+from modicum.merging.plan import at, weight_of
+from modicum.merging.reading import read_plan
 from modicum.testing import zoo
 
 

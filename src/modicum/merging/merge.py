@@ -26,7 +26,7 @@ from modicum.merging.engine import Job, ordered, require_memory, run
 from modicum.merging.inputs import opened, plan_of, weighed
 from modicum.merging.layered import Layered, config_of, with_layers
 from modicum.merging.pieces import Files, Memory
-from modicum.merging.plan import read_plan
+from modicum.merging.reading import read_plan
 from modicum.merging.search import WAYS, Found, Score, search
 from modicum.merging.sources import Held, Source, Stored, hashed
 from modicum.merging.verify import Judged, by_loss, verified

@@ -1,26 +1,19 @@
-"""A merge as a file that people read: models, weights by layer, slices of layers; and what mergekit's files say, as far as both have it."""
+"""A merge as a value: models, weights by layer, slices of layers."""
 
 from __future__ import annotations
 
 import fnmatch
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from modicum.core.config import read_tree
-from modicum.core.errors import SettingError, near, quoted
+from modicum.core.errors import SettingError, quoted
 
 Weight = float | tuple[float, ...] | tuple[tuple[str, "Weight"], ...]
-_MOST = 10_000  # layers of a plan
+MOST = 10_000  # layers of a plan
 _LAYER = re.compile(r"(?<=\.)\d+(?=\.)")
-_NAMES = {
-    "plan": {"base", "method", "models", "slices", "dtype", "seed", "tokenizer"},
-    "model": {"model", "minus", "weight", "layers"},
-    "slice": {"sources"},
-}
 
 
 @dataclass(frozen=True)
@@ -47,28 +40,6 @@ class Plan:
     notes: tuple[str, ...] = field(default=())
 
 
-def read_plan(path: str | Path) -> Plan:
-    """Read our plan or mergekit's file. Raises ``SettingError`` naming what a plan cannot say."""
-    who = f"plan {path}"
-    body = read_tree(path, "plan")
-    if not isinstance(body, dict):
-        raise SettingError(f"{who}: must be a table with base, method and models, is none.")
-    if "merge_method" in body:
-        from modicum.merging.mergekit import converted
-
-        return converted(body, who)
-    _known(body, "plan", who)
-    models = tuple(_entry(each, who) for each in _list(body.get("models"), f"{who}: models"))
-    slices = tuple(_slice(each, who) for each in _list(body.get("slices"), f"{who}: slices"))
-    if bool(models) == bool(slices):
-        raise SettingError(f"{who}: must have models or slices, has {'both' if models else 'neither'}.")
-    base = body.get("base") or (slices[0][0].model if slices else None)
-    return Plan(
-        text(base, f"{who}: base"), text(body.get("method", "ties"), f"{who}: method"), models, slices, _or_none(body.get("dtype"), f"{who}: dtype"),
-        int(number(body.get("seed", "0"), f"{who}: seed", whole=True)), _or_none(body.get("tokenizer"), f"{who}: tokenizer"),
-    )  # fmt: skip
-
-
 def at(weight: Weight, name: str, layers: int) -> float:
     """A weight for a tensor: a list is drawn over the layers from the first to the last, of patterns the first that fits counts."""
     if isinstance(weight, float):
@@ -90,7 +61,7 @@ def weight_of(value: Any, who: str) -> Weight:
     """A number, a list of numbers, or a table of patterns. Raises ``SettingError``."""
     if isinstance(value, dict) and value:
         return tuple((pattern, weight_of(each, f"{who} of {quoted(pattern)}")) for pattern, each in value.items())
-    if isinstance(value, list) and value and len(value) <= _MOST:
+    if isinstance(value, list) and value and len(value) <= MOST:
         return tuple(number(each, who) for each in value)
     return number(value, who)
 
@@ -118,47 +89,9 @@ def layer_range(value: Any, who: str) -> tuple[int, int]:
     if not isinstance(value, list) or len(value) != 2:
         raise SettingError(f"{who}: must be two whole numbers, such as [0, 8], is {quoted(repr(value), 60)}.")
     first, last = (int(number(each, who, whole=True)) for each in value)
-    if not 0 <= first < last <= _MOST:
-        raise SettingError(f"{who}: must begin at 0 or later and end after it, at most at {_MOST}, is {first} to {last}.")
+    if not 0 <= first < last <= MOST:
+        raise SettingError(f"{who}: must begin at 0 or later and end after it, at most at {MOST}, is {first} to {last}.")
     return first, last
-
-
-def _or_none(value: Any, who: str) -> str | None:
-    return None if value is None else text(value, who)
-
-
-def _list(value: Any, who: str) -> list[Any]:
-    if value is None:
-        return []
-    if not isinstance(value, list) or len(value) > _MOST:
-        raise SettingError(f"{who}: must be a list of at most {_MOST}, is {quoted(repr(value), 60)}.")
-    return value
-
-
-def _known(body: Mapping[str, Any], kind: str, who: str) -> None:
-    for name in body:
-        if name not in _NAMES[kind]:
-            raise SettingError(f"{who}: a {kind} has no {quoted(repr(name), 60)}. {near(name, _NAMES[kind])}")
-
-
-def _entry(value: Any, who: str) -> Entry:
-    if isinstance(value, str):
-        return Entry(text(value, f"{who}: model"))
-    if not isinstance(value, dict):
-        raise SettingError(f"{who}: a model must be a name or a table, is {quoted(repr(value), 60)}.")
-    _known(value, "model", who)
-    weight = None if value.get("weight") is None else weight_of(value["weight"], f"{who}: weight")
-    layers = None if value.get("layers") is None else layer_range(value["layers"], f"{who}: layers")
-    return Entry(text(value.get("model"), f"{who}: model"), weight, _or_none(value.get("minus"), f"{who}: minus"), layers)
-
-
-def _slice(value: Any, who: str) -> tuple[Entry, ...]:
-    if isinstance(value, dict) and "model" in value:
-        value = {"sources": [value]}
-    if not isinstance(value, dict):
-        raise SettingError(f"{who}: a slice must be a table, is {quoted(repr(value), 60)}.")
-    _known(value, "slice", who)
-    return aligned(tuple(_entry(each, who) for each in _list(value.get("sources"), f"{who}: sources")), who)
 
 
 def aligned(entries: Sequence[Entry], who: str) -> tuple[Entry, ...]:
