@@ -43,6 +43,7 @@ from modicum.data import read_documents
 from modicum.data.answers import from_answers
 from modicum.data.captions import captions
 from modicum.data.media import from_files
+from modicum.data.preferences import from_preferences
 from modicum.delta import Beside, Delta
 from modicum.delta.applying import apply, base_weights, displaced, read_record
 from modicum.delta.delta import leaves
@@ -426,6 +427,13 @@ def _taken_back(folder):
             pass
 
 
+def _preferred(folder):
+    """Prompts with a chosen and a rejected answer."""
+    folder.mkdir(exist_ok=True)
+    rows = [{"prompt": f"what is {n}", "chosen": f"{n}", "rejected": "no number"} for n in range(5)]
+    (folder / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+
 def _pairs(folder):
     rows = [{"prompt": f"one {place}", "completion": "two"} for place in range(4)]
     folder.mkdir(exist_ok=True)
@@ -477,6 +485,7 @@ READERS = {
     "turned adapter": Reader(_turned, _read_adapter, ("adapter_config.json", "adapter_model.safetensors")),
     "delta": Reader(_changed, lambda folder: list(Delta.load(folder).on(_original_weights())), ("delta.json", "delta.safetensors")),
     "applied": Reader(_applied, _taken_back, ("applied.json", "displaced.bin", SINGLE)),
+    "preferences": Reader(_preferred, lambda folder: from_preferences(folder / "a.jsonl", _words(), tokens=64), ("a.jsonl",)),
     "answers": Reader(_pairs, lambda folder: from_answers(folder / "a.jsonl", _words(), tokens=64, batch=2), ("a.jsonl",)),
     "facts": Reader(_facts, _each_fact, ("*",)),
     "rows to forget": Reader(_forgotten, lambda folder: [read_rows(file, _words(), 64) for file in sorted(folder.iterdir())], ("*",)),

@@ -56,3 +56,11 @@ def test_auto_is_within_its_bytes(tmp_path):
 
 def sum_of(receipt):
     return receipt["bytes"] // 4
+
+
+def test_pairs_are_preferred(tmp_path):
+    data = tmp_path / "p.jsonl"
+    data.write_text("\n".join(json.dumps({"prompt": f"{at} is", "chosen": " even", "rejected": " odd"}) for at in range(12)))
+    made = adapt("demo", tmp_path / "d", method="lora rank=2", data=data, loop=Loop(steps=6, batch=4, rate=1e-2))
+    assert made.receipt["per"] == "pair" and made.receipt["test"]["before"] == pytest.approx(0.6931, abs=1e-3)
+    assert made.receipt["test"]["after"] < 0.6

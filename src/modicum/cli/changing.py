@@ -32,7 +32,12 @@ _OUT = option("--out", type=click.Path(path_type=Path), metavar="DIR", required=
     option("--params", metavar="SHARE", group="budget", help="Trained numbers at most, a share of the model's such as 1%."),
     option("--memory", metavar="SIZE", group="budget", help="Memory of this process at most while it trains, such as 4GB."),
     *from_settings(Loop),
-    option("--data", metavar="PATH", group="data", help="Text, or a table of prompts and answers; the shipped texts without it."),
+    option(
+        "--data",
+        metavar="PATH",
+        group="data",
+        help="Text, or a table of prompts with answers or with chosen and rejected ones; the shipped texts without it.",
+    ),
     option("--tokens", type=int, default=256, show_default=True, metavar="N", group="data", help="Tokens in a sequence."),
     option("--samples", type=int, default=512, show_default=True, metavar="N", group="data", help="Sequences to train on, of a text."),
     option(
@@ -63,9 +68,10 @@ def adapt(model: str, method: str, out: Path, quiet: bool, as_json: bool, **give
         return
     test = receipt["test"]
     low, high = test["interval"]
+    held = "pairs" if receipt["per"] == "pair" else "sequences"
     click.echo(f"{made.out}: {receipt['trained']:,} trained numbers beside {receipt['parameters']:,}, {readable(receipt['bytes'])}.")
     click.echo(
-        f"loss per token on {test['sequences']} held-out sequences: {test['before']:.4f} before, {test['after']:.4f} after "
+        f"loss per {receipt['per']} on {test['sequences']} held-out {held}: {test['before']:.4f} before, {test['after']:.4f} after "
         f"({test['change']:+.4f}, 95 % {low:+.4f} to {high:+.4f})."
     )
 

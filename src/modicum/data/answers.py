@@ -69,7 +69,11 @@ def _answer(where: str, record: Mapping[str, Any], tokenizer: Any) -> tuple[list
         raise DataError(
             f"data: {where} must have texts for {' and '.join(pair or PAIRS[0])}, has {quoted(', '.join(map(str, record)))}. Mend the line."
         )
-    prompt, answer = (record[name] for name in pair)
+    return tokenized(record[pair[0]], record[pair[1]], tokenizer)
+
+
+def tokenized(prompt: str, answer: str, tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Ids of a prompt and its answer, which ends the sequence, and their labels: -100 over the prompt."""
     begun = tokenizer(prompt)["input_ids"]
     if begun and begun[-1] == tokenizer.eos_token_id:
         begun = begun[:-1]  # what a tokenizer puts behind every text

@@ -18,6 +18,7 @@ from modicum.core.errors import BudgetError, SettingError
 from modicum.core.files import write_json
 from modicum.core.progress import Quiet
 from modicum.data.answers import from_answers, holds_answers
+from modicum.data.preferences import from_preferences, holds_preferences
 from modicum.data.splits import Batch, Splits, from_text
 from modicum.export.loaded import loaded
 from modicum.models.located import locate
@@ -26,7 +27,7 @@ from modicum.numerics.interval import interval
 from modicum.train import auto
 from modicum.train.bounded import fitting, limits, require_within
 from modicum.train.loop import evaluate, single, train
-from modicum.train.objectives import next_token
+from modicum.train.objectives import CHOSEN, Objective, next_token, preference, referred
 from modicum.train.settings import Loop
 from modicum.train.trained import Trained
 from modicum.work.meter import Meter
@@ -67,8 +68,9 @@ def adapt(
     """Train ``method`` beside the weights of a causal language model, and write what was learnt as a delta.
 
     ``model``: ``demo``, a directory or a Hugging Face id. ``data``: text of any kind that ``fit`` reads, of which windows of ``tokens`` are
-    learnt, or a table of prompts and answers or conversations (JSON lines, CSV), of which the answers alone are; the shipped texts without
-    it. Its rows are divided into training, choosing and reporting as everywhere. ``loop`` says how it is trained.
+    learnt; a table (JSON lines, CSV) of prompts and answers or conversations, of which the answers alone are; one of prompts with a
+    ``chosen`` and a ``rejected`` answer, of which the first is preferred (DPO); the shipped texts without it. Its rows are divided into training,
+    choosing and reporting as everywhere. ``loop`` says how it is trained.
 
     What is added is bounded by ``size`` (bytes of the delta's files, such as ``"200kB"``), ``params`` (trained numbers as a share of the model's,
     such as ``"1%"``) and ``memory`` (bytes of this process while it trains, such as ``"4GB"``). ``method="auto"`` divides ``size`` or ``params``
@@ -92,12 +94,15 @@ def adapt(
         splits = _data(source, data, tokens, samples, test_samples, text_column, settings)
         module = loaded(model_class(read_config(directory), str(model)), directory).eval()
         learnt, held = single(splits.calibration), single(splits.test)
-    plan, gradients, most = _planned(module, method, learnt, budget, source.parameters, settings, meter)
+        objective, per = _objective(splits)
+        if per == "pair":
+            learnt, held = referred(module, learnt), referred(module, held)
+    plan, gradients, most = _planned(module, method, learnt, objective, budget, source.parameters, settings, meter)
     trained = Trained(module, plan, seed=settings.seed, total=settings.steps, gradients=gradients)
     require_within(trained, most)
     if budget is not None and budget.memory is not None:
         with trained, meter.stage("trying"):
-            settings = fitting(module, trained, learnt, settings, budget.memory, next_token)
+            settings = fitting(module, trained, learnt, settings, budget.memory, objective)
     asked = {
         "model": str(model), "method": method, "loop": asdict(settings), "data": splits.hashes, "base": source.hash(), "budget": str(budget),
     }  # fmt: skip
@@ -105,14 +110,14 @@ def adapt(
         folder = place.begin(repr(asked))
         final = folder / "final"
         with meter.stage("judging"):
-            before = evaluate(module, held)
+            before = evaluate(module, held, objective)
         started = time.perf_counter()
         with trained as t:
             with meter.stage("training"):
-                losses = train(module, t, learnt, settings, keep=folder, progress=progress)
+                losses = train(module, t, learnt, settings, objective=objective, keep=folder, progress=progress)
             seconds = time.perf_counter() - started
             with meter.stage("judging"):
-                after = evaluate(module, held)
+                after = evaluate(module, held, objective)
             delta = t.delta(str(model))
             delta.save(final)
         if budget is not None and budget.size is not None and (written := _bytes(final)) > budget.size:
@@ -122,7 +127,7 @@ def adapt(
             "budget": None if budget is None else str(budget), "plan": plan if isinstance(plan, dict) else None,
             "data": {"source": splits.source, "notes": list(splits.notes), "hashes": splits.hashes},
             "trained": trained.count, "parameters": source.parameters, "bytes": delta.nbytes, "units": len(trained.places),
-            "losses": losses, "test": compared(before, after), "seconds": seconds, "stages": meter.stages,
+            "losses": losses, "per": per, "test": compared(before, after), "seconds": seconds, "stages": meter.stages,
             "memory": meter.stages["training"]["peak_bytes"],
         }  # fmt: skip
         write_json(final / RECEIPT, receipt)
@@ -131,7 +136,14 @@ def adapt(
 
 
 def _planned(
-    module: nn.Module, method: str, rows: Sequence[Batch], budget: Budget | None, parameters: int, loop: Loop, meter: Meter
+    module: nn.Module,
+    method: str,
+    rows: Sequence[Batch],
+    objective: Objective,
+    budget: Budget | None,
+    parameters: int,
+    loop: Loop,
+    meter: Meter,
 ) -> tuple[str | dict[str, str], dict[str, torch.Tensor] | None, dict[str, float]]:
     """The plan, gradients that it begins with, and what it may spend."""
     most = limits(budget, parameters)
@@ -139,7 +151,7 @@ def _planned(
         return method, None, most
     with meter.stage("sweeping"):
         units = auto.planned_units(module)
-        swept = auto.sweep(module, rows[:_SWEPT], units, together=loop.together or loop.batch)
+        swept = auto.sweep(module, rows[:_SWEPT], units, objective, together=loop.together or loop.batch)
         found = auto.table(module, units, swept, loop.seed)
     return auto.chosen(found, most), swept.whole, most
 
@@ -160,9 +172,17 @@ def compared(before: Sequence[tuple[float, int]], after: Sequence[tuple[float, i
     }  # fmt: skip
 
 
+def _objective(splits: Splits) -> tuple[Objective, str]:
+    """What is learnt of data of this kind, and what it is told per."""
+    first = splits.calibration[0]
+    return (preference(), "pair") if isinstance(first, dict) and f"{CHOSEN}_ids" in first else (next_token, "token")
+
+
 def _data(source: Any, data: Any, tokens: int, samples: int, test_samples: int, text_column: str | None, settings: Loop) -> Splits:
     if data is not None and holds_answers(Path(data)):
         return from_answers(Path(data), source.tokenizer, tokens=tokens, batch=settings.batch, seed=settings.seed)
+    if data is not None and holds_preferences(Path(data)):
+        return from_preferences(Path(data), source.tokenizer, tokens=tokens, seed=settings.seed)
     return from_text(
         data, source.tokenizer, samples=samples, tokens=tokens, seed=settings.seed, batch=settings.batch, test_samples=test_samples,
         text_column=text_column,
