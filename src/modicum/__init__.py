@@ -33,7 +33,7 @@ _HOMES = {
     "find": "modicum.core.method", "register": "modicum.core.method", "open_model": "modicum.models.open", "trim": "modicum.vocabulary",
     "adapt": "modicum.adapt", "merge": "modicum.merge", "changed": "modicum.train.changed", "train": "modicum.train",
     "trained": "modicum.train.trained", "Delta": "modicum.delta.delta",
-    "densify": "modicum.fit.dense", "push": "modicum.fit.push",
+    "densify": "modicum.fit.dense", "heal": "modicum.fit.finished", "push": "modicum.fit.push",
     "edit": "modicum.edit", "forget": "modicum.forget",
     "Budget": "modicum.core.budget", "Plan": "modicum.core.plan", "Option": "modicum.core.option",
     "ModicumError": "modicum.core.errors", "SettingError": "modicum.core.errors",
@@ -62,6 +62,7 @@ __all__ = [
     "fit",
     "forget",
     "frontier",
+    "heal",
     "load",
     "measure",
     "merge",
@@ -85,6 +86,7 @@ if TYPE_CHECKING:
     from modicum.export import load
     from modicum.fit import Result, fit
     from modicum.fit.dense import densify
+    from modicum.fit.finished import heal
     from modicum.fit.push import push
     from modicum.forget.forgetting import forget
     from modicum.measure import Measured, measure

@@ -170,3 +170,12 @@ def test_rounds_are_resumed_and_refused_in_words(tmp_path, monkeypatch):
         fitted(rounds=2, method="blocks count=1 | magnitude keep=0.5", target="modicum", **FAST)
     with pytest.raises(SettingError, match="rounds: must stand beside heal"):
         fitted(rounds=2)
+
+
+def test_the_page_and_the_card_tell_of_it():
+    made = fitted(**FAST)
+    page, card = modicum.report(made.receipt), (made.out / "README.md").read_text(encoding="utf-8")
+    assert "<h2>Healing</h2>" in page and f"{made.receipt['healing']['trained']:,} numbers" in page and "Loss of 6 updates" in page
+    assert "were trained in 6 updates to answer as the original" in card
+    plain = fitted()
+    assert "<h2>Healing</h2>" not in modicum.report(plain.receipt)

@@ -47,6 +47,8 @@ class Norms(Adapter):
         authors="Max Zimmer and Megi Andoni and Christoph Spiegel and Sebastian Pokutta",
     )
 
+    rate: ClassVar[float] = 5e-3
+
     @override
     def begin(self, start: Start) -> State:
         """No change."""

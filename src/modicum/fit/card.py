@@ -162,6 +162,8 @@ def _changed(receipt: Mapping[str, Any]) -> Iterator[str]:
     yield "## What was changed\n"
     for option, sizes in sorted(counts.items(), key=lambda item: -sum(item[1])):
         yield f"- `{option}` on {len(sizes)} part{'s' if len(sizes) > 1 else ''} of the model, {readable(sum(sizes))}"
+    if (healing := receipt.get("healing")) and healing["taken"]:
+        yield f"- {healing['trained']:,} numbers ({healing['with']}) were trained in {len(healing['losses'])} updates to answer as the original"
     yield f"- all else is as it was: {receipt['coverage']['share']:.1%} of the bytes of layers were treated\n"
 
 

@@ -17,6 +17,7 @@ from modicum.fit.verdict import BROKEN, DEGREES, ERRORS, degree
 from modicum.receipt.chart import SHAPES, Chart, chart
 from modicum.receipt.command import command
 from modicum.receipt.depth import depth
+from modicum.receipt.healing import curve
 from modicum.receipt.pages import render
 from modicum.receipt.plans import VIEWS, plans
 
@@ -42,6 +43,7 @@ def report(receipt: Mapping[str, Any]) -> str:
             degrees=_degrees(quality), unit=quality.get("metric", ""), forecast_of="KL" in quality.get("metric", ""), views=_views(shown),
             blocks=sorted(blocks, key=int), prefix=_prefix(shown), command=command(receipt), script=Markup(code), hash=hash,
             depth={shape: Markup(drawn) for shape, drawn in depth(receipt.get("by_block") or {}).items()},
+            healed={shape: Markup(drawn) for shape, drawn in curve(receipt.get("healing") or {"losses": []}).items()},
             structure=any(row["kind"] in ("cut", "span") for row in receipt["sites"]),
         )  # fmt: skip
 

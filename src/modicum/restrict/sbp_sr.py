@@ -45,7 +45,7 @@ class SbpSr(Scored):
         authors="Soufiane Hayou and Jean-Francois Ton and Arnaud Doucet and Yee Whye Teh",
     )
 
-    gain: float = param(math.sqrt(2), "deviation of the weights times the root of the columns; 0 leaves them", between=(0.0, 100.0))
+    gain: float = param(2**0.5, "deviation of the weights times the root of the columns; 0 leaves them", between=(0.0, 100.0))
     rescaled: bool = param(True, "whether what stays is scaled up")
 
     @override
