@@ -54,6 +54,7 @@ from modicum.export.source import open_source
 from modicum.fit.compared import compare
 from modicum.fit.receipts import as_written
 from modicum.fit.request import Request
+from modicum.fit.stored import stored
 from modicum.forget.rows import read_rows
 from modicum.forms import Base, Blend, LowRank, Normalized, Reflected, Shared, Sum
 from modicum.measure.measured import Measured
@@ -209,6 +210,11 @@ def _compressed(folder):
         [("flac", "PCM_16"), ("ogg", "VORBIS"), ("wav", "FLOAT"), ("mp3", "MPEG_LAYER_III"), ("aiff", "PCM_24")]
     ):
         soundfile.write(folder / f"{place}.{suffix}", values * (1 - place / 9), 8000, subtype)
+
+
+def _held(folder):
+    """What ``heal`` reads of a result: its forms, and the names of its vectors."""
+    return {name: form.dense() for name, form in stored(folder, folder).forms.items()}
 
 
 def _captioned(folder):
@@ -507,6 +513,7 @@ READERS = {
     "masked": Reader(_fitted("sparsegpt keep=0.5"), modicum.load, ("modicum.json", SINGLE)),
     "narrow": Reader(_fitted("ziplm keep=0.5"), modicum.load, ("modicum.json", SINGLE)),
     "transformers": Reader(_fitted("nearest bits=4 group=16", "transformers"), modicum.load, ("config.json", SINGLE)),
+    "what packed integers hold": Reader(_fitted("nearest bits=4 group=16", "transformers"), _held, ("config.json", SINGLE)),
     "gguf": Reader(_gguf, _read_gguf, ("model.gguf",)),
     **{
         name: Reader(_quantized(*kind), lambda folder: _opened_whole(folder, allow_quantized_source=True), ("config.json", SINGLE))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from modicum.core.errors import ModelError
+from modicum.core.errors import ModelError, ModicumError, quoted
 from modicum.core.tensorfile import Shards
 from modicum.export.container import FILE, read_body
 from modicum.export.depth import renamed, renumbering
@@ -38,7 +38,14 @@ def stored(directory: Path, dense: Path) -> Stored:
     if (directory / FILE).is_file():
         return _container(directory)
     config = getattr(read_config(directory), "quantization_config", None)
-    return _pruned(dense) if config is None else _compressed(directory, config)
+    if config is None:
+        return _pruned(dense)
+    try:
+        return _compressed(directory, config)
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:
+        if isinstance(error, ModicumError):
+            raise
+        raise ModelError(f"{directory}: its packed weights must fit together ({quoted(error)}). Write the files anew.") from None
 
 
 def _container(directory: Path) -> Stored:
@@ -70,6 +77,8 @@ def _compressed(directory: Path, config: dict) -> Stored:
                 rows, columns = shards.read(module + _SHAPE).tolist()
                 words, scale = shards.read(key), shards.read(module + _SCALE)
                 bits = words.shape[1] * 32 // columns
+                if not (2 <= bits <= 8 and words.shape[0] == rows == scale.shape[0] and 0 < scale.shape[1] <= columns):
+                    raise ValueError(f"{module} has {tuple(words.shape)} words and {tuple(scale.shape)} scales for {rows} x {columns}")
                 codes = unpack(words.contiguous().view(torch.uint8).view(rows, -1), bits, columns)
                 group = 0 if scale.shape[1] == 1 else columns // scale.shape[1]
                 forms[f"{module}.weight"] = Integer(codes, scale, None, bits, group)
