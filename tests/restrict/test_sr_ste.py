@@ -28,3 +28,10 @@ def test_what_is_not_used_shrinks_with_the_decay(problem):
 def test_a_ragged_row_keeps_as_many_of_its_last_entries():
     mask = SrSte(n=2, m=4).mask(torch.randn(3, 10))
     assert mask[:, :8].sum(1).tolist() == [4, 4, 4] and mask[:, 8:].all()
+
+
+def test_the_mask_is_that_of_a_stable_sort():
+    latent = torch.randint(-3, 4, (6, 32)).float()
+    order = latent.abs().view(6, -1, 8).argsort(dim=-1, descending=True, stable=True)[..., :3]
+    wanted = torch.zeros(6, 4, 8, dtype=torch.bool).scatter(-1, order, True).view(6, 32)
+    assert torch.equal(SrSte(n=3, m=8).mask(latent), wanted)

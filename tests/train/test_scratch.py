@@ -27,7 +27,9 @@ def config(tmp_path):
     return path
 
 
-@pytest.mark.parametrize("method", ["rigl every=2", "snip", "sltrain"])
+@pytest.mark.parametrize(
+    "method", ["rigl every=2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("snip", "dsl every=2", "sltrain"))]
+)
 def test_the_files_fit_to_the_byte_and_reload_exactly(config, tmp_path, method):
     made = modicum.train(config, tmp_path / "out", size="160kB", method=method, loop=LOOP, **FEW)
     receipt, size = made.receipt, (tmp_path / "out" / "model.safetensors").stat().st_size
@@ -39,6 +41,7 @@ def test_the_files_fit_to_the_byte_and_reload_exactly(config, tmp_path, method):
     assert all(torch.equal(one, two) for one, two in zip(made.model.parameters(), again.parameters()))
 
 
+@pytest.mark.slow
 def test_shares_of_parameters_and_baselines(config, tmp_path):
     made = modicum.train(config, tmp_path / "out", params="75%", method="rigl every=2", baselines=True, loop=LOOP, **FEW)
     values, against = made.receipt["parameters"], made.receipt["against"]
@@ -61,7 +64,7 @@ class Killed(Quiet):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("method", ["rigl every=2", "snip"])
+@pytest.mark.parametrize("method", ["rigl every=2", pytest.param("snip", marks=pytest.mark.slow)])
 def test_what_was_killed_goes_on_with_the_same_numbers(config, tmp_path, method):
     run = lambda name, **words: modicum.train(config, tmp_path / name, params="75%", method=method, loop=LOOP, **FEW, **words)
     whole = run("whole").receipt
@@ -71,6 +74,7 @@ def test_what_was_killed_goes_on_with_the_same_numbers(config, tmp_path, method)
     assert (tmp_path / "killed" / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_auto_races_what_fits_and_says_so(config, tmp_path):
     receipt = modicum.train(config, tmp_path / "out", size="160kB", method="auto", loop=LOOP, **FEW).receipt
     first, *_, last = receipt["race"]["rounds"]

@@ -2,6 +2,7 @@
 
 from modicum.restrict.bitnet import Bitnet
 from modicum.restrict.dense import Dense
+from modicum.restrict.dsl import Dsl
 from modicum.restrict.freezenet import Freezenet
 from modicum.restrict.gradient_flow import GradientFlow
 from modicum.restrict.gradual import Gradual
@@ -16,15 +17,18 @@ from modicum.restrict.sbp_sr import SbpSr
 from modicum.restrict.scales import Scales
 from modicum.restrict.set import Set
 from modicum.restrict.sltrain import Sltrain
+from modicum.restrict.smp import Smp
 from modicum.restrict.snip import Snip
 from modicum.restrict.spdf import Spdf
 from modicum.restrict.sr_ste import SrSte
 from modicum.restrict.synflow import Synflow
 from modicum.restrict.tickets import Tickets
+from modicum.restrict.wgsef import Wgsef
 
 __all__ = [
     "Bitnet",
     "Dense",
+    "Dsl",
     "Freezenet",
     "GradientFlow",
     "Gradual",
@@ -39,9 +43,11 @@ __all__ = [
     "Scales",
     "Set",
     "Sltrain",
+    "Smp",
     "Snip",
     "Spdf",
     "SrSte",
     "Synflow",
     "Tickets",
+    "Wgsef",
 ]

@@ -16,6 +16,7 @@ from modicum.core.option import Option
 from modicum.export._family import Target
 from modicum.forms import Dense, Form, Integer, Masked
 from modicum.restrict._family import Restriction
+from modicum.restrict._healer import Healer
 from modicum.train.finding import planned
 
 # What a file's header may take more where entries fall elsewhere than was forecast, for each weight.
@@ -40,7 +41,7 @@ class Account:
     def of(self, method: Restriction) -> Spent:
         """What is spent in the end. Raises ``SettingError`` for settings that these weights cannot have."""
         chosen = planned(self.target.model.module, str(method)).units
-        slack = _DIGITS * len(chosen) if getattr(method, "layers", "") == "global" else 0
+        slack = _DIGITS * len(chosen) if method.shifts else 0
         made = method.outlines({name: unit.shape for name, (unit, _) in chosen.items()})
         return self.forms({name: narrowed(form, chosen[name][0].dtype) for name, form in made.items()}, slack=slack)
 
@@ -71,10 +72,14 @@ def rowed(form: Form) -> Form:
 def restriction(text: str) -> Restriction:
     """The method of an option. Raises ``SettingError`` for one that does not make a weight small while it is trained."""
     option = Option.parse(text, trained=True)
-    if len(option.steps) != 1 or not isinstance(option.steps[0], Restriction):
-        names = sorted(key.split("/")[1] for key, cls in registry().items() if issubclass(cls, Restriction))
-        raise SettingError(f"method: must be one of those that train a small model ({', '.join(names)}), got {text!r}.")
+    if len(option.steps) != 1 or not isinstance(option.steps[0], Restriction) or isinstance(option.steps[0], Healer):
+        raise SettingError(f"method: must be one of those that train a small model ({', '.join(beginners())}), got {text!r}.")
     return option.steps[0]
+
+
+def beginners() -> list[str]:
+    """Names of the methods that train a small model from the start; others of their family go on from what is stored."""
+    return sorted(key.split("/")[1] for key, cls in registry().items() if issubclass(cls, Restriction) and not issubclass(cls, Healer))
 
 
 def within(text: str, budget: Budget | None, account: Account) -> Restriction:

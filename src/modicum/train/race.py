@@ -8,10 +8,8 @@ from typing import Any
 
 from modicum.core.budget import Budget
 from modicum.core.errors import BudgetError, ModelError, SettingError
-from modicum.core.method import registry
 from modicum.core.progress import Quiet
-from modicum.restrict._family import Restriction
-from modicum.train.accounts import Account, exceeded, within
+from modicum.train.accounts import Account, beginners, exceeded, within
 from modicum.train.learning import learn
 from modicum.train.settings import Loop
 from modicum.train.subject import Subject
@@ -24,15 +22,13 @@ _FEWEST = 5
 def candidates(budget: Budget, account: Account) -> tuple[list[str], dict[str, str]]:
     """Methods that fit the budget, with their settings, and why the others do not. Raises ``BudgetError`` where none does."""
     found, left = [], {}
-    for key, cls in sorted(registry().items()):
-        if not issubclass(cls, Restriction):
-            continue
+    for name in beginners():
         try:
-            method = within(key.split("/")[1], budget, account)
+            method = within(name, budget, account)
             if exceeded(account.of(method), budget, account) is None:
                 found.append(str(method))
         except (BudgetError, SettingError) as error:
-            left[key.split("/")[1]] = str(error)
+            left[name] = str(error)
     if not found:
         sizes = [why.partition(": ")[2] for why in left.values() if "takes at least" in why]
         raise BudgetError(f"budget {budget}: no method meets it; {min(sizes, key=_least, default='none can be put on these weights')}")

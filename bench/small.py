@@ -1,0 +1,111 @@
+"""An update of each method that trains small models, against an update of plain dense training: processor time, and the optimizer's memory.
+
+One process, one model and one batch, in turns: within a turn each method's updates stand beside the dense one's, and ratios are of a turn.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from bench.common import show
+
+KEEP, TOKENS, ROWS, STEPS, TURNS = 0.25, 128, 4, 2, 5
+METHODS = {
+    "dense": 0, f"random keep={KEEP}": 0, f"snip keep={KEEP}": 0, f"set keep={KEEP}": 100, f"rigl keep={KEEP}": 100, f"gradual keep={KEEP}": 20,
+    f"freezenet keep={KEEP}": 0, "sr_ste n=2 m=8": 0, "gradient_flow n=2 m=8": 0, "lsq bits=4": 0, "bitnet": 0, "low_rank rank=32": 0, "phm n=4": 0,
+    "sltrain rank=32": 0,
+}  # fmt: skip
+AIM = 1.15
+
+
+def main() -> None:
+    """Ratios by method; the costs of a step that renews are spread over the steps between two."""
+    rows = []
+    for method, every in METHODS.items():
+        plain, renewing, memory = measured(method, every)
+        ratio = statistics.median(plain)
+        whole = ratio + (statistics.median(renewing) - ratio) / every if every else ratio
+        rows.append((method, f"{ratio:.2f}", f"{statistics.median(renewing):.2f}" if renewing else "", f"{whole:.2f}", f"{memory:.2f}"))
+    note = (
+        f"A Llama of 3.4 million parameters, {ROWS} sequences of {TOKENS} tokens, AdamW with clipped gradients, all else dense; medians of {TURNS} "
+        f"turns, times those of plain torch training in the same turn. The aim is {AIM} for masks, with what a renewal costs spread over the updates "
+        "between two."
+    )
+    show(
+        "Updates of methods that train small", ("method", "an update", "one that renews", "on the whole", "optimizer's memory"), rows, note
+    )
+
+
+def measured(method: str, every: int) -> tuple[list[float], list[float], float]:
+    """Ratios of updates and of updates that renew, and of the optimizer's numbers."""
+    from modicum.train.learning import plan_of
+    from modicum.train.scoring import scored
+    from modicum.train.trained import Trained
+
+    ids = torch.randint(3, 1024, (ROWS, TOKENS), generator=torch.Generator().manual_seed(0))
+    plainly, model = built(), built()
+    dense = torch.optim.AdamW(plainly.parameters(), lr=1e-4)
+    with Trained(model, plan_of(model, method), total=1000, scratch=True) as t:
+        scored(t, lambda: loss_of(model, ids))
+        t.step = type(t.step)(249, 1000)
+        if every:
+            t.revise()
+        optimizer = torch.optim.AdamW(t.parameters(), lr=1e-4)
+        first = lambda: update(plainly, ids, dense, list(plainly.parameters()))
+        second = lambda: update(model, ids, optimizer, t.parameters(), t)
+        first(), second()
+        plain, renewing = [], []
+        for _ in range(TURNS):
+            base, mine = timed(first), timed(second)
+            plain.append(mine / base)
+            if every:
+                t.step = type(t.step)(300 - 1, 1000)
+                renewing.append(timed(second, 1) / base)
+        size = lambda made: sum(value.numel() for state in made.state.values() for value in state.values() if value.ndim)
+        return plain, renewing, size(optimizer) / size(dense)
+
+
+def built() -> Any:
+    """The model, the same each time."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(
+        vocab_size=1024, hidden_size=256, intermediate_size=768, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=4,
+        max_position_embeddings=512, tie_word_embeddings=True,
+    )).train()  # fmt: skip
+
+
+def loss_of(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    """The next token's, per token."""
+    return torch.nn.functional.cross_entropy(model(input_ids=ids, use_cache=False).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+
+
+def update(model: Any, ids: torch.Tensor, optimizer: Any, parameters: list, t: Any = None) -> None:
+    """One update."""
+    optimizer.zero_grad()
+    loss = loss_of(model, ids)
+    if t is not None and (penalty := t.penalty()) is not None:
+        loss = loss + penalty
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+    optimizer.step()
+    if t is not None:
+        t.revise(optimizer)
+
+
+def timed(work: Callable[[], None], steps: int = STEPS) -> float:
+    """Processor seconds of one."""
+    started = time.process_time()
+    for _ in range(steps):
+        work()
+    return (time.process_time() - started) / steps
+
+
+if __name__ == "__main__":
+    main()

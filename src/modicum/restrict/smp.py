@@ -1,0 +1,82 @@
+"""Static model pruning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from typing_extensions import override
+
+from modicum.core.method import Paper
+from modicum.core.parametrization import Start, State, Step
+from modicum.core.settings import param
+from modicum.forms import Masked
+from modicum.restrict._family import Sparsity, beginning, through
+
+if TYPE_CHECKING:
+    from modicum.forms import Form
+
+
+@dataclass(frozen=True, kw_only=True)
+class Smp(Sparsity):
+    """Weights stay as they are and only a score of each is trained: the highest scores say which weights are used.
+
+    The gradient of the mask goes straight to the scores, which begin at the magnitudes relative to their mean; the share of weights used falls along
+    a cubic to ``keep`` at the share ``until`` of training.
+
+    *Shapes:* scores (rows, columns), trained; weight (rows, columns), frozen.
+
+    *Needs and cost:* no statistics; rows · columns trained numbers, of which a mask is learnt.
+
+    *Reduces to:* magnitude pruning without training.
+
+    *Raises:* ``SettingError`` for a share below one weight per row.
+
+    *Differences from the paper:* what is stored is the masked weight, not a mask beside the base; no regularizer.
+
+    Example:
+        >>> str(Smp(keep=0.1))
+        'smp keep=0.1'
+
+    """
+
+    paper: ClassVar[Paper | None] = Paper(
+        title="Pruning Pre-trained Language Models Without Fine-Tuning",
+        arxiv="2210.06210",
+        year=2022,
+        authors="Ting Jiang and Deqing Wang and Fuzhen Zhuang and Ruobing Xie and Feng Xia",
+    )
+
+    layers: str = param("uniform", "how the share is divided over layers", choices=("uniform", "erk"))
+    until: float = param(0.6, "share of training after which the share used stays", between=(0.0, 1.0))
+
+    @override
+    def begin(self, start: Start) -> State:
+        """The weight, and its magnitudes as scores."""
+        assert start.common is not None
+        weight, end = beginning(start), self.entries(start.common, start.unit)
+        scores = weight.abs() / weight.abs().mean().clamp_min(1e-30)
+        return State({"scores": scores}, {"weight": weight, "entries": torch.tensor(end)}, start.common)
+
+    def mask(self, state: State, step: Step) -> torch.Tensor:
+        """The highest scores (rows, columns), as many as there are at a step."""
+        scores, end = state["scores"].detach(), int(state["entries"])
+        left = max(0.0, 1 - step.share / max(1e-9, self.until)) ** 3
+        chosen = scores.reshape(-1).argsort(descending=True, stable=True)[: end + round((scores.numel() - end) * left)]
+        return torch.zeros(scores.numel(), dtype=torch.bool).index_fill(0, chosen, True).reshape(scores.shape)
+
+    @override
+    def density(self, step: Step) -> float:
+        """What the schedule says."""
+        return self.keep + (1 - self.keep) * max(0.0, 1 - step.share / max(1e-9, self.until)) ** 3
+
+    @override
+    def weight(self, base: torch.Tensor | None, state: State, step: Step) -> torch.Tensor:
+        """The weights used; a score's gradient is that of its weight's share in the product."""
+        return state["weight"] * through(state["scores"], self.mask(state, step).float())
+
+    @override
+    def form(self, state: State) -> Form:
+        """A mask, and the weights that it uses."""
+        return Masked.of(state["weight"], self.mask(state, Step(1, 1)))
