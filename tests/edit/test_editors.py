@@ -10,6 +10,7 @@ from modicum.edit.facts import Fact
 from modicum.edit.judged import reached
 
 FAST = {
+    "finetune": "finetune steps=4",
     "ultraedit": "ultraedit rounds=4 contexts=1 text=1",
     **{name: f"{name} steps=8 contexts=0" for name in ("rome", "memit", "emmet", "alphaedit")},
 }
@@ -73,6 +74,11 @@ def test_batches_one_after_the_other_keep_what_was_before(pupil, facts):
     taught(pupil, facts, "ultraedit rounds=60 rate=3 text=0.1 contexts=0 guards=0", batch=2)
     with torch.no_grad(), pupil.computing():
         assert sum(reached(pupil, facts)) >= 5
+
+
+def test_a_limit_bounds_every_entry(pupil, facts):
+    taught(pupil, facts[:2], "finetune steps=6 rate=0.01 limit=0.02")
+    assert max(float(found.abs().max()) for found in pupil.changes.values()) == pytest.approx(0.02)
 
 
 def test_slips_are_said_in_a_sentence(pupil, facts):

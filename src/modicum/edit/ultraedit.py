@@ -31,7 +31,7 @@ class Ultraedit(Editor):
     by a ridge, every direction. Several ``rounds`` of it take what the last left undone.
 
     *Needs and cost:* per round a forward and backward pass of the batch and columns³ per layer; memory does not depend on the number of facts.
-    *Reduces to* the paper's own update at ``normal=features rounds=1 contexts=0 text=1e-6``.
+    *Reduces to* the paper's own update at ``normal=features rounds=1 contexts=0 text=1e-6 guards=0``.
     *Differs from the paper:* protects the second moment of text, takes rounds, and contexts before each fact.
     """
 
@@ -43,8 +43,9 @@ class Ultraedit(Editor):
     )
 
     rate: float = param(6.0, "length of a step", between=(0.0, 1e6))
-    rounds: int = param(15, "times that the batch is gone over; fewer where every target is reached", between=(1, 1000))
+    rounds: int = param(25, "times that the batch is gone over; fewer where every target is reached", between=(1, 1000))
     text: float = param(600.0, "tokens of ordinary text that are protected beside the facts", between=(1e-6, 1e12))
+    momentum: float = param(0.0, "share of the last round's change that is taken again", between=(0.0, 0.99))
     ridge: float = param(1e-4, "share of the mean square of the inputs that protects every direction", between=(1e-9, 1e6))
     contexts: int = param(1, "texts before each fact beside none, other ones in each round", between=(0, 1000))
     guards: int = param(
@@ -57,13 +58,13 @@ class Ultraedit(Editor):
         names = self.chosen(taught)
         covariances = taught.covariances(names)
         sums = dict(past.sums)
+        changes = dict[str, torch.Tensor]()
         guarded = self._guarded(taught, facts, names)
         for turn in range(self.rounds):
             rows = self.rows(taught, facts, turn)
             seen, losses = taught.seen(rows, names, _places, answer_loss)
             if self.rounds > 1 and float(losses.max()) < 0.02:
                 break
-            changes = {}
             for name in names:
                 keys, gradients = seen[name].keys, seen[name].gradients
                 statistics = sums.get(f"{name} normal") or Statistics()
@@ -72,7 +73,8 @@ class Ultraedit(Editor):
                 known = sums.setdefault(name, NormalEquations(gradients.shape[1], keys.shape[1]))
                 new = NormalEquations(gradients.shape[1], keys.shape[1])
                 new.add(keys, self._values(statistics, keys, gradients), 1 / (1 + self.contexts))
-                changes[name] = new.solve(protecting(covariances[name], self.text, self.ridge) + known.gram + guarded[name])
+                found = new.solve(protecting(covariances[name], self.text, self.ridge) + known.gram + guarded[name])
+                changes[name] = found + self.momentum * changes[name] if name in changes else found
             taught.add(changes)
         for name in names:
             sums[name].add(seen[name].keys, torch.zeros_like(seen[name].gradients), 1 / (1 + self.contexts))
