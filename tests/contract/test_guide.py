@@ -42,7 +42,7 @@ def test_every_option_is_one(command):
         if name == "--method" and value and command.split()[1] in ("edit", "forget"):
             assert recipe(command.split()[1], value)
         elif name == "--method" and value not in ("", "auto"):
-            assert Option.parse(value, trained=command.split()[1] in ("adapt", "train")).steps
+            assert Option.parse(value, trained=command.split()[1] in ("adapt", "train", "merge")).steps
         if name == "--set" and value:
             assert Rule.parse(value)
 

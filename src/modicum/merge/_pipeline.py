@@ -10,7 +10,7 @@ import torch
 from typing_extensions import override
 
 from modicum.core.settings import param
-from modicum.merge._family import At, Largest, Merge, Survey, counted
+from modicum.merge._family import At, Merge
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +83,3 @@ class Pipeline(Merge):
 def sizes(base: torch.Tensor, others: Sequence[torch.Tensor], at: At) -> torch.Tensor:
     """Size of each model's difference from the base (models, entries)."""
     return torch.stack([other.reshape(-1) - base.reshape(-1) for other in others]).abs_()
-
-
-def largest_differences(share: float, entries: int) -> Survey:
-    """From which size on the entries of each model's difference are among that share of the largest (models,)."""
-    return (yield Largest(sizes, (counted(share, entries),)))[:, 0]

@@ -10,8 +10,8 @@ from typing_extensions import override
 
 from modicum.core.method import Paper
 from modicum.core.settings import param
-from modicum.merge._family import At, Survey
-from modicum.merge._pipeline import Pipeline, largest_differences
+from modicum.merge._family import At, Largest, Survey, counted
+from modicum.merge._pipeline import Pipeline, sizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +30,8 @@ class Ties(Pipeline):
 
     *Raises:* ``SettingError`` for weights that are no shares.
 
-    *Differences from the paper:* all entries of exactly the size at which the share ends stay. ``compat=mergekit`` trims by tensor and has an
-    entry whose changes cancel out elect plus.
+    *Differences from the paper:* all entries of exactly the size at which the share ends stay. ``compat=mergekit`` trims by tensor, rounds the
+    count of a share down, and has an entry whose changes cancel out elect plus.
 
     Example:
         >>> base, one, other = torch.zeros(3), torch.tensor([2.0, 1.0, 0.0]), torch.tensor([-1.0, 3.0, 0.0])
@@ -59,7 +59,10 @@ class Ties(Pipeline):
 
     @override
     def survey(self, models: int, entries: int) -> Survey:
-        return (yield from largest_differences(self.density, entries)) if self.density < 1 else None
+        if self.density == 1:
+            return None
+        count = max(1, int(self.density * entries)) if self.compat == "mergekit" and self.density else counted(self.density, entries)
+        return (yield Largest(sizes, (count,)))[:, 0]
 
     @override
     def factor(self, difference: torch.Tensor, model: int, at: At) -> torch.Tensor | None:
