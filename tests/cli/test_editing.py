@@ -1,0 +1,88 @@
+"""edit and forget as a shell runs them, on a tiny model: a delta that is applied and taken back to the byte, a receipt, and slips in a sentence."""
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+import torch
+import transformers
+from click.testing import CliRunner
+
+from modicum.cli.main import main
+from modicum.models.located import DEMO
+from modicum.models.quiet import hushed
+from modicum.testing.facts import invented
+
+FEW = ("--samples", 4, "--tokens", 32, "--test-samples", 4)
+
+
+def run(*words):
+    result = CliRunner().invoke(main, [str(word) for word in words], prog_name="modicum")
+    return result.exit_code, result.stdout, result.stderr
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A checkpoint of two blocks in bfloat16, facts, and rows."""
+    folder = tmp_path_factory.mktemp("editing")
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, vocab_size=1024, tie_word_embeddings=False
+    )
+    with hushed():
+        transformers.LlamaForCausalLM(config).bfloat16().save_pretrained(folder / "model")
+    for file in DEMO.glob("tokenizer*"):
+        shutil.copy(file, folder / "model")
+    rows = [{name: value for name, value in dataclasses.asdict(fact).items() if name != "where"} for fact in invented(3)]
+    (folder / "facts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "gone.jsonl").write_text("".join(json.dumps({"text": f"secret number {n} is here"}) + "\n" for n in range(4)))
+    (folder / "stay.jsonl").write_text("".join(json.dumps({"prompt": f"line {n}", "completion": " goes on"}) + "\n" for n in range(6)))
+    return folder
+
+
+def weights(folder):
+    return (folder / "model.safetensors").read_bytes()
+
+
+def test_an_edit_is_applied_and_taken_back_to_the_byte(place):
+    code, said, _ = run(
+        "edit", place / "model", "--facts", place / "facts.jsonl", "--method", "ultraedit rounds=3", "--out", place / "d", *FEW
+    )
+    receipt = json.loads((place / "d" / "receipt.json").read_text())
+    assert code == 0 and "3 facts in" in said and "perplexity of other text" in said
+    assert receipt["efficacy"]["after"]["count"] == 3 and receipt["generalisation"]["after"]["count"] == 12 and len(receipt["each"]) == 3
+    assert run("apply", place / "model", place / "d", "--out", place / "taught")[0] == 0
+    assert weights(place / "taught") != weights(place / "model")
+    assert run("revert", place / "taught", "--out", place / "again")[0] == 0
+    assert weights(place / "again") == weights(place / "model")
+
+
+def test_the_same_edit_has_the_same_bytes(place):
+    words = ("edit", place / "model", "--facts", place / "facts.jsonl", "--method", "memit steps=2", *FEW)
+    assert [run(*words, "--out", place / name)[0] for name in ("one", "two")] == [0, 0]
+    assert (place / "one" / "delta.safetensors").read_bytes() == (place / "two" / "delta.safetensors").read_bytes()
+
+
+def test_forgetting_is_applied_as_any_delta(place):
+    words = ("forget", place / "model", "--forget", place / "gone.jsonl", "--retain", place / "stay.jsonl", "--tokens", 32)
+    code, said, _ = run(*words, "--method", "ascent steps=2 rate=0.001", "--no-relapse", "--out", place / "f")
+    assert code == 0 and "forget: loss" in said
+    assert run("apply", place / "model", place / "f", "--out", place / "less")[0] == 0 and weights(place / "less") != weights(
+        place / "model"
+    )
+
+
+def test_bad_input_is_one_sentence_and_nothing_is_written(place):
+    (place / "odd.jsonl").write_text('{"prompt": "a", "target": "b"}\n{"prompt": "a", "target": "c"}\n')
+    edit = ("edit", place / "model", "--out", place / "never", *FEW)
+    forget = ("forget", place / "model", "--forget", place / "gone.jsonl", "--out", place / "never", "--tokens", 32)
+    for words, wanted in (
+        ((*edit, "--facts", place / "odd.jsonl"), "must not contradict each other"),
+        ((*edit, "--facts", place / "facts.jsonl", "--longest", 1), "must have a target of 1 to 1 tokens"),
+        ((*edit, "--facts", place / "facts.jsonl", "--method", "gptq"), "is not one of edit"),
+        ((*forget, "--retain", place / "gone.jsonl"), "4 of the 4 rows to forget must not be among those to retain"),
+    ):
+        code, _, error = run(*words)
+        assert code == 2 and wanted in error and len(error.splitlines()) == 1
+    assert not (place / "never").exists()
