@@ -86,12 +86,14 @@ def learnt(name: str, method: str, rate: float, seed: int = 0) -> tuple[float, f
 
 def measure(methods: tuple[str, ...] = METHODS, names: tuple[str, ...] = tuple(STEPS)) -> dict[str, Any]:
     """Losses by method, scene and rate; what is known already is not measured again."""
+    from modicum.core.method import find
+
     torch.set_num_threads(1)
     found: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8"))["losses"] if RESULTS.exists() else {}
     for method in methods:
         for name in names:
             mine = found.setdefault(method, {}).setdefault(name, {})
-            for rate in RATES:
+            for rate in sorted({*RATES, find(method.split()[0]).rate}):
                 if f"{rate:g}" in mine:
                     continue
                 try:
@@ -107,7 +109,7 @@ def measure(methods: tuple[str, ...] = METHODS, names: tuple[str, ...] = tuple(S
 
 def left(mine: dict[str, Any]) -> dict[str, float]:
     """By rate the share of the best gain that it misses, on one scene."""
-    after = {rate: mine[rate] for rate in map("{:g}".format, RATES) if rate in mine}
+    after = {rate: loss for rate, loss in mine.items() if rate != "before"}
     best = min(after.values())
     return {rate: (loss - best) / max(1e-9, mine["before"] - best) for rate, loss in after.items()}
 
@@ -116,26 +118,17 @@ def main() -> None:
     """Measure, and show each method's own rate beside the best one."""
     from modicum.core.method import find
 
-    found = measure(tuple(word for word in sys.argv[1:] if word in METHODS) or METHODS)
+    asked = [tuple(word for word in sys.argv[1:] if word in known) for known in (METHODS, STEPS)]
+    found = measure(asked[0] or METHODS, asked[1] or tuple(STEPS))
     rows = []
     for method, by_scene in found.items():
         shares = {name: left(mine) for name, mine in by_scene.items() if "before" in mine and "why" not in mine}
         if not shares:
             continue
-        worst = {rate: max(each.get(f"{rate:g}", 1.0) for each in shares.values()) for rate in RATES}
-        best = min(worst, key=worst.get)  # type: ignore[arg-type]
-        own = find(method.split()[0]).rate
-        near = min(RATES, key=lambda rate, own=own: abs(rate - own))
-        rows.append(
-            (
-                method,
-                f"{own:g}",
-                f"{worst[near]:.0%}",
-                f"{best:g}",
-                f"{worst[best]:.0%}",
-                len(shares),
-            )
-        )
+        own, seen = f"{find(method.split()[0]).rate:g}", set.intersection(*(set(each) for each in shares.values()))
+        worst = {rate: max(each[rate] for each in shares.values()) for rate in seen}
+        best = min(worst, key=worst.__getitem__)
+        rows.append((method, own, f"{worst[own]:.0%}" if own in worst else "", best, f"{worst[best]:.0%}", ", ".join(shares)))
     show("Learning rates: held-out loss at seven rates on four scenes", HEAD, rows, NOTE)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from typing_extensions import override
@@ -38,7 +38,8 @@ class Full(Adapter):
 
     """
 
-    relative = False
+    relative: ClassVar[bool] = False
+    rate: ClassVar[float] = 2e-3
 
     @override
     def begin(self, start: Start) -> State:

@@ -42,6 +42,7 @@ class Lora(LowRankAdapter):
         year=2021,
         authors="Edward J. Hu and Yelong Shen and Phillip Wallis and Zeyuan Allen-Zhu and Yuanzhi Li and Shean Wang and Lu Wang and Weizhu Chen",
     )
+    rate: ClassVar[float] = 5e-3
 
     rank: int = param(8, "inner size of the two factors", between=(1, 65536), dial=True)
     alpha: float = param(16.0, "strength: the product is multiplied by alpha / rank", between=(0.0, 1e6))

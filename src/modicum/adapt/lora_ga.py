@@ -48,6 +48,7 @@ class LoraGa(LowRankAdapter):
         year=2024,
         authors="Shaowen Wang and Linxi Yu and Jian Li",
     )
+    rate: ClassVar[float] = 5e-3
 
     rank: int = param(8, "inner size of the two factors", between=(1, 65536), dial=True)
     alpha: float = param(16.0, "strength: the product is multiplied by alpha / rank", between=(0.0, 1e6))

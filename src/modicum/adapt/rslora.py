@@ -43,6 +43,7 @@ class Rslora(LowRankAdapter):
         year=2023,
         authors="Damjan Kalajdzievski",
     )
+    rate: ClassVar[float] = 5e-3
 
     rank: int = param(8, "inner size of the two factors", between=(1, 65536), dial=True)
     alpha: float = param(16.0, "strength: the product is multiplied by alpha / √rank", between=(0.0, 1e6))

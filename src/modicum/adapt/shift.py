@@ -45,6 +45,7 @@ class Shift(Adapter):
         year=2021,
         authors="Elad Ben Zaken and Shauli Ravfogel and Yoav Goldberg",
     )
+    rate: ClassVar[float] = 2e-3
 
     @override
     def begin(self, start: Start) -> State:

@@ -65,7 +65,7 @@ def _add(
     others = [step for step in option.steps if not isinstance(step, Parametrization | Schedule | Estimator | Aside)]
     if others or not (method or asides):
         raise SettingError(
-            f"plan: {str(option)!r} must be what is trained, such as 'lora rank=8', with a schedule or an estimator behind it at most. "
+            f"plan: {str(option)!r} must be one trained step, such as 'lora rank=8', with a schedule or an estimator behind it at most. "
             "Compress first, then train over the result."
         )
     if method and not units:
