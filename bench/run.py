@@ -1,7 +1,7 @@
 """Run the benchmarks and write ``docs/benchmarks.md`` from what they measured.
 
 python bench/run.py [start] [compute] [methods] [allocators] [uneven] [costs] [solver] [codes] [ggml] [sweep] [ranks]
-    [side_by_side] [llama_cpp] [adapters] [budgets] [choosing_methods] [rates] [small] [edit] [real] [--docs]
+    [side_by_side] [llama_cpp] [adapters] [merge] [budgets] [choosing_methods] [rates] [small] [edit] [real] [--docs]
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ PARTS = (
     "side_by_side",
     "llama_cpp",
     "adapters",
+    "merge",
     "budgets",
     "choosing_methods",
     "rates",

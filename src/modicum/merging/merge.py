@@ -148,8 +148,7 @@ def merge(
     asked["statistics"] = [each.digest for each in beside]
     with place.held():
         final = place.begin(repr(asked)) / "final"
-        with meter.stage("merging"):
-            rows = _written(job, given.checkpoints[0], final, progress)
+        rows = _written(job, given.checkpoints[0], final, meter)
         with meter.stage("hashing"):
             digest = hashed(sorted(final.glob("*.safetensors")))
         events: list[str] = list(said.notes)
@@ -237,7 +236,7 @@ def _held(given: Any, label: str) -> Held:
     raise SettingError(f"{label}: must be a module or tensors by name where the base is, is a {type(given).__name__}.")
 
 
-def _written(job: Job, base: Stored, final: Path, progress: Quiet | None) -> list[dict[str, Any]]:
+def _written(job: Job, base: Stored, final: Path, meter: Meter) -> list[dict[str, Any]]:
     """The base's files with other values, and what stands beside them; sliced layers are in one file."""
     files: dict[str, dict[str, tuple[torch.dtype, tuple[int, ...]]]] = {}
     for name in job.base.names():
@@ -245,8 +244,10 @@ def _written(job: Job, base: Stored, final: Path, progress: Quiet | None) -> lis
         files.setdefault(file, {})[name] = (job.stored(name), job.base.entry(name)[1])
     sink = Files(final, files)
     try:
-        rows = run(job, sink, progress)
-        sink.sync()
+        with meter.stage("merging"):
+            rows = run(job, sink, meter.progress)
+        with meter.stage("syncing"):
+            sink.sync()
     finally:
         sink.close()
     copy_companions(base.directory, final)

@@ -1,0 +1,140 @@
+"""Merging 2 GB of shards: bytes read and written per second against a copy, and time and memory against mergekit, warm, one run each.
+
+mergekit runs in an environment of its own (``python -m venv .venv-mergekit``, ``pip install torch==2.13.0`` and ``mergekit`` in it); where it is
+absent it is left out and the table says so. Hashing and verification are timed apart. ``python -m bench.merge GB`` takes another size.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from bench.common import ROOT, show
+
+PEER = ROOT / ".venv-mergekit" / "bin" / "python"
+WIDTH, INNER, VOCABULARY = 1024, 2816, 8192
+OURS = {
+    "linear": ("average", 2), "task arithmetic": ("task_arithmetic", 3), "ties by tensor": ("ties density=0.2 trim=tensor", 3),
+    "ties over the model": ("ties density=0.2 trim=model", 3), "dare": ("dare density=0.2", 3), "della": ("della density=0.2", 3),
+    "pcb": ("pcb", 3),
+}  # fmt: skip
+THEIRS = {"linear": "linear", "task arithmetic": "task_arithmetic", "ties by tensor": "ties", "dare": "dare_linear", "della": "della"}
+
+RUN = """
+import json, sys, threading, time
+import psutil
+who, base, one, two, out, method = sys.argv[1:7]
+process, peak, stop = psutil.Process(), [0], threading.Event()
+if who == "modicum":
+    import torch
+    from modicum.merging.merge import merge
+    import modicum.models.open, transformers
+else:
+    import yaml
+    from mergekit.config import MergeConfiguration
+    from mergekit.merge import run_merge
+    from mergekit.options import MergeOptions
+held = lambda: (lambda m: m.rss - m.shared)(process.memory_info())
+before = held()
+def watch():
+    while not stop.wait(0.005):
+        peak[0] = max(peak[0], held())
+threading.Thread(target=watch, daemon=True).start()
+start = time.perf_counter()
+if who == "modicum":
+    found = merge(base, [one, two], out, method=method, verify=False).receipt["stages"]
+    seconds, hashing = found["merging"]["seconds"], found["hashing"]["seconds"]
+else:
+    each = {"weight": 0.5} | ({"density": 0.2} if method in ("ties", "dare_linear", "della") else {})
+    body = {"merge_method": method, "dtype": "bfloat16", "models": [{"model": model, "parameters": each} for model in (one, two)]}
+    if method == "della":
+        body["parameters"] = {"epsilon": 0.1}
+    if method != "linear":
+        body["base_model"] = base
+    run_merge(MergeConfiguration.model_validate(body), out, MergeOptions(copy_tokenizer=False, allow_crimes=True, quiet=True, write_model_card=False))
+    seconds, hashing = time.perf_counter() - start, 0
+stop.set()
+print(json.dumps({"seconds": seconds, "hashing": hashing, "extra": peak[0] - before}))
+"""
+
+
+def made(folder: Path, gigabytes: float) -> list[Path]:
+    """Three models of one layout, together of so many bytes, in shards."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    layer = 2 * (4 * WIDTH * WIDTH + 3 * WIDTH * INNER)
+    layers = max(1, round((gigabytes * 1e9 / 3 - 4 * WIDTH * VOCABULARY) / layer))
+    config = LlamaConfig(
+        hidden_size=WIDTH, intermediate_size=INNER, num_hidden_layers=layers, num_attention_heads=8, vocab_size=VOCABULARY, dtype="bfloat16"
+    )
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config).to(torch.bfloat16)
+    paths = []
+    for place, name in enumerate(("base", "one", "two")):
+        for parameter in model.parameters() if place else ():
+            parameter.data += 0.002 * torch.randn(parameter.shape).to(torch.bfloat16)
+        model.save_pretrained(folder / name, max_shard_size="200MB")
+        paths.append(folder / name)
+    return paths
+
+
+def main(gigabytes: float = 2.0) -> None:
+    """Time all, each once, on files that were read before."""
+    with tempfile.TemporaryDirectory(dir=ROOT / "out") as place:
+        paths = made(Path(place), gigabytes)
+        size = sum(file.stat().st_size for file in paths[0].glob("*.safetensors"))
+        copies = [copied(paths[0], Path(place) / "copy") for _ in range(3)]
+        pace = 2 * size / min(copies)
+        rows = [("cp --reflink=never", "cp", f"{min(copies):.2f} s", f"{pace / 1e9:.2f} GB/s", "1.00", "", "")]
+        linear = 0.0
+        for name, (method, reads) in OURS.items():
+            found = run(sys.executable, "modicum", paths, Path(place) / "out", method)
+            linear = linear or found["seconds"]
+            rate = (reads + 1) * size / found["seconds"]
+            cells = [f"{found['seconds']:.2f} s", f"{rate / 1e9:.2f} GB/s", f"{rate / pace:.2f}", f"{found['seconds'] / linear:.2f}"]
+            rows.append((name, "modicum", *cells, f"{found['extra'] / 1e6:.0f} MB"))
+            if name in THEIRS and PEER.exists():
+                peer = run(str(PEER), "mergekit", paths, Path(place) / "out", THEIRS[name])
+                cells = [f"{peer['seconds']:.2f} s", f"{(reads + 1) * size / peer['seconds'] / 1e9:.2f} GB/s", "", ""]
+                rows.append(
+                    (name, f"mergekit: {peer['seconds'] / found['seconds']:.1f} of our time", *cells, f"{peer['extra'] / 1e6:.0f} MB")
+                )
+    head = ("merge", "tool", "seconds", "read and written", "of a copy's", "of our linear", "memory above import")
+    note = (
+        f"{3 * size / 1e9:.1f} GB in bfloat16, a base and two models in shards, warm, {torch.get_num_threads()} threads; hashing apart. The aims: "
+        "linear at least 0.8 of a copy, TIES by tensor at most 1.5 of linear, a fifth of mergekit's time and a quarter of its memory."
+        + ("" if PEER.exists() else " mergekit was not here.")
+    )
+    show("Merging", head, rows, note)
+
+
+def copied(source: Path, place: Path) -> float:
+    """Seconds of a copy of a model's shards."""
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir()
+    files = list(map(str, source.glob("*.safetensors")))
+    start = time.perf_counter()
+    subprocess.run(["cp", "--reflink=never", *files, str(place)], check=True)
+    return time.perf_counter() - start
+
+
+def run(interpreter: str, who: str, paths: list[Path], out: Path, method: str) -> dict[str, float]:
+    """One merge in a process of its own."""
+    shutil.rmtree(out, ignore_errors=True)
+    words = [interpreter, "-c", RUN, who, *map(str, paths), str(out), method]
+    env = {"PYTHONPATH": str(ROOT / "src")} if who == "modicum" else {}
+
+    made = subprocess.run(words, check=True, capture_output=True, text=True, env={**os.environ, **env})
+    return json.loads(made.stdout.strip().splitlines()[-1])
+
+
+if __name__ == "__main__":
+    main(*map(float, sys.argv[1:]))
