@@ -21,7 +21,7 @@ from modicum.merging.sources import Source
 from modicum.numerics.threads import single_threaded
 
 PIECE = 1 << 18  # entries that are made at a time
-_SHARE = 16  # of so many entries one is looked at for what the receipt tells of a tensor
+_SHARE = 64  # of so many entries one is looked at for what the receipt tells of a tensor
 Done = TypeVar("Done")
 
 
@@ -285,9 +285,8 @@ class _Looks:
         self.change += float((made.reshape(-1)[:few].double() - old).square().sum())
         self.seen += len(old)
         signs = torch.stack([(other.reshape(-1)[:few].double() - old).sign_() for other in others])
-        moving = (signs != 0).all(0)
-        self.moved += int(moving.sum())
-        self.alike += int((moving & (signs == signs[0]).all(0)).sum())
+        self.moved += int((signs.abs().sum(0) == len(signs)).sum())
+        self.alike += int((signs.sum(0).abs() == len(signs)).sum())
 
     def told(self) -> dict[str, Any]:
         """Norms of the entries looked at, of the change relative to the base's, and the share of entries that all move on which signs agree."""
