@@ -186,3 +186,23 @@ def test_a_small_file_asks_for_no_large_matrix():
     change = Product((thin(6, long), thin(long, long), thin(long, 4)))
     with pytest.raises(ModelError, match="asks for a matrix of 67,108,864 entries to change one of 24"):
         Delta({"a": Sum((Base(SHAPE, torch.float32, "a"), change))}).weight("a", weights()("a"))
+
+
+def test_a_change_in_whole_numbers_is_within_half_a_level(tmp_path):
+    model = torch.nn.Sequential(torch.nn.Linear(16, 8, bias=False))
+    read = lambda name: model.get_parameter(name).detach()
+    with trained(model, "shift") as t:
+        for parameter in t.parameters():
+            parameter.data += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+        delta, wanted = t.delta(), t.weight("0.weight").detach()
+    change, sizes = wanted - read("0.weight"), {}
+    for bits in (2, 4, 8):
+        small = delta.quantized(bits, read)
+        small.save(tmp_path / str(bits))
+        ((_, made),) = Delta.load(tmp_path / str(bits)).on(read)
+        level = 2 * change.abs().amax(1, keepdim=True) / (2**bits - 2)
+        assert bool(((made - wanted).abs() <= 0.51 * level).all())
+        sizes[bits] = small.nbytes
+    assert sizes == {bits: 16 * 8 * bits // 8 + 8 * 4 for bits in (2, 4, 8)}
+    with pytest.raises(SettingError, match="from 2 to 8"):
+        delta.quantized(9, read)

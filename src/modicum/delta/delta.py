@@ -18,6 +18,7 @@ from modicum.core.tensorformat import raw_bytes
 from modicum.core.tensorwriter import TensorWriter
 from modicum.delta.beside import Beside, restored
 from modicum.forms import Base, Blend, Dense, Form, LowRank, Sparse, Sum, Within, restore
+from modicum.numerics.grid import Grid
 from modicum.numerics.svd import truncated
 
 _BODY, _TENSORS = "delta.json", "delta.safetensors"
@@ -123,6 +124,13 @@ class Delta:
         if not 0 <= keep <= 1:
             raise SettingError(f"keep: must be from 0 to 1, got {keep}.")
         return self._changed(weights, lambda change: _largest(change, round(keep * change.numel())))
+
+    def quantized(self, bits: int, weights: Weights, group: int = 0) -> Delta:
+        """Each change as whole numbers of 2 to 8 ``bits`` under one scale per row, or per ``group`` of a row's entries."""
+        if not (2 <= bits <= 8 and group >= 0):
+            raise SettingError(f"bits: must be from 2 to 8, and a group 0 or more, got {bits} and {group}.")
+        grid = Grid(bits, group, symmetric=True)
+        return self._changed(weights, lambda change: grid.encode(change, *grid.fit(change, torch.float32)))
 
     def onto(self, weights: Weights, rows: Mapping[str, torch.Tensor], columns: Mapping[str, torch.Tensor]) -> Delta:
         """The same on whole weights, where it was learnt on a cut base: what is learnt of some rows and columns is applied to just those.
