@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 FAMILIES = ("quantize", "prune", "factor", "repair", "drop", "adapt", "restrict", "merge")
 # Families whose methods are trained: parametrizations, which no calibration makes.
 TRAINED = ("adapt", "restrict")
+# Families that stand in no option of a budget: what is trained, and what is made of several models.
+APART = (*TRAINED, "merge")
 
 
 class Need(Enum):
@@ -201,7 +203,12 @@ def meant(name: str, methods: Mapping[str, type], *, trained: bool) -> type:
     for key in methods:
         if name in (key, key.split("/")[1]):
             require_untrained(key)
-    return named(name, {key: cls for key, cls in methods.items() if key.split("/")[0] not in (*TRAINED, "merge")})
+    return named(name, made(methods))
+
+
+def made(methods: Mapping[str, type]) -> dict[str, type]:
+    """Those that calibration makes."""
+    return {key: cls for key, cls in methods.items() if key.split("/")[0] not in APART}
 
 
 def find(key: str) -> type[Method]:

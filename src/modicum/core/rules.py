@@ -11,7 +11,7 @@ from typing import Any
 
 from modicum.core import grammar, settings
 from modicum.core.errors import SettingError, near, quoted
-from modicum.core.method import named
+from modicum.core.method import made, named
 
 # How the method is named among the settings of a rule.
 METHOD = "method"
@@ -69,8 +69,8 @@ class Rule:
                 grammar.check(self.text)
                 meant = [named(name, methods) for name, _ in grammar.spelled(self.text)]
             else:
-                meant = [named(self.words[METHOD], methods)] if METHOD in self.words else []
-                _check_words(self.words, meant or [cls for key, cls in methods.items() if key.partition("/")[0] not in _WIDER])
+                meant = [grammar.meant(self.words[METHOD], methods, trained=False)] if METHOD in self.words else []
+                _check_words(self.words, meant or [cls for key, cls in made(methods).items() if key.partition("/")[0] not in _WIDER])
         except SettingError as error:
             raise SettingError(f"set {str(self)!r}: {error}") from None
         if METHOD in self.words and str(meant[0].key()).startswith("repair/"):
