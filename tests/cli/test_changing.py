@@ -43,7 +43,7 @@ def test_what_was_learnt_is_told_applied_and_taken_back(learnt, tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("adapt", "demo", "--method", "gptq", "--out", "x"), "must be what is trained, such as"),
+        (("adapt", "demo", "--method", "gptq", "--out", "x"), "must be one trained step"),
         (("adapt", "demo", "--method", "lora rank=0", "--out", "x"), "rank"),
         (("adapt", "demo", "--data", "none.txt", "--out", "x"), "none.txt"),
         (("apply", "demo", "nowhere", "--out", "x"), "delta.json"),
