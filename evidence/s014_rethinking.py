@@ -22,10 +22,12 @@ CLAIM = Claim(
     metric="test loss of the pruned net plus 0.05 nats minus that of one trained from random weights with the operations of the wide one",
     margin=2.0,
     setting=Setting(
-        method="from random weights, equal operations", baselines=("pruned and trained on",), beside=("from random weights, equal updates",),
+        method="from random weights, equal operations",
+        baselines=("pruned and trained on",),
+        beside=("from random weights, equal updates",),
         test_samples=0,
     ),
-)  # fmt: skip
+)
 
 
 def scratch(seed: int, steps: int) -> dict[str, float]:
