@@ -23,7 +23,7 @@ class Afl(Merge):
 
     *Shapes:* matrices (classes, features); statistics ``name/gram`` (features, features).
 
-    *Needs and cost:* statistics of each client's data (``modicum.merging.statistics``); one solve of features³; whole tensors, in float64.
+    *Needs and cost:* statistics of each client's data, which come beside the tensors; one solve of features³; whole tensors, in float64.
 
     *Reduces to:* the mean by numbers of samples where all clients' inputs are alike.
 

@@ -22,7 +22,7 @@ class Fisher(Merge):
 
     *Shapes:* tensors of one shape; statistics ``name/fisher`` of that shape.
 
-    *Needs and cost:* statistics of each model's data (``modicum.merging.statistics``); one division an entry.
+    *Needs and cost:* statistics of each model's data, which come beside the tensors; one division an entry.
 
     *Reduces to:* ``average`` where all feel alike.
 

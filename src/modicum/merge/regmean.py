@@ -23,7 +23,7 @@ class Regmean(Merge):
 
     *Shapes:* matrices (rows, columns); statistics ``name/gram`` (columns, columns).
 
-    *Needs and cost:* statistics of each model's data (``modicum.merging.statistics``); one solve of columns³ for each matrix; whole tensors.
+    *Needs and cost:* statistics of each model's data, which come beside the tensors; one solve of columns³ for each matrix; whole tensors.
 
     *Reduces to:* ``average`` where all inputs are alike, and for what has no statistics.
 

@@ -96,7 +96,7 @@ def _require_alike(job: Job, name: str) -> None:
         if theirs != shape:
             raise ModelError(
                 f"{source.label}: {quoted(name)} must have the shape {list(shape)} of the base's, has {list(theirs)}. Merge models of one "
-                "architecture; for other vocabularies name a rule with --tokenizer."
+                "architecture and vocabulary."
             )
         if other.is_floating_point != dtype.is_floating_point:
             raise ModelError(f"{source.label}: {quoted(name)} must be numbers of the base's kind, {dtype}, is {other}.")

@@ -39,6 +39,12 @@ class Plan:
     tokenizer: str | None = None
     notes: tuple[str, ...] = field(default=())
 
+    def __post_init__(self) -> None:
+        if self.tokenizer not in (None, "base", self.base):
+            raise SettingError(
+                f"tokenizer: must be base, whose vocabulary is kept, got {quoted(self.tokenizer)}. Merge models of one vocabulary, and leave it out."
+            )
+
 
 def at(weight: Weight, name: str, layers: int) -> float:
     """A weight for a tensor: a list is drawn over the layers from the first to the last, of patterns the first that fits counts."""

@@ -3,7 +3,7 @@
 Both learn the same text with the same number of updates. The first is written in our container and then, whole, as plain Transformers load it;
 the second is what `fit` makes of the dense one in as many bytes. Both are judged on the same sequences.
 
-python docs/gallery/11_small_from_the_start.py [UPDATES]
+python docs/gallery/12_small_from_the_start.py [UPDATES]
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 The facts are base classes of classes with invented names. An edit is a delta: applied, judged as any checkpoint, and reverted to the byte. How many
 facts survive compression is no promise of any editor, so it is counted.
 
-python docs/gallery/12_teach_and_take_back.py [FACTS]
+python docs/gallery/13_teach_and_take_back.py [FACTS]
 """
 
 from __future__ import annotations
