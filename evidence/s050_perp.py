@@ -18,7 +18,7 @@ from common import Claim, Setting, result, show
 from kept import Kept
 from scenes.second import second
 
-UPDATES, BATCH, SHARE, RATES, CHOOSING = 40, 4, 0.8, (3e-3, 1e-2), 1000
+UPDATES, BATCH, SHARE, RATES, CHOOSING, TEST = 40, 4, 0.8, (3e-3, 1e-2), 1000, 48
 PRUNED, PERP, FULL = "magnitude keep=0.2", "norms, held rank=2", "norms, held"
 CLAIM = Claim(
     id="S050",
@@ -32,11 +32,12 @@ CLAIM = Claim(
         baselines=("magnitude keep=0.2, heal norms, held",),
         samples=128,
         tokens=64,
+        test_samples=0,
     ),
 )
 DATA = (
     f"The second model (GPT-NeoX of 4 blocks) keeps 20 % of its linear weights and learns from {UPDATES} updates of {BATCH} windows of "
-    f"{CLAIM.setting.tokens} tokens; 128 calibration and {CLAIM.setting.test_samples} test windows"
+    f"{CLAIM.setting.tokens} tokens; 128 calibration and {TEST} test windows"
 )
 
 
@@ -45,7 +46,7 @@ def fitting(seed: int) -> Any:
     import modicum
 
     setting = CLAIM.setting
-    words: dict[str, Any] = {"samples": setting.samples, "tokens": setting.tokens, "test_samples": setting.test_samples, "seed": seed}
+    words: dict[str, Any] = {"samples": setting.samples, "tokens": setting.tokens, "test_samples": TEST, "seed": seed}
     words |= {"keep": ("embed_in", "lm_head")}
     return functools.partial(modicum.fit, str(second().folder), method=PRUNED, target="modicum", allow_broken=True, **words)
 
