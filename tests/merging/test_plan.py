@@ -87,7 +87,7 @@ dtype: float32
 """
     receipt, found = made(tmp_path, text, verify=False)
     assert receipt["method"] == "ties density=0.4 compat=mergekit" and any("int8_mask" in event for event in receipt["events"])
-    settings = {"method": "ties density=0.4 trim=tensor", "weights": [0.3, 0.7], "verify": False}
+    settings = {"method": "ties density=0.4 compat=mergekit", "weights": [0.3, 0.7], "verify": False}
     same = modicum.merge("base", ["one", "two"], tmp_path / "same", **settings)
     assert all(torch.equal(found[name], value) for name, value in load_file(same.out / "model.safetensors").items())
 

@@ -138,3 +138,13 @@ def test_a_full_disk_is_told_and_what_was_kept_stays(tmp_path, monkeypatch):
         with pytest.raises(ModelError, match="cannot be written"):
             learnt(sequences(), loop, keep=tmp_path)
     assert learnt(sequences(), loop, keep=tmp_path)[0] == wanted
+
+
+def test_a_training_of_another_model_is_not_gone_on_with(tmp_path):
+    loop = Loop(steps=2, batch=2)
+    wanted, _ = learnt(sequences(), loop, keep=tmp_path)
+    body = torch.load(tmp_path / "training.pt", weights_only=True)
+    body["losses"], body["shapes"] = [0.0, 0.0], {name: (1, 1) for name in body["shapes"]}
+    torch.save(body, tmp_path / "training.pt")
+    found, _ = learnt(sequences(), loop, keep=tmp_path)
+    assert found == wanted

@@ -194,6 +194,7 @@ def _keep(module: nn.Module, trained: Trained, optimizer: torch.optim.Optimizer,
         "optimizer": optimizer.state_dict(),
         "losses": losses,
         "buffers": dict(module.named_buffers()),
+        "shapes": _shapes(trained),
     }
     new = folder / f"{_FILE}.new"
     try:
@@ -209,7 +210,7 @@ def _resumed(module: nn.Module, trained: Trained, optimizer: torch.optim.Optimiz
         return []
     try:
         body = torch.load(path, weights_only=True)
-        if body["format"] != _FORMAT or body["loop"] != str(loop):
+        if body["format"] != _FORMAT or body["loop"] != str(loop) or body["shapes"] != _shapes(trained):
             return []
         for name, place in trained.places.items():
             learnt, frozen = body["states"][name]
@@ -227,6 +228,11 @@ def _resumed(module: nn.Module, trained: Trained, optimizer: torch.optim.Optimiz
     trained.step = replace(trained.step, number=len(body["losses"]))
     trained.wake(optimizer)
     return list(body["losses"])
+
+
+def _shapes(trained: Trained) -> dict[str, tuple[int, int]]:
+    """What weights are made, whatever they are made of: another model's training is none to go on with."""
+    return {name: place.unit.shape for name, place in trained.places.items()}
 
 
 def _filled(state: State, learnt: dict[str, torch.Tensor]) -> None:
