@@ -22,6 +22,7 @@ from modicum.cli.codes import CODES
 from modicum.cli.main import main as commands_of
 from modicum.cli.show import facts
 from modicum.core.method import FAMILIES, Method, registry
+from modicum.core.recipe import Recipe, every
 from modicum.core.settings import bounds as worded
 from modicum.fit.request import Request
 
@@ -44,6 +45,8 @@ def reference() -> str:
     parts += ["## Errors\n", inspect.getdoc(sys.modules["modicum.core.errors"]) or "", "", table(("error", "when"), map(error, errors)), ""]
     parts += ["## Methods\n", "A method's name, with its settings, is an option: `gptq bits=3 group=64`; steps are joined by `|`.\n"]
     parts += [method(cls) for _, cls in sorted(registry().items())]
+    parts += ["## Editors and forgetters\n", "No steps of an option: `modicum edit` and `modicum forget` take one as their `--method`.\n"]
+    parts += [method(cls) for cls in every().values()]
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -149,7 +152,7 @@ def row(cls: type[Method]) -> tuple[str, ...]:
     return f"`{said['key']}`", said["line"], ", ".join(said["needs"]), "yes" if cls.data_free() else "no", paper(cls)
 
 
-def paper(cls: type[Method]) -> str:
+def paper(cls: type[Method] | type[Recipe]) -> str:
     """A method's paper, linked where arXiv has it."""
     if cls.paper is None:
         return ""
@@ -157,9 +160,9 @@ def paper(cls: type[Method]) -> str:
     return f"{title}, {cls.paper.year}"
 
 
-def method(cls: type[Method]) -> str:
+def method(cls: type[Method] | type[Recipe]) -> str:
     """A method's section."""
-    said = [f"Needs {', '.join(facts(cls)['needs']) or 'no data'}."]
+    said = [f"Needs {', '.join(facts(cls)['needs']) or 'no data'}."] if issubclass(cls, Method) else []
     said += [f"Paper: {paper(cls)}."] if cls.paper else []
     said += [f"Known gap, {promise}: {reason}." for promise, reason in cls.known_gaps.items()]
     listed = f"{settings(cls)}\n" if dataclasses.fields(cls) else ""

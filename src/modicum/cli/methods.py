@@ -18,11 +18,13 @@ from modicum.core.errors import SettingError, near
 def catalogue(family: str | None, as_json: bool) -> None:
     """List all methods."""
     from modicum.cli import show
-    from modicum.core.method import FAMILIES, registry
+    from modicum.core.method import FAMILIES
+    from modicum.core.recipe import ROOMS
 
-    if family is not None and family not in FAMILIES:
-        raise SettingError(f"family {family!r}: is not known. {near(family, FAMILIES)}")
-    methods = [cls for _, cls in sorted(registry().items()) if family in (None, cls.family())]
+    families = (*FAMILIES, *ROOMS)
+    if family is not None and family not in families:
+        raise SettingError(f"family {family!r}: is not known. {near(family, families)}")
+    methods = [cls for _, cls in sorted(_known().items()) if family in (None, cls.family())]
     print_json([show.facts(cls) for cls in methods]) if as_json else show.methods(methods)
 
 
@@ -31,9 +33,9 @@ def catalogue(family: str | None, as_json: bool) -> None:
 def explain(key: str) -> None:
     """Say what the method KEY does, and its settings."""
     from modicum.cli import show
-    from modicum.core.method import find
+    from modicum.core.method import named
 
-    show.method(find(key))
+    show.method(named(key, _known()))
 
 
 @click.command(cls=Command)
@@ -49,12 +51,20 @@ def cite(what: str, plain: bool, as_json: bool) -> None:
     if directory.is_dir():
         _cite_result(directory, plain, as_json)
         return
-    from modicum.core.method import find
+    from modicum.core.method import named
 
-    cls = find(what)
+    cls: Any = named(what, _known())
     if cls.paper is None:
         raise SettingError(f"method {cls.key()}: comes from no paper, there is nothing to cite. See modicum explain {cls.key()}.")
     _print([{"key": cls.key(), "where": "", "paper": cls.paper}], plain, as_json)
+
+
+def _known() -> dict[str, Any]:
+    """Methods of all kinds by key: steps of an option, merges, and those that edit or forget."""
+    from modicum.core.method import registry
+    from modicum.core.recipe import every
+
+    return {**registry(), **every()}
 
 
 def _cite_result(directory: Path, plain: bool, as_json: bool) -> None:

@@ -13,9 +13,10 @@ from modicum.cli.healing import told as healed
 from modicum.cli.printing import print_line, print_picture, print_rows, print_table
 from modicum.cli.progress import lasting
 from modicum.core.budget import readable
+from modicum.core.method import Method
 
 if TYPE_CHECKING:
-    from modicum.core.method import Method
+    from modicum.core.recipe import Recipe
     from modicum.measure import Measured
 
 
@@ -346,34 +347,40 @@ def _reasons(untreated: Iterable[Mapping[str, Any]]) -> list[tuple[str, ...]]:
 # Methods
 
 
-def facts(cls: type[Method]) -> dict[str, Any]:
+def facts(cls: type[Method] | type[Recipe]) -> dict[str, Any]:
     """What a method says of itself, as a JSON value."""
     paper = dataclasses.asdict(cls.paper) if cls.paper else None
-    return {"key": cls.key(), "line": _doc(cls).partition("\n")[0], "needs": sorted(need.value for need in cls.needs), "paper": paper}
+    return {"key": cls.key(), "line": _doc(cls).partition("\n")[0], "needs": needs(cls), "paper": paper}
 
 
-def methods(classes: Iterable[type[Method]]) -> None:
+def needs(cls: type[Method] | type[Recipe]) -> list[str]:
+    """What calibration must show a method; nothing of those that it does not make."""
+    return sorted(need.value for need in cls.needs) if issubclass(cls, Method) else []
+
+
+def methods(classes: Iterable[type[Method] | type[Recipe]]) -> None:
     """One line for each method."""
     rows = [facts(cls) for cls in classes]
     table = [(row["key"], row["line"], ", ".join(row["needs"]), str(row["paper"]["year"]) if row["paper"] else "") for row in rows]
     print_table(("method", "what it does", "needs", "year"), table)
 
 
-def method(cls: type[Method]) -> None:
+def method(cls: type[Method] | type[Recipe]) -> None:
     """All a method says of itself: what it does, its settings, what it needs, its known gaps and its paper."""
     print_line(cls.key())
     print_line(f"\n{_doc(cls)}\n")
     rows = [(field.name, str(field.default), _bounds(field.metadata), field.metadata.get("help", "")) for field in dataclasses.fields(cls)]
     if rows:
         print_table(("setting", "default", "allowed", "what it is"), rows)
-    print_rows(("needs", ", ".join(sorted(need.value for need in cls.needs)) or "no data"))
+    if issubclass(cls, Method):
+        print_rows(("needs", ", ".join(needs(cls)) or "no data"))
     print_rows(*((f"gap: {promise}", reason) for promise, reason in cls.known_gaps.items()))
     if cls.paper:
         where = f", arXiv {cls.paper.arxiv}" if cls.paper.arxiv else ""
         print_rows(("paper", f"{cls.paper.title} ({cls.paper.authors.replace(' and ', '; ') or 'unknown'}, {cls.paper.year}{where})"))
 
 
-def _doc(cls: type[Method]) -> str:
+def _doc(cls: type) -> str:
     return inspect.getdoc(cls) or ""
 
 

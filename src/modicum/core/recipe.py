@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar, TypeVar
@@ -15,6 +16,9 @@ from modicum.core.method import Paper
 
 Kind = TypeVar("Kind", bound="Recipe")
 
+# Rooms whose files are such methods.
+ROOMS = ("edit", "forget")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -22,6 +26,8 @@ class Recipe:
 
     paper: ClassVar[Paper | None] = None
     named: ClassVar[bool] = False
+    # As of other methods.
+    known_gaps: ClassVar[Mapping[str, str]] = {}
 
     def __post_init__(self) -> None:
         settings.check(self)
@@ -30,6 +36,11 @@ class Recipe:
     def key(cls) -> str:
         """``room/name``, read off the module's path."""
         return "/".join(cls.__module__.split(".")[-2:])
+
+    @classmethod
+    def family(cls) -> str:
+        """The room."""
+        return cls.key().partition("/")[0]
 
     def __str__(self) -> str:
         return f"{self.key().partition('/')[2]} {settings.write(self)}".strip()
@@ -46,6 +57,11 @@ def recipes(room: str) -> dict[str, type[Recipe]]:
             if own and (value.paper is not None or "named" in vars(value)):
                 found[info.name] = value
     return found
+
+
+def every() -> dict[str, type[Recipe]]:
+    """All of them, by ``room/name``."""
+    return {cls.key(): cls for room in ROOMS for _, cls in sorted(recipes(room).items())}
 
 
 def recipe(room: str, text: str | Kind) -> Any:
