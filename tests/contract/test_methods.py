@@ -274,6 +274,8 @@ def settings_of(draw, cls):
         options = [st.just(field.default)]
         if choices is not None:
             options.append(st.sampled_from(choices))
+        elif field.name == "blocks":
+            options.append(st.sampled_from(["10", "0110"]))
         elif field.name == "pattern":
             options.append(st.sampled_from(["1:4", "2:4", "4:8"]))
         elif bool in kinds:
@@ -303,7 +305,7 @@ def test_settings_are_said_in_full(cls):
         assert (
             get_type_hints(cls)[field.name] in (bool,)
             or any(field.metadata[fact] for fact in ("between", "choices"))
-            or (field.name == "pattern")
+            or field.name in ("pattern", "blocks")  # texts of a grammar of their own
         ), f"{field.name} has neither bounds nor choices"
     with pytest.raises(TypeError):
         cls(1)

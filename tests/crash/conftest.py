@@ -65,6 +65,7 @@ def timeless(path):
         assert found.pop("stages")
         found.pop("hash", None)  # of the times too
         found.pop("seconds", None)
+        found.pop("memory", None)
         found.get("search", {}).pop("seconds", None)
     return found
 

@@ -40,7 +40,7 @@ class Compacter(Adapter):
 
     Example:
         >>> str(Compacter(parts=2))
-        'compacter parts=2'
+        'compacter parts=2 rank=1'
 
     """
 

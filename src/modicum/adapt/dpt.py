@@ -33,7 +33,7 @@ class Dpt(SoftPrompt):
 
     Example:
         >>> str(Dpt(tokens=40, rank=4))
-        'dpt tokens=40 rank=4'
+        'dpt tokens=40'
 
     """
 

@@ -33,7 +33,7 @@ class Lisa(Schedule):
 
     Example:
         >>> sorted(Lisa(layers=1).active({"a": "", "b": "h.0", "c": "h.1"}, Step(0, 100), seed=0))
-        ['a', 'c']
+        ['a', 'b']
 
     """
 

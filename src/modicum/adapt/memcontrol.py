@@ -17,7 +17,7 @@ from modicum.core.settings import param
 
 @dataclass(frozen=True, kw_only=True)
 class Memcontrol(Schedule):
-    """Some blocks train and the others rest for good, by a mask that an outer search has found to learn the task without learning examples by heart.
+    """Some blocks train and the others rest for good, by a mask that an outer search found to learn the task and no example by heart.
 
     ``full | memcontrol blocks=0110``; ``modicum.train.masks.search`` finds masks by two or more rewards at once.
 

@@ -29,7 +29,7 @@ class Mezo(Estimator):
     *Raises:* nothing of its own.
 
     *Differences from the paper:* the estimate is what the loop's optimizer is given, AdamW as everywhere; what was there is put back to the bit
-    instead of by subtraction. Behind ``fish keep=0.001`` over a quantized model it is sensitive sparse zeroth-order fine-tuning (arXiv 2406.02913).
+    instead of by subtraction. Behind ``fish keep=0.001`` over a quantized model it is sensitive sparse zeroth-order fine-tuning.
 
     Example:
         >>> str(Mezo(directions=4))

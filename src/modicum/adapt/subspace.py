@@ -25,7 +25,7 @@ class Subspace(Adapter):
     """All weights move together in one random subspace: ``size`` numbers are trained for the whole model.
 
     ``W + scale · P θ`` with θ shared by all units and P drawn for each from a seed. The smallest size that reaches a share of what full training
-    does is the intrinsic dimension of the task (Li et al. 2018); with ``scales=trained`` that of fine-tuning (Aghajanyan et al., arXiv:2012.13255).
+    does is the intrinsic dimension of the task (Li et al. 2018); with ``scales=trained`` that of fine-tuning (Aghajanyan et al. 2020).
 
     *Shapes:* numbers (1, size), shared; scale (1,) of each weight.
 
