@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from modicum.receipt.chart import SHAPES
 from modicum.receipt.svg import GRID, INK, SOFT, TARGETS, inline, settings, svg
@@ -37,6 +38,7 @@ def _drawn(rounds: list[list[float]], shape: str) -> str:
         axes.set_ylim(bottom=0)
         axes.grid(axis="y", color=GRID, linewidth=1)
         axes.set_axisbelow(True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("updates", color=INK)
         axes.tick_params(colors=SOFT, labelcolor=INK)
         axes.spines[["top", "right"]].set_visible(False)
