@@ -25,6 +25,7 @@ def test_slips_are_told():
     for words, told in (
         (("--weights", "a,b"), "--weights: must be numbers by commas"),
         (("--method", "gptq"), "must name one method that merges"),
+        (("--method", "tie"), "is not known. Did you mean ties?"),
         (("--weights", "1,2"), "must be one for each of 1 models"),
     ):
         code, _, said = run("merge", "demo", "demo", "--out", "x", *words)

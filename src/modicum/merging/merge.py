@@ -12,12 +12,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from modicum.core import settings
 from modicum.core.arguments import checked
 from modicum.core.budget import parse_size
 from modicum.core.errors import SettingError
 from modicum.core.files import write_json
+from modicum.core.grammar import spelled
 from modicum.core.memory import free_memory
-from modicum.core.option import Option
+from modicum.core.method import named, registry
 from modicum.core.progress import Quiet
 from modicum.core.settings import require_seed
 from modicum.export.companions import copy_companions
@@ -169,10 +171,14 @@ def merge(
 
 def method_of(text: str) -> Merge:
     """The merge that an option's text names. Raises ``SettingError``."""
-    steps = Option.parse(text, trained=True).steps
-    if len(steps) != 1 or not isinstance(steps[0], Merge):
+    steps = spelled(text)
+    merges = {key: cls for key, cls in registry().items() if issubclass(cls, Merge)}
+    others = {word for key in registry().keys() - merges.keys() for word in (key, key.partition("/")[2])}
+    if len(steps) != 1 or steps[0][0] in others - {key.partition("/")[2] for key in merges}:
         raise SettingError(f"method {text!r}: must name one method that merges, such as ties. See modicum list --family merge.")
-    return steps[0]
+    name, given = steps[0]
+    found: Merge = settings.read(named(name, merges), given, name)
+    return found
 
 
 def _beside(method: Merge, given: Sequence[Any] | None, models: int) -> tuple[Source, ...]:
