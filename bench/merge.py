@@ -88,6 +88,7 @@ def made(folder: Path, gigabytes: float) -> list[Path]:
 
 def main(gigabytes: float = 2.0) -> None:
     """Time all, each once, on files that were read before."""
+    (ROOT / "out").mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=ROOT / "out") as place:
         paths = made(Path(place), gigabytes)
         size = sum(file.stat().st_size for file in paths[0].glob("*.safetensors"))
