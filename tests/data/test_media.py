@@ -177,3 +177,10 @@ def test_a_model_on_disk_is_fitted_and_judged_on_a_folder(processors, tmp_path):
     judged = modicum.evaluate(tmp_path / "out", reference=tmp_path / "model", data=str(photos))
     assert judged["quality"]["mean"] == pytest.approx(told["quality"]["mean"], rel=1e-4)
     assert judged["data"]["hash"] == told["data"]["hashes"]["test"]
+
+
+@pytest.mark.parametrize("rate", [0, -16000, 2**31 - 1, "16000", None])
+def test_a_rate_that_no_recording_has_is_refused_before_anything_is_made_for_it(tmp_path, rate):
+    """The filter of a resampler is as long as the larger rate: a slip in a model's file would ask for more memory than there is."""
+    with pytest.raises(DataError, match=r"must ask for 1,000 to 1,000,000 samples a second, asks for"):
+        sound.recorded(tmp_path / "none.wav", rate)

@@ -22,9 +22,16 @@ _WIDTHS: dict[int, np.dtype[Any]] = {1: np.dtype("u1"), 2: np.dtype("<i2"), 4: n
 
 
 def recorded(file: Path, rate: int) -> np.ndarray:
-    """The recording as float32 (samples,) of one channel, at ``rate`` a second. Raises ``DataError``, also where the reader it needs is missing."""
+    """The recording as float32 (samples,) of one channel, at ``rate`` a second, which a model's files may say too.
+
+    Raises ``DataError``, also where the reader it needs is missing, and for a rate that no recording has.
+    """
     from scipy.signal import resample_poly
 
+    if not isinstance(rate, int) or not _RATES[0] <= rate <= _RATES[1]:
+        raise DataError(
+            f"data: the model's processor must ask for {_RATES[0]:,} to {_RATES[1]:,} samples a second, asks for {quoted(str(rate))}. Mend its files."
+        )
     try:
         values, own = _read(file)
         if not len(values):
