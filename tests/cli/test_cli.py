@@ -107,7 +107,7 @@ def test_help_says_what_exit_codes_mean(monkeypatch):
     assert "0 done, 2 refused in one sentence on stderr, 130 interrupted, 1 a fault of modicum's own" in said
     assert (run("--help").exit_code, run("explain", "gpt").exit_code) == (0, 2)
     for error, code in ((KeyboardInterrupt(), 130), (RuntimeError("a bug"), 1)):
-        monkeypatch.setattr("modicum.core.method.find", mock.Mock(side_effect=error))
+        monkeypatch.setattr("modicum.core.method.named", mock.Mock(side_effect=error))
         assert CliRunner().invoke(main, ["explain", "gptq"]).exit_code == code
 
 
