@@ -1,6 +1,9 @@
 """The closed form is the least-squares fit to both models' outputs on their own inputs, nearer to both than the mean."""
 
+import pytest
 import torch
+
+from modicum.core.errors import ModelError
 
 
 def test_outputs_on_own_inputs_are_kept(merged):
@@ -18,3 +21,11 @@ def test_outputs_on_own_inputs_are_kept(merged):
     assert (
         error(found) < error(merged("regmean", models[0], models, statistics=grams)["w"]) < error(merged("average", models[0], models)["w"])
     )
+
+
+@pytest.mark.parametrize("method", ["regmean", "afl", "fisher"])
+def test_statistics_of_some_models_alone_are_told(merged, method):
+    models, kind = [{"w": torch.ones(2, 3)}, {"w": torch.zeros(2, 3)}], "fisher" if method == "fisher" else "gram"
+    given = [{f"w/{kind}": torch.ones(2, 3) if kind == "fisher" else torch.eye(3)}, {}]
+    with pytest.raises(ModelError, match=f"w: all models must have the statistic {kind} of it, or none, 1 of 2 have"):
+        merged(method, models[0], models, statistics=given)

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from modicum.core.errors import SettingError
+from modicum.core.errors import ModelError, SettingError
 from modicum.core.method import Method
 
 Probe = Callable[[torch.Tensor, Sequence[torch.Tensor], "At"], torch.Tensor]
@@ -39,6 +39,15 @@ class At:
     def knowing(self, known: Any) -> At:
         """The same, with what was measured."""
         return replace(self, known=known)
+
+    def statistic(self, kind: str) -> list[torch.Tensor] | None:
+        """One of the statistics of every model's data, None where no model has it. Raises ``ModelError`` where only some do."""
+        found = [each[kind] for each in self.beside if kind in each]
+        if found and len(found) < len(self.beside):
+            raise ModelError(
+                f"{self.name}: all models must have the statistic {kind} of it, or none, {len(found)} of {len(self.beside)} have. Gather the others."
+            )
+        return found or None
 
     def draws(self, model: int, count: int) -> torch.Tensor:
         """Whole numbers (count,) int32 from 0 to 65535, of a counter whose key is the seed, the tensor, the place in it and what the model holds."""

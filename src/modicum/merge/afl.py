@@ -61,11 +61,11 @@ class Afl(Merge):
 
     @override
     def combine(self, base: torch.Tensor, others: Sequence[torch.Tensor], weights: Sequence[float], at: At) -> torch.Tensor:
-        if base.ndim != 2 or not all("gram" in beside for beside in at.beside):
+        if base.ndim != 2 or (found := at.statistic("gram")) is None:
             total = sum(weights)
             return mixed(others, [weight / total for weight in weights])
         eye = torch.eye(base.shape[1], dtype=torch.float64)
-        grams = [weight * beside["gram"].double() for weight, beside in zip(weights, at.beside)]
+        grams = [weight * gram.double() for weight, gram in zip(weights, found)]
         answers = [other.double() @ (gram + weight * self.ridge * eye) for other, gram, weight in zip(others, grams, weights)]
         whole = torch.stack(grams).sum(0) + self.target * eye
         return torch.linalg.lstsq(whole, torch.stack(answers).sum(0).T, driver="gelsd").solution.T.to(others[0].dtype)

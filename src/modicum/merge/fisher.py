@@ -46,9 +46,9 @@ class Fisher(Merge):
 
     @override
     def combine(self, base: torch.Tensor, others: Sequence[torch.Tensor], weights: Sequence[float], at: At) -> torch.Tensor:
+        found = at.statistic("fisher") or [torch.ones_like(other) for other in others]
         shares = [
-            weight * beside.get("fisher", torch.ones_like(other)).to(other.dtype).reshape(other.shape).clamp(min=0)
-            for other, weight, beside in zip(others, weights, at.beside)
+            weight * fisher.to(other.dtype).reshape(other.shape).clamp(min=0) for other, weight, fisher in zip(others, weights, found)
         ]
         total = torch.stack(shares).sum(0)
         made = torch.zeros_like(others[0])

@@ -60,9 +60,9 @@ class Regmean(Merge):
     def combine(self, base: torch.Tensor, others: Sequence[torch.Tensor], weights: Sequence[float], at: At) -> torch.Tensor:
         total = sum(weights)
         mean = mixed(others, [weight / total for weight in weights])
-        if base.ndim != 2 or not all("gram" in beside for beside in at.beside):
+        if base.ndim != 2 or (found := at.statistic("gram")) is None:
             return mean
-        grams = [weight * self._lowered(beside["gram"].double()) for weight, beside in zip(weights, at.beside)]
+        grams = [weight * self._lowered(gram.double()) for weight, gram in zip(weights, found)]
         whole = torch.stack(grams).sum(0)
         missed = torch.stack([(other.double() - mean.double()) @ gram for other, gram in zip(others, grams)]).sum(0)
         return mean + torch.linalg.lstsq(whole, missed.T, driver="gelsd").solution.T.to(mean.dtype)
