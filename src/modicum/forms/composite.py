@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from typing_extensions import override
@@ -96,3 +96,36 @@ class Composite(Form):
     @property
     def values(self) -> int:
         return sum(part.values for part in self.parts) + sum(tensor.numel() for tensor in self.own().values())
+
+
+class Turned(Composite):
+    """One form, ``inner``, whose value one ``tensor`` turns into another of its shape; files say how, and what fits."""
+
+    # The tensor's name in a file.
+    called: ClassVar[str]
+
+    def __init__(self, inner: Form, tensor: torch.Tensor):
+        self.parts, self.tensor, self.shape, self.dtype = (inner,), tensor, inner.shape, inner.dtype
+
+    @classmethod
+    @abstractmethod
+    def fitting(cls, stored: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
+        """The tensor as a file holds it, for a form of a shape. Raises ``ValueError`` where it does not fit."""
+
+    @override
+    def made_of(self, parts: Sequence[Form]) -> Form:
+        return type(self)(parts[0], self.tensor)
+
+    @override
+    def own(self) -> dict[str, torch.Tensor]:
+        return {self.called: self.tensor}
+
+    @override
+    @classmethod
+    def joined(
+        cls, parts: tuple[Form, ...], own: Mapping[str, torch.Tensor], said: Mapping[str, Any], shape: tuple[int, int], dtype: torch.dtype
+    ) -> Form:
+        (inner,) = parts
+        if inner.shape != shape or own.keys() != {cls.called}:
+            raise ValueError(f"a form of {shape} belongs beside {cls.called}, and nothing else")
+        return cls(inner, cls.fitting(own[cls.called], shape))
