@@ -71,17 +71,29 @@ def draw(out: Path = PICTURE) -> None:
     for row in rows:
         lines.setdefault(row[1].split()[0], []).append((int(row[2].replace(",", "")), float(row[3])))
     figure, axes = pyplot.subplots(figsize=(7.2, 4.2))
-    for place, (method, points) in enumerate(sorted(lines.items())):
-        colour = pyplot.get_cmap("tab20")(place)
-        points = sorted(points)
-        axes.plot(*zip(*points), marker="o", color=colour)
-        axes.annotate(method, points[-1], (5, 3), textcoords="offset points", color=colour, fontsize=8)
+    for place, (_, points) in enumerate(sorted(lines.items())):
+        # The palette of middle tones, which can be read on light and on dark.
+        axes.plot(*zip(*sorted(points)), marker="o", color=f"C{place}")
     axes.set(xscale="log", xlabel="trained numbers", ylabel="held-out loss, nats per token")
+    _named(axes, {method: max(points) for method, points in sorted(lines.items())})
     axes.tick_params(which="both", colors=grey)
     axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
     figure.savefig(out, transparent=True, metadata={"Date": None})
     pyplot.close(figure)
+
+
+def _named(axes: Any, ends: dict[str, tuple[int, float]], apart: float = 11) -> None:
+    """Names at the ends of lines, so many points apart where they would lie on each other."""
+    axes.figure.tight_layout()
+    scale = 72 / axes.figure.dpi
+    places = {method: axes.transData.transform(end) * scale for method, end in ends.items()}
+    put: list[tuple[float, float]] = []
+    for place, method in sorted(enumerate(ends), key=lambda each: places[each[1]][1]):
+        x, y = places[method]
+        height = max([y, *(other + apart for beside, other in put if abs(beside - x) < 60 and other + apart > y)])
+        put.append((x, height))
+        axes.annotate(method, ends[method], (7, height - y - 3), textcoords="offset points", color=f"C{place}", fontsize=8)
 
 
 if __name__ == "__main__":
