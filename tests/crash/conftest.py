@@ -66,7 +66,8 @@ def timeless(path):
         found.pop("hash", None)  # of the times too
         found.pop("seconds", None)
         found.pop("memory", None)
-        found.get("search", {}).pop("seconds", None)
+        for part in ("search", "healing"):
+            (found.get(part) or {}).pop("seconds", None)
     return found
 
 
@@ -137,12 +138,15 @@ def whole(home, small):
         "method": ("fit", *small, "--method", "ziplm keep=0.75 | gptq bits=3 | eora rank=2"),
         "measure": ("measure", *small),
         "adapt": ("adapt", small[0], *small[1:3], *ADAPTING),
+        "merge": ("merge", small[0], small[0], "--method", "ties", "--no-verify"),
+        "train": ("train", small[0], *small[1:3], *ADAPTING[2:], "--method", "set", "--params", "80%"),
     }
     # Those that begin with what another command wrote.
     later = {
         "from": ("measure", lambda out: ("fit", "--from", out, "--bpw", "5")),
         "apply": ("adapt", lambda out: ("apply", small[0], out)),
         "revert": ("apply", lambda out: ("revert", out)),
+        "heal": ("method", lambda out: ("heal", out, *small[1:3], "--steps", 4, "--batch", 2)),
         "delta": ("apply", lambda out: ("delta", out, "--base", small[0])),
     }
     known = {}

@@ -3,7 +3,19 @@
 import pytest
 
 # Places that a command is killed at: the two that measure go through all stages, the others through some.
-PLACES = {"budget": 25, "measure": 25, "from": 8, "method": 8, "adapt": 12, "apply": 6, "revert": 6, "delta": 6}
+PLACES = {
+    "budget": 25,
+    "measure": 25,
+    "from": 8,
+    "method": 8,
+    "adapt": 12,
+    "apply": 6,
+    "revert": 6,
+    "delta": 6,
+    "merge": 6,
+    "train": 8,
+    "heal": 8,
+}
 
 
 @pytest.mark.slow
