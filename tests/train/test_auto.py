@@ -10,7 +10,9 @@ from modicum.core.errors import BudgetError
 from modicum.core.option import Option
 from modicum.testing import zoo
 from modicum.train import auto
+from modicum.train.adapt import adapt
 from modicum.train.objectives import next_token
+from modicum.train.settings import Loop
 from modicum.train.trained import trained
 
 
@@ -91,3 +93,12 @@ def test_chance_gains_nothing():
     (method,) = Option.parse("lora_ga rank=8", trained=True).steps
     chance, signal = (auto.gain(method, unit, model.weight.detach(), each, 0)[0] for each in (noise, same))
     assert abs(chance) < 0.15 * signal
+
+
+def test_a_method_that_asks_for_a_gradient_is_given_one(tmp_path):
+    """Else it would be plain LoRA without a word."""
+    words = {"data": None, "tokens": 32, "samples": 8, "test_samples": 2, "loop": Loop(steps=3, batch=4, rate=0.01)}
+    found = {name: adapt("demo", tmp_path / name, method=f"{name} rank=2", **words).receipt for name in ("lora", "lora_ga")}
+    assert "sweeping" in found["lora_ga"]["stages"] and "sweeping" not in found["lora"]["stages"]
+    assert found["lora_ga"]["losses"][0] == found["lora"]["losses"][0]  # both begin at the base
+    assert found["lora_ga"]["losses"][2] != found["lora"]["losses"][2]

@@ -28,9 +28,9 @@ class LoraGa(LowRankAdapter):
 
     *Shapes:* left (rows, rank), right (rank, columns); the rank is at most the smaller side.
 
-    *Needs and cost:* one gradient of the weight, which ``method=auto`` takes; rank · (rows + columns) trained numbers.
+    *Needs and cost:* one gradient of the weight, which ``adapt`` takes; rank · (rows + columns) trained numbers.
 
-    *Reduces to:* ``lora`` where no gradient was taken.
+    *Reduces to:* ``lora`` in a loop of one's own that takes no gradient before.
 
     *Raises:* nothing of its own.
 
@@ -49,6 +49,7 @@ class LoraGa(LowRankAdapter):
         authors="Shaowen Wang and Linxi Yu and Jian Li",
     )
     rate: ClassVar[float] = 5e-3
+    asks_gradient: ClassVar[bool] = True
 
     rank: int = param(8, "inner size of the two factors", between=(1, 65536), dial=True)
     alpha: float = param(16.0, "strength: the product is multiplied by alpha / rank", between=(0.0, 1e6))

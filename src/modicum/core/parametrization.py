@@ -105,6 +105,8 @@ class Parametrization(Trainable):
     relative: ClassVar[bool] = True
     # Whether what ``begin`` gives is the base to the bit where it is relative; a reflection, say, never is.
     begins_at_base: ClassVar[bool] = True
+    # Whether ``begin`` looks at the loss's gradient in the weight; where nobody took it, it begins otherwise.
+    asks_gradient: ClassVar[bool] = False
     # Whether a model that is trained from the start begins with numbers that the method draws, not with those that the model was made with.
     draws: ClassVar[bool] = False
 

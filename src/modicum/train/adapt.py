@@ -16,6 +16,7 @@ from modicum.core.arguments import checked
 from modicum.core.budget import Budget
 from modicum.core.errors import BudgetError, SettingError
 from modicum.core.files import write_json
+from modicum.core.option import Option
 from modicum.core.progress import Quiet
 from modicum.data.answers import from_answers, holds_answers
 from modicum.data.preferences import from_preferences, holds_preferences
@@ -147,11 +148,13 @@ def _planned(
 ) -> tuple[str | dict[str, str], dict[str, torch.Tensor] | None, dict[str, float]]:
     """The plan, gradients that it begins with, and what it may spend."""
     most = limits(budget, parameters)
-    if method != AUTO:
+    if method != AUTO and not any(getattr(step, "asks_gradient", False) for step in Option.parse(method, trained=True).steps):
         return method, None, most
     with meter.stage("sweeping"):
         units = auto.planned_units(module)
         swept = auto.sweep(module, rows[:_SWEPT], units, objective, together=loop.together or loop.batch)
+        if method != AUTO:
+            return method, swept.whole, most
         found = auto.table(module, units, swept, loop.seed)
     return auto.chosen(found, most), swept.whole, most
 
