@@ -179,3 +179,31 @@ def test_the_page_and_the_card_tell_of_it():
     assert "were trained in 6 updates to answer as the original" in card
     plain = fitted()
     assert "<h2>Healing</h2>" not in modicum.report(plain.receipt)
+
+
+def test_a_trained_step_stands_last_in_an_option_and_its_bytes_count(method="lora rank=2"):
+    words = {**FAST, "heal_with": "norms"}
+    plain, repaired = fitted(target="modicum"), fitted(method="nearest bits=2 | eora rank=2", target="modicum")
+    made = fitted(method=f"nearest bits=2 | {method}", target="modicum", **words)
+    told, before, after = made.receipt["healing"], tensors(plain.out), tensors(made.out)
+    assert told["taken"] and told["methods"][method] > 0 and set(told["methods"]) == {method, "norms"}
+    assert told["before"]["mean"] == pytest.approx(plain.receipt["quality"]["mean"], rel=1e-3)  # what it begins with changes nothing
+    assert made.receipt["quality"]["mean"] < told["before"]["mean"]
+    assert made.receipt["bytes"]["actual"] == pytest.approx(repaired.receipt["bytes"]["actual"], rel=1e-3)
+    codes = [name for name in before if name.endswith("codes")]
+    assert codes and all(torch.equal(before[name], after[name.replace(":codes", ":0.codes")]) for name in codes)
+
+
+@pytest.mark.parametrize(
+    "method, words, said",
+    [
+        ("nearest bits=2 | lora rank=2", {}, "heal: must be 1 or more"),
+        ("lora rank=2", FAST, "lora: is trained"),
+        ("lora rank=2 | nearest bits=2", FAST, "lora: is trained"),
+        ("nearest bits=2 | dora rank=2", FAST, "dora: must be what a file holds beside a compressed weight"),
+        ("nearest bits=2 | ties", FAST, "ties: makes one model of several"),
+    ],
+)
+def test_a_trained_step_elsewhere_is_told_in_words(method, words, said):
+    with pytest.raises(SettingError, match=said):
+        fitted(method=method, target="modicum", **words)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,8 +12,10 @@ import torch
 from typing_extensions import override
 
 from modicum.core.errors import SettingError
+from modicum.core.method import Change
 from modicum.core.parametrization import Parametrization, Start, State, Step
-from modicum.forms import LowRank, Sparse, Sum
+from modicum.core.unit import Site, Stats
+from modicum.forms import Dense, LowRank, Sparse, Sum
 
 if TYPE_CHECKING:
     from modicum.forms import Form
@@ -29,6 +33,28 @@ class LowRankAdapter(Adapter):
     def scale(self, rank: int) -> float:
         """What the product of the factors is multiplied by."""
         return 1.0
+
+    @override
+    def closed(self, stored: Form, state: State) -> Form:
+        """The product beside it, as ``eora`` lays it."""
+        added = LowRank(*(factor.detach().to(stored.dtype) for factor in (self.left(state), state["right"])))
+        return Sum((*(stored.parts if isinstance(stored, Sum) else (stored,)), added))
+
+    @override
+    def apply(self, site: Site, stats: Mapping[str, Stats], current: Mapping[str, Form]) -> Change:
+        """Add what training begins with, by which nothing changes but the bytes. Raises ``SettingError`` where nothing was compressed before."""
+        forms = {}
+        for unit in site.units:
+            stored, seed = current[unit.name], zlib.crc32(unit.name.encode())
+            if isinstance(stored, Dense):
+                raise SettingError(
+                    f"{self.key()}: must follow a step that changed the weight, {unit.name} is unchanged. Use modicum adapt."
+                )
+            start = Start(
+                unit=unit.name, shape=stored.shape, weight=None, chance=torch.Generator().manual_seed(seed), seed=seed, stored=stored
+            )
+            forms[unit.name] = self.closed(stored, self.begin(start))
+        return Change(forms=forms)
 
     def left(self, state: State) -> torch.Tensor:
         """The left factor (rows, rank) under its scale."""

@@ -53,8 +53,9 @@ def spelled(text: str) -> list[tuple[str, dict[str, str]]]:
 
 def check(text: str, *, trained: bool = False) -> None:
     """Raise ``SettingError`` for an option that names no method, settings that its method lacks, or a ``trained`` one unless it may be."""
-    for name, given in spelled(text):
-        settings.read(meant(name, known(), trained=trained), given, name)
+    said = spelled(text)
+    for place, (name, given) in enumerate(said):
+        settings.read(meant(name, known(), trained=trained, closing=0 < place == len(said) - 1), given, name)
 
 
 def known() -> Mapping[str, type]:

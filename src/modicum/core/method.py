@@ -128,6 +128,11 @@ class Method:
         return f"{self.key().split('/')[1]} {settings.write(self)}".strip()
 
     @property
+    def closes(self) -> bool:
+        """Whether a method that is trained may stand last in an option, on what the steps before it made."""
+        return False
+
+    @property
     def by_rows(self) -> bool:
         """Whether what these settings make of some rows of a weight is what they make of them in the whole, where there is no data."""
         return False
@@ -196,14 +201,18 @@ def require_untrained(key: str) -> None:
         )
 
 
-def meant(name: str, methods: Mapping[str, type], *, trained: bool) -> type:
-    """The method of an option's step, by ``family/name`` or name; one that is ``trained`` only where it may be. Raises ``SettingError``."""
+def meant(name: str, methods: Mapping[str, type], *, trained: bool, closing: bool = False) -> type:
+    """The method of an option's step, by ``family/name`` or name; one that is ``trained`` only where it may be. Raises ``SettingError``.
+
+    It may where the step is ``closing``, the last of several; whether it can stand there it says itself (``Method.closes``).
+    """
     if trained:
         return named(name, methods)
+    known = made(methods) | ({key: cls for key, cls in methods.items() if key.split("/")[0] in TRAINED} if closing else {})
     for key in methods:
-        if name in (key, key.split("/")[1]):
+        if name in (key, key.split("/")[1]) and key not in known:
             require_untrained(key)
-    return named(name, made(methods))
+    return named(name, known)
 
 
 def made(methods: Mapping[str, type]) -> dict[str, type]:

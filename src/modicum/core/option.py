@@ -7,9 +7,9 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 from modicum.core import settings
-from modicum.core.errors import ModelError
+from modicum.core.errors import ModelError, SettingError
 from modicum.core.grammar import KEEP, spelled
-from modicum.core.method import Change, Method, Need, meant, registry
+from modicum.core.method import TRAINED, Change, Method, Need, meant, registry
 from modicum.core.unit import Site, Stats
 
 if TYPE_CHECKING:
@@ -52,9 +52,24 @@ class Option:
     def parse(cls, text: str, *, trained: bool = False) -> Option:
         """Read an option's text. ``int4`` is short for ``gptq bits=4``, ``fp8`` for the eight-bit float.
 
-        Raises ``SettingError``, for a step that is ``trained`` too unless it may be.
+        Raises ``SettingError``, for a step that is ``trained`` too unless it may be, or stands last on what the steps before it made.
         """
-        return cls(tuple(settings.read(meant(name, registry(), trained=trained), given, name) for name, given in spelled(text)))
+        said = spelled(text)
+        closing = lambda place: 0 < place == len(said) - 1
+        steps = [
+            settings.read(meant(name, registry(), trained=trained, closing=closing(place)), given, name)
+            for place, (name, given) in enumerate(said)
+        ]
+        if len(steps) > 1 and steps[-1].family() in TRAINED and not trained and not steps[-1].closes:
+            raise SettingError(
+                f"{said[-1][0]}: must be what a file holds beside a compressed weight to stand last, such as lora. Use modicum adapt."
+            )
+        return cls(tuple(steps))
+
+    @property
+    def closing(self) -> Method | None:
+        """The step that is trained after assembly, where there is one."""
+        return self.steps[-1] if len(self.steps) > 1 and self.steps[-1].closes else None
 
     def __str__(self) -> str:
         return " | ".join(map(str, self.steps)) or KEEP

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar
 
+from typing_extensions import override
+
 from modicum.core.method import Trainable
 from modicum.core.unit import Stats
 
@@ -141,6 +143,16 @@ class Parametrization(Trainable):
 
     def form(self, state: State) -> Form:
         """What is stored, with exact bytes; it stands on ``state.base`` where the method is ``relative``."""
+        raise NotImplementedError
+
+    @property
+    @override
+    def closes(self) -> bool:
+        """Whether it may stand last in an option of ``fit``: it says what is stored then."""
+        return type(self).closed is not Parametrization.closed
+
+    def closed(self, stored: Form, state: State) -> Form:
+        """What is stored where it stands last in an option, on the form that the steps before it made, in that form's dtype."""
         raise NotImplementedError
 
     def product(self, base: Form | None, state: State, x: torch.Tensor, step: Step) -> torch.Tensor | None:

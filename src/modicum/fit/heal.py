@@ -12,10 +12,11 @@ from torch import nn
 from modicum.core.budget import readable
 from modicum.core.errors import BudgetError, SettingError
 from modicum.core.memory import own_memory
+from modicum.core.parametrization import Parametrization
 from modicum.data.splits import count_tokens, one_row
 from modicum.fit.made import Made
 from modicum.fit.scene import Scene
-from modicum.forms import Form
+from modicum.forms import Form, Sum
 from modicum.models.model import Model
 from modicum.numerics.interval import interval
 from modicum.restrict._healer import straight
@@ -34,6 +35,8 @@ def check(scene: Scene) -> None:
     """Raise ``SettingError`` or ``BudgetError`` where healing was asked for and cannot be."""
     request = scene.request
     if not request.heal:
+        if (closing := next((option for option in scene.options if option.closing), None)) is not None:
+            raise SettingError(f"heal: must be 1 or more where {str(closing)!r} trains its last step, is 0. Pass --heal 200.")
         return
     healers(request.heal_with)
     if scene.ranks.count > 1:
@@ -113,11 +116,17 @@ def _trained(made: Made, loop: Loop, folder: Path, meter: Meter) -> Healed:
         if scene.model.weights.held(name).ndim == 1 and scene.model.weights.held(name).is_floating_point()
     }
     vectors |= {f"{module}.bias": bias for module, bias in made.change.biases.items()}
-    module = student.module
+    own = {name: option.closing for name, option in made.options.items() if name in forms and isinstance(option.closing, Parametrization)}
     return heal(
-        module, forms, vectors, scene.data.calibration, _objective(scene, teacher.module), loop, healers(scene.request.heal_with), keep=folder,
-        progress=meter.progress,
+        student.module, forms | {name: _beneath(forms[name]) for name in own}, vectors, scene.data.calibration, _objective(scene, teacher.module),
+        loop, healers(scene.request.heal_with), own=own, keep=folder, progress=meter.progress,
     )  # fmt: skip
+
+
+def _beneath(form: Form) -> Form:
+    """What an option made before its last step added a part."""
+    assert isinstance(form, Sum)
+    return form.parts[0] if len(form.parts) == 2 else Sum(form.parts[:-1])
 
 
 def _objective(scene: Scene, teacher: nn.Module) -> Objective:

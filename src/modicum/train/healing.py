@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import nn
@@ -49,14 +50,23 @@ def healers(text: str) -> list[Parametrization]:
     return found
 
 
-def chosen(units: Mapping[str, Unit], forms: Mapping[str, Form], methods: Sequence[Parametrization]) -> dict[str, Parametrization]:
-    """Which method trains what: healers the forms that they suit, the first of them each, and what is added to a base the vectors."""
+def chosen(
+    units: Mapping[str, Unit],
+    forms: Mapping[str, Form],
+    methods: Sequence[Parametrization],
+    own: Mapping[str, Parametrization] = MappingProxyType({}),
+) -> dict[str, Parametrization]:
+    """Which method trains what: a unit's own where it has one, healers the forms that they suit, the first of them each, and what is added to a
+    base the vectors.
+    """
     inside = [method for method in methods if isinstance(method, Healer)]
     beside = [method for method in methods if method.relative]
     found: dict[str, Parametrization] = {}
     method: Parametrization | None
     for name, unit in units.items():
-        if name in forms:
+        if name in own:
+            method = own[name]
+        elif name in forms:
             method = next((method for method in inside if method.suits(forms[name])), None)
         else:
             method = next(iter(beside), None) if unit.kind == "parameter" and len(unit.stored_shape) == 1 else None
@@ -67,14 +77,17 @@ def chosen(units: Mapping[str, Unit], forms: Mapping[str, Form], methods: Sequen
 
 def heal(
     student: nn.Module, forms: Mapping[str, Form], vectors: Mapping[str, torch.Tensor], rows: Sequence[Batch], objective: Objective, loop: Loop,
-    methods: Sequence[Parametrization], *, keep: Path | None = None, progress: Quiet | None = None,
+    methods: Sequence[Parametrization], *, own: Mapping[str, Parametrization] | None = None, keep: Path | None = None,
+    progress: Quiet | None = None,
 ) -> Healed:  # fmt: skip
     """Train what ``methods`` may of a module that computes with ``forms`` and ``vectors``, the stored values of its vectors by parameter.
 
+    Units that have a method of their ``own`` are trained by it: what it learns is laid beside their form, which stays.
     The module is as it was afterwards. Training that was killed goes on from ``keep`` with the same losses; at a loss that is no number it ends with
     what was kept, and an event. Raises ``SettingError`` where nothing of the model may be trained.
     """
-    plan = chosen(trainable(student), forms, methods)
+    own = own or {}
+    plan = chosen(trainable(student), forms, methods, own)
     plan = {name: method for name, method in plan.items() if name in forms or name in vectors}
     if not plan:
         told = ", ".join(map(str, methods))
@@ -90,7 +103,8 @@ def heal(
             if not losses:
                 return Healed({}, {}, [], t.count, time.perf_counter() - started, event)
         seconds = time.perf_counter() - started
-        made = {name: form for name, form in t.forms().items() if name in forms}
+        made = {name: form for name, form in t.forms().items() if name in forms and name not in own}
+        made |= {name: method.closed(forms[name], t.places[name].state) for name, method in own.items()}
         moved = {name: t.weight(name).detach()[0] for name in plan if name not in forms}
         counted: dict[str, int] = {}
         for place in t.places.values():
