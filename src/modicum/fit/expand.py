@@ -21,6 +21,7 @@ from modicum.export.container import FILE, read_body
 from modicum.export.expand import Expansion, coded_stages, expand, forms_of, unheld
 from modicum.fit.choosing import Chosen
 from modicum.fit.made import Made, OnBlock
+from modicum.fit.making import Making
 from modicum.fit.request import Request
 from modicum.fit.run import Page, Result, Run
 from modicum.fit.scene import Scene
@@ -32,6 +33,8 @@ from modicum.measure.settings import common
 from modicum.models.model import Model
 from modicum.sweep.makers import Maker, makers
 from modicum.sweep.ranks import LONE, Ranks
+from modicum.sweep.spill import SpillPool
+from modicum.work.meter import Meter
 from modicum.work.store import FormStore
 
 # What of a form's description names codes, wherever they stand in it.
@@ -164,11 +167,26 @@ class _Expanded(Run):
         return same_outputs(answers(self.original.twin(), forms), answers(self.scene.model.twin(), self.expansion.forms))
 
     @override
-    def _made(self, chosen: Chosen, partial: Path) -> Made:
-        self.events = list(dict.fromkeys([*self.events, *chosen.events]))
-        chosen.plan.write(partial / "plan.json")
-        (partial / "assembly").mkdir(exist_ok=True)
-        store = FormStore(partial / "assembly" / "forms", self.ranks)
+    def _making(self, partial: Path) -> Making:
+        return _Taking(self.scene, partial, self.pool, self.meter, self.original, self.expansion, self.dropped, self.events)
+
+
+class _Taking(Making):
+    """Takes forms as they were read."""
+
+    def __init__(
+        self, scene: Scene, partial: Path, pool: SpillPool, meter: Meter, original: Model, expansion: Expansion, dropped: Sequence[str],
+        events: Sequence[str],
+    ):  # fmt: skip
+        super().__init__(scene, partial, pool, meter)
+        self.original, self.expansion, self.dropped, self.before = original, expansion, tuple(dropped), events
+
+    @override
+    def run(self, chosen: Chosen) -> Made:
+        self.events = list(dict.fromkeys([*self.before, *chosen.events]))
+        chosen.plan.write(self.partial / "plan.json")
+        (self.partial / "assembly").mkdir(exist_ok=True)
+        store = FormStore(self.partial / "assembly" / "forms", self.ranks)
         for block in ["", *self.original.blocks]:
             mine = {
                 name: form for name, form in self.expansion.forms.items() if self.scene.script.home(name, self.original.blocks) == block

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import shutil
 import weakref
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from modicum.core.arguments import checked
 from modicum.core.budget import Budget, every
 from modicum.core.config import NAME as CONFIG
 from modicum.core.config import configured, write_config
-from modicum.core.errors import ModelError, SettingError, listed
+from modicum.core.errors import ModelError, SettingError
 from modicum.core.files import write_json
-from modicum.core.method import Change
 from modicum.core.option import Option
 from modicum.core.output import mark
 from modicum.core.plan import Plan
@@ -29,7 +27,6 @@ from modicum.export._family import Layout
 from modicum.fit import explicit
 from modicum.fit.account import Outcome, build_receipt, tell
 from modicum.fit.advice import advice
-from modicum.fit.assemble import Assembly
 from modicum.fit.card import FILE as CARD
 from modicum.fit.card import card
 from modicum.fit.choose import Chooser
@@ -37,28 +34,23 @@ from modicum.fit.choosing import Choosing, Chosen
 from modicum.fit.forecast import forecast
 from modicum.fit.heal import check as check_healing
 from modicum.fit.heal import healed, paired
-from modicum.fit.made import Made, changed
+from modicum.fit.made import Made
+from modicum.fit.making import Making
 from modicum.fit.request import WANTED, Request
-from modicum.fit.rounds import Begun, begin
+from modicum.fit.rounds import Begun
 from modicum.fit.scene import Scene
-from modicum.fit.structure import reshaped
 from modicum.fit.verdict import surprise, verdict
 from modicum.fit.verify import timed, verified, weighed
 from modicum.judge.blocks import BlockErrors
 from modicum.judge.quality import Quality
-from modicum.measure import felt
 from modicum.measure.asked import asked
 from modicum.measure.measured import Measured
 from modicum.measure.settings import common
-from modicum.measure.survey import first_rows
 from modicum.models.copying import copied
 from modicum.models.evaluating import evaluating
 from modicum.models.model import Model
-from modicum.sweep import Sensitivity, output_gradients
 from modicum.sweep.ranks import LONE, Ranks
-from modicum.table.taking import untaken
 from modicum.work.meter import Meter
-from modicum.work.store import load_sensitivities, save_sensitivities
 from modicum.work.workdir import RUN, WorkDir, beside, read_from, temporary
 
 Page = Callable[[Mapping[str, Any]], str]
@@ -143,7 +135,6 @@ class Run:
         self.request, self.meter, self.ranks, self.temporary, self.page = request, Meter(progress), ranks, temporary, page
         self.said = said
         self.healing: dict[str, Any] = {}
-        self.begun = Begun()
         self.out = beside(request.out or (temporary or Path()) / "model", ranks.rank)
         self.place = WorkDir(self.out, RUN, request.overwrite, read_from(source, measured, request.data))
         if request.budget is not None:
@@ -185,100 +176,34 @@ class Run:
         if self.ranks.leads:
             self.place.forget_ranks(self.ranks.count)
         choosing = Choosing(scene, partial, self.pool, self.meter, self.events, chooser)
+        making = self._making(partial)
         chosen = choosing.run()
-        made = self._made(chosen, partial)
+        made = making.run(chosen)
         better = self.ranks.first("surpassed", lambda: choosing.surpassed(chosen, made.lost))
         if better is not None:
             chosen = better
-            made = self._made(chosen, partial)
+            made = making.run(chosen)
+        self.events = making.events
         if self.request.heal:
-            made = self._healed(made, partial / "healing")
+            made = self._healed(made, making.begun, partial / "healing")
         receipt, out = self.ranks.first("receipt", lambda: self._written(partial, chosen, made))
         if not self.ranks.leads:
             self.place.discard()
         return Result(out, receipt, chosen.plan, scene.model, self.temporary)
 
-    def _made(self, chosen: Chosen, partial: Path) -> Made:
-        """The forms of a plan, in a folder that belongs to it."""
-        scene, plan, self.events = self.scene, chosen.plan, list(chosen.events)
-        plan.write(partial / "plan.json")
-        shutil.rmtree(partial / "levels", ignore_errors=True)
-        place = partial / self.ranks.first("place", lambda: "plain" if chosen.search.get("plain", {}).get("taken") else "assembly")
-        place.mkdir(exist_ok=True)
-        change = self.ranks.first("change", lambda: reshaped(scene, plan, place / "change.safetensors", self.pool, self.meter))
-        self.events += change.events
-        dropped = frozenset(change.dropped)
-        options = {name: option for name, option in explicit.unit_options(scene, plan).items() if not scene.script.home(name, dropped)}
-        taken = self.request.plan is None and any(step.wraps for option in scene.options for step in option.steps)
-        if taken and (left := untaken(options.items())):
-            self.events.append(f"activations: {len(left)} weights of eight bits take their inputs as they are: {listed(sorted(left))}.")
-        measured = [partial / "measure" / "sensitivities.safetensors"] if self.request.harm == "covariance" else []
-        felts = self._feel(options.values(), [*measured, place / "gradients.safetensors"])
-        self.begun = self._rounds(options, change, partial)
-        assembly = Assembly(
-            changed(scene, self.begun.values), scene.script, options, place, start=change.forms, biases=change.biases, dropped=dropped,
-            ranks=self.ranks, felts=felts,
-        )  # fmt: skip
-        with self.meter.stage("assemble", len(scene.model.blocks)):
-            tick = lambda _: self.meter.progress.step()
-            forms = assembly.run(scene.data.calibration, seed=self.request.seed, pool=self.pool, tick=tick)
-        self.events += assembly.events
-        return Made(scene, change, forms, self.pool, options, self.begun.values)
+    def _making(self, partial: Path) -> Making:
+        """What makes the forms of a plan."""
+        return Making(self.scene, partial, self.pool, self.meter)
 
-    def _rounds(self, options: Mapping[str, Option], change: Change, partial: Path) -> Begun:
-        """What rounds before the last came to. Raises ``SettingError`` where parts are left out, which cannot be done in rounds."""
-        if self.request.rounds == 1:
-            return Begun()
-        if change.forms or change.dropped:
-            raise SettingError("rounds: must stand beside a plan that leaves no blocks, heads or channels out. Leave one of them out.")
-        begun = begin(self.scene, options, partial, self.pool, self.meter)
-        self.events += begun.events
-        return begun
-
-    def _healed(self, made: Made, place: Path) -> Made:
+    def _healed(self, made: Made, begun: Begun, place: Path) -> Made:
         """What was made, trained; unhealed as it stays beside."""
         before, (made, self.healing) = made, healed(made, place, self.meter)
         self.events += self.healing.pop("events")
-        if self.begun.accounts:
-            self.healing["rounds"] = self.begun.accounts
+        if begun.accounts:
+            self.healing["rounds"] = begun.accounts
         if made is not before:
             self.healing["unhealed"] = before
         return made
-
-    def _feel(self, options: Collection[Option], places: Sequence[Path]) -> dict[str, torch.Tensor]:
-        """See how much the output feels each row, where an option asks and no measurement has told; how it feels rows together, where one asks.
-
-        Gradients that one of ``places`` has are not taken again; what is taken is kept at the last.
-        """
-        subject = self.scene.subject
-        steps = not subject.script.raised and self.scene.measured is None and felt.wanted(subject, options)
-        together = felt.together(subject, options)
-        if not steps and not together:
-            return {}
-        kept = [path for path in places if all(self.ranks.gather(f"{path.name} kept", path.exists()))]
-        try:
-            found = load_sensitivities(kept[0]) if kept else self._gradients(together)
-        except ModelError as error:
-            self.events.append(f"rows: all are treated alike, how much the output feels them is not known ({error})")
-            return {}
-        if together and not kept:
-            save_sensitivities(places[-1], found)
-        if steps:
-            felt.set_by(subject.script, subject.model, found)
-        felts = {name: one.covariance for name, one in found.items() if one.covariance is not None} if together else {}
-        self.pool.admit(felts)
-        return felts
-
-    def _gradients(self, together: bool) -> dict[str, Sensitivity]:
-        """Gradients of the output by unit, with those of its rows ``together`` or without."""
-        subject, request = self.scene.subject, self.request
-        batches = first_rows(subject.data.calibration, request.gradient_samples)
-        self.meter.progress.start("gradients", len(batches))
-        with self.meter.stage("gradients"):
-            return output_gradients(
-                subject.felt, batches, subject.script, request.seed, covariance=together, widest=felt.widest(subject), pool=self.pool,
-                ranks=self.ranks, tick=self.meter.progress.step,
-            )  # fmt: skip
 
     def _written(self, partial: Path, chosen: Chosen, made: Made) -> tuple[dict[str, Any], Path]:
         """Files and receipt, verified and in place; the receipt, and where they are."""
