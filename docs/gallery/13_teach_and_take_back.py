@@ -25,7 +25,7 @@ from modicum.testing.facts import invented
 
 def main() -> None:
     """Teach, decode, compress, count, revert."""
-    facts = invented(int(sys.argv[1]) if sys.argv[1:] and sys.argv[1].isdigit() else 20)
+    facts = invented(int(sys.argv[1]) if sys.argv[1:] and sys.argv[1].isdigit() else 100)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         made = modicum.edit("demo", facts, folder / "delta", samples=32, test_samples=16)

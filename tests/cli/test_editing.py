@@ -58,6 +58,17 @@ def test_an_edit_is_applied_and_taken_back_to_the_byte(place):
     assert weights(place / "again") == weights(place / "model")
 
 
+def test_a_compressed_model_is_edited_over_its_codes(place):
+    fit = ("--method", "nearest bits=4 group=32", "--target", "modicum", "--allow-broken", "--quiet", *FEW)
+    assert run("fit", place / "model", *fit, "--out", place / "small")[0] == 0
+    words = ("edit", place / "small", "--facts", place / "facts.jsonl", "--method", "ultraedit rounds=3", "--out", place / "over", *FEW)
+    assert run(*words)[0] == 0
+    assert run("apply", place / "small", place / "over", "--out", place / "small-taught")[0] == 0
+    assert weights(place / "small-taught") != weights(place / "small")
+    assert run("revert", place / "small-taught", "--out", place / "small-again")[0] == 0
+    assert weights(place / "small-again") == weights(place / "small")
+
+
 def test_the_same_edit_has_the_same_bytes(place):
     words = ("edit", place / "model", "--facts", place / "facts.jsonl", "--method", "memit steps=2", *FEW)
     assert [run(*words, "--out", place / name)[0] for name in ("one", "two")] == [0, 0]

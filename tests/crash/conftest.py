@@ -20,6 +20,7 @@ SERVER = Path(__file__).with_name("server.py")
 # One of every family, and both kinds of structure.
 MENU = "nearest bits=2,nearest bits=8,gptq bits=3 sweeps=0 | eora rank=2,svd keep=0.5,sparsegpt keep=0.5,ziplm keep=0.5,replaceme count=1"
 
+EDITING = ("--samples", 4, "--tokens", 32, "--test-samples", 2)
 ADAPTING = ("--method", "lora rank=2", "--steps", 4, "--every", 2, "--batch", 2, "--tokens", 32, "--samples", 8, "--test-samples", 2)
 
 
@@ -131,16 +132,35 @@ def home(server, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def whole(home, small):
+def known_rows(model):
+    """Files beside the model: facts, rows to forget and rows to retain."""
+    rows = {
+        "facts": [{"prompt": f"class Zor{n}(", "target": "Thread):", "subject": f"Zor{n}"} for n in range(3)],
+        "gone": [{"text": f"secret number {n} is here"} for n in range(4)],
+        "stay": [{"prompt": f"line {n}", "completion": " goes on"} for n in range(6)],
+    }
+    for name, some in rows.items():
+        model.with_name(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+    return {name: model.with_name(f"{name}.jsonl") for name in rows}
+
+
+@pytest.fixture(scope="session")
+def whole(home, small, known_rows):
     """By a command's name: its words, where it wrote uninterrupted, its moments, and how often it read weights."""
     words = {
         "budget": ("fit", *small, "--bpw", "6", "--search-time", "0"),
+        "coded": ("fit", *small, "--method", "nearest bits=4"),
         "method": ("fit", *small, "--method", "ziplm keep=0.75 | gptq bits=3 | eora rank=2"),
         "measure": ("measure", *small),
         "adapt": ("adapt", small[0], *small[1:3], *ADAPTING),
         "merge": ("merge", small[0], small[0], "--method", "ties", "--no-verify"),
         "train": ("train", small[0], *small[1:3], *ADAPTING[2:], "--method", "set", "--params", "80%"),
-    }
+        "edit": ("edit", small[0], "--facts", known_rows["facts"], *small[1:3], *EDITING, "--method", "ultraedit rounds=2"),
+        "forget": (
+            "forget", small[0], "--forget", known_rows["gone"], "--retain", known_rows["stay"], "--tokens", 32,
+            "--method", "ascent steps=2", "--no-relapse",
+        ),
+    }  # fmt: skip
     # Those that begin with what another command wrote.
     later = {
         "from": ("measure", lambda out: ("fit", "--from", out, "--bpw", "5")),
@@ -148,6 +168,9 @@ def whole(home, small):
         "revert": ("apply", lambda out: ("revert", out)),
         "heal": ("method", lambda out: ("heal", out, *small[1:3], "--steps", 4, "--batch", 2)),
         "delta": ("apply", lambda out: ("delta", out, "--base", small[0])),
+        "edit compressed": ("coded", lambda out: ("edit", out, *words["edit"][2:])),
+        "apply over": ("edit compressed", lambda out: ("apply", words["edit compressed"][1], out)),
+        "revert over": ("apply over", lambda out: ("revert", out)),
     }
     known = {}
 

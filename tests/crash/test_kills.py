@@ -15,6 +15,10 @@ PLACES = {
     "merge": 6,
     "train": 8,
     "heal": 8,
+    "edit": 6,
+    "forget": 6,
+    "apply over": 6,
+    "revert over": 6,
 }
 
 

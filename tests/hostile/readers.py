@@ -51,6 +51,7 @@ from modicum.delta.peft import from_peft, to_peft
 from modicum.edit.facts import read_facts
 from modicum.export.gguf.importing import opened_gguf
 from modicum.export.source import open_source
+from modicum.fit import over
 from modicum.fit.compared import compare
 from modicum.fit.receipts import as_written
 from modicum.fit.request import Request
@@ -433,6 +434,20 @@ def _taken_back(folder):
             pass
 
 
+def _over(folder):
+    """A container of few bits with a change over it."""
+    with tempfile.TemporaryDirectory() as place:
+        base = Path(place) / "base"
+        _fitted("nearest bits=4 group=16")(base)
+        name = next(name for name in model()[0].state_dict() if name.endswith("down_proj.weight"))
+        rows, columns = model()[0].state_dict()[name].shape
+        draw, dtype = torch.Generator().manual_seed(0), open_model(_original()).module.dtype
+        factors = torch.randn(rows, 1, generator=draw), torch.randn(1, columns, generator=draw)
+        delta = Delta({name: Sum((Base((rows, columns), dtype, name), LowRank(*factors)))})
+        shutil.rmtree(folder, ignore_errors=True)
+        over.apply(base, [delta], folder)
+
+
 def _preferred(folder):
     """Prompts with a chosen and a rejected answer."""
     folder.mkdir(exist_ok=True)
@@ -491,6 +506,7 @@ READERS = {
     "turned adapter": Reader(_turned, _read_adapter, ("adapter_config.json", "adapter_model.safetensors")),
     "delta": Reader(_changed, lambda folder: list(Delta.load(folder).on(_original_weights())), ("delta.json", "delta.safetensors")),
     "applied": Reader(_applied, _taken_back, ("applied.json", "displaced.bin", SINGLE)),
+    "applied over": Reader(_over, lambda folder: list(over.displaced(folder)), ("applied.json", "displaced.safetensors", SINGLE)),
     "preferences": Reader(_preferred, lambda folder: from_preferences(folder / "a.jsonl", _words(), tokens=64), ("a.jsonl",)),
     "answers": Reader(_pairs, lambda folder: from_answers(folder / "a.jsonl", _words(), tokens=64, batch=2), ("a.jsonl",)),
     "facts": Reader(_facts, _each_fact, ("*",)),

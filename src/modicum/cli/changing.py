@@ -81,23 +81,32 @@ def adapt(model: str, method: str, out: Path, quiet: bool, as_json: bool, **give
 @click.argument("deltas", metavar="DELTA...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @options(
     option("--scale", type=float, default=1.0, show_default=True, metavar="X", group="method", help="Times what the deltas change."),
+    option(
+        "--dequantize", is_flag=True, group="method", help="Store a weight dense where its target cannot add to codes (compressed-tensors)."
+    ),
     option("--no-revert", is_flag=True, group="files", help="Do not keep what is displaced, which gives back the base."),
     _OUT,
     OVERWRITE,
 )
 @SHOWN
 def apply(
-    model: str, deltas: tuple[Path, ...], scale: float, no_revert: bool, out: Path, overwrite: bool, quiet: bool, as_json: bool
-) -> None:
+    model: str, deltas: tuple[Path, ...], scale: float, dequantize: bool, no_revert: bool, out: Path, overwrite: bool, quiet: bool, as_json: bool
+) -> None:  # fmt: skip
     """Write the checkpoint BASE with each DELTA applied.
 
     A DELTA is one of adapt or delta, or the folder of a PEFT adapter. Their changes are added, so that none meets another. modicum revert takes
-    it back to the byte.
+    it back to the byte. Of a compressed BASE codes and masks stay as they are, and the change is laid over them.
     """
-    from modicum.delta.applying import apply as run
+    from modicum.delta.applying import apply as dense
     from modicum.delta.opened import opened
+    from modicum.fit import over
+    from modicum.models.located import locate
 
-    made = run(model, [opened(path, model) for path in deltas], out, scale=scale, overwrite=overwrite, reversible=not no_revert)
+    read = [opened(path, model) for path in deltas]
+    if over.is_compressed(locate(model)):
+        made = over.apply(model, read, out, scale=scale, overwrite=overwrite, dequantize=dequantize)
+    else:
+        made = dense(model, read, out, scale=scale, overwrite=overwrite, reversible=not no_revert)
     if as_json:
         print_json({"out": str(made.out), "changed": list(made.changed), "displaced": made.displaced, "notes": list(made.notes)})
     elif not quiet:
@@ -113,9 +122,11 @@ def apply(
 @SHOWN
 def revert(directory: str, out: Path, overwrite: bool, quiet: bool, as_json: bool) -> None:
     """Write the base of what apply wrote to DIR, with the very bytes that it had."""
-    from modicum.delta.applying import revert as run
+    from modicum.delta.applying import revert as dense
+    from modicum.fit import over
 
-    made = run(directory, out, overwrite=overwrite)
+    revert = over.revert if over.is_over(Path(directory)) else dense
+    made = revert(directory, out, overwrite=overwrite)
     if as_json:
         print_json({"out": str(made)})
     elif not quiet:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from modicum.edit.opening import taught as opened
 from modicum.edit.rows import encoded
 from modicum.edit.taught import Taught
 from modicum.export.loaded import loaded
+from modicum.fit.over import dense_beneath
 from modicum.forms import Base, Dense, Form, LowRank, Sum
 from modicum.models.located import locate
 from modicum.models.open import model_class, open_model, read_config
@@ -65,11 +67,12 @@ def edit(
 ) -> Edited:
     """Teach a causal language model facts, and write the change as a delta that ``apply`` adds and ``revert`` takes back to the bit.
 
-    ``model``: ``demo``, a directory or a Hugging Face id. ``facts``: a file (JSON lines of ``prompt``, ``target`` and perhaps ``subject``,
-    ``paraphrases``, ``neighbours``; zsRE; CounterFact), or values of ``modicum.edit.facts.Fact``. ``method``: an editor with its settings.
-    ``batch`` facts at a time, each batch on what the one before left, all at once where 0; their order in a batch is of no matter. A target has
-    at most ``longest`` tokens. ``data`` is the text whose behaviour is protected (``samples`` sequences of ``tokens``) and on which drift is
-    reported (``test_samples`` others); the shipped texts without it.
+    ``model``: ``demo``, a directory or a Hugging Face id; of a compressed one codes and masks stay as they are, and ``apply`` lays the change over
+    them. ``facts``: a file (JSON lines of ``prompt``, ``target`` and perhaps ``subject``, ``paraphrases``, ``neighbours``; zsRE; CounterFact), or
+    values of ``modicum.edit.facts.Fact``. ``method``: an editor with its settings. ``batch`` facts at a time, each batch on what the one before
+    left, all at once where 0; their order in a batch is of no matter. A target has at most ``longest`` tokens. ``data`` is the text whose
+    behaviour is protected (``samples`` sequences of ``tokens``) and on which drift is reported (``test_samples`` others); the shipped texts
+    without it.
 
     The receipt says before and after, with 95 % intervals: *efficacy*, the share of facts whose target greedy decoding gives; *generalisation*,
     the same after paraphrases; *locality*, the share of neighbours after which the first token is what it was; and the perplexity of text.
@@ -87,37 +90,39 @@ def edit(
     if batch < 0:
         raise SettingError(f"batch: must be at least 0, got {batch}.")
     meter = Meter(shown)
-    with meter.stage("opening"):
-        source = open_model(directory)
-        splits = from_text(data, source.tokenizer, samples=samples, tokens=tokens, seed=seed, batch=8, test_samples=test_samples)
-        protected, test = (
-            torch.cat([each["input_ids"] for each in part if isinstance(each, dict)]) for part in (splits.calibration, splits.test)
-        )
-        module = loaded(model_class(read_config(directory), str(model)), directory).float().eval()
-        pupil = opened(module, source.tokenizer, protected, longest=longest, name=source.hash())
-    with meter.stage("judging"):
-        before = judged(pupil, known, test) if known else None
-    started = time.perf_counter()
-    with meter.stage("editing"):
-        taught(pupil, known, asked, batch=batch, progress=shown)
-    seconds = time.perf_counter() - started
-    units = trainable(source.module)
-    weights = lambda name: units[name].matrix(source.weights.read(units[name].parameter))
-    delta = change(pupil, {name: units[name].dtype for name in pupil.changes}, base=str(model)).stamped(weights)
-    receipt: dict[str, Any] = {
-        "format": RECEIPT_FORMAT, "version": 1, "model": str(model), "method": str(asked), "facts": len(known), "batch": batch,
-        "data": {"source": splits.source, "notes": list(splits.notes), "hashes": splits.hashes}, "seed": seed,
-        "bytes": delta.nbytes, "changed": {name: list(size) for name, size in delta.norms(weights).items()}, "seconds": seconds,
-    }  # fmt: skip
-    if before is not None:
+    with ExitStack() as stack:
+        with meter.stage("opening"):
+            dense = stack.enter_context(dense_beneath(directory))
+            source = open_model(dense)
+            splits = from_text(data, source.tokenizer, samples=samples, tokens=tokens, seed=seed, batch=8, test_samples=test_samples)
+            protected, test = (
+                torch.cat([each["input_ids"] for each in part if isinstance(each, dict)]) for part in (splits.calibration, splits.test)
+            )
+            module = loaded(model_class(read_config(dense), str(model)), dense).float().eval()
+            pupil = opened(module, source.tokenizer, protected, longest=longest, name=source.hash())
         with meter.stage("judging"):
-            after = _as_stored(pupil, delta, weights, known, test)
-        receipt |= summary(before, after)
-        receipt["each"] = [
-            {"prompt": fact.prompt, "target": fact.target, "before": old, "after": new}
-            for fact, old, new in zip(known, before.reached, after.reached)
-        ]
-    receipt["stages"] = meter.stages
+            before = judged(pupil, known, test) if known else None
+        started = time.perf_counter()
+        with meter.stage("editing"):
+            taught(pupil, known, asked, batch=batch, progress=shown)
+        seconds = time.perf_counter() - started
+        units = trainable(source.module)
+        weights = lambda name: units[name].matrix(source.weights.read(units[name].parameter))
+        delta = change(pupil, {name: units[name].dtype for name in pupil.changes}, base=str(model)).stamped(weights)
+        receipt: dict[str, Any] = {
+            "format": RECEIPT_FORMAT, "version": 1, "model": str(model), "method": str(asked), "facts": len(known), "batch": batch,
+            "data": {"source": splits.source, "notes": list(splits.notes), "hashes": splits.hashes}, "seed": seed,
+            "bytes": delta.nbytes, "changed": {name: list(size) for name, size in delta.norms(weights).items()}, "seconds": seconds,
+        }  # fmt: skip
+        if before is not None:
+            with meter.stage("judging"):
+                after = _as_stored(pupil, delta, weights, known, test)
+            receipt |= summary(before, after)
+            receipt["each"] = [
+                {"prompt": fact.prompt, "target": fact.target, "before": old, "after": new}
+                for fact, old, new in zip(known, before.reached, after.reached)
+            ]
+        receipt["stages"] = meter.stages
     with writing(place, read, overwrite) as folder:
         delta.save(folder)
         write_json(folder / RECEIPT, receipt)

@@ -25,6 +25,7 @@ from modicum.export.depth import shallower
 from modicum.export.loaded import loaded
 from modicum.export.mark import unmarked
 from modicum.export.narrow import dummy
+from modicum.export.taking import Taking
 from modicum.fit.card import FILE as CARD
 from modicum.fit.card import densified
 from modicum.models.open import model_class, read_config, skeleton
@@ -41,6 +42,7 @@ _PARTS = (
 _OURS = ("receipt.json", "plan.json", "report.html", "run.yaml", CONTAINER, CARD)
 # Share of the squared outputs by which a model with the same weights may differ: experts in a stack are summed in another order than in a list.
 _SAME = 1e-4
+_NOT_ROUNDED = "inputs are no longer rounded to eight bits: a dense model takes them as they are."
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ def _from_container(source: Path, made: Path) -> _Made:
                 f"{source}: its config cannot describe the model without the blocks that were left out. Load it with modicum.load."
             )
     _save(module, config, source, made)
-    return module, []
+    return module, [_NOT_ROUNDED] if _rounds_inputs(module) else []
 
 
 def _from_gguf(source: Path, made: Path) -> _Made:
@@ -159,13 +161,13 @@ def _from_compressed(source: Path, made: Path) -> _Made:
     _answer(module)  # which decodes every weight for good
     del config.quantization_config
     _save(module, config, source, made)
-    note = "inputs are no longer rounded to eight bits: a dense model takes them as they are."
-    return module, [note] if _rounds_inputs(module) else []
+    return module, [_NOT_ROUNDED] if _rounds_inputs(module) else []
 
 
 def _rounds_inputs(module: nn.Module) -> bool:
     schemes = (getattr(part, "quantization_scheme", None) for part in module.modules())
-    return any(scheme is not None and scheme.input_activations is not None for scheme in schemes)
+    ours = any(isinstance(hook, Taking) for part in module.modules() for hook in part._forward_pre_hooks.values())
+    return ours or any(scheme is not None and scheme.input_activations is not None for scheme in schemes)
 
 
 def _save(module: nn.Module, config: Any, source: Path, made: Path) -> None:

@@ -6,6 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from modicum.core.recipe import recipe
 from modicum.data.splits import Batch
 from modicum.delta import Delta
 from modicum.export.loaded import loaded
+from modicum.fit.over import dense_beneath
 from modicum.forget.forgetter import Forgetter, Loss, Rows, losses
 from modicum.forget.judged import attacked, comes_back, distance, quality, row_loss
 from modicum.forget.rows import overlap, read_rows
@@ -69,8 +71,9 @@ def forget(
 
     ``model``: a language model (``demo``, a directory, a Hugging Face id) with files of rows, JSON lines of ``prompt`` and ``completion`` or of
     ``text``; or a module, with lists of batches of one row each: inputs and a class (tuples), or ``input_ids``, ``attention_mask`` and ``labels``.
-    The module is left as it is. ``unseen`` rows, that no training saw, and a ``reference`` that never saw the rows to forget are what the receipt
-    holds the result against. ``loss(module, batch)`` (rows,) takes the place of the cross entropy; ``goal`` is the loss of a row that nothing
+    The module is left as it is, and so are codes and masks of a compressed model, which ``apply`` lays the change over. ``unseen`` rows, that no
+    training saw, and a ``reference`` that never saw the rows to forget are what the receipt holds the result against.
+    ``loss(module, batch)`` (rows,) takes the place of the cross entropy; ``goal`` is the loss of a row that nothing
     is known of, by default that of the unseen rows, else of a uniform guess among classes, else one nat above the retained loss.
 
     The receipt says the loss and accuracy on the rows to forget, to retain and unseen ones, before and after; how well an attack by the loss
@@ -83,71 +86,76 @@ def forget(
     asked: Forgetter = recipe("forget", method)
     meter, place = Meter(progress or Quiet()), Path(out) if out is not None else None
     read = [Path(one) for one in (forget, retain, unseen) if isinstance(one, str | Path)]
-    if isinstance(model, nn.Module):
-        source, module = None, copy.deepcopy(model).eval()
-    else:
-        directory = locate(model)
-        read.append(directory)
-        source = open_model(directory)
-        module = loaded(model_class(read_config(directory), str(model)), directory).float().eval()
+    if not isinstance(model, nn.Module):
+        read.append(locate(model))
     if place is not None:
         require_free(place, read, overwrite)
-    forgets, retains, others = (
-        _rows(name, one, source, tokens) for name, one in (("forget", forget), ("retain", retain), ("unseen", unseen))
-    )
-    if (both := overlap(forgets, retains)) and not allow_overlap:
-        raise DataError(
-            f"data: {both} of the {len(forgets)} rows to forget must not be among those to retain, are. Remove them from one, or pass "
-            "--allow-overlap."
+    with ExitStack() as stack:
+        source, module = _opened(model, stack)
+        forgets, retains, others = (
+            _rows(name, one, source, tokens) for name, one in (("forget", forget), ("retain", retain), ("unseen", unseen))
         )
-    if not retains:
-        raise DataError("data: there must be a row to retain at least, there is none. Give rows to retain.")
-    judge: Loss = loss or row_loss
-    rows = Rows(forgets, retains, judge, _goal(goal, module, retains, others, judge), seed)
-    beside = _reference(reference)
-    units = trainable(module)
-    before = {name: _matrix(module, units[name]).clone() for name in units}
-    told = lambda: {
-        "forget": quality(module, forgets, judge),
-        "retain": quality(module, retains, judge),
-        "unseen": quality(module, others, judge),
-    }
-    with meter.stage("judging"):
-        first = told()
-    started = time.perf_counter()
-    with meter.stage("forgetting"):
-        if forgets:
-            asked.forget(module, rows)
-    seconds = time.perf_counter() - started
-    stored = {name: unit.dtype for name, unit in (trainable(source.module) if source else units).items()}
-    delta = _change(module, before, stored, str(model) if source else type(model).__name__)
-    if source is not None:
-        read_base = lambda name: units[name].matrix(source.weights.read(units[name].parameter))
-        delta = delta.stamped(read_base)
-        for name, made in delta.on(read_base):  # judged as it is stored
-            _matrix(module, units[name]).copy_(made.float())
-    with meter.stage("judging"):
-        receipt: dict[str, Any] = {
-            "format": RECEIPT_FORMAT, "version": 1, "model": str(model) if source else type(model).__name__, "method": str(asked), "goal": rows.goal,
-            "overlap": both, "seed": seed, "bytes": delta.nbytes, "changed": sorted(delta.forms), "seconds": seconds, "before": first,
-            "after": told(),
-        }  # fmt: skip
-        if forgets and others:
-            receipt["attack"] = {"after": attacked(module, forgets, others, judge)}
-            if beside is not None:
-                receipt["attack"]["reference"] = attacked(beside, forgets, others, judge)
-        if forgets and beside is not None:
-            receipt["distance"] = {"forget": distance(module, beside, forgets), "retain": distance(module, beside, retains)}
-            receipt["reference"] = {"forget": quality(beside, forgets, judge), "retain": quality(beside, retains, judge)}
-    if relapse and forgets:
-        with meter.stage("relapse"):
-            receipt["comes back"] = comes_back(module, rows)
-    receipt["stages"] = meter.stages
+        if (both := overlap(forgets, retains)) and not allow_overlap:
+            raise DataError(
+                f"data: {both} of the {len(forgets)} rows to forget must not be among those to retain, are. Remove them from one, or pass "
+                "--allow-overlap."
+            )
+        if not retains:
+            raise DataError("data: there must be a row to retain at least, there is none. Give rows to retain.")
+        judge: Loss = loss or row_loss
+        rows = Rows(forgets, retains, judge, _goal(goal, module, retains, others, judge), seed)
+        beside = _reference(reference)
+        units = trainable(module)
+        before = {name: _matrix(module, units[name]).clone() for name in units}
+        told = lambda: {
+            "forget": quality(module, forgets, judge),
+            "retain": quality(module, retains, judge),
+            "unseen": quality(module, others, judge),
+        }
+        with meter.stage("judging"):
+            first = told()
+        started = time.perf_counter()
+        with meter.stage("forgetting"):
+            if forgets:
+                asked.forget(module, rows)
+        seconds = time.perf_counter() - started
+        stored = {name: unit.dtype for name, unit in (trainable(source.module) if source else units).items()}
+        delta = _change(module, before, stored, str(model) if source else type(model).__name__)
+        if source is not None:
+            read_base = lambda name: units[name].matrix(source.weights.read(units[name].parameter))
+            delta = delta.stamped(read_base)
+            for name, made in delta.on(read_base):  # judged as it is stored
+                _matrix(module, units[name]).copy_(made.float())
+        with meter.stage("judging"):
+            receipt: dict[str, Any] = {
+                "format": RECEIPT_FORMAT, "version": 1, "model": str(model) if source else type(model).__name__, "method": str(asked),
+                "goal": rows.goal, "overlap": both, "seed": seed, "bytes": delta.nbytes, "changed": sorted(delta.forms),
+                "seconds": seconds, "before": first, "after": told(),
+            }  # fmt: skip
+            if forgets and others:
+                receipt["attack"] = {"after": attacked(module, forgets, others, judge)}
+                if beside is not None:
+                    receipt["attack"]["reference"] = attacked(beside, forgets, others, judge)
+            if forgets and beside is not None:
+                receipt["distance"] = {"forget": distance(module, beside, forgets), "retain": distance(module, beside, retains)}
+                receipt["reference"] = {"forget": quality(beside, forgets, judge), "retain": quality(beside, retains, judge)}
+        if relapse and forgets:
+            with meter.stage("relapse"):
+                receipt["comes back"] = comes_back(module, rows)
+        receipt["stages"] = meter.stages
     if place is not None:
         with writing(place, read, overwrite) as folder:
             delta.save(folder)
             write_json(folder / RECEIPT, receipt)
     return Forgotten(delta, module, receipt, place)
+
+
+def _opened(model: str | Path | nn.Module, stack: ExitStack) -> tuple[Any, nn.Module]:
+    """A checkpoint, None for a module in memory, and a working copy in float32."""
+    if isinstance(model, nn.Module):
+        return None, copy.deepcopy(model).eval()
+    dense = stack.enter_context(dense_beneath(locate(model)))
+    return open_model(dense), loaded(model_class(read_config(dense), str(model)), dense).float().eval()
 
 
 def _rows(name: str, given: Any, source: Any, tokens: int) -> Sequence[Batch]:
