@@ -63,7 +63,7 @@ def test_a_linear_of_many_inputs():
     assert script.together == {"0.weight": 512} and len(made.events) == 1
 
 
-@pytest.mark.parametrize(("rows", "width"), [(2, 512), (16, 1024), (128, 8192), (200, 0)])
+@pytest.mark.parametrize(("rows", "width"), [(2, 512), (16, 1024), (128, 2048), (700, 0)])
 def test_few_rows_do_not_pay_for_the_whole_covariance_of_many_columns(rows, width):
     module = nn.Sequential(nn.Linear(10_000, rows, bias=False), nn.ReLU(), nn.Linear(rows, 3))
     script, made = plan(module, (torch.randn(2, 10_000),), 8_000_000_000)

@@ -181,8 +181,16 @@ class Chooser:
 
     # Choosing
 
-    def choose(self, table: Table, findings: Findings, judge: PlanJudge | None) -> Picks:
-        """A selection within all budgets. Raises ``BudgetError`` where there is none."""
+    def foretold(self, table: Table, findings: Findings) -> Picks:
+        """What the forecast alone chooses, or the model as it is where there is room for it."""
+        limits = self.limits()
+        return self._whole(table, findings, limits) or self._spent(table, findings, limits, None)
+
+    def choose(self, table: Table, findings: Findings, judge: PlanJudge | None, searching: bool = True) -> Picks:
+        """A selection within all budgets, by what a judge says; without ``searching`` that is only asked between the forecast's and plain options.
+
+        Raises ``BudgetError`` where there is none.
+        """
         limits = self.limits()
         self.check(table)
         begun = time.monotonic()
@@ -191,18 +199,18 @@ class Chooser:
         if not limits:
             raise BudgetError(f"budget {self.budget}: nothing is limited. Pass a size too.")
         whole = self._whole(table, findings, limits) if self.budget.loss is None else None
-        searching = judge if self.request.search_time and self.request.allocator in JUDGED and whole is None else None
+        search = judge if searching and self.request.search_time and self.request.allocator in JUDGED and whole is None else None
         # Alone, auto is what it starts from.
-        named = "integer_program" if searching is None and self.request.allocator == "auto" else self.request.allocator
+        named = "integer_program" if search is None and self.request.allocator == "auto" else self.request.allocator
         self.report |= {"allocator": named, "events": []}
-        if searching is None:
+        if search is None:
             picks = self._spent(table, findings, limits, None)
         else:
-            with workers(searching, self.request.workers, self.report["events"]) as spread:
+            with workers(search, self.request.workers, self.report["events"]) as spread:
                 picks = self._spent(table, findings, limits, spread)
-            self.report["evaluations"] = searching.evaluations
+            self.report["evaluations"] = search.evaluations
             ends = {"start": integer_program(table, limits), "end": picks}
-            self.report |= {name: float(searching(found, searching.samples).mean()) for name, found in ends.items()}
+            self.report |= {name: float(search(found, search.samples).mean()) for name, found in ends.items()}
         # What a search or the room in the header changed may lose more than what was found to lose little enough.
         if self.budget.loss is not None and judge is not None and self._rise(picks, judge) > self.budget.loss:
             picks = integer_program(table, limits)

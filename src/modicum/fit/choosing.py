@@ -17,12 +17,18 @@ from modicum.fit import explicit
 from modicum.fit.along import along
 from modicum.fit.choose import Chooser
 from modicum.fit.scene import Scene
+from modicum.judge.degree import nearly_none
 from modicum.judge.judge import Levels, PlanJudge, too_slow
+from modicum.judge.plain import SEQUENCES
 from modicum.measure.survey import Survey
+from modicum.numerics.interval import interval
 from modicum.sweep.spill import SpillPool
 from modicum.table.findings import Findings
 from modicum.table.waste import beyond
 from modicum.work.meter import Meter
+
+# Share of a near-lossless result's loss below which a search has nothing to find that anybody could tell.
+_SETTLED = 0.5
 
 
 @dataclass
@@ -53,6 +59,7 @@ class Choosing:
         self.search: dict[str, Any] = {}
         self.findings = Findings()
         self.chooser = chooser
+        self._judge: PlanJudge | None = None
 
     def run(self) -> Chosen:
         """The plan: as it was given, of one option everywhere, or chosen within the budget."""
@@ -75,9 +82,11 @@ class Choosing:
             picks, self.search = known["picks"], known["search"]
             self.events += [event for event in known["events"] if event not in self.events]
         else:
-            judge = PlanJudge(table, levels, self.scene.data.validation, self.scene.model.is_causal) if levels is not None else None
+            # What no scales were learnt for, before an interruption too, was settled without; of a measurement nobody asked.
+            settled = levels is not None and self.scene.measured is None and not findings.rank and self._settled(levels, findings)
+            judge = self._judge if settled else self._judging(levels, findings) if levels is not None else None
             with self.meter.stage("choose", 1):
-                picks = chooser.choose(table, findings, judge)
+                picks = chooser.choose(table, findings, judge, searching=not settled)
             size, harm = chooser.exact_bytes(table, picks, findings), table.harm(picks)
             self.meter.progress.say(f"chosen: {readable(size)}, forecast to lose {harm:.2g}")
             self.events += chooser.report.pop("events", [])
@@ -134,13 +143,37 @@ class Choosing:
                 )
             return known, levels
         survey = Survey(
-            scene.subject, [scene.target.name], self.partial / "measure", self.pool, self.meter, self.meter.progress, scene.ranks
-        )
+            scene.subject, [scene.target.name], self.partial / "measure", self.pool, self.meter, self.meter.progress, scene.ranks,
+            settled=lambda found: levels is not None and self._settled(levels, found),
+        )  # fmt: skip
         findings = survey.run(levels)
         self.events += findings.events
         if levels is not None:
             levels.findings = findings
         return findings, levels
+
+    def _judging(self, levels: Levels, findings: Findings) -> PlanJudge:
+        levels.findings = findings
+        assert self.chooser is not None
+        return PlanJudge(self.chooser.table(findings), levels, self.scene.data.validation, self.scene.model.is_causal)
+
+    def _settled(self, levels: Levels, findings: Findings) -> bool:
+        """Whether what the forecast alone chooses loses so little that there is nothing to search for; told for the receipt."""
+        request, chooser = self.scene.request, self.chooser
+        if chooser is None or request.allocator != "auto" or chooser.budget.loss is not None:
+            return False
+        if self._judge is None:
+            self._judge = self._judging(levels, findings)
+            table = self._judge.table
+            chooser.check(table)
+            lost = self._judge(chooser.foretold(table, findings), SEQUENCES)
+            high, most = interval(lost.tolist(), request.seed)[2], _SETTLED * nearly_none(self._judge.metric)
+            if high < most:
+                self.search = {
+                    "skipped": f"not needed, what the forecast chooses loses {lost.mean():.2g} on {len(lost)} validation sequences; near-lossless is "
+                    f"below {nearly_none(self._judge.metric):g}"
+                }
+        return "skipped" in self.search
 
     def _searching(self) -> bool:
         """Whether candidates are judged: asked for, and fast enough. A loss budget cannot do without."""

@@ -57,6 +57,8 @@ class Scene:
         name = _target_name(subject, request)
         if measured is None and not request.dry_run and request.budget is not None:
             subject.most = request.budget.only_bytes(subject.model.parameters)
+        if subject.most is not None and request.plan is None:
+            subject.rounding = ranks.first("scouted", lambda: subject.scouted(name))
         scene = cls(subject, request, subject.target(name), measured, ranks)
         if request.plan is None:
             subject.check_rules(name, scene.menu)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,13 +10,8 @@ import numpy as np
 from modicum.allocate.integer_program import integer_program
 from modicum.core.budget import readable
 from modicum.core.plan import Limits, Picks, Table
+from modicum.judge.degree import BROKEN, DEGREES, degree
 
-# Nats per token up to which a loss is called by a name: the demo's linears lose 0.005 to 0.012 at 4 bits, 0.02 to 0.06 at 3, 0.12 to 0.37 at 2.
-# 0.01 is a hundredth more perplexity, which no benchmark of a few thousand questions can tell from chance; at 0.5 it is 1.6 times the original's.
-DEGREES = ((0.01, "near-lossless"), (0.1, "small"), (0.5, "large"))
-# Relative squared errors of outputs that are no logits: cosines with the original's of 0.9995, 0.995 and 0.95.
-ERRORS = ((1e-3, "near-lossless"), (1e-2, "small"), (1e-1, "large"))
-BROKEN = "broken"
 # A result that loses so many times its forecast is told.
 SURPRISE = 1.5
 # Where arithmetic alone differs by as much, a forecast means nothing.
@@ -28,15 +22,6 @@ _STEP, _WORTH = 1.25, 0.25
 _PRICES, _RUINED = 24, DEGREES[-1][0]
 # Sizes closer than this are one.
 _ALIKE = 1.05
-
-
-def degree(quality: Mapping[str, Any]) -> str:
-    """What was lost: near-lossless, small, large or broken; by the divergence, and by what perplexity rose to where that is more."""
-    logits = "KL" in quality["metric"]
-    lost, degrees = quality["mean"], DEGREES if logits else ERRORS
-    if "perplexity_original" in quality:
-        lost = max(lost, math.log(max(quality["perplexity"], 1e-300) / quality["perplexity_original"]))
-    return next((name for most, name in degrees if lost < most), BROKEN)
 
 
 def verdict(

@@ -221,7 +221,7 @@ class PlanJudge:
         self.tokens = count_tokens(batches) / max(1, self.samples)  # of a sequence
         self.target = levels.sizing.target
         assert not levels.judged or all(any(batch is other for other in levels.judged) for batch in batches), "forms were made for others"
-        self.evaluations = 0
+        self.evaluations, self._metric = 0, ""
         self._dense: OrderedDict[Part, Dense] = OrderedDict()
         self._held = 0
         self._originals: dict[tuple[int, int], list[tuple[int, Any]]] = {}
@@ -232,6 +232,11 @@ class PlanJudge:
         if (begun := self.judged(picks)) < min(samples, self.samples):
             self.learn(picks, begun, self.rows(picks, begun, samples))
         return self._known(picks)[: self._count(0, samples)].copy()
+
+    @property
+    def metric(self) -> str:
+        """What the numbers are; known once something was judged."""
+        return self._metric
 
     def prepare(self, candidates: Sequence[Picks]) -> None:
         """Make together all forms that several selections will need."""
@@ -282,7 +287,9 @@ class PlanJudge:
             self.target.model, batches, self.target.script, forms, biases=change.biases, dropped=frozenset(change.dropped),
             pool=self.levels.pool,
         )  # fmt: skip
-        return compare(self._original((begun, samples), batches), candidate, batches, self.causal, self.target.script.outputs)
+        found = compare(self._original((begun, samples), batches), candidate, batches, self.causal, self.target.script.outputs)
+        self._metric = found.metric
+        return found
 
     def parts(self, picks: Picks) -> list[Part]:
         """What a selection is made of: every unit that stays, its option, and what was done to it before."""

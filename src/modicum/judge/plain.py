@@ -18,7 +18,7 @@ from modicum.core.unit import Site
 from modicum.export import Target
 from modicum.judge.judge import PlanJudge
 from modicum.quantize._family import Quantizer
-from modicum.table.menu import suited, suits, weight_options
+from modicum.table.menu import rounds, suited, suits, weight_options
 from modicum.table.tried import Tried
 
 # Sequences that plain options are judged on: enough, sequence by sequence, to tell two apart that differ by a twentieth.
@@ -77,7 +77,7 @@ def _wanted(target: Target, sites: Sequence[Site], menu: Sequence[Option], optio
 def _plain(option: Option) -> bool:
     """Whether an option rounds every weight by itself."""
     alone = [step for step in option.steps if not step.wraps]
-    return len(alone) == 1 and type(alone[0]).family() == "quantize"
+    return len(alone) == 1 and rounds(alone[0])
 
 
 def _held(target: Target, sites: Sequence[Site], options: Mapping[str, Option]) -> dict[str, Option]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -31,6 +30,8 @@ from modicum.export.source import open_source
 from modicum.judge.quality import streamed
 from modicum.measure.compared import UNCOMPARED, compared, settled_alike
 from modicum.measure.computing import Settle, agreed
+from modicum.measure.limits import extent_of, limits_of, require_positions
+from modicum.measure.scouting import rounding_suffices
 from modicum.measure.settings import Settings
 from modicum.measure.smoothing import smoothed
 from modicum.models.model import Model
@@ -46,7 +47,7 @@ from modicum.sweep.ranks import LONE, Ranks
 from modicum.sweep.rehearsal import use_eager_experts
 from modicum.sweep.spill import SpillPool
 from modicum.table.menu import Menu, cutters, default_menu, require_choices, weight_options
-from modicum.table.reach import far_below
+from modicum.table.reach import LESS, NEAR, far_below
 from modicum.table.rules import names_of, ruling
 from modicum.table.ruling import check_names, check_rules
 from modicum.table.sizing import Sizing
@@ -68,6 +69,7 @@ class Subject:
     memory: Plan = field(default_factory=Plan)
     planned: int = 0  # tokens that a run would calibrate on, where this is only its forecast
     most: int | None = None  # bytes of files, where the default menu need only serve a budget of so many
+    rounding: bool = False  # whether that budget needs no more than rounding
     _targets: dict[str, Target] = field(default_factory=dict)
     _runtimes: dict[tuple, Runtime] = field(default_factory=dict)
     _unused: dict[str, frozenset[str]] = field(default_factory=dict)
@@ -186,16 +188,37 @@ class Subject:
         if (taking := self.taking) is not None:
             menu = Menu(taking.menu(menu, menu.declared), suits=menu.suits, declared=menu.declared)
         menu = self.ruled(menu)
-        return menu if self.most is None or not menu.declared else menu.leaving_out(self._far_below(target, menu, self.most))
+        if self.most is None or not menu.declared:
+            return menu
+        menu = menu.rounding() if self.rounding else menu
+        return menu.leaving_out(self._far_below(target, menu, self.most))
 
     def _far_below(self, target: str, menu: Menu, most: int) -> frozenset[str]:
         """What such a budget has no use for; noted, for it may have been wanted."""
         if target not in self._unused:
-            options = Menu(weight_options(menu), suits=menu.suits, declared=True, rules=menu.rules)
-            self._unused[target] = left_out = far_below(Sizing(self.target(target), options, {}, self.kept).table(), most)
-            if left_out:
+            less = NEAR if self.rounding else LESS
+            self._unused[target] = left_out = far_below(self._of_weights(target, menu).table(), most, less)
+            if left_out and not self.rounding:
                 self._note(f"menu: options of far fewer bits than {readable(most)} pays for were not measured; --menu names others")
         return self._unused[target]
+
+    def _of_weights(self, target: str, menu: Menu) -> Sizing:
+        options = Menu(weight_options(menu), suits=menu.suits, declared=True, rules=menu.rules)
+        return Sizing(self.target(target), options, {}, self.kept)
+
+    def scouted(self, target: str) -> bool:
+        """Whether the budget needs nothing but rounding; noted, for more may have been wanted."""
+        menu = self.menu(target)
+        if self.most is None or not menu.declared or self.settings.ram is not None:
+            return False
+        found = rounding_suffices(self.target(target), self._of_weights(target, menu), menu, self.most, self.data.validation)
+        if found:
+            self._unused.clear()
+            self._note(
+                f"menu: {readable(self.most)} hold every layer rounded alike, which is near-lossless; nothing but rounding was measured; "
+                "--menu names others"
+            )
+        return found
 
     @property
     def taking(self) -> Taking | None:
@@ -324,7 +347,7 @@ def _rehearsed(model: Model, data: Splits, settings: Settings) -> Script:
     except ModicumError:
         raise
     except IndexError:
-        raise DataError(f"{model.name}: {_extent(model.module, batch)} must fit the model{_limits(model)}.") from None
+        raise DataError(f"{model.name}: {extent_of(model.module, batch)} must fit the model{limits_of(model)}.") from None
     except Exception:
         if not model.weights.lazy:
             require_suitable(model.stored.module, batch)  # the caller's own module, run as the caller would
@@ -332,19 +355,6 @@ def _rehearsed(model: Model, data: Splits, settings: Settings) -> Script:
         with own_errors(model.module, batch):
             raise
         raise
-
-
-def require_positions(model: Model, tokens: int) -> None:
-    """Raise ``SettingError`` where a window of text has more tokens than the model has places for."""
-    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else None
-    most = getattr(config, "max_position_embeddings", None)
-    for module in model.module.modules():  # a table that begins behind the number of the padding has as many places fewer
-        if isinstance(module, nn.Embedding) and module.num_embeddings == most and module.padding_idx is not None:
-            most -= module.padding_idx + 1
-    if isinstance(most, int) and 0 < most < tokens:
-        raise SettingError(
-            f"tokens: a sequence must have at most the {most} that {model.name} has positions for, {tokens} came. Pass --tokens {most}."
-        )
 
 
 def _split(model: Model, settings: Settings, batches: Any) -> Splits:
@@ -359,22 +369,6 @@ def _split(model: Model, settings: Settings, batches: Any) -> Splits:
         settings.data, model.tokenizer, samples=settings.samples, tokens=settings.tokens, seed=settings.seed,
         batch=settings.micro_batch, test_samples=settings.test_samples, text_column=settings.text_column,
     )  # fmt: skip
-
-
-def _extent(module: nn.Module, batch: Batch) -> str:
-    """What of a batch can be too much for a model, in words."""
-    named = batch.items() if isinstance(batch, dict) else zip(inspect.signature(module.forward).parameters, batch)
-    found = {name: value for name, value in named if not value.is_floating_point() and not value.is_complex() and value.numel()}
-    if [*found] == ["input_ids"]:
-        return f"windows of {found['input_ids'].shape[-1]} tokens with ids up to {int(found['input_ids'].max())}"
-    return " and ".join(f"{name} {list(value.shape)} with numbers up to {int(value.max())}" for name, value in found.items()) or "the data"
-
-
-def _limits(model: Model) -> str:
-    """What a model's config says it takes, in words."""
-    said = {"tokens": getattr(model.config, "vocab_size", None), "positions": getattr(model.config, "max_position_embeddings", None)}
-    known = " and ".join(f"{count} {what}" for what, count in said.items() if count is not None)
-    return f", which has {known}" if known else ", do not"
 
 
 def chosen_device(name: str) -> torch.device:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -41,7 +41,10 @@ _EIGENVALUE_ROWS, _EIGENVALUE_TOKENS = 2, 128
 
 @dataclass
 class Survey:
-    """Measures a subject for some targets, keeping what is done in ``directory``; with ``plain`` also what plain options really lose."""
+    """Measures a subject for some targets, keeping what is done in ``directory``; with ``plain`` also what plain options really lose.
+
+    Where what was ``found`` has ``settled`` a choice already, no scales are learnt.
+    """
 
     subject: Subject
     targets: Sequence[str]
@@ -51,6 +54,7 @@ class Survey:
     progress: Quiet
     ranks: Ranks = LONE
     plain: bool = False
+    settled: Callable[[Findings], bool] = lambda found: False
 
     def run(self, levels: Levels | None = None) -> Findings:
         """Everything there is to know for choosing. ``levels`` keeps every form that is made, to judge plans by; scales are learnt from some
@@ -77,7 +81,7 @@ class Survey:
         found.raised = felt.told(self.subject.script.raised)
         self._facts(found)
         found.spans = self._spans()
-        if levels is not None and self.subject.settings.search_time:
+        if levels is not None and self.subject.settings.search_time and not self.settled(found):
             self._scale(found, levels)
             if self.plain:
                 self._plain(found, levels)

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from modicum.fit.verdict import BROKEN, DEGREES, ERRORS
+from modicum.judge.degree import BROKEN, DEGREES, ERRORS
 from modicum.receipt.svg import GRID, INK, SOFT, TARGETS, inline, mark, rounded, settings, svg
 
 # Inches: for a screen, and for a phone, where a third of the width would leave words of a third of the size.

@@ -14,7 +14,7 @@ from matplotlib.transforms import Bbox
 from modicum.core.errors import SettingError
 from modicum.fit.compared import receipt_in, side_by_side
 from modicum.fit.receipts import as_written
-from modicum.fit.verdict import degree
+from modicum.judge.degree import degree
 from modicum.receipt.chart import SHAPES, bands, dress, wide
 from modicum.receipt.evaluated import beside
 from modicum.receipt.pages import render

@@ -12,7 +12,8 @@ from typing import Any
 from modicum.core.budget import readable
 from modicum.core.option import KEEP
 from modicum.fit.account import DROPPED
-from modicum.fit.verdict import degree, really
+from modicum.fit.verdict import really
+from modicum.judge.degree import degree
 from modicum.table.findings import DEPTH, GONE
 
 ITEM_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}

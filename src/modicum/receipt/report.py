@@ -13,7 +13,7 @@ from typing import Any
 from markupsafe import Markup
 
 from modicum.fit.receipts import as_written
-from modicum.fit.verdict import BROKEN, DEGREES, ERRORS, degree
+from modicum.judge.degree import BROKEN, DEGREES, ERRORS, degree
 from modicum.receipt.chart import SHAPES, Chart, chart
 from modicum.receipt.command import command
 from modicum.receipt.depth import depth

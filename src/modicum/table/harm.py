@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
@@ -187,8 +188,7 @@ def _through_weights(error: torch.Tensor, stats: Stats, information: torch.Tenso
     squares = output_error(error, stats, None)
     if squares is None:
         return (error.square() * information).sum(1) * 0.5
-    moment, count = _moment(stats, None)  # type: ignore[misc]
-    energy = (moment if isinstance(moment, torch.Tensor) and moment.ndim == 1 else moment.diagonal()).sum() / count
+    energy = _moment(stats, None).energy  # type: ignore[union-attr]
     return squares * information.sum(1) * (0.5 / energy.clamp_min(1e-30))
 
 
@@ -199,38 +199,55 @@ def output_error(error: torch.Tensor, stats: Stats, sensitivity: Sensitivity | N
         return None
     known, squares = stats.cache.get("output error", (None, None))
     if known is not error:  # of one error it is asked several times
-        moment, count = found
-        squares = _times(error, moment).mul_(error).sum(1) / count
+        squares = found.after(error).mul_(error).sum(1)
         stats.cache["output error"] = (error, squares)
     return squares
 
 
-def _moment(stats: Stats, sensitivity: Sensitivity | None) -> tuple[torch.Tensor | Blocks, int] | None:
-    """Summed second moment of the inputs (columns, columns), whole or in blocks, or its diagonal (columns,), and the count that makes it a mean."""
+@dataclass(frozen=True)
+class Moment:
+    """Second moment of ``count`` inputs as it was summed: (columns, columns), whole or in blocks, or its diagonal (columns,); and what each column
+    has in every direction beside it.
+
+    Inputs that were fewer than their columns take none of some directions. What fits the few exactly is not free, so others count as lying in all
+    directions alike.
+    """
+
+    summed: torch.Tensor | Blocks
+    count: int
+    beside: float = 0.0
+
+    @classmethod
+    def of(cls, summed: torch.Tensor | Blocks, count: int) -> Moment:
+        """That of ``count`` inputs."""
+        if isinstance(summed, Blocks) or summed.ndim == 1 or count >= len(summed):
+            return cls(summed, count)
+        return cls(summed, count, (1 - count / len(summed)) * float(summed.diagonal().mean()))
+
+    def after(self, error: torch.Tensor) -> torch.Tensor:
+        """A weight error (rows, columns) times the mean second moment; a tensor of its own."""
+        moved = error * self.summed if isinstance(self.summed, torch.Tensor) and self.summed.ndim == 1 else error @ self.summed
+        return (moved.add_(error, alpha=self.beside) if self.beside else moved).div_(self.count)
+
+    @property
+    def energy(self) -> torch.Tensor:
+        """Mean square of an input, over all its columns."""
+        squares = self.summed if isinstance(self.summed, torch.Tensor) and self.summed.ndim == 1 else self.summed.diagonal()
+        return (squares.sum() + len(squares) * self.beside) / self.count
+
+
+def _moment(stats: Stats, sensitivity: Sensitivity | None) -> Moment | None:
     if stats.moment is not None and stats.count:
-        return _spread(stats.moment, stats.count), stats.count
+        return Moment.of(stats.moment, stats.count)
     if stats.square is not None and stats.count:
-        return stats.square, stats.count
-    return None if sensitivity is None or sensitivity.square is None else (sensitivity.square, 1)
+        return Moment(stats.square, stats.count)
+    return None if sensitivity is None or sensitivity.square is None else Moment(sensitivity.square, 1)
 
 
-def second_moment(stats: Stats) -> tuple[torch.Tensor | Blocks, int] | None:
-    """Summed second moment of the inputs, whole or in blocks, and the count that makes it a mean; None where it was not measured."""
+def second_moment(stats: Stats) -> Moment | None:
+    """Second moment of the inputs, whole or in blocks; None where it was not measured."""
     found = _moment(stats, None)
-    return None if found is None or (isinstance(found[0], torch.Tensor) and found[0].ndim == 1) else found
-
-
-def _spread(moment: torch.Tensor | Blocks, count: int) -> torch.Tensor | Blocks:
-    """A second moment of fewer tokens than columns, as if others lay in all directions alike: what fits the few exactly is not free."""
-    if isinstance(moment, Blocks) or count >= len(moment):
-        return moment
-    columns = len(moment)
-    return moment + (1 - count / columns) * moment.diagonal().mean() * torch.eye(columns, dtype=moment.dtype, device=moment.device)
-
-
-def _times(error: torch.Tensor, moment: torch.Tensor | Blocks) -> torch.Tensor:
-    """A weight error (rows, columns) times a second moment, or its diagonal."""
-    return error @ moment if isinstance(moment, Blocks) or moment.ndim == 2 else error * moment
+    return None if found is None or (isinstance(found.summed, torch.Tensor) and found.summed.ndim == 1) else found
 
 
 def _moved(unit: Unit, error: torch.Tensor, stats: Stats, sensitivity: Sensitivity) -> torch.Tensor | None:
@@ -240,8 +257,7 @@ def _moved(unit: Unit, error: torch.Tensor, stats: Stats, sensitivity: Sensitivi
     found = _moment(stats, sensitivity)
     if found is None:
         return None
-    moment, count = found
-    return _times(error, moment) / count
+    return found.after(error)
 
 
 def _energy(unit: Unit, value: torch.Tensor, stats: Stats, sensitivity: Sensitivity | None) -> torch.Tensor | None:

@@ -60,6 +60,11 @@ class Menu(tuple[Option, ...]):
         """The same without some options."""
         return Menu(self, suits=self.suits, declared=self.declared, rules=self.rules, without=texts)
 
+    def rounding(self) -> Menu:
+        """The same of options that round weights by themselves alone."""
+        kept = (option for option in self if len(steps := [step for step in option.steps if not step.wraps]) == 1 and rounds(steps[0]))
+        return Menu(kept, suits=self.suits, declared=self.declared, rules=self.rules, without=self.without)
+
     def with_rules(self, sites: Iterable[Site]) -> list[Option]:
         """All options that a site may have, those included that only rules give."""
         given = dict.fromkeys(self.rules(site) for site in sites)
@@ -146,6 +151,11 @@ def unheld(target: Target) -> str:
         if reason := target.refusal(unit):
             sizes[reason.removeprefix("target: ")] += unit.size
     return f"most weights stay as they are ({sizes.most_common(1)[0][0]})" if sizes else ""
+
+
+def rounds(step: Method) -> bool:
+    """Whether a step rounds a weight by itself."""
+    return type(step).family() == "quantize"
 
 
 def weight_options(menu: Sequence[Option]) -> list[Option]:

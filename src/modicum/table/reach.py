@@ -10,11 +10,13 @@ from modicum.core.plan import Table
 
 # Of the bits per weight that a budget pays for, those that an option takes at the least to stay: half, or all but three; where the last bit shall buy
 # the same everywhere, a weight takes three bits less than a typical one if the output feels it 64 times less.
-_SHARE, _LESS = 0.5, 3
+_SHARE, LESS = 0.5, 3.0
+# The same where one grid on all weights is near-lossless already: a bit more or less is all that they differ by.
+NEAR = 1.5
 
 
-def far_below(table: Table, most: int) -> frozenset[str]:
-    """Options, as texts, of far fewer bits than ``most`` bytes pay for; none where the budget is out of reach without them.
+def far_below(table: Table, most: int, less: float = LESS) -> frozenset[str]:
+    """Options, as texts, of far fewer bits than ``most`` bytes pay for; none where the budget is out of reach without them; ``less`` bits are.
 
     ``table`` is one of weights alone and needs no harms. It takes as long to measure an option that is never chosen as one that is, and longest where
     bits are few: those codes are refined, settled and repaired.
@@ -24,7 +26,7 @@ def far_below(table: Table, most: int) -> frozenset[str]:
     room = most - table.fixed["bytes"] - sum(min(one.bytes for one in table.choices[site]) for site in table.choices if site not in weights)
     paid, bits = 8 * room / max(sum(weights.values()), 1), _bits(table, weights)
     affordable = max((one for one in bits.values() if one <= paid), default=0.0)
-    left_out = {text for text, one in bits.items() if one < min(max(_SHARE * paid, paid - _LESS), affordable)} - {KEEP}
+    left_out = {text for text, one in bits.items() if one < min(max(_SHARE * paid, paid - less), affordable)} - {KEEP}
     least = sum(min(one.bytes for one in table.choices[site] if one.option not in left_out) for site in weights)
     return frozenset(left_out) if least <= room else frozenset()
 
