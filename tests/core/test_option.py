@@ -176,5 +176,10 @@ def test_an_option_that_rounds_is_known_by_its_method_not_by_its_text(text, roun
 def test_what_is_trained_is_refused_where_nothing_trains():
     for read in (Option.parse, grammar.check):
         with pytest.raises(SettingError, match="lora: is trained, and nothing trains here"):
-            read("nearest bits=4 | lora rank=8")
+            read("lora rank=8 | nearest bits=4")
+        read("nearest bits=4 | lora rank=8")  # it stands last, on what the step before it made
+    closing = Option.parse("nearest bits=4 | lora rank=8").closing
+    assert str(closing) == "lora rank=8" and Option.parse("nearest bits=4").closing is None
+    with pytest.raises(SettingError, match="dora: must be what a file holds beside a compressed weight"):
+        Option.parse("nearest bits=4 | dora rank=8")
     assert str(Option.parse("lora rank=8", trained=True)) == "lora rank=8"
