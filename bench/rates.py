@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT / "evidence"))
 
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 METHODS = (
-    "lora rank=4", "full", "shift", "norms", "ia3", "dora rank=4", "rslora rank=4", "pissa rank=4", "vera rank=64", "adalora rank=4", "ether",
+    "lora rank=4", "full", "bitfit", "norms", "ia3", "dora rank=4", "rslora rank=4", "pissa rank=4", "vera rank=64", "adalora rank=4", "ether",
     "ether_plus", "bone rank=4", "sorsa rank=4", "fish keep=0.02", "topk keep=0.02", "sara keep=0.02", "dsee rank=4", "apet keep=0.02",
     "compacter rank=2", "flora rank=4", "snnk", "bottleneck rank=4", "prompt tokens=8", "prefix tokens=4", "dpt tokens=8 rank=2", "ntk",
     "subspace size=256",

@@ -5,6 +5,7 @@ from torch import nn
 
 from modicum.adapt import Norms
 from modicum.core.parametrization import Start
+from modicum.train.finding import planned
 from modicum.train.trained import trained
 
 
@@ -27,6 +28,10 @@ def test_vectors_take_back_what_a_weight_lost():
             losses.append(loss.item())
         assert t.count == 32 + 32 + 32 + 4
     assert losses[-1] < 0.25 * losses[0]
+
+
+def test_one_option_for_all_means_all_vectors_and_nothing_else():
+    assert set(planned(net(), "norms").units) == {"0.bias", "1.weight", "1.bias", "2.bias"}
 
 
 def test_a_step_is_as_large_as_its_vector_and_one_where_that_is_zero():

@@ -1,23 +1,7 @@
-"""BitFit's claim: biases alone, a hundredth of the numbers, learn a new domain; on all weights it is full fine-tuning."""
+"""On weights it is full fine-tuning, on what a plan names that alone."""
 
-import pytest
 import torch
 from torch import nn
-
-
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_biases_alone_learn_a_shifted_domain(learn, seed):
-    """What is asked is what the network knew, of inputs that stand elsewhere now: LoRA at as many numbers does worse."""
-    torch.manual_seed(seed)
-    known = nn.Sequential(nn.Linear(32, 64), nn.Tanh(), nn.Linear(64, 8))
-    x, away = torch.randn(512, 32), torch.randn(32)
-    y = known(x).detach()
-    start = nn.functional.mse_loss(known(x + away), y).item()
-    losses = {
-        plan: learn(known, {pattern: plan}, x + away, y, seed=seed) for pattern, plan in (("*.bias", "shift"), ("*.weight", "lora rank=1"))
-    }
-    assert losses["shift"][1] == 64 + 8 < losses["lora rank=1"][1] == 96 + 72
-    assert losses["shift"][0] < 0.05 * start and losses["shift"][0] < losses["lora rank=1"][0]
 
 
 def test_on_weights_it_is_what_full_fine_tuning_gives(learn):

@@ -5,12 +5,16 @@ import copy
 import pytest
 import torch
 from torch import nn
+from transformers import LlamaForCausalLM
 
 from modicum.core.method import registry
 from modicum.core.parametrization import Parametrization, Start, State, Step
+from modicum.core.tensorfile import TensorFile
 from modicum.delta import Delta
+from modicum.delta.applying import apply, revert
 from modicum.forms import Base, Dense, restore
 from modicum.forms.form import Form
+from modicum.testing import zoo
 from modicum.train.scoring import scored
 from modicum.train.trained import trained
 
@@ -114,7 +118,7 @@ def test_what_is_trained_learns(method):
         delta, wanted = t.delta(), {name: t.weight(name).detach() for name in t.places}
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert torch.equal(model(x), answer) and all(parameter.requires_grad for parameter in model.parameters())
-    read = lambda name: model.get_parameter(name).detach()
+    read = lambda name: torch.atleast_2d(model.get_parameter(name).detach())
     assert all(torch.equal(made, wanted[name]) for name, made in delta.on(read))
     assert all(torch.equal(made, read(name)) for name, made in delta.scaled(0.0).on(read))
 
@@ -123,7 +127,7 @@ def test_what_is_trained_learns(method):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_saved_delta_is_the_same(method, dtype, tmp_path):
     model = nn.Sequential(nn.Linear(8, 12, dtype=dtype))
-    with trained(model, str(method)) as t:
+    with trained(model, {"0.weight": str(method)}) as t:
         for parameter in t.parameters():
             parameter.data += 0.1 * torch.randn(parameter.shape, generator=chance(6))
         t.step = Step(1, 1)
@@ -133,6 +137,78 @@ def test_a_saved_delta_is_the_same(method, dtype, tmp_path):
     loaded = Delta.load(tmp_path / "d")
     assert wanted.dtype == dtype and loaded.base == "a model" and loaded.nbytes == delta.nbytes
     assert torch.equal(loaded.weight("0.weight", model[0].weight.detach()), wanted)
+
+
+# Numbers that each trains of a weight of 12 by 8 under what it is tried with: N entries, K those of the share that is kept, R = 3.
+N, K, R = 12 * 8, round(0.4 * 12 * 8), 3
+FACTORS = R * (12 + 8)
+COUNTS = {
+    "lora": FACTORS, "lora_ga": FACTORS, "rslora": FACTORS, "pissa": FACTORS, "sorsa": FACTORS + R, "dora": FACTORS + 12,
+    "adalora": 5 * (12 + 8) + 5, "vera": 12 + R, "bone": 12 // 2 * 2 * 2, "compacter": 2 * (12 + 8) + 4 * 4 * 4,
+    "flora": FACTORS + R * R, "dsee": FACTORS + K, "apet": K, "fish": K, "topk": K, "sara": K, "ramt": K, "ether": 12, "ether_plus": 2 * (12 + 8),
+    "ia3": 12, "full": N, "shift": N, "norms": N, "bitfit": N, "subspace": 1000, "low_rank": FACTORS, "held": FACTORS, "sltrain": FACTORS + K,
+    "lsq": N + 12, "scales": 12, "phm": 4**3 + N // 4, "dsl": K, "spdf": K, "random": 64, "rigl": 64, "set": 64,
+}  # fmt: skip
+
+
+@each
+def test_as_many_numbers_are_trained_as_the_formula_says(method):
+    """Those of the whole weight where nothing else is said; a random support of two layers is that of 64 entries for this one."""
+    state = begun(method, weight())
+    common = {} if state.common is None else state.common.trained
+    assert sum(tensor.numel() for tensor in (*state.trained.values(), *common.values())) == COUNTS.get(method.key().split("/")[1], N)
+
+
+@each
+def test_what_is_trained_does_not_depend_on_the_order_of_the_units(method):
+    found = []
+    for names in (("one", "two"), ("two", "one")):
+        model = nn.ModuleDict({name: nn.Linear(8, 12) for name in names})
+        for name in names:
+            nn.init.normal_(model[name].weight, generator=chance(len(name) + ord(name[0])))
+        with trained(model, {"*.weight": str(method)}) as t:
+            found.append(t.named_parameters())
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.equal(tensor, found[1][name]) for name, tensor in found[0].items())
+
+
+@each
+def test_the_optimizer_keeps_moments_of_what_is_trained_alone(method):
+    model = nn.Sequential(nn.Linear(8, 12))
+    with trained(model, {"0.weight": str(method)}, total=2) as t:
+        x = torch.randn(4, 8, generator=chance(7))
+        scored(t, lambda: model(x).square().sum())
+        optimizer = torch.optim.AdamW(t.parameters())
+        model(x).square().sum().backward()
+        optimizer.step()
+        t.revise(optimizer)
+        kept = {parameter for parameter, moments in optimizer.state.items() if moments}
+        assert kept <= set(t.parameters())
+        assert sum(optimizer.state[parameter]["exp_avg"].numel() for parameter in kept) <= t.count
+
+
+@each
+def test_what_was_learnt_is_applied_and_taken_back_to_the_byte(method, checkpoint, tmp_path):
+    folder, name = checkpoint
+    model = LlamaForCausalLM.from_pretrained(folder)
+    with trained(model, {name: str(method)}) as t:
+        for parameter in t.parameters():
+            parameter.data += 0.1 * torch.randn(parameter.shape, generator=chance(6))
+        t.step = Step(1, 1)
+        wanted, delta = t.weight(name).detach(), t.delta(str(folder))
+    apply(folder, [delta], tmp_path / "out")
+    with TensorFile(tmp_path / "out" / "model.safetensors") as file:
+        assert torch.equal(file.read(name), wanted)
+    revert(tmp_path / "out", tmp_path / "back")
+    assert (tmp_path / "back" / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A small checkpoint, and one of its weights."""
+    folder = tmp_path_factory.mktemp("base")
+    zoo.build("llama")[0].save_pretrained(folder)
+    return folder, "model.layers.0.self_attn.q_proj.weight"
 
 
 @each

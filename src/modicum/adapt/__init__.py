@@ -2,6 +2,7 @@
 
 from modicum.adapt.adalora import Adalora
 from modicum.adapt.apet import Apet
+from modicum.adapt.bitfit import Bitfit
 from modicum.adapt.bone import Bone
 from modicum.adapt.bottleneck import Bottleneck
 from modicum.adapt.compacter import Compacter
@@ -41,6 +42,7 @@ from modicum.core.verbs import as_verb
 __all__ = [
     "Adalora",
     "Apet",
+    "Bitfit",
     "Bone",
     "Bottleneck",
     "Compacter",

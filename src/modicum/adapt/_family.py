@@ -108,6 +108,28 @@ class PrincipalAdapter(Adapter):
 
 
 @dataclass(frozen=True, kw_only=True)
+class AddedAdapter(Adapter):
+    """``base + change``: a trained number for every entry of what a plan names."""
+
+    @override
+    def begin(self, start: Start) -> State:
+        """Zeros."""
+        return State({"change": torch.zeros(start.shape)}, base=start.base)
+
+    @override
+    def weight(self, base: torch.Tensor | None, state: State, step: Step) -> torch.Tensor:
+        """The base and the change."""
+        assert base is not None
+        return base + state["change"]
+
+    @override
+    def form(self, state: State) -> Form:
+        """All entries of the change."""
+        assert state.base is not None
+        return Sum((state.base, Dense(state["change"])))
+
+
+@dataclass(frozen=True, kw_only=True)
 class SparseAdapter(Adapter):
     """``base + S``: trained entries at places of the weight, row by row."""
 

@@ -11,6 +11,7 @@ from typing_extensions import override
 from modicum.adapt._family import Adapter, weight_of
 from modicum.core.method import Paper
 from modicum.core.parametrization import Start, State, Step
+from modicum.core.unit import Unit
 from modicum.forms import Dense, Sum
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ class Norms(Adapter):
     """Norms and biases are trained: what a model holds in vectors, a few thousandths of its numbers.
 
     ``v + size · change`` with ``size`` the root mean square of the vector, or one where it is zero: a learning rate that suits norms near one suits
-    small biases too. The plan says of which parameters; healing means all that are vectors.
+    small biases too. One option for all means all that are vectors.
 
     *Shapes:* change (rows, columns); a vector is one row.
 
@@ -48,6 +49,11 @@ class Norms(Adapter):
     )
 
     rate: ClassVar[float] = 5e-3
+
+    @override
+    def means(self, unit: Unit) -> bool:
+        """Vectors."""
+        return unit.kind == "parameter" and len(unit.stored_shape) == 1
 
     @override
     def begin(self, start: Start) -> State:

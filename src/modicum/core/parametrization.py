@@ -9,12 +9,16 @@ from typing import TYPE_CHECKING, ClassVar
 from typing_extensions import override
 
 from modicum.core.method import Trainable
-from modicum.core.unit import Stats
+from modicum.core.unit import Stats, Unit
 
 if TYPE_CHECKING:
     import torch
 
     from modicum.forms import Base, Form
+
+
+# Kinds that one option for all means; the rest is asked for by name.
+_ORDINARY = {"linear", "conv1d", "convolution", "transposed convolution", "expert", "recurrent", "packed"}
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,10 @@ class Parametrization(Trainable):
     asks_gradient: ClassVar[bool] = False
     # Whether a model that is trained from the start begins with numbers that the method draws, not with those that the model was made with.
     draws: ClassVar[bool] = False
+
+    def means(self, unit: Unit) -> bool:
+        """Whether one option for a whole model trains this unit: weights of layers, and neither tables nor vectors, where a method does not say."""
+        return unit.kind in _ORDINARY and unit.shape[0] > 1
 
     def common(self, shapes: Mapping[str, tuple[int, int]], chance: torch.Generator, seed: int) -> State | None:
         """Tensors that all units share, stored once; their names are of no unit's own.

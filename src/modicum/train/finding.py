@@ -20,8 +20,6 @@ from modicum.models.structure import find_blocks
 from modicum.models.trainable import trainable
 from modicum.models.weights import Weights
 
-# Kinds that a plan of one option for all means; the rest is asked for by name.
-_ORDINARY = {"linear", "conv1d", "convolution", "transposed convolution", "expert", "recurrent", "packed"}
 _Kind = TypeVar("_Kind")
 
 Plan = str | Option | Mapping[str, str | Option | Parametrization]
@@ -39,21 +37,34 @@ class Planned:
 
 
 def planned(module: nn.Module, plan: Plan) -> Planned:
-    """What a plan says. One option for all means what lies in the blocks (everything, where there are none) but tables and vectors.
+    """What a plan says. One option for all means what its method ``means``: matrices in the blocks (all, where there are none), or vectors.
 
     Raises ``SettingError`` for a pattern that nothing matches, or an option whose steps do not train together.
     """
     units, found = trainable(module), Planned()
     if isinstance(plan, str | Option):
-        inside = {name for block in find_blocks(module, Weights(module)).values() for name in block.parameters}
-        ordinary = {name: unit for name, unit in units.items() if unit.kind in _ORDINARY and unit.shape[0] > 1}
-        _add(found, module, plan, {name: unit for name, unit in ordinary.items() if unit.parameter in inside} or ordinary, "*")
+        everywhere = Option.parse(plan, trained=True) if isinstance(plan, str) else plan
+        _add(found, module, everywhere, _meant(module, everywhere, units), "*")
         return found
     for pattern, option in plan.items():
         exact = {pattern: units[pattern]} if pattern in units else {}
         met = exact or {name: unit for name, unit in units.items() if matches(pattern, name) or matches(pattern, unit.module)}
         _add(found, module, option, met, pattern, near(pattern, units))
     return found
+
+
+def _meant(module: nn.Module, option: Option, units: dict[str, Unit]) -> dict[str, Unit]:
+    """The units that one option for all trains. Raises ``SettingError`` where the model has none of them."""
+    method = _only(option, Parametrization)
+    if method is None:
+        return units
+    meant = {name: unit for name, unit in units.items() if method.means(unit)}
+    if not meant:
+        raise SettingError(
+            f"plan: {str(option)!r} must find what it trains in this model, finds none. Choose another method, or name parameters."
+        )
+    inside = {name for block in find_blocks(module, Weights(module)).values() for name in block.parameters}
+    return {name: unit for name, unit in meant.items() if unit.parameter in inside or unit.shape[0] == 1} or meant
 
 
 def _add(
