@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,25 +29,38 @@ def conv(method: str, seed: int, width: int = 16, steps: int = _STEPS, rate: flo
     return fitted(digits.Conv(width), method, seed, steps, rate)
 
 
-def fitted(model: torch.nn.Module, method: str, seed: int, steps: int = _STEPS, rate: float = _RATE) -> dict[str, float]:
-    """The same for a net as it is; ``values`` and ``bytes`` are those of its matrices as they are stored."""
-    x, y = digits.pictures("train")
+def vit(method: str, seed: int, steps: int = _STEPS, rate: float = 2e-3) -> dict[str, float]:
+    """The same for a ViT, whose blocks the method is for."""
+    torch.manual_seed(seed)
+    return fitted(digits.vit(), method, seed, steps, rate)
+
+
+def fitted(
+    model: torch.nn.Module, method: str | Mapping[str, Any], seed: int, steps: int = _STEPS, rate: float = _RATE, scratch: bool = True,
+    task: str | None = None, rows: int = 1000,
+) -> dict[str, float]:  # fmt: skip
+    """The same for a net as it is; ``values`` and ``bytes`` are those of its matrices as they are stored.
+
+    A plan says more than a method; ``task`` is the corruption that is learnt and judged on, where it is one, of so many ``rows``.
+    """
+    x, y = (each[:rows] for each in digits.pictures("train", task))
     batches = [(x[places], y[places]) for _, places in zip(range(steps), drawn(len(x), _BATCH, seed))]
-    with Trained(model, plan_of(model, method), seed=seed, total=steps, scratch=True) as t:
+    plan = plan_of(model, method) if isinstance(method, str) else method
+    with Trained(model, plan, seed=seed, total=steps, scratch=scratch) as t:
         model.train()
         scored(t, lambda: classes(model, (x[:256], y[:256])))
         restricted = [name for name, place in t.places.items() if isinstance(place.method, Restriction) and place.unit.shape[0] > 1]
         curve = learn(t, batches, classes, rate, steps)
         model.eval()
         forms = t.forms()
-        found = {"curve": curve, **worth(model)}
+        found = {"curve": curve, **worth(model, task)}
         stored = {"values": sum(forms[name].values for name in restricted), "bytes": sum(forms[name].nbytes for name in restricted)}
     return found | stored
 
 
-def worth(model: torch.nn.Module) -> dict[str, float]:
-    """Loss and accuracy on the test part, and accuracy over its corruptions."""
-    x, y = digits.pictures("test")
+def worth(model: torch.nn.Module, task: str | None = None) -> dict[str, float]:
+    """Loss and accuracy on the test part of a task, and accuracy over all corruptions."""
+    x, y = digits.pictures("test", task)
     corrupted = [digits.accuracy(model, *digits.pictures("test", name)) for name in digits.CORRUPTIONS]
     loss = float(F.cross_entropy(digits.logits(model, x), y))
     return {"loss": loss, "accuracy": digits.accuracy(model, x, y), "corrupted": sum(corrupted) / len(corrupted)}
@@ -58,10 +71,12 @@ def shared() -> Kept:
     return Kept.of("small")
 
 
-def many(kept: Kept, method: str, seeds: Sequence[int] = SEEDS, **words: Any) -> dict[str, Any]:
+def many(
+    kept: Kept, method: str, seeds: Sequence[int] = SEEDS, once: Callable[..., dict[str, float]] = conv, **words: Any
+) -> dict[str, Any]:
     """A row of the method on all seeds."""
-    told = "".join(f", {name} {value}" for name, value in words.items())
-    found = [kept(f"{method}{told}, seed {seed}", functools.partial(conv, method, seed, **words)) for seed in seeds]
+    told = "".join(f", {name} {value}" for name, value in words.items()) + ("" if once is conv else f", {once.__name__}")
+    found = [kept(f"{method}{told}, seed {seed}", functools.partial(once, method, seed, **words)) for seed in seeds]
     return row(f"{method}{told}", found)
 
 

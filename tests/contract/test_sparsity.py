@@ -58,7 +58,7 @@ def test_equal_seeds_give_equal_bits(method):
     assert all(torch.equal(one, two) for one, two in zip(*found))
 
 
-@pytest.mark.parametrize("method", list(methods(but=("tickets", "freezenet", "smp"))))
+@pytest.mark.parametrize("method", list(methods(but=("tickets", "freezenet", "smp", "pst"))))
 def test_every_step_is_that_of_a_dense_twin_with_a_mask(method):
     """An entry that goes, or comes, has no value and no momentum; the others are the twin's to the last bit."""
     model, x, y = problem()

@@ -1,4 +1,5 @@
 import json
+import pickle
 
 import pytest
 import torch
@@ -8,7 +9,24 @@ from hypothesis import strategies as st
 from modicum.core.errors import ModelError, SettingError
 from modicum.core.ggml import TYPES
 from modicum.core.unit import Stats
-from modicum.forms import Activated, Coded, Cut, Dense, Float4, Float8, Ggml, Half, Integer, LowRank, Masked, Sum, restore
+from modicum.forms import (
+    Activated,
+    Chained,
+    Coded,
+    Cut,
+    Dense,
+    Float4,
+    Float8,
+    Ggml,
+    Half,
+    Integer,
+    LowRank,
+    Masked,
+    Pooled,
+    Shared,
+    Sum,
+    restore,
+)  # fmt: skip
 from modicum.forms.activated import Rounding
 from modicum.forms.coded import exact_scale
 from modicum.forms.float4 import LAYOUTS
@@ -104,6 +122,19 @@ def cut_activated(shape, dtype=torch.float32):
     return cut(shape, dtype, lambda inner, dtype: activated(inner, dtype, "fp8"))
 
 
+def pooled(shape, dtype=torch.float32, chunk=3):
+    length = 2 * chunk
+    return Pooled(
+        Dense(torch.randn(1, length + 1).to(dtype)), shape, torch.tensor([0.7]), at=5, first=1, length=length, chunk=chunk, seed=4
+    )
+
+
+def chained(shape, dtype=torch.float32):
+    (i, p), (j, q) = ((side, 1) if side % 2 else (2, side // 2) for side in shape)
+    left, centre, right = torch.randn(i * j, 2), torch.randn(2, 3), torch.randn(3, p * q)
+    return Chained(Dense(left.to(dtype)), Dense(centre.to(dtype)), Dense(right.to(dtype)), ((i, j), (1, 1), (p, q)))
+
+
 TAKING = [activated, cut_activated]
 KINDS = [
     *TAKING,
@@ -122,6 +153,8 @@ KINDS = [
     one_sided,
     repaired,
     sum_of_cuts,
+    pooled,
+    chained,
 ]
 SHAPES = st.tuples(st.integers(1, 9), st.integers(1, 33))
 
@@ -340,3 +373,36 @@ def test_a_scale_times_a_step_of_rows_is_a_number_of_the_dtype(dtype, digits):
             scale = exact_scale(number / 1000, dtype, raised)
             products = scale * torch.tensor([1.0, 1.5], dtype=torch.float64)[: 1 + bool(raised.any())]
             assert torch.equal(products.to(dtype).double(), products) and abs(scale / (number / 1000) - 1) < 2.0 ** (2 - digits)
+
+
+def test_a_pool_as_large_as_a_weight_is_that_weight_and_a_smaller_one_is_used_evenly():
+    pool = torch.arange(1, 25.0)[None]
+    whole = Pooled(Dense(pool), (4, 6), torch.ones(1), at=0, first=0, length=24, chunk=4, seed=1)
+    assert torch.equal(whole.dense().reshape(1, -1), pool)
+    small = Pooled(Dense(pool), (4, 6), torch.ones(1), at=0, first=8, length=8, chunk=4, seed=1).dense().reshape(-1)
+    assert torch.equal(small[:8], pool[0, 8:16]) and bool((small < 0).any())
+    assert torch.equal(small.abs().sort().values, pool[0, 8:16].repeat_interleave(3)), "each three times"
+    parts = [Pooled(Dense(pool), (1, 6), torch.ones(1), at=6 * row, first=8, length=8, chunk=4, seed=1).dense() for row in range(4)]
+    assert torch.equal(torch.cat(parts).reshape(-1), small), "rows alone are rows of the whole"
+
+
+def test_what_is_shared_has_a_value_where_it_is_at_hand():
+    leaf = Shared("x", (1, 3), torch.float32, torch.arange(4.0)[None])
+    assert leaf.dense().tolist() == [[0, 1, 2]] and leaf.nbytes == 0
+    assert torch.equal(pickle.loads(pickle.dumps(leaf)).dense(), leaf.dense())
+    with pytest.raises(ModelError, match="lies beside the forms"):
+        Shared("x", (1, 3), torch.float32).dense()
+
+
+@pytest.mark.parametrize("wrong", [{"length": 7}, {"first": 30}, {"chunk": 0}, {"seed": -1}, {"at": -1}])
+def test_a_pool_that_does_not_fit_is_told(wrong):
+    form = pooled((4, 6))
+    with pytest.raises(ModelError, match="must fit together"):
+        restore(form.describe() | wrong, form.tensors())
+
+
+def test_a_chain_that_does_not_fit_is_told():
+    form = chained((4, 6))
+    for wrong in ({"sides": [[4, 6], [1, 1], [1, 2]]}, {"sides": [[0, 1], [1, 1], [1, 1]]}, {"sides": "x"}):
+        with pytest.raises(ModelError, match="must fit together"):
+            restore(form.describe() | wrong, form.tensors())

@@ -67,6 +67,7 @@ from modicum.models.quiet import hushed
 from modicum.receipt import read_receipt, report
 from modicum.receipt.evaluate import _opened, _tokenizer
 from modicum.testing import packed, spelling
+from modicum.train import Loop
 from modicum.train.trained import trained
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -110,6 +111,15 @@ def _fitted(method, target="modicum"):
         module, batches = model()
         with hushed():
             modicum.fit(module, method=method, data=batches, target=target, out=folder, overwrite=True, allow_fallback=True)
+
+    return build
+
+
+def _trained(method):
+    def build(folder):
+        module, batches = model()
+        with hushed():
+            modicum.train(module, folder, method=method, data=batches, loop=Loop(steps=1, batch=2), overwrite=True)
 
     return build
 
@@ -527,6 +537,8 @@ READERS = {
     "coded": Reader(_fitted("watersic rate=3"), modicum.load, ("modicum.json", SINGLE)),
     "float4": Reader(_fitted("float4"), modicum.load, ("modicum.json", SINGLE)),
     "masked": Reader(_fitted("sparsegpt keep=0.5"), modicum.load, ("modicum.json", SINGLE)),
+    "shared": Reader(_trained("stable_rps keep=0.3 chunk=2"), modicum.load, ("modicum.json", SINGLE)),
+    "chained": Reader(_trained("mpo bond=3 shared=true"), modicum.load, ("modicum.json", SINGLE)),
     "narrow": Reader(_fitted("ziplm keep=0.5"), modicum.load, ("modicum.json", SINGLE)),
     "transformers": Reader(_fitted("nearest bits=4 group=16", "transformers"), modicum.load, ("config.json", SINGLE)),
     "what packed integers hold": Reader(_fitted("nearest bits=4 group=16", "transformers"), _held, ("config.json", SINGLE)),

@@ -52,6 +52,23 @@ def test_shares_of_parameters_and_baselines(config, tmp_path):
     assert low <= against["dense"]["difference"]["change"] <= high
 
 
+@pytest.mark.parametrize(
+    "method",
+    ["mpo shared=true", *(pytest.param(name, marks=pytest.mark.slow) for name in ("stable_rps", "widenet", "shapeshifter", "lapp"))],
+)
+def test_what_is_shared_is_stored_once_and_loads_plainly(config, tmp_path, method, capfd):
+    from transformers import AutoModelForCausalLM
+
+    made = modicum.train(config, tmp_path / "out", params="85%", method=method, loop=LOOP, **FEW)
+    assert made.receipt["parameters"]["stored"] <= 0.85 * made.receipt["parameters"]["dense"]
+    assert made.receipt["bytes"]["written"] == (tmp_path / "out" / "model.safetensors").stat().st_size
+    modicum.densify(tmp_path / "out", tmp_path / "plain")
+    for folder in ("out", "plain"):
+        loaded = AutoModelForCausalLM.from_pretrained(tmp_path / folder)
+        assert all(torch.equal(one, two) for one, two in zip(made.model.parameters(), loaded.parameters())), folder
+    assert "UNEXPECTED" not in "".join(capfd.readouterr())
+
+
 class Killed(Quiet):
     """Dies after some updates."""
 

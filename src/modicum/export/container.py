@@ -21,6 +21,7 @@ from modicum.core.option import Option
 from modicum.core.tensorfile import Shards
 from modicum.core.unit import Site, Unit
 from modicum.data.splits import Batch
+from modicum.export import shared
 from modicum.export._family import Entries, Layout, Target
 from modicum.export.companions import copy_companions, save_config, save_generation
 from modicum.export.foreign import load_other
@@ -29,7 +30,7 @@ from modicum.export.narrow import TOLERANCE, Group, Incision, Trial, dummy, fits
 from modicum.export.placing import assign, drop_blocks, persistent_buffers
 from modicum.export.precise import precise_output, relative_gap
 from modicum.export.taking import take_as, take_plainly
-from modicum.forms import Cut, Dense, Form, restore
+from modicum.forms import Cut, Dense, Form
 from modicum.models.copying import bare, copied
 from modicum.models.extra import extra_states, give_back
 from modicum.models.open import model_class, read_config, skeleton
@@ -82,6 +83,8 @@ class Container(Target):
                 layout.add({name: (bias.dtype, tuple(bias.shape))}, partial(dict, {name: bias}))
             else:
                 layout.makers = [(names, (partial(dict, {name: bias})) if names == (name,) else make) for names, make in layout.makers]
+        for name, tensor in shared.stored(forms.values()).items():
+            layout.add({name: (tensor.dtype, tuple(tensor.shape))}, partial(dict, {name: tensor}))
         for name, buffer in persistent_buffers(self.model.stored.module).items():
             layout.add({name: (buffer.dtype, tuple(buffer.shape))}, partial(dict, {name: buffer}))
         for name, value in extra_states(self.model.stored.module)[1].items():
@@ -305,10 +308,11 @@ def _fill(module: nn.Module, shards: Shards, body: dict[str, Any], directory: Pa
     treated: dict[str, torch.Tensor] = {}
     experts: dict[str, set[int]] = {}
     incisions: list[Incision] = []
+    held = shared.read(shards)
     for name, described in body["units"].items():
         unit = described_unit(name, described, directory)
         check_place(unit, modules, experts.setdefault(unit.parameter, set()), directory)
-        form = restore(described["form"], {part: shards.read(f"{name}:{part}") for part in parts.get(name, [])})
+        form = shared.restored(described["form"], {part: shards.read(f"{name}:{part}") for part in parts.get(name, [])}, held)
         take_as(unit, form.inner if name in narrow and isinstance(form, Cut) else form, modules, directory)
         if name in narrow:
             incisions.append(resized(unit, form, modules, directory))

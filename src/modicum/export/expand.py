@@ -16,8 +16,9 @@ import torch
 
 from modicum.core.tensorfile import Shards
 from modicum.core.unit import Site, Unit
+from modicum.export import shared
 from modicum.export.container import described_unit, read_body
-from modicum.forms import Coded, Cut, Dense, Float8, Form, Integer, restore
+from modicum.forms import Coded, Cut, Dense, Float8, Form, Integer
 from modicum.forms.coded import steps
 from modicum.models.model import Model
 from modicum.sweep.makers import Maker, raised
@@ -160,9 +161,10 @@ def forms_of(directory: Path) -> Iterator[tuple[Unit, Form]]:
         for name in shards.names():
             owner, _, part = name.rpartition(":")
             parts.setdefault(owner, []).append(part)
+        held = shared.read(shards)
         for name, described in units.items():
             unit = described_unit(name, described, directory)
-            yield unit, restore(described["form"], {part: shards.read(f"{name}:{part}") for part in parts.get(name, [])})
+            yield unit, shared.restored(described["form"], {part: shards.read(f"{name}:{part}") for part in parts.get(name, [])}, held)
 
 
 def _unlike(form: Form | None) -> bool:

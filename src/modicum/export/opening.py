@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,10 @@ from modicum.core.errors import ModelError, quoted
 from modicum.core.files import require_inside
 from modicum.core.tensorfile import Shards
 from modicum.core.unit import Unit
-from modicum.export import container
+from modicum.export import container, shared
 from modicum.export.mark import unmarked
 from modicum.export.narrow import Incision, put_attributes
-from modicum.forms import Form, restore
+from modicum.forms import Form
 from modicum.models.open import check_counts
 from modicum.models.settled import make_room
 
@@ -48,6 +49,7 @@ class Opening:
     target: dict[str, str]  # stored tensor's name → the model's
     restored: dict[str, _Restored]  # parameter, by the container's name → its making
     keys: dict[str, list[str]]  # parameter → names of what is stored for it
+    shared: dict[str, torch.Tensor] = field(default_factory=dict)
     errors: list[ModelError] = field(default_factory=list)
 
     @classmethod
@@ -56,12 +58,15 @@ class Opening:
         directory = _directory(files)
         body = container.read_body(directory)
         with Shards(directory) as shards:
-            names = sorted(shards.names())
+            names = sorted(name for name in shards.names() if not name.startswith(shared.PREFIX))
             make_room(model, body["settled"], container.stored_shapes(body, shards))
             modules = _modules(model, names)
-            opening = cls(directory, {}, {}, defaultdict(list))
+            opening = cls(directory, {}, {}, defaultdict(list), shared.read(shards))
             opening._describe(body, modules, names)
             opening._narrow(body, modules, shards)
+        if opening.shared:  # they belong to no parameter of the model, and are no surprise
+            known: Any = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
+            model._keys_to_ignore_on_load_unexpected = {*known, f"^{shared.PREFIX}"}  # type: ignore[assignment]
         _add_biases(modules, names)
         _drop(model, modules, body["dropped"], directory)
         opening._place(model, modules, names)
@@ -90,7 +95,7 @@ class Opening:
             making = self.restored[unit_name]
             [(unit, described)] = making.units
             parts = {key.rpartition(":")[2]: shards.read(key) for key in self.keys[unit_name]}
-            making.incision = container.resized(unit, restore(described, parts), modules, self.directory)
+            making.incision = container.resized(unit, shared.restored(described, parts, self.shared), modules, self.directory)
         for group in groups:
             try:
                 put_attributes(modules, group)
@@ -205,10 +210,10 @@ class _Restore(ConversionOps):
         if self.making.incision is not None:
             incision = self.making.incision
             [(unit, described)] = self.making.units
-            return incision.narrow.stored(incision.matrix(_form(unit, described, parts))).contiguous()
+            return incision.narrow.stored(incision.matrix(_form(unit, described, parts, self.opening.shared))).contiguous()
         made: dict[str, torch.Tensor] = {}
         for unit, described in self.making.units:
-            matrix = _form(unit, described, parts).dense()
+            matrix = _form(unit, described, parts, self.opening.shared).dense()
             if unit.expert is None:
                 return unit.stored(matrix).contiguous()
             container.stack(made, unit, matrix)
@@ -228,9 +233,9 @@ class _CutBias(ConversionOps):
         return {full_layer_name: self.incision.bias(value).to(self.dtype or model.get_parameter(full_layer_name).dtype)}
 
 
-def _form(unit: Unit, described: dict[str, Any], parts: dict[str, torch.Tensor]) -> Form:
+def _form(unit: Unit, described: dict[str, Any], parts: dict[str, torch.Tensor], held: Mapping[str, torch.Tensor]) -> Form:
     mine = {name.rpartition(":")[2]: part for name, part in parts.items() if name.rpartition(":")[0] == unit.name}
-    return restore(described, mine)
+    return shared.restored(described, mine, held)
 
 
 def _directory(files: list[str] | None) -> Path:

@@ -10,9 +10,10 @@ import torch
 
 from modicum.core.errors import ModelError, ModicumError, quoted
 from modicum.core.tensorfile import Shards
+from modicum.export import shared
 from modicum.export.container import FILE, read_body
 from modicum.export.depth import renamed, renumbering
-from modicum.forms import Dense, Form, Integer, Masked, restore
+from modicum.forms import Dense, Form, Integer, Masked
 from modicum.forms.packing import unpack
 from modicum.models.laid import laid
 from modicum.models.open import open_model, read_config
@@ -56,7 +57,8 @@ def _container(directory: Path) -> Stored:
         for key in shards.names():
             parts.setdefault(key.rpartition(":")[0], []).append(key)
         read = lambda name: {key.rpartition(":")[2]: shards.read(key) for key in parts.get(name, [])}
-        forms = {name: restore(unit["form"], read(name)) for name, unit in body["units"].items()}
+        held = shared.read(shards)
+        forms = {name: shared.restored(unit["form"], read(name), held) for name, unit in body["units"].items()}
         vectors = {renamed(key, rename): key for key in parts.get("", []) if len(shards.entry(key).shape) == 1}
     _require_plain(directory, any(form.rounding is not None for form in forms.values()))
     names = {renamed(name, rename): name for name in forms}

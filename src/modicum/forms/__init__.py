@@ -3,6 +3,7 @@
 from modicum.forms.activated import Activated
 from modicum.forms.affine import Affine
 from modicum.forms.blend import Blend
+from modicum.forms.chained import Chained
 from modicum.forms.coded import Coded
 from modicum.forms.cut import Cut
 from modicum.forms.dense import Dense
@@ -20,6 +21,7 @@ from modicum.forms.leaves import Base, Seeded, Shared
 from modicum.forms.low_rank import LowRank
 from modicum.forms.masked import Masked
 from modicum.forms.normalized import Normalized
+from modicum.forms.pooled import Pooled
 from modicum.forms.product import Product
 from modicum.forms.projected import Projected
 from modicum.forms.reflected import Reflected
@@ -36,6 +38,7 @@ __all__ = [
     "Affine",
     "Base",
     "Blend",
+    "Chained",
     "Coded",
     "Cut",
     "Dense",
@@ -52,6 +55,7 @@ __all__ = [
     "LowRank",
     "Masked",
     "Normalized",
+    "Pooled",
     "Product",
     "Projected",
     "Reflected",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -67,13 +67,20 @@ class Base(Leaf):
 
 
 class Shared(Leaf):
-    """A corner (rows, columns) of a tensor that several weights share under ``name``: stored once, beside the forms."""
+    """A corner (rows, columns) of a tensor that several weights share under ``name``: stored once, beside the forms.
+
+    ``tensor`` is it, where it is at hand; without it the leaf has no value until ``on`` puts it there.
+    """
 
     kind = "shared"
 
-    def __init__(self, name: str, shape: tuple[int, int], dtype: torch.dtype):
+    def __init__(self, name: str, shape: tuple[int, int], dtype: torch.dtype, tensor: torch.Tensor | None = None):
         super().__init__(shape, dtype)
-        self.name = name
+        self.name, self.tensor = name, tensor
+
+    @override
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Shared, (self.name, self.shape, self.dtype, self.tensor)
 
     @override
     def on(self, base: Form | None, shared: Mapping[str, torch.Tensor] | None = None) -> Form:
@@ -87,6 +94,8 @@ class Shared(Leaf):
 
     @override
     def dense(self) -> torch.Tensor:
+        if self.tensor is not None:
+            return self.tensor[: self.shape[0], : self.shape[1]].to(self.dtype)
         raise ModelError(f"delta: shared tensor {self.name!r} lies beside the forms. Apply the delta as a whole.")
 
     @override
@@ -97,6 +106,16 @@ class Shared(Leaf):
     @classmethod
     def restored(cls, tensors: Mapping[str, torch.Tensor], settings: Mapping[str, Any], shape: tuple[int, int], dtype: torch.dtype) -> Form:
         return cls(str(settings["name"]), shape, dtype)
+
+
+def beside(forms: Iterable[Form]) -> dict[str, torch.Tensor]:
+    """Tensors that forms share and have at hand, each once, by name."""
+    found: dict[str, torch.Tensor] = {}
+    for form in forms:
+        if isinstance(form, Shared) and form.tensor is not None:
+            found.setdefault(form.name, form.tensor)
+        found = {**beside(getattr(form, "parts", ())), **found}
+    return found
 
 
 class Seeded(Leaf):

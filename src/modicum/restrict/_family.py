@@ -36,6 +36,10 @@ class Restriction(Parametrization):
         """Share of a weight's entries that take part in the products of an update."""
         return 1.0
 
+    def products(self, shape: tuple[int, int], step: Step) -> float:
+        """Multiplications of an update per token with a weight (rows, columns), as a share of a dense one's; making a weight is none of them."""
+        return self.density(step)
+
     def outlines(self, shapes: Shapes) -> dict[str, Form]:
         """What weights of these shapes end as, in kind and in bytes; their values mean nothing. Raises ``SettingError``."""
         chance, common = torch.Generator().manual_seed(0), self.common(shapes, torch.Generator().manual_seed(0), 0)

@@ -74,6 +74,12 @@ class LowRank(Restriction):
         return (x @ state["right"].to(x.dtype).T) @ state["left"].to(x.dtype).T
 
     @override
+    def products(self, shape: tuple[int, int], step: Step) -> float:
+        """Those of both factors."""
+        rows, columns = shape
+        return min(self.rank, rows, columns) * (rows + columns) / (rows * columns)
+
+    @override
     def form(self, state: State) -> Form:
         """Two factors."""
         return Factors(state["left"], state["right"])

@@ -15,6 +15,7 @@ from modicum.core.method import registry
 from modicum.core.option import Option
 from modicum.export._family import Target
 from modicum.forms import Dense, Form, Integer, Masked
+from modicum.forms.leaves import beside
 from modicum.restrict._family import Restriction
 from modicum.restrict._healer import Healer
 from modicum.train.finding import planned
@@ -49,7 +50,8 @@ class Account:
         """What is spent with these forms; all other weights are dense."""
         model = self.target.model
         held = {name: self.hold(name, form) for name, form in made.items()}
-        values = sum(form.values for form in made.values()) + model.parameters - sum(model.units[name].size for name in made)
+        values = sum(form.values for form in made.values()) + sum(tensor.numel() for tensor in beside(made.values()).values())
+        values += model.parameters - sum(model.units[name].size for name in made)
         return Spent(self.target.layout(held, {}, frozenset()).nbytes() + slack, values)
 
 

@@ -71,18 +71,19 @@ def plan_of(module: nn.Module, method: str) -> dict[str, str]:
 
 
 def operations(method: Restriction, units: Sequence[Unit], work: Work | None, loop: Loop) -> dict[str, Any] | None:
-    """Multiply-adds of a training: forward once, backward twice, for weights as dense and counting only entries that are there.
+    """Multiply-adds of a training: forward once, backward twice, for weights as dense, and as the method multiplies with
+    entries that are there.
 
     On steps that watch gradients those of whole weights are made. None where the module's own work is not known.
     """
     if work is None:
         return None
-    mine = sum(work.units.get(unit.name, 0) for unit in units)
-    rest, total = 3 * (work.whole - mine), 0.0
+    mine = {unit.name: (unit.shape, work.units.get(unit.name, 0)) for unit in units}
+    rest, total = 3 * (work.whole - sum(whole for _, whole in mine.values())), 0.0
     for number in range(loop.steps):
-        step = Step(number, loop.steps)
-        share = method.density(step)
-        total += rest + mine * (3 * share + (1 - share) * method.watches(Step(number + 1, loop.steps)))
+        step, watched = Step(number, loop.steps), method.watches(Step(number + 1, loop.steps))
+        shares = [(whole, method.products(shape, step)) for shape, whole in mine.values()]
+        total += rest + sum(whole * (3 * share + max(0.0, 1 - share) * watched) for whole, share in shares)
     total += method.looks * _LOOKS * 3 * work.whole
     return {"dense": 3 * work.whole * loop.steps * loop.batch, "effective": round(total * loop.batch)}
 

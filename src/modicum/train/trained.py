@@ -192,7 +192,8 @@ class Trained:
     def forms(self) -> dict[str, Form]:
         """What each unit is stored as; methods that change a base give forms on it."""
         with torch.no_grad():
-            return {name: place.method.form(_plain(place.state)) for name, place in self.places.items()}
+            common = {id(state): _plain(state) for place in self.places.values() if (state := place.state.common) is not None}
+            return {name: place.method.form(_plain(place.state, common)) for name, place in self.places.items()}
 
     def delta(self, base: str = "") -> Delta:
         """What was learnt, as a change of the module: its leaves know the weights that they stand on; ``base`` names the model in words."""
@@ -332,8 +333,8 @@ def _leaves(state: State) -> State:
     return replace(state, trained=leaves)
 
 
-def _plain(state: State) -> State:
-    common = None if state.common is None else _plain(state.common)
+def _plain(state: State, shared: Mapping[int, State] | None = None) -> State:
+    common = None if state.common is None or shared is None else shared[id(state.common)]
     return replace(state, trained={name: tensor.detach().clone() for name, tensor in state.trained.items()}, common=common)
 
 
