@@ -68,7 +68,7 @@ def equal_codes(one, other):
         ("llama", BUDGET),
         pytest.param("qwen3_moe", GPTQ, marks=pytest.mark.slow),
         pytest.param("qwen3_moe", BUDGET, marks=pytest.mark.slow),
-        pytest.param("cnn", {**BUDGET, "menu": "int2,int4"}, marks=pytest.mark.slow),
+        pytest.param("cnn", {**BUDGET, "menu": f"gptq bits=2 {_PLAIN},gptq bits=4 {_PLAIN}"}, marks=pytest.mark.slow),
     ],
     ids=["gptq", "span", "budget", "experts", "experts-budget", "convolutions"],
 )
