@@ -10,8 +10,8 @@ import torch
 
 
 @contextmanager
-def opened(package, path, context=512):
-    """A file's model, as a function from tokens (a list) to logits [tokens, vocabulary], and the model's vocabulary."""
+def opened(package, path, context=512, adapter=None):
+    """A file's model as a function from tokens (a list) to logits [tokens, vocabulary], beside an adapter where one is named; and its vocabulary."""
     wanted = package.llama_model_default_params()
     wanted.use_extra_bufts, wanted.n_gpu_layers = False, 0  # repacked weights of some processors crash in this version
     model = package.llama_model_load_from_file(str(path).encode(), wanted)
@@ -21,6 +21,10 @@ def opened(package, path, context=512):
     settings.n_threads = settings.n_threads_batch = 1
     running = package.llama_init_from_model(model, settings)
     assert running, f"llama.cpp cannot run {path}"
+    if adapter is not None:
+        beside = package.llama_adapter_lora_init(model, str(adapter).encode())
+        assert beside, f"llama.cpp cannot load {adapter}: {said(package)}"
+        assert package.llama_set_adapters_lora(running, (type(beside) * 1)(beside), 1, (ctypes.c_float * 1)(1.0)) == 0
     vocabulary = package.llama_model_get_vocab(model)
     width = package.llama_vocab_n_tokens(vocabulary)
 

@@ -15,11 +15,13 @@ from modicum.core.plan import Plan
 from modicum.core.unit import Stats
 from modicum.data.splits import from_text
 from modicum.export.gguf import timing
+from modicum.export.gguf.adapter import to_gguf
 from modicum.export.gguf.reader import GgufFile
 from modicum.measure.settings import Settings
 from modicum.measure.subject import Subject
 from modicum.models.open import open_model
 from modicum.testing import spelling
+from modicum.train.trained import trained
 
 # What of each architecture llama.cpp computes, where a tiny random model would be otherwise.
 MODELS = {
@@ -88,6 +90,28 @@ def test_every_architecture_is_computed_alike(package, name, type, tmp_path):
         assert float(gaps.median()) < 0.06 and float(lost.median()) < 2e-3
     else:
         assert float(gaps.max()) < 4e-3 and float(lost.mean()) < 1e-6
+
+
+@pytest.mark.parametrize("name", ["LlamaForCausalLM", "Phi3ForCausalLM", "GPT2LMHeadModel", "FalconForCausalLM"])
+def test_what_was_learnt_beside_a_model_is_computed_alike(package, name, tmp_path):
+    spelling.checkpoint(name, tmp_path / "model", **MODELS[name])
+    (tmp_path / "text.txt").write_text("to be or not to be, that is the question; " * 40)
+    subject = Subject.open(str(tmp_path / "model"), Settings(samples=2, tokens=32, test_samples=1, data=str(tmp_path / "text.txt")))
+    target = subject.target("gguf")
+    target.layout({}, {}, frozenset()).write(tmp_path)
+    target.finish(tmp_path, {}, frozenset())
+    module, _ = target.verify(tmp_path, {})
+    ids, draw = torch.randint(3, 250, (1, 48), generator=torch.Generator().manual_seed(0)), torch.Generator().manual_seed(1)
+    with trained(module, "lora rank=3") as t, torch.no_grad():
+        for parameter in t.parameters():
+            parameter.data += 0.1 * torch.randn(parameter.shape, generator=draw)
+        ours, delta = module(ids).logits[0], t.delta()
+        before = llama.divergence(ours, module(ids).logits[0] * 0)
+    adapter = to_gguf(delta, tmp_path / "adapter", tmp_path / "model")
+    with llama.opened(package, tmp_path / "model.gguf", context=64, adapter=adapter) as (logits, _):
+        theirs = logits(ids[0].tolist())
+    assert float(((ours - theirs).abs().amax(-1) / ours.abs().max()).max()) < 1e-2
+    assert float(llama.divergence(ours, theirs).mean()) < 1e-5 * float(before.mean())
 
 
 def test_blocks_of_different_widths_are_computed_alike(package, tmp_path):

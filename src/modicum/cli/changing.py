@@ -14,6 +14,8 @@ from modicum.core.budget import Budget, readable
 from modicum.core.errors import SettingError
 from modicum.train.settings import Loop
 
+# What a change is written as.
+FORMATS = ("modicum", "peft", "gguf")
 _OUT = option("--out", type=click.Path(path_type=Path), metavar="DIR", required=True, group="files", help="Directory to write.")
 
 
@@ -138,24 +140,35 @@ def revert(directory: str, out: Path, overwrite: bool, quiet: bool, as_json: boo
 @options(
     option("--base", metavar="MODEL", required=True, group="files", help="The model that it was tuned from."),
     option("--rank", type=int, metavar="N", group="method", help="Tell each matrix's change as a product of this rank."),
+    option(
+        "--format",
+        type=click.Choice(FORMATS),
+        default=FORMATS[0],
+        show_default=True,
+        group="files",
+        help="What is written: a delta, or an adapter that PEFT loads, or llama.cpp (gguf), of products of thin matrices alone.",
+    ),
     _OUT,
     OVERWRITE,
 )
 @SHOWN
-def delta(tuned: str, base: str, rank: int | None, out: Path, overwrite: bool, quiet: bool, as_json: bool) -> None:
-    """Write what FINE_TUNED has otherwise than its base, as a delta."""
+def delta(tuned: str, base: str, rank: int | None, format: str, out: Path, overwrite: bool, quiet: bool, as_json: bool) -> None:
+    """Write what FINE_TUNED has otherwise than its base, as a delta.
+
+    FINE_TUNED is a model, or a delta or an adapter of PEFT that is to be written in another format.
+    """
     from modicum.core.output import require_free, writing
-    from modicum.delta.between import between
+    from modicum.export.adapters import changed_from, write
 
     if rank is not None and rank < 1:
         raise SettingError(f"--rank: must be at least 1, got {rank}.")
     read = [Path(name) for name in (tuned, base)]
     require_free(out, read, overwrite)
-    made = between(tuned, base, rank=rank)
+    made = changed_from(tuned, base, rank)
     with writing(out, read, overwrite) as folder:
-        made.save(folder)
+        write(made, folder, base, format)
     if as_json:
-        print_json({"out": str(out), "changed": sorted(made.forms), "bytes": made.nbytes})
+        print_json({"out": str(out), "format": format, "changed": sorted(made.forms), "bytes": made.nbytes})
     elif not quiet:
         click.echo(f"{out}: {len(made.forms)} weights changed, {readable(made.nbytes)}.")
 

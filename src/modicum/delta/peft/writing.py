@@ -39,7 +39,7 @@ def to_peft(delta: Delta, directory: str | Path, base: Any) -> None:
             why = "has several names" if unit.aliases else f"is of kind {unit.kind}"
             raise ModelError(f"{name}: {why}, and an adapter of PEFT must hold layers of their own. Apply the delta instead.")
         magnitudes = form.lengths if isinstance(form, Normalized) else None
-        left, right = _factors(name, form.parts[0] if isinstance(form, Normalized) else form, delta.shared)
+        left, right = factors(name, form.parts[0] if isinstance(form, Normalized) else form, delta.shared)
         lengths.add(magnitudes is not None)
         if isinstance(form, Normalized) and (form.axis == "columns") != (unit.kind == "embedding"):
             raise ModelError(f"{name}: has lengths of {form.axis}, where PEFT's DoRA has others. Apply the delta instead.")
@@ -66,7 +66,7 @@ def to_peft(delta: Delta, directory: str | Path, base: Any) -> None:
     _save(folder, tensors, ranks, lengths == {True}, turned == {True}, str(base) if isinstance(base, str | Path) else "")
 
 
-def _factors(name: str, form: Form, shared: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def factors(name: str, form: Form, shared: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """One pair of factors for all that is added to the base. Raises ``ModelError``."""
     pairs = _added(name, form, shared, 1.0)
     if not pairs:
@@ -79,7 +79,9 @@ def _added(name: str, form: Form, shared: Any, scale: float, *, based: bool = Tr
     if isinstance(form, Base):
         return []
     if based and not isinstance(form, Sum | Blend):
-        raise ModelError(f"{name}: is a new weight of kind {form.kind}, which PEFT's LoRA cannot hold. Apply the delta instead.")
+        raise ModelError(
+            f"{name}: is a new weight of kind {form.kind}, which an adapter of thin matrices cannot hold. Apply the delta instead."
+        )
     if isinstance(form, Sum) and isinstance(form.parts[0], Base) == based and not any(list(leaves(part)) for part in form.parts[1:]):
         return [pair for part in form.parts[1 if based else 0 :] for pair in _added(name, part, shared, scale, based=False)]
     if isinstance(form, Blend):
@@ -91,7 +93,9 @@ def _added(name: str, form: Form, shared: Any, scale: float, *, based: bool = Tr
     if isinstance(form, Product) and len(form.parts) == 2 and all(_held(part) for part in form.parts):
         left, right = (part.on(None, shared).value().float() for part in form.parts)
         return [(left * scale, right)]
-    raise ModelError(f"{name}: is changed by a form of kind {form.kind}, which PEFT's LoRA cannot hold. Apply the delta instead.")
+    raise ModelError(
+        f"{name}: is changed by a form of kind {form.kind}, which an adapter of thin matrices cannot hold. Apply the delta instead."
+    )
 
 
 def _held(form: Form) -> bool:
