@@ -167,6 +167,20 @@ def test_what_cannot_be_copied_is_shared(thing):
     fitted(Net(held=held))
 
 
+@pytest.mark.parametrize("kind", [threading.Lock, lambda: threading.Semaphore(1)], ids=["lock", "semaphore"])
+def test_a_lock_that_forwards_hold_stops_none_of_them(kind):
+    """Each stands still within it; with the caller's own, one would wait for the other for ever."""
+
+    class Held(Net):
+        def forward(self, x):
+            with self.held:
+                return super().forward(x)
+
+    net = Held(held=kind())
+    result = fitted(net)
+    assert type(result.model.held) is type(net.held) and not getattr(net.held, "locked", lambda: False)()
+
+
 def test_a_function_over_the_module_is_made_over_the_copy():
     net = Net()
     net.head = lambda x: net.second(x)

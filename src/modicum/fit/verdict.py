@@ -10,10 +10,12 @@ import numpy as np
 from modicum.allocate.integer_program import integer_program
 from modicum.core.budget import readable
 from modicum.core.plan import Limits, Picks, Table
-from modicum.judge.degree import BROKEN, DEGREES, degree
+from modicum.judge.degree import BROKEN, DEGREES, degree, nearly_none
 
 # A result that loses so many times its forecast is told.
 SURPRISE = 1.5
+# Share of a near-lossless result's loss below which a forecast has nothing to tell.
+_TELLING = 0.1
 # Where arithmetic alone differs by as much, a forecast means nothing.
 _NOISE = 1e-3
 # Bytes of the next step up, and the share of the loss that it, or anything else, must take away to be worth a word.
@@ -99,8 +101,8 @@ def elsewhere(name: str, table: Table, limits: Limits, forecast: float, lost: fl
 def surprise(quality: Mapping[str, Any], forecast: float) -> str:
     """An event where a result lost much more than was forecast, otherwise nothing; of values a forecast is half the relative squared error."""
     logits = "KL" in quality["metric"]
-    forecast, noise = (forecast, _NOISE) if logits else (2 * forecast, _NOISE**2)
-    if quality["mean"] <= max(SURPRISE * forecast, noise):
+    forecast = forecast if logits else 2 * forecast
+    if quality["mean"] <= max(SURPRISE * forecast, _TELLING * nearly_none(quality["metric"])):
         return ""
     return (
         f"forecast: the result loses {quality['mean']:.3g} {_unit(quality)}, {forecast:.3g} were forecast. "

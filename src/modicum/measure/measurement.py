@@ -159,9 +159,9 @@ class Measurement:
             found[text] = self._finding(unit, option, form, error, stats, weight, energy, piece, sample)
             if option.steps and sample is None and not unit.direct and not looked_up_alone(unit):
                 found[text].bits, found[text].least = 8 * form.nbytes / unit.size, least_of(unit, error, stats, weight)
+            stats.cache.pop("output error", None)
         stats.reference, stats.ahead, self._begun = None, (), {}
         stats.made.clear()
-        stats.cache.pop("output error", None)
         return found
 
     def _shown(self, unit: Unit, option: Option, form: Form, piece: _Piece) -> None:

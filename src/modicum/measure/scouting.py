@@ -2,40 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from modicum.core.option import Option
+from modicum.core.plan import Picks, Table
 from modicum.core.unit import Site, Stats
 from modicum.data.splits import Batch
-from modicum.export import Target
 from modicum.forms import Dense, Form
 from modicum.judge.degree import nearly_none
 from modicum.judge.judge import between
 from modicum.judge.plain import plains
 from modicum.judge.quality import RuinedError, compare, streamed
 from modicum.models.model import Model
+from modicum.quantize._family import Quantizer
 from modicum.table.menu import Menu
 from modicum.table.sizing import Sizing
 
 # Sequences that it is told on.
 _SEQUENCES = 4
+# What the nearest codes may lose, of what is near-lossless: codes that are solved for lose less than half of that (a quarter, of a sentence encoder
+# at 8 bits per weight).
+_NEAREST = 2.0
 
 
-def rounding_suffices(target: Target, sizing: Sizing, menu: Menu, most: int, judged: Sequence[Batch]) -> bool:
-    """Whether the largest grid that fits ``most`` bytes on every layer that takes one is near-lossless, its codes the nearest.
+def rounding_suffices(sizing: Sizing, menu: Menu, most: int, judged: Sequence[Batch]) -> bool:
+    """Whether the largest grid that fits ``most`` bytes on every layer that takes one is near-lossless, told by its nearest codes; what it leaves
+    goes to the next larger one, on as many layers as that buys.
 
     What a choice adds then, and any solver, is below what can be told from nothing; other kinds of option, and far fewer bits, are for budgets
     that hurt. *Needs and cost*: every weight is rounded once, and two forwards of ``judged``'s first sequences.
     """
-    table = sizing.table()
-    found = {table.cost(picks): picks for picks in plains(target, menu, table).values()}
-    sizes = [size for size in found if size <= most]
-    if not sizes:
+    target, table = sizing.target, sizing.table()
+    grids = Menu((option for option in menu if isinstance(option.steps[0], Quantizer)), suits=menu.suits, rules=menu.rules)
+    picks, options = _largest(table, plains(target, grids or menu, table).values(), most), dict[str, Option]()
+    if picks is None:
         return False
-    picks, options = found[max(sizes)], dict[str, Option]()
     for site in target.sites():
         option = Option.parse(table.choices[site.name][picks[site.name]].option).without_data()
         options |= {} if option is None or not option.steps else dict.fromkeys((unit.name for unit in site.units), option)
@@ -47,7 +51,21 @@ def rounding_suffices(target: Target, sizing: Sizing, menu: Menu, most: int, jud
         )  # fmt: skip
     except RuinedError:
         return False
-    return float(np.mean(quality.divergence)) < nearly_none(quality.metric)
+    return float(np.mean(quality.divergence)) < _NEAREST * nearly_none(quality.metric)
+
+
+def _largest(table: Table, found: Iterable[Picks], most: int) -> Picks | None:
+    """The largest selection of those within ``most`` bytes, with what it leaves spent on choices of the next larger one, site by site."""
+    rising = sorted(found, key=table.cost)
+    fitting = [picks for picks in rising if table.cost(picks) <= most]
+    if not fitting:
+        return None
+    picks, larger = dict(fitting[-1]), rising[len(fitting) :][:1]
+    for site in sorted(picks, key=lambda site: -table.choices[site][picks[site]].bytes):
+        for other in larger:
+            raised = {**picks, site: other[site]}
+            picks = raised if table.cost(raised) <= most else picks
+    return picks
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from modicum.drop.experts import expert_sites
 from modicum.export import TARGETS, Target
 from modicum.export.probe import probed
 from modicum.export.source import open_source
+from modicum.forms import Form
 from modicum.judge.quality import streamed
 from modicum.measure.compared import UNCOMPARED, compared, settled_alike
 from modicum.measure.computing import Settle, agreed
@@ -73,6 +74,7 @@ class Subject:
     _targets: dict[str, Target] = field(default_factory=dict)
     _runtimes: dict[tuple, Runtime] = field(default_factory=dict)
     _unused: dict[str, frozenset[str]] = field(default_factory=dict)
+    _zeros: dict[Any, Form] = field(default_factory=dict)
 
     @classmethod
     def open(
@@ -204,14 +206,14 @@ class Subject:
 
     def _of_weights(self, target: str, menu: Menu) -> Sizing:
         options = Menu(weight_options(menu), suits=menu.suits, declared=True, rules=menu.rules)
-        return Sizing(self.target(target), options, {}, self.kept)
+        return Sizing(self.target(target), options, {}, self.kept, _forms=self._zeros)
 
     def scouted(self, target: str) -> bool:
         """Whether the budget needs nothing but rounding; noted, for more may have been wanted."""
-        menu = self.menu(target)
+        menu = self.menu(target).rounding()
         if self.most is None or not menu.declared or self.settings.ram is not None:
             return False
-        found = rounding_suffices(self.target(target), self._of_weights(target, menu), menu, self.most, self.data.validation)
+        found = rounding_suffices(self._of_weights(target, menu), menu, self.most, self.data.validation)
         if found:
             self._unused.clear()
             self._note(
@@ -233,7 +235,7 @@ class Subject:
     def sizing(self, target: str) -> Sizing:
         """Makes tables for a target."""
         menu = self.menu(target)
-        return Sizing(self.target(target), menu, self.cuts if cutters(menu) else {}, self.kept)
+        return Sizing(self.target(target), menu, self.cuts if cutters(menu) else {}, self.kept, _forms=self._zeros)
 
     def runtime(self, target: str, batch: int, context: int, cuts: Mapping[str, Site]) -> Runtime:
         """Prices in a target's runtime, the same ones however often they are asked for."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -12,26 +13,56 @@ from torch import nn
 from modicum.core.errors import ModelError
 
 _TREE = ("_parameters", "_buffers", "_modules")
+_LOCKS = (type(threading.Lock()), threading.Semaphore)
+# In the memory of a copy with tensors of its own: locks are locks again.
+_APART = "apart"
 
 
 def copied(module: nn.Module, *, apart: bool = False, known: dict[int, Any] | None = None) -> nn.Module:
     """The module with parts of its own, and the same tensors; ``apart``, tensors of its own too; ``known`` gives others for them, by identity.
 
-    What cannot be copied (a lock, an open file, a tensor with a graph) is shared. Functions that were made over the original's modules are made
+    What cannot be copied (an open file, a tensor with a graph) is shared. So is a lock with a copy ``apart``; in others it lets everybody in, since
+    forwards of one thread stand still inside it and would wait for each other for ever. Functions that were made over the original's modules are made
     over the copy's. Raises ``ModelError`` where neither is possible.
     """
     known = known if known is not None else ({} if apart else {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())})
-    memo = dict(known)
+    given: dict[Any, Any] = known | {_APART: True} if apart else known
+    memo = dict(given)
     try:
         made = copy.deepcopy(module, memo)
     except Exception:  # whatever an object raises that is not made to be copied
-        memo = _shared(module) | known
+        memo = {name: item if apart or not isinstance(item, _LOCKS) else _Open(item) for name, item in _shared(module).items()} | given
         try:
             made = copy.deepcopy(module, memo)
         except Exception as error:
             raise ModelError(f"{type(module).__name__}: must be a module that can be copied, is not ({str(error)[:160]}).") from None
     _rebind(module, made, memo)
     return made
+
+
+class _Open:
+    """Stands for a ``lock`` in modules of our own."""
+
+    def __init__(self, lock: Any):
+        self.lock = lock
+
+    def __deepcopy__(self, memo: dict[Any, Any]) -> Any:
+        return self.lock if _APART in memo else self
+
+    def acquire(self, *args: Any, **kwargs: Any) -> bool:
+        return True
+
+    def release(self, *args: Any) -> None:
+        """Nothing is held."""
+
+    def locked(self) -> bool:
+        return False
+
+    def __enter__(self) -> bool:
+        return True
+
+    def __exit__(self, *error: object) -> None:
+        self.release()
 
 
 def bare(module: nn.Module) -> nn.Module:

@@ -64,7 +64,7 @@ def covariance(unit: Unit, error: torch.Tensor, stats: Stats, sensitivity: Sensi
     if moved is None or (looked_up_alone(unit) and len(felt) != unit.shape[1]):
         return None
     weighed = error @ felt if looked_up_alone(unit) else felt @ error
-    return max(0.0, 0.5 * total(moved.mul_(weighed)))
+    return max(0.0, 0.5 * total(weighed.mul_(moved)))
 
 
 def relative(unit: Unit, error: torch.Tensor, stats: Stats, sensitivity: Sensitivity | None, weight: torch.Tensor) -> float | None:
@@ -197,11 +197,20 @@ def output_error(error: torch.Tensor, stats: Stats, sensitivity: Sensitivity | N
     found = _moment(stats, sensitivity)
     if found is None:
         return None
-    known, squares = stats.cache.get("output error", (None, None))
-    if known is not error:  # of one error it is asked several times
-        squares = found.after(error).mul_(error).sum(1)
-        stats.cache["output error"] = (error, squares)
-    return squares
+    return _seen(error, stats, found)[1]
+
+
+def _seen(error: torch.Tensor, stats: Stats, moment: Moment) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight error times the inputs' mean second moment (rows, columns), and mean squared output error per row (rows,).
+
+    Of one error they are asked for several times, so ``stats`` keep those of the last.
+    """
+    known, moved, squares = stats.cache.get("output error", (None, None, None))
+    if known is not error:
+        moved = moment.after(error)
+        squares = (moved * error).sum(1)
+        stats.cache["output error"] = (error, moved, squares)
+    return moved, squares
 
 
 @dataclass(frozen=True)
@@ -255,9 +264,7 @@ def _moved(unit: Unit, error: torch.Tensor, stats: Stats, sensitivity: Sensitivi
     if looked_up_alone(unit):
         return error * _share(stats, len(error))[:, None]
     found = _moment(stats, sensitivity)
-    if found is None:
-        return None
-    return found.after(error)
+    return None if found is None else _seen(error, stats, found)[0]
 
 
 def _energy(unit: Unit, value: torch.Tensor, stats: Stats, sensitivity: Sensitivity | None) -> torch.Tensor | None:
