@@ -154,10 +154,17 @@ def test_shape_and_dtype_are_kept(method, dtype, layer):
     assert torch.isfinite(form.dense().float()).all()
 
 
+# What methods that decide the rows of a column together do not keep while they do.
+PERMUTED = "permuted rows permute the answer"
+
+
 @each_case
 def test_permuted_rows_permute_the_answer(method, layer):
     other, order = layer(), torch.randperm(24)
     other.weight = other.weight[order]
+    if PERMUTED in type(method).known_gaps:
+        assert not torch.equal(other.apply(*pipeline(method)).dense(), made(method, layer).dense()[order])
+        method = dataclasses.replace(method, paths=False)
     torch.testing.assert_close(other.apply(*pipeline(method)).dense(), made(method, layer).dense()[order], rtol=1e-3, atol=1e-3)
 
 

@@ -11,10 +11,11 @@ from torch import nn
 import modicum
 
 GOLDEN = Path(__file__).parent / "golden"
-# Codes with steps in quarters of an octave; in whole octaves and one and a half times those.
+# Codes with steps in quarters of an octave; in whole octaves and one and a half times those; on paths through a trellis.
 VALUES = {
     "quarters": "c149cac02351b9a1a3d72b93581717a041ad29da3109cd344dc010e9f6baa419",
     "halves": "0cdf27800b6a031a47868e01344f0b8906494fc66449dbd3423409e574a1a5d7",
+    "paths": "6c2246570a332f40e5964ea20e07fca7e083fcf78f94d4e1b6c2978ac6bd8c55",
 }
 
 
@@ -22,7 +23,8 @@ VALUES = {
 def test_codes_come_back_to_the_values_they_had(name):
     told = json.loads((GOLDEN / name / "modicum.json").read_text())["units"]
     assert {unit["form"]["kind"] for unit in told.values()} == {"coded"}
-    assert {unit["form"].get("steps", "quarters") for unit in told.values()} == {name}
+    assert {unit["form"].get("steps", "quarters") for unit in told.values()} == {name if name != "paths" else "halves"}
+    assert {unit["form"].get("trellis", 0) for unit in told.values()} == {8 if name == "paths" else 0}
     module = nn.Sequential(nn.Linear(24, 16), nn.GELU(), nn.Linear(16, 8)).to(torch.bfloat16)
     loaded = modicum.load(GOLDEN / name, into=module)
     values = b"".join(value.detach().float().numpy().astype("<f4").tobytes() for value in loaded.parameters())

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -127,3 +128,20 @@ def test_rows_that_are_felt_more_take_finer_steps_and_what_errors_cost_is_less(l
     assert torch.equal(told.raised, ours.raised) and told.nbytes == thing.apply(Watersic(rate=2.5), stats=plain).nbytes
     steps_of_rows = steps(ours.raised, 1.0).log2()
     assert float((steps_of_rows + 0.25 * felt.log2() - (steps_of_rows + 0.25 * felt.log2()).mean()).abs().max()) < 0.35
+
+
+@pytest.mark.parametrize("bits", [1.5, 2.0, 3.0, 4.0])
+def test_paths_leave_less_error_in_the_same_bytes(layer, bits):
+    thing = layer(256, 128)
+    stats = lambda: Stats(count=500, covariance=correlated(128))
+    error = lambda form: float((((form.dense() - thing.weight) @ stats().covariance) * (form.dense() - thing.weight)).sum())
+    ours, plain = (thing.apply(Watersic(rate=bits, paths=paths), stats=stats()) for paths in (True, False))
+    assert ours.nbytes == plain.nbytes and (ours.trellis, plain.trellis) == (8, 0)
+    assert error(ours) < 0.85 * error(plain)
+
+
+def test_what_pruning_left_at_zero_takes_no_path():
+    site, stats, forms = _alone(torch.randn(96, 64))
+    pruned = replace(site, units=(replace(site.units[0], pruned=True),))
+    for unit, trellis in ((site, 8), (pruned, 0)):
+        assert Coded(rate=3.0).apply(unit, stats, forms).forms["w"].trellis == trellis

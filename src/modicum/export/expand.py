@@ -118,12 +118,13 @@ class _Expanding:
             return "an earlier version wrote it, with steps of quarter octaves"
         threes, octaves = _whole(form)
         left = octaves + self.columns.get(unit.name, torch.zeros_like(octaves))
-        numbers = form.codes.long() * threes << (left - left.min()).clamp(max=32)
+        doubled = bool(form.trellis)  # half steps are whole ones of half the scale
+        numbers = (form.halves if doubled else form.codes).long() * threes << (left - left.min()).clamp(max=32)
         bits = next((bits for bits in _BITS if int(numbers.max()) < 2 ** (bits - 1) and int(numbers.min()) >= -(2 ** (bits - 1))), 0)
         if not bits:
             return f"its numbers go up to {int(numbers.abs().max())}, beyond eight bits"
         own = steps(form.raised, form.scale, form.ladder).double()
-        rows = torch.ldexp(own, int(left.min()) + self.rows.get(unit.name, torch.zeros(len(own))))[:, None].to(form.dtype)
+        rows = torch.ldexp(own, int(left.min()) - doubled + self.rows.get(unit.name, torch.zeros(len(own))))[:, None].to(form.dtype)
         exact = torch.equal((numbers.to(form.dtype) * rows), self._scaled(unit, Dense(form.dense())).dense())
         return (bits, numbers, rows) if exact else f"its scales are no numbers of {str(form.dtype)[6:]}"
 

@@ -15,6 +15,7 @@ from typing_extensions import override
 from modicum.forms import rans
 from modicum.forms.form import Form, expect
 from modicum.forms.packing import pack, packed_bytes, unpack
+from modicum.forms.trellis import STATES, Following, shifted
 
 # Exponents of steps and deviations are told in quarters of an octave. Steps are the whole octaves and one and a half times those: exact in any
 # float, so that whoever multiplies codes by a runtime's own means gets the same values. Files of an earlier version have the quarters themselves.
@@ -40,17 +41,19 @@ def stream_bytes(shape: tuple[int, int], bits: float, ladder: str = "halves") ->
 class Coded(Form):
     """``codes · step`` with ``step = scale · 2^(columns / 4) · 2^(raised / 4)``, each code under the table of Gaussians number ``rows - columns``.
 
-    Half an octave is taken as one and a half. *Shapes:* ``codes`` int8 (rows, columns), ``columns`` int16 (columns,), ``rows`` and ``raised`` int16
-    (rows,). On disk they are one stream of ``bits`` per weight, whatever the codes: a head, the exponents packed, the codes column by column, and
-    zeros to its end. The dequantized value is computed in float32 and rounded once.
+    Half an octave is taken as one and a half. With a ``trellis`` of eight states codes are on one of two grids, half a step apart
+    (``trellis.py``), and lie row by row in the stream. *Shapes:* ``codes`` int8 (rows, columns), ``columns`` int16 (columns,), ``rows`` and
+    ``raised`` int16 (rows,). On disk they are one stream of ``bits`` per weight, whatever the codes: a head, the exponents packed, the codes column
+    by column, and zeros to its end. The dequantized value is computed in float32 and rounded once.
     """
 
     kind = "coded"
 
     def __init__(
         self, codes: torch.Tensor, scale: float, rows: torch.Tensor, columns: torch.Tensor, bits: float, dtype: torch.dtype,
-        raised: torch.Tensor | None = None, ladder: str = "halves",
+        raised: torch.Tensor | None = None, ladder: str = "halves", trellis: int = 0,
     ):  # fmt: skip
+        self.trellis = trellis
         self.codes, self.scale, self.rows, self.columns, self.bits, self.ladder = codes, scale, rows, columns, bits, ladder
         self.raised = torch.zeros_like(rows) if raised is None else raised
         self.shape, self.dtype = (codes.shape[0], codes.shape[1]), dtype
@@ -72,16 +75,31 @@ class Coded(Form):
 
     @override
     def settings(self) -> dict[str, Any]:
-        return {"bits": self.bits} | ({"steps": self.ladder} if self.ladder != "quarters" else {})
+        told = {"steps": self.ladder} if self.ladder != "quarters" else {}
+        return {"bits": self.bits} | told | ({"trellis": self.trellis} if self.trellis else {})
+
+    @cached_property
+    def _shifted(self) -> torch.Tensor:
+        """Which codes are on the shifted grid."""
+        return torch.from_numpy(shifted(self.codes.numpy()))
+
+    @property
+    def halves(self) -> torch.Tensor:
+        """Twice what multiplies the steps, whole numbers int16 (rows, columns)."""
+        twice = self.codes.short() * 2
+        return twice.sub_(self.codes.sign() * self._shifted) if self.trellis else twice
 
     @override
     def dense(self) -> torch.Tensor:
         most = min(torch.finfo(self.dtype).max, torch.finfo(torch.float32).max)
         across, down = steps(self.columns, self.scale, self.ladder), steps(self.raised, 1.0, self.ladder)
-        return (self.codes.float() * (down[:, None] * across)).clamp_(-most, most).to(self.dtype)
+        numbers = self.halves.float().mul_(0.5) if self.trellis else self.codes.float()
+        return (numbers * (down[:, None] * across)).clamp_(-most, most).to(self.dtype)
 
     @override
     def zeroed(self, where: torch.Tensor) -> Form:
+        if self.trellis:
+            return super().zeroed(where)  # codes after one would be on the other grid
         # No number takes fewer bits than zero: there is room for it.
         codes = self.codes.masked_fill(where, 0)
         return Coded(codes, self.scale, self.rows, self.columns, self.bits, self.dtype, self.raised, self.ladder)
@@ -99,9 +117,12 @@ class Coded(Form):
         told = [_told(self.columns, 2), _told(self.rows), _told(self.raised, 2)]
         if self.ladder == "quarters":
             told = [_told(self.columns), _told(self.rows)]
-        count = rans.lanes(self.nbytes)
+        count = min(rans.lanes(self.nbytes), self.shape[1]) if self.trellis else rans.lanes(self.nbytes)
         head = _HEADS[self.ladder].pack(self.scale, *(least for least, _, _ in told), *(width for _, width, _ in told), count)
-        codes = rans.encode(self.codes.T.reshape(-1).numpy(), tables(self.rows, self.columns).reshape(-1), count)
+        numbers, each = self.codes.T, tables(self.rows, self.columns)
+        if self.trellis:
+            numbers, each = self.codes, each.T + rans.TABLES * self._shifted.numpy()
+        codes = rans.encode(numbers.reshape(-1).numpy(), each.reshape(-1), count)
         body = b"".join([head, *(packed.numpy().tobytes() for _, _, packed in told), codes])
         if len(body) > self.nbytes:
             raise ValueError(f"{len(body)} bytes of codes do not go into a stream of {self.nbytes}")
@@ -116,6 +137,8 @@ class Coded(Form):
         ladder = str(settings.get("steps", "quarters"))
         if ladder not in _LADDERS:
             raise ValueError(f"steps of {ladder!r} are not known")
+        if (trellis := settings.get("trellis", 0)) not in (0, STATES):
+            raise ValueError(f"a trellis has {STATES} states, not {trellis!r}")
         stream = expect(tensors["stream"], (stream_bytes(shape, bits, ladder),), torch.uint8).contiguous()
         head, new = _HEADS[ladder], ladder != "quarters"
         scale, *told, count = head.unpack(stream[: head.size].numpy().tobytes())
@@ -130,9 +153,16 @@ class Coded(Form):
         if count < 1:
             raise ValueError("a stream has no lanes")
         columns, rows, raised = sides if new else (*sides, None)
-        numbers = rans.decode(stream[at:].numpy(), tables(rows, columns).reshape(-1), count)
-        codes = torch.from_numpy(numbers).view(shape[1], shape[0]).T.contiguous()
-        form = cls(codes, scale, rows, columns, bits, dtype, raised, ladder)
+        each = tables(rows, columns)
+        if trellis:
+            if count > shape[1]:
+                raise ValueError(f"{count} lanes are more than {shape[1]} columns")
+            path = Following(shape[0] * shape[1], shape[1])
+            codes = torch.from_numpy(rans.decode(stream[at:].numpy(), each.T.reshape(-1), count, path)).view(shape)
+        else:
+            numbers = rans.decode(stream[at:].numpy(), each.reshape(-1), count)
+            codes = torch.from_numpy(numbers).view(shape[1], shape[0]).T.contiguous()
+        form = cls(codes, scale, rows, columns, bits, dtype, raised, ladder, int(trellis))
         form.__dict__["_stream"] = stream
         return form
 

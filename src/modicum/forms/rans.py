@@ -1,7 +1,8 @@
 """Range asymmetric numeral systems: whole numbers coded near their entropy, in many lanes, so that a step of all is one operation on arrays.
 
-Each number is coded under one of a few tables, which are those of rounded Gaussians, a quarter of an octave apart in deviation. Frequencies are
-whole numbers, so every processor decodes alike. Lane ``j`` of ``n`` holds the numbers ``j``, ``j + n``, ``j + 2 n``, ...
+Each number is coded under one of a few tables, which are those of rounded Gaussians, a quarter of an octave apart in deviation; as many more are
+those of a grid that is shifted by half a step (``trellis.py``). Frequencies are whole numbers, so every processor decodes alike. Lane ``j`` of ``n``
+holds the numbers ``j``, ``j + n``, ``j + 2 n``, ...
 
 *Source:* Duda, Asymmetric numeral systems, arXiv 1311.2540.
 """
@@ -13,6 +14,8 @@ from functools import cache
 
 import numpy as np
 
+from modicum.forms.trellis import Following
+
 # Bits of a frequency, and of the words in which states are written.
 _BITS, _WORD = 12, 16
 _ALL, _LOW = 1 << _BITS, 1 << _WORD
@@ -22,35 +25,50 @@ FIRST, LAST = -3, 5
 TABLES = (LAST - FIRST) * STEPS + 1
 # Deviations from zero, and numbers beside, up to which a table has numbers that hardly ever come.
 REACH, _BESIDE = 5.0, 1
+# How far from zero numbers are zero on the shifted grid, where both neighbours are nearer than on the other.
+_ZERO = 0.125
 # Bytes for which a lane is worth its state, and most lanes.
 _WORTH, _LANES = 512, 4096
 
 
 @cache
 def frequencies() -> np.ndarray:
-    """How often of 4,096 times each number from -127 to 127 comes in each table: whole numbers (tables, 255), zero where never."""
-    found = np.zeros((TABLES, 2 * TOP + 1), dtype=np.int64)
-    for table in range(TABLES):
-        deviation = 2.0 ** (FIRST + table / STEPS)
+    """How often of 4,096 times each number from -127 to 127 comes in each table: whole numbers (2 tables, 255), zero where never. The second half are
+    those of the shifted grid.
+    """
+    found = np.zeros((2 * TABLES, 2 * TOP + 1), dtype=np.int64)
+    for table in range(2 * TABLES):
+        deviation = 2.0 ** (FIRST + table % TABLES / STEPS)
         reach = min(TOP, math.ceil(REACH * deviation) + _BESIDE)
         # One for each number, so that all can be said, and the rest by the Gaussian's distribution function.
         rest = _ALL - (2 * reach + 1)
-        below = [round(rest * (1 + math.erf((number - 0.5) / deviation / math.sqrt(2))) / 2) for number in range(-reach + 1, reach + 1)]
+        edge = _plain_edge if table < TABLES else _shifted_edge
+        below = [round(rest * (1 + math.erf(edge(number) / deviation / math.sqrt(2))) / 2) for number in range(-reach + 1, reach + 1)]
         shares = [upper - lower + 1 for lower, upper in zip([0, *below], [*below, rest])]
         found[table, TOP - reach : TOP + reach + 1] = shares
     return found
 
 
+def _plain_edge(number: int) -> float:
+    """Where a number begins."""
+    return number - 0.5
+
+
+def _shifted_edge(number: int) -> float:
+    """The same on the grid 0, ±1/2, ±3/2, ..."""
+    return float(number - 1) if number > 1 else float(number) if number < 0 else _ZERO if number == 1 else -_ZERO
+
+
 @cache
 def costs() -> np.ndarray:
-    """Bits that each number takes in each table, float32 (tables, 255); infinite where it never comes."""
+    """Bits that each number takes in each table, float32 (2 tables, 255); infinite where it never comes."""
     with np.errstate(divide="ignore"):
         return (_BITS - np.log2(frequencies())).astype(np.float32)
 
 
 @cache
 def reaches() -> np.ndarray:
-    """The largest number that each table has (tables,)."""
+    """The largest number that each table has (2 tables,)."""
     return (frequencies() > 0).sum(1) // 2
 
 
@@ -64,8 +82,8 @@ def _starts() -> np.ndarray:
 def _slots() -> np.ndarray:
     """For each table and each of 4,096 slots the number found there (8 bits), its frequency less one (12) and the slot's place in it (12)."""
     whole, starts = frequencies(), _starts()
-    found = np.empty((TABLES, _ALL), dtype=np.uint32)
-    for table in range(TABLES):
+    found = np.empty((2 * TABLES, _ALL), dtype=np.uint32)
+    for table in range(2 * TABLES):
         numbers = np.repeat(np.arange(2 * TOP + 1), whole[table])
         places = np.arange(_ALL) - starts[table, numbers]
         found[table] = numbers << 24 | (whole[table, numbers] - 1) << 12 | places
@@ -93,8 +111,9 @@ def encode(numbers: np.ndarray, tables: np.ndarray, count: int) -> bytes:
     return states.astype("<u4").tobytes() + b"".join(word.tobytes() for word in reversed(words))
 
 
-def decode(stream: np.ndarray, tables: np.ndarray, count: int) -> np.ndarray:
+def decode(stream: np.ndarray, tables: np.ndarray, count: int, path: Following | None = None) -> np.ndarray:
     """The numbers (n,) int8 of ``stream`` (bytes,) uint8, under the ``tables`` (n,) uint8 they were coded with; what follows them is not read.
+    Where they follow a ``path``, it says as they come which are on the shifted grid.
 
     Raises ``ValueError`` for a stream that ends early, or whose lanes do not end where coding began.
     """
@@ -103,11 +122,17 @@ def decode(stream: np.ndarray, tables: np.ndarray, count: int) -> np.ndarray:
     states = stream[: 4 * count].copy().view("<u4").astype(np.uint32)
     words = stream[4 * count : len(stream) - len(stream) % 2].copy().view("<u2").astype(np.uint32)
     slots, base, at = _slots(), tables.astype(np.int64) << _BITS, 0
+    beside = np.int64(TABLES << _BITS) // 2
     found = np.empty(len(tables), dtype=np.uint8)
     for low in range(0, len(tables), count):
         own = states[: min(count, len(tables) - low)]
-        met = slots[base[low : low + count] + (own & (_ALL - 1))]
+        at_slots = base[low : low + count] + (own & (_ALL - 1))
+        if path is not None:
+            at_slots += np.multiply(path.grids(low, len(own)), beside, dtype=np.int64)
+        met = slots[at_slots]
         found[low : low + count] = met >> 24
+        if path is not None:
+            path.met(low, ~found[low : low + count] & 1)  # zero stands at an odd place
         own = ((met >> _BITS & (_ALL - 1)) + 1) * (own >> _BITS) + (met & (_ALL - 1))
         low_ones = np.flatnonzero(own < _LOW)
         given = words[at : at + len(low_ones)]

@@ -13,10 +13,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from typing_extensions import override
 
 from modicum.core.blocks import Blocks, spans
 from modicum.forms import rans
 from modicum.forms.coded import BESIDE, WIDEST, Coded, exact_scale, on_ladder, side_bytes, steps, stream_bytes, tables
+from modicum.forms.trellis import SEGMENT, STATES, shifted
+from modicum.numerics import trellis
 from modicum.numerics.solver import BlockFactor, Factor, laned, slabs, solve
 
 # Weights from which the size of codes is foreseen.
@@ -35,6 +38,13 @@ _BESIDE = (-1, 0, 1, 2, 4)
 # What a column of one and a half times an octave may say, so that its codes times three are whole numbers of eight bits, and how much larger than
 # those of a typical column its codes may be, in octaves, for this not to matter up to so many bits.
 _THIRD, _LARGER, _FINE = rans.TOP // 3, 1.0, 4.5
+# Most bits for which codes follow a trellis: beyond, they are too large for twice them to be told in eight bits, and columns of one and a half times
+# an octave would be few. Up to so many, codes of columns so many octaves finer than a typical one still have room.
+_PATHS, _ROOM = 4.0, 4.25
+# Deviations that a column's largest weight is taken to be at the least.
+_PEAK = 4.5
+# Bits that codes on a path take more than plain rounding under the same steps does.
+_DEARER = 0.13
 # The share of the mean that a row is felt with at the least: gradients are of a few sequences.
 LEAST = 1e-2
 
@@ -52,22 +62,37 @@ class _Trial:
 def coded(
     weight: torch.Tensor, bits: Sequence[float], dtype: torch.dtype, *, factor: Factor | BlockFactor | None = None,
     order: torch.Tensor | None = None, moment: torch.Tensor | Blocks | None = None, raised: torch.Tensor | None = None,
-    events: list[str] | None = None,
+    events: list[str] | None = None, paths: bool = False,
 ) -> list[Coded]:  # fmt: skip
     """A form of float32 ``weight`` (rows, columns) for each of ``bits`` per weight, its step the finest that the stream has room for.
 
     With the ``factor`` of the ``moment`` of inputs (columns, columns), whose columns stand in ``order``, later columns absorb the errors of earlier
     ones; without it every weight is rounded to the nearest. Steps of rows are ``raised`` (rows,) by so many quarters of an octave. ``events`` is
-    told where that had to be done although there is one.
+    told where that had to be done although there is one. With ``paths`` codes of few bits are the best path of their column through a trellis.
     """
     found: dict[float, Coded] = {}
-    for halves in (True, False):
-        if mine := [each for each in dict.fromkeys(bits) if (each <= _FINE) == halves]:
-            coding = _Coding(weight, factor, order, moment, raised, halves)
+    kinds = {each: _Kind.of(each, paths) for each in dict.fromkeys(bits)}
+    for kind in dict.fromkeys(kinds.values()):
+        if mine := [each for each, own in kinds.items() if own == kind]:
+            coding = _Coding(weight, factor, order, moment, raised, kind)
             found |= {mine[place]: form for place, form in coding.forms(mine, dtype).items()}
             if events is not None:
                 events += coding.events
     return [found[each] for each in bits]
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """How codes of a rate are made: columns ``larger`` by so many octaves than typical ones take whole octaves; whether codes follow ``paths``."""
+
+    larger: float
+    paths: bool = False
+
+    @classmethod
+    def of(cls, bits: float, paths: bool) -> _Kind:
+        if paths and bits <= _PATHS:
+            return cls(_ROOM - math.ceil(bits), True)
+        return cls(_LARGER if bits <= _FINE else -math.inf)
 
 
 class _Coding:
@@ -75,8 +100,9 @@ class _Coding:
 
     def __init__(
         self, weight: torch.Tensor, factor: Factor | BlockFactor | None, order: torch.Tensor | None, moment: torch.Tensor | Blocks | None,
-        raised: torch.Tensor | None = None, halves: bool = True,
+        raised: torch.Tensor | None, kind: _Kind,
     ):  # fmt: skip
+        self.paths = kind.paths
         # Rows do not meet: each is coded in units of its step.
         self.raised = torch.zeros(len(weight), dtype=torch.int16) if raised is None else raised
         weight = weight / steps(self.raised, 1.0)[:, None]
@@ -89,9 +115,13 @@ class _Coding:
         self.finest = float(self.deviation.max()) / 2**rans.LAST
         self.columns = torch.zeros(weight.shape[1], dtype=torch.int16)
         if factor is not None and order is not None:
-            self.columns[order] = _falling(factor.curvature, halves)
+            peaks = (
+                weight.abs().amax(0)[order] / weight.square().mean().sqrt().clamp_min(2.0**-60) if self.paths else torch.ones(len(order))
+            )
+            self.columns[order] = _falling(factor.curvature, kind.larger - (peaks / _PEAK).clamp_min(1).log2())
         self.costs, self.reaches = torch.from_numpy(rans.costs()), torch.from_numpy(rans.reaches())
-        self.unit, self.most = steps(self.columns, 1.0), torch.where(self.columns % 4 == 2, _THIRD, rans.TOP)
+        third = trellis.TOP_OF_THIRDS if self.paths else _THIRD
+        self.unit, self.most = steps(self.columns, 1.0), torch.where(self.columns % 4 == 2, third, rans.TOP)
         self.events: list[str] = []
 
     def forms(self, bits: Sequence[float], dtype: torch.dtype) -> dict[int, Coded]:
@@ -144,19 +174,23 @@ class _Coding:
         sizes = []
         for octave in (_OCTAVES + middle).tolist():
             codes = (sample / (self.unit * 2**octave)).round_().clamp_(-rans.TOP, rans.TOP).to(torch.int8)
-            sizes.append(float(self._bits(codes, self._tables_of_rows(2**octave)[::every], 0).sum()) * whole)
+            plain = float(self._bits(codes, self._tables_of_rows(2**octave)[::every], 0).sum())
+            sizes.append((plain + _DEARER * self.paths * codes.numel()) * whole)
         return (_OCTAVES + middle).numpy(), np.minimum.accumulate(np.array(sizes))
 
-    def _bits(self, codes: torch.Tensor, rows: torch.Tensor, beside: int) -> torch.Tensor:
-        """Bits of each row's codes under the table that stands so far ``beside`` its own (rows,)."""
+    def _bits(self, codes: torch.Tensor, rows: torch.Tensor, beside: int, grids: torch.Tensor | None = None) -> torch.Tensor:
+        """Bits of each row's codes, on their ``grids``, under the table that stands so far ``beside`` its own (rows,)."""
         table = torch.from_numpy(tables(rows + beside, self.columns)).T.int()
+        if grids is not None:
+            table += rans.TABLES * grids
         return self.costs.take(table.mul_(2 * rans.TOP + 1).add_(codes).add_(rans.TOP).long()).sum(1)
 
     def _tried(self, scales: dict[int, float], rooms: Sequence[int]) -> list[_Trial]:
         found = []
         for (place, scale), codes in zip(scales.items(), self._codes(list(scales.values()))):
             near = self._tables_of_rows(scale)
-            bits = torch.stack([self._bits(codes, near, beside) for beside in _BESIDE])
+            grids = torch.from_numpy(shifted(codes.numpy())) if self.paths else None
+            bits = torch.stack([self._bits(codes, near, beside, grids) for beside in _BESIDE])
             if bool((near == near[0]).all()):
                 bits = bits.mean(1, keepdim=True).expand_as(bits)
             least, which = bits.min(0)
@@ -174,7 +208,8 @@ class _Coding:
     def _codes(self, scales: Sequence[float]) -> list[torch.Tensor]:
         """Codes int8 (rows, columns) under each scale, solved side by side: rows do not meet."""
         if self.factor is None or self.order is None:
-            return [torch.cat([self._nearest(part, scale) for part in self._parts(scale)]) for scale in scales]
+            near = self._path if self.paths else self._nearest
+            return [torch.cat([near(part, scale) for part in self._parts(scale)]) for scale in scales]
         one = laned(self.weight[:, self.order])
         most = max(1, slabs(one)[0].stop // len(one))
         return [codes for low in range(0, len(scales), most) for codes in self._solved(one, scales[low : low + most])]
@@ -187,15 +222,30 @@ class _Coding:
         below = (0, len(one) - len(self.weight))
         rows = torch.cat([torch.nn.functional.pad(self._tables_of_rows(each), below) for each in scales])
         found = []
-        for part in slabs(many):
-            rounding = _Rounding(self, scale[part], rows[part])
+        for part in self._slabs(many):
+            rounding = (_Following if self.paths else _Rounding)(self, scale[part], rows[part], len(one))
             solve(many[part], self.factor, rounding.decide)
             found.append(rounding.codes.T)
         return [codes[: len(self.weight)] for codes in torch.cat(found).split(len(one))]
 
     def _parts(self, scale: float) -> list[tuple[torch.Tensor, torch.Tensor]]:
         rows = self._tables_of_rows(scale)
-        return [(self.weight[part], rows[part]) for part in slabs(self.weight)]
+        return [(self.weight[part], rows[part]) for part in self._slabs(self.weight)]
+
+    def _slabs(self, weight: torch.Tensor) -> list[slice]:
+        """Rows that are solved at a time; where codes follow paths these end where the slabs do."""
+        found = slabs(weight)
+        if not self.paths or len(found) == 1:
+            return found
+        count = max(1, found[0].stop // SEGMENT) * SEGMENT
+        return [slice(low, low + count) for low in range(0, len(weight), count)]
+
+    def _path(self, part: tuple[torch.Tensor, torch.Tensor], scale: float) -> torch.Tensor:
+        weight, rows = part
+        rounding = _Following(self, torch.full((len(weight),), scale), rows, len(weight))
+        for column in range(weight.shape[1]):
+            rounding.settle(column, weight[:, column])
+        return rounding.codes.T
 
     def _nearest(self, part: tuple[torch.Tensor, torch.Tensor], scale: float) -> torch.Tensor:
         weight, rows = part
@@ -204,7 +254,10 @@ class _Coding:
 
     def _finished(self, trial: _Trial, bits: float, dtype: torch.dtype) -> Coded:
         """The form, under the scale of its trial or what is best for its codes under the moment of inputs: a step cuts off more than it adds."""
-        values = trial.codes.float() * self.unit
+        form = Coded(
+            trial.codes, 1.0, trial.rows, self.columns, bits, torch.float32, torch.zeros_like(self.raised), trellis=STATES * self.paths
+        )
+        values = form.dense()
         if self.moment is None:
             along, across = (self.weight * values).sum(), values.square().sum()
         else:
@@ -213,15 +266,16 @@ class _Coding:
             across = torch.stack([(values[:, columns] * part).sum() for columns, part in moved]).sum()
         best = float(along / across) if across > 0 and along > 0 else trial.scale
         scale = min(trial.scale, exact_scale(best, dtype, self.raised), key=lambda scale: abs(scale - best))
-        return Coded(trial.codes, float(np.float32(scale * self.size)), trial.rows, self.columns, bits, dtype, self.raised)
+        step = float(np.float32(scale * self.size))
+        return Coded(trial.codes, step, trial.rows, self.columns, bits, dtype, self.raised, trellis=STATES * self.paths)
 
 
 class _Rounding:
     """Decides codes column by column, within what each row's table can say."""
 
-    def __init__(self, coding: _Coding, scale: torch.Tensor, rows: torch.Tensor):
-        assert coding.order is not None
-        self.scale, self.unit, self.order = scale, coding.unit.tolist(), coding.order.tolist()
+    def __init__(self, coding: _Coding, scale: torch.Tensor, rows: torch.Tensor, each: int):
+        self.scale, self.unit, self.each = scale, coding.unit.tolist(), min(each, len(rows))
+        self.order, self.most = [] if coding.order is None else coding.order.tolist(), coding.most.tolist()
         self.reaches, self.columns, self.rows = coding.reaches.float(), coding.columns.tolist(), rows.long()
         self.codes = torch.empty(len(self.unit), len(rows), dtype=torch.int8)
         self.known: dict[int, torch.Tensor] = {}
@@ -239,10 +293,27 @@ class _Rounding:
         return code.mul_(step)
 
 
-def _falling(curvature: torch.Tensor, halves: bool) -> torch.Tensor:
-    """Exponents of steps ``∝ 1 / √D`` (columns,): whole octaves alone where codes are large, and everywhere without ``halves``."""
+class _Following(_Rounding):
+    """Decides codes of a column together, as a path through the trellis; ``each`` weight's rows lie one below the other."""
+
+    @override
+    def decide(self, k: int, corrected: torch.Tensor) -> torch.Tensor:
+        return self.settle(self.order[k], corrected)
+
+    def settle(self, column: int, corrected: torch.Tensor) -> torch.Tensor:
+        step = self.scale * self.unit[column]
+        placed = torch.div(corrected, step).numpy().reshape(-1, self.each)
+        # Bits are priced as of a row of twice its deviation: under its own, what it has taken on of earlier columns' errors would be let go.
+        own = (self.rows + _BESIDE[-1] - self.columns[column]).clamp_(0, rans.TABLES - 1).numpy().reshape(-1, self.each)
+        codes, numbers = trellis.best(placed, own, self.most[column])
+        self.codes[column] = torch.from_numpy(codes.reshape(-1))
+        return torch.from_numpy(numbers.reshape(-1)) * step
+
+
+def _falling(curvature: torch.Tensor, larger: torch.Tensor) -> torch.Tensor:
+    """Exponents of steps ``∝ 1 / √D`` (columns,): whole octaves alone where codes are ``larger`` than typical ones by so many octaves (columns,)."""
     octaves = -0.5 * curvature.log2()
-    found, large = octaves - octaves.min(), octaves.mean() - octaves > (_LARGER if halves else -math.inf)
+    found, large = octaves - octaves.min(), octaves.mean() - octaves > larger
     return torch.where(large, (4 * found.round()).to(torch.int16), on_ladder(found)).clamp(max=WIDEST - 1)
 
 

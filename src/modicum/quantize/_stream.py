@@ -41,14 +41,16 @@ def with_those_ahead(
 
 
 def solved(
-    steps: Sequence[R], weight: torch.Tensor, stats: Stats, dtype: torch.dtype, damping: float, raised: torch.Tensor | None
+    steps: Sequence[R], weight: torch.Tensor, stats: Stats, dtype: torch.dtype, damping: float, raised: torch.Tensor | None, paths: bool,
 ) -> list[Form]:  # fmt: skip
     """A form of float32 ``weight`` (rows, columns) for each step, columns after one absorbing its error under the moment of ``stats``."""
     found: dict[R, Form] = {}
     for own, mine in _by_damping(steps, stats, damping).items():
         order, factor = factored(stats, own)
         rates = [step.rate for step in mine]
-        forms = coded(weight, rates, dtype, factor=factor, order=order, moment=stats.moment, raised=raised, events=stats.events)
+        forms = coded(
+            weight, rates, dtype, factor=factor, order=order, moment=stats.moment, raised=raised, events=stats.events, paths=paths
+        )
         found |= zip(mine, forms)
     return [found[step] for step in steps]
 

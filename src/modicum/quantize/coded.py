@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from typing_extensions import override
@@ -45,22 +46,28 @@ class Coded(Method):
     paper = Paper("Optimum Quantizer Performance for a Class of Non-Gaussian Memoryless Sources", "", 1984,
                   "Farvardin, Nariman and Modestino, James W.")  # fmt: skip
     feels = True
+    known_gaps: ClassVar[dict[str, str]] = {"permuted rows permute the answer": "on a path a code decides on which grid those below it are"}
 
     rate: float = param(3.0, "bits per weight, all that is stored included", between=(1.0, 6.0), dial=True)
+    paths: bool = param(True, "up to four bits, take of each column the best path through a trellis of two grids")
 
     @override
     def apply(self, site: Site, stats: Mapping[str, Stats], current: Mapping[str, forms.Form]) -> Change:
         """Code every unit of the site."""
-        code = lambda weight, seen: self.code(weight.float(), seen, weight.dtype)
-        made = {u.name: on_dense(current[u.name], stats[u.name], code, self.key()) for u in site.units}
+        made = {}
+        for unit in site.units:
+            own = replace(self, paths=False) if unit.pruned else self  # on a path the codes after one that is made zero would change
+            code = lambda weight, seen, own=own: own.code(weight.float(), seen, weight.dtype)
+            made[unit.name] = on_dense(current[unit.name], stats[unit.name], code, self.key())
         return Change(forms=made, events=[f"{u.name}: {event}" for u in site.units for event in stats[u.name].events])
 
     def code(self, weight: torch.Tensor, stats: Stats, dtype: torch.dtype) -> forms.Form:
         """The form of float32 ``weight`` (rows, columns)."""
         if stats.felt is None or stats.frequency is None or stats.frequency.shape != weight.shape[:1]:
-            return coded(weight, [self.rate], dtype)[0]
+            return coded(weight, [self.rate], dtype, paths=self.paths)[0]
         # What was not met in calibration will be met later.
         seen = replace(stats, covariance=stats.felt)
         raised = raised_by(stats.frequency + 1, 0.0, _ROOT) if stats.raised is None else stats.raised
-        make = lambda steps: solved(steps, weight, seen, dtype, _DAMPING, raised)
-        return with_those_ahead(self, weight, stats, lambda other: isinstance(other, Coded), make)
+        make = lambda steps: solved(steps, weight, seen, dtype, _DAMPING, raised, self.paths)
+        alike = lambda other: isinstance(other, Coded) and other.paths == self.paths
+        return with_those_ahead(self, weight, stats, alike, make)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from typing_extensions import override
@@ -51,14 +52,16 @@ class Watersic(Method):
     needs = frozenset({Need.COVARIANCE})
     blockwise = True
     feels = True
+    known_gaps: ClassVar[dict[str, str]] = {"permuted rows permute the answer": "on a path a code decides on which grid those below it are"}
     menu = tuple({"rate": rate} for rate in (1.25, 1.5, 1.75, 2.0, 2.25, 2.5, 3.0, 3.5, 4.0, 5.0))
 
     rate: float = param(3.0, "bits per weight, all that is stored included", between=(1.0, 6.0), dial=True)
+    paths: bool = param(True, "up to four bits, take of each column the best path through a trellis of two grids")
     damping: float = param(0.01, "share of the covariance's mean diagonal added to its diagonal, at low rates more", between=(0.0, 10.0))
 
     def without_data(self) -> Coded:
         """The stand-in for weights whose inputs were not seen."""
-        return Coded(rate=self.rate)
+        return Coded(rate=self.rate, paths=self.paths)
 
     def blueprint(self) -> Method:
         """A method whose form has the same bytes: for sizes before any work."""
@@ -72,12 +75,15 @@ class Watersic(Method):
     @override
     def apply(self, site: Site, stats: Mapping[str, Stats], current: Mapping[str, Form]) -> Change:
         """Code every unit of the site."""
-        code = lambda weight, seen: self.code(weight.float(), seen, weight.dtype)
-        forms = {u.name: on_dense(current[u.name], stats[u.name], code, self.key()) for u in site.units}
+        forms = {}
+        for unit in site.units:
+            own = replace(self, paths=False) if unit.pruned else self  # on a path the codes after one that is made zero would change
+            code = lambda weight, seen, own=own: own.code(weight.float(), seen, weight.dtype)
+            forms[unit.name] = on_dense(current[unit.name], stats[unit.name], code, self.key())
         return Change(forms=forms, events=[f"{u.name}: {event}" for u in site.units for event in stats[u.name].events])
 
     def code(self, weight: torch.Tensor, stats: Stats, dtype: torch.dtype) -> Form:
         """The form of float32 ``weight`` (rows, columns); of those to come of the same weight it is made with them, solved side by side."""
-        alike = lambda other: isinstance(other, Watersic) and other.damping == self.damping
-        make = lambda steps: solved(steps, weight, stats, dtype, self.damping, stats.raised)
+        alike = lambda other: isinstance(other, Watersic) and (other.damping, other.paths) == (self.damping, self.paths)
+        make = lambda steps: solved(steps, weight, stats, dtype, self.damping, stats.raised, self.paths)
         return with_those_ahead(self, weight, stats, alike, make)
