@@ -45,7 +45,10 @@ def reference() -> str:
     parts += ["## Errors\n", inspect.getdoc(sys.modules["modicum.core.errors"]) or "", "", table(("error", "when"), map(error, errors)), ""]
     parts += ["## Methods\n", "A method's name, with its settings, is an option: `gptq bits=3 group=64`; steps are joined by `|`.\n"]
     parts += [method(cls) for _, cls in sorted(registry().items())]
-    parts += ["## Editors and forgetters\n", "No steps of an option: `modicum edit` and `modicum forget` take one as their `--method`.\n"]
+    parts += [
+        "## Editors, forgetters and learners\n",
+        "No steps of an option: `modicum edit`, `forget` and `learn` take one as their `--method`.\n",
+    ]
     parts += [method(cls) for cls in every().values()]
     return "\n".join(parts).rstrip() + "\n"
 

@@ -34,7 +34,7 @@ _HOMES = {
     "adapt": "modicum.adapt", "merge": "modicum.merge", "changed": "modicum.train.changed", "train": "modicum.train",
     "trained": "modicum.train.trained", "Delta": "modicum.delta.delta",
     "densify": "modicum.fit.dense", "heal": "modicum.fit.finished", "push": "modicum.fit.push",
-    "edit": "modicum.edit", "forget": "modicum.forget",
+    "edit": "modicum.edit", "forget": "modicum.forget", "learn": "modicum.learn",
     "Budget": "modicum.core.budget", "Plan": "modicum.core.plan", "Option": "modicum.core.option",
     "ModicumError": "modicum.core.errors", "SettingError": "modicum.core.errors",
     "ModelError": "modicum.core.errors", "DataError": "modicum.core.errors", "BudgetError": "modicum.core.errors",
@@ -63,6 +63,7 @@ __all__ = [
     "forget",
     "frontier",
     "heal",
+    "learn",
     "load",
     "measure",
     "merge",
@@ -89,6 +90,7 @@ if TYPE_CHECKING:
     from modicum.fit.finished import heal
     from modicum.fit.push import push
     from modicum.forget.forgetting import forget
+    from modicum.learn.learning import learn
     from modicum.measure import Measured, measure
     from modicum.merging.merge import merge
     from modicum.models.open import open_model

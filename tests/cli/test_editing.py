@@ -10,6 +10,7 @@ import transformers
 from click.testing import CliRunner
 
 from modicum.cli.main import main
+from modicum.data.text import shipped
 from modicum.models.located import DEMO
 from modicum.models.quiet import hushed
 from modicum.testing.facts import invented
@@ -36,6 +37,8 @@ def place(tmp_path_factory):
         shutil.copy(file, folder / "model")
     rows = [{name: value for name, value in dataclasses.asdict(fact).items() if name != "where"} for fact in invented(3)]
     (folder / "facts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name, text in zip(("one", "two"), shipped("test")):
+        (folder / f"{name}.txt").write_text(text[:4000])
     (folder / "gone.jsonl").write_text("".join(json.dumps({"text": f"secret number {n} is here"}) + "\n" for n in range(4)))
     (folder / "stay.jsonl").write_text("".join(json.dumps({"prompt": f"line {n}", "completion": " goes on"}) + "\n" for n in range(6)))
     return folder
@@ -84,6 +87,15 @@ def test_forgetting_is_applied_as_any_delta(place):
     )
 
 
+def test_texts_are_learnt_one_after_the_other(place):
+    words = ("learn", place / "model", place / "one.txt", place / "two.txt", "--method", "clr steps=3", "--tokens", 16, "--samples", 8)
+    code, said, error = run(*words, "--test-samples", 2, "--out", place / "learnt")
+    assert code == 0, error
+    assert "the same bits at the end" in said and (place / "learnt" / "expert-1" / "delta.json").exists()
+    receipt = json.loads((place / "learnt" / "receipt.json").read_text())
+    assert receipt["tasks"] == ["one", "two"] and receipt["score"] == "loss" and all(receipt["same bits"].values())
+
+
 def test_bad_input_is_one_sentence_and_nothing_is_written(place):
     (place / "odd.jsonl").write_text('{"prompt": "a", "target": "b"}\n{"prompt": "a", "target": "c"}\n')
     edit = ("edit", place / "model", "--out", place / "never", *FEW)
@@ -92,6 +104,11 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(place):
         ((*edit, "--facts", place / "odd.jsonl"), "must not contradict each other"),
         ((*edit, "--facts", place / "facts.jsonl", "--longest", 1), "must have a target of 1 to 1 tokens"),
         ((*edit, "--facts", place / "facts.jsonl", "--method", "gptq"), "is not one of edit"),
+        (("learn", place / "model", place / "none.txt", "--out", place / "never"), "is not there"),
+        (
+            ("learn", place / "model", place / "one.txt", "--method", "probe", "--out", place / "never", "--quiet", *FEW[2:]),
+            "must be a classifier",
+        ),
         ((*forget, "--retain", place / "gone.jsonl"), "4 of the 4 rows to forget must not be among those to retain"),
     ):
         code, _, error = run(*words)

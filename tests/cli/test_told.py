@@ -108,6 +108,7 @@ WORDS = {
     "adapt": ["demo", "--out", "x"], "apply": ["demo", "d", "--out", "x"], "revert": ["a", "--out", "x"], "show": ["d"],
     "train": ["demo", "--out", "x"],
     "edit": ["demo", "--facts", "f", "--out", "x"],
+    "learn": ["demo", "t", "--out", "x"],
     "forget": ["demo", "--forget", "f", "--retain", "r", "--out", "x"],
     "delta": ["t", "--base", "demo", "--out", "x"],
     "merge": ["demo", "demo", "--out", "x"],

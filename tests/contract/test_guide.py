@@ -39,7 +39,7 @@ def test_every_option_is_one(command):
     known = {name for option in main.commands[command.split()[1]].params if isinstance(option, click.Option) for name in option.opts}
     for name, value in of(command):
         assert name in known, f"{command}: {name}"
-        if name == "--method" and value and command.split()[1] in ("edit", "forget"):
+        if name == "--method" and value and command.split()[1] in ("edit", "forget", "learn"):
             assert recipe(command.split()[1], value)
         elif name == "--method" and value not in ("", "auto"):
             assert Option.parse(value, trained=command.split()[1] in ("adapt", "train", "merge")).steps

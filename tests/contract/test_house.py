@@ -30,6 +30,7 @@ ORDER = [
     ("fit",),
     ("receipt",),
     ("edit", "forget"),
+    ("learn",),
     ("cli",),
 ]
 RANK = {name: place for place, names in enumerate(ORDER) for name in names}

@@ -5,6 +5,7 @@ from modicum.adapt.apet import Apet
 from modicum.adapt.bitfit import Bitfit
 from modicum.adapt.bone import Bone
 from modicum.adapt.bottleneck import Bottleneck
+from modicum.adapt.clr import Clr
 from modicum.adapt.compacter import Compacter
 from modicum.adapt.connected import Connected
 from modicum.adapt.dora import Dora
@@ -45,6 +46,7 @@ __all__ = [
     "Bitfit",
     "Bone",
     "Bottleneck",
+    "Clr",
     "Compacter",
     "Connected",
     "Dora",

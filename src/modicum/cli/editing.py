@@ -106,3 +106,40 @@ def forget(model: str, forgotten: str, retain: str, no_relapse: bool, out: Path,
         click.echo(f"attack: area under the curve {receipt['attack']['after']:.3f}{beside}; 0.5 where nothing can be told.")
     for what, found in receipt.get("comes back", {}).items():
         click.echo(f"after {what}: loss {found['forget']['loss']:.4f} on what was forgotten, {found['retain']['loss']:.4f} on what stays.")
+
+
+@click.command(cls=Command)
+@model()
+@click.argument("tasks", metavar="TEXT...", nargs=-1, required=True)
+@options(
+    option("--method", default="clr", show_default=True, metavar="LEARNER", group="method", help="A learner and its settings."),
+    option("--tokens", type=int, default=128, show_default=True, metavar="N", group="data", help="Tokens in a sequence."),
+    option("--samples", type=int, default=512, show_default=True, metavar="N", group="data", help="Sequences to learn of each text."),
+    option("--test-samples", type=int, default=32, show_default=True, metavar="N", group="data", help="Sequences to report with."),
+    option("--text-column", metavar="NAME", group="data", help="Column of a table that holds the text."),
+    option("--seed", type=int, default=0, show_default=True, metavar="N", group="data", help="Seed of all chance."),
+    _OUT,
+    OVERWRITE,
+)
+@SHOWN
+def learn(model: str, tasks: tuple[str, ...], out: Path, quiet: bool, as_json: bool, **given: Any) -> None:
+    """Let MODEL learn one TEXT after the other without losing those before, and write what it learnt as deltas.
+
+    A TEXT is a file or folder of text. The receipt says how well each is known after every other one.
+    """
+    from modicum.learn.learning import learn as run
+    from modicum.models.quiet import hushed
+
+    with hushed(), progress(quiet or as_json) as shown:
+        made = run(model, list(tasks), out, progress=shown, **given)
+    receipt = made.receipt
+    if as_json:
+        print_json({"out": str(made.out), **receipt})
+        return
+    from modicum.core.budget import readable
+
+    click.echo(f"{made.out}: {len(receipt['bytes'])} deltas of {len(receipt['tasks'])} tasks, {readable(sum(receipt['bytes']))}.")
+    for place, name in enumerate(receipt["tasks"]):
+        before, learnt, end = (receipt["matrix"][time][place] for time in (0, place + 1, -1))
+        kept = "the same bits at the end" if receipt["same bits"][name] else f"{end:.4f} at the end"
+        click.echo(f"{name}: {receipt['score']} {before:.4f} before, {learnt:.4f} when learnt, {kept}.")

@@ -20,7 +20,7 @@ from modicum.cli.clean import clean
 from modicum.cli.codes import CODES, INTERRUPTED, REFUSED
 from modicum.cli.compare import compare
 from modicum.cli.completion import completion
-from modicum.cli.editing import edit, forget
+from modicum.cli.editing import edit, forget, learn
 from modicum.cli.env import env
 from modicum.cli.generated import Command
 from modicum.cli.healing import heal
@@ -299,7 +299,7 @@ def trim(model: str, corpus: str, out: Path, quiet: bool, as_json: bool, **setti
 
 
 _TOLD = (import_file, catalogue, explain, cite, env, compare, report, densify, push, clean, completion)
-for _told in (train, adapt, apply, revert, delta, show, heal, merge, edit, forget, *_TOLD):
+for _told in (train, adapt, apply, revert, delta, show, heal, merge, edit, forget, learn, *_TOLD):
     main.add_command(_told)
 
 

@@ -17,12 +17,12 @@ from modicum.core.method import Paper
 Kind = TypeVar("Kind", bound="Recipe")
 
 # Rooms whose files are such methods.
-ROOMS = ("edit", "forget")
+ROOMS = ("edit", "forget", "learn")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Root of editors and forgetters; a class with a ``paper``, or that says ``named``, is one of its room's."""
+    """Root of editors, forgetters and learners; a class with a ``paper``, or that says ``named``, is one of its room's."""
 
     paper: ClassVar[Paper | None] = None
     named: ClassVar[bool] = False
