@@ -104,7 +104,7 @@ def _alone(weight):
 
 def test_several_bits_are_solved_together_to_the_same_codes(layer):
     thing = layer(64, 96)
-    steps = [Watersic(rate=bits) for bits in RATES]
+    steps = [Watersic(rate=bits, paths=False) for bits in RATES]
     stats = thing.stats(Watersic.needs)
     stats.ahead = tuple(steps)
     together = [thing.apply(step, stats=stats) for step in steps]
@@ -138,6 +138,18 @@ def test_paths_leave_less_error_in_the_same_bytes(layer, bits):
     ours, plain = (thing.apply(Watersic(rate=bits, paths=paths), stats=stats()) for paths in (True, False))
     assert ours.nbytes == plain.nbytes and (ours.trellis, plain.trellis) == (8, 0)
     assert error(ours) < 0.85 * error(plain)
+
+
+@pytest.mark.parametrize("bits", [1.5, 3.0])
+def test_what_is_compared_has_the_error_of_paths_without_them(layer, bits):
+    thing = layer(384, 128)
+    error = lambda form: float((((form.dense() - thing.weight) @ correlated(128)) * (form.dense() - thing.weight)).sum())
+    seen, one, other = Stats(count=500, covariance=correlated(128)), Watersic(rate=bits), Watersic(rate=4.0)
+    written = thing.apply(one, stats=seen)
+    seen.ahead = (one, other)
+    compared = thing.apply(one, stats=seen)
+    assert (written.trellis, compared.trellis) == (8, 0)
+    assert 0.9 < error(compared) / error(written) < 1.12
 
 
 def test_what_pruning_left_at_zero_takes_no_path():

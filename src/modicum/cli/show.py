@@ -275,7 +275,8 @@ def _taken(data: Mapping[str, Any]) -> list[tuple[str, str]]:
         (
             "data",
             f"{_source(data)}: {taken['documents']:,} documents{columns}, {taken['tokens']:,} tokens, {taken['share']:.1%} of them used",
-        )
+        ),
+        *((f"  {each['source']}", f"{each['calibration']:,} sequences to calibrate on") for each in taken.get("sources", [])),
     ]
 
 

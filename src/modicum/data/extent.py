@@ -6,7 +6,8 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from modicum.core.errors import DataError
-from modicum.data.text import SHIPPED_PARTS, encode, read_all, shipped
+from modicum.data.mixture import sources_of
+from modicum.data.text import SHIPPED_PARTS, Documents, encode, read_all, shipped
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -24,7 +25,10 @@ def extent(path: str | os.PathLike[str] | None, tokenizer: PreTrainedTokenizerBa
         documents = [document for part in SHIPPED_PARTS for document in shipped(part)]
         taken: dict[str, Any] = {"kind": "text", "documents": len(documents), "at_least": False}
     else:
-        found = read_all(path, tokenizer=tokenizer, text_column=text_column, most=_READ)
+        found = Documents()
+        for source, _ in sources_of(path):
+            own = read_all(source, tokenizer=tokenizer, text_column=text_column, most=_READ)
+            found = Documents(found.texts + own.texts, found.files + own.files, found.columns | own.columns, 0, found.cut or own.cut)
         documents = found.texts
         taken = {"kind": "text", "files": found.files, "documents": len(documents), "at_least": found.cut}
         taken |= {"columns": sorted(found.columns)} if found.columns else {}

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from modicum.core.errors import DataError, SettingError
 from modicum.core.finite import finite
-from modicum.data.text import SHIPPED_PARTS, Documents, encode, read_all, shipped, windows
+from modicum.data.mixture import mixed, sources_of
+from modicum.data.text import SHIPPED_PARTS, Documents, encode, read_all, shipped
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -76,6 +77,7 @@ def from_text(
     same text whatever the seed), and joined to one stream. Its first 70 % belong to calibration, the next 10 % to validation, the last
     20 % to test; in each region ``seed`` draws up to ``samples``, half of ``test_samples``, and ``test_samples`` windows. The shipped
     texts are three already and are drawn from alike. Fewer windows than asked for are a note. ``text_column`` names the column of a table.
+    Of several sources in ``path``, such as ``code/=3,letters.txt``, each is divided so by itself, and each part has windows of all by their weights.
 
     Shapes: each batch is ``{"input_ids": int64 [at most batch, tokens]}``; windows are full, so there is no mask.
 
@@ -89,13 +91,23 @@ def from_text(
         raise SettingError(f"data: counts must be at least 1, {', '.join(small)} came. Raise them.")
     if path is None and text_column is not None:
         raise SettingError("--text-column: names a column of --data, which was not given. Give both, or neither.")
-    streams, notes, taken = _shipped_streams(tokenizer) if path is None else _file_streams(path, tokenizer, tokens, text_column)
+    sources = dict(sources_of(path)) if path is not None else {"shipped": 1.0}
+    found = [_shipped_streams(tokenizer) if path is None else _file_streams(source, tokenizer, tokens, text_column) for source in sources]
+    notes, told = [note for _, each, _ in found for note in each], [each for _, _, each in found]
     parts: list[list[Batch]] = []
-    for name, stream, wanted in zip(PARTS, streams, (samples, max(1, test_samples // 2), test_samples)):
-        chosen = windows(stream, tokens, wanted, torch.Generator().manual_seed(seed))
+    shares: dict[str, list[int]] = {}
+    for place, (name, wanted) in enumerate(zip(PARTS, (samples, max(1, test_samples // 2), test_samples))):
+        chosen, shares[name] = mixed([streams[place] for streams, _, _ in found], list(sources.values()), tokens, wanted, seed)
         if len(chosen) < wanted:
             notes.append(f"The text gives {len(chosen)} windows of {tokens} tokens for {name}, of the {wanted} asked for.")
         parts.append([{"input_ids": rows} for rows in chosen.split(batch)])
+    taken = told[0]
+    if len(sources) > 1:
+        windows = [dict(zip(PARTS, counts)) for counts in zip(*shares.values())]
+        each = [{"source": name, "weight": sources[name], **one, **counts} for name, one, counts in zip(sources, told, windows)]
+        total = {name: sum(one[name] for one in told) for name in ("files", "documents", "tokens")}
+        columns = sorted({column for one in told for column in one.get("columns", [])})
+        taken = {"kind": "text", **total, **({"columns": columns} if columns else {}), "sources": each}
     used = sum(count_tokens(part) for part in parts)
     taken |= {"used_tokens": used, "share": used / max(1, taken["tokens"])}
     return replace(parted(parts, "shipped" if path is None else os.fspath(path), notes), taken=taken)

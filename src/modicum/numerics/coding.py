@@ -40,7 +40,7 @@ _BESIDE = (-1, 0, 1, 2, 4)
 _THIRD, _LARGER, _FINE = rans.TOP // 3, 1.0, 4.5
 # Most bits for which codes follow a trellis: beyond, they are too large for twice them to be told in eight bits, and columns of one and a half times
 # an octave would be few. Up to so many, codes of columns so many octaves finer than a typical one still have room.
-_PATHS, _ROOM = 4.0, 4.25
+PATHS, _ROOM = 4.0, 4.25
 # Deviations that a column's largest weight is taken to be at the least.
 _PEAK = 4.5
 # Bits that codes on a path take more than plain rounding under the same steps does.
@@ -90,7 +90,7 @@ class _Kind:
 
     @classmethod
     def of(cls, bits: float, paths: bool) -> _Kind:
-        if paths and bits <= _PATHS:
+        if paths and bits <= PATHS:
             return cls(_ROOM - math.ceil(bits), True)
         return cls(_LARGER if bits <= _FINE else -math.inf)
 

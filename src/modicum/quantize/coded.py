@@ -15,7 +15,7 @@ from modicum.core.settings import param
 from modicum.core.unit import Site, Stats
 from modicum.forms.lift import on_dense
 from modicum.numerics.coding import coded, raised_by
-from modicum.quantize._stream import solved, with_those_ahead
+from modicum.quantize._stream import settled, solved, with_those_ahead
 
 # A gradient's moment is of few sequences, so its damping is large; and so are frequencies, so steps fall with their eighth root alone.
 _DAMPING, _ROOT = 0.1, 0.125
@@ -64,7 +64,7 @@ class Coded(Method):
     def code(self, weight: torch.Tensor, stats: Stats, dtype: torch.dtype) -> forms.Form:
         """The form of float32 ``weight`` (rows, columns)."""
         if stats.felt is None or stats.frequency is None or stats.frequency.shape != weight.shape[:1]:
-            return coded(weight, [self.rate], dtype, paths=self.paths)[0]
+            return coded(weight, [settled(self.rate, stats, self.paths)], dtype, paths=self.paths and not stats.ahead)[0]
         # What was not met in calibration will be met later.
         seen = replace(stats, covariance=stats.felt)
         raised = raised_by(stats.frequency + 1, 0.0, _ROOT) if stats.raised is None else stats.raised
