@@ -129,7 +129,7 @@ def test_threads_pieces_and_inputs(cls, monkeypatch):
     finally:
         torch.set_num_threads(threads)
     assert same_bits(found, other) and all(same_bits(*pair) for pair in zip(models, before))
-    monkeypatch.setattr("modicum.merging.engine.PIECE", 7)
+    monkeypatch.setattr("modicum.merging.job.PIECE", 7)
     again = merge(models[0], models[1:], method=text(cls), **beside(cls, count)).tensors
     if "draws" not in inspect.getsource(cls):
         assert all(torch.allclose(found[name].double(), again[name].double(), rtol=1e-5, atol=1e-30) for name in found)

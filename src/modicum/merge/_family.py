@@ -49,12 +49,13 @@ class At:
             )
         return found or None
 
-    def draws(self, model: int, count: int) -> torch.Tensor:
-        """Whole numbers (count,) int32 from 0 to 65535, of a counter whose key is the seed, the tensor, the place in it and what the model holds."""
-        words = f"{self.seed}/{self.name}/{self.first}/{self.models[model] if self.models else model}"
+    def draws(self, model: int, count: int) -> np.ndarray:
+        """Whole numbers (count,) uint16, of a counter that begins at the piece's place, and whose key is the seed, the tensor and what the model holds."""
+        words = f"{self.seed}/{self.name}/{self.models[model] if self.models else model}"
         key = int.from_bytes(hashlib.sha256(words.encode()).digest()[:16], "big")
-        raw = np.random.Philox(key=key).random_raw(-(-count // 4)).view(np.uint16)[:count]
-        return torch.from_numpy(raw.astype(np.int32))
+        skipped = self.first % 16  # sixteen numbers are made of one count
+        raw = np.random.Philox(key=key, counter=self.first // 16).random_raw(-(-(skipped + count) // 4))
+        return raw.view(np.uint16)[skipped : skipped + count]
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,8 @@ class Merge(Method):
 
     # Whether tensors may come in pieces, flat; else they come whole, in their shape.
     pieces: ClassVar[bool] = True
+    # Whether pieces must be whole rows of the tensor's first axis.
+    rows: ClassVar[bool] = False
     # Whether the order of the models counts; where it does not the result is the same for each, to the bit.
     ordered: ClassVar[bool] = False
     # Whether the base's values are read at all, beside its layout.
@@ -150,4 +153,23 @@ def mixed(tensors: Sequence[torch.Tensor], coefficients: Sequence[float]) -> tor
             made = tensor * coefficient if coefficient != 1 else tensor.clone()
         else:
             made.add_(tensor, alpha=coefficient)
-    return torch.zeros_like(tensors[0]) if made is None else made
+    if made is None:
+        return torch.zeros_like(tensors[0])
+    if min(coefficients) >= 0:
+        return made
+    return with_signs(made, tensors, [torch.full_like(made, coefficient) for coefficient in coefficients])
+
+
+def with_signs(made: torch.Tensor, tensors: Sequence[torch.Tensor], coefficients: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The sum, whose zeros are negative where each tensor that counts has a negative zero: what is added times 0 would hide it."""
+    flat = made.reshape(-1).numpy()
+    zeros = flat == 0
+    if not np.count_nonzero(zeros):
+        return made
+    places = np.flatnonzero(zeros)
+    negative = np.ones(len(places), dtype=bool)
+    for tensor, coefficient in zip(tensors, coefficients):
+        value = tensor.reshape(-1).numpy()[places]
+        negative &= (np.signbit(value) & (value == 0)) | (coefficient.reshape(-1).numpy()[places] == 0)
+    flat[places[negative]] = -0.0
+    return made

@@ -6,28 +6,33 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 from typing_extensions import override
 
 from modicum.core.settings import param
-from modicum.merge._family import At, Merge
+from modicum.merge._family import At, Merge, with_signs
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pipeline(Merge):
-    """``base + scale · Σ w_i f_i (W_i - base) / Σ w_i f_i`` over the models that are kept at an entry and agree with its elected sign.
+    """``base + scale · Σ w_i f_i (W_i - base) / Σ w_i`` over the models that are kept at an entry and agree with its elected sign.
 
-    Files say what is kept of a difference, and by what it is multiplied: ``factor``. The mean is taken where ``averages``, else the sum. It is
-    computed as a sum of whole weights, ``(1 - Σ c) base + Σ c_i W_i``, so that a single model that is kept whole comes out to the bit.
+    Files say what is kept of a difference, ``trimmed``, and by what that is multiplied, ``factor``. The mean is taken where ``averages``, else the sum.
+    It is computed as a sum of whole weights, so that a single model that is kept whole comes out to the bit. Masks are numbers: torch takes four
+    times as long for truth values, and fifteen times as long to choose between two tensors.
     """
 
     averages: ClassVar[bool] = True
     votes: ClassVar[bool] = True
-
     scale: float = param(1.0, "what the merged difference is multiplied by", between=(-1e6, 1e6))
 
+    def trimmed(self, difference: torch.Tensor, model: int, at: At) -> torch.Tensor | None:
+        """A model's difference with nothing where it is dropped, which may be made in its place; None where all stay."""
+        return None
+
     def factor(self, difference: torch.Tensor, model: int, at: At) -> torch.Tensor | None:
-        """By what each entry of a model's difference is multiplied, 0 where it is dropped; None where all stay."""
+        """By what each entry of a model's difference is multiplied, 0 where it is dropped; None where by 1."""
         return None
 
     @property
@@ -46,40 +51,70 @@ class Pipeline(Merge):
 
     @override
     def combine(self, base: torch.Tensor, others: Sequence[torch.Tensor], weights: Sequence[float], at: At) -> torch.Tensor:
-        differences = [other - base for other in others]
-        coefficients = []
-        for model, difference in enumerate(differences):
-            factor = self.factor(difference, model, at)
-            coefficients.append(torch.full_like(base, weights[model]) if factor is None else factor * weights[model])
-        kept = [coefficient != 0 for coefficient in coefficients] if self.means else []
-        if self.elects and len(others) > 1:
-            total = torch.zeros_like(base)
-            for difference, coefficient in zip(differences, coefficients):
-                total.addcmul_(difference, coefficient)
-            sign = self.elected(total)
-            for model, difference in enumerate(differences):
-                agrees = difference.sign_() == sign  # a difference of nothing agrees with no sign
-                coefficients[model].mul_(agrees)
-                if self.means:
-                    kept[model] &= agrees
-        strength = self.scale
-        divisor: torch.Tensor | None = None
-        if self.means:
-            divisor = torch.zeros_like(base)
-            for model, mine in enumerate(kept):
-                divisor.add_(mine, alpha=weights[model])
-            divisor.masked_fill_(divisor == 0, 1.0)
-        made, sums = torch.zeros_like(base), torch.zeros_like(base)
-        for coefficient, other in zip(coefficients, others):
-            if divisor is not None:
-                coefficient.div_(divisor)
-            if strength != 1:
-                coefficient.mul_(strength)
-            sums.add_(coefficient)
-            made.addcmul_(coefficient, other)
-        return made.addcmul_(sums.neg_().add_(1.0), base)
+        if self.means and min(weights) == max(weights) != 0:
+            weights = (1.0,) * len(weights)
+        kept, factors = self._kept(base, others, weights, at)
+        made = added(others, factors, [weight * self.scale for weight in weights])
+        total = added(factors, None, weights)
+        if not self.means:
+            rest = total.mul_(-self.scale).add_(1.0)
+            return with_signs(made.addcmul_(rest, base), (base, *others), (rest, *factors))
+        whole = total if kept is factors else added(kept, None, weights)
+        nobody = torch.eq(whole, 0, out=torch.empty_like(base))
+        rest = nobody if whole is total and self.scale == 1 else torch.sub(whole + nobody, total, alpha=self.scale)
+        made.addcmul_(rest, base).div_(whole.add_(nobody))
+        return with_signs(made, (base, *others), (rest, *factors))
+
+    def _kept(
+        self, base: torch.Tensor, others: Sequence[torch.Tensor], weights: Sequence[float], at: At
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """By model 1 where an entry counts and 0 where not, and by what it is multiplied; one list where that is the same."""
+        votes = self.elects and len(others) > 1
+        factors: list[torch.Tensor | None] = []
+        shares: list[torch.Tensor] = []
+        for model, other in enumerate(others):
+            difference = other - base
+            stays = self.trimmed(difference, model, at)
+            share = difference if stays is None else stays
+            factor = self.factor(share, model, at)
+            if votes:
+                shares.append(share if factor is None else share.mul_(factor))
+            elif stays is not None:
+                shares.append(torch.ne(stays, 0, out=stays))
+            else:
+                shares.append(torch.ones_like(base) if factor is None else torch.ne(factor, 0, out=difference))
+            factors.append(factor)
+        if votes:
+            sign = self.elected(added(shares, None, weights))
+            for share, weight in zip(shares, weights):  # a difference of nothing agrees with no sign
+                share.mul_(sign)
+                torch.gt(share, 0, out=share) if weight >= 0 else torch.lt(share, 0, out=share)
+        if all(factor is None for factor in factors):
+            return shares, shares
+        return shares, [share if factor is None else factor.mul_(share) for share, factor in zip(shares, factors)]
+
+
+def added(tensors: Sequence[torch.Tensor], others: Sequence[torch.Tensor] | None, weights: Sequence[float]) -> torch.Tensor:
+    """Their sum by weights, of products entry by entry where there are ``others``."""
+    first = tensors[0] * (others[0] if others is not None else weights[0])
+    made = first.mul_(weights[0]) if others is not None and weights[0] != 1 else first
+    for place in range(1, len(tensors)):
+        if others is None:
+            made.add_(tensors[place], alpha=weights[place])
+        else:
+            made.addcmul_(tensors[place], others[place], value=weights[place])
+    return made
 
 
 def sizes(base: torch.Tensor, others: Sequence[torch.Tensor], at: At) -> torch.Tensor:
     """Size of each model's difference from the base (models, entries)."""
-    return torch.stack([other.reshape(-1) - base.reshape(-1) for other in others]).abs_()
+    found = torch.empty(len(others), base.numel(), dtype=base.dtype)
+    for mine, other in zip(found, others):
+        torch.sub(other.reshape(-1), base.reshape(-1), out=mine).abs_()
+    return found
+
+
+def at_least(values: torch.Tensor, size: float) -> torch.Tensor:
+    """The values with nothing where they are smaller than a size."""
+    below = np.nextafter(values.numpy().dtype.type(size), values.numpy().dtype.type(0))
+    return torch.nn.functional.hardshrink(values, float(below))

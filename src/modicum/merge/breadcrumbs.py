@@ -13,7 +13,7 @@ from modicum.core.errors import SettingError
 from modicum.core.method import Paper
 from modicum.core.settings import param
 from modicum.merge._family import At, Largest, Survey, counted
-from modicum.merge._pipeline import Pipeline, sizes
+from modicum.merge._pipeline import Pipeline, at_least, sizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +72,8 @@ class Breadcrumbs(Pipeline):
         return (yield Largest(sizes, (top, min(entries, top + counted(self.density, entries)))))
 
     @override
-    def factor(self, difference: torch.Tensor, model: int, at: At) -> torch.Tensor | None:
+    def trimmed(self, difference: torch.Tensor, model: int, at: At) -> torch.Tensor | None:
         if at.known is None:
             return None
-        size = difference.abs()
-        return ((size >= at.known[model, 1]) & (size < at.known[model, 0])).to(difference.dtype)
+        top, bottom = at.known[model].tolist()
+        return at_least(difference, bottom).mul_(difference.abs().lt_(top))

@@ -66,7 +66,7 @@ class Dare(Pipeline):
         if self.density == 1:
             return None
         most = max(1, round(self.density * 65536)) if self.density else 0
-        kept = (at.draws(model, difference.numel()) < most).reshape(difference.shape).to(difference.dtype)
+        kept = torch.from_numpy(at.draws(model, difference.numel()) < most).reshape(difference.shape).to(difference.dtype)
         if self.compat == "mergekit":
             size = (difference * kept).abs().sum()
             return kept * (difference.abs().sum() / size) if float(size) else kept

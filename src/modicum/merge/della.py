@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 from typing_extensions import override
 
@@ -25,7 +27,7 @@ class Della(Pipeline):
 
     *Shapes:* tensors of one shape; vectors are one row.
 
-    *Needs and cost:* no data; rows are sorted, and a random number is drawn for each entry of each model; tensors come whole.
+    *Needs and cost:* no data; rows are sorted, and a random number is drawn for each entry of each model.
 
     *Reduces to:* ``dare`` with ``vote`` and ``mean`` at window 0.
 
@@ -47,7 +49,7 @@ class Della(Pipeline):
         year=2024,
         authors="Pala Tej Deep and Rishabh Bhardwaj and Soujanya Poria",
     )
-    pieces: ClassVar[bool] = False
+    rows: ClassVar[bool] = True
     shares: ClassVar[bool] = True
 
     density: float = param(0.5, "mean probability that an entry of a change is kept", between=(0.0, 1.0))
@@ -63,9 +65,12 @@ class Della(Pipeline):
     def factor(self, difference: torch.Tensor, model: int, at: At) -> torch.Tensor | None:
         if self.density == 1:
             return None
-        rows = difference.reshape(difference.shape[0] if difference.ndim > 1 else 1, -1)
-        ranks = rows.abs().argsort(dim=1, stable=True).argsort(dim=1)
-        places = ranks.double() / max(1, rows.shape[1] - 1)
+        row = math.prod(at.shape[1:]) if len(at.shape) > 1 else difference.numel()
+        places = np.arange(row) / max(1, row - 1)
         most = ((self.density - self.window + 2 * self.window * places) * 65536).round()
-        kept = at.draws(model, rows.numel()).reshape(rows.shape) < most
-        return torch.where(kept, 65536 / most, 0.0).to(difference.dtype).reshape(difference.shape)
+        order = np.argsort(difference.abs().reshape(-1, row).numpy(), axis=1, kind="stable")
+        mine, larger = np.empty(order.shape, dtype=np.int32), np.empty(order.shape)
+        np.put_along_axis(mine, order, most.astype(np.int32)[None], axis=1)
+        kept = at.draws(model, difference.numel()).reshape(mine.shape) < mine
+        np.put_along_axis(larger, order, (65536 / most.clip(1))[None], axis=1)
+        return torch.from_numpy(kept * larger).reshape(difference.shape).to(difference.dtype)

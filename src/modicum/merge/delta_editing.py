@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 from typing_extensions import override
 
@@ -67,7 +68,7 @@ class DeltaEditing(Merge):
             if dropped:
                 share = dropped / 65536
                 kept = (1 - self.left * share) / (1 - share)
-                factor *= torch.where(at.draws(place, base.numel()).reshape(base.shape) < dropped, self.left, kept)
+                factor *= torch.from_numpy(np.where(at.draws(place, base.numel()) < dropped, self.left, kept)).reshape(base.shape).to(base.dtype)
             if self.signs:
                 mean = float(at.known[place]) / whole
                 made += factor * (other - base).sign() * mean

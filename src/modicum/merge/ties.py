@@ -11,7 +11,7 @@ from typing_extensions import override
 from modicum.core.method import Paper
 from modicum.core.settings import param
 from modicum.merge._family import At, Largest, Survey, counted
-from modicum.merge._pipeline import Pipeline, sizes
+from modicum.merge._pipeline import Pipeline, at_least, sizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +65,9 @@ class Ties(Pipeline):
         return (yield Largest(sizes, (count,)))[:, 0]
 
     @override
-    def factor(self, difference: torch.Tensor, model: int, at: At) -> torch.Tensor | None:
-        return None if at.known is None else (difference.abs() >= at.known[model]).to(difference.dtype)
+    def trimmed(self, difference: torch.Tensor, model: int, at: At) -> torch.Tensor | None:
+        return None if at.known is None else at_least(difference, float(at.known[model]))
 
     @override
     def elected(self, total: torch.Tensor) -> torch.Tensor:
-        return total.sign() if self.compat != "mergekit" else torch.where(total >= 0, 1.0, -1.0).to(total.dtype)
+        return total.sign() if self.compat != "mergekit" else total.ge_(0).mul_(2).sub_(1)

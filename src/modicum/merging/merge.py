@@ -24,8 +24,9 @@ from modicum.core.progress import Quiet
 from modicum.core.settings import require_seed
 from modicum.export.companions import copy_companions
 from modicum.merge._family import Merge
-from modicum.merging.engine import Job, ordered, require_memory, run
+from modicum.merging.engine import run
 from modicum.merging.inputs import opened, plan_of, weighed
+from modicum.merging.job import Job, ordered, require_memory
 from modicum.merging.layered import Layered, config_of, with_layers
 from modicum.merging.pieces import Files, Memory
 from modicum.merging.reading import read_plan
