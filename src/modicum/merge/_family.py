@@ -50,7 +50,7 @@ class At:
         return found or None
 
     def draws(self, model: int, count: int) -> np.ndarray:
-        """Whole numbers (count,) uint16, of a counter that begins at the piece's place, and whose key is the seed, the tensor and what the model holds."""
+        """Whole numbers (count,) uint16, of a counter: its key is the seed, the tensor and what the model holds, its place that of the piece."""
         words = f"{self.seed}/{self.name}/{self.models[model] if self.models else model}"
         key = int.from_bytes(hashlib.sha256(words.encode()).digest()[:16], "big")
         skipped = self.first % 16  # sixteen numbers are made of one count

@@ -18,8 +18,8 @@ from modicum.merge._family import At, Merge, with_signs
 class Pipeline(Merge):
     """``base + scale · Σ w_i f_i (W_i - base) / Σ w_i`` over the models that are kept at an entry and agree with its elected sign.
 
-    Files say what is kept of a difference, ``trimmed``, and by what that is multiplied, ``factor``. The mean is taken where ``averages``, else the sum.
-    It is computed as a sum of whole weights, so that a single model that is kept whole comes out to the bit. Masks are numbers: torch takes four
+    Files say what is kept of a difference, ``trimmed``, and by what that is multiplied, ``factor``. The mean is taken where ``averages``, else the
+    sum. It is computed as a sum of whole weights, so that a single model that is kept whole comes out to the bit. Masks are numbers: torch takes four
     times as long for truth values, and fifteen times as long to choose between two tensors.
     """
 

@@ -68,7 +68,9 @@ class DeltaEditing(Merge):
             if dropped:
                 share = dropped / 65536
                 kept = (1 - self.left * share) / (1 - share)
-                factor *= torch.from_numpy(np.where(at.draws(place, base.numel()) < dropped, self.left, kept)).reshape(base.shape).to(base.dtype)
+                factor *= (
+                    torch.from_numpy(np.where(at.draws(place, base.numel()) < dropped, self.left, kept)).reshape(base.shape).to(base.dtype)
+                )
             if self.signs:
                 mean = float(at.known[place]) / whole
                 made += factor * (other - base).sign() * mean

@@ -109,7 +109,7 @@ class Job:
 
     def at(self, place: Place, known: Any) -> At:
         """What the method is told of a piece."""
-        name, start, stop = place
+        name, start, _ = place
         beside = tuple(self._statistics(source, there, place) for source, there in zip(self.beside, self._measured))
         shape = self.base.entry(name)[1]
         return At(name, shape, self.weights(name), self._models, start, self.seed, known, beside, self._depths[name])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -60,7 +61,7 @@ def largest(pieces: Pieces, counts: tuple[int, ...], entries: int) -> torch.Tens
     while sought:
         asked = [(each.row, each.low, each.high) for each in sought.values()]
         inside = [_Inside(low, high) for _, low, high in asked]
-        for counted in pieces(lambda values, asked=asked: [_counted(values[row], low, high) for row, low, high in asked]):
+        for counted in pieces(functools.partial(_each, asked=asked)):
             for mine, (above, between) in zip(inside, counted):
                 mine.add(above, between)
         for (key, each), mine in zip(list(sought.items()), inside):
@@ -86,10 +87,14 @@ def _between(sample: Sequence[np.ndarray], share: float) -> tuple[float, float]:
     return float(whole[low]) if low >= 0 else -math.inf, float(whole[high]) if high < count else math.inf
 
 
+def _each(values: np.ndarray, asked: Sequence[tuple[int, float, float]]) -> list[tuple[int, np.ndarray]]:
+    return [_counted(values[row], low, high) for row, low, high in asked]
+
+
 def _counted(values: np.ndarray, low: float, high: float) -> tuple[int, np.ndarray]:
     """How many values are above, and those between."""
     above, least = values > high, values >= low
-    return int(np.count_nonzero(above)), values[least ^ above]
+    return int(np.count_nonzero(above)), values[np.flatnonzero(np.logical_xor(least, above, out=least))]
 
 
 @dataclass
@@ -127,7 +132,8 @@ class _Inside:
             return -math.inf, self.low
         if self._ranges is None:
             return (_top(np.concatenate(self._held), place - self.above),) * 2
-        self._count()
+        if self._held:
+            self._count()
         low, high = self._ranges.at(place - self.above)
         return max(low, self.low), min(high, self.high)
 
