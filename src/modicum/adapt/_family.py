@@ -14,6 +14,7 @@ from typing_extensions import override
 from modicum.core.errors import SettingError
 from modicum.core.method import Change
 from modicum.core.parametrization import Parametrization, Start, State, Step
+from modicum.core.settings import param
 from modicum.core.unit import Site, Stats
 from modicum.forms import Dense, LowRank, Sparse, Sum
 
@@ -74,6 +75,19 @@ class LowRankAdapter(Adapter):
     def product(self, base: Form | None, state: State, x: torch.Tensor, step: Step) -> torch.Tensor | None:
         assert base is not None
         return base.product(x) + (x @ state["right"].to(x.dtype).T) @ self.left(state).to(x.dtype).T
+
+
+@dataclass(frozen=True, kw_only=True)
+class StrongAdapter(LowRankAdapter):
+    """A product of factors of a rank, under a strength of its own: LoRA, and what begins or is scaled otherwise."""
+
+    rank: int = param(8, "inner size of the two factors", between=(1, 65536), dial=True)
+    alpha: float = param(16.0, "strength: the product is multiplied by alpha / rank", between=(0.0, 1e6))
+
+    @override
+    def scale(self, rank: int) -> float:
+        """Alpha over the rank that was asked for."""
+        return self.alpha / self.rank
 
 
 @dataclass(frozen=True, kw_only=True)

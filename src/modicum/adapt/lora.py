@@ -8,14 +8,13 @@ from typing import ClassVar
 import torch
 from typing_extensions import override
 
-from modicum.adapt._family import LowRankAdapter, limited, uniform
+from modicum.adapt._family import StrongAdapter, limited, uniform
 from modicum.core.method import Paper
 from modicum.core.parametrization import Start, State
-from modicum.core.settings import param
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lora(LowRankAdapter):
+class Lora(StrongAdapter):
     """A product of two thin matrices is added to a weight, and they alone are trained.
 
     ``W + alpha / rank · left @ right``: right begins with random numbers and left with zeros, so that training begins at the base.
@@ -44,15 +43,8 @@ class Lora(LowRankAdapter):
     )
     rate: ClassVar[float] = 5e-3
 
-    rank: int = param(8, "inner size of the two factors", between=(1, 65536), dial=True)
-    alpha: float = param(16.0, "strength: the product is multiplied by alpha / rank", between=(0.0, 1e6))
-
     @override
     def begin(self, start: Start) -> State:
         """Random right, zero left."""
         rank = limited(self.rank, start)
         return State({"left": torch.zeros(start.shape[0], rank), "right": uniform(start, rank, start.shape[1])}, base=start.base)
-
-    def scale(self, rank: int) -> float:
-        """Alpha over the rank that was asked for."""
-        return self.alpha / self.rank

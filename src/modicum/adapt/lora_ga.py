@@ -10,10 +10,9 @@ import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 from typing_extensions import override
 
-from modicum.adapt._family import LowRankAdapter, limited, uniform
+from modicum.adapt._family import StrongAdapter, limited, uniform
 from modicum.core.method import Paper
 from modicum.core.parametrization import Start, State
-from modicum.core.settings import param
 from modicum.numerics.svd import principal
 
 # Directions of gradients that are still there: whoever tries many ranks, the largest first, decomposes once.
@@ -21,7 +20,7 @@ _KNOWN = WeakTensorKeyDictionary()
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoraGa(LowRankAdapter):
+class LoraGa(StrongAdapter):
     """LoRA whose right factor begins along the directions in which the loss falls fastest, where a gradient was taken before.
 
     ``W + alpha / rank · left @ right``: right begins as the largest right singular vectors of the gradient and left with zeros.
@@ -51,9 +50,6 @@ class LoraGa(LowRankAdapter):
     rate: ClassVar[float] = 5e-3
     asks_gradient: ClassVar[bool] = True
 
-    rank: int = param(8, "inner size of the two factors", between=(1, 65536), dial=True)
-    alpha: float = param(16.0, "strength: the product is multiplied by alpha / rank", between=(0.0, 1e6))
-
     @override
     def begin(self, start: Start) -> State:
         """Right along the gradient, zero left."""
@@ -62,10 +58,6 @@ class LoraGa(LowRankAdapter):
         if start.gradient is not None and bool(start.gradient.any()):
             right = _directions(start.gradient, rank, start.chance) / math.sqrt(3)
         return State({"left": torch.zeros(start.shape[0], rank), "right": right.contiguous()}, base=start.base)
-
-    def scale(self, rank: int) -> float:
-        """Alpha over the rank that was asked for."""
-        return self.alpha / self.rank
 
 
 def _directions(gradient: torch.Tensor, rank: int, chance: torch.Generator) -> torch.Tensor:
