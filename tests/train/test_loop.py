@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from modicum.core.errors import DataError, ModelError
 from modicum.core.progress import Quiet
+from modicum.sweep.ranks import LONE
 from modicum.testing import zoo
 from modicum.train import Loop
 from modicum.train.loop import evaluate, single, train
@@ -41,6 +42,24 @@ def test_padding_and_what_is_computed_together_change_nothing(together):
     wanted, _ = learnt(sequences(), Loop(steps=3, batch=6))
     found, _ = learnt(sequences(padded=True), Loop(steps=3, batch=6, together=together))
     assert found == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize("option", ["lora rank=2", "fish keep=0.05", "lora rank=1 | mezo"])
+def test_ranks_learn_what_one_process_does(together, tmp_path, option):
+    """Whatever is watched or estimated; each has all that was learnt, and the judged losses in their order. The first alone keeps."""
+    models = [zoo.build("llama")[0] for _ in range(3)]
+
+    def work(ranks):
+        model, keep = models[ranks.count + ranks.rank - 1], tmp_path / f"{ranks.count} {ranks.rank}"
+        keep.mkdir()
+        with trained(model, option, total=3) as t:
+            losses = train(model, t, sequences(), Loop(steps=3, batch=6, together=3), ranks=ranks, keep=keep)
+            return losses, evaluate(model, sequences(5), ranks=ranks), [parameter.detach().clone() for parameter in t.parameters()]
+
+    alone, (first, second) = work(LONE), together(work)
+    assert first[:2] == second[:2] and all(torch.equal(one, other) for one, other in zip(first[2], second[2]))
+    assert first[0] == pytest.approx(alone[0], rel=1e-5) and first[1][3] == pytest.approx(alone[1][3], rel=1e-4)
+    assert [any(each.iterdir()) for each in sorted(tmp_path.iterdir())] == [True, True, False]
 
 
 def test_the_first_loss_is_that_of_the_model_per_token():

@@ -60,10 +60,13 @@ def adapt(model: str, method: str, out: Path, quiet: bool, as_json: bool, **give
         grammar.check(method, trained=True)
     Budget.of(**{name: given[name] for name in ("size", "params", "memory")})
     from modicum.models.quiet import hushed
+    from modicum.sweep.ranks import joined
     from modicum.train.adapt import adapt as run
 
-    with hushed(), progress(quiet or as_json) as shown:
-        made = run(model, out, method=method, loop=loop, progress=shown, **given)
+    with hushed(), joined() as ranks, progress(quiet or as_json or not ranks.leads) as shown:
+        made = run(model, out, method=method, loop=loop, progress=shown, ranks=ranks, **given)
+    if not ranks.leads:
+        return
     receipt = made.receipt
     if as_json:
         print_json({"out": str(made.out), **receipt})

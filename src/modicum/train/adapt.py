@@ -25,6 +25,7 @@ from modicum.export.loaded import loaded
 from modicum.models.located import locate
 from modicum.models.open import model_class, open_model, read_config
 from modicum.numerics.interval import interval
+from modicum.sweep.ranks import LONE, Ranks
 from modicum.train import auto
 from modicum.train.bounded import fitting, limits, require_within
 from modicum.train.loop import evaluate, single, train
@@ -32,7 +33,7 @@ from modicum.train.objectives import CHOSEN, Objective, next_token, preference, 
 from modicum.train.settings import Loop
 from modicum.train.trained import Trained
 from modicum.work.meter import Meter
-from modicum.work.workdir import WorkDir
+from modicum.work.workdir import WorkDir, beside
 
 KIND, RECEIPT = "modicum-adapting", "receipt.json"
 RECEIPT_FORMAT = "modicum-adapted"
@@ -65,6 +66,7 @@ def adapt(
     size: str | int | None = None,
     params: str | float | None = None,
     memory: str | int | None = None,
+    ranks: Ranks = LONE,
 ) -> Adapted:
     """Train ``method`` beside the weights of a causal language model, and write what was learnt as a delta.
 
@@ -79,6 +81,8 @@ def adapt(
 
     The receipt says what was trained, how many numbers and bytes, the losses, memory and time, and the loss per token on the test part
     before and after, with a paired 95 % interval over its sequences. An interrupted training goes on where it was, with the same numbers.
+    ``ranks``: the processes that call this together, as ``torchrun`` or ``accelerate launch`` starts them; each computes a part of every update, and
+    the first writes (``modicum.sweep.ranks.joined``).
 
     *Raises*: ``SettingError`` for a method that is not trained, or an ``out`` that must not be written; ``DataError`` for data that cannot
     be read or learnt; ``BudgetError`` for a budget that cannot hold, with the smallest that can; ``ModelError`` for a model that cannot be opened,
@@ -87,8 +91,13 @@ def adapt(
     settings, budget = loop or Loop(), Budget.of(size=size, params=params, memory=memory)
     if method == AUTO and (budget is None or (budget.size is None and budget.params is None)):
         raise SettingError("adapt: method=auto must be told how much may be added. Give --params 1% or --size 200kB.")
-    directory, place = locate(model), WorkDir(Path(out), KIND, overwrite, tuple(path for path in (Path(data or "."),) if data is not None))
-    place.check()
+    if ranks.count > settings.batch:
+        raise SettingError(
+            f"ranks: must be at most {settings.batch}, the sequences of an update, are {ranks.count}. Pass a larger --batch."
+        )
+    inputs = tuple(path for path in (Path(data or "."),) if data is not None)
+    directory, place = locate(model), WorkDir(beside(Path(out), ranks.rank), KIND, overwrite, inputs)
+    ranks.first("out", place.check)
     meter = Meter(progress or Quiet())
     with meter.stage("opening"):
         source = open_model(directory)
@@ -108,32 +117,39 @@ def adapt(
         "model": str(model), "method": method, "loop": asdict(settings), "data": splits.hashes, "base": source.hash(), "budget": str(budget),
     }  # fmt: skip
     with place.held():
-        folder = place.begin(repr(asked))
+        folder = place.begin(ranks.agreed(repr(asked)))
         final = folder / "final"
         with meter.stage("judging"):
-            before = evaluate(module, held, objective)
+            before = evaluate(module, held, objective, ranks)
         started = time.perf_counter()
         with trained as t:
             with meter.stage("training"):
-                losses = train(module, t, learnt, settings, objective=objective, keep=folder, progress=progress)
+                losses = train(module, t, learnt, settings, objective=objective, keep=folder, progress=progress, ranks=ranks)
             seconds = time.perf_counter() - started
             with meter.stage("judging"):
-                after = evaluate(module, held, objective)
+                after = evaluate(module, held, objective, ranks)
             delta = t.delta(str(model))
+
+        def written() -> dict[str, Any]:
             delta.save(final)
-        if budget is not None and budget.size is not None and (written := _bytes(final)) > budget.size:
-            raise BudgetError(f"size: must be at least {written:,} bytes for what was learnt, is {budget.size:,}. Allow more.")
-        receipt = {
-            "format": RECEIPT_FORMAT, "version": 1, "model": str(model), "method": method, "loop": asdict(settings),
-            "budget": None if budget is None else str(budget), "plan": plan if isinstance(plan, dict) else None,
-            "data": {"source": splits.source, "notes": list(splits.notes), "hashes": splits.hashes},
-            "trained": trained.count, "parameters": source.parameters, "bytes": delta.nbytes, "units": len(trained.places),
-            "losses": losses, "per": per, "test": compared(before, after), "seconds": seconds, "stages": meter.stages,
-            "memory": meter.stages["training"]["peak_bytes"],
-        }  # fmt: skip
-        write_json(final / RECEIPT, receipt)
-        place.finish(final)
-    return Adapted(place.out, receipt)
+            if budget is not None and budget.size is not None and (size := _bytes(final)) > budget.size:
+                raise BudgetError(f"size: must be at least {size:,} bytes for what was learnt, is {budget.size:,}. Allow more.")
+            receipt = {
+                "format": RECEIPT_FORMAT, "version": 1, "model": str(model), "method": method, "loop": asdict(settings),
+                "budget": None if budget is None else str(budget), "plan": plan if isinstance(plan, dict) else None,
+                "data": {"source": splits.source, "notes": list(splits.notes), "hashes": splits.hashes},
+                "trained": trained.count, "parameters": source.parameters, "bytes": delta.nbytes, "units": len(trained.places),
+                "losses": losses, "per": per, "test": compared(before, after), "seconds": seconds, "stages": meter.stages,
+                "memory": meter.stages["training"]["peak_bytes"],
+            }  # fmt: skip
+            write_json(final / RECEIPT, receipt)
+            place.finish(final)
+            return receipt
+
+        receipt = ranks.first("written", written)
+        if not ranks.leads:
+            place.discard()
+    return Adapted(Path(out), receipt)
 
 
 def _planned(

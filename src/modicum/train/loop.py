@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from modicum.core.parametrization import State
 from modicum.core.progress import Quiet
 from modicum.data.splits import Batch, some_rows
 from modicum.sweep.modes import seeded
+from modicum.sweep.ranks import LONE, Ranks
 from modicum.sweep.stage import seed_of
 from modicum.train.objectives import Objective, next_token
 from modicum.train.settings import Loop
@@ -30,14 +33,15 @@ class DivergedError(ModelError):
 
 def train(
     module: nn.Module, trained: Trained, rows: Sequence[Batch], loop: Loop, *, objective: Objective = next_token, keep: Path | None = None,
-    progress: Quiet | None = None, training: bool = True,
+    progress: Quiet | None = None, training: bool = True, ranks: Ranks = LONE,
 ) -> list[float]:  # fmt: skip
     """Update what is trained, and give the loss per token of every update.
 
     ``rows`` are sequences, a batch of one row each; an update takes ``loop.batch`` of them in an order drawn anew for every pass over all.
     The loss is the sum over an update's tokens divided by their number, whatever their padding and however many are computed ``together``.
     With ``keep``, a folder, a training that was killed goes on with the same losses to the last bit, on the same number of threads. Where not
-    ``training``, the module computes as it answers: nothing is dropped by chance, and no statistics of batches move.
+    ``training``, the module computes as it answers: nothing is dropped by chance, and no statistics of batches move. Several ``ranks`` compute parts
+    of each update and sum what they found, so that all hold the same numbers; the first of them keeps.
 
     Raises ``DataError`` where there is nothing to learn from, ``DivergedError`` at a loss that is no number: what was kept before it stays, and
     ``kept`` takes it up again.
@@ -45,15 +49,15 @@ def train(
     if not rows:
         raise DataError("data: must hold a sequence to train on at least, holds none. Give more text.")
     shown, optimizer = progress or Quiet(), _optimizer(trained, loop)
-    losses = _resumed(module, trained, optimizer, keep, loop)
+    losses = _resumed(module, trained, optimizer, ranks.first("kept", partial(_body, keep)), loop)
     shown.start("training", loop.steps - len(losses))
     module.train(training)
     try:
         for step in range(len(losses), loop.steps):
             with seeded(seed_of(loop.seed, f"update {step}")):
-                losses.append(_update(module, trained, _drawn(rows, loop, step), loop, objective, optimizer, step))
+                losses.append(_update(module, trained, _drawn(rows, loop, step), loop, objective, optimizer, step, ranks))
             shown.step()
-            if keep is not None and ((step + 1) % loop.every == 0 or step + 1 == loop.steps):
+            if keep is not None and ranks.leads and ((step + 1) % loop.every == 0 or step + 1 == loop.steps):
                 _keep(module, trained, optimizer, keep, loop, losses)
     finally:
         module.eval()
@@ -62,7 +66,7 @@ def train(
 
 def kept(trained: Trained, keep: Path, loop: Loop) -> list[float]:
     """Put what was kept of a training back into what is trained; its losses, none where nothing was kept."""
-    return _resumed(trained.module, trained, _optimizer(trained, loop), keep, loop)
+    return _resumed(trained.module, trained, _optimizer(trained, loop), _body(keep), loop)
 
 
 def _optimizer(trained: Trained, loop: Loop) -> torch.optim.Optimizer:
@@ -71,30 +75,32 @@ def _optimizer(trained: Trained, loop: Loop) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, weight_decay=loop.decay)
 
 
-def evaluate(module: nn.Module, rows: Sequence[Batch], objective: Objective = next_token) -> list[tuple[float, int]]:
-    """The loss of every sequence, summed over its tokens, and their number."""
-    found = []
+def evaluate(module: nn.Module, rows: Sequence[Batch], objective: Objective = next_token, ranks: Ranks = LONE) -> list[tuple[float, int]]:
+    """The loss of every sequence, summed over its tokens, and their number; ``ranks`` share the sequences."""
+    mine: list[tuple[float, int]] = []
     with torch.no_grad():
-        for row in rows:
+        for row in rows[ranks.rank :: ranks.count]:
             loss, count = objective(module, row)
-            found.append((float(loss.sum()), count))
-    return found
+            mine.append((float(loss.sum()), count))
+    shares = ranks.gather("judged", mine)
+    return [shares[place % ranks.count][place // ranks.count] for place in range(len(rows))]
 
 
 def _update(
-    module: nn.Module, trained: Trained, rows: Sequence[Batch], loop: Loop, objective: Objective, optimizer: Any, step: int
+    module: nn.Module, trained: Trained, rows: Sequence[Batch], loop: Loop, objective: Objective, optimizer: Any, step: int, ranks: Ranks
 ) -> float:
     for group in optimizer.param_groups:
         group["lr"] = loop.at(step, group["own"])
     optimizer.zero_grad()
-    parts = joined(rows, loop.together or loop.batch)
+    parts = joined(rows, loop.together or max(1, loop.batch // ranks.count))[ranks.rank :: ranks.count]
     if trained.estimator is None or trained.watched:
-        total, tokens = _summed(module, parts, objective, backward=True)
+        total, tokens = _summed(module, parts, objective, ranks, backward=True)
+        trained.meet(ranks)
         for parameter in trained.parameters():
             if parameter.grad is not None:
                 parameter.grad /= tokens
     else:
-        total, tokens = _estimated(module, trained, parts, objective, seed_of(loop.seed, f"update {step}"))
+        total, tokens = _estimated(module, trained, parts, objective, seed_of(loop.seed, f"update {step}"), ranks)
     if (penalty := trained.penalty()) is not None:
         penalty.backward()
         total += float(penalty.detach()) * tokens
@@ -109,26 +115,31 @@ def _update(
     return total / tokens
 
 
-def _summed(module: nn.Module, parts: Sequence[Batch], objective: Objective, *, backward: bool) -> tuple[float, int]:
-    """Loss and tokens over parts of an update. Raises ``DataError`` where there is no token."""
+def _summed(module: nn.Module, parts: Sequence[Batch], objective: Objective, ranks: Ranks, *, backward: bool) -> tuple[float, int]:
+    """Loss and tokens over parts of an update, of all ranks. Raises ``DataError`` where there is no token."""
     total, tokens = 0.0, 0
     for part in parts:
         losses, count = objective(module, part)
         if backward:
             losses.sum().backward()
         total, tokens = total + float(losses.detach().sum()), tokens + count
+    both = torch.tensor([total, tokens], dtype=torch.float64)
+    ranks.sum("loss", both)
+    total, tokens = float(both[0]), int(both[1])
     if not tokens:
         raise DataError("data: a batch must have a token to learn, has none. Check the labels.")
     return total, tokens
 
 
-def _estimated(module: nn.Module, trained: Trained, parts: Sequence[Batch], objective: Objective, seed: int) -> tuple[float, int]:
+def _estimated(
+    module: nn.Module, trained: Trained, parts: Sequence[Batch], objective: Objective, seed: int, ranks: Ranks
+) -> tuple[float, int]:
     """The same, with gradients per token by the plan's estimator instead of a backward pass."""
     counted = [0]
 
     def loss() -> float:
         with torch.no_grad(), seeded(seed):
-            total, counted[0] = _summed(module, parts, objective, backward=False)
+            total, counted[0] = _summed(module, parts, objective, ranks, backward=False)
         return total / counted[0]
 
     assert trained.estimator is not None
@@ -204,12 +215,19 @@ def _keep(module: nn.Module, trained: Trained, optimizer: torch.optim.Optimizer,
         raise ModelError(f"{new}: cannot be written ({quoted(error)}). Free space; the same command goes on from what was kept.") from None
 
 
-def _resumed(module: nn.Module, trained: Trained, optimizer: torch.optim.Optimizer, folder: Path | None, loop: Loop) -> list[float]:
-    path = None if folder is None else folder / _FILE
-    if path is None or not path.exists():
+def _body(folder: Path | None) -> bytes | None:
+    """What was kept, as it lies on disk; None where there is nothing that can be read."""
+    try:
+        return None if folder is None else (folder / _FILE).read_bytes()
+    except OSError:
+        return None
+
+
+def _resumed(module: nn.Module, trained: Trained, optimizer: torch.optim.Optimizer, raw: bytes | None, loop: Loop) -> list[float]:
+    if raw is None:
         return []
     try:
-        body = torch.load(path, weights_only=True)
+        body = torch.load(io.BytesIO(raw), weights_only=True)
         if body["format"] != _FORMAT or body["loop"] != str(loop) or body["shapes"] != _shapes(trained):
             return []
         for name, place in trained.places.items():

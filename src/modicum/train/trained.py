@@ -21,6 +21,7 @@ from modicum.delta.beside import fingerprint
 from modicum.forms import Base, Dense, Form
 from modicum.models.structure import find_blocks
 from modicum.models.weights import Weights
+from modicum.sweep.ranks import Ranks
 from modicum.sweep.stage import seed_of
 from modicum.train.asides import Standing, attach, begun
 from modicum.train.computed import Computed
@@ -143,6 +144,15 @@ class Trained:
         found = [method.penalty(states, self.step) for method, states in self._by_method()]
         there = [each for each in found if each is not None]
         return torch.stack(there).sum() if there else None
+
+    def meet(self, ranks: Ranks) -> None:
+        """Sum gradients, those of whole weights too, with what other ``ranks`` have found; to be called by all of them before an update."""
+        if ranks.count > 1:
+            for name, parameter in self.named_parameters().items():
+                if parameter.requires_grad:
+                    parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                    ranks.sum(name, parameter.grad)
+            self._gradients = ranks.union("watched", self._gradients)
 
     def revise(self, optimizer: torch.optim.Optimizer | None = None) -> None:
         """To be called after each update: counts it, and lets methods move what they train; an ``optimizer``'s moments move along.
