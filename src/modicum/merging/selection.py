@@ -81,7 +81,11 @@ def _between(sample: Sequence[np.ndarray], share: float) -> tuple[float, float]:
     whole = np.sort(np.concatenate(sample))
     count = len(whole)
     middle = whole[min(count - 1, max(0, count - round(share * count)))]
-    uneven = math.sqrt(sum((np.count_nonzero(piece >= middle) - share * len(piece)) ** 2 for piece in sample))
+    apart = [
+        max(np.count_nonzero(piece > middle) - share * len(piece), share * len(piece) - np.count_nonzero(piece >= middle), 0)
+        for piece in sample
+    ]
+    uneven = math.sqrt(sum(each**2 for each in apart))
     far = 2 + _SURE * max(uneven, math.sqrt(count * share * (1 - share)))
     low, high = math.floor(count - share * count - far), math.ceil(count - share * count + far)
     return float(whole[low]) if low >= 0 else -math.inf, float(whole[high]) if high < count else math.inf
