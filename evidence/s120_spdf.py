@@ -16,7 +16,7 @@ from modicum.train.trained import trained
 from scenes.decoder import config, text
 from scenes.domains import losses, windows
 
-FIRST, THEN, BATCH, WIDTH, KEEP, NEAR = 200, 60, 8, 64, 0.25, 0.1
+FIRST, THEN, BATCH, WIDTH, KEEP, NEAR = 120, 40, 8, 64, 0.25, 0.1
 
 CLAIM = Claim(
     id="S120",

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from classifying import learn
 from kept import Kept
+from modicum.forms.leaves import beside
 from modicum.restrict._family import Restriction
 from modicum.train.learning import plan_of
 from modicum.train.scoring import scored
@@ -54,7 +55,9 @@ def fitted(
         model.eval()
         forms = t.forms()
         found = {"curve": curve, **worth(model, task)}
-        stored = {"values": sum(forms[name].values for name in restricted), "bytes": sum(forms[name].nbytes for name in restricted)}
+        once = beside(forms[name] for name in restricted).values()
+        values = sum(forms[name].values for name in restricted) + sum(tensor.numel() for tensor in once)
+        stored = {"values": values, "bytes": sum(forms[name].nbytes for name in restricted) + sum(tensor.nbytes for tensor in once)}
     return found | stored
 
 
