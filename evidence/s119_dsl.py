@@ -14,7 +14,7 @@ from modicum.train.trained import Trained
 from scenes.recommender import ITEMS, USERS, interactions
 from small import less, row, shared
 
-STEPS, WIDTH, KEEP, NEAR, TOP = 300, 32, 0.3, 0.02, 20
+STEPS, WIDTH, KEEP, NEAR, TOP = 1000, 32, 0.3, 0.02, 20
 DATA = (
     f"{USERS} users and {ITEMS} items with tastes of rank 8, popularity as one over the rank and chance; nine tenths of what each user took "
     "to learn, the rest to report"

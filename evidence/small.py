@@ -38,7 +38,7 @@ def vit(method: str, seed: int, steps: int = _STEPS, rate: float = 2e-3) -> dict
 
 def fitted(
     model: torch.nn.Module, method: str | Mapping[str, Any], seed: int, steps: int = _STEPS, rate: float = _RATE, scratch: bool = True,
-    task: str | None = None, rows: int = 1000,
+    task: str | None = None, rows: int = 1000, part: str = "test",
 ) -> dict[str, float]:  # fmt: skip
     """The same for a net as it is; ``values`` and ``bytes`` are those of its matrices as they are stored.
 
@@ -54,17 +54,17 @@ def fitted(
         curve = learn(t, batches, classes, rate, steps)
         model.eval()
         forms = t.forms()
-        found = {"curve": curve, **worth(model, task)}
+        found = {"curve": curve, **worth(model, task, part)}
         once = beside(forms[name] for name in restricted).values()
         values = sum(forms[name].values for name in restricted) + sum(tensor.numel() for tensor in once)
         stored = {"values": values, "bytes": sum(forms[name].nbytes for name in restricted) + sum(tensor.nbytes for tensor in once)}
     return found | stored
 
 
-def worth(model: torch.nn.Module, task: str | None = None) -> dict[str, float]:
-    """Loss and accuracy on the test part of a task, and accuracy over all corruptions."""
-    x, y = digits.pictures("test", task)
-    corrupted = [digits.accuracy(model, *digits.pictures("test", name)) for name in digits.CORRUPTIONS]
+def worth(model: torch.nn.Module, task: str | None = None, part: str = "test") -> dict[str, float]:
+    """Loss and accuracy on a part of a task, and accuracy over all corruptions."""
+    x, y = digits.pictures(part, task)
+    corrupted = [digits.accuracy(model, *digits.pictures(part, name)) for name in digits.CORRUPTIONS]
     loss = float(F.cross_entropy(digits.logits(model, x), y))
     return {"loss": loss, "accuracy": digits.accuracy(model, x, y), "corrupted": sum(corrupted) / len(corrupted)}
 

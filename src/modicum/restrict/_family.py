@@ -164,15 +164,16 @@ class Pattern(Restriction):
         return State({"latent": beginning(start)}, base=start.base)
 
     def mask(self, latent: torch.Tensor) -> torch.Tensor:
-        """The largest n of every m (rows, columns), in a row's last entries in the same proportion."""
+        """The largest n of every m (rows, columns), the first of equal ones; in a row's last entries in the same proportion."""
+        if self.n >= self.m:
+            return torch.ones_like(latent, dtype=torch.bool)
         rows, columns = latent.shape
-        padded = torch.nn.functional.pad(latent.abs(), (0, -columns % self.m), value=-1.0)
-        size = padded.view(-1, self.m).T.contiguous()  # places of a group by groups
-        above = torch.zeros_like(size, dtype=torch.uint8 if self.m < 256 else torch.int16)
-        for place in range(self.m):  # how many of its group are before each: much cheaper than a sort
-            above += size[place] > size
-            above[place + 1 :] += size[place] == size[place + 1 :]
-        return (above < self.n).T.reshape(rows, -1)[:, :columns]
+        size = torch.nn.functional.pad(latent.abs(), (0, -columns % self.m), value=-1.0).view(-1, self.m)
+        few = min(self.n, self.m - self.n)
+        chosen = _largest(size, self.n) if few <= _FEW else None
+        if chosen is None or int(chosen.count_nonzero()) != self.n * len(size):  # equal ones at the border
+            chosen = _first(size, self.n)
+        return chosen.view(rows, -1)[:, :columns]
 
     @override
     def density(self, step: Step) -> float:
@@ -190,12 +191,41 @@ class Pattern(Restriction):
         return {unit: Masked.of(torch.zeros(shape), self.mask(torch.zeros(shape))) for unit, shape in shapes.items()}
 
 
+# Entries of a group up to which the least of the largest is found by one pass over the group's places.
+_FEW = 4
+
+
+def _largest(size: torch.Tensor, n: int) -> torch.Tensor:
+    """Which entries of groups (groups, m) are no less than the n-th largest of theirs; more than n where some are equal."""
+    places, top = size.T.contiguous(), list[torch.Tensor]()
+    rising = 2 * n <= size.shape[1]
+    for place in places if rising else places.neg_():
+        moving = place
+        for held in top:
+            less = torch.minimum(held, moving)
+            torch.maximum(held, moving, out=held)
+            moving = less
+        if len(top) < min(n, size.shape[1] - n):
+            top.append(moving.clone())
+    return size >= top[-1][:, None] if rising else size > -top[-1][:, None]
+
+
+def _first(size: torch.Tensor, n: int) -> torch.Tensor:
+    """Which entries of groups (groups, m) are the n largest, the first of equal ones, by how many of its group are before each."""
+    places = size.T.contiguous()
+    above = torch.zeros_like(places, dtype=torch.uint8 if len(places) < 256 else torch.int16)
+    for place in range(len(places)):
+        above += places[place] > places
+        above[place + 1 :] += places[place] == places[place + 1 :]
+    return (above < n).T.contiguous()
+
+
 class _Through(torch.autograd.Function):
     """The second in the first's place, with the gradient of the first."""
 
     @staticmethod
     def forward(ctx, latent: torch.Tensor, made: torch.Tensor) -> torch.Tensor:
-        return made.clone()
+        return made.view_as(made)
 
     @staticmethod
     def backward(ctx, gradient: torch.Tensor):

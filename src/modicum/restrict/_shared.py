@@ -28,7 +28,7 @@ def deviation(columns: int) -> float:
 def common_deviation(shapes: Iterable[tuple[int, int]]) -> float:
     """Of those that all weights begin with, taken together."""
     known = list(shapes)
-    squares = sum(math.prod(shape) * deviation(shape[1]) ** 2 for shape in known)
+    squares = math.fsum(math.prod(shape) * deviation(shape[1]) ** 2 for shape in known)
     return math.sqrt(squares / max(1, sum(map(math.prod, known))))
 
 

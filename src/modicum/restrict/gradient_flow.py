@@ -55,7 +55,7 @@ class GradientFlow(Pattern):
         """The largest entries, and less of the others."""
         latent, factor = state["latent"], self.factor(step)
         mask = self.mask(latent.detach())
-        return latent * mask if not factor else torch.where(mask, latent, latent * factor)
+        return latent * mask.float().clamp_min(factor)
 
     @override
     def density(self, step: Step) -> float:

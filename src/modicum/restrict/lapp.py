@@ -109,7 +109,7 @@ class Lapp(Restriction):
         """The square of what is kept too much."""
         if step.share >= self.until:
             return None
-        kept = sum((self._gates(state).sum() * state["latent"].shape[1] for state in states.values()), torch.zeros(()))
+        kept = sum((self._gates(state).sum() * state["latent"].shape[1] for _, state in sorted(states.items())), torch.zeros(()))
         return self.strength * (kept / int(next(iter(states.values()))["all"]) - self.density(step)).clamp_min(0).square()
 
     @override

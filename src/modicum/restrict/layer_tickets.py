@@ -76,7 +76,7 @@ class LayerTickets(Restriction):
             alike.setdefault(tuple(sorted((name, shapes[unit]) for name, unit in units.items())), []).append(block)
         candidates = max(alike.values(), key=len, default=[])
         size = lambda units: sum(math.prod(shapes[unit]) for unit in units)
-        worth = {block: sum(scores[unit] for unit in blocks[block].values()) / size(blocks[block].values()) for block in candidates}
+        worth = {block: math.fsum(scores[unit] for unit in blocks[block].values()) / size(blocks[block].values()) for block in candidates}
         stay = max(1, round(self.keep * len(candidates)))
         gone = sorted(candidates, key=lambda block: (worth[block], -block))[: len(candidates) - stay]
         return {unit for block in gone for unit in blocks[block].values()}

@@ -72,10 +72,10 @@ class Mpo(Restriction):
         if not self.shared:
             return None
         centres: dict[str, torch.Tensor] = {}
-        for unit, shape in shapes.items():
+        for unit, shape in sorted(shapes.items()):
             (_, (m, n), _), first, second = self._sizes(shape)
             centres.setdefault(_centre(unit, shape), torch.randn(first, m * n * second, generator=chance) * deviation(shape[1]))
-        numbers = {f"centre of {unit}": torch.tensor(list(centres).index(_centre(unit, shape))) for unit, shape in shapes.items()}
+        numbers = {f"centre of {unit}": torch.tensor(list(centres).index(_centre(unit, shape))) for unit, shape in sorted(shapes.items())}
         return State({str(number): centre for number, centre in enumerate(centres.values())}, numbers)
 
     @override

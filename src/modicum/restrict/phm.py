@@ -12,8 +12,8 @@ from typing_extensions import override
 from modicum.core.method import Paper
 from modicum.core.parametrization import Start, State, Step
 from modicum.core.settings import param
-from modicum.forms import Dense, Sum
-from modicum.forms.kronecker import Kronecker
+from modicum.forms import Chained, Dense
+from modicum.forms.chained import Sides, chained
 from modicum.restrict._family import Restriction
 
 if TYPE_CHECKING:
@@ -63,15 +63,18 @@ class Phm(Restriction):
 
     @override
     def weight(self, base: torch.Tensor | None, state: State, step: Step) -> torch.Tensor:
-        """The products, added in their order."""
-        made = [torch.kron(rule.contiguous(), block.contiguous()) for rule, block in zip(state["rules"], state["blocks"])]
-        total = made[0]
-        for each in made[1:]:
-            total = total + each
-        return total
+        """All products as one: of each pair of places in a rule, the sum of the blocks."""
+        left, centre, sides = self._parts(state)
+        return chained(left, centre, centre.new_ones(1, 1), sides)
+
+    def _parts(self, state: State) -> tuple[torch.Tensor, torch.Tensor, Sides]:
+        """Rules (n · n, n) and blocks (n, numbers) as a chain has them."""
+        rules, blocks = state["rules"], state["blocks"]
+        n, rows, columns = blocks.shape
+        return rules.reshape(n, n * n).T.contiguous(), blocks.reshape(n, rows * columns), ((n, n), (rows, columns), (1, 1))
 
     @override
     def form(self, state: State) -> Form:
         """Rules and blocks."""
-        made = [Kronecker(Dense(rule.contiguous()), Dense(block.contiguous())) for rule, block in zip(state["rules"], state["blocks"])]
-        return Sum(tuple(made)) if len(made) > 1 else made[0]
+        left, centre, sides = self._parts(state)
+        return Chained(Dense(left), Dense(centre), Dense(torch.ones(1, 1)), sides)

@@ -62,8 +62,8 @@ class Shapeshifter(Restriction):
         """The bank, and where each weight's templates begin while all share it."""
         numbers = max(self.templates, round(self.keep * sum(map(math.prod, shapes.values()))))
         pool = common_deviation(shapes.values()) * torch.randn(1, numbers, generator=chance)
-        where = self._runs({unit: math.prod(shape) for unit, shape in shapes.items()}, 0, numbers)
-        scales = {unit: deviation(shape[1]) / common_deviation(shapes.values()) for unit, shape in shapes.items()}
+        where = self._runs({unit: math.prod(shape) for unit, shape in sorted(shapes.items())}, 0, numbers)
+        scales = {unit: deviation(shape[1]) / common_deviation(shapes.values()) for unit, shape in sorted(shapes.items())}
         frozen = {f"runs of {unit}": runs for unit, runs in where.items()}
         return State({"pool": pool}, frozen | {f"scale of {unit}": torch.tensor([scale]) for unit, scale in scales.items()})
 
@@ -109,7 +109,7 @@ class Shapeshifter(Restriction):
         """Once, groups of weights whose proportions are alike."""
         if step.number != max(1, round(self.grouping * step.total)) or self.groups == 1:
             return None
-        sizes = {unit: math.prod(state["shape"].tolist()) for unit, state in states.items()}
+        sizes = {unit: math.prod(state["shape"].tolist()) for unit, state in sorted(states.items())}
         group = _alike(torch.stack([states[unit]["mix"].detach() for unit in sizes]), min(self.groups, len(sizes))).tolist()
         numbers, first = next(iter(states.values()))["pool"].numel(), 0
         found: dict[str, torch.Tensor] = {}

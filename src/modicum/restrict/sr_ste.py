@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
+from torch.utils.weak import WeakIdKeyDictionary
 from typing_extensions import override
 
 from modicum.core.method import Paper
 from modicum.core.parametrization import State, Step
 from modicum.core.settings import param
 from modicum.restrict._family import Pattern, through
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,12 +51,37 @@ class SrSte(Pattern):
     def weight(self, base: torch.Tensor | None, state: State, step: Step) -> torch.Tensor:
         """The largest entries; the gradient is all entries'."""
         latent = state["latent"]
-        return through(latent, latent.detach() * self.mask(latent.detach()))
+        return through(latent, latent.detach() * self._mask(latent))
+
+    def _mask(self, latent: torch.Tensor) -> torch.Tensor:
+        """The mask of a tensor as it is now, which the weight and the penalty of an update ask for."""
+        now = (latent._version, latent.data_ptr(), self.n, self.m)
+        known = _MASKS.get(latent)
+        if known is None or known[0] != now:
+            known = _MASKS[latent] = now, self.mask(latent.detach())
+        return known[1]
 
     @override
     def penalty(self, states: Mapping[str, State], step: Step) -> torch.Tensor | None:
         """Half the squares of what is not used, times ``decay``."""
         if not self.decay:
             return None
-        unused = [(state["latent"] * ~self.mask(state["latent"].detach())).square().sum() for state in states.values()]
+        unused = [_Squares.apply(state["latent"], self._mask(state["latent"])) for state in states.values()]
         return self.decay / 2 * torch.stack(unused).sum()
+
+
+# Masks of tensors that are trained, by the tensor, as long as it is there.
+_MASKS = WeakIdKeyDictionary()
+
+
+class _Squares(torch.autograd.Function):
+    """The sum of the squares of what a mask leaves out."""
+
+    @staticmethod
+    def forward(ctx, latent: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        ctx.unused = latent * ~mask
+        return ctx.unused.reshape(-1).dot(ctx.unused.reshape(-1))
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor):
+        return ctx.unused * (2 * gradient), None

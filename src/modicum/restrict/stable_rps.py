@@ -66,7 +66,7 @@ class StableRps(Restriction):
             )
         mean, at, used = common_deviation(shapes.values()), 0, torch.zeros(length)
         frozen: dict[str, torch.Tensor] = {}
-        for unit, shape in shapes.items():
+        for unit, shape in sorted(shapes.items()):
             where, scale = place(at, 0, length, self.chunk, seed), torch.tensor([deviation(shape[1]) / mean])
             places, _ = drawn(math.prod(shape), at=at, first=0, length=length, chunk=self.chunk, seed=seed)
             used.index_add_(0, places, (scale**2).expand(len(places)))

@@ -58,7 +58,7 @@ class Widenet(Restriction):
         blocks = sorted({role(unit)[1] for unit in shapes})
         runs: dict[tuple[str, tuple[int, int], int], int] = {}
         parts, frozen, total = [], {}, 0
-        for unit, shape in shapes.items():
+        for unit, shape in sorted(shapes.items()):
             name, block = role(unit)
             key = name, shape, blocks.index(block) * min(self.sets, len(blocks)) // len(blocks)
             if key not in runs:
