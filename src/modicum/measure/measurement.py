@@ -33,6 +33,7 @@ from modicum.table.harm import HARMS, looked_up_alone, of_inputs
 from modicum.table.harm import rows as contributions
 from modicum.table.menu import levels, offered
 from modicum.table.waste import least_of
+from modicum.table.zeros import zeros
 from modicum.work.store import ChainStore
 
 # Harm of a cut whose gradients were not seen, in nats: not to be chosen lightly.
@@ -82,6 +83,7 @@ class Measurement:
         self._rows: dict[str, dict[str, torch.Tensor]] = {}
         self._left: dict[str, dict[str, float]] = {}
         self._uses: Counter[str] = Counter()
+        self._written: dict[tuple[str, tuple[int, ...], torch.dtype], int] = {}
         self._begun: dict[str, Form] = {}  # what first steps made of the unit at hand, on which others may stand
         if directory is not None and (directory / "harms.json").exists():
             self.found = Findings.from_json(json.loads((directory / "harms.json").read_text()))
@@ -158,11 +160,18 @@ class Measurement:
             error = weight - form.dense().float()
             found[text] = self._finding(unit, option, form, error, stats, weight, energy, piece, sample)
             if option.steps and sample is None and not unit.direct and not looked_up_alone(unit):
-                found[text].bits, found[text].least = 8 * form.nbytes / unit.size, least_of(unit, error, stats, weight)
+                # A form that is only compared may take other bytes than the one that would be written.
+                found[text].bits, found[text].least = 8 * self._bytes(unit, option) / unit.size, least_of(unit, error, stats, weight)
             stats.cache.pop("output error", None)
         stats.reference, stats.ahead, self._begun = None, (), {}
         stats.made.clear()
         return found
+
+    def _bytes(self, unit: Unit, option: Option) -> int:
+        key = (str(option), unit.shape, unit.dtype)
+        if key not in self._written:
+            self._written[key] = zeros(option, unit, unit.shape).nbytes
+        return self._written[key]
 
     def _shown(self, unit: Unit, option: Option, form: Form, piece: _Piece) -> None:
         if self.keep is not None and self.ranks.count == 1:

@@ -51,6 +51,10 @@ class Coded(Method):
     rate: float = param(3.0, "bits per weight, all that is stored included", between=(1.0, 6.0), dial=True)
     paths: bool = param(True, "up to four bits, take of each column the best path through a trellis of two grids")
 
+    def blueprint(self) -> Method:
+        """A method whose form has the same bytes: for sizes before any work."""
+        return replace(self, paths=False)
+
     @override
     def apply(self, site: Site, stats: Mapping[str, Stats], current: Mapping[str, forms.Form]) -> Change:
         """Code every unit of the site."""

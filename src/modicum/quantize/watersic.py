@@ -65,7 +65,7 @@ class Watersic(Method):
 
     def blueprint(self) -> Method:
         """A method whose form has the same bytes: for sizes before any work."""
-        return self.without_data()
+        return Coded(rate=self.rate, paths=False)
 
     @override
     def saves(self, site: Site) -> bool:
