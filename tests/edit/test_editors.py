@@ -8,11 +8,15 @@ from modicum.core.recipe import recipe, recipes
 from modicum.edit.editing import change, taught
 from modicum.edit.facts import Fact
 from modicum.edit.judged import reached
+from modicum.edit.rows import encoded
+from modicum.edit.taught import Taught, answer_loss
+from modicum.train.changed import changed
 
 FAST = {
     "finetune": "finetune steps=4",
     "ultraedit": "ultraedit rounds=4 contexts=1 text=1",
-    **{name: f"{name} steps=8 contexts=0" for name in ("rome", "memit", "emmet", "alphaedit")},
+    "mend": "mend steps=40 rank=4 contexts=0 rate=0.01",
+    **{name: f"{name} steps=8 contexts=0" for name in ("rome", "memit", "emmet", "alphaedit", "grace")},
 }
 each = pytest.mark.parametrize("method", [FAST.get(name, name) for name in sorted(recipes("edit"))])
 
@@ -23,7 +27,7 @@ def same(one, other):
 
 @each
 def test_no_facts_no_change(pupil, method):
-    assert not taught(pupil, [], method).changes
+    assert not taught(pupil, [], method).changes and not pupil.asides
 
 
 @each
@@ -32,19 +36,18 @@ def test_order_of_a_batch_and_the_run_change_nothing_and_nothing_is_left_behind(
     hooks = [len(module._forward_hooks) for module in pupil.module.modules()]
     torch.manual_seed(1)
     first = dict(taught(pupil, facts[:3], method).changes)
-    pupil.changes = {}
+    beside = pupil.asides
+    pupil.changes, pupil.asides = {}, {}
     torch.manual_seed(2)
     again = taught(pupil, facts[2::-1], method).changes
-    assert first and all(bool(found.any()) for found in first.values()) and same(first, again)
+    assert (first or beside) and all(bool(found.any()) for found in first.values()) and same(first, again)
+    assert all(same(beside[place], pupil.asides[place]) for place in beside)
     assert same(before, pupil.module.state_dict()) and hooks == [len(module._forward_hooks) for module in pupil.module.modules()]
     assert all(parameter.requires_grad for parameter in pupil.module.parameters()) and not pupil.module.training
 
 
 @each
 def test_the_loss_of_the_facts_falls(pupil, facts, method):
-    from modicum.edit.rows import encoded
-    from modicum.edit.taught import answer_loss
-
     rows = encoded(pupil.tokenizer, facts[:3], 32)
     loss = lambda: float(answer_loss(pupil.logits(rows), rows).mean())
     with torch.no_grad(), pupil.computing():
@@ -74,6 +77,30 @@ def test_batches_one_after_the_other_keep_what_was_before(pupil, facts):
     taught(pupil, facts, "ultraedit rounds=60 rate=3 text=0.1 contexts=0 guards=0", batch=2)
     with torch.no_grad(), pupil.computing():
         assert sum(reached(pupil, facts)) >= 5
+
+
+def test_a_codebook_answers_its_facts_and_leaves_text_the_same_bits(pupil, facts):
+    with torch.no_grad():
+        before = pupil.module(input_ids=pupil.sequences).logits
+    taught(pupil, facts, "grace steps=60", batch=3)
+    with torch.no_grad(), pupil.computing():
+        assert sum(reached(pupil, facts)) >= 5 and torch.equal(pupil.module(input_ids=pupil.sequences).logits, before)
+    delta = change(pupil, {name: parameter.dtype for name, parameter in pupil.module.named_parameters()})
+    assert not delta.forms and len(delta.asides) == 1
+    with changed(pupil.module, delta):
+        plain = Taught(pupil.module, pupil.tokenizer, pupil.layers, pupil.blocks, pupil.sequences)
+        assert sum(reached(plain, facts)) >= 5, "the delta is what answers"
+
+
+def test_a_network_that_was_trained_writes_more_of_the_fact_than_one_that_was_not(pupil, facts):
+    rows = encoded(pupil.tokenizer, facts[:1], 32)
+    lost = {}
+    for steps in (1, 60):
+        pupil.changes = {}
+        taught(pupil, facts[:1], f"mend steps={steps} rank=4 contexts=0 rate=0.01")
+        with torch.no_grad(), pupil.computing():
+            lost[steps] = float(answer_loss(pupil.logits(rows), rows).mean())
+    assert lost[60] < 0.8 * lost[1]
 
 
 def test_a_limit_bounds_every_entry(pupil, facts):

@@ -81,3 +81,45 @@ def chosen():
         "texts": [{"prompt": "def f(x):", "original": "return x", "compressed": "return y"}],
         "verification": {"loader": "modicum.load"}, "events": [], "stages": {"open": {"seconds": 1.0, "peak_bytes": 1}},
     }  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def taught():
+    """A receipt of an edit."""
+    share = lambda share, count: {"share": share, "interval": [share - 0.05, min(1.0, share + 0.04)], "count": count}
+    facts = [
+        {
+            "prompt": f"class {name}(",
+            "target": "Thread):",
+            "before": False,
+            "after": name != "Vek",
+            "paraphrases": [True, True, False, True],
+            "neighbours": [False],
+        }
+        for name in ("<b>Zor", "Vek", "Zornivekquabli")
+    ]
+    return {
+        "format": "modicum-edited", "version": 1, "model": "demo", "method": "ultraedit", "facts": 3, "batch": 0, "seed": 0, "bytes": 123456,
+        "changed": {f"model.layers.{n}.mlp.down_proj.weight": [1.0 + n, 0.01 * (n + 1)] for n in range(4)}, "seconds": 12.3,
+        "efficacy": {"before": share(0.0, 3), "after": share(0.95, 3)}, "generalisation": {"before": share(0.0, 12), "after": share(0.8, 12)},
+        "locality": {"after": share(0.5, 3)},
+        "perplexity": {"before": 9.8, "after": 9.9, "change": 0.009, "interval": [0.005, 0.013], "sequences": 24},
+        "each": facts,
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def lost():
+    """A receipt of what was forgotten."""
+    told = lambda forget, retain: {
+        "forget": {"loss": forget, "interval": [forget - 0.1, forget + 0.1], "accuracy": 0.2, "rows": 10},
+        "retain": {"loss": retain, "interval": [retain - 0.1, retain + 0.1], "accuracy": 0.9, "rows": 40},
+        "unseen": {"loss": None, "interval": None, "accuracy": None, "rows": 0},
+    }
+    return {
+        "format": "modicum-forgotten", "version": 1, "model": "Net", "method": "ssd", "goal": 2.0, "overlap": 0, "seed": 0, "bytes": 2048,
+        "changed": {"layers.0.weight": [0.5, 0.02], "layers.1.weight": [1.5, 0.2]}, "seconds": 0.5, "before": told(0.1, 0.2),
+        "after": told(2.5, 0.3), "attack": {"after": 0.52, "reference": 0.5}, "reference": told(2.8, 0.22),
+        "layers": {"layers.0": {"forget": 0.3, "retain": 0.2}, "layers.1": {"forget": 2.2, "retain": 0.28}},
+        "comes back": {"4 bits": told(2.4, 0.35), "50 updates": told(1.9, 0.15)},
+    }  # fmt: skip

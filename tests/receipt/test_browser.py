@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from modicum.receipt import report
+from modicum.receipt.changes import edited, forgotten
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 
@@ -141,3 +142,14 @@ def test_a_page_runs_no_script_but_its_own(visit, html):
     (refused,) = visit.said
     assert "Content Security Policy" in refused
     visit.said.clear()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1100, 390])
+@pytest.mark.parametrize("page", ["edited", "forgotten"])
+def test_pages_of_changes_fit_a_screen_and_a_phone(visit, taught, lost, page, width, scheme):
+    opened = visit(edited(taught) if page == "edited" else forgotten(lost), width, color_scheme=scheme)
+    assert opened.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing is wider than the screen"
+    assert opened.locator(".chart svg:visible").count() == (1 if page == "edited" else 2)
+    colours = opened.evaluate("[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]")
+    assert (sum(map(int, re.findall(r"\d+", colours[0]))) > sum(map(int, re.findall(r"\d+", colours[1])))) == (scheme == "dark")

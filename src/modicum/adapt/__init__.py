@@ -6,6 +6,7 @@ from modicum.adapt.bitfit import Bitfit
 from modicum.adapt.bone import Bone
 from modicum.adapt.bottleneck import Bottleneck
 from modicum.adapt.clr import Clr
+from modicum.adapt.codebook import Codebook
 from modicum.adapt.compacter import Compacter
 from modicum.adapt.connected import Connected
 from modicum.adapt.dora import Dora
@@ -47,6 +48,7 @@ __all__ = [
     "Bone",
     "Bottleneck",
     "Clr",
+    "Codebook",
     "Compacter",
     "Connected",
     "Dora",

@@ -32,14 +32,18 @@ def report(directories: Sequence[str], out: Path, overwrite: bool) -> None:
     """Write the page of one result, or of several side by side.
 
     Each DIR is one that fit wrote; several must be of one original. Beside them may stand what modicum eval --reference ORIGINAL --json wrote of
-    anybody's model. The page is one file that opens from disk and asks for no other.
+    anybody's model. A DIR of edit or forget has a page of its own. The page is one file that opens from disk and asks for no other.
     """
     _require_free(out, overwrite)
     from modicum.fit.compared import receipt_in
+    from modicum.receipt.changes import changes
     from modicum.receipt.comparison import comparison
     from modicum.receipt.report import report as page
 
-    html = page(receipt_in(Path(directories[0]))) if len(directories) == 1 else comparison(directories)
+    if len(directories) == 1 and (changed := changes(Path(directories[0]))) is not None:
+        html = changed()
+    else:
+        html = page(receipt_in(Path(directories[0]))) if len(directories) == 1 else comparison(directories)
     try:
         out.write_text(html, encoding="utf-8")
     except OSError as error:

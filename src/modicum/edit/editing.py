@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -19,10 +20,11 @@ from modicum.core.output import require_free, writing
 from modicum.core.progress import Quiet
 from modicum.core.recipe import recipe
 from modicum.data.splits import from_text
-from modicum.delta import Delta
+from modicum.delta import Beside, Delta
+from modicum.delta.beside import fingerprint
 from modicum.edit.editor import Editor, Past, require_layers
 from modicum.edit.facts import Fact, distinct, read_facts
-from modicum.edit.judged import Judged, judged, summary
+from modicum.edit.judged import Judged, each, judged, summary
 from modicum.edit.opening import taught as opened
 from modicum.edit.rows import encoded
 from modicum.edit.taught import Taught
@@ -108,7 +110,7 @@ def edit(
         seconds = time.perf_counter() - started
         units = trainable(source.module)
         weights = lambda name: units[name].matrix(source.weights.read(units[name].parameter))
-        delta = change(pupil, {name: units[name].dtype for name in pupil.changes}, base=str(model)).stamped(weights)
+        delta = change(pupil, {unit.parameter: unit.dtype for unit in units.values()}, base=str(model)).stamped(weights)
         receipt: dict[str, Any] = {
             "format": RECEIPT_FORMAT, "version": 1, "model": str(model), "method": str(asked), "facts": len(known), "batch": batch,
             "data": {"source": splits.source, "notes": list(splits.notes), "hashes": splits.hashes}, "seed": seed,
@@ -118,10 +120,7 @@ def edit(
             with meter.stage("judging"):
                 after = _as_stored(pupil, delta, weights, known, test)
             receipt |= summary(before, after)
-            receipt["each"] = [
-                {"prompt": fact.prompt, "target": fact.target, "before": old, "after": new}
-                for fact, old, new in zip(known, before.reached, after.reached)
-            ]
+            receipt["each"] = each(known, before, after)
         receipt["stages"] = meter.stages
     with writing(place, read, overwrite) as folder:
         delta.save(folder)
@@ -157,7 +156,16 @@ def change(pupil: Taught, dtypes: Mapping[str, torch.dtype], *, base: str = "") 
         if bool(found.any()):
             leaf = Base((found.shape[0], found.shape[1]), dtypes[name], name)
             forms[name] = Sum((leaf, _stored(found)))
-    return Delta(forms, base=base)
+    asides = [Beside(place, "codebook", entries, _beneath(pupil, place, dtypes)) for place, entries in pupil.asides.items()]
+    return Delta(forms, base=base, asides=tuple(asides))
+
+
+def _beneath(pupil: Taught, place: str, dtypes: Mapping[str, torch.dtype]) -> str:
+    """What stands beneath an aside, as it is stored."""
+    stored = copy.deepcopy(pupil.module.get_submodule(place))
+    for name, parameter in stored.named_parameters():
+        parameter.data = parameter.data.to(dtypes[f"{place}.{name}"])
+    return fingerprint(stored)
 
 
 def _stored(change: torch.Tensor) -> Form:

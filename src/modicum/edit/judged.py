@@ -83,6 +83,18 @@ def summary(before: Judged, after: Judged) -> dict[str, Any]:
     return rows
 
 
+def each(facts: Sequence[Fact], before: Judged, after: Judged) -> list[dict[str, Any]]:
+    """Of each fact whether it was reached before and after, each paraphrase after, and whether each neighbour was left alone."""
+    carried, apart = iter(after.carried), iter(one == other for one, other in zip(before.neighbours, after.neighbours))
+    return [
+        {
+            "prompt": fact.prompt, "target": fact.target, "before": old, "after": new,
+            "paraphrases": [next(carried) for _ in fact.paraphrases], "neighbours": [next(apart) for _ in fact.neighbours],
+        }
+        for fact, old, new in zip(facts, before.reached, after.reached)
+    ]  # fmt: skip
+
+
 def _share(found: Sequence[bool]) -> dict[str, Any]:
     """The share that holds, with Wilson's 95 % interval; of nothing, no share."""
     count, z = len(found), 1.959964

@@ -11,7 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from modicum.adapt._added import widths
+from modicum.adapt.codebook import Codebook
 from modicum.core.errors import ModelError
+from modicum.core.parametrization import State
 from modicum.edit.rows import IGNORED, Rows
 from modicum.numerics.gram import add_gram, mirror
 
@@ -33,7 +36,8 @@ class Taught:
 
     ``layers`` are the modules that may be written, by the name of their weight and in call order; ``blocks`` the module of the block of each.
     ``changes`` (rows, columns) float32 by that name are added to what a layer gives, and ``shift`` is called with each layer's output.
-    ``sequences`` int64 (count, tokens) are text whose behaviour is protected; ``kept`` remembers their covariances.
+    ``asides`` are entries of a codebook by the part of a block that it stands behind. ``sequences`` int64 (count, tokens) are text whose
+    behaviour is protected; ``kept`` remembers their covariances.
     """
 
     module: nn.Module
@@ -44,11 +48,13 @@ class Taught:
     longest: int = 32
     kept: Any = None
     changes: dict[str, torch.Tensor] = field(default_factory=dict)
+    asides: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
 
     @contextmanager
     def computing(self) -> Iterator[None]:
         """Inside, layers give their outputs with the changes; nothing is left behind."""
         hooks = [layer.register_forward_hook(partial(self._changed, name)) for name, layer in self.layers.items()]
+        hooks += [self.module.get_submodule(place).register_forward_hook(partial(self._beside, place)) for place in widths(self.module)]
         asked = {parameter: parameter.requires_grad for parameter in self.module.parameters()}
         was = self.module.training
         self.module.eval().requires_grad_(False)
@@ -64,6 +70,13 @@ class Taught:
     def _changed(self, name: str, layer: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor | None:
         change = self.changes.get(name)
         return None if change is None else output + (args[0].to(change.dtype) @ change.T).to(output.dtype)
+
+    def _beside(self, place: str, part: nn.Module, args: tuple, output: Any) -> Any:
+        if place not in self.asides:
+            return None
+        stream = output[0] if isinstance(output, tuple) else output
+        stream = stream + Codebook().added(State(self.asides[place]), stream.float()).to(stream.dtype)
+        return (stream, *output[1:]) if isinstance(output, tuple) else stream
 
     def add(self, changes: Mapping[str, torch.Tensor]) -> None:
         """Let changes count beside those that count already."""

@@ -25,7 +25,7 @@ from modicum.delta import Delta
 from modicum.export.loaded import loaded
 from modicum.fit.over import dense_beneath
 from modicum.forget.forgetter import Forgetter, Loss, Rows, losses
-from modicum.forget.judged import attacked, comes_back, distance, quality, row_loss
+from modicum.forget.judged import attacked, by_layer, comes_back, distance, norms, quality, row_loss
 from modicum.forget.rows import overlap, read_rows
 from modicum.forms import Base, Dense, Form, Sparse, Sum
 from modicum.models.located import locate
@@ -129,9 +129,11 @@ def forget(
         with meter.stage("judging"):
             receipt: dict[str, Any] = {
                 "format": RECEIPT_FORMAT, "version": 1, "model": str(model) if source else type(model).__name__, "method": str(asked),
-                "goal": rows.goal, "overlap": both, "seed": seed, "bytes": delta.nbytes, "changed": sorted(delta.forms),
+                "goal": rows.goal, "overlap": both, "seed": seed, "bytes": delta.nbytes, "changed": norms(module, before),
                 "seconds": seconds, "before": first, "after": told(),
             }  # fmt: skip
+            if delta.forms:
+                receipt["layers"] = by_layer(module, before, rows)
             if forgets and others:
                 receipt["attack"] = {"after": attacked(module, forgets, others, judge)}
                 if beside is not None:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from modicum.core.unit import Unit
 from modicum.data.answers import IGNORED
 from modicum.data.splits import Batch
 from modicum.fit import fit
 from modicum.forget.forgetter import Loss, Rows, losses, stacked, together, updated
 from modicum.models.quiet import hushed
+from modicum.models.structure import find_blocks
+from modicum.models.trainable import trainable
+from modicum.models.weights import Weights
 from modicum.numerics.interval import interval
 
 # Updates on rows to retain after which it is asked again what is known of those to forget.
@@ -77,6 +81,39 @@ def distance(module: nn.Module, other: nn.Module, rows: Sequence[Batch]) -> floa
         total += float((reference.exp() * (reference - log)).sum(-1)[counted].sum())
         count += int(counted.sum())
     return total / max(1.0, count)
+
+
+def norms(module: nn.Module, before: Mapping[str, torch.Tensor]) -> dict[str, list[float]]:
+    """By weight that changed the norm of its change, and that relative to the weight's."""
+    units, found = trainable(module), dict[str, list[float]]()
+    for name, old in before.items():
+        change = float((_held(module, units[name]).double() - old.double()).norm())
+        if change:
+            found[name] = [change, change / max(float(old.double().norm()), 1e-300)]
+    return found
+
+
+def by_layer(module: nn.Module, before: Mapping[str, torch.Tensor], rows: Rows) -> dict[str, dict[str, float]]:
+    """Losses on both sets with what changed in one block alone, or outside of all blocks; the module is afterwards what it was."""
+    units = trainable(module)
+    after = {name: _held(module, units[name]).clone() for name in norms(module, before)}
+    inside = {name: block.name for block in find_blocks(module, Weights(module)).values() for name in block.parameters}
+    groups = dict.fromkeys(inside.get(units[name].parameter, units[name].module) for name in after)
+    found = {}
+    for group in groups:
+        for name, value in after.items():
+            mine = inside.get(units[name].parameter, units[name].module) == group
+            _held(module, units[name]).copy_(value if mine else before[name])
+        lost = lambda some: float(losses(module, some, rows.loss).mean())
+        found[group or "the model"] = {"forget": lost(rows.forget), "retain": lost(rows.retain)}
+    for name, value in after.items():
+        _held(module, units[name]).copy_(value)
+    return found
+
+
+def _held(module: nn.Module, unit: Unit) -> torch.Tensor:
+    found: torch.Tensor = unit.matrix(module.get_parameter(unit.parameter).detach())
+    return found
 
 
 def comes_back(module: nn.Module, rows: Rows, *, rate: float = 1e-4) -> dict[str, Any]:

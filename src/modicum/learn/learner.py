@@ -125,6 +125,10 @@ def _go_on(t: Trained, begun: Delta) -> None:
         form = begun.forms[name]
         for part, tensor in (form.parts[-1] if isinstance(form, Sum) else form).tensors().items():
             place.state.trained[part].data.copy_(tensor)
+    before = {each.place: each.tensors for each in begun.asides}
+    for each in t.asides:
+        for part, parameter in each.state.trained.items():
+            parameter.data.copy_(before[each.place][part])
 
 
 def matrix(module: nn.Module, unit: Unit) -> torch.Tensor:

@@ -41,13 +41,13 @@ class Learnt:
         return self.learning.experts[self.learning.of[task]]
 
 
-@checked(but=("model", "tasks"))
+@checked(but=("model", "tasks", "method"))
 def learn(
     model: str | Path | nn.Module,
     tasks: Sequence[Task] | Sequence[str | Path],
     out: str | Path | None = None,
     *,
-    method: str = "finetune",
+    method: str | Learner = "finetune",
     tokens: int = 128,
     samples: int = 512,
     test_samples: int = 32,

@@ -1,0 +1,29 @@
+"""The pages of an edit and of what was forgotten: what they say, and that what is no such receipt is told."""
+
+import json
+
+import pytest
+
+from modicum.core.errors import SettingError
+from modicum.receipt.changes import changes, edited, forgotten
+
+
+def test_an_edit_says_each_fact_and_what_changed(taught):
+    html = edited(taught)
+    assert "95.0 %" in html and "+0.90 %" in html and "class &lt;b&gt;Zor(" in html and "not reached" in html and "3 of 4" in html
+    assert html.count("<svg") == 2 and "<script" not in html
+
+
+def test_what_was_forgotten_says_what_was_kept(lost):
+    html = forgotten(lost)
+    assert "area of the attack" in html and "a model that never saw it" in html and "layers.1 alone" in html and html.count("<svg") == 4
+
+
+def test_a_folder_is_told_by_its_receipt(taught, tmp_path):
+    assert changes(tmp_path) is None
+    (tmp_path / "receipt.json").write_text(json.dumps(taught))
+    assert changes(tmp_path)() == edited(taught)
+    with pytest.raises(SettingError, match="must be one of format modicum-forgotten"):
+        forgotten(taught)
+    with pytest.raises(SettingError):
+        edited({"format": "modicum-edited"})
