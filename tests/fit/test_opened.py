@@ -3,6 +3,7 @@
 import re
 import tempfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -376,3 +377,50 @@ def test_numbers_too_large_for_a_table_are_told_by_the_inputs_name():
 def test_what_has_no_shape_yet_is_refused(part):
     with pytest.raises(ModelError, match="must have a shape, has none before its module's first call"):
         modicum.fit(torch.nn.Sequential(torch.nn.Linear(8, 8), part), "8bpw", data=[torch.randn(4, 8)])
+
+
+def test_a_forward_may_write_into_its_batch():
+    class Written(Net):
+        def forward(self, x):
+            x += 1
+            return super().forward(x)
+
+    net, given = Written().eval(), [torch.randn(4, 32) for _ in range(6)]
+    before = [batch.clone() for batch in given]
+    result = modicum.fit(net, method="nearest bits=8 group=32", data=given)
+    assert all(map(torch.equal, given, before)) and 0 < result.receipt["quality"]["mean"] < 1e-3
+    with torch.no_grad():
+        got, wanted = result.model(before[0].clone()), net(before[0].clone())
+    assert float((got - wanted).norm() / wanted.norm()) < 0.02
+
+
+def test_layers_called_in_another_thread_are_refused():
+    class Threaded(Net):
+        def forward(self, x):
+            with ThreadPoolExecutor(1) as pool:
+                return self.second(pool.submit(self.first, x).result())
+
+    with pytest.raises(ModelError, match="first: must be called in the thread that calls forward"):
+        modicum.fit(Threaded().eval(), method="nearest bits=8 group=32", data=DATA)
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.int64])
+def test_the_dtype_of_a_model_is_that_of_its_real_numbers(dtype):
+    class Mixed(Net):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Parameter(torch.ones(64, 32).to(dtype), requires_grad=False)
+
+        def forward(self, x):
+            return super().forward(x * self.table[0].real)
+
+    receipt = modicum.fit(Mixed().eval(), method="nearest bits=8 group=32", data=DATA).receipt
+    assert 0 < receipt["quality"]["mean"] < 1e-3 and receipt["compute"]["stored"] == "float32"
+
+
+def test_without_a_real_number_there_is_nothing_to_compress():
+    net = nn.Module()
+    net.table = nn.Parameter(torch.ones(8, 32, dtype=torch.complex64))
+    net.forward = lambda x: (x.to(torch.complex64) @ net.table.T).abs()
+    with pytest.raises(ModelError, match="must have weights that are real numbers, has none"):
+        modicum.fit(net.eval(), method="nearest bits=8 group=32", data=DATA)

@@ -53,7 +53,8 @@ def test_the_search_is_left_out_where_it_has_nothing_to_find():
     assert receipt["search"]["plain"]["sequences"] and receipt["quality"]["mean"] < 0.01 and "scale" not in receipt["stages"]
 
 
-def test_an_allocator_that_was_asked_for_searches():
+@pytest.mark.parametrize("settings", [{"search_time": 2, "allocator": "evopress"}, {"search_time": 61}])
+def test_a_search_that_was_asked_for_is_made(settings):
     model, batches = zoo.build("llama")
-    receipt = modicum.fit(model, "10bpw", data=batches, target="modicum", search_time=2, allocator="evopress").receipt
+    receipt = modicum.fit(model, "10bpw", data=batches, target="modicum", **settings).receipt
     assert "skipped" not in receipt["search"] and "evaluations" in receipt["search"]

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from modicum.core.errors import DataError, SettingError
 from modicum.core.finite import finite
@@ -30,6 +31,8 @@ PARTS = SHIPPED_PARTS
 # most; batches are few, so the two small parts get more.
 WINDOW_SHARES = (0.1, 0.2)
 BATCH_SHARES = (0.2, 0.2)
+# Modules that have run once, and whether they wrote into their batch.
+_WRITES: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -147,14 +150,24 @@ def call(module: Callable[..., Any], batch: Batch, *, cached: bool = False) -> A
     """Run a module on a batch: a dict by keyword, a tuple by position.
 
     Without the cache that generation wants, unless ``cached`` leaves that to the module or the batch asks for it: it holds two tensors of every
-    block.
+    block. A module that writes into what it is given gets a copy each time.
     """
-    if cached:
-        return module(**batch) if isinstance(batch, Mapping) else module(*batch)
-    names = list(inspect.signature(getattr(module, "forward", module)).parameters)
-    given = batch if isinstance(batch, Mapping) else names[: len(batch)]
-    settings = {"use_cache": False} if "use_cache" in names and "use_cache" not in given else {}
-    return module(**batch, **settings) if isinstance(batch, Mapping) else module(*batch, **settings)
+    settings = {}
+    if not cached:
+        names = list(inspect.signature(getattr(module, "forward", module)).parameters)
+        given = batch if isinstance(batch, Mapping) else names[: len(batch)]
+        settings = {"use_cache": False} if "use_cache" in names and "use_cache" not in given else {}
+    mine = batch if isinstance(module, nn.Module) and _WRITES.get(module) is False else _cloned(batch)
+    output = module(**mine, **settings) if isinstance(mine, Mapping) else module(*mine, **settings)
+    if isinstance(module, nn.Module) and module not in _WRITES:
+        pairs = zip(dict(_entries(mine)).values(), dict(_entries(batch)).values())
+        _WRITES[module] = not all(own.is_meta or torch.equal(own, other) for own, other in pairs if isinstance(own, Tensor))
+    return output
+
+
+def _cloned(batch: Batch) -> Batch:
+    fresh = {name: value.clone() if isinstance(value, Tensor) else value for name, value in _entries(batch)}
+    return fresh if isinstance(batch, Mapping) else tuple(fresh.values())
 
 
 def one_row(batch: Batch) -> Batch:
@@ -315,7 +328,7 @@ def _take(places: list[tuple[int, int]], batches: list[Batch]) -> list[Batch]:
 
 def _entries(batch: Batch) -> list[tuple[Any, Tensor]]:
     """Keys or positions with their tensors."""
-    return list(batch.items()) if isinstance(batch, dict) else list(enumerate(batch))
+    return list(batch.items()) if isinstance(batch, Mapping) else list(enumerate(batch))
 
 
 def _map(batch: Batch, function: Callable[[Tensor], Tensor]) -> Batch:

@@ -20,15 +20,13 @@ from modicum.fit.scene import Scene
 from modicum.judge.degree import nearly_none
 from modicum.judge.judge import Levels, PlanJudge, too_slow
 from modicum.judge.plain import SEQUENCES
+from modicum.measure.settings import Settings
 from modicum.measure.survey import Survey
 from modicum.numerics.interval import interval
 from modicum.sweep.spill import SpillPool
 from modicum.table.findings import Findings
 from modicum.table.waste import beyond
 from modicum.work.meter import Meter
-
-# Share of a near-lossless result's loss below which a search has nothing to find that anybody could tell.
-_SETTLED = 0.5
 
 
 @dataclass
@@ -160,19 +158,17 @@ class Choosing:
     def _settled(self, levels: Levels, findings: Findings) -> bool:
         """Whether what the forecast alone chooses loses so little that there is nothing to search for; told for the receipt."""
         request, chooser = self.scene.request, self.chooser
-        if chooser is None or request.allocator != "auto" or chooser.budget.loss is not None:
+        asked = request.allocator != "auto" or request.search_time > Settings.search_time
+        if chooser is None or asked or chooser.budget.loss is not None:
             return False
         if self._judge is None:
             self._judge = self._judging(levels, findings)
             table = self._judge.table
             chooser.check(table)
             lost = self._judge(chooser.foretold(table, findings), SEQUENCES)
-            high, most = interval(lost.tolist(), request.seed)[2], _SETTLED * nearly_none(self._judge.metric)
-            if high < most:
-                self.search = {
-                    "skipped": f"not needed, what the forecast chooses loses {lost.mean():.2g} on {len(lost)} validation sequences; near-lossless is "
-                    f"below {nearly_none(self._judge.metric):g}"
-                }
+            if interval(lost.tolist(), request.seed)[2] < (most := nearly_none(self._judge.metric)):
+                found = f"{lost.mean():.2g} on {len(lost)} validation sequences"
+                self.search = {"skipped": f"not needed, what the forecast chooses loses {found}; near-lossless is below {most:g}"}
         return "skipped" in self.search
 
     def _searching(self) -> bool:

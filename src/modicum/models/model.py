@@ -102,10 +102,13 @@ class Model:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Dtype that most weights are stored in."""
+        """Dtype that most weights are stored in, of those of real numbers. Raises ``ModelError`` where there are none."""
         sizes: dict[torch.dtype, int] = {}
         for name in self.weights.names:
-            sizes[self.weights.dtype(name)] = sizes.get(self.weights.dtype(name), 0) + self.weights.held(name).numel()
+            if (dtype := self.weights.dtype(name)).is_floating_point:
+                sizes[dtype] = sizes.get(dtype, 0) + self.weights.held(name).numel()
+        if not sizes:
+            raise ModelError(f"{self.name}: must have weights that are real numbers, has none. There is nothing to compress.")
         return max(sizes, key=lambda dtype: sizes[dtype])
 
     @property

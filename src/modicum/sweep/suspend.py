@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map_only
 
+from modicum.core.errors import ModelError
 from modicum.data.splits import Batch, call
 from modicum.sweep.carried import Memory
 from modicum.sweep.modes import Chance, Modes, seed_all, uncut
@@ -121,6 +122,11 @@ class Chain:
     def _pause(self, arrival: Arrival) -> Any:
         """Hand ``arrival`` to whoever drives the chain, and go on with the answer as if nobody had run meanwhile."""
         let: Any = greenlet.getcurrent()
+        if not hasattr(let, "outside"):
+            raise ModelError(
+                f"{arrival.stop.name or type(self.module).__name__}: must be called in the thread that calls forward, is called in another, where no "
+                "forward can stand still. Let forward call its layers itself."
+            )
         mine, held, chance = Modes.now(), self._memory.taken(), self._swap_chance(let.chance)
         arrival.modes = mine
         guard = torch._C._InferenceMode(let.outside.inference) if mine.inference != let.outside.inference else None
