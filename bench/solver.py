@@ -76,8 +76,8 @@ def together(size: int = 1024) -> None:
         f"Solver at once: GPTQ on weights of {size} x {size} with the same inputs, for each",
         ("weights", "processor seconds", "one product", "ratio", "with one sweep of descent"),
         rows,
-        "gptq bits=4 group=128 clip=1 sweeps=0, one factorization for all. Codes are to the bit those of each alone. A sweep moves every code and scale to its "
-        "best given all others, after the solver. `python bench/run.py solver`.",
+        "gptq bits=4 group=128 clip=1 sweeps=0, one factorization for all. Codes are to the bit those of each alone. A sweep moves every code "
+        "and scale to its best given all others, after the solver. `python bench/run.py solver`.",
     )
 
 
