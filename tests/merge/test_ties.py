@@ -42,3 +42,18 @@ def test_what_one_task_needs_is_not_halved(merged):
     found = merged("ties density=0.01 trim=tensor", base, models)["w"]
     assert torch.equal(found[:40], torch.ones(40)) and not found[40:].any()
     assert float(merged("average", base, models)["w"][:40].max()) < 0.3
+
+
+@pytest.mark.parametrize("text", ["ties density=0.4", "ties density=1", "dare density=0.6", "task_arithmetic", "average", "breadcrumbs"])
+def test_zeros_keep_their_sign(merged, text):
+    one = {"w": torch.tensor([-0.0, 1.0, -0.0, 0.0, -2.0])}
+    found = merged(text, one, [one, one], [2.0, 2.0])["w"]
+    assert torch.equal(found.signbit(), one["w"].signbit()) and torch.equal(found.abs() > 0, one["w"].abs() > 0)
+
+
+def test_what_is_kept_is_that_models_zero(merged):
+    base = {"w": torch.tensor([5.0, -0.0, 3.0, 1.0])}
+    one, other = {"w": torch.tensor([-0.0, -0.0, 3.0, 1.0])}, {"w": torch.tensor([5.0, -0.0, 3.1, 1.0])}
+    found = merged("ties density=0.25 trim=tensor", base, [one, other])["w"]
+    assert found.tolist()[:2] == [0.0, 0.0] and found.signbit().tolist() == [True, True, False, False]
+    assert float(found[2]) == float(torch.tensor(3.1)) and float(found[3]) == 1.0

@@ -1,6 +1,8 @@
 """Checkpoints merged: files, inputs of every kind, kills, and what cannot be."""
 
+import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -142,6 +144,25 @@ def test_a_killed_merge_goes_on(three, tmp_path, monkeypatch):
     whole = modicum.merge(base, [one, two], tmp_path / "whole", method="ties", verify=False)
     assert found.receipt["sha256"] == whole.receipt["sha256"]
     assert [row["name"] for row in found.receipt["tensors"]] == [row["name"] for row in whole.receipt["tensors"]]
+
+
+def test_a_disk_that_fills_up_loses_nothing_and_is_gone_on_with(three, tmp_path, monkeypatch):
+    base, one, two = three
+    pwrite, left = os.pwrite, iter(range(9, -1, -1))
+
+    def filling(*arguments):
+        if next(left, 0) <= 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return pwrite(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", filling)
+        with pytest.raises(ModelError, match="space"):
+            modicum.merge(base, [one, two], tmp_path / "out", method="average", verify=False)
+    assert not (tmp_path / "out").exists()
+    found = modicum.merge(base, [one, two], tmp_path / "out", method="average", verify=False)
+    whole = modicum.merge(base, [one, two], tmp_path / "whole", method="average", verify=False)
+    assert found.receipt["sha256"] == whole.receipt["sha256"] and not (tmp_path / "out.partial").exists()
 
 
 def test_what_is_far_worse_than_its_parts_is_an_event(tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from modicum.merging.engine import run
 from modicum.merging.inputs import opened, plan_of, weighed
 from modicum.merging.job import Job, ordered, require_memory
 from modicum.merging.layered import Layered, config_of, with_layers
+from modicum.merging.matching import of_checkpoint, of_module, renumbered, told
 from modicum.merging.pieces import Files, Memory
 from modicum.merging.reading import read_plan
 from modicum.merging.search import WAYS, Found, Score, search
@@ -53,7 +54,7 @@ class Merged:
     tensors: Mapping[str, torch.Tensor] | None = None
 
 
-@checked(but=("base", "models", "statistics"))
+@checked(but=("base", "models", "statistics", "match"))
 def merge(
     base: Model | None = None,
     models: Sequence[Model] = (),
@@ -65,6 +66,7 @@ def merge(
     statistics: Sequence[str | Path | Mapping[str, torch.Tensor]] | None = None,
     dtype: str | None = None,
     seed: int = 0,
+    match: Any = False,
     evaluate: str | None = None,
     score: Callable[[Mapping[str, torch.Tensor]], float] | None = None,
     trials: int = 24,
@@ -88,6 +90,9 @@ def merge(
 
     ``plan``: a file that says all of it instead, ours or mergekit's: weights by pattern or over the layers, models that learnt from a base of their
     own, slices of layers.
+
+    ``match`` puts the units of each model in the order in which they are most alike the base's before anything is merged: what a permutation hides
+    from an average between models that were trained apart. Of modules in memory it is an example of their inputs, of folders true.
 
     ``evaluate`` chooses the weights on validation data: the ``curve`` of one weight for all, the ``greedy`` soup, or ``evolution``, which moves
     ``weights`` in ``trials``. A merge is as good as its loss on the validation part of ``data`` is low, or as ``score`` says of its tensors.
@@ -118,7 +123,7 @@ def merge(
         alike = tuple(float(weight) for weight in weights) if weights is not None else (chosen.weight,) * len(models)
         chosen.check(alike)
         beside = _beside(chosen, statistics, len(models))
-        return _in_memory(chosen, base, models, alike, beside, dtype, seed, evaluate, score, trials)
+        return _in_memory(chosen, base, models, alike, beside, dtype, seed, match, evaluate, score, trials)
     if out is None:
         raise SettingError("out: must name the folder to write, is not given.")
     said = said or plan_of(base, models, method, weights, dtype, seed)
@@ -133,6 +138,11 @@ def merge(
         beside = _beside(chosen, statistics, len(given.models))
     with meter.stage("hashing"):
         inputs = [{"model": each.label, "sha256": each.digest} for each in (given.base, *given.models)]
+    if match:
+        with meter.stage("matching"):
+            if said.slices or match is not True:
+                raise SettingError("match: must be true for folders, and layers of slices cannot be matched.")
+            given = replace(given, models=tuple(renumbered(given.base, given.models, of_checkpoint(given.checkpoints[0]), seed)))
     searched = None
     shares: tuple[Any, ...] = given.weights
     judged_by = Judged(given.checkpoints[0], given.given, data, samples, tokens, seed, quality)
@@ -147,7 +157,14 @@ def merge(
     by_name = weighed(given, shares, chosen)
     job = Job(chosen, given.base, sources, by_name, seed, DTYPES.get(dtype or ""), beside)
     job = require_memory(job, free_memory(None if ram is None else parse_size(ram, "ram")))
-    asked = {"method": str(chosen), "weights": shares, "dtype": dtype, "seed": seed, "inputs": [each["sha256"] for each in inputs]}
+    asked = {
+        "method": str(chosen),
+        "weights": shares,
+        "dtype": dtype,
+        "seed": seed,
+        "inputs": [each["sha256"] for each in inputs],
+        "match": bool(match),
+    }
     asked["statistics"] = [each.digest for each in beside]
     with place.held():
         final = place.begin(repr(asked)) / "final"
@@ -163,6 +180,7 @@ def merge(
             "format": RECEIPT_FORMAT, "version": 1, "method": str(chosen), "base": inputs[0],
             "models": [{"model": each.label, "sha256": each.digest, "weight": share} for each, share in zip(sources, shares)],
             **({} if searched is None else {"evaluated": _told(evaluate, searched)}),
+            **({"matched": matched} if (matched := told(sources)) else {}),
             "seed": seed, "sha256": digest, **judged, "events": events, "layers": _layers(rows), "tensors": rows, "stages": meter.stages,
         }  # fmt: skip
         write_json(final / RECEIPT, receipt)
@@ -195,22 +213,26 @@ def _beside(method: Merge, given: Sequence[Any] | None, models: int) -> tuple[So
 
 def _in_memory(
     method: Merge, base: Any, models: Sequence[Model], shares: tuple[float, ...], beside: tuple[Source, ...], dtype: str | None, seed: int,
-    evaluate: str | None, score: Callable[[Mapping[str, torch.Tensor]], float] | None, trials: int,
+    match: Any, evaluate: str | None, score: Callable[[Mapping[str, torch.Tensor]], float] | None, trials: int,
 ) -> Merged:  # fmt: skip
     held = [_held(each, f"model {place}" if place else "the base") for place, each in enumerate((base, *models))]
+    others: Sequence[Source] = held[1:]
+    if match is not False:
+        others = renumbered(held[0], others, of_module(base, match), seed)
     searched = None
     if evaluate is not None:
         if score is None:
             raise SettingError("score: must say how good tensors in memory are, is not given.")
-        searched = search(evaluate, _score(method, held[0], held[1:], beside, seed, score), shares, trials, seed)
+        searched = search(evaluate, _score(method, held[0], others, beside, seed, score), shares, trials, seed)
         shares = searched.weights
-    sources, shares, beside = ordered(method, held[1:], shares, beside)
+    sources, shares, beside = ordered(method, others, shares, beside)
     job = Job(method, held[0], sources, lambda name: shares, seed, DTYPES.get(dtype or ""), beside)
     sink = Memory({name: (job.stored(name), job.base.entry(name)[1]) for name in job.base.names()})
     rows = run(job, sink)
     receipt = {
         "format": RECEIPT_FORMAT, "version": 1, "method": str(method), "weights": list(shares), "seed": seed, "layers": _layers(rows),
         "tensors": rows, **({} if searched is None else {"evaluated": _told(evaluate, searched)}),
+        **({"matched": matched} if (matched := told(others)) else {}),
     }  # fmt: skip
     return Merged(None, receipt, sink.tensors)
 
