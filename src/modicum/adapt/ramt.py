@@ -35,7 +35,7 @@ class Ramt(Adapter):
 
     *Raises:* nothing of its own.
 
-    *Differences from the paper:* gradients are not dropped where they oppose what the model knew before; that needs a second loss.
+    *Differences from the paper:* gradients that oppose what the model knew are dropped by ``modicum.train.guided``, in a loop that has both losses.
 
     Example:
         >>> str(Ramt(keep=0.05))
