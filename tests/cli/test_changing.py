@@ -5,6 +5,7 @@ import json
 
 import pytest
 from click.testing import CliRunner
+from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
 from modicum.cli.main import main
 from modicum.models.located import DEMO
@@ -38,6 +39,19 @@ def test_what_was_learnt_is_told_applied_and_taken_back(learnt, tmp_path):
     assert code == 0 and json.loads(said)["bytes"] == receipt["bytes"] and len(json.loads(said)["changed"]) == receipt["units"]
     assert run("revert", tmp_path / "out", "--out", tmp_path / "back")[0] == 0
     assert filecmp.cmp(DEMO / "model.safetensors", tmp_path / "back" / "model.safetensors", shallow=False)
+
+
+def test_a_classifier_learns_texts_with_labels(tmp_path):
+    shape = {"vocab_size": 1024, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    BertForSequenceClassification(BertConfig(**shape, num_labels=2, id2label={0: "low", 1: "high"})).save_pretrained(tmp_path / "bert")
+    AutoTokenizer.from_pretrained(DEMO).save_pretrained(tmp_path / "bert")
+    rows = [{"text": f"{'up' if n % 2 else 'down'} {n}", "label": ("low", "high")[n % 2]} for n in range(24)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    learning = ("adapt", tmp_path / "bert", "--method", "lora rank=2", "--steps", "3", "--out", tmp_path / "out")
+    code, said, told = run(*learning, "--data", tmp_path / "rows.jsonl")
+    assert code == 0 and "held-out texts" in said, told
+    code, _, told = run(*learning, "--overwrite")
+    assert code == 2 and "must be a table of texts with a label each" in told
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,7 @@ from modicum.core.tensorfile import Shards, TensorFile
 from modicum.data import read_documents
 from modicum.data.answers import from_answers
 from modicum.data.captions import captions
+from modicum.data.labelled import from_classes
 from modicum.data.media import from_files
 from modicum.data.preferences import from_preferences
 from modicum.delta import Beside, Delta
@@ -458,6 +459,12 @@ def _over(folder):
         over.apply(base, [delta], folder)
 
 
+def _labelled(folder):
+    """Texts with the class of each."""
+    folder.mkdir(exist_ok=True)
+    (folder / "a.jsonl").write_text("\n".join(json.dumps({"text": f"it is {n}", "label": n % 2}) for n in range(5)))
+
+
 def _preferred(folder):
     """Prompts with a chosen and a rejected answer."""
     folder.mkdir(exist_ok=True)
@@ -518,6 +525,7 @@ READERS = {
     "applied": Reader(_applied, _taken_back, ("applied.json", "displaced.bin", SINGLE)),
     "applied over": Reader(_over, lambda folder: list(over.displaced(folder)), ("applied.json", "displaced.safetensors", SINGLE)),
     "preferences": Reader(_preferred, lambda folder: from_preferences(folder / "a.jsonl", _words(), tokens=64), ("a.jsonl",)),
+    "classes": Reader(_labelled, lambda folder: from_classes(folder / "a.jsonl", _words(), {0: "a", 1: "b"}, tokens=64), ("a.jsonl",)),
     "answers": Reader(_pairs, lambda folder: from_answers(folder / "a.jsonl", _words(), tokens=64, batch=2), ("a.jsonl",)),
     "facts": Reader(_facts, _each_fact, ("*",)),
     "rows to forget": Reader(_forgotten, lambda folder: [read_rows(file, _words(), 64) for file in sorted(folder.iterdir())], ("*",)),

@@ -38,7 +38,7 @@ _OUT = option("--out", type=click.Path(path_type=Path), metavar="DIR", required=
         "--data",
         metavar="PATH",
         group="data",
-        help="Text, or a table of prompts with answers or with chosen and rejected ones; the shipped texts without it.",
+        help="Text, or a table of prompts with answers or with chosen and rejected ones, or of texts with labels; the shipped texts without it.",
     ),
     option("--tokens", type=int, default=256, show_default=True, metavar="N", group="data", help="Tokens in a sequence."),
     option("--samples", type=int, default=512, show_default=True, metavar="N", group="data", help="Sequences to train on, of a text."),
@@ -53,7 +53,8 @@ _OUT = option("--out", type=click.Path(path_type=Path), metavar="DIR", required=
 def adapt(model: str, method: str, out: Path, quiet: bool, as_json: bool, **given: Any) -> None:
     """Train a few numbers beside MODEL, and write them as a delta.
 
-    Of prompts with answers, or conversations, the answers alone are learnt. An interrupted training goes on where it was.
+    Of prompts with answers, or conversations, the answers alone are learnt; a model that classifies sequences learns a table of text and label. An
+    interrupted training goes on where it was.
     """
     loop = settings.read(Loop, {name: str(given.pop(name)) for name in Loop.__dataclass_fields__}, "adapt")
     if method != "auto":
@@ -73,7 +74,7 @@ def adapt(model: str, method: str, out: Path, quiet: bool, as_json: bool, **give
         return
     test = receipt["test"]
     low, high = test["interval"]
-    held = "pairs" if receipt["per"] == "pair" else "sequences"
+    held = {"pair": "pairs", "text": "texts"}.get(receipt["per"], "sequences")
     click.echo(f"{made.out}: {receipt['trained']:,} trained numbers beside {receipt['parameters']:,}, {readable(receipt['bytes'])}.")
     click.echo(
         f"loss per {receipt['per']} on {test['sequences']} held-out {held}: {test['before']:.4f} before, {test['after']:.4f} after "

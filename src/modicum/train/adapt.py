@@ -14,11 +14,12 @@ from torch import nn
 
 from modicum.core.arguments import checked
 from modicum.core.budget import Budget
-from modicum.core.errors import BudgetError, SettingError
+from modicum.core.errors import BudgetError, DataError, ModelError, SettingError
 from modicum.core.files import write_json
 from modicum.core.option import Option
 from modicum.core.progress import Quiet
 from modicum.data.answers import from_answers, holds_answers
+from modicum.data.labelled import from_classes, holds_classes
 from modicum.data.preferences import from_preferences, holds_preferences
 from modicum.data.splits import Batch, Splits, from_text
 from modicum.export.loaded import loaded
@@ -29,7 +30,7 @@ from modicum.sweep.ranks import LONE, Ranks
 from modicum.train import auto
 from modicum.train.bounded import fitting, limits, require_within
 from modicum.train.loop import evaluate, single, train
-from modicum.train.objectives import CHOSEN, Objective, next_token, preference, referred
+from modicum.train.objectives import CHOSEN, Objective, classes, next_token, preference, referred
 from modicum.train.settings import Loop
 from modicum.train.trained import Trained
 from modicum.work.meter import Meter
@@ -68,11 +69,12 @@ def adapt(
     memory: str | int | None = None,
     ranks: Ranks = LONE,
 ) -> Adapted:
-    """Train ``method`` beside the weights of a causal language model, and write what was learnt as a delta.
+    """Train ``method`` beside the weights of a causal language model or a classifier of sequences, and write what was learnt as a delta.
 
     ``model``: ``demo``, a directory or a Hugging Face id. ``data``: text of any kind that ``fit`` reads, of which windows of ``tokens`` are
     learnt; a table (JSON lines, CSV) of prompts and answers or conversations, of which the answers alone are; one of prompts with a
-    ``chosen`` and a ``rejected`` answer, of which the first is preferred (DPO); the shipped texts without it. Its rows are divided into training,
+    ``chosen`` and a ``rejected`` answer, of which the first is preferred (DPO); for a classifier one of texts with a ``label``; the shipped texts
+    without it. Its rows are divided into training,
     choosing and reporting as everywhere. ``loop`` says how it is trained.
 
     What is added is bounded by ``size`` (bytes of the delta's files, such as ``"200kB"``), ``params`` (trained numbers as a share of the model's,
@@ -194,10 +196,23 @@ def compared(before: Sequence[tuple[float, int]], after: Sequence[tuple[float, i
 def _objective(splits: Splits) -> tuple[Objective, str]:
     """What is learnt of data of this kind, and what it is told per."""
     first = splits.calibration[0]
-    return (preference(), "pair") if isinstance(first, dict) and f"{CHOSEN}_ids" in first else (next_token, "token")
+    if isinstance(first, dict) and f"{CHOSEN}_ids" in first:
+        return preference(), "pair"
+    return (classes, "text") if isinstance(first, dict) and "labels" in first and first["labels"].ndim == 1 else (next_token, "token")
 
 
 def _data(source: Any, data: Any, tokens: int, samples: int, test_samples: int, text_column: str | None, settings: Loop) -> Splits:
+    if not source.is_causal:
+        if not type(source.module).__name__.endswith("ForSequenceClassification"):
+            raise ModelError(
+                f"{source.name}: must be a causal language model, or classify sequences, {type(source.module).__name__} does neither. Train it by "
+                "modicum.trained in a loop of your own."
+            )
+        if data is None or not holds_classes(Path(data)):
+            raise DataError(
+                f"data: must be a table of texts with a label each for {source.name}, is {data or 'not there'}. Pass --data rows.jsonl."
+            )
+        return from_classes(Path(data), source.tokenizer, source.config.id2label, tokens=tokens, seed=settings.seed)
     if data is not None and holds_answers(Path(data)):
         return from_answers(Path(data), source.tokenizer, tokens=tokens, batch=settings.batch, seed=settings.seed)
     if data is not None and holds_preferences(Path(data)):

@@ -11,7 +11,7 @@ def guided(special: torch.Tensor, general: torch.Tensor, parameters: Sequence[to
     """Give parameters the gradient of a ``special`` loss, entry by entry dropped by chance where it opposes that of a ``general`` one.
 
     An entry is kept with probability ``(1 + sign(s) · (s + g) / (|s| + |g|)) / 2`` of its two gradients s and g: surely where they agree, half the
-    time where the general one is as large against it. In the place of ``backward`` in a loop of one's own; parameters that neither loss feels keep none.
+    time where the general one is as large against it. In the place of ``backward``; what the special loss does not feel has none.
     """
     mine = torch.autograd.grad(special, parameters, retain_graph=True, allow_unused=True)
     theirs = torch.autograd.grad(general, parameters, allow_unused=True)

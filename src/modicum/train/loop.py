@@ -184,7 +184,7 @@ def single(batches: Sequence[Batch]) -> list[Batch]:
             row = some_rows(batch, place, place + 1)
             if isinstance(row, dict) and "attention_mask" in row:
                 length = int(row["attention_mask"].sum())
-                row = {name: value[:, :length] for name, value in row.items() if name != "attention_mask"}
+                row = {name: value[:, :length] if value.ndim > 1 else value for name, value in row.items() if name != "attention_mask"}
             found.append(row)
     return found
 
