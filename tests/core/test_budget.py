@@ -54,6 +54,8 @@ def test_one_kind_is_given_once():
     [
         ({"params": "60"}, r"a share above 1 needs a sign, got '60'\. Write 60%, or 6000% if that is meant\."),
         ({"loss": "5"}, r"Write 5%, or 500%"),
+        ({"loss": "1"}, r"a loss of 1 needs a sign, got '1'\. Write 1%, or 100% if that is meant\."),
+        ({"loss": 1.0}, r"Write 1%, or 100% if that is meant\."),
         ({"params": 60}, r"a share above 1 needs a sign, got '60'\. Write 60%, or 6000% if that is meant\."),
         ({"loss": 5.0}, r"Write 5%, or 500% if that is meant\."),
         ({"params": "150%"}, "must be a share of the original's values, at most 1, which is 100 %, got 1.5"),
@@ -83,6 +85,7 @@ def test_a_share_that_can_be_read_in_two_ways_is_refused_however_it_is_given():
     with pytest.raises(BudgetError, match=r"got 60\. Write 60% if that is meant"):
         Budget(params=60)
     assert Budget.of(loss="150%") == Budget(loss=1.5) and Budget.of(params=1) == Budget(params=1)
+    assert Budget.of(loss="100%") == Budget(loss=1.0)
 
 
 @pytest.mark.parametrize("text", ["0MB", "0.4B", "0bpw"])

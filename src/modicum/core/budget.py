@@ -82,7 +82,7 @@ class Budget:
     def of(cls, **words: Any) -> Budget | None:
         """Budgets as callers write them, texts or numbers, or None where none is given. Raises ``BudgetError``."""
         readers: dict[str, Callable[[str], Any]] = {
-            "size": parse_size, "bpw": _number, "params": _share, "macs": _work, "loss": _share, "memory": partial(parse_size, who="memory"),
+            "size": parse_size, "bpw": _number, "params": _share, "macs": _work, "loss": _loss, "memory": partial(parse_size, who="memory"),
             "speed": _times, "latency": _seconds,
         }  # fmt: skip
         read = lambda name, word: readers[name](word) if isinstance(word, str) else _plain(name, word)
@@ -153,6 +153,12 @@ def _share(text: str) -> float:
     return value
 
 
+def _loss(text: str) -> float:
+    if re.fullmatch(r"\s*0*1(\.0*)?\s*", text):
+        raise BudgetError(f"budget: a loss of 1 needs a sign, got {text!r}. Write 1%, or 100% if that is meant.")
+    return _share(text)
+
+
 def _work(text: str) -> float:
     found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:[eE]\+?[0-9]+)?)\s*([kKMGT%]?)\s*", text)
     if not found:
@@ -164,8 +170,8 @@ def _work(text: str) -> float:
 
 def _plain(name: str, value: Any) -> Any:
     """A number as it stands. Raises ``BudgetError`` for a share that can be read in two ways."""
-    if name in ("params", "loss") and isinstance(value, int | float) and 1 < value < float("inf"):
-        _share(f"{value:g}")
+    if name in ("params", "loss") and isinstance(value, int | float) and not isinstance(value, bool) and 1 <= value < float("inf"):
+        (_share if name == "params" else _loss)(f"{value:g}")
     return value
 
 

@@ -56,4 +56,4 @@ def _decimal(value: float) -> str:
 
 
 def _share(value: float) -> str:
-    return _decimal(value) if value <= 1 else f"{format(Decimal(repr(value)) * 100, 'f')}%"
+    return _decimal(value) if value < 1 else f"{format(Decimal(repr(value)) * 100, 'f')}%"
