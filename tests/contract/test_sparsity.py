@@ -96,3 +96,27 @@ def run(model, t, x, y):
         (model(x) - y).square().mean().backward()
         optimizer.step()
         t.revise(optimizer)
+
+
+ALWAYS, CUBIC = {"random", "set", "rigl", "dsl"}, {"gradual", "activating"}
+
+
+@pytest.mark.parametrize("method", [each for each in methods() if each.id.split("/")[1] in ALWAYS | CUBIC])
+def test_the_density_is_exact_at_the_steps_that_the_guide_names(method):
+    """Always where places only move; from the share ``until`` on where entries go, and never more than before."""
+    model, x, y = problem()
+    total, wanted, counts = 10 * 12 + 12 * 4, round(KEEP * (10 * 12 + 12 * 4)), []
+    with trained(model, str(method), total=STEPS, scratch=True) as t:
+        optimizer = torch.optim.SGD(t.parameters(), lr=0.1)
+        counts.append(t.count)
+        for _ in range(STEPS):
+            optimizer.zero_grad()
+            (model(x) - y).square().mean().backward()
+            optimizer.step()
+            t.revise(optimizer)
+            counts.append(sum(int(mask.sum()) for mask in masks(t).values()))
+    if method.key().split("/")[1] in ALWAYS:
+        assert set(counts) == {wanted}
+    else:
+        assert counts[0] == total and counts == sorted(counts, reverse=True)
+        assert set(counts[int(0.75 * STEPS) :]) == {wanted}

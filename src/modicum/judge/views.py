@@ -36,8 +36,9 @@ def view(features: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     cosine = torch.nn.functional.cosine_similarity(features, own, dim=1, eps=1e-12)
     others = logits.scatter(1, labels[:, None], -torch.inf)
     rival = others.argmax(1)
-    apart = (own - weight[rival]).norm(dim=1).clamp_min(1e-12)
-    margin = (logits.gather(1, labels[:, None])[:, 0] - others.amax(1)) / apart
+    apart = (own - weight[rival]).norm(dim=1)
+    lead = logits.gather(1, labels[:, None])[:, 0] - others.amax(1)
+    margin = torch.where(apart > 0, lead / apart.clamp_min(1e-30), 0.0)  # two classes of the same weights are equal nowhere, or everywhere
     return View(features.norm(dim=1), cosine.clamp(-1, 1).arccos().rad2deg(), margin, logits.argmax(1))
 
 
