@@ -20,6 +20,7 @@ SERVER = Path(__file__).with_name("server.py")
 # One of every family, and both kinds of structure.
 MENU = "nearest bits=2,nearest bits=8,gptq bits=3 sweeps=0 | eora rank=2,svd keep=0.5,sparsegpt keep=0.5,ziplm keep=0.5,replaceme count=1"
 
+LEARNING = ("--samples", 8, "--tokens", 16, "--test-samples", 2)
 EDITING = ("--samples", 4, "--tokens", 32, "--test-samples", 2)
 ADAPTING = ("--method", "lora rank=2", "--steps", 4, "--every", 2, "--batch", 2, "--tokens", 32, "--samples", 8, "--test-samples", 2)
 
@@ -51,7 +52,7 @@ class Home:
 
     def files(self):
         """Everything in ``out`` but times: contents by name."""
-        return {path.name: timeless(path) for path in sorted(self.out.iterdir())}
+        return {str(path.relative_to(self.out)): timeless(path) for path in sorted(self.out.rglob("*")) if path.is_file()}
 
 
 def timeless(path):
@@ -141,7 +142,11 @@ def known_rows(model):
     }
     for name, some in rows.items():
         model.with_name(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
-    return {name: model.with_name(f"{name}.jsonl") for name in rows}
+    text = model.with_suffix(".txt").read_text(encoding="utf-8")
+    texts = {"one": text[:6000], "two": text[6000:12_000]}
+    for name, some in texts.items():
+        model.with_name(f"{name}.txt").write_text(some, encoding="utf-8")
+    return {name: model.with_name(f"{name}.jsonl") for name in rows} | {name: model.with_name(f"{name}.txt") for name in texts}
 
 
 @pytest.fixture(scope="session")
@@ -156,6 +161,7 @@ def whole(home, small, known_rows):
         "merge": ("merge", small[0], small[0], "--method", "ties", "--no-verify"),
         "train": ("train", small[0], *small[1:3], *ADAPTING[2:], "--method", "set", "--params", "80%"),
         "edit": ("edit", small[0], "--facts", known_rows["facts"], *small[1:3], *EDITING, "--method", "ultraedit rounds=2"),
+        "learn": ("learn", small[0], known_rows["one"], known_rows["two"], "--method", "clr steps=2", *LEARNING),
         "forget": (
             "forget", small[0], "--forget", known_rows["gone"], "--retain", known_rows["stay"], "--tokens", 32,
             "--method", "ascent steps=2", "--no-relapse",

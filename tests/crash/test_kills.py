@@ -17,6 +17,7 @@ PLACES = {
     "heal": 8,
     "edit": 6,
     "forget": 6,
+    "learn": 6,
     "apply over": 6,
     "revert over": 6,
 }

@@ -20,6 +20,8 @@ from modicum.numerics.gram import add_gram, mirror
 
 # Sequences that run at once.
 TOGETHER = 64
+# Sequences of protected text that outputs are felt on.
+FELT = 24
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,15 @@ class Taught:
     kept: Any = None
     changes: dict[str, torch.Tensor] = field(default_factory=dict)
     asides: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
+    _inside: bool = False
 
     @contextmanager
     def computing(self) -> Iterator[None]:
-        """Inside, layers give their outputs with the changes; nothing is left behind."""
+        """Inside, layers give their outputs with the changes, once however often it is entered; nothing is left behind."""
+        if self._inside:
+            yield
+            return
+        self._inside = True
         hooks = [layer.register_forward_hook(partial(self._changed, name)) for name, layer in self.layers.items()]
         hooks += [self.module.get_submodule(place).register_forward_hook(partial(self._beside, place)) for place in widths(self.module)]
         asked = {parameter: parameter.requires_grad for parameter in self.module.parameters()}
@@ -61,6 +68,7 @@ class Taught:
         try:
             yield
         finally:
+            self._inside = False
             for hook in hooks:
                 hook.remove()
             for parameter, each in asked.items():
@@ -144,6 +152,41 @@ class Taught:
                 kept[name] = mirror(totals[name]) / self.sequences.numel()
         self.kept = kept
         return {name: kept[name] for name in names}
+
+
+def felt(taught: Taught, names: Sequence[str]) -> dict[str, torch.Tensor]:
+    """The mean of ``g gᵀ`` (rows, rows) over gradients of layers' outputs on the protected text, of the model as it was opened.
+
+    Labels are drawn from what the model says, so it is the outputs' Fisher information: how far a change of an output moves what is said.
+    """
+    kept = taught.kept if taught.kept is not None else {}
+    if missing := [name for name in names if f"{name} felt" not in kept]:
+        totals, count = dict[str, torch.Tensor](), 0
+        chance = torch.Generator().manual_seed(0)
+        before, taught.changes = taught.changes, {}
+        try:
+            for some in taught.sequences[:FELT].split(TOGETHER // 8):
+                met: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+                hooks = [taught.layers[name].register_forward_hook(partial(_note, met, name)) for name in missing]
+                try:
+                    with torch.enable_grad():
+                        logits = taught.module(input_ids=some, use_cache=False).logits.float().flatten(0, 1)
+                        labels = torch.multinomial(logits.detach().softmax(-1), 1, generator=chance)[:, 0]
+                        loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
+                        found = torch.autograd.grad(loss, [met[name][1] for name in missing])
+                finally:
+                    for hook in hooks:
+                        hook.remove()
+                for name, each in zip(missing, found):
+                    flat = each.flatten(0, -2).float()
+                    add_gram(totals.setdefault(name, torch.zeros(flat.shape[1], flat.shape[1])), flat)
+                count += some.numel()
+        finally:
+            taught.changes = before
+        for name in missing:
+            kept[f"{name} felt"] = mirror(totals[name]) / count
+    taught.kept = kept
+    return {name: kept[f"{name} felt"] for name in names}
 
 
 def parts(rows: Rows) -> Iterator[Rows]:

@@ -16,8 +16,9 @@ from modicum.edit.editor import Editor, Past
 from modicum.edit.facts import Fact
 from modicum.edit.located import protecting
 from modicum.edit.normal_equations import NormalEquations
+from modicum.edit.normalised import Statistics
 from modicum.edit.rows import Rows, encoded
-from modicum.edit.taught import Taught, answer_loss
+from modicum.edit.taught import Taught, answer_loss, felt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,12 @@ class Ultraedit(Editor):
     guards: int = param(
         1, "prompts beside each fact, with the letters of its subject shuffled, whose keys are to see no change", between=(0, 100)
     )
+    enough: float = param(0.02, "loss of a fact below which it asks for nothing more", between=(0.0, 100.0))
+    outputs: float = param(
+        0.0,
+        "damping by which outputs are protected as strongly as text feels them, a share of the mean; not at all where 0",
+        between=(0.0, 1e6),
+    )
     normal: str = param("size", "how gradients are normalised", choices=("size", "features"))
 
     @override
@@ -60,13 +67,15 @@ class Ultraedit(Editor):
         sums = dict(past.sums)
         changes = dict[str, torch.Tensor]()
         guarded = self._guarded(taught, facts, names)
+        turned = {name: self._turned(each) for name, each in felt(taught, names).items()} if self.outputs else {}
         for turn in range(self.rounds):
             rows = self.rows(taught, facts, turn)
-            seen, losses = taught.seen(rows, names, _places, answer_loss)
-            if self.rounds > 1 and float(losses.max()) < 0.02:
+            seen, losses = taught.seen(rows, names, _places, self._missing)
+            if self.rounds > 1 and float(losses.max()) <= 0:
                 break
             for name in names:
                 keys, gradients = seen[name].keys, seen[name].gradients
+                gradients = gradients @ turned[name] if turned else gradients
                 statistics = sums.get(f"{name} normal") or Statistics()
                 if turn == 0:
                     statistics = sums[f"{name} normal"] = statistics.with_(keys, gradients)
@@ -79,6 +88,16 @@ class Ultraedit(Editor):
         for name in names:
             sums[name].add(seen[name].keys, torch.zeros_like(seen[name].gradients), 1 / (1 + self.contexts))
         return Past(past.count + len(facts), sums)
+
+    def _missing(self, logits: torch.Tensor, rows: Rows) -> torch.Tensor:
+        """What each row's loss (rows,) has more than enough."""
+        return (answer_loss(logits, rows) - self.enough).clamp(min=0)
+
+    def _turned(self, moment: torch.Tensor) -> torch.Tensor:
+        """The inverse (rows, rows) of what outputs are felt by, of mean one."""
+        size = moment.diagonal().mean().clamp(min=1e-30)
+        found = torch.linalg.inv((moment / size).double() + self.outputs * torch.eye(len(moment), dtype=torch.float64))
+        return (found / found.diagonal().mean()).float()
 
     def _guarded(self, taught: Taught, facts: Sequence[Fact], names: list[str]) -> dict[str, torch.Tensor]:
         """Second moments (columns, columns) of what layers see at the same places of prompts about something else."""
@@ -94,44 +113,6 @@ class Ultraedit(Editor):
             return -self.rate * gradients / max(statistics.size, 1e-30)
         key, gradient = (statistics.keys.normalised(keys), statistics.gradients.normalised(gradients))
         return -self.rate * (keys * key).sum(1, keepdim=True) * gradient
-
-
-@dataclass(frozen=True)
-class Running:
-    """Mean and deviation of features over everything seen so far, in constant memory."""
-
-    count: int = 0
-    mean: torch.Tensor | None = None
-    squares: torch.Tensor | None = None
-
-    def with_(self, some: torch.Tensor) -> Running:
-        """The same with more rows (count, features)."""
-        mean, squares, count = some.double().mean(0), (some.double() - some.double().mean(0)).square().sum(0), len(some)
-        if self.mean is None or self.squares is None:
-            return Running(count, mean, squares)
-        total, apart = self.count + count, mean - self.mean
-        return Running(total, self.mean + apart * count / total, self.squares + squares + apart.square() * self.count * count / total)
-
-    def normalised(self, some: torch.Tensor) -> torch.Tensor:
-        """Rows with mean 0 and deviation 1 in every feature."""
-        assert self.mean is not None and self.squares is not None
-        deviation = (self.squares / max(1, self.count - 1)).sqrt()
-        return ((some.double() - self.mean) / (deviation + 1e-10)).float()
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """What normalises one layer's features: over all facts so far."""
-
-    keys: Running = Running()
-    gradients: Running = Running()
-    size: float = 0.0
-
-    def with_(self, keys: torch.Tensor, gradients: torch.Tensor) -> Statistics:
-        """The same with another batch."""
-        before, norm = self.keys.count, float(gradients.norm(dim=1).mean())
-        size = (self.size * before + norm * len(keys)) / (before + len(keys))
-        return Statistics(self.keys.with_(keys), self.gradients.with_(gradients), size)
 
 
 def _places(rows: Rows) -> torch.Tensor:

@@ -21,6 +21,7 @@ from modicum.delta import Delta
 from modicum.learn.judged import judged, summary
 from modicum.learn.learner import Learner, Learning
 from modicum.learn.tasks import Task
+from modicum.work.meter import Meter
 
 RECEIPT, RECEIPT_FORMAT = "receipt.json", "modicum-learnt"
 
@@ -80,21 +81,21 @@ def learn(
         module, known = opened(model, tasks, tokens=tokens, samples=samples, test_samples=test_samples, seed=seed, text_column=text_column)
     if double := sorted({task.name for task in known if [other.name for other in known].count(task.name) > 1}):
         raise DataError(f"learn: tasks must have names of their own, {quoted(double[0])} comes twice. Rename one.")
-    learning, started = Learning(module, seed), time.perf_counter()
+    learning, started, meter = Learning(module, seed), time.perf_counter(), Meter(shown)
     rows = [judged(asked, learning, known)]
-    shown.start("learning", len(known))
-    for task in known:
-        asked.learn(learning, task)
-        learning.tasks.append(task)
-        rows.append(judged(asked, learning, known))
-        shown.step()
+    with meter.stage("learning", len(known)):
+        for task in known:
+            asked.learn(learning, task)
+            learning.tasks.append(task)
+            rows.append(judged(asked, learning, known))
+            shown.step()
     receipt: dict[str, Any] = {
         "format": RECEIPT_FORMAT, "version": 1, "model": str(model) if isinstance(model, str | Path) else type(model).__name__,
         "method": str(asked), "seed": seed, "promises old answers": asked.apart, "looks back": asked.looks_back,
         "tasks": [task.name for task in known], "experts": dict(learning.of), "bytes": [delta.nbytes for delta in learning.experts],
         "parameters": sum(parameter.numel() for parameter in module.parameters()), "seconds": time.perf_counter() - started,
     }  # fmt: skip
-    receipt |= summary(rows, known)
+    receipt |= {**summary(rows, known), "stages": meter.stages}
     if place is not None:
         with writing(place, read, overwrite) as folder:
             for number, delta in enumerate(learning.experts):
