@@ -42,7 +42,7 @@ TRIED = {
     "repair": [{}, {"rank": 3}],
 }
 # The budget that is already met.
-MET = {"quantize": {"bits": 8, "rate": 6.0}, "prune": {"keep": 1.0}, "factor": {"rank": 24}, "repair": {"rank": 24}}
+MET = {"quantize": {"bits": 8, "rate": 6.0}, "prune": {"keep": 1.0}, "factor": {"rank": 24, "n": 1, "bond": 16}, "repair": {"rank": 24}}
 # Relative error of weights that eight bits leave: an integer grid's step is uniform, a float's grows with the value, and that of coded numbers, which
 # end at six bits, with what columns are worth less. Four-bit floats have no more than those.
 EIGHT_BITS = {Integer: 0.012, Activated: 0.012, Coded: 0.05, Float8: 0.03, Half: 0.001, Float4: 0.15, Ggml: 0.012}
@@ -164,6 +164,8 @@ def test_permuted_rows_permute_the_answer(method, layer):
     other.weight = other.weight[order]
     if PERMUTED in type(method).known_gaps:
         assert not torch.equal(other.apply(*pipeline(method)).dense(), made(method, layer).dense()[order])
+        if not hasattr(method, "paths"):
+            return  # it goes by places, always
         method = dataclasses.replace(method, paths=False)
     torch.testing.assert_close(other.apply(*pipeline(method)).dense(), made(method, layer).dense()[order], rtol=1e-3, atol=1e-3)
 

@@ -14,14 +14,12 @@ from modicum.core.parametrization import Start, State, Step
 from modicum.core.settings import param
 from modicum.forms import Chained, Dense, Shared
 from modicum.forms.chained import Sides, chained
+from modicum.numerics.products import bonds, chain, sides
 from modicum.restrict._family import Restriction, Shapes
 from modicum.restrict._shared import deviation, role
 
 if TYPE_CHECKING:
     from modicum.forms import Form
-
-# How large the sides of the outer tensors are at most.
-_OUTER = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,14 +56,6 @@ class Mpo(Restriction):
     bond: int = param(8, "largest size between two tensors", between=(1, 256), dial=True)
     shared: bool = param(False, "whether layers of the same place in their blocks have one central tensor")
 
-    def _sizes(self, shape: tuple[int, int]) -> tuple[Sides, int, int]:
-        """Sides of the three tensors, and the bonds between them."""
-        outer = [_divisors(side) for side in shape]
-        (i, p), (j, q) = outer
-        m, n = shape[0] // (i * p), shape[1] // (j * q)
-        first, second = min(self.bond, i * j, m * n * p * q), min(self.bond, p * q, i * j * m * n)
-        return ((i, j), (m, n), (p, q)), first, second
-
     @override
     def common(self, shapes: Shapes, chance: torch.Generator, seed: int) -> State | None:
         """The central tensors, one for each place in a block and shape."""
@@ -73,7 +63,8 @@ class Mpo(Restriction):
             return None
         centres: dict[str, torch.Tensor] = {}
         for unit, shape in sorted(shapes.items()):
-            (_, (m, n), _), first, second = self._sizes(shape)
+            (_, (m, n), _) = parts = sides(shape)
+            first, second = bonds(parts, self.bond)
             centres.setdefault(_centre(unit, shape), torch.randn(first, m * n * second, generator=chance) * deviation(shape[1]))
         numbers = {f"centre of {unit}": torch.tensor(list(centres).index(_centre(unit, shape))) for unit, shape in sorted(shapes.items())}
         return State({str(number): centre for number, centre in enumerate(centres.values())}, numbers)
@@ -81,20 +72,17 @@ class Mpo(Restriction):
     @override
     def begin(self, start: Start) -> State:
         """The truncated decomposition, or random tensors whose product is as large as a layer's own weights."""
-        sides, first, second = self._sizes(start.shape)
-        (i, j), (m, n), (p, q) = sides
+        (i, j), (m, n), (p, q) = parts = sides(start.shape)
+        first, second = bonds(parts, self.bond)
         draw = lambda rows, columns: torch.randn(rows, columns, generator=start.chance)
-        frozen = {"sides": torch.tensor(sides)}
+        frozen = {"sides": torch.tensor(parts)}
         left, right = draw(i * j, first) / math.sqrt(first), draw(second, p * q) / math.sqrt(second)
         if start.common is not None:
             return State({"left": left, "right": right}, {**frozen, "number": start.common[f"centre of {start.unit}"]}, start.common)
         if start.weight is None:
             return State({"left": left, "centre": draw(first, m * n * second) * deviation(start.shape[1]), "right": right}, frozen)
-        whole = start.weight.double().reshape(i, m, p, j, n, q).permute(0, 3, 1, 4, 2, 5)
-        left, rest = _cut(whole.reshape(i * j, -1), first)
-        centre, right = _cut(rest.reshape(first * m * n, -1), second)
-        parts = {"left": left, "centre": centre.reshape(first, -1), "right": right}
-        return State({name: part.float().contiguous() for name, part in parts.items()}, frozen)
+        made = dict(zip(("left", "centre", "right"), chain(start.weight, self.bond)))
+        return State({name: part.float().contiguous() for name, part in made.items()}, frozen)
 
     def _parts(self, state: State) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Sides]:
         centre = state[str(int(state["number"]))] if self.shared else state["centre"]
@@ -109,25 +97,12 @@ class Mpo(Restriction):
     @override
     def form(self, state: State) -> Form:
         """Three tensors, the central one of the weight's own or shared."""
-        left, centre, right, sides = self._parts(state)
+        left, centre, right, parts = self._parts(state)
         rows, columns = centre.shape
         name = f"{self}: {int(state['number'])}" if self.shared else ""
         middle = Shared(name, (rows, columns), torch.float32, centre.detach()) if self.shared else Dense(centre)
-        return Chained(Dense(left), middle, Dense(right), sides)
+        return Chained(Dense(left), middle, Dense(right), parts)
 
 
 def _centre(unit: str, shape: tuple[int, int]) -> str:
     return f"{role(unit)[0]} {shape}"
-
-
-def _divisors(side: int) -> tuple[int, int]:
-    """Two factors of a side, each as large as 4 allows."""
-    first = next(size for size in range(_OUTER, 0, -1) if side % size == 0)
-    return first, next(size for size in range(_OUTER, 0, -1) if side // first % size == 0)
-
-
-def _cut(matrix: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two factors of a matrix, of a rank; each has the root of the singular values."""
-    u, s, v = torch.linalg.svd(matrix, full_matrices=False)
-    root = s[:rank].sqrt()
-    return u[:, :rank] * root, root[:, None] * v[:rank]

@@ -14,6 +14,7 @@ from modicum.core.parametrization import Start, State, Step
 from modicum.core.settings import param
 from modicum.forms import Chained, Dense
 from modicum.forms.chained import Sides, chained
+from modicum.numerics.products import kronecker
 from modicum.restrict._family import Restriction
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class Phm(Restriction):
 
     *Raises:* nothing of its own; where n does not divide both sides of a weight, the next smaller number that does serves it.
 
-    *Differences from the paper:* each weight has rules of its own; a weight that exists is not projected, training begins from random numbers.
+    *Differences from the paper:* each weight has rules of its own; a weight that exists begins as the nearest such sum.
 
     Example:
         >>> str(Phm(n=2))
@@ -54,9 +55,12 @@ class Phm(Restriction):
 
     @override
     def begin(self, start: Start) -> State:
-        """Random rules and blocks, their product as large as a layer's own weights."""
+        """The nearest sum, or random rules and blocks whose product is as large as a layer's own weights."""
         rows, columns = start.shape
         n = next(size for size in range(self.n, 0, -1) if rows % size == 0 and columns % size == 0)
+        if start.weight is not None:
+            rules, blocks = (part.float().contiguous() for part in kronecker(start.weight, n, n, n))
+            return State({"rules": rules, "blocks": blocks})
         draw = lambda *shape: torch.randn(shape, generator=start.chance)
         blocks = draw(n, rows // n, columns // n) / math.sqrt(3 * columns)
         return State({"rules": draw(n, n, n) / math.sqrt(n), "blocks": blocks})
@@ -70,8 +74,8 @@ class Phm(Restriction):
     def _parts(self, state: State) -> tuple[torch.Tensor, torch.Tensor, Sides]:
         """Rules (n · n, n) and blocks (n, numbers) as a chain has them."""
         rules, blocks = state["rules"], state["blocks"]
-        n, rows, columns = blocks.shape
-        return rules.reshape(n, n * n).T.contiguous(), blocks.reshape(n, rows * columns), ((n, n), (rows, columns), (1, 1))
+        (count, n, _), (_, rows, columns) = rules.shape, blocks.shape
+        return rules.reshape(count, n * n).T.contiguous(), blocks.reshape(count, rows * columns), ((n, n), (rows, columns), (1, 1))
 
     @override
     def form(self, state: State) -> Form:

@@ -1,0 +1,153 @@
+"""Quality against bytes of one net: every method that trains it small, and the dense one compressed afterwards, with equal updates.
+
+A convolutional net on digits; a method's first dial is turned to each budget, to the byte. What is compressed afterwards is the dense net of the same
+updates, by ``fit``. ``python -m bench.trained_bytes [METHOD ...]`` measures these, and draws all that is known.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+from bench.common import RESULTS, ROOT, show
+
+sys.path.insert(0, str(ROOT / "evidence"))
+PICTURE = ROOT / "docs" / "trained_bytes.svg"
+STEPS, SEEDS = 250, (0, 1)
+# Of the dense net's bytes.
+SHARES = (0.3, 0.1)
+AFTER = "fit of the dense net"
+KINDS = {
+    "masks chosen once": ("random layers=erk", "snip", "grasp", "synflow", "sbp_sr", "freezenet"),
+    "masks that move": ("set every=20", "rigl every=20", "gradual", "activating", "dsl every=20", "tickets", "smp", "pst"),
+    "patterns and rows": ("sr_ste m=16", "gradient_flow m=16", "lapp", "wgsef until=0.4"),
+    "grids": ("lsq", "bitnet inputs_in=float", "adaptive_precision every=25"),
+    "factors": ("low_rank", "sltrain", "phm n=4", "phm n=8", "mpo"),
+    "shared numbers": ("stable_rps", "shapeshifter"),
+}  # fmt: skip
+
+
+def main() -> None:
+    """Measure, print, and draw."""
+    from small import shared
+
+    kept, asked = shared(), sys.argv[1:]
+    found: dict[str, dict[str, list[dict[str, float]]]] = {}
+    for methods in KINDS.values():
+        for method in methods:
+            if not asked or method.split()[0] in asked:
+                found[method] = {str(share): told for share in SHARES if (told := _all(kept, method, share))}
+    if not asked or "fit" in asked:
+        found[AFTER] = {str(share): told for share in (*SHARES, 1.0) if (told := _all(kept, AFTER, share))}
+    rows = []
+    for method, each in found.items():
+        for share, seeds in each.items():
+            mean = lambda name, seeds=seeds: statistics.mean(one[name] for one in seeds)
+            spread = " to ".join(f"{edge([one['loss'] for one in seeds]):.3f}" for edge in (min, max))
+            rows.append(
+                (
+                    method,
+                    f"{100 * float(share):g} %",
+                    f"{mean('bytes'):,.0f}",
+                    f"{mean('loss'):.3f}",
+                    spread,
+                    f"{100 * mean('accuracy'):.1f} %",
+                )
+            )
+    head = ("method", "budget", "bytes written", "test loss", "of two seeds", "accuracy")
+    note = (
+        f"A convolutional net of 14,858 parameters on scikit-learn's digits, {STEPS} updates each; bytes of the weight file in our container. "
+        f"*{AFTER}*: the dense net of as many updates, compressed to the budget."
+    )
+    show("Quality by trained bytes", head, rows, note)
+    draw()
+
+
+def _all(kept: Any, method: str, share: float) -> list[dict[str, float]]:
+    """What a method reaches in a budget on all seeds; nothing where it cannot meet it."""
+    found = [kept(f"bytes {method} {share}, seed {seed}", functools.partial(once, method, share, seed)) for seed in SEEDS]
+    return [each for each in found if each]
+
+
+def once(method: str, share: float, seed: int) -> dict[str, float]:
+    """Loss, accuracy and bytes; empty where the budget is below what the method reaches."""
+    import torch
+
+    from modicum.core.budget import Budget
+    from modicum.core.errors import BudgetError, SettingError
+    from modicum.train.accounts import within
+    from modicum.train.written import account
+    from scenes import digits
+    from small import fitted
+
+    x, _ = digits.pictures("train")
+    torch.manual_seed(seed)
+    model = digits.Conv().eval()
+    known = account(model, "modicum", (x[:8],))
+    most = int(share * known.forms({}).bytes)
+    if method == AFTER:
+        return _fitted(model, most, seed, share)
+    try:
+        made = within(method, Budget.of(size=most), known)
+    except (BudgetError, SettingError):
+        return {}
+    spent = known.of(made).bytes
+    told = fitted(model, str(made), seed, STEPS)
+    return {"loss": told["loss"], "accuracy": told["accuracy"], "bytes": spent}
+
+
+def _fitted(model: Any, most: int, seed: int, share: float) -> dict[str, float]:
+    """The dense net, trained, then compressed."""
+    import modicum
+    from modicum.core.errors import BudgetError
+    from scenes import digits
+    from scenes.training import classes, drawn
+    from scenes.training import fitted as learnt
+    from small import worth
+
+    x, y = digits.pictures("train")
+    learnt(model, ((x[places], y[places]) for places in drawn(len(x), 64, seed)), classes, 1e-2, STEPS)
+    if share == 1:
+        return {**{name: worth(model)[name] for name in ("loss", "accuracy")}, "bytes": most}
+    try:
+        made = modicum.fit(model, size=most, data=[(x[at : at + 50],) for at in range(0, 500, 50)], target="modicum", allow_fallback=True)
+    except BudgetError:
+        return {}
+    return {**{name: worth(made.model)[name] for name in ("loss", "accuracy")}, "bytes": made.receipt["bytes"]["actual"]}
+
+
+def draw(out: Path = PICTURE) -> None:
+    """Loss over bytes: each method a point at each budget, in the colour of its kind; the best of each budget is named."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot, rcParams
+
+    grey = "#808080"
+    rcParams.update({"svg.hashsalt": "modicum", "text.color": grey, "axes.labelcolor": grey, "axes.edgecolor": grey, "font.size": 10})
+    rows = json.loads((RESULTS / "quality_by_trained_bytes.json").read_text(encoding="utf-8"))["rows"]
+    points = {(row[0], row[1]): (float(row[2].replace(",", "")), float(row[3])) for row in rows}
+    figure, axes = pyplot.subplots(figsize=(7.2, 4.6))
+    for place, (kind, methods) in enumerate({**KINDS, AFTER: (AFTER,)}.items()):
+        mine = sorted(point for (method, _), point in points.items() if method in methods)
+        axes.plot(*zip(*mine), marker="s" if kind == AFTER else "o", ls="-" if kind == AFTER else "", ms=5, color=f"C{place}", label=kind)
+    for budget in {row[1] for row in rows}:
+        there = {method: point for (method, share), point in points.items() if share == budget and method != AFTER}
+        if there:
+            best = min(there, key=lambda method: there[method][1])
+            axes.annotate(best.split()[0], there[best], (0, -12), textcoords="offset points", fontsize=8, ha="center")
+    axes.set(xscale="log", yscale="log", xlabel="bytes of the file", ylabel="test loss, nats")
+    axes.legend(frameon=False, fontsize=8, loc="upper right")
+    axes.tick_params(which="both", colors=grey)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(out, transparent=True, metadata={"Date": None})
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    main()
