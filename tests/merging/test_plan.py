@@ -117,8 +117,8 @@ TWO = [f"{{model: {name}, parameters: {{density: {density}}}}}" for name, densit
         ("merge_method: task_arithmetic\nbase_model: b\nparameters: {normalize: true}\nmodels: [{model: a}]", "normalize true is not had"),
         ("merge_method: linear\nchat_template: x\nmodels: [{model: a}]", "'chat_template' is not understood"),
         ("merge_method: linear\nmodels: [{model: a+b}]", "names an adapter"),
-        ("base: b\nmodels: [a]\ntokenizer: union", "tokenizer: must be base"),
-        ("merge_method: linear\nbase_model: b\ntokenizer_source: union\nmodels: [{model: a}]", "tokenizer: must be base"),
+        ("base: b\nmodels: [a]\ntokenizer: [union]", "tokenizer: must be a text"),
+        ("merge_method: linear\nbase_model: b\ntokenizer_source: {a: b}\nmodels: [{model: a}]", "tokenizer_source: must be a text"),
     ],
 )  # fmt: skip
 def test_a_plan_that_lies_is_told(text, words, tmp_path):

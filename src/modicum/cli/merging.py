@@ -20,6 +20,7 @@ from modicum.core.errors import SettingError
     option("--weights", metavar="X,X", group="method", help="One for each MODEL, by commas; by default what the method says."),
     option("--dtype", metavar="NAME", group="method", help="What is stored: float32, bfloat16 or float16; by default as the base is."),
     option("--seed", type=int, default=0, show_default=True, metavar="N", group="method", help="Seed of what is dropped at random."),
+    option("--tokenizer", metavar="WHICH", group="method", help="Whose vocabulary, where they differ: base, union, or a MODEL's."),
     flag("--match", "Put each model's units in the order in which they are most alike the base's first.", "method"),
     option("--data", metavar="PATH", group="data", help="Text to verify on; by default the shipped one."),
     option("--samples", type=int, default=32, show_default=True, metavar="N", group="data", help="Sequences to verify on."),

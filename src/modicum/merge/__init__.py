@@ -19,6 +19,7 @@ from modicum.merge.sce import Sce
 from modicum.merge.slerp import Slerp
 from modicum.merge.soup import Soup
 from modicum.merge.sparse_soup import SparseSoup
+from modicum.merge.straggler import Straggler
 from modicum.merge.task_arithmetic import TaskArithmetic
 from modicum.merge.ties import Ties
 from modicum.merge.tsv import Tsv
@@ -43,6 +44,7 @@ __all__ = [
     "Slerp",
     "Soup",
     "SparseSoup",
+    "Straggler",
     "TaskArithmetic",
     "Ties",
     "Tsv",

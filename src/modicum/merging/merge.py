@@ -34,6 +34,7 @@ from modicum.merging.reading import read_plan
 from modicum.merging.search import WAYS, Found, Score, search
 from modicum.merging.sources import Held, Source, Stored, hashed
 from modicum.merging.verify import Judged, by_loss, verified
+from modicum.merging.vocabularies import Joined, joined, require_one
 from modicum.work.meter import Meter
 from modicum.work.workdir import WorkDir, read_from
 
@@ -67,6 +68,7 @@ def merge(
     dtype: str | None = None,
     seed: int = 0,
     match: Any = False,
+    tokenizer: str | None = None,
     evaluate: str | None = None,
     score: Callable[[Mapping[str, torch.Tensor]], float] | None = None,
     trials: int = 24,
@@ -93,6 +95,10 @@ def merge(
 
     ``match`` puts the units of each model in the order in which they are most alike the base's before anything is merged: what a permutation hides
     from an average between models that were trained apart. Of modules in memory it is an example of their inputs, of folders true.
+
+    ``tokenizer`` is for models whose vocabularies differ: the ``base``'s, the ``union`` of all, or a model's, by its name. Tokens are told by their
+    text; a row that a model lacks is the base's, one that the base lacks the mean of those that have it. Without it models of another vocabulary
+    are refused.
 
     ``evaluate`` chooses the weights on validation data: the ``curve`` of one weight for all, the ``greedy`` soup, or ``evolution``, which moves
     ``weights`` in ``trials``. A merge is as good as its loss on the validation part of ``data`` is low, or as ``score`` says of its tensors.
@@ -138,6 +144,13 @@ def merge(
         beside = _beside(chosen, statistics, len(given.models))
     with meter.stage("hashing"):
         inputs = [{"model": each.label, "sha256": each.digest} for each in (given.base, *given.models)]
+    words = None
+    if (kind := tokenizer or said.tokenizer) is not None:
+        words = joined(kind, given.base, given.models)
+    elif not said.slices:
+        require_one(given.base, given.models)
+    if words is not None:
+        given = replace(given, base=words.base, models=words.models, given=())
     if match:
         with meter.stage("matching"):
             if said.slices or match is not True:
@@ -168,10 +181,13 @@ def merge(
     asked["statistics"] = [each.digest for each in beside]
     with place.held():
         final = place.begin(repr(asked)) / "final"
-        rows = _written(job, given.checkpoints[0], final, meter)
+        rows = _written(job, given.checkpoints[0], final, meter, words)
         with meter.stage("hashing"):
             digest = hashed(sorted(final.glob("*.safetensors")))
-        events: list[str] = list(said.notes)
+        events: list[str] = [
+            *said.notes,
+            *([] if words is None else [f"vocabularies joined ({kind}): models of another one were not judged"]),
+        ]
         judged: dict[str, Any] = {}
         if verify:
             with meter.stage("verifying"):
@@ -265,11 +281,12 @@ def _held(given: Any, label: str) -> Held:
     raise SettingError(f"{label}: must be a module or tensors by name where the base is, is a {type(given).__name__}.")
 
 
-def _written(job: Job, base: Stored, final: Path, meter: Meter) -> list[dict[str, Any]]:
+def _written(job: Job, base: Stored, final: Path, meter: Meter, words: Joined | None) -> list[dict[str, Any]]:
     """The base's files with other values, and what stands beside them; sliced layers are in one file."""
     files: dict[str, dict[str, tuple[torch.dtype, tuple[int, ...]]]] = {}
     for name in job.base.names():
-        file = job.base.shards.file_of(name).name if isinstance(job.base, Stored) else "model.safetensors"
+        layout = base if words is not None else job.base
+        file = layout.shards.file_of(name).name if isinstance(layout, Stored) else "model.safetensors"
         files.setdefault(file, {})[name] = (job.stored(name), job.base.entry(name)[1])
     sink = Files(final, files)
     try:
@@ -281,12 +298,14 @@ def _written(job: Job, base: Stored, final: Path, meter: Meter) -> list[dict[str
         sink.close()
     copy_companions(base.directory, final)
     (final / RECEIPT).unlink(missing_ok=True)  # an earlier one, of the base
-    if body := dict(config_of(job.base)):
+    if body := dict(config_of(job.base if words is None else base)):
         if isinstance(job.base, Layered):
             body = with_layers(body, job.base.parts)
         if job.dtype is not None:
             body |= {key: str(job.dtype).removeprefix("torch.") for key in ("dtype", "torch_dtype") if key in body}
         (final / "config.json").write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
+    if words is not None:
+        words.write(final)
     if set(files) != {"model.safetensors"}:
         size = sum(dtype.itemsize * math.prod(shape) for wanted in files.values() for dtype, shape in wanted.values())
         homes = {name: file for file, wanted in files.items() for name in wanted}

@@ -83,7 +83,7 @@ def converted(body: Mapping[str, Any], who: str) -> Plan:
         notes.append(f"mergekit: dtype {dtype} is what is stored; sums are in float32 or wider whatever it is")
     return Plan(
         base or first, option, tuple(models), tuple(slices), None if dtype is None else text(dtype, f"{who}: dtype"), 0,
-        None if body.get("tokenizer_source") is None else text(body["tokenizer_source"], f"{who}: tokenizer_source"), tuple(notes),
+        None if body.get("tokenizer_source") is None else _tokenizer(body["tokenizer_source"], who), tuple(notes),
     )  # fmt: skip
 
 
@@ -140,6 +140,11 @@ def _model(value: Any, who: str) -> str:
     if "+" in found:
         raise SettingError(f"{who}: {quoted(found)} names an adapter on a model; write the adapter's folder as a model on the base.")
     return found
+
+
+def _tokenizer(value: Any, who: str) -> str:
+    found = text(value, f"{who}: tokenizer_source")
+    return found.removeprefix("model:")
 
 
 def _table(value: Any, who: str) -> Mapping[str, Any]:

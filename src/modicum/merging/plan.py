@@ -28,7 +28,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is merged and how; ``notes`` say what another tool's file means otherwise here."""
+    """What is merged and how; ``notes`` say what another tool's file means otherwise here, ``tokenizer`` whose vocabulary the result has."""
 
     base: str
     method: str
@@ -38,12 +38,6 @@ class Plan:
     seed: int = 0
     tokenizer: str | None = None
     notes: tuple[str, ...] = field(default=())
-
-    def __post_init__(self) -> None:
-        if self.tokenizer not in (None, "base", self.base):
-            raise SettingError(
-                f"tokenizer: must be base, whose vocabulary is kept, got {quoted(self.tokenizer)}. Merge models of one vocabulary, and leave it out."
-            )
 
 
 def at(weight: Weight, name: str, layers: int) -> float:
