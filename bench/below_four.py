@@ -12,6 +12,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ SHARED = ("--samples", "32", "--test-samples", "32")
 CODES = {"now": str(ROOT / "src"), "49a0363": os.environ.get("MODICUM_EARLIER", "")}
 
 
-def main(models: list[str]) -> None:
+def main(models: Sequence[str] = ("demo",)) -> None:
     for model in models:
         known(model, "now")
     container, plain = [], []
@@ -133,4 +134,4 @@ def _told(receipt: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or ["demo"])
+    main(sys.argv[1:] or ("demo",))

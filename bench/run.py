@@ -1,6 +1,6 @@
 """Run the benchmarks and write ``docs/benchmarks.md`` from what they measured.
 
-python bench/run.py [start] [compute] [methods] [allocators] [uneven] [costs] [solver] [codes] [ggml] [sweep] [ranks]
+python bench/run.py [start] [compute] [methods] [allocators] [uneven] [costs] [solver] [codes] [other_codes] [below_four] [ggml] [sweep] [ranks]
     [side_by_side] [llama_cpp] [adapters] [merge] [budgets] [choosing_methods] [rates] [small] [edit] [real] [--docs]
 """
 
@@ -24,6 +24,8 @@ PARTS = (
     "costs",
     "solver",
     "codes",
+    "other_codes",
+    "below_four",
     "ggml",
     "sweep",
     "ranks",

@@ -543,6 +543,7 @@ READERS = {
         _fitted("gptq bits=3 group=16 | eora rank=2"), modicum.load, ("modicum.json", "modicum.json", "config.json", SINGLE)
     ),
     "coded": Reader(_fitted("watersic rate=3"), modicum.load, ("modicum.json", SINGLE)),
+    "coded on one grid": Reader(_fitted("watersic rate=3 paths=false"), modicum.load, ("modicum.json", SINGLE)),
     "float4": Reader(_fitted("float4"), modicum.load, ("modicum.json", SINGLE)),
     "masked": Reader(_fitted("sparsegpt keep=0.5"), modicum.load, ("modicum.json", SINGLE)),
     "shared": Reader(_trained("stable_rps keep=0.3 chunk=2"), modicum.load, ("modicum.json", SINGLE)),

@@ -32,7 +32,8 @@ READERS, SINGLE = readers.READERS, readers.SINGLE
 
 # Cases in the short form, and in the long one: 20,000 in all.
 SHORT = {
-    "coded": 40,
+    "coded": 30,
+    "coded on one grid": 10,
     "tensors": 60,
     "index": 60,
     "plan": 60,
@@ -49,7 +50,17 @@ SHORT = {
 }
 LONG = {
     **{"tensors": 2500, "index": 2500, "plan": 2000, "config": 1500, "receipt": 200, "measurement": 800, "checkpoint": 800},
-    **{"container": 700, "coded": 700, "masked": 400, "narrow": 500, "transformers": 400, "tokenizer": 200, "texts": 1500, "parquet": 1500},
+    **{
+        "container": 700,
+        "coded": 700,
+        "coded on one grid": 300,
+        "masked": 400,
+        "narrow": 500,
+        "transformers": 400,
+        "tokenizer": 200,
+        "texts": 1500,
+        "parquet": 1500,
+    },
     **{"pictures": 1500, "recordings": 1500, "compressed": 800, "captions": 800, "gguf": 1000},
     **dict.fromkeys(("pack-quantized", "gptq", "awq", "fp8", "mxfp4"), 400),
     "delta": 1500,

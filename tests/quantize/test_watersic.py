@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from modicum.core.errors import SettingError
+from modicum.core.method import Need
 from modicum.core.unit import Stats
 from modicum.forms.coded import steps
 from modicum.numerics.coding import raised_by
@@ -157,3 +158,16 @@ def test_what_pruning_left_at_zero_takes_no_path():
     pruned = replace(site, units=(replace(site.units[0], pruned=True),))
     for unit, trellis in ((site, 8), (pruned, 0)):
         assert Coded(rate=3.0).apply(unit, stats, forms).forms["w"].trellis == trellis
+
+
+def test_few_bits_aim_at_what_makes_up_for_drift(layer):
+    thing, covariance = layer(96, 64), correlated(64)
+    drift = 0.5 * covariance @ torch.randn(64, 64, generator=torch.Generator().manual_seed(2)) / 8
+    seen = lambda **more: Stats(count=500, covariance=covariance, **more)
+    method = Watersic(rate=2.5, damping=0.0, towards=0.5)
+    aim = thing.weight + 0.5 * thing.weight @ drift @ torch.linalg.inv(covariance)
+    found, straight = method.code(thing.weight, seen(drift=drift), torch.float32), method.code(aim, seen(), torch.float32)
+    error = lambda form: float((((form.dense() - aim) @ covariance) * (form.dense() - aim)).sum())
+    assert error(found) == pytest.approx(error(straight), rel=0.05)
+    assert error(found) < 0.7 * error(method.code(thing.weight, seen(), torch.float32))
+    assert Need.DRIFT in method.wanted() and Need.DRIFT not in Watersic(rate=3.5, towards=0.5).wanted() | Watersic(rate=2.0).wanted()

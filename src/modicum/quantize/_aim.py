@@ -27,7 +27,7 @@ def made(
     together; as the settings of ``method`` say.
     """
     settled = lambda parts: _settled(method, parts, make(parts), stats[0])
-    targets = [_aimed(method, weight, seen) for weight, seen in zip(weights, stats)]
+    targets = [aimed(method, weight, seen, method.order) for weight, seen in zip(weights, stats)]
     felts = [seen.coupled if Need.FELT in method.wanted() else None for seen in stats]
     return settled(targets) if all(felt is None for felt in felts) else coupled(targets, felts, settled, method.turns)
 
@@ -43,10 +43,10 @@ def _settled(method: Any, weights: list[torch.Tensor], forms: Sequence[Integer],
     return forms
 
 
-def _aimed(method: Any, weight: torch.Tensor, stats: Stats) -> torch.Tensor:
-    """What makes up for a share of how the inputs of a weight drifted, where that was seen."""
+def aimed(method: Any, weight: torch.Tensor, stats: Stats, order: str = "static") -> torch.Tensor:
+    """What makes up for a share of how the inputs of a weight drifted, where the ``method`` asks for it and that was seen."""
     if stats.drift is None or Need.DRIFT not in method.wanted():
         return weight
-    columns, factor = factored(stats, method.damping, method.order)
+    columns, factor = factored(stats, method.damping, order)
     assert isinstance(factor, Factor)
     return towards(weight, stats.drift, columns, factor, method.towards)

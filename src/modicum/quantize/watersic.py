@@ -14,6 +14,7 @@ from modicum.core.settings import param
 from modicum.core.unit import Site, Stats
 from modicum.forms import Form
 from modicum.forms.lift import on_dense
+from modicum.quantize._aim import FEW, aimed
 from modicum.quantize._stream import solved, with_those_ahead
 from modicum.quantize.coded import Coded
 
@@ -57,7 +58,13 @@ class Watersic(Method):
 
     rate: float = param(3.0, "bits per weight, all that is stored included", between=(1.0, 6.0), dial=True)
     paths: bool = param(True, "up to four bits, take of each column the best path through a trellis of two grids")
+    towards: float = param(0.0, "how far codes of up to 3 bits make up for what was lost before: 1 as well as they can", between=(0.0, 1.0))
     damping: float = param(0.01, "share of the covariance's mean diagonal added to its diagonal, at low rates more", between=(0.0, 10.0))
+
+    @override
+    def wanted(self) -> frozenset[Need]:
+        """Few bits ask how inputs drifted."""
+        return self.needs | (frozenset({Need.DRIFT}) if self.towards and self.rate <= FEW else frozenset())
 
     def without_data(self) -> Coded:
         """The stand-in for weights whose inputs were not seen."""
@@ -85,5 +92,6 @@ class Watersic(Method):
     def code(self, weight: torch.Tensor, stats: Stats, dtype: torch.dtype) -> Form:
         """The form of float32 ``weight`` (rows, columns); of those to come of the same weight it is made with them, solved side by side."""
         alike = lambda other: isinstance(other, Watersic) and (other.damping, other.paths) == (self.damping, self.paths)
+        weight = aimed(self, weight, stats)
         make = lambda steps: solved(steps, weight, stats, dtype, self.damping, stats.raised, self.paths)
         return with_those_ahead(self, weight, stats, alike, make)
