@@ -32,7 +32,7 @@ HEAD = ("method", "its own rate", "what it misses there at most", "the best for 
 NOTE = (
     "Sixty updates (thirty on the demo) at each of 1e-4, 3e-4, ..., 1e-1, under a cosine; none beyond one that misses a quarter. What a rate misses "
     "is a share of what the best rate of that scene gains on held-out data; the table has the scene where that is most. "
-    "``python -m bench.rates METHOD... SCENE...``, with scikit-learn."
+    "``python -m bench.rates METHOD... SCENE...``, with scikit-learn; ``known`` shows what is measured."
 )
 RESULTS = ROOT / "bench" / "results" / "kept" / "rates.json"
 
@@ -138,7 +138,8 @@ def main() -> None:
     from modicum.core.method import find
 
     asked = [tuple(word for word in sys.argv[1:] if word in known) for known in (METHODS, STEPS)]
-    found = measure(asked[0] or METHODS, asked[1] or tuple(STEPS))
+    known = json.loads(RESULTS.read_text(encoding="utf-8"))["losses"] if "known" in sys.argv else None
+    found = known or measure(asked[0] or METHODS, asked[1] or tuple(STEPS))
     rows = []
     for method, by_scene in found.items():
         shares = {name: left(mine) for name, mine in by_scene.items() if "before" in mine and "why" not in mine}

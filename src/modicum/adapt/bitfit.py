@@ -40,7 +40,7 @@ class Bitfit(AddedAdapter):
         year=2021,
         authors="Elad Ben Zaken and Shauli Ravfogel and Yoav Goldberg",
     )
-    rate: ClassVar[float] = 5e-3
+    rate: ClassVar[float] = 4e-2
 
     @override
     def means(self, unit: Unit) -> bool:

@@ -47,6 +47,7 @@ class Bone(Adapter):
         year=2024,
         authors="Jiale Kang",
     )
+    rate: ClassVar[float] = 4e-3
 
     rank: int = param(8, "side of a block, at most", between=(1, 65536), dial=True)
 

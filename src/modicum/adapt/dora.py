@@ -47,7 +47,7 @@ class Dora(Adapter):
         year=2024,
         authors="Shih-Yang Liu and Chien-Yi Wang and Hongxu Yin and Pavlo Molchanov and Yu-Chiang Frank Wang and Kwang-Ting Cheng and Min-Hung Chen",
     )
-    rate: ClassVar[float] = 5e-3
+    rate: ClassVar[float] = 1e-2
 
     rank: int = param(8, "inner size of the two factors", between=(1, 65536), dial=True)
     alpha: float = param(16.0, "strength: the product is multiplied by alpha / rank", between=(0.0, 1e6))

@@ -48,6 +48,7 @@ class Ether(Adapter):
         year=2024,
         authors="Massimo Bini and Karsten Roth and Zeynep Akata and Anna Khoreva",
     )
+    rate: ClassVar[float] = 1e-1
     begins_at_base: ClassVar[bool] = False
 
     blocks: int = param(1, "blocks of rows that are reflected each by itself", between=(1, 65536))

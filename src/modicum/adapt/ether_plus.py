@@ -48,6 +48,7 @@ class EtherPlus(Adapter):
         year=2024,
         authors="Massimo Bini and Karsten Roth and Zeynep Akata and Anna Khoreva",
     )
+    rate: ClassVar[float] = 1e-1
 
     blocks: int = param(1, "blocks of rows and of columns that change each by itself", between=(1, 65536))
 

@@ -46,7 +46,7 @@ class Ia3(Adapter):
         year=2022,
         authors="Haokun Liu and Derek Tam and Mohammed Muqeeth and Jay Mohta and Tenghao Huang and Mohit Bansal and Colin Raffel",
     )
-    rate: ClassVar[float] = 5e-2
+    rate: ClassVar[float] = 7e-2
 
     side: str = param("outputs", "what is multiplied", choices=("outputs", "inputs"))
 

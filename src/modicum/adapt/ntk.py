@@ -49,6 +49,7 @@ class Ntk(Aside):
         year=2024,
         authors="Yingyu Liang and Zhenmei Shi and Zhao Song and Chiwun Yang",
     )
+    rate: ClassVar[float] = 1e-1
 
     @override
     def places(self, root: Any) -> list[str]:

@@ -44,6 +44,7 @@ class Pissa(PrincipalAdapter):
         year=2024,
         authors="Fanxu Meng and Zhaohui Wang and Muhan Zhang",
     )
+    rate: ClassVar[float] = 5e-3
 
     rank: int = param(8, "how many singular directions are trained", between=(1, 65536), dial=True)
 

@@ -43,6 +43,7 @@ class Prefix(Before):
         year=2021,
         authors="Xiang Lisa Li and Percy Liang",
     )
+    rate: ClassVar[float] = 1e-1
 
     tokens: int = param(20, "keys and values before the inputs'", between=(1, 65536), dial=True)
 

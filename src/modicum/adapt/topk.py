@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from typing_extensions import override
@@ -33,6 +34,8 @@ class Topk(SparseAdapter):
         'topk keep=0.05'
 
     """
+
+    rate: ClassVar[float] = 1e-2
 
     keep: float = param(0.01, "share of entries that are trained, the largest ones", between=(1e-9, 1.0), dial=True)
 

@@ -48,6 +48,7 @@ class Vera(Adapter):
         year=2023,
         authors="Dawid J. Kopiczko and Tijmen Blankevoort and Yuki M. Asano",
     )
+    rate: ClassVar[float] = 1e-1
 
     rank: int = param(256, "inner size of the shared matrices", between=(1, 65536), dial=True)
     initial: float = param(0.1, "what the inner vector begins with", between=(1e-8, 1e3))

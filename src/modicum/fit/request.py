@@ -46,9 +46,7 @@ class Request(Settings):
         "norms, held", "what is trained, by commas: norms (and biases), held (the numbers of what is stored), scales (zero points and codes too)",
         metavar="METHODS", group="heal",
     )  # fmt: skip
-    heal_rate: float = param(
-        0.0, "learning rate at its highest; each method's own where 0", between=(0.0, 1e3), metavar="RATE", group="heal"
-    )
+    heal_rate: float = param(0.0, "learning rate at its highest, 0.005 where 0", between=(0.0, 1e3), metavar="RATE", group="heal")
     heal_batch: int = param(8, "sequences that an update is made of", between=(1, 10**6), metavar="N", group="heal")
     rounds: int = param(
         1, "times that pruning and healing follow each other, each pruning more until the last keeps the share that was asked for",

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Healer(Restriction):
     """Goes on from a form, whose bytes stay: the weight that is computed with is exact, and made anew in the backward pass."""
 
-    # Of steps that are relative: between the best for values under a mask (3e-3) and for scales of two bits (1e-2).
+    # As healing itself has it.
     rate: ClassVar[float] = 5e-3
 
     def suits(self, stored: Form) -> bool:
