@@ -152,7 +152,9 @@ def judge(seed, menu=None):
         assert result.receipt["quality"]["mean"] == pytest.approx(found, rel=2e-2, abs=1e-6), (
             "the receipt's divergence is not that of the outputs"
         )
-        whole, refusal = attempt(sentence.module, sentence.batches, size=sum(p.nbytes for p in plain.parameters()) * 4 + 100_000, menu=menu)
+        # Under a budget of bytes alone that is so wide nothing but rounding is measured: of every third all that is offered is.
+        room = {"size": sum(p.nbytes for p in plain.parameters()) * 4 + 100_000} | ({} if seed % 3 else {"params": 1})
+        whole, refusal = attempt(sentence.module, sentence.batches, menu=menu, **room)
         if whole is not None:
             assert divergence(plain, whole.model, test) <= 1e-7, "with room for all the model is not the original"
     finally:
