@@ -91,8 +91,8 @@ class Settings:
     gradient_samples: int = param(16, "sequences to take gradients on", between=_ONE_OR_MORE, metavar="N", group="data")
     search_time: float = param(
         60.0,
-        "time to judge plans by real divergences, to learn what harms are worth and to improve the choice, 0: none; of fit --from by default 0: "
-        "the choice is there in seconds",
+        "time to judge plans by real divergences, to learn what harms are worth and to improve the choice, 0: none; near-lossless choices take "
+        "none unless this is longer than by default; of fit --from by default 0: the choice is there in seconds",
         between=(0, float("inf")), metavar="SECONDS", group="method",
     )  # fmt: skip
     output: str | Callable[[Any], Any] | None = param(
