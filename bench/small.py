@@ -18,7 +18,8 @@ KEEP, TOKENS, ROWS, STEPS, TURNS = 0.25, 128, 4, 2, 5
 METHODS = {
     "dense": 0, f"random keep={KEEP}": 0, f"snip keep={KEEP}": 0, f"set keep={KEEP}": 100, f"rigl keep={KEEP}": 100, f"gradual keep={KEEP}": 20,
     f"freezenet keep={KEEP}": 0, "sr_ste n=2 m=8": 0, "gradient_flow n=2 m=8": 0, "lsq bits=4": 0, "bitnet": 0, "low_rank rank=32": 0, "phm n=4": 0,
-    "sltrain rank=32": 0,
+    "sltrain rank=32": 0, f"activating keep={KEEP}": 20, f"pst keep={KEEP}": 0, "lapp": 0, "wgsef": 0, "adaptive_precision": 50, "mpo bond=8": 0,
+    f"stable_rps keep={KEEP}": 0, f"shapeshifter keep={KEEP}": 0, "widenet": 0,
 }  # fmt: skip
 AIM = 1.15
 

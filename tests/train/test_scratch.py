@@ -81,7 +81,20 @@ class Killed(Quiet):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("method", ["rigl every=2", pytest.param("snip", marks=pytest.mark.slow)])
+SLOW = (
+    "snip",
+    "mpo shared=true",
+    "shapeshifter",
+    "adaptive_precision every=3",
+    "layer_tickets",
+    "pst",
+    "activating every=2 looking=1",
+    "lapp",
+    "widenet",
+)
+
+
+@pytest.mark.parametrize("method", ["rigl every=2", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
 def test_what_was_killed_goes_on_with_the_same_numbers(config, tmp_path, method):
     run = lambda name, **words: modicum.train(config, tmp_path / name, params="75%", method=method, loop=LOOP, **FEW, **words)
     whole = run("whole").receipt
@@ -146,6 +159,15 @@ def test_any_module_with_an_objective(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run("killed", progress=Killed(55))
     assert torch.equal(run("killed").model(x), made.model(x)), "statistics of batches are kept too"
+
+
+def test_a_model_that_sees_what_it_is_to_tell_is_refused(config, tmp_path):
+    path = tmp_path / "bert.json"
+    path.write_text(json.dumps(CONFIG | {"model_type": "bert"}))
+    with pytest.raises(ModelError, match="must be causal, but a later token changes"):
+        modicum.train(path, tmp_path / "out", method="rigl", loop=LOOP, **FEW)
+    path.write_text(json.dumps(CONFIG | {"model_type": "bert", "is_decoder": True}))
+    modicum.train(path, tmp_path / "out", method="rigl", loop=Loop(steps=1, batch=2), **FEW)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from modicum.forms.form import Form, expect
 
 # Entries up to which a file's word is taken.
 _LARGEST = 1 << 28
+# Turns through a part of the pool up to which a weight is put together of slices.
+_TURNS = 64
 
 
 class Pooled(Composite):
@@ -55,8 +58,7 @@ class Pooled(Composite):
 
     @override
     def value(self) -> torch.Tensor:
-        places, signs = drawn(math.prod(self.shape), **self.said())
-        return taken(self.parts[0].value().reshape(-1), places, signs, self.scale.float()).reshape(self.shape)
+        return entries(self.parts[0].value().reshape(-1), math.prod(self.shape), self.scale.float(), **self.said()).reshape(self.shape)
 
     @override
     def said(self) -> dict[str, Any]:
@@ -73,12 +75,22 @@ class Pooled(Composite):
         return cls(pool, shape, expect(own["scale"], (1,), torch.float32), **whole, seed=seed)
 
 
-def taken(pool: torch.Tensor, places: torch.Tensor, signs: torch.Tensor | None, scale: torch.Tensor) -> torch.Tensor:
-    """Numbers of a pool at places, with their signs, times ``scale``: float32, differentiable."""
-    found = pool[places]
+def entries(
+    pool: torch.Tensor, count: int, scale: torch.Tensor, *, at: int, first: int, length: int, chunk: int, seed: int | None
+) -> torch.Tensor:  # fmt: skip
+    """What a weight of ``count`` entries has of a pool (numbers,), times ``scale``: float32, differentiable. See ``Pooled``."""
+    if seed is None and count <= _TURNS * length:
+        part, begin, runs = pool[first : first + length], at % length, list[torch.Tensor]()
+        while count:
+            runs.append(part[begin : begin + count])
+            count, begin = count - len(runs[-1]), 0
+        return (runs[0] if len(runs) == 1 else torch.cat(runs)) * scale
+    places, signs = drawn(count, at=at, first=first, length=length, chunk=chunk, seed=seed)
+    found = pool.index_select(0, places)
     return (found if signs is None else found * signs) * scale
 
 
+@lru_cache(maxsize=4096)  # an update asks for those of every weight
 def drawn(count: int, *, at: int, first: int, length: int, chunk: int, seed: int | None) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Places in a pool (count,), and their signs (count,), None where all are plus; see ``Pooled``."""
     runs, inside = np.divmod(np.arange(at, at + count, dtype=np.int64), chunk)

@@ -264,6 +264,17 @@ def moved(state: State, wanted: torch.Tensor, count: int) -> tuple[State, dict[s
     return state.having(fresh, {"places": torch.cat([places[stays], grown])[order]}), {"values": old}
 
 
+def top(scores: torch.Tensor, count: int) -> torch.Tensor:
+    """Which entries are the ``count`` highest of a weight, bool of its shape; of equal ones the first."""
+    flat = scores.reshape(-1)
+    if count >= len(flat):
+        return torch.ones_like(scores, dtype=torch.bool)
+    border = flat.kthvalue(len(flat) - count + 1).values  # much cheaper than a sort
+    above = flat > border
+    equal = (flat == border).nonzero()[: count - int(above.count_nonzero()), 0]
+    return above.index_fill(0, equal, True).reshape(scores.shape)
+
+
 def highest(scores: Mapping[str, torch.Tensor], counts: Mapping[str, int], *, together: bool) -> dict[str, torch.Tensor]:
     """Places of the highest scores, ascending: as many as ``counts`` says of each unit, or ``together`` as many as it says of all."""
     if not together:

@@ -11,7 +11,7 @@ import torch
 
 from modicum.core.parametrization import State
 from modicum.forms import Shared
-from modicum.forms.pooled import Pooled, drawn, taken
+from modicum.forms.pooled import Pooled, entries
 
 
 def role(unit: str) -> tuple[str, int]:
@@ -37,10 +37,9 @@ def place(at: int, first: int, length: int, chunk: int = 1, seed: int | None = N
     return torch.tensor([at, first, length, chunk, -1 if seed is None else seed])
 
 
-def entries(pool: torch.Tensor, where: torch.Tensor, shape: tuple[int, int], scale: torch.Tensor) -> torch.Tensor:
+def weight(pool: torch.Tensor, where: torch.Tensor, shape: tuple[int, int], scale: torch.Tensor) -> torch.Tensor:
     """A weight (rows, columns) of a pool (1, numbers)."""
-    places, signs = drawn(math.prod(shape), **_said(where))
-    return taken(pool.reshape(-1), places, signs, scale).reshape(shape)
+    return entries(pool.reshape(-1), math.prod(shape), scale, **_said(where)).reshape(shape)
 
 
 def pooled(state: State, name: str, where: torch.Tensor, shape: tuple[int, int], scale: torch.Tensor) -> Pooled:

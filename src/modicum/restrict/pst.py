@@ -12,7 +12,7 @@ from modicum.core.method import Paper
 from modicum.core.parametrization import Start, State, Step
 from modicum.core.settings import param
 from modicum.forms import Masked
-from modicum.restrict._family import Sparsity, beginning, through
+from modicum.restrict._family import Sparsity, beginning, through, top
 
 if TYPE_CHECKING:
     from modicum.forms import Form
@@ -88,8 +88,7 @@ class Pst(Sparsity):
         learnt = state["left"] @ state["right"] + state["row"] + state["column"]
         scores, end = (changed.abs() / state["mean"] + learnt).detach(), int(state["entries"])
         count = end + round((scores.numel() - end) * self._left(step))
-        chosen = scores.reshape(-1).argsort(descending=True, stable=True)[:count]
-        return through(learnt, torch.zeros(scores.numel()).index_fill(0, chosen, 1.0).reshape(scores.shape))
+        return through(learnt, top(scores, count).float())
 
     @override
     def weight(self, base: torch.Tensor | None, state: State, step: Step) -> torch.Tensor:

@@ -15,7 +15,7 @@ from modicum.core.parametrization import Revision, Start, State, Step
 from modicum.core.settings import param
 from modicum.forms import Sum
 from modicum.restrict._family import Restriction, Shapes
-from modicum.restrict._shared import common_deviation, deviation, entries, place, pooled
+from modicum.restrict._shared import common_deviation, deviation, place, pooled, weight
 
 if TYPE_CHECKING:
     from modicum.forms import Form
@@ -91,7 +91,7 @@ class Shapeshifter(Restriction):
     def weight(self, base: torch.Tensor | None, state: State, step: Step) -> torch.Tensor:
         """The templates, added in their order."""
         (rows, columns), scales = state["shape"].tolist(), state["mix"] * state["scale"]
-        found = [entries(state["pool"], runs, (rows, columns), scale) for runs, scale in zip(state["runs"], scales)]
+        found = [weight(state["pool"], runs, (rows, columns), scale) for runs, scale in zip(state["runs"], scales)]
         total = found[0]
         for each in found[1:]:
             total = total + each

@@ -12,7 +12,7 @@ from modicum.core.method import Paper
 from modicum.core.parametrization import Start, State, Step
 from modicum.core.settings import param
 from modicum.forms import Masked
-from modicum.restrict._family import Sparsity, beginning, through
+from modicum.restrict._family import Sparsity, beginning, through, top
 
 if TYPE_CHECKING:
     from modicum.forms import Form
@@ -63,8 +63,7 @@ class Smp(Sparsity):
         """The highest scores (rows, columns), as many as there are at a step."""
         scores, end = state["scores"].detach(), int(state["entries"])
         left = max(0.0, 1 - step.share / max(1e-9, self.until)) ** 3
-        chosen = scores.reshape(-1).argsort(descending=True, stable=True)[: end + round((scores.numel() - end) * left)]
-        return torch.zeros(scores.numel(), dtype=torch.bool).index_fill(0, chosen, True).reshape(scores.shape)
+        return top(scores, end + round((scores.numel() - end) * left))
 
     @override
     def density(self, step: Step) -> float:

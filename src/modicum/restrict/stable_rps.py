@@ -15,7 +15,7 @@ from modicum.core.parametrization import Start, State, Step
 from modicum.core.settings import param
 from modicum.forms.pooled import drawn
 from modicum.restrict._family import Restriction, Shapes
-from modicum.restrict._shared import common_deviation, deviation, entries, place, pooled
+from modicum.restrict._shared import common_deviation, deviation, place, pooled, weight
 
 if TYPE_CHECKING:
     from modicum.forms import Form
@@ -90,7 +90,7 @@ class StableRps(Restriction):
     @override
     def weight(self, base: torch.Tensor | None, state: State, step: Step) -> torch.Tensor:
         """Entries of the array; its gradient is divided by what shares it."""
-        return entries(_Divided.apply(state["pool"], state["used"]), *self._made(state))
+        return weight(_Divided.apply(state["pool"], state["used"]), *self._made(state))
 
     @override
     def form(self, state: State) -> Form:

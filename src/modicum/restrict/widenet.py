@@ -13,7 +13,7 @@ from modicum.core.method import Paper
 from modicum.core.parametrization import Start, State, Step
 from modicum.core.settings import param
 from modicum.restrict._family import Restriction, Shapes
-from modicum.restrict._shared import deviation, entries, place, pooled, role
+from modicum.restrict._shared import deviation, place, pooled, role, weight
 
 if TYPE_CHECKING:
     from modicum.forms import Form
@@ -82,7 +82,7 @@ class Widenet(Restriction):
     @override
     def weight(self, base: torch.Tensor | None, state: State, step: Step) -> torch.Tensor:
         """A run of the pool."""
-        return entries(state["pool"], *self._made(state))
+        return weight(state["pool"], *self._made(state))
 
     @override
     def form(self, state: State) -> Form:

@@ -81,6 +81,7 @@ def of_config(
     fresh = lambda: built(cls, config, str(source), seed)
     subject = Subject(str(source), fresh, splits, config=config, directory=home)
     require_positions(open_model(fresh()), tokens)
+    _require_causal(fresh(), str(source))
     return subject
 
 
@@ -118,6 +119,16 @@ def _class(config: Any, who: str) -> Any:
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ModelError(f"{who}: must be the config of a causal language model, is one of {config.model_type!r}.")
     return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+
+
+def _require_causal(module: nn.Module, who: str) -> None:
+    """Raise ``ModelError`` where a later token changes what is said of an earlier one: such a model would be shown what it is to tell."""
+    ids = torch.zeros(1, 4, dtype=torch.long)
+    other = ids.index_fill(1, torch.tensor([3]), 1)
+    with torch.no_grad(), hushed():
+        one, two = (module(input_ids=each, use_cache=False).logits[:, :-1].float() for each in (ids, other))
+    if not torch.allclose(one, two, rtol=1e-3, atol=1e-4):
+        raise ModelError(f"{who}: must be causal, but a later token changes what is said of those before it. Set is_decoder in the config.")
 
 
 def _tokenizer(directory: Path) -> Any:
