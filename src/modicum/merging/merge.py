@@ -128,6 +128,8 @@ def merge(
     if not isinstance(base, str | Path):
         alike = tuple(float(weight) for weight in weights) if weights is not None else (chosen.weight,) * len(models)
         chosen.check(alike)
+        if tokenizer is not None:
+            raise SettingError("tokenizer: is of checkpoints in folders, tensors in memory have none. Leave it out.")
         beside = _beside(chosen, statistics, len(models))
         return _in_memory(chosen, base, models, alike, beside, dtype, seed, match, evaluate, score, trials)
     if out is None:
@@ -142,13 +144,13 @@ def merge(
         given = opened(said, chosen)
         by_name = weighed(given, given.weights, chosen)
         beside = _beside(chosen, statistics, len(given.models))
+        words = None
+        if (kind := tokenizer or said.tokenizer) is not None:
+            words = joined(kind, given.base, given.models)
+        elif not said.slices:
+            require_one(given.base, given.models)
     with meter.stage("hashing"):
         inputs = [{"model": each.label, "sha256": each.digest} for each in (given.base, *given.models)]
-    words = None
-    if (kind := tokenizer or said.tokenizer) is not None:
-        words = joined(kind, given.base, given.models)
-    elif not said.slices:
-        require_one(given.base, given.models)
     if words is not None:
         given = replace(given, base=words.base, models=words.models, given=())
     if match:
@@ -158,11 +160,12 @@ def merge(
             given = replace(given, models=tuple(renumbered(given.base, given.models, of_checkpoint(given.checkpoints[0]), seed)))
     searched = None
     shares: tuple[Any, ...] = given.weights
-    judged_by = Judged(given.checkpoints[0], given.given, data, samples, tokens, seed, quality)
+    whose = given.checkpoints[0] if words is None else next(each for each in given.checkpoints if each.directory == words.folder)
+    judged_by = Judged(whose, given.given, data, samples, tokens, seed, quality)
     if evaluate is not None:
         with meter.stage("choosing"):
-            if said.slices or not all(isinstance(share, float) for share in shares):
-                raise SettingError("evaluate: chooses one weight for each model; leave out slices and weights by layer.")
+            if words is not None or said.slices or not all(isinstance(share, float) for share in shares):
+                raise SettingError("evaluate: chooses one weight for each model of one vocabulary; leave out slices and weights by layer.")
             judge = score or by_loss(judged_by)
             searched = search(evaluate, _score(chosen, given.base, given.models, beside, seed, judge), shares, trials, seed)
             shares = searched.weights
