@@ -86,6 +86,14 @@ def test_what_cannot_be_done_is_said_and_leaves_nothing(case, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_what_is_not_kept_cannot_be_taken_off(case, tmp_path):
+    target, folder, delta, _ = case
+    made = over.apply(folder / "base", [delta], tmp_path / "out", dequantize=target != "modicum", reversible=False)
+    assert made.displaced == 0 and not (tmp_path / "out" / "displaced.safetensors").exists()
+    with pytest.raises(ModelError, match="does not hold what was displaced"):
+        over.revert(tmp_path / "out", tmp_path / "back")
+
+
 def test_a_base_that_changed_since_is_told(case, tmp_path):
     target, folder, delta, _ = case
     over.apply(folder / "base", [delta], tmp_path / "out", dequantize=target != "modicum")

@@ -110,7 +110,7 @@ def apply(
 
     read = [opened(path, model) for path in deltas]
     if over.is_compressed(locate(model)):
-        made = over.apply(model, read, out, scale=scale, overwrite=overwrite, dequantize=dequantize)
+        made = over.apply(model, read, out, scale=scale, overwrite=overwrite, dequantize=dequantize, reversible=not no_revert)
     else:
         made = dense(model, read, out, scale=scale, overwrite=overwrite, reversible=not no_revert)
     if as_json:

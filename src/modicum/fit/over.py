@@ -91,8 +91,9 @@ class _Rewriting:
 
 
 def apply(
-    base: str | Path, deltas: Sequence[Delta], out: str | Path, *, scale: float = 1.0, overwrite: bool = False, dequantize: bool = False
-) -> Applied:
+    base: str | Path, deltas: Sequence[Delta], out: str | Path, *, scale: float = 1.0, overwrite: bool = False, dequantize: bool = False,
+    reversible: bool = True,
+) -> Applied:  # fmt: skip
     """Write the compressed model ``base`` with deltas over it, times ``scale``.
 
     In our container each changed weight becomes what it was, plus the delta. A weight whose target cannot hold a sum (compressed-tensors) becomes
@@ -120,9 +121,9 @@ def apply(
         laid = _container if (directory / FILE).is_file() else _compressed
         rewriting = laid(directory, shards, total, lambda name: units[name].stored(value(name)), dequantize)
         _write(directory, made, shards, rewriting)
-        _record(directory, made, shards, rewriting, {"base": str(base), "scale": scale, "notes": list(total.notes)})
+        _record(directory, made, shards, rewriting, reversible, {"base": str(base), "scale": scale, "notes": list(total.notes)})
         _verify(made, {name: value(name) for name in total.forms})
-    kept = (out / _DISPLACED).stat().st_size
+    kept = (out / _DISPLACED).stat().st_size if reversible else 0
     return Applied(out, tuple(sorted(total.forms)), kept, tuple(dict.fromkeys(total.notes)))
 
 
@@ -130,6 +131,8 @@ def revert(directory: str | Path, out: str | Path, *, overwrite: bool = False) -
     """Write the compressed base of what ``apply`` wrote, with the very bytes that it had. Raises ``ModelError`` where files changed since."""
     directory, out = Path(directory), Path(out)
     record = _read(directory)
+    if not record["files"]:
+        raise ModelError(f"{directory}: does not hold what was displaced. Take the base itself: {quoted(record['base'])}.")
     with writing(out, [directory], overwrite) as made, Shards(directory) as shards, TensorFile(directory / _DISPLACED) as kept:
         copied(directory, made, (_RECORD, _DISPLACED, *(path.name for path in shards.files)))
         for name in _kept_files(kept):
@@ -246,16 +249,20 @@ def _write(directory: Path, made: Path, shards: Shards, rewriting: _Rewriting) -
         (made / name).write_bytes(body)
 
 
-def _record(directory: Path, made: Path, shards: Shards, rewriting: _Rewriting, said: dict[str, Any]) -> None:
+def _record(directory: Path, made: Path, shards: Shards, rewriting: _Rewriting, reversible: bool, said: dict[str, Any]) -> None:
     """Keep beside the result what its files no longer hold, and what the base's files were. Raises ``ModelError`` where they cannot be had again."""
-    files = {}
-    for path in shards.files:
+    files = dict[str, Any]()
+    for path in shards.files if reversible else ():
         mine = [key for key in shards.names() if shards.file_of(key) == path]
         head, _ = layout({key: (shards.entry(key).dtype, shards.entry(key).shape) for key in mine}, _metadata(path), str(path))
         with path.open("rb") as file:
             if file.read(len(head)) != head:
                 raise ModelError(f"{path}: must be laid out as safetensors are written, is not. Fit the model anew.")
         files[path.name] = {"tensors": mine, "metadata": _metadata(path), "sha256": _hash(path)}
+    body = {"format": _FORMAT, "version": _VERSION, **said, "moved": rewriting.moved, "files": files}
+    write_json(made / _RECORD, body)
+    if not reversible:
+        return
     kept = {f"tensor {key}": shards.read(key) for key in rewriting.gone}
     for name in (*rewriting.bodies, *_TOLD):
         if (directory / name).is_file():
@@ -263,7 +270,6 @@ def _record(directory: Path, made: Path, shards: Shards, rewriting: _Rewriting, 
     with TensorWriter(made / _DISPLACED, {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in kept.items()}) as writer:
         for name, tensor in kept.items():
             writer.write(name, tensor)
-    write_json(made / _RECORD, {"format": _FORMAT, "version": _VERSION, **said, "moved": rewriting.moved, "files": files})
 
 
 def _verify(made: Path, wanted: Mapping[str, torch.Tensor]) -> None:
