@@ -3,7 +3,7 @@ import torch
 
 from modicum.core.errors import DataError
 from modicum.data.extent import extent
-from modicum.data.mixture import apportioned, mixed, sources_of
+from modicum.data.mixture import apportioned, mixed
 from modicum.data.splits import from_text
 from modicum.models.open import open_model
 
@@ -50,30 +50,9 @@ def test_a_source_that_has_fewer_windows_is_told(letters, tokenizer):
     assert found.taken["sources"][1]["calibration"] < 8 == found.taken["sources"][0]["calibration"]
 
 
-def test_a_name_with_commas_that_is_there_is_one_source(letters):
-    whole = letters / "a,b=2.txt"
-    whole.write_text("text")
-    assert sources_of(whole) == [(str(whole), 1.0)]
-
-
 def test_a_forecast_counts_all_sources(letters, tokenizer):
     one, both = (extent(path, tokenizer, 32, None) for path in (f"{letters}/code.txt", f"{letters}/code.txt,{letters}/prose.txt=2"))
     assert both["documents"] == 2 * one["documents"] and both["tokens"] > 1.5 * one["tokens"]
-
-
-@pytest.mark.parametrize(
-    ("path", "said"),
-    [
-        ("a.txt=0,b.txt", "a positive number behind each =, 0 came"),
-        ("a.txt=,b.txt", "a positive number behind each =, nothing came"),
-        ("a.txt=inf,b.txt", "a positive number behind each =, inf came"),
-        ("a.txt,,b.txt", "one name is empty"),
-        ("a.txt,a.txt=2", "a.txt is named twice"),
-    ],
-)
-def test_slips_are_told(path, said):
-    with pytest.raises(DataError, match=said):
-        sources_of(path)
 
 
 def test_what_is_not_there_is_named(tokenizer, letters):

@@ -14,6 +14,7 @@ from modicum.core.extras import require_package
 from modicum.core.files import require_there
 from modicum.core.option import Option
 from modicum.core.plan import Plan
+from modicum.core.sources import sources_of
 from modicum.fit.receipts import FILE, read_receipt
 from modicum.fit.request import Request
 from modicum.measure.meta import require_measurement
@@ -51,7 +52,8 @@ def check_places(model: str | None, *data: str | None) -> None:
         here(model)
     for path in data:
         if path is not None:
-            require_there(Path(path))
+            for source, _ in sources_of(path):
+                require_there(Path(source))
 
 
 def check_harness(tasks: str | None) -> None:

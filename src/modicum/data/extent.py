@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from modicum.core.errors import DataError
-from modicum.data.mixture import sources_of
+from modicum.core.sources import sources_of
 from modicum.data.text import SHIPPED_PARTS, Documents, encode, read_all, shipped
 
 if TYPE_CHECKING:

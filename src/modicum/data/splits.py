@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from modicum.core.errors import DataError, SettingError
 from modicum.core.finite import finite
-from modicum.data.mixture import mixed, sources_of
+from modicum.core.sources import sources_of
+from modicum.data.mixture import mixed
 from modicum.data.text import SHIPPED_PARTS, Documents, encode, read_all, shipped
 
 if TYPE_CHECKING:

@@ -56,7 +56,7 @@ def best(corrected: np.ndarray, tables: np.ndarray, most: int) -> tuple[np.ndarr
 
 def _segments(corrected: np.ndarray, tables: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
     lanes, rows = corrected.shape
-    size = np.abs(corrected)
+    size = np.abs(np.nan_to_num(corrected))  # what is not finite is told where a form is looked at
     reach = np.minimum(rans.reaches()[tables], most)
     codes, values = np.empty((2, 4, lanes, rows), dtype=np.float32)
     costs = np.zeros((4, lanes, -(-rows // _SPAN) * _SPAN), dtype=np.float32)

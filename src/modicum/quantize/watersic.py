@@ -28,11 +28,13 @@ class Watersic(Method):
 
     The stream has the size that was asked for. Steps are ``∝ 1 / √D`` with the conditional variances D of the inputs' covariance ``H = M D Mᵀ``
     (see ``numerics/coding.py``): the share of the error that each column is left with is then the same. Where gradients of the output were taken,
-    steps of rows fall with the fourth root of how much the output feels each.
+    steps of rows fall with the fourth root of how much the output feels each. Up to four bits the codes of a column are the best path through a
+    trellis of two grids (see ``numerics/trellis.py``), which takes 0.16 to 0.2 bits less for the same error.
 
     *Shapes:* weight (rows, columns), covariance (columns, columns). *Needs and cost:* covariance; the factorization that ``gptq`` has too, and two
-    to four solves. *Reduces to:* ``coded`` where the covariance is a multiple of the identity. *Raises:* ``ModelError`` where
-    no damping makes the covariance positive definite. Weights whose inputs were not seen take ``coded`` at the same rate.
+    to four solves; with ``paths`` some four seconds for a million weights. *Reduces to:* ``coded`` where the covariance is a multiple of the
+    identity. *Raises:* ``ModelError`` where no damping makes the covariance positive definite. Weights whose inputs were not seen take ``coded`` at
+    the same rate.
 
     *Differences from the paper:* steps are octaves and one and a half times those; codes are coded under tables of Gaussians by the deviation of
     their row and the step of their column, in exactly the bytes asked for; one scale for the matrix is put right at the end, not one for each
