@@ -394,7 +394,7 @@ def test_what_is_shared_has_a_value_where_it_is_at_hand():
         Shared("x", (1, 3), torch.float32).dense()
 
 
-@pytest.mark.parametrize("wrong", [{"length": 7}, {"first": 30}, {"chunk": 0}, {"seed": -1}, {"at": -1}])
+@pytest.mark.parametrize("wrong", [{"length": 7}, {"first": 30}, {"chunk": 0}, {"seed": -1}, {"at": -1}, {"shape": [1 << 14, 1 << 13]}])
 def test_a_pool_that_does_not_fit_is_told(wrong):
     form = pooled((4, 6))
     with pytest.raises(ModelError, match="must fit together"):

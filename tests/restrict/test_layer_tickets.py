@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from modicum.core.errors import SettingError
 from modicum.restrict import LayerTickets
 from modicum.train.scoring import scored
 from modicum.train.trained import trained
@@ -52,3 +53,11 @@ def test_blocks_of_another_kind_stay():
 def test_one_block_stays_at_least_and_all_do_where_all_are_kept(keep):
     shapes = {f"b.{place}.first": (8, 8) for place in range(3)}
     assert len(LayerTickets(keep=keep).left_out(dict.fromkeys(shapes, 1.0), shapes)) == (2 if keep < 1 else 0)
+
+
+def test_blocks_that_nobody_scored_are_told():
+    with (
+        trained(nn.Sequential(nn.Linear(8, 8)), "layer_tickets keep=0.5") as t,
+        pytest.raises(SettingError, match="must see gradients before"),
+    ):
+        t.revise()

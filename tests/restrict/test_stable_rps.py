@@ -45,5 +45,7 @@ def test_a_number_moves_by_the_mean_of_what_shares_it():
 
 
 def test_too_small_an_array_is_told():
-    with pytest.raises(SettingError, match=r"keep: must leave a run of 16 numbers at least, leaves 6.4 of 64"):
+    with pytest.raises(
+        SettingError, match=r"keep: must leave a run of 16 numbers at least, and one for 65536 of a weight's, leaves 6.4 of 64"
+    ):
         trained(nn.Sequential(nn.Linear(8, 8)), "stable_rps keep=0.1")

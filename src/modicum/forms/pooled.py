@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -16,6 +17,8 @@ from modicum.forms.form import Form, expect
 
 # Entries up to which a file's word is taken.
 _LARGEST = 1 << 28
+# Rounds through a pool that one weight may take.
+ROUNDS = 1 << 16
 # Turns through a part of the pool up to which a weight is put together of slices.
 _TURNS = 64
 
@@ -44,7 +47,7 @@ class Pooled(Composite):
             and 0 <= at < 1 << 60
             and (seed is None or 0 <= seed < 2**63)
             and tuple(scale.shape) == (1,)
-            and math.prod(shape) <= _LARGEST
+            and math.prod(shape) <= min(_LARGEST, ROUNDS * length)
         ):
             raise ValueError("a pool of one row, a part of it in whole runs, and a seed below 2**63 belong in a pooled weight")
 
@@ -98,8 +101,9 @@ def drawn(count: int, *, at: int, first: int, length: int, chunk: int, seed: int
     if seed is None or not count or int(rounds[-1]) == 0:
         return torch.from_numpy(first + turn * chunk + inside), None
     places, signs = np.empty(count, np.int64), np.ones(count, np.float32)
-    for number in range(int(rounds[0]), int(rounds[-1]) + 1):
-        here = rounds == number
+    numbers = np.arange(rounds[0], rounds[-1] + 2)
+    for number, (begin, end) in zip(numbers.tolist(), itertools.pairwise(np.searchsorted(rounds, numbers).tolist())):
+        here = slice(begin, end)
         order, sign = _round(seed, number, length // chunk)
         places[here], signs[here] = order[turn[here]], sign[turn[here]]
     return torch.from_numpy(first + places * chunk + inside), torch.from_numpy(signs)

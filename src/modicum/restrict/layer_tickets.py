@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from typing_extensions import override
 
+from modicum.core.errors import SettingError
 from modicum.core.method import Paper
 from modicum.core.parametrization import Revision, Start, State, Step
 from modicum.core.settings import param
@@ -34,7 +35,7 @@ class LayerTickets(Restriction):
 
     *Reduces to:* dense training with ``keep=1``.
 
-    *Raises:* nothing of its own.
+    *Raises:* ``SettingError`` where nothing was scored before training.
 
     *Differences from the paper:* scores are those of the loss's first order; blocks are zeros where they were, not taken out of the module.
 
@@ -84,7 +85,7 @@ class LayerTickets(Restriction):
     @override
     def begin(self, start: Start) -> State:
         """The weight."""
-        return State({"weight": beginning(start)}, {"rows": torch.tensor(start.shape[0])})
+        return State({"weight": beginning(start)}, {"rows": torch.tensor(start.shape[0]), "looked": torch.tensor(False)})
 
     @override
     def watches(self, step: Step) -> bool:
@@ -94,13 +95,15 @@ class LayerTickets(Restriction):
     @override
     def revise(self, states: Mapping[str, State], gradients: Mapping[str, torch.Tensor], budget: int, step: Step) -> Revision | None:
         """Before the first update blocks go."""
+        if step.number > 0 and self.keep < 1 and (blind := [unit for unit, state in states.items() if not bool(state["looked"])]):
+            raise SettingError(f"layer_tickets: must see gradients before it is trained, has not at {blind[0]}. Call scored first.")
         if step.number != 0 or not gradients:
             return None
         shapes = {unit: (int(state["rows"]), state["weight"].shape[1]) for unit, state in states.items()}
         scores = {unit: float((state["weight"].detach() * gradients[unit]).abs().sum()) for unit, state in states.items()}
-        return Revision(
-            {unit: states[unit].having({"weight": states[unit]["weight"].detach()[:0]}) for unit in self.left_out(scores, shapes)}
-        )
+        gone, looked = self.left_out(scores, shapes), {"looked": torch.tensor(True)}
+        emptied = lambda unit, state: {"weight": state["weight"].detach()[:0]} if unit in gone else None
+        return Revision({unit: state.having(emptied(unit, state), looked) for unit, state in states.items()})
 
     @override
     def weight(self, base: torch.Tensor | None, state: State, step: Step) -> torch.Tensor:

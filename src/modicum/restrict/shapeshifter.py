@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -14,6 +14,7 @@ from modicum.core.method import Paper
 from modicum.core.parametrization import Revision, Start, State, Step
 from modicum.core.settings import param
 from modicum.forms import Sum
+from modicum.forms.pooled import ROUNDS
 from modicum.restrict._family import Restriction, Shapes
 from modicum.restrict._shared import common_deviation, deviation, place, pooled, weight
 
@@ -60,12 +61,17 @@ class Shapeshifter(Restriction):
     @override
     def common(self, shapes: Shapes, chance: torch.Generator, seed: int) -> State | None:
         """The bank, and where each weight's templates begin while all share it."""
-        numbers = max(self.templates, round(self.keep * sum(map(math.prod, shapes.values()))))
+        sizes = list(map(math.prod, shapes.values()))
+        numbers = max(self._least(sizes), round(self.keep * sum(sizes)))
         pool = common_deviation(shapes.values()) * torch.randn(1, numbers, generator=chance)
         where = self._runs({unit: math.prod(shape) for unit, shape in sorted(shapes.items())}, 0, numbers)
         scales = {unit: deviation(shape[1]) / common_deviation(shapes.values()) for unit, shape in sorted(shapes.items())}
         frozen = {f"runs of {unit}": runs for unit, runs in where.items()}
         return State({"pool": pool}, frozen | {f"scale of {unit}": torch.tensor([scale]) for unit, scale in scales.items()})
+
+    def _least(self, sizes: Iterable[int]) -> int:
+        """Numbers that a bank has at least: one for each template, and for so many of a weight's as a file may say."""
+        return max(self.templates, math.ceil(max(sizes) / ROUNDS))
 
     def _runs(self, sizes: Mapping[str, int], first: int, length: int) -> dict[str, torch.Tensor]:
         """Places of templates (templates, 5) by weight in a part of the bank: the same for all, or where there is room runs of their own."""
@@ -116,8 +122,8 @@ class Shapeshifter(Restriction):
         parts = [{unit: size for (unit, size), own in zip(sizes.items(), group) if own == number} for number in sorted(set(group))]
         for number, part in enumerate(parts):
             share = sum(part.values()) / sum(sizes.values())
-            length = numbers - first if number + 1 == len(parts) else max(self.templates, int(share * numbers))
-            if first + length > numbers or length < self.templates:
+            length = numbers - first if number + 1 == len(parts) else max(self._least(sizes.values()), int(share * numbers))
+            if first + length > numbers or length < self._least(part.values()):
                 return None  # the bank is too small to be divided
             found |= self._runs(part, first, length)
             first += length

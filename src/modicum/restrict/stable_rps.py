@@ -13,7 +13,7 @@ from modicum.core.errors import SettingError
 from modicum.core.method import Paper
 from modicum.core.parametrization import Start, State, Step
 from modicum.core.settings import param
-from modicum.forms.pooled import drawn
+from modicum.forms.pooled import ROUNDS, drawn
 from modicum.restrict._family import Restriction, Shapes
 from modicum.restrict._shared import common_deviation, deviation, place, pooled, weight
 
@@ -60,9 +60,10 @@ class StableRps(Restriction):
         """The array, where each weight begins in the order of all, and how often each number is used."""
         total, wanted = sum(map(math.prod, shapes.values())), self.keep * sum(map(math.prod, shapes.values()))
         length = (math.ceil(total / self.chunk) if self.keep == 1 else int(wanted / self.chunk)) * self.chunk
-        if not length:
+        if not length or max(map(math.prod, shapes.values())) > ROUNDS * length:
             raise SettingError(
-                f"keep: must leave a run of {self.chunk} numbers at least, leaves {wanted:.3g} of {total}. Raise it, or lower chunk."
+                f"keep: must leave a run of {self.chunk} numbers at least, and one for {ROUNDS} of a weight's, leaves {wanted:.3g} of {total}. "
+                "Raise it, or lower chunk."
             )
         mean, at, used = common_deviation(shapes.values()), 0, torch.zeros(length)
         frozen: dict[str, torch.Tensor] = {}

@@ -126,7 +126,7 @@ def _require_causal(module: nn.Module, who: str) -> None:
     ids = torch.zeros(1, 4, dtype=torch.long)
     other = ids.index_fill(1, torch.tensor([3]), 1)
     with torch.no_grad(), hushed():
-        one, two = (module(input_ids=each, use_cache=False).logits[:, :-1].float() for each in (ids, other))
+        one, two = (module(input_ids=each).logits[:, :-1].float() for each in (ids, other))
     if not torch.allclose(one, two, rtol=1e-3, atol=1e-4):
         raise ModelError(f"{who}: must be causal, but a later token changes what is said of those before it. Set is_decoder in the config.")
 
