@@ -103,7 +103,7 @@ def once(seed: int) -> dict[str, Any]:
     mean = lambda models: merged("average", models[0], models)
     barrier = lambda a, b: judged(mean([a, b]))[0] - (judged(a)[0] + judged(b)[0]) / 2
     apart = lambda a, b: float(sum((a[name] - b[name]).square().sum() for name in a)) ** 0.5
-    sizes = lambda tensors: torch.cat([torch.linalg.svdvals(value) for value in tensors.values() if value.ndim == 2])
+    sizes = lambda tensors: torch.cat([torch.linalg.svdvals(value.double()) for value in tensors.values() if value.ndim == 2])
     ways = {"not matched": nets, "matched by weights": weight, "matched by a straight-through estimator": estimate}
     return {
         "accuracy": {f"average, {way}": judged(mean(models))[1] for way, models in ways.items()},

@@ -82,6 +82,8 @@ def _tell(out: Path | None, receipt: dict[str, Any]) -> None:
     )
     for each in receipt["models"]:
         click.echo(f"weight {each['weight']:g}: {each['model']} (sha256 {each['sha256'][:12]}).")
+    for each in receipt.get("matched", ()):
+        click.echo(f"matched {each['model']}: {each['moved']} of {each['units']} units stand elsewhere.")
     if found := receipt.get("evaluated"):
         chosen = ", ".join(f"{weight:g}" for weight in found["weights"])
         click.echo(f"weights {chosen} chosen on validation data of {len(found['tried'])} by {found['way']}.")
