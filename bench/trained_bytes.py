@@ -24,7 +24,7 @@ AFTER = "fit of the dense net"
 KINDS = {
     "masks chosen once": ("random layers=erk", "snip", "grasp", "synflow", "sbp_sr", "freezenet"),
     "masks that move": ("set every=20", "rigl every=20", "gradual", "activating", "dsl every=20", "tickets", "smp", "pst"),
-    "patterns and rows": ("sr_ste m=16", "gradient_flow m=16", "lapp", "wgsef until=0.4"),
+    "patterns of n of 16": ("sr_ste m=16", "gradient_flow m=16"),
     "grids": ("lsq", "bitnet inputs_in=float", "adaptive_precision every=25"),
     "factors": ("low_rank", "sltrain", "phm n=4", "phm n=8", "mpo"),
     "shared numbers": ("stable_rps", "shapeshifter"),
