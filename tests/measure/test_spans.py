@@ -143,3 +143,13 @@ def test_any_other_error_of_a_method_is_told(monkeypatch):
     monkeypatch.setattr(Replaceme, "reshape", unreadable)
     with pytest.raises(ModelError, match="what happened"):
         measured(opened())
+
+
+def test_longer_spans_are_not_measured_where_the_shortest_are_hopeless():
+    subject, told = opened(layers=9), []
+    data = subject.data
+    found = measure_spans(
+        subject.model, subject.script, (Blocks(),), data.calibration, data.validation[:1], SpillPool(None, None), 0,
+        hopeless=lambda least: told.append(least) or True,
+    )  # fmt: skip
+    assert [len(span.blocks) for span in found.values()] == [1] and told == [span.harm for span in found.values()]

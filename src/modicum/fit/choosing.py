@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from modicum.allocate import JUDGED
+from modicum.allocate.integer_program import integer_program
 from modicum.core.budget import readable
 from modicum.core.files import write_json
 from modicum.core.log import LOG
@@ -142,13 +143,25 @@ class Choosing:
             return known, levels
         survey = Survey(
             scene.subject, [scene.target.name], self.partial / "measure", self.pool, self.meter, self.meter.progress, scene.ranks,
-            settled=lambda found: levels is not None and self._settled(levels, found),
+            settled=lambda found: levels is not None and self._settled(levels, found), hopeless=self._hopeless,
         )  # fmt: skip
         findings = survey.run(levels)
         self.events += findings.events
         if levels is not None:
             levels.findings = findings
         return findings, levels
+
+    def _hopeless(self, findings: Findings, least: float) -> bool:
+        """Whether leaving out any block loses so much that no choice within the budget has it, though its forecast fall short by half."""
+        if self.chooser is None or self.scene.subject.most is None:
+            return False
+        table, limits = self.chooser.sizing.table(findings), self.chooser.limits()
+        picks = integer_program(table, limits, gap=1e-3)
+        if hopeless := table.fits(picks, limits) and 2 * table.harm(picks) < least:
+            LOG.info(
+                "depth: leaving out one block costs %.3g, a choice without %.3g; longer spans are not measured", least, table.harm(picks)
+            )
+        return hopeless
 
     def _judging(self, levels: Levels, findings: Findings) -> PlanJudge:
         levels.findings = findings

@@ -22,16 +22,18 @@ from modicum.table.sizing import SPAN_LENGTHS
 def measure_spans(
     model: Model, script: Script, steps: Sequence[Spanner], calibration: Sequence[Batch], judged: Sequence[Batch], pool: SpillPool, seed: int,
     known: dict[str, Structural] | None = None, done: Callable[[dict[str, Structural]], None] = lambda found: None,
+    hopeless: Callable[[float], bool] = lambda least: False,
 ) -> dict[str, Structural]:  # fmt: skip
     """For each method and length the span of least cosine change, with the mean KL per token that leaving it out costs on ``judged``.
 
     Lengths go up to a third of the blocks that can be dropped. A method that cannot stand in for a span (``UnsuitableError``) is left out for
-    it. ``known`` are spans measured before an interruption; ``done`` is shown what is measured after each.
+    it. ``known`` are spans measured before an interruption; ``done`` is shown what is measured after each. Where the least that spans cost so far
+    is ``hopeless``, no longer ones are measured, which cost more.
     """
     found = dict(known or {})
     spans = best_spans(model, script, judged[:1], pool) if steps else []
-    for step in steps:
-        for span in spans:
+    for span in spans:
+        for step in steps:
             option = replace(step, count=len(span), first=script.blocks.index(span[0]))
             if str(option) in found:
                 continue
@@ -46,6 +48,8 @@ def measure_spans(
             quality = compare(original, candidate, judged, False, script.outputs)
             found[str(option)] = Structural([], list(change.dropped), float(np.mean(quality.divergence)), sorted(change.biases))
             done(found)
+        if found and hopeless(min(each.harm for each in found.values())):
+            break
     return found
 
 

@@ -43,7 +43,8 @@ _EIGENVALUE_ROWS, _EIGENVALUE_TOKENS = 2, 128
 class Survey:
     """Measures a subject for some targets, keeping what is done in ``directory``; with ``plain`` also what plain options really lose.
 
-    Where what was ``found`` has ``settled`` a choice already, no scales are learnt.
+    Where what was ``found`` has ``settled`` a choice already, no scales are learnt, and where spans of blocks are ``hopeless`` beside it for what the
+    shortest cost, no longer ones are measured.
     """
 
     subject: Subject
@@ -55,6 +56,7 @@ class Survey:
     ranks: Ranks = LONE
     plain: bool = False
     settled: Callable[[Findings], bool] = lambda found: False
+    hopeless: Callable[[Findings, float], bool] = lambda found, least: False
 
     def run(self, levels: Levels | None = None) -> Findings:
         """Everything there is to know for choosing. ``levels`` keeps every form that is made, to judge plans by; scales are learnt from some
@@ -80,7 +82,7 @@ class Survey:
         """With what is not told unit by unit."""
         found.raised = felt.told(self.subject.script.raised)
         self._facts(found)
-        found.spans = self._spans()
+        found.spans = self._spans(found)
         if levels is not None and self.subject.settings.search_time and not self.settled(found):
             self._scale(found, levels)
             if self.plain:
@@ -173,7 +175,7 @@ class Survey:
         if ram is not None and needed > ram:
             raise BudgetError(f"--curvature: needs the model in memory, {readable(needed)}; --ram allows {readable(ram)}. Leave it out.")
 
-    def _spans(self) -> dict[str, Structural]:
+    def _spans(self, findings: Findings) -> dict[str, Structural]:
         subject = self.subject
         steps = list({str(step): step for name in self.targets for step in spanners(subject.menu(name))}.values())
         if not steps:
@@ -186,6 +188,7 @@ class Survey:
                 subject.model, subject.script, steps, subject.data.calibration[:_SPAN_BATCHES],
                 first_rows(subject.data.calibration, _SPAN_SEQUENCES), self.pool, subject.settings.seed, known,
                 lambda found: write_json(path, {text: vars(span) for text, span in found.items()}),
+                lambda least: self.hopeless(findings, least),
             )  # fmt: skip
 
 
