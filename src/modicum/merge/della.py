@@ -68,9 +68,17 @@ class Della(Pipeline):
         row = math.prod(at.shape[1:]) if len(at.shape) > 1 else difference.numel()
         places = np.arange(row) / max(1, row - 1)
         most = ((self.density - self.window + 2 * self.window * places) * 65536).round()
-        order = np.argsort(difference.abs().reshape(-1, row).numpy(), axis=1, kind="stable")
-        mine, larger = np.empty(order.shape, dtype=np.int32), np.empty(order.shape)
-        np.put_along_axis(mine, order, most.astype(np.int32)[None], axis=1)
+        order = _order(difference.abs().reshape(-1, row).numpy())
+        mine = np.empty(order.shape, dtype=np.float32)
+        mine.reshape(-1)[order + np.arange(0, order.size, row)[:, None]] = most
         kept = at.draws(model, difference.numel()).reshape(mine.shape) < mine
-        np.put_along_axis(larger, order, (65536 / most.clip(1))[None], axis=1)
-        return torch.from_numpy(kept * larger).reshape(difference.shape).to(difference.dtype)
+        return torch.from_numpy(kept * (65536 / mine.clip(1))).reshape(difference.shape).to(difference.dtype)
+
+
+def _order(sizes: np.ndarray) -> np.ndarray:
+    """Places of each row's sizes (rows, entries) from the smallest up, equal ones in their order: sorted with their place behind their bits."""
+    if sizes.dtype != np.float32:
+        return np.argsort(sizes, axis=1, kind="stable")
+    keys = sizes.view(np.uint32).astype(np.uint64) << np.uint64(32) | np.arange(sizes.shape[1], dtype=np.uint64)
+    keys.sort(axis=1)
+    return (keys & np.uint64(0xFFFFFFFF)).astype(np.int64)
