@@ -57,7 +57,7 @@ def nlpd(seed: int) -> dict[str, float]:
         mean, variance = dual.predicted(module, x)
         draws = torch.randn(200, *mean.shape, generator=torch.Generator().manual_seed(0))
         likely = (mean + draws * variance.sqrt()).softmax(2).mean(0)
-        found[name] = float(-likely[torch.arange(len(labels)), labels].log().mean())
+        found[name] = float(-likely[torch.arange(len(labels)), labels].clamp(min=1e-9).log().mean())
     return found
 
 
