@@ -13,8 +13,8 @@ from tasks import base, best, merged, over, specialists
 CLAIM = Claim(
     id="S232",
     system="DARE",
-    claim="Randomly drops fraction p of delta parameters, rescales survivors by 1/(1-p); accuracy holds at p=0.9 for a fine-tuned small LM, and merging "
-    "DARE-sparsified models retains each task better than plain averaging.",
+    claim="Randomly drops fraction p of delta parameters, rescales survivors by 1/(1-p); accuracy holds at p=0.9 for a fine-tuned small LM, and "
+    "merging DARE-sparsified models retains each task better than plain averaging.",
     metric="mean test accuracy over three tasks of the merge by DARE, its scale chosen on validation pictures, minus that of the plain mean",
     margin=2.0,
     setting=Setting(method="dare density=0.1", baselines=("average",), seeds=(0, 1, 2), test_samples=0, beside=("task_arithmetic",)),
