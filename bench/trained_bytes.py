@@ -140,7 +140,11 @@ def draw(out: Path = PICTURE) -> None:
         if there:
             best = min(there, key=lambda method: there[method][1])
             axes.annotate(best.split()[0], there[best], (0, -12), textcoords="offset points", fontsize=8, ha="center")
-    axes.set(xscale="log", yscale="log", xlabel="bytes of the file", ylabel="test loss, nats")
+    axes.set(xscale="log", yscale="log", xlabel="kilobytes of the file", ylabel="test loss, nats")
+    axes.set_xticks([], minor=True)
+    axes.set_xticks([6000, 10_000, 18_000, 30_000, 60_000], ["6", "10", "18", "30", "60"])
+    axes.set_yticks([], minor=True)
+    axes.set_yticks([0.05, 0.1, 0.2, 0.5, 1, 2], ["0.05", "0.1", "0.2", "0.5", "1", "2"])
     axes.legend(frameon=False, fontsize=8, loc="upper right")
     axes.tick_params(which="both", colors=grey)
     axes.spines[["top", "right"]].set_visible(False)
