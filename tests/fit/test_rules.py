@@ -194,3 +194,11 @@ def test_rules_are_part_of_what_is_asked():
 
     prints = {Settings(set=rules_of(rules)).fingerprint("a", {}) for rules in ((), ["a: bits=3"], ["a: bits=4"], ["b: bits=3"])}
     assert len(prints) == 4 and Rule.parse("a: bits=3") == Rule.parse(" a:  bits=3 ")
+
+
+def test_what_another_version_began_is_begun_again(monkeypatch):
+    from modicum.measure import settings
+
+    before = settings.Settings().fingerprint("a", {})
+    monkeypatch.setattr(settings, "__version__", "99.0")
+    assert settings.Settings().fingerprint("a", {}) != before

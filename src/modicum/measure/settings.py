@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from modicum import __version__
 from modicum.core.budget import parse_size
 from modicum.core.errors import SettingError, quoted
 from modicum.core.option import Option
@@ -121,9 +122,9 @@ class Settings:
             )
 
     def fingerprint(self, model_hash: str, data_hash: dict[str, str]) -> str:
-        """Hash of everything that decides the result: an interrupted run continues only where it is equal."""
+        """Hash of everything that decides the result, modicum's version with it: an interrupted run continues only where it is equal."""
         words = {f.name: str(_plain(getattr(self, f.name))) for f in fields(self) if f.name not in _WAYS}
-        return hashlib.sha256(json.dumps([words, model_hash, data_hash], sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([__version__, words, model_hash, data_hash], sort_keys=True).encode()).hexdigest()
 
 
 def common(
