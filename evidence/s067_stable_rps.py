@@ -15,9 +15,14 @@ CLAIM = Claim(
     metric="test loss of the best mask minus that of the shared array, both of one number in twenty",
     margin=2.0,
     setting=Setting(
-        method=f"stable_rps keep={KEEP}",
-        baselines=tuple(f"{name} keep={KEEP} layers=uniform" for name in ("snip", "synflow", "grasp", "gradual")),
-        beside=(f"rigl keep={KEEP} every=20", "stable_rps keep=1", "dense"),
+        method="stable_rps keep=0.05",
+        baselines=(
+            "snip keep=0.05 layers=uniform",
+            "synflow keep=0.05 layers=uniform",
+            "grasp keep=0.05 layers=uniform",
+            "gradual keep=0.05 layers=uniform",
+        ),
+        beside=("rigl keep=0.05 every=20", "stable_rps keep=1", "dense"),
         test_samples=0,
     ),
 )

@@ -22,7 +22,7 @@ CLAIM = Claim(
     system="AdaPT (fixed-point training)",
     claim="During training, per-layer fixed-point word/fraction length drops to the lowest with no KL information loss between float and quantized "
     "weight histograms, rises when gradient diversity demands; prints per-layer bits, sparsity and modelled speedup.",
-    metric=f"accuracy of the net in words of its own finding minus that of the float net, plus {NEAR:g}",
+    metric="accuracy of the net in words of its own finding minus that of the float net, plus 0.02",
     margin=2.0,
     setting=Setting(
         method="adaptive_precision every=25", baselines=("dense",), beside=("adaptive_precision every=25 divergence=0",), test_samples=0
