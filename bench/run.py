@@ -46,7 +46,10 @@ PARTS = (
 
 
 def main() -> None:
-    chosen = [word for word in sys.argv[1:] if word in PARTS] or ([] if "--docs" in sys.argv else PARTS)
+    words = sys.argv[1:]
+    if strange := set(words) - {*PARTS, "--docs"}:
+        raise SystemExit(f"bench: no such part: {', '.join(sorted(strange))}. There are {', '.join(PARTS)}, and --docs for the page alone.")
+    chosen = [word for word in words if word in PARTS] or ([] if "--docs" in words else PARTS)
     for part in chosen:
         importlib.import_module(f"bench.{part}").main()
     (ROOT / "docs" / "benchmarks.md").write_text(document(), encoding="utf-8")
