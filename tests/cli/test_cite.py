@@ -26,7 +26,7 @@ def keys(found):
 
 
 def test_every_method_and_allocator_has_its_source():
-    plain = {"quantize/half", "quantize/nearest", "adapt/full", "adapt/topk", "restrict/dense"}
+    plain = {"quantize/half", "quantize/nearest", "adapt/full", "adapt/shift", "adapt/topk", "restrict/dense"}
     assert {key for key, cls in registry().items() if cls.paper is None} == plain
     assert PAPERS.keys() | UNSOURCED == ALLOCATORS.keys() and not PAPERS.keys() & UNSOURCED
     assert HARMS.keys() <= KNOWN_HARMS.keys()

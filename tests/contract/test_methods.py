@@ -285,6 +285,8 @@ def settings_of(draw, cls):
             options.append(st.sampled_from(choices))
         elif field.name == "blocks" and str in kinds:
             options.append(st.sampled_from(["10", "0110"]))
+        elif field.metadata["metavar"] == "PATTERN":
+            options.append(st.sampled_from(["*", "layers.1.*"]))
         elif field.name == "pattern":
             options.append(st.sampled_from(["1:4", "2:4", "4:8"]))
         elif bool in kinds:
@@ -314,6 +316,7 @@ def test_settings_are_said_in_full(cls):
         assert (
             get_type_hints(cls)[field.name] in (bool,)
             or any(field.metadata[fact] for fact in ("between", "choices"))
+            or field.metadata["metavar"] == "PATTERN"  # of names
             or (field.name in ("pattern", "blocks") and get_type_hints(cls)[field.name] is not int)  # texts of a grammar of their own
         ), f"{field.name} has neither bounds nor choices"
     with pytest.raises(TypeError):

@@ -40,7 +40,7 @@ class World:
         (directory / "measure").mkdir()
         survey = Survey(self.subject, [target], directory / "measure", self.pool, Meter(), Quiet())
         self.found = self.levels.findings = survey._swept(survey._sensitivities(), self.levels.keep)
-        self.found.spans = survey._spans()
+        self.found.spans = survey._spans(self.found)
         self.table = self.levels.sizing.table(self.found)
         self.judge = PlanJudge(self.table, self.levels, self.subject.data.validation, self.subject.model.is_causal)
 

@@ -17,4 +17,5 @@ def finite(values: torch.Tensor) -> bool:
     """
     if values.dtype not in _ORDERED or not values.numel():
         return bool(torch.isfinite(values).all())
+    values = values.detach()
     return math.isfinite(float(values.sum())) or bool(torch.isfinite(torch.stack(torch.aminmax(values))).all())

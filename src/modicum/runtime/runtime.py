@@ -332,7 +332,7 @@ class _Alive(TorchDispatchMode):
 def alive(module: nn.Module, batch: Batch) -> int:
     """Most bytes that tensors beside the weights hold at once while ``module`` runs on ``batch``; what a kernel needs inside is not seen."""
     with _Alive((*module.parameters(), *module.buffers())) as count:
-        call(module, batch, cached=True)
+        module(**batch) if isinstance(batch, Mapping) else module(*batch)
     return count.most
 
 
