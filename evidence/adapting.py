@@ -26,10 +26,18 @@ RATES = (1e-3, 2e-3, 5e-3, 1e-2, 2e-2)
 CHOOSING = 1000
 # Windows that rates are chosen on, and that are reported on.
 _VALIDATION, _TEST = 96, 256
-DATA = (
-    f"The decoder of `evidence/scenes`, trained on sources, learns prose in {STEPS} updates of {BATCH} windows of {TOKENS} tokens, and is judged on "
-    f"{_TEST} windows of help topics that it has not seen; each method at its best of {len(RATES)} rates or more on {_VALIDATION} validation windows"
-)
+
+
+def data(rates: int) -> str:
+    """What was trained and judged on, and how many rates each method was tried at, at least."""
+    return (
+        f"The decoder of `evidence/scenes`, trained on sources, learns prose in {STEPS} updates of {BATCH} windows of {TOKENS} tokens, and is judged "
+        f"on {_TEST} windows of help topics that it has not seen; each method at its best of {rates} rates or more "
+        f"on {_VALIDATION} validation windows"
+    )
+
+
+DATA = data(len(RATES))
 
 Plan = str | Mapping[str, str]
 
