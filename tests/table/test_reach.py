@@ -45,12 +45,20 @@ def test_all_stay_where_the_rest_does_not_fit():
     assert far_below(table((2, 8), (2,)), budget(9, 2)) == set()
 
 
+def test_what_cannot_stay_as_it_is_keeps_what_a_budget_needs():
+    one, other = table((2, 4, 8), (2, 4, 8)).choices.values()
+    forced = Table({"free": one, "forced": other[1:]}, {"bytes": 500})  # as experts are beside a layer that none of their grids fits
+    assert far_below(forced, budget(6, 2)) == set()  # without few bits it would take 8 for each
+    assert far_below(forced, budget(8, 2)) == {"bits=2", "bits=4"}
+
+
 @given(
-    st.lists(st.lists(st.integers(1, 15), max_size=5, unique=True), min_size=1, max_size=5),
+    st.lists(st.tuples(st.lists(st.integers(1, 15), min_size=1, max_size=5, unique=True), st.booleans()), min_size=1, max_size=5),
     st.integers(1, 16),
 )
 def test_a_budget_within_reach_stays_within_reach(sites, bits):
-    whole, most = table(*sites), budget(bits, len(sites))
+    whole, most = table(*(found for found, _ in sites)), budget(bits, len(sites))
+    whole = Table({name: choices if free else choices[1:] for (name, choices), (_, free) in zip(whole.choices.items(), sites)}, whole.fixed)
     left_out = far_below(whole, most)
     rest = [[one for one in choices if one.option not in left_out] for choices in whole.choices.values()]
     least = lambda choices: sum(min(one.bytes for one in found) for found in choices)

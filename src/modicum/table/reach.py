@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping
 
@@ -27,8 +28,10 @@ def far_below(table: Table, most: int, less: float = LESS) -> frozenset[str]:
     paid, bits = 8 * room / max(sum(weights.values()), 1), _bits(table, weights)
     affordable = max((one for one in bits.values() if one <= paid), default=0.0)
     left_out = {text for text, one in bits.items() if one < min(max(_SHARE * paid, paid - less), affordable)} - {KEEP}
-    least = sum(min(one.bytes for one in table.choices[site] if one.option not in left_out) for site in weights)
-    return frozenset(left_out) if least <= room else frozenset()
+    # What cannot stay as it is, such as experts between two layers of one grid, loses options too.
+    left = [[one.bytes for one in choices if one.option not in left_out] for choices in table.choices.values()]
+    least = table.fixed["bytes"] + sum(min(each, default=math.inf) for each in left)
+    return frozenset(left_out) if least <= most else frozenset()
 
 
 def _bits(table: Table, weights: Mapping[str, int]) -> dict[str, float]:
