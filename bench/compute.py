@@ -45,12 +45,14 @@ def main(size: str = "demo") -> None:
                 ratio = f"{found['bfloat16'][0] / found['its float32 copy'][0]:.2f}"
                 rows += [(path, version, name, f"{spent:.1f}", computed, ratio) for name, (spent, computed) in found.items()]
                 print(rows[-2:], flush=True)
-    name = "of the demo" if size == "demo" else f"at {size}"
+    title, command = ("Computing: processor seconds of one fit of the demo", "bench/run.py compute") if size == "demo" else (
+        f"Computing at {size}: processor seconds of one fit", f"-m bench.compute {size}"
+    )  # fmt: skip
     show(
-        f"Computing: processor seconds of one fit {name}", ("processor", "version", "weights", "seconds", "computed in", "bfloat16 to copy"),
-        rows, f"One thread. Products in float32 and in bfloat16, billions of operations a second: {'; '.join(rates)}. "
+        title, ("processor", "version", "weights", "seconds", "computed in", "bfloat16 to copy"), rows,
+        f"One thread. Products in float32 and in bfloat16, billions of operations a second: {'; '.join(rates)}. "
         f"`fit {size} {' '.join((*WORDS, *READ[size]))}`; without units {' '.join(f'{name}={value}' for name, value in SLOW.items())}. "
-        "`MODICUM_EARLIER=EARLIER/src python {'bench/run.py compute' if size == 'demo' else f'-m bench.compute {size}'}`.",
+        f"`MODICUM_EARLIER=EARLIER/src python {command}`.",
     )  # fmt: skip
 
 
