@@ -15,7 +15,7 @@ def run(*words):
 def test_it_says_what_was_merged(tmp_path):
     words = ("merge", "demo", "demo", "--method", "average", "--samples", "2", "--tokens", "32", "--out", tmp_path / "out")
     code, said, _ = run(*words, "--quality")
-    assert code == 0 and "1 models merged by average" in said and "weight 1: demo" in said and "perplexity" in said and "95 %" in said
+    assert code == 0 and "1 model merged by average" in said and "weight 1: demo" in said and "perplexity" in said and "95 %" in said
     code, said, _ = run(*words, "--overwrite", "--no-verify", "--json")
     assert code == 0 and "verified" not in json.loads(said)
     assert run(*words)[0] == 2 and "exists already" in run(*words)[2]

@@ -115,7 +115,7 @@ def apply(
         made = dense(model, read, out, scale=scale, overwrite=overwrite, reversible=not no_revert)
     if as_json:
         print_json({"out": str(made.out), "changed": list(made.changed), "displaced": made.displaced, "notes": list(made.notes)})
-    elif not quiet:
+    else:
         kept = f"{readable(made.displaced)} are kept to take it back" if made.displaced else "nothing is kept to take it back"
         click.echo(f"{made.out}: {len(made.changed)} tensors changed; {kept}.")
         for note in made.notes:
@@ -135,7 +135,7 @@ def revert(directory: str, out: Path, overwrite: bool, quiet: bool, as_json: boo
     made = revert(directory, out, overwrite=overwrite)
     if as_json:
         print_json({"out": str(made)})
-    elif not quiet:
+    else:
         click.echo(f"{made}: the base, as it was.")
 
 
@@ -173,7 +173,7 @@ def delta(tuned: str, base: str, rank: int | None, format: str, out: Path, overw
         write(made, folder, base, format)
     if as_json:
         print_json({"out": str(out), "format": format, "changed": sorted(made.forms), "bytes": made.nbytes})
-    elif not quiet:
+    else:
         click.echo(f"{out}: {len(made.forms)} weights changed, {readable(made.nbytes)}.")
 
 

@@ -52,7 +52,7 @@ def heal(directory: str, method: str, out: Path, quiet: bool, as_json: bool, **g
         made = run(directory, out, method=method, loop=loop, progress=shown, page=page, **given)
     if as_json:
         print_json({"out": str(made.out), **made.receipt})
-    elif not quiet:
+    else:
         click.echo(f"{made.out}: {told(made.healing)}")
 
 

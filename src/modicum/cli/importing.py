@@ -29,5 +29,5 @@ def import_file(file: Path, out: Path, allow_quantized_source: bool, overwrite: 
     made = import_gguf(file, out, allow_quantized_source=allow_quantized_source, overwrite=overwrite)
     if as_json:
         print_json({"out": str(made.out), "source": str(made.source), "types": list(made.types), "parameters": made.parameters})
-    elif not quiet:
+    else:
         click.echo(f"{made.out}: {made.parameters:,} parameters, which {made.source} holds as {', '.join(made.types)}.")

@@ -64,7 +64,7 @@ def merge(
     receipt = made.receipt
     if as_json:
         print_json({"out": str(made.out), **receipt})
-    elif not quiet:
+    else:
         _tell(made.out, receipt)
 
 
@@ -77,9 +77,9 @@ def _numbers(text: str) -> list[float]:
 
 def _tell(out: Path | None, receipt: dict[str, Any]) -> None:
     seconds = receipt["stages"]["merging"]["seconds"]
-    click.echo(
-        f"{out}: {len(receipt['models'])} models merged by {receipt['method']}, {len(receipt['tensors'])} tensors in {seconds:.1f} s."
-    )
+    count = len(receipt["models"])
+    merged = f"{count} model{'s' * (count > 1)} merged by {receipt['method']}"
+    click.echo(f"{out}: {merged}, {len(receipt['tensors'])} tensors in {seconds:.1f} s.")
     for each in receipt["models"]:
         click.echo(f"weight {each['weight']:g}: {each['model']} (sha256 {each['sha256'][:12]}).")
     for each in receipt.get("matched", ()):

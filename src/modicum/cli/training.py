@@ -61,7 +61,7 @@ def train(model: str, method: str, out: Path, quiet: bool, as_json: bool, **give
         made = run(model, out, method=method, loop=loop, progress=shown, **given)
     if as_json:
         print_json({"out": str(made.out), **made.receipt})
-    elif not quiet:
+    else:
         _show(made.out, made.receipt)
 
 
