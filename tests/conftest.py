@@ -16,6 +16,7 @@ from torch import distributed
 
 from modicum.core.method import Need
 from modicum.core.option import Option
+from modicum.core.slopes import Slopes
 from modicum.core.unit import Site, Stats, Unit
 from modicum.data import splits
 from modicum.forms import Dense
@@ -92,6 +93,8 @@ class Layer:
         if scales is not None:
             self.inputs = self.inputs * scales
         self.weight = torch.randn(rows, columns, generator=chance).to(dtype)
+        # Gradients of the outputs (tokens, rows): some rows are felt more than others.
+        self.felt = torch.linspace(0.1, 1.0, rows) * torch.randn(tokens, rows, generator=chance)
         self.unit = Unit("layer.weight", "layer.weight", "layer", "linear", (rows, columns), (rows, columns), dtype)
 
     def stats(self, needs=frozenset(Need)):
@@ -103,7 +106,13 @@ class Layer:
             square=x.square().sum(0) if has(Need.NORMS, Need.VARIANCES) else None,
             covariance=x.T @ x if has(Need.COVARIANCE) else None,
             inputs=[x] if has(Need.INPUTS) else None,
+            slopes=self.slopes(has(Need.WINDOW)) if has(Need.SLOPES, Need.WINDOW) else None,
         )  # fmt: skip
+
+    def slopes(self, window=True, sequences=8):
+        """Gradients by weight of so many sequences."""
+        each = torch.stack([g.T @ x for g, x in zip(self.felt.chunk(sequences), self.inputs.chunk(sequences))])
+        return Slopes(sequences, each.sum(0), each.square().sum(0), each.bfloat16() if window else None)
 
     def apply(self, *steps, current=None, stats=None, unit=None):
         """The form that the steps, one after the other, make of the weight (or of the form ``current``)."""

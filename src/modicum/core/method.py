@@ -36,6 +36,8 @@ class Need(Enum):
     COVARIANCE = "covariance"
     DRIFT = "drift of inputs"
     FELT = "output gradients of rows together"
+    SLOPES = "gradients by weight"
+    WINDOW = "gradients of single sequences"
     INPUTS = "inputs"
     ROUTED = "routed inputs"
     BLOCK_OUTPUTS = "block outputs"

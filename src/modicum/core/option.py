@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 
 # What of a unit's statistics a need is read from.
-_READ = {Need.NORMS: "square", Need.MEANS: "total", Need.VARIANCES: "square", Need.COVARIANCE: "covariance", Need.INPUTS: "inputs"}
+_READ = {
+    Need.NORMS: "square", Need.MEANS: "total", Need.VARIANCES: "square", Need.COVARIANCE: "covariance", Need.INPUTS: "inputs",
+    Need.SLOPES: "slopes", Need.WINDOW: "slopes",
+}  # fmt: skip
 
 
 def _fitting(step: Method, site: Site, stats: Mapping[str, Stats]) -> Method:
@@ -27,13 +30,15 @@ def _fitting(step: Method, site: Site, stats: Mapping[str, Stats]) -> Method:
     if not unseen:
         return step
     partly = any(stats[name].blocks is not None for name in unseen)
+    unfelt = "slopes" in parts and not any(_lacks(stats[name], part, step) for name in unseen for part in parts - {"slopes"})
     stand_in = step.without_data() if hasattr(step, "without_data") else None
     if stand_in is None:
         seen = "their whole covariance was not" if partly else "none were"
         raise ModelError(f"{unseen[0]}: {step} needs inputs of it, and {seen} seen. Choose another option for it.")
     for name in unseen:
+        why = "gradients of its weights" if unfelt else "inputs"
         stats[name].events.append(
-            f"{'the covariance of its inputs is not whole' if partly else 'inputs were not seen'}, {stand_in} stands in for {step}"
+            f"{'the covariance of its inputs is not whole' if partly and not unfelt else f'{why} were not seen'}, {stand_in} stands in for {step}"
         )
     return stand_in
 

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     import torch
 
     from modicum.core.blocks import Blocks
+    from modicum.core.slopes import Slopes
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 Kind = Literal[
@@ -137,8 +138,8 @@ class Stats:
     them; ``frequency`` (rows,) how often an embedding's entry was looked up, for an expert (1,) the tokens it met itself; ``routed`` what its
     last product met, micro-batch by micro-batch, and where it went; ``raised`` (rows,) in quarters of an octave the steps that suit how much the
     output feels each row (``numerics/coding.py``); ``felt`` (columns, columns) of a table, the second moment of the output's gradient in what is
-    looked up there; ``coupled`` (rows, rows) how the output feels rows together, the covariance of the gradients of its outputs; ``reference``
-    (rows, columns) the weight before any step. ``cache``
+    looked up there; ``coupled`` (rows, rows) how the output feels rows together, the covariance of the gradients of its outputs; ``slopes`` what
+    single sequences' gradients say of each weight; ``reference`` (rows, columns) the weight before any step. ``cache``
     holds what methods derive from one covariance and share (a factorization); ``ahead`` are methods that will be asked of the same weight:
     one may work out several, and then ``made`` has the weight and what the others gave; ``beside`` are other weights (rows, columns) with these
     inputs that will be asked for next in the same way, and their statistics, whose ``made`` takes what was worked out with this one;
@@ -157,6 +158,7 @@ class Stats:
     raised: torch.Tensor | None = None
     felt: torch.Tensor | None = None
     coupled: torch.Tensor | None = None
+    slopes: Slopes | None = None
     reference: torch.Tensor | None = None
     site_seed: int = 0
     cache: dict = field(default_factory=dict)
@@ -198,6 +200,7 @@ class Stats:
             inputs=None if self.inputs is None else [x[:, columns] for x in self.inputs],
             frequency=self.frequency, raised=self.raised,
             felt=None if self.felt is None else self.felt[columns][:, columns], site_seed=self.site_seed, events=self.events,
+            slopes=None if self.slopes is None else self.slopes.columns(columns),
         )  # fmt: skip
 
     def finished(self, unit: Unit) -> None:

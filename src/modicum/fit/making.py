@@ -18,7 +18,7 @@ from modicum.fit.made import Made, changed
 from modicum.fit.rounds import Begun, begin
 from modicum.fit.scene import Scene
 from modicum.fit.structure import reshaped
-from modicum.measure import felt
+from modicum.measure import felt, slopes
 from modicum.measure.survey import first_rows
 from modicum.sweep import Sensitivity, output_gradients
 from modicum.sweep.spill import SpillPool
@@ -51,6 +51,11 @@ class Making:
             self.events.append(f"activations: {len(left)} weights of eight bits take their inputs as they are: {listed(sorted(left))}.")
         measured = [partial / "measure" / "sensitivities.safetensors"] if scene.request.harm == "covariance" else []
         felts = self._feel(options.values(), [*measured, place / "gradients.safetensors"])
+        self.events += slopes.take(
+            scene.subject, slopes.asked({name: [option] for name, option in options.items()}),
+            first_rows(scene.data.calibration, scene.request.gradient_samples),
+            [partial / "measure" / "slopes.safetensors", partial / "slopes.safetensors"], self.pool, self.meter, self.ranks,
+        )  # fmt: skip
         self.begun = self._rounds(options, change)
         assembly = Assembly(
             changed(scene, self.begun.values), scene.script, options, place, start=change.forms, biases=change.biases, dropped=dropped,

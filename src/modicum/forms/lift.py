@@ -22,5 +22,7 @@ def on_dense(form: Form, stats: Stats, function: Callable[[torch.Tensor, Stats],
         seen = stats if form.columns is None else stats.kept(form.columns.nonzero()[:, 0])
         if form.rows is not None and seen.raised is not None:
             seen = dataclasses.replace(seen, raised=seen.raised[form.rows])
+        if form.rows is not None and seen.slopes is not None:
+            seen = dataclasses.replace(seen, slopes=seen.slopes.rows(form.rows))
         return Cut(on_dense(form.inner, seen, function, who), form.rows, form.columns)
     raise SettingError(f"{who}: must come before steps that change the form, came after one that left it {form.kind}. Put {who} first.")

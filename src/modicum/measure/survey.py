@@ -17,7 +17,7 @@ from modicum.data.splits import Batch, count_rows, each_row
 from modicum.forms import Form
 from modicum.judge.judge import Levels, PlanJudge
 from modicum.judge.plain import plains, try_all
-from modicum.measure import felt
+from modicum.measure import felt, slopes
 from modicum.measure.measurement import Keep, Measurement
 from modicum.measure.scale import PLANS, learn
 from modicum.measure.spans import measure_spans
@@ -29,7 +29,7 @@ from modicum.sweep.ranks import LONE, Ranks
 from modicum.sweep.spill import SpillPool
 from modicum.table.exact import exact_bytes
 from modicum.table.findings import Findings, Structural, prior_of
-from modicum.table.menu import cutters, spanners
+from modicum.table.menu import cutters, offered, spanners
 from modicum.work.meter import Meter
 from modicum.work.store import load_sensitivities, save_sensitivities
 
@@ -69,14 +69,28 @@ class Survey:
         offered = [option for name in self.targets for option in self.subject.menu(name).with_rules(self.subject.target(name).sites())]
         if felt.wanted(self.subject, offered):
             felt.set_by(self.subject.script, self.subject.model, sensitivities)
+        told = self._slopes()
         if known is not None:
             return Findings.from_json(known)
         # What others made is kept where plans are judged.
         keep = levels.keep if self.ranks.leads and levels is not None else None if levels is None else _let_go
         found = self._swept(sensitivities, keep)
+        found.events += told
         found = self.ranks.first("findings", lambda: self._completed(found, levels))
         write_json(path, found.to_json())
         return found
+
+    def _slopes(self) -> list[str]:
+        """See gradients by weight, where an option asks for them; what there is to tell."""
+        options: dict[str, list[Option]] = {}
+        for target, menu in ((self.subject.target(name), self.subject.menu(name)) for name in self.targets):
+            if any(option.needs & slopes.ASKS for option in menu.with_rules(target.sites())):
+                for site in target.sites():
+                    for unit in site.units:
+                        options.setdefault(unit.name, []).extend(offered(target, site, menu).values())
+        batches = first_rows(self.subject.data.calibration, self.subject.settings.gradient_samples)
+        places = [self.directory / "slopes.safetensors"]
+        return slopes.take(self.subject, slopes.asked(options), batches, places, self.pool, self.meter, self.ranks)
 
     def _completed(self, found: Findings, levels: Levels | None) -> Findings:
         """With what is not told unit by unit."""

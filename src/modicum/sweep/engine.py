@@ -299,8 +299,8 @@ class Sweep:
         """The stage's statistics with what belongs to one unit; the large parts are shared."""
         return Stats(
             count=stats.count, total=stats.total, square=stats.square, covariance=stats.covariance, blocks=stats.blocks,
-            drift=stats.drift, inputs=stats.inputs,
-            frequency=stats.frequency, site_seed=seed_of(self.seed, unit.name), cache=stats.cache, events=list(stats.events),
+            drift=stats.drift, inputs=stats.inputs, slopes=self.script.slopes.get(unit.name), frequency=stats.frequency,
+            site_seed=seed_of(self.seed, unit.name), cache=stats.cache, events=list(stats.events),
             raised=self.script.raised.get(unit.name), felt=self.script.felt.get(unit.name),
         )  # fmt: skip
 

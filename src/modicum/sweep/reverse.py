@@ -80,7 +80,7 @@ def output_gradients(
 
     *Raises*: ``ModelError`` where the model cannot be differentiated.
     """
-    collected = _Gradients(model, script, torch.Generator().manual_seed(seed), widest if covariance else 0, pool or SpillPool(None))
+    collected = Reverse(model, script, torch.Generator().manual_seed(seed), widest if covariance else 0, pool or SpillPool(None))
     model.weights.load(model.trunk)
     for place, batch in enumerate(batches):
         if place % ranks.count == ranks.rank:
@@ -92,7 +92,9 @@ def output_gradients(
     return collected.found()
 
 
-class _Gradients:
+class Reverse:
+    """Forwards and backwards of batches, one block's weights in memory, that collect what units' outputs feel."""
+
     def __init__(self, model: Model, script: Script, generator: torch.Generator, widest: int, pool: SpillPool):
         self.model, self.script, self.generator, self.widest, self.pool = model, script, generator, widest, pool
         self.units, self.modules = module_units(model), dict(model.module.named_modules())
@@ -151,13 +153,14 @@ class _Gradients:
     def skip(self, batch: Batch) -> None:
         """Draw the labels of a batch that another rank has: those after it are then the same as in one process."""
         with self._patched(felt=False), self._chance(batch), torch.no_grad():
-            likelihood(call(self.model.module, batch), self.generator, self.script.outputs, batch)
+            self.loss(call(self.model.module, batch), batch)
 
     def add(self, batch: Batch) -> None:
+        """A batch's forward and backward. Raises ``ModelError`` where it cannot be differentiated."""
         self.batch = batch
         with self._patched(), self._chance(batch), _frozen(self.model.module), self._felt_directly(), torch.enable_grad(), unblocked():
             try:
-                loss, draws = likelihood(call(self.model.module, batch), self.generator, self.script.outputs, batch)
+                loss, draws = self.loss(call(self.model.module, batch), batch)
                 loss.backward()
             except RuntimeError as error:
                 raise ModelError(
@@ -166,6 +169,10 @@ class _Gradients:
         self.draws += draws
         if self.script.carried:
             self.model.weights.release(name for block in self.model.blocks.values() for name in block.parameters)
+
+    def loss(self, output: Any, batch: Batch) -> tuple[torch.Tensor, int]:
+        """What is differentiated, summed over draws, and their number."""
+        return likelihood(output, self.generator, self.script.outputs, batch)
 
     def _chance(self, batch: Batch) -> AbstractContextManager[None]:
         return seeded(chance_of(batch)) if self.script.draws else nullcontext()
@@ -186,14 +193,17 @@ class _Gradients:
             for name, leaves in self.leaves.items():
                 unit, found = self.direct[name], [leaf.grad for leaf in leaves if leaf.grad is not None]
                 if found:
-                    squares = unit.matrix(sum(part.to_dense().float() for part in found)).square()  # type: ignore[arg-type]
-                    self.informations[unit.name] = self.informations.get(unit.name, 0) + squares
+                    self._directly(unit, unit.matrix(sum(part.to_dense().float() for part in found)))  # type: ignore[arg-type]
         finally:
             for leaf in (leaf for leaves in self.leaves.values() for leaf in leaves):
                 leaf.requires_grad_(False)
             for parameter, gradient in before.values():
                 parameter.grad = gradient
             self.leaves = {}
+
+    def _directly(self, unit: Unit, gradient: torch.Tensor) -> None:
+        """Add a batch's gradient (rows, columns) of a weight that is felt through itself."""
+        self.informations[unit.name] = self.informations.get(unit.name, 0) + gradient.square()
 
     def _want(self, names: Iterable[str]) -> None:
         """Ask for gradients of the parameters that are there now and felt directly."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from modicum.core.slopes import Slopes
 from modicum.core.unit import Unit
 from modicum.data.splits import Batch, chance_of, count_tokens, one_row
 from modicum.sweep.cover import Cover
@@ -42,7 +43,7 @@ class Script:
     so that none may begin before the one before it has ended.
     ``together``: columns whose covariance is taken together, of units whose whole one does not fit (``fit.memory``).
     ``raised``: steps of rows by unit, that suit how much the output feels each; ``felt``: by table, how much it feels what is looked up there, the
-    second moment of its gradient (columns, columns) (``measure.felt``).
+    second moment of its gradient (columns, columns) (``measure.felt``); ``slopes``: gradients by weight, where a method asks (``measure.slopes``).
     ``folded``: units whose input has other axes than rows, tokens and columns.
     ``met``: values that a unit reads and gives for one row, which is one of ``example``; ``work``: multiply-adds of it, None where nothing was
     run with values.
@@ -69,6 +70,7 @@ class Script:
     together: dict[str, int] = field(default_factory=dict)
     raised: dict[str, torch.Tensor] = field(default_factory=dict)
     felt: dict[str, torch.Tensor] = field(default_factory=dict)
+    slopes: dict[str, Slopes] = field(default_factory=dict)
     met: dict[str, int] = field(default_factory=dict)
     folded: set[str] = field(default_factory=set)
     work: Work | None = None

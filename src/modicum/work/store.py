@@ -14,6 +14,7 @@ import torch
 
 from modicum.core.files import write_json
 from modicum.core.method import Change
+from modicum.core.slopes import Slopes
 from modicum.core.tensorfile import TensorFile
 from modicum.core.tensorwriter import TensorWriter
 from modicum.forms import Form, restore
@@ -81,6 +82,22 @@ def load_sensitivities(path: Path) -> dict[str, Sensitivity]:
             )
             for name in names
         }
+
+
+def save_slopes(path: Path, found: Mapping[str, Slopes]) -> None:
+    """Write gradients by weight."""
+    parts = {name: {"total": one.total, "square": one.square, "window": one.window} for name, one in found.items()}
+    tensors = {f"{name}:{key}": value for name, part in parts.items() for key, value in part.items() if value is not None}
+    _write(path, tensors, {"count": str(next((one.count for one in found.values()), 0))})
+
+
+def load_slopes(path: Path) -> dict[str, Slopes]:
+    """Inverse of ``save_slopes``."""
+    with TensorFile(path) as file:
+        part = lambda name, key: file.read(f"{name}:{key}") if f"{name}:{key}" in file.entries else None
+        names = [name.removesuffix(":total") for name in file.entries if name.endswith(":total")]
+        count = int(file.metadata["count"])
+        return {name: Slopes(count, file.read(f"{name}:total"), file.read(f"{name}:square"), part(name, "window")) for name in names}
 
 
 def save_change(path: Path, change: Change) -> None:
