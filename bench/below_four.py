@@ -3,7 +3,8 @@
 python -m bench.below_four [MODEL ...]    # MODICUM_EARLIER=/path/to/an/earlier/src; models: demo, or directories (bench.trained makes two)
 
 In our own container the whole file counts, at 2 to 4 bits per weight. For Transformers nothing is cut on either side, at the bytes of plain options.
-Each code measures once and chooses from its measurement. What is done already is kept in build/bench/below_four.
+Each code chooses from its own measurement; the earlier one needs a second, of the options that it has for Transformers without cuts. What is done
+already is kept in build/bench/below_four.
 """
 
 from __future__ import annotations
@@ -70,19 +71,21 @@ def chosen(model: str, code: str, target: str, words: tuple[str, ...], told: str
     if not kept.exists():
         out = kept.with_suffix(".out")
         words = (*words, "--target", target, "--allow-broken") if code == "now" else (*words, "--target", target)
-        done = run(code, "fit", "--from", str(known(model, code)), *words, "--out", str(out), "--overwrite", "--json")
+        done = run(code, "fit", "--from", str(known(model, code, target)), *words, "--out", str(out), "--overwrite", "--json")
         kept.write_text(done.stdout if done.returncode == 0 else json.dumps({"refused": done.stderr[-600:]}))
     receipt = json.loads(kept.read_text())
     print(f"{model} {code} {target} {told}: {_told(receipt)}", flush=True)
     return receipt
 
 
-def known(model: str, code: str) -> Path:
+def known(model: str, code: str, target: str = "modicum") -> Path:
     """A measurement by one code."""
-    out = HOME / Path(model).name / code / "measured"
+    own = target == "transformers" and code != "now"
+    out = HOME / Path(model).name / code / ("measured_uncut" if own else "measured")
     if CODES[code] and not out.exists():
         out.parent.mkdir(parents=True, exist_ok=True)
-        done = run(code, "measure", model, *SHARED, "--out", str(out), "--json")
+        words = ("--target", target, "--menu", uncut(model, code)) if own else ()
+        done = run(code, "measure", model, *SHARED, *words, "--out", str(out), "--json")
         if done.returncode:
             raise SystemExit(done.stderr[-2000:])
     return out

@@ -58,6 +58,7 @@ _DECIDED = (
     "harm",
     "activations",
     "activation_scale",
+    "rotate",
     "smooth",
     "gradient_samples",
     "curvature",

@@ -70,6 +70,10 @@ class Settings:
         "dynamic", "scale of rounded inputs: dynamic, each token's own; static, one for all, of the largest in calibration",
         choices=("dynamic", "static"), metavar="KIND", group="method",
     )  # fmt: skip
+    rotate: str | None = param(
+        None, "turn the residual stream into a basis in which no column stands out, gains of norms moved into weights: by a Hadamard or a "
+        "random matrix; a norm that forbids it is named; by default it is not turned", choices=("hadamard", "random"), metavar="KIND", group="method",
+    )  # fmt: skip
     smooth: float | None = param(
         None, "move how far columns of inputs reach into the weights that read them, with nothing else changed: 0.5 shares it evenly, 1 moves all "
         "of it; by default none is", between=(0, 1), metavar="ALPHA", group="method",

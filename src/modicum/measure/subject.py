@@ -32,6 +32,7 @@ from modicum.judge.quality import streamed
 from modicum.measure.compared import UNCOMPARED, compared, settled_alike
 from modicum.measure.computing import Settle, agreed
 from modicum.measure.limits import extent_of, limits_of, require_positions
+from modicum.measure.rotation import rotated
 from modicum.measure.scouting import rounding_suffices
 from modicum.measure.settings import Settings
 from modicum.measure.smoothing import smoothed
@@ -100,6 +101,9 @@ class Subject:
         if UNCOMPARED in model.opened:
             model.notes.append(f"opening: {model.opened}")
         model.notes += script.learnt.events()
+        if settings.rotate is not None and not getattr(settings, "dry_run", False):
+            before, (model, told) = model, rotated(model, script, data.calibration, settings.rotate, settings.seed, compute)
+            model.opened, model.notes = before.opened, [*before.notes, *told]
         if settings.smooth is not None and not getattr(settings, "dry_run", False):
             before, (model, told) = model, smoothed(model, script, data.calibration, settings.smooth, compute)
             model.opened, model.notes = before.opened, [*before.notes, *told]
