@@ -33,6 +33,9 @@ def test_what_was_learnt_is_told_applied_and_taken_back(learnt, tmp_path):
     code, said, _ = run("show", learnt, "--base", "demo", "--json")
     rows = json.loads(said)
     assert code == 0 and len(rows) == receipt["units"] and all(row["half"] <= 2 and row["relative"] > 0 for row in rows)
+    drawn = tmp_path / "spectra.svg"
+    assert run("show", learnt, "--base", "demo", "--picture", drawn)[0] == 0 and "first direction" in drawn.read_text()
+    assert run("show", learnt, "--base", "demo", "--picture", drawn)[0] == 2, "nothing is overwritten unasked"
     assert run("apply", "demo", learnt, "--out", tmp_path / "out")[0] == 0
     assert run("apply", "demo", learnt, "--out", tmp_path / "out")[0] == 2, "nothing is overwritten unasked"
     code, said, _ = run("delta", tmp_path / "out", "--base", DEMO, "--rank", "2", "--out", tmp_path / "again", "--json")
@@ -64,6 +67,7 @@ def test_a_classifier_learns_texts_with_labels(tmp_path):
         (("revert", "nowhere", "--out", "x"), "applied.json"),
         (("delta", "demo", "--base", "demo", "--rank", "0", "--out", "x"), "--rank: must be at least 1"),
         (("show", "nowhere"), "delta.json"),
+        (("show", "nowhere", "--picture", "x.svg"), "--base"),
         (("fit", "demo", "--method", "lora", "--out", "x"), "lora: is trained, and nothing trains here"),
     ],
 )

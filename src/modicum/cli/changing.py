@@ -179,14 +179,33 @@ def delta(tuned: str, base: str, rank: int | None, format: str, out: Path, overw
 
 @click.command(cls=Command)
 @folder("path", metavar="DELTA")
-@options(option("--base", metavar="MODEL", group="files", help="The model it stands on, for the sizes of what it changes."))
+@options(
+    option("--base", metavar="MODEL", group="files", help="The model it stands on, for the sizes of what it changes."),
+    option(
+        "--picture",
+        type=click.Path(path_type=Path),
+        metavar="FILE.svg",
+        group="files",
+        help="Draw sizes and spectra of what it changes, which needs its base.",
+    ),
+    OVERWRITE,
+)
 @SHOWN
-def show(path: str, base: str | None, quiet: bool, as_json: bool) -> None:
+def show(path: str, base: str | None, picture: Path | None, overwrite: bool, quiet: bool, as_json: bool) -> None:
     """Say what is in DELTA, weight by weight; with its base, how much of each it changes."""
     from modicum.cli.printing import print_table
+    from modicum.core.output import require_new_file, write_file
     from modicum.delta.opened import described, opened
 
+    if picture is not None:
+        if base is None:
+            raise SettingError("--picture: must have the base of the change, has none. Pass --base MODEL.")
+        require_new_file(picture, overwrite, "--picture")
     rows = described(opened(Path(path), base), base)
+    if picture is not None:
+        from modicum.receipt.spectrum import spectrum
+
+        write_file(picture, spectrum(rows), "--picture")
     if as_json:
         print_json(rows)
         return

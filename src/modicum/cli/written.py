@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import click
 from modicum.cli.generated import Command
 from modicum.cli.options import OVERWRITE, SHOWN, flag, folder, option, options, print_json
 from modicum.core.budget import readable
-from modicum.core.errors import SettingError
 
 
 @click.command(cls=Command)
@@ -34,7 +32,9 @@ def report(directories: Sequence[str], out: Path, overwrite: bool) -> None:
     Each DIR is one that fit wrote; several must be of one original. Beside them may stand what modicum eval --reference ORIGINAL --json wrote of
     anybody's model. A DIR of edit or forget has a page of its own. The page is one file that opens from disk and asks for no other.
     """
-    _require_free(out, overwrite)
+    from modicum.core.output import require_new_file, write_file
+
+    require_new_file(out, overwrite)
     from modicum.fit.compared import receipt_in
     from modicum.receipt.changes import changes
     from modicum.receipt.comparison import comparison
@@ -44,18 +44,8 @@ def report(directories: Sequence[str], out: Path, overwrite: bool) -> None:
         html = changed()
     else:
         html = page(receipt_in(Path(directories[0]))) if len(directories) == 1 else comparison(directories)
-    try:
-        out.write_text(html, encoding="utf-8")
-    except OSError as error:
-        raise SettingError(f"{out}: must be writable, is not ({error.strerror or error}). Choose another --out.") from None
+    write_file(out, html)
     click.echo(f"{out}: open it in a browser.")
-
-
-def _require_free(out: Path, overwrite: bool) -> None:
-    if out.is_dir():
-        raise SettingError(f"{out}: must be a file to write, is a folder. Name a file in it with --out.")
-    if os.path.lexists(out) and not overwrite:
-        raise SettingError(f"{out}: exists already. Choose another --out, or pass --overwrite.")
 
 
 @click.command(cls=Command)

@@ -98,6 +98,22 @@ def writing(out: Path, inputs: Sequence[Path], overwrite: bool) -> Iterator[Path
         raise SettingError(f"{out}: must be writable, is not ({error.strerror or error}). Free space, or choose another --out.") from None
 
 
+def require_new_file(path: Path, overwrite: bool, flag: str = "--out") -> None:
+    """Raise ``SettingError`` where a single file must not be written: it is a folder, or there and not to be overwritten."""
+    if path.is_dir():
+        raise SettingError(f"{path}: must be a file to write, is a folder. Name a file in it with {flag}.")
+    if os.path.lexists(path) and not overwrite:
+        raise SettingError(f"{path}: exists already. Choose another {flag}, or pass --overwrite.")
+
+
+def write_file(path: Path, text: str, flag: str = "--out") -> None:
+    """Write a single file. Raises ``SettingError`` where that fails."""
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise SettingError(f"{path}: must be writable, is not ({error.strerror or error}). Choose another {flag}.") from None
+
+
 def unlisted(directory: Path, *, unfinished: bool = False) -> list[str]:
     """Files of a result, by their paths in it, that its list does not have: no run wrote them. Of an ``unfinished`` one, which may have no list yet,
     those that no result has.
