@@ -167,3 +167,34 @@ def test_a_training_of_another_model_is_not_gone_on_with(tmp_path):
     torch.save(body, tmp_path / "training.pt")
     found, _ = learnt(sequences(), loop, keep=tmp_path)
     assert found == wanted
+
+
+def test_a_stream_is_taken_as_it_comes_and_gone_on_with(tmp_path):
+    """Batches of any number of rows, begun again where they end; what was killed passes over what it had."""
+    rows = sequences(6)
+
+    class Stream:
+        def __iter__(self):
+            yield from rows[:2]
+            same = [{"input_ids": F.pad(row["input_ids"], (0, 20 - row["input_ids"].shape[1]))} for row in rows[2:4]]
+            mask = [F.pad(torch.ones_like(row["input_ids"]), (0, 20 - row["input_ids"].shape[1])) for row in rows[2:4]]
+            yield {"input_ids": torch.cat([each["input_ids"] for each in same]), "attention_mask": torch.cat(mask)}
+            yield from rows[4:]
+
+    loop = Loop(steps=4, batch=3, every=2)
+    whole, told = learnt(Stream(), loop)[0], Told()
+    killed = Killed(3)
+    with pytest.raises(KeyboardInterrupt):
+        learnt(Stream(), loop, keep=tmp_path, progress=killed)
+    assert learnt(Stream(), loop, keep=tmp_path, progress=told)[0] == whole
+    assert all("loss" in words and words.endswith("tokens/s") for words in told.words) and len(told.words) == 2
+    with pytest.raises(DataError, match="begun again"):
+        learnt(iter(rows), loop)
+
+
+class Told(Quiet):
+    def __init__(self):
+        self.words = []
+
+    def tell(self, words):
+        self.words.append(words)

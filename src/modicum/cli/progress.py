@@ -37,7 +37,14 @@ class Bar(Progress):
         from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
         from rich.progress import Progress as Drawn
 
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[told]}"),
+        )
         self._drawn = Drawn(*columns, console=Console(stderr=True), transient=True)
         self._task: TaskID | None = None
 
@@ -52,12 +59,17 @@ class Bar(Progress):
         """A stage of ``total`` steps begins."""
         if self._task is not None:
             self._drawn.remove_task(self._task)
-        self._task = self._drawn.add_task(SAID.get(stage, stage), total=total if total > 1 else None)
+        self._task = self._drawn.add_task(SAID.get(stage, stage), total=total if total > 1 else None, told="")
 
     def step(self) -> None:
         """One step is done."""
         if self._task is not None:
             self._drawn.advance(self._task)
+
+    def tell(self, words: str) -> None:
+        """A few words behind the bar."""
+        if self._task is not None:
+            self._drawn.update(self._task, told=words)
 
     def say(self, line: str) -> None:
         """A line above the bar."""
@@ -69,7 +81,7 @@ class Lines(Progress):
 
     def __init__(self, *, period: float = PERIOD, stream: TextIO | None = None):
         self._period, self._stream = period, stream
-        self._stage, self._total, self._done = "opening the model", 1, 0
+        self._stage, self._total, self._done, self._told = "opening the model", 1, 0, ""
         self._begun = self._stage_begun = time.monotonic()
         self._said, self._over, self._lock = threading.Event(), False, threading.Lock()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -88,11 +100,16 @@ class Lines(Progress):
         """A stage of ``total`` steps begins."""
         with self._lock:
             self._stage, self._total, self._done, self._stage_begun = SAID.get(stage, stage), total, 0, time.monotonic()
+            self._told = ""
             self._say(f"{self._stage}, {total} steps" if total > 1 else self._stage)
 
     def step(self) -> None:
         """One step is done."""
         self._done += 1
+
+    def tell(self, words: str) -> None:
+        """A few words for the next line."""
+        self._told = words
 
     def say(self, line: str) -> None:
         """A line of its own."""
@@ -106,7 +123,7 @@ class Lines(Progress):
                 self._said.clear()
                 continue
             with self._lock:
-                self._say(f"{self._stage}: {self._far()}")
+                self._say(f"{self._stage}: {self._far()}{self._told and f', {self._told}'}")
 
     def _far(self) -> str:
         spent, done = time.monotonic() - self._stage_begun, self._done

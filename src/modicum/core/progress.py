@@ -17,6 +17,9 @@ class Quiet:
     def step(self) -> None:
         """One step is done."""
 
+    def tell(self, words: str) -> None:
+        """How it goes at the moment, in few words that the next take the place of."""
+
     def say(self, line: str) -> None:
         """Something that whoever watches wants to know at once."""
 

@@ -15,7 +15,7 @@ from modicum.core.plan import Limits
 from modicum.data.splits import Batch
 from modicum.sweep.modes import seeded
 from modicum.train.auto import ENTRY
-from modicum.train.loop import joined
+from modicum.train.loop import blocks, joined
 from modicum.train.objectives import Objective
 from modicum.train.settings import Loop
 from modicum.train.trained import Trained
@@ -57,12 +57,13 @@ def fitting(
     moments, fitting_one = _MOMENTS * trained.count, 0
     before, together = own_memory(), 1
     while True:
-        needed = int((_peak(module, longest[:together], objective, seed) + moments) * (1 + _SLACK))
+        needed = int((_peak(module, trained, longest[:together], objective, loop, seed) + moments) * (1 + _SLACK))
         if needed <= memory:
             fitting_one = together
         elif together == 1:
             raise BudgetError(
-                f"memory: must be at least {readable(needed)} to train one sequence at a time, is {readable(memory)}. Allow more."
+                f"memory: must be at least {readable(needed)} to train one sequence at a time, is {readable(memory)}. "
+                f"Allow more{'' if loop.recompute else ', or pass --recompute'}."
             )
         else:
             break
@@ -75,13 +76,13 @@ def fitting(
     return replace(loop, together=fitting_one)
 
 
-def _peak(module: nn.Module, rows: Sequence[Batch], objective: Objective, seed: int) -> int:
+def _peak(module: nn.Module, trained: Trained, rows: Sequence[Batch], objective: Objective, loop: Loop, seed: int) -> int:
     """Most memory of this process while sequences are computed together, forward and back."""
     trim()
     meter, training = Meter(), module.training
     module.train()
     try:
-        with meter.stage("trying"), seeded(seed), torch.enable_grad():
+        with meter.stage("trying"), seeded(seed), torch.enable_grad(), blocks(module, trained, loop):
             for part in joined(rows, len(rows)):
                 objective(module, part)[0].sum().backward()
     finally:

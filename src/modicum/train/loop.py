@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from modicum.core.errors import DataError, ModelError, quoted
+from modicum.core.errors import DataError, ModelError, SettingError, quoted
 from modicum.core.parametrization import State
 from modicum.core.progress import Quiet
 from modicum.data.splits import Batch, some_rows
@@ -21,7 +24,9 @@ from modicum.sweep.modes import seeded
 from modicum.sweep.ranks import LONE, Ranks
 from modicum.sweep.stage import seed_of
 from modicum.train.objectives import Objective, next_token
-from modicum.train.settings import Loop
+from modicum.train.recomputed import recomputed
+from modicum.train.schedule_free import ScheduleFree
+from modicum.train.settings import COSINE, FREE, Loop
 from modicum.train.trained import Trained
 
 _FILE, _FORMAT = "training.pt", 1
@@ -32,12 +37,13 @@ class DivergedError(ModelError):
 
 
 def train(
-    module: nn.Module, trained: Trained, rows: Sequence[Batch], loop: Loop, *, objective: Objective = next_token, keep: Path | None = None,
-    progress: Quiet | None = None, training: bool = True, ranks: Ranks = LONE,
+    module: nn.Module, trained: Trained, rows: Sequence[Batch] | Iterable[Batch], loop: Loop, *, objective: Objective = next_token,
+    keep: Path | None = None, progress: Quiet | None = None, training: bool = True, ranks: Ranks = LONE,
 ) -> list[float]:  # fmt: skip
     """Update what is trained, and give the loss per token of every update.
 
-    ``rows`` are sequences, a batch of one row each; an update takes ``loop.batch`` of them in an order drawn anew for every pass over all.
+    ``rows`` are sequences, a batch of one row each; an update takes ``loop.batch`` of them in an order drawn anew for every pass over all. What can
+    only be iterated over, a stream, gives batches of any number of rows, which are taken as they come, and from its beginning again where it ends.
     The loss is the sum over an update's tokens divided by their number, whatever their padding and however many are computed ``together``.
     With ``keep``, a folder, a training that was killed goes on with the same losses to the last bit, on the same number of threads. Where not
     ``training``, the module computes as it answers: nothing is dropped by chance, and no statistics of batches move. Several ``ranks`` compute parts
@@ -46,33 +52,58 @@ def train(
     Raises ``DataError`` where there is nothing to learn from, ``DivergedError`` at a loss that is no number: what was kept before it stays, and
     ``kept`` takes it up again.
     """
-    if not rows:
+    if isinstance(rows, Sequence) and not rows:
         raise DataError("data: must hold a sequence to train on at least, holds none. Give more text.")
     shown, optimizer = progress or Quiet(), _optimizer(trained, loop)
     losses = _resumed(module, trained, optimizer, ranks.first("kept", partial(_body, keep)), loop)
+    taken = partial(_drawn, rows, loop) if isinstance(rows, Sequence) else _streamed(rows, loop, len(losses))
     shown.start("training", loop.steps - len(losses))
     module.train(training)
     try:
-        for step in range(len(losses), loop.steps):
-            with seeded(seed_of(loop.seed, f"update {step}")):
-                losses.append(_update(module, trained, _drawn(rows, loop, step), loop, objective, optimizer, step, ranks))
-            shown.step()
-            if keep is not None and ranks.leads and ((step + 1) % loop.every == 0 or step + 1 == loop.steps):
-                _keep(module, trained, optimizer, keep, loop, losses)
+        with blocks(module, trained, loop):
+            for step in range(len(losses), loop.steps):
+                started = time.perf_counter()
+                with seeded(seed_of(loop.seed, f"update {step}")):
+                    loss, tokens = _update(module, trained, taken(step), loop, objective, optimizer, step, ranks)
+                losses.append(loss)
+                shown.step()
+                shown.tell(f"loss {loss:.4f}, {tokens / (time.perf_counter() - started):,.0f} tokens/s")
+                if keep is not None and ranks.leads and ((step + 1) % loop.every == 0 or step + 1 == loop.steps):
+                    _keep(module, trained, optimizer, keep, loop, losses)
     finally:
         module.eval()
+    _settled(optimizer)
     return losses
 
 
 def kept(trained: Trained, keep: Path, loop: Loop) -> list[float]:
     """Put what was kept of a training back into what is trained; its losses, none where nothing was kept."""
-    return _resumed(trained.module, trained, _optimizer(trained, loop), _body(keep), loop)
+    optimizer = _optimizer(trained, loop)
+    losses = _resumed(trained.module, trained, optimizer, _body(keep), loop)
+    _settled(optimizer)
+    return losses
 
 
 def _optimizer(trained: Trained, loop: Loop) -> torch.optim.Optimizer:
-    """AdamW, with each method's own rate beside what it trains."""
+    """AdamW, with each method's own rate beside what it trains. Raises ``SettingError`` where an average would be of what moves its places."""
     groups = [{"params": parameters, "own": rate} for rate, parameters in trained.by_rate().items()]
-    return torch.optim.AdamW(groups, weight_decay=loop.decay)
+    if loop.schedule != FREE:
+        return torch.optim.AdamW(groups, weight_decay=loop.decay)
+    if (moving := trained.moving) is not None:
+        raise SettingError(f"schedule: must be {COSINE} for {moving}, which changes what is trained on the way, is {FREE}.")
+    return ScheduleFree(groups, weight_decay=loop.decay)
+
+
+def _settled(optimizer: torch.optim.Optimizer) -> None:
+    if isinstance(optimizer, ScheduleFree):
+        optimizer.settle()
+
+
+def blocks(module: nn.Module, trained: Trained, loop: Loop) -> AbstractContextManager[None]:
+    """Inside, blocks are computed twice where that is asked for. Raises ``SettingError`` where something is computed beside them."""
+    if loop.recompute and trained.asides:
+        raise SettingError(f"recompute: must be off for {trained.asides[0].method}, which is computed beside the blocks, is on.")
+    return recomputed(module) if loop.recompute else nullcontext()
 
 
 def evaluate(module: nn.Module, rows: Sequence[Batch], objective: Objective = next_token, ranks: Ranks = LONE) -> list[tuple[float, int]]:
@@ -88,7 +119,8 @@ def evaluate(module: nn.Module, rows: Sequence[Batch], objective: Objective = ne
 
 def _update(
     module: nn.Module, trained: Trained, rows: Sequence[Batch], loop: Loop, objective: Objective, optimizer: Any, step: int, ranks: Ranks
-) -> float:
+) -> tuple[float, int]:
+    """The mean loss, and how many tokens it is of."""
     for group in optimizer.param_groups:
         group["lr"] = loop.at(step, group["own"])
     optimizer.zero_grad()
@@ -112,7 +144,7 @@ def _update(
         )
     optimizer.step()
     trained.revise(optimizer)
-    return total / tokens
+    return total / tokens, tokens
 
 
 def _summed(module: nn.Module, parts: Sequence[Batch], objective: Objective, ranks: Ranks, *, backward: bool) -> tuple[float, int]:
@@ -156,6 +188,27 @@ def _drawn(rows: Sequence[Batch], loop: Loop, step: int) -> list[Batch]:
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed_of(loop.seed, f"pass {turn}")))
         found.append(rows[int(order[at])])
     return found
+
+
+def _streamed(rows: Iterable[Batch], loop: Loop, done: int) -> Callable[[int], list[Batch]]:
+    """What gives the sequences of each next update of a stream, of which those of ``done`` updates are passed over."""
+
+    def endless() -> Iterator[Batch]:
+        while True:
+            count = 0
+            for batch in rows:
+                for row in single([batch]):
+                    count += 1
+                    yield row
+            if not count:
+                raise DataError(
+                    "data: a stream must give a sequence each time that it is begun, gives none. Pass one that can be begun again."
+                )
+
+    stream = endless()
+    for _ in itertools.islice(stream, done * loop.batch):
+        pass
+    return lambda step: list(itertools.islice(stream, loop.batch))
 
 
 def joined(rows: Sequence[Batch], together: int) -> list[Batch]:

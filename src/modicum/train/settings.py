@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from modicum.core.settings import param, require
 
+COSINE, FREE = "cosine", "free"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Loop:
@@ -15,13 +17,21 @@ class Loop:
     steps: int = param(200, "updates", between=(1, 10**9), metavar="N", group="method")
     rate: float = param(
         0.0,
-        "learning rate at its highest, of AdamW under a cosine; each method's own where 0",
+        "learning rate at its highest, of AdamW; each method's own where 0",
         between=(0.0, 1e3),
         metavar="X",
         group="method",
     )
+    schedule: str = param(
+        COSINE,
+        "how the rate goes on after its rise: down a cosine, or constant while what is learnt is an average (free)",
+        choices=(COSINE, FREE),
+        metavar="NAME",
+        group="method",
+    )
     batch: int = param(8, "sequences that an update is made of", between=(1, 10**6), metavar="N", group="data")
     together: int = param(0, "sequences computed at a time, all of an update's where 0", between=(0, 10**6), metavar="N", group="machine")
+    recompute: bool = param(False, "compute activations again in the backward pass instead of keeping them", group="machine")
     warmup: float = param(0.05, "share of the updates in which the rate rises", between=(0.0, 1.0), metavar="X", group="method")
     clip: float = param(1.0, "largest norm of an update's gradient", between=(0.0, 1e9), metavar="X", group="method")
     decay: float = param(0.0, "weight decay", between=(0.0, 10.0), metavar="X", group="method")
@@ -37,4 +47,6 @@ class Loop:
         rising = max(1, round(self.warmup * self.steps))
         if step < rising:
             return highest * (step + 1) / rising
+        if self.schedule == FREE:
+            return highest
         return highest * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, self.steps - rising)))

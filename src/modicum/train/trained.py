@@ -15,6 +15,7 @@ from torch import nn
 
 from modicum.core.errors import ModelError
 from modicum.core.parametrization import Parametrization, Revision, Start, State, Step
+from modicum.core.schedule import Schedule
 from modicum.core.unit import Stats, Unit
 from modicum.delta import Beside, Delta
 from modicum.delta.beside import fingerprint
@@ -189,6 +190,13 @@ class Trained:
         """Whether a method wants to see gradients of whole weights after the next update."""
         following = replace(self.step, number=self.step.number + 1)
         return any(method.watches(following) for method in {place.method for place in self.places.values()})
+
+    @property
+    def moving(self) -> Parametrization | Schedule | None:
+        """What changes what is trained on the way: a method that revises it, or a schedule; None where nothing does."""
+        methods = (place.method for place in self.places.values())
+        revising = (method for method in methods if type(method).revise is not Parametrization.revise)
+        return next(revising, next(iter(self._schedules.values()), None))
 
     def _blocks(self) -> dict[str, str]:
         """The block that each unit lies in, "" outside of all, in the order of the model's parameters."""
