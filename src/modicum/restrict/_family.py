@@ -14,6 +14,7 @@ from modicum.core.errors import SettingError
 from modicum.core.parametrization import Parametrization, Revision, Start, State, Step
 from modicum.core.settings import param
 from modicum.forms import Masked
+from modicum.numerics.ordered import nth_largest
 
 if TYPE_CHECKING:
     from modicum.forms import Form
@@ -165,14 +166,21 @@ class Pattern(Restriction):
 
     def mask(self, latent: torch.Tensor) -> torch.Tensor:
         """The largest n of every m (rows, columns), the first of equal ones; in a row's last entries in the same proportion."""
+        return self.used(latent) > 0
+
+    def used(self, latent: torch.Tensor) -> torch.Tensor:
+        """The same as numbers (rows, columns): 1 where an entry is used, else 0."""
         if self.n >= self.m:
-            return torch.ones_like(latent, dtype=torch.bool)
+            return torch.ones_like(latent)
         rows, columns = latent.shape
-        size = torch.nn.functional.pad(latent.abs(), (0, -columns % self.m), value=-1.0).view(-1, self.m)
-        few = min(self.n, self.m - self.n)
-        chosen = _largest(size, self.n) if few <= _FEW else None
-        if chosen is None or int(chosen.count_nonzero()) != self.n * len(size):  # equal ones at the border
-            chosen = _first(size, self.n)
+        size = latent.abs()
+        if columns % self.m:
+            size = torch.nn.functional.pad(size, (0, -columns % self.m), value=-1.0)
+        size = size.view(-1, self.m)
+        border = _border(size, self.n).repeat_interleave(self.m).view(size.shape)
+        chosen = torch.ge(size, border, out=torch.empty_like(size))
+        if int(chosen.view(rows, -1).sum(1).sum(dtype=torch.float64)) != self.n * len(size):  # equal ones at the border
+            chosen = _first(size, self.n).to(size.dtype)
         return chosen.view(rows, -1)[:, :columns]
 
     @override
@@ -195,19 +203,21 @@ class Pattern(Restriction):
 _FEW = 4
 
 
-def _largest(size: torch.Tensor, n: int) -> torch.Tensor:
-    """Which entries of groups (groups, m) are no less than the n-th largest of theirs; more than n where some are equal."""
-    places, top = size.T.contiguous(), list[torch.Tensor]()
-    rising = 2 * n <= size.shape[1]
-    for place in places if rising else places.neg_():
-        moving = place
-        for held in top:
-            less = torch.minimum(held, moving)
-            torch.maximum(held, moving, out=held)
-            moving = less
-        if len(top) < min(n, size.shape[1] - n):
-            top.append(moving.clone())
-    return size >= top[-1][:, None] if rising else size > -top[-1][:, None]
+def _border(size: torch.Tensor, n: int) -> torch.Tensor:
+    """The n-th largest (groups,) of each group (groups, m)."""
+    turned = n > size.shape[1] - n + 1  # nearer to the least
+    count, greater, less = (size.shape[1] - n + 1, torch.minimum, torch.maximum) if turned else (n, torch.maximum, torch.minimum)
+    if count > _FEW:
+        return nth_largest(size, n)
+    found = list[torch.Tensor]()
+    for moving in torch.stack(size.unbind(1)):  # place by place, all groups side by side
+        for held in found:
+            passed = less(held, moving)
+            greater(held, moving, out=held)
+            moving = passed
+        if len(found) < count:
+            found.append(moving.clone())
+    return found[-1]
 
 
 def _first(size: torch.Tensor, n: int) -> torch.Tensor:
@@ -266,13 +276,19 @@ def moved(state: State, wanted: torch.Tensor, count: int) -> tuple[State, dict[s
 
 def top(scores: torch.Tensor, count: int) -> torch.Tensor:
     """Which entries are the ``count`` highest of a weight, bool of its shape; of equal ones the first."""
-    flat = scores.reshape(-1)
-    if count >= len(flat):
+    if count >= scores.numel():
         return torch.ones_like(scores, dtype=torch.bool)
-    border = flat.kthvalue(len(flat) - count + 1).values  # much cheaper than a sort
-    above = flat > border
-    equal = (flat == border).nonzero()[: count - int(above.count_nonzero()), 0]
-    return above.index_fill(0, equal, True).reshape(scores.shape)
+    border = nth_largest(scores.reshape(-1), count)
+    chosen = scores >= border
+    if int(chosen.count_nonzero()) == count:
+        return chosen
+    above, equal = scores > border, (scores == border).reshape(-1).nonzero()[:, 0]
+    return above.reshape(-1).index_fill(0, equal[: count - int(above.count_nonzero())], True).reshape(scores.shape)
+
+
+def numbers(mask: torch.Tensor) -> torch.Tensor:
+    """A mask as float32, read as bytes, which torch turns into floats several times as fast as what is true."""
+    return mask.contiguous().view(torch.uint8).float()
 
 
 def highest(scores: Mapping[str, torch.Tensor], counts: Mapping[str, int], *, together: bool) -> dict[str, torch.Tensor]:

@@ -54,8 +54,7 @@ class GradientFlow(Pattern):
     def weight(self, base: torch.Tensor | None, state: State, step: Step) -> torch.Tensor:
         """The largest entries, and less of the others."""
         latent, factor = state["latent"], self.factor(step)
-        mask = self.mask(latent.detach())
-        return latent * mask.float().clamp_min(factor)
+        return latent * self.used(latent.detach()).clamp_min_(factor)
 
     @override
     def density(self, step: Step) -> float:

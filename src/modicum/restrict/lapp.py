@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
+from torch.nn.functional import linear
 from typing_extensions import override
 
 from modicum.core.method import Paper
@@ -68,12 +69,8 @@ class Lapp(Restriction):
         latent = beginning(start)
         down = torch.randn(self.bypass, start.shape[1], generator=start.chance) / start.shape[1] ** 0.5
         least = (latent.norm(dim=1) / latent.norm(dim=1).mean().clamp_min(1e-30)).min()
-        trained = {
-            "latent": latent,
-            "threshold": (least - self.width).reshape(1),
-            "up": torch.zeros(start.shape[0], self.bypass),
-            "down": down,
-        }
+        up, threshold = torch.zeros(start.shape[0], self.bypass), (least - self.width).reshape(1)
+        trained = {"latent": latent, "threshold": threshold, "up": up, "down": down}
         return State(trained, {"stays": torch.ones(start.shape[0], dtype=torch.bool), "final": torch.tensor(False)}, start.common)
 
     def _above(self, state: State) -> torch.Tensor:
@@ -92,12 +89,14 @@ class Lapp(Restriction):
     @override
     def weight(self, base: torch.Tensor | None, state: State, step: Step) -> torch.Tensor:
         """The rows that count, and the bypass."""
-        kept = (
-            torch.where(self._gates(state)[:, None].detach() > 0, state["latent"], 0.0)
-            if bool(state["final"])
-            else self._gates(state)[:, None] * state["latent"]
-        )
+        kept = self._gates(state)[:, None] * state["latent"]
         return kept + state["up"] @ state["down"] if self.bypass else kept
+
+    @override
+    def product(self, base: Form | None, state: State, x: torch.Tensor, step: Step) -> torch.Tensor | None:
+        """Outputs that count, in the place of rows; the bypass behind a product of its rank."""
+        made = linear(x, state["latent"].to(x.dtype)) * self._gates(state).to(x.dtype)
+        return made + linear(linear(x, state["down"].to(x.dtype)), state["up"].to(x.dtype)) if self.bypass else made
 
     @override
     def density(self, step: Step) -> float:

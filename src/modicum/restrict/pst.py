@@ -12,7 +12,7 @@ from modicum.core.method import Paper
 from modicum.core.parametrization import Start, State, Step
 from modicum.core.settings import param
 from modicum.forms import Masked
-from modicum.restrict._family import Sparsity, beginning, through, top
+from modicum.restrict._family import Sparsity, beginning, numbers, through, top
 
 if TYPE_CHECKING:
     from modicum.forms import Form
@@ -81,14 +81,17 @@ class Pst(Sparsity):
         return self.keep + (1 - self.keep) * self._left(step)
 
     def _changed(self, state: State) -> torch.Tensor:
-        return state["weight"] + state["up"] @ state["down"]
+        return torch.addmm(state["weight"], state["up"], state["down"])
 
     def _mask(self, state: State, changed: torch.Tensor, step: Step) -> torch.Tensor:
         """The highest scores (rows, columns), as many as there are at a step; their gradient is the mask's."""
-        learnt = state["left"] @ state["right"] + state["row"] + state["column"]
-        scores, end = (changed.abs() / state["mean"] + learnt).detach(), int(state["entries"])
+        one = torch.ones_like  # the product and the numbers of rows and columns in one
+        learnt = torch.cat([state["left"], state["row"], one(state["row"])], 1) @ torch.cat(
+            [state["right"], one(state["column"]), state["column"]]
+        )
+        scores, end = changed.detach().abs().div_(state["mean"]).add_(learnt.detach()), int(state["entries"])
         count = end + round((scores.numel() - end) * self._left(step))
-        return through(learnt, top(scores, count).float())
+        return through(learnt, numbers(top(scores, count)))
 
     @override
     def weight(self, base: torch.Tensor | None, state: State, step: Step) -> torch.Tensor:

@@ -12,7 +12,7 @@ from modicum.core.method import Paper
 from modicum.core.parametrization import Start, State, Step
 from modicum.core.settings import param
 from modicum.forms import Masked
-from modicum.restrict._family import Sparsity, beginning, through, top
+from modicum.restrict._family import Sparsity, beginning, numbers, through, top
 
 if TYPE_CHECKING:
     from modicum.forms import Form
@@ -73,7 +73,7 @@ class Smp(Sparsity):
     @override
     def weight(self, base: torch.Tensor | None, state: State, step: Step) -> torch.Tensor:
         """The weights used; a score's gradient is that of its weight's share in the product."""
-        return state["weight"] * through(state["scores"], self.mask(state, step).float())
+        return state["weight"] * through(state["scores"], numbers(self.mask(state, step)))
 
     @override
     def form(self, state: State) -> Form:

@@ -50,15 +50,14 @@ class SrSte(Pattern):
     @override
     def weight(self, base: torch.Tensor | None, state: State, step: Step) -> torch.Tensor:
         """The largest entries; the gradient is all entries'."""
-        latent = state["latent"]
-        return through(latent, latent.detach() * self._mask(latent))
+        return through(state["latent"], self._used(state["latent"]))
 
-    def _mask(self, latent: torch.Tensor) -> torch.Tensor:
-        """The mask of a tensor as it is now, which the weight and the penalty of an update ask for."""
+    def _used(self, latent: torch.Tensor) -> torch.Tensor:
+        """The largest entries of a tensor as it is now, for which the weight and the penalty of an update ask."""
         now = (latent._version, latent.data_ptr(), self.n, self.m)
-        known = _MASKS.get(latent)
+        known = _USED.get(latent)
         if known is None or known[0] != now:
-            known = _MASKS[latent] = now, self.mask(latent.detach())
+            known = _USED[latent] = now, latent.detach() * self.used(latent.detach())
         return known[1]
 
     @override
@@ -66,20 +65,20 @@ class SrSte(Pattern):
         """Half the squares of what is not used, times ``decay``."""
         if not self.decay:
             return None
-        unused = [_Squares.apply(state["latent"], self._mask(state["latent"])) for state in states.values()]
+        unused = [_Squares.apply(state["latent"], self._used(state["latent"])) for state in states.values()]
         return self.decay / 2 * torch.stack(unused).sum()
 
 
-# Masks of tensors that are trained, by the tensor, as long as it is there.
-_MASKS = WeakIdKeyDictionary()
+# What is used of tensors that are trained, by the tensor, as long as it is there.
+_USED = WeakIdKeyDictionary()
 
 
 class _Squares(torch.autograd.Function):
-    """The sum of the squares of what a mask leaves out."""
+    """The sum of the squares of what is not used."""
 
     @staticmethod
-    def forward(ctx, latent: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        ctx.unused = latent * ~mask
+    def forward(ctx, latent: torch.Tensor, used: torch.Tensor) -> torch.Tensor:
+        ctx.unused = latent - used
         return ctx.unused.reshape(-1).dot(ctx.unused.reshape(-1))
 
     @staticmethod
