@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
-from modicum.core.method import Change, Method, Paper
+from modicum.core.method import Paper
 from modicum.core.settings import param
-from modicum.core.unit import Site, Stats
+from modicum.factor._family import Factorization
 from modicum.forms import Form, LowRank
-from modicum.forms.lift import on_dense
 from modicum.numerics.svd import truncated
 
 
 @dataclass(frozen=True, kw_only=True)
-class Svd(Method):
+class Svd(Factorization):
     """Replace a weight by its best approximation of a given rank.
 
     ``W ≈ U_r S_r V_rᵀ``, stored as two thin factors: fewer numbers while ``rank < rows · columns / (rows + columns)``.
@@ -50,7 +48,3 @@ class Svd(Method):
         left, right = truncated(weight.float(), min(rank, rows, columns))
         scale = left.double().norm(dim=0).clamp_min(1e-60).sqrt()  # balanced factors lose least to a narrow dtype
         return LowRank((left / scale).to(weight.dtype), (right * scale[:, None]).to(weight.dtype))
-
-    def apply(self, site: Site, stats: Mapping[str, Stats], current: Mapping[str, Form]) -> Change:
-        """Factor every unit of the site."""
-        return Change(forms={u.name: on_dense(current[u.name], stats[u.name], lambda w, _: self.factor(w), self.key()) for u in site.units})

@@ -13,11 +13,12 @@ from typing_extensions import override
 from modicum.core.method import Paper
 from modicum.core.parametrization import Revision, Start, State, Step
 from modicum.core.settings import param
-from modicum.restrict._family import Sparsity, beginning, inside, kept, sparse
+from modicum.restrict._falling import Pruning
+from modicum.restrict._family import inside, kept
 
 
 @dataclass(frozen=True, kw_only=True)
-class Activating(Sparsity):
+class Activating(Pruning):
     """Gradual pruning, of which a share serves rows that are dead: their most negative entries go, so that the unit behind answers again.
 
     A row is dead in an update where no gradient reaches it, which is so where the rectifier behind it is silent for all of the batch. In every
@@ -47,43 +48,21 @@ class Activating(Sparsity):
         authors="Shiyu Liu and Rohan Ghosh and Dylan Tan and Mehul Motani",
     )
 
-    layers: str = param("uniform", "how the share is divided over layers", choices=("uniform", "erk"))
     share: float = param(0.3, "share of what goes that serves dead rows", between=(0.0, 1.0))
     dead: float = param(0.1, "share of updates in which a row is silent from which on it is dead", between=(0.0, 1.0))
     looking: int = param(5, "updates before a round in which rows are looked at", between=(1, 10**9))
-    since: float = param(0.25, "share of training before which nothing goes", between=(0.0, 1.0))
-    until: float = param(0.75, "share of training after which nothing goes", between=(0.0, 1.0))
-    every: int = param(20, "updates from one pruning to the next", between=(1, 10**9))
 
     @override
     def begin(self, start: Start) -> State:
         """All of the weight, no row of which was silent."""
-        whole = sparse(beginning(start), torch.arange(math.prod(start.shape)), start.common)
-        return whole.having(frozen={"silent": torch.zeros(start.shape[0]), "seen": torch.zeros(1)})
-
-    def _last(self, step: Step) -> int:
-        return min(step.total, math.ceil(max(self.since, self.until) * step.total))
-
-    def _prunes(self, step: Step) -> bool:
-        return step.number >= self.since * step.total and (step.number % self.every == 0 or step.number == self._last(step))
+        return super().begin(start).having(frozen={"silent": torch.zeros(start.shape[0]), "seen": torch.zeros(1)})
 
     @override
     def watches(self, step: Step) -> bool:
         """On updates before a round, while rounds go on."""
-        if not self.share or step.number < 1 or step.number > self._last(step):
+        if not self.share or step.number < 1 or step.number > self.last(step):
             return False
-        return any(self._prunes(Step(step.number + ahead, step.total)) for ahead in range(self.looking))
-
-    def left(self, step: Step) -> float:
-        """Share of what is to go that is still there, from 1 to 0."""
-        if step.number >= self._last(step):
-            return 0.0
-        return max(0.0, 1 - max(0.0, step.share - self.since) / max(1e-9, self.until - self.since)) ** 3
-
-    @override
-    def density(self, step: Step) -> float:
-        """What the schedule says."""
-        return round(self.keep + (1 - self.keep) * self.left(step), 12)
+        return any(self.prunes(Step(step.number + ahead, step.total)) for ahead in range(self.looking))
 
     @override
     def revise(self, states: Mapping[str, State], gradients: Mapping[str, torch.Tensor], budget: int, step: Step) -> Revision | None:
@@ -93,8 +72,8 @@ class Activating(Sparsity):
             if unit in gradients:
                 silent = state["silent"] + (gradients[unit] == 0).all(1).float().cpu()
                 state = revised[unit] = state.having(frozen={"silent": silent, "seen": state["seen"] + 1})
-            count = self.entries(state, unit) + round((math.prod(state["shape"].tolist()) - self.entries(state, unit)) * self.left(step))
-            if self._prunes(step) and count < len(state["values"]):
+            count = self.count(math.prod(state["shape"].tolist()), self.entries(state, unit), step)
+            if self.prunes(step) and count < len(state["values"]):
                 places = self._staying(state, count)
                 moments[unit] = {"values": inside(state, places)}
                 fresh = {name: torch.zeros_like(state[name]) for name in ("silent", "seen")}

@@ -11,13 +11,13 @@ import torch
 from typing_extensions import override
 
 from modicum.core.method import Paper
-from modicum.core.parametrization import Revision, Start, State, Step
-from modicum.core.settings import param
-from modicum.restrict._family import Sparsity, beginning, inside, kept, sparse
+from modicum.core.parametrization import Revision, State, Step
+from modicum.restrict._falling import Pruning
+from modicum.restrict._family import inside, kept
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gradual(Sparsity):
+class Gradual(Pruning):
     """Trained whole at first; the smallest entries go little by little, fast at the beginning and slowly at the end.
 
     After the share t of the time between ``since`` and ``until``, ``keep + (1 - keep) · (1 - t)³`` of the entries are there. What has gone does
@@ -46,39 +46,14 @@ class Gradual(Sparsity):
         authors="Michael Zhu and Suyog Gupta",
     )
 
-    layers: str = param("uniform", "how the share is divided over layers", choices=("uniform", "erk"))
-    since: float = param(0.25, "share of training before which nothing goes", between=(0.0, 1.0))
-    until: float = param(0.75, "share of training after which nothing goes", between=(0.0, 1.0))
-    every: int = param(20, "updates from one pruning to the next", between=(1, 10**9))
-
-    @override
-    def begin(self, start: Start) -> State:
-        """All of the weight."""
-        return sparse(beginning(start), torch.arange(math.prod(start.shape)), start.common)
-
-    def left(self, step: Step) -> float:
-        """Share of what is to go that is still there, from 1 to 0."""
-        if step.number >= self._last(step):
-            return 0.0
-        return max(0.0, 1 - max(0.0, step.share - self.since) / max(1e-9, self.until - self.since)) ** 3
-
-    @override
-    def density(self, step: Step) -> float:
-        """What the schedule says."""
-        return round(self.keep + (1 - self.keep) * self.left(step), 12)
-
-    def _last(self, step: Step) -> int:
-        return min(step.total, math.ceil(max(self.since, self.until) * step.total))
-
     @override
     def revise(self, states: Mapping[str, State], gradients: Mapping[str, torch.Tensor], budget: int, step: Step) -> Revision | None:
         """The smallest entries go, on the steps that prune and on the last of them."""
-        if step.number < self.since * step.total or (step.number % self.every and step.number != self._last(step)):
+        if not self.prunes(step):
             return None
         revised, moments = {}, {}
         for unit, state in states.items():
-            size, end = math.prod(state["shape"].tolist()), self.entries(state, unit)
-            count = end + round((size - end) * self.left(step))
+            count = self.count(math.prod(state["shape"].tolist()), self.entries(state, unit), step)
             if count < len(state["values"]):
                 chosen = state["values"].detach().abs().argsort(descending=True, stable=True)[:count].sort().values
                 places = state["places"][chosen]

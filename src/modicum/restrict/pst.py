@@ -12,14 +12,15 @@ from modicum.core.method import Paper
 from modicum.core.parametrization import Start, State, Step
 from modicum.core.settings import param
 from modicum.forms import Masked
-from modicum.restrict._family import Sparsity, beginning, numbers, through, top
+from modicum.restrict._falling import Falling
+from modicum.restrict._family import beginning, numbers, through, top
 
 if TYPE_CHECKING:
     from modicum.forms import Form
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pst(Sparsity):
+class Pst(Falling):
     """A mask and a change of the weights learnt through thin matrices: few numbers are trained, and a sparse weight is stored.
 
     An entry's score is ``|W + U V| + A B + r + c`` with the product of two thin matrices and a number for each row and column; the highest stay, and
@@ -49,9 +50,7 @@ class Pst(Sparsity):
         authors="Yuchao Li and Fuli Luo and Chuanqi Tan and Mengdi Wang and Songfang Huang and Shen Li and Junjie Bai",
     )
 
-    layers: str = param("uniform", "how the share is divided over layers", choices=("uniform", "erk"))
     rank: int = param(8, "inner size of the thin matrices", between=(1, 65536))
-    until: float = param(0.6, "share of training after which the share used stays", between=(0.0, 1.0))
 
     @override
     def begin(self, start: Start) -> State:
@@ -71,15 +70,6 @@ class Pst(Sparsity):
         entries = torch.tensor(self.entries(start.common, start.unit))
         return State(trained, {"weight": weight, "mean": weight.abs().mean().clamp_min(1e-30), "entries": entries}, start.common)
 
-    def _left(self, step: Step) -> float:
-        """Share of what is to go that is still used."""
-        return max(0.0, 1 - step.share / max(1e-9, self.until)) ** 3
-
-    @override
-    def density(self, step: Step) -> float:
-        """What the schedule says."""
-        return self.keep + (1 - self.keep) * self._left(step)
-
     def _changed(self, state: State) -> torch.Tensor:
         return torch.addmm(state["weight"], state["up"], state["down"])
 
@@ -89,9 +79,8 @@ class Pst(Sparsity):
         learnt = torch.cat([state["left"], state["row"], one(state["row"])], 1) @ torch.cat(
             [state["right"], one(state["column"]), state["column"]]
         )
-        scores, end = changed.detach().abs().div_(state["mean"]).add_(learnt.detach()), int(state["entries"])
-        count = end + round((scores.numel() - end) * self._left(step))
-        return through(learnt, numbers(top(scores, count)))
+        scores = changed.detach().abs().div_(state["mean"]).add_(learnt.detach())
+        return through(learnt, numbers(top(scores, self.count(scores.numel(), int(state["entries"]), step))))
 
     @override
     def weight(self, base: torch.Tensor | None, state: State, step: Step) -> torch.Tensor:

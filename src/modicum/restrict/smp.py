@@ -10,16 +10,16 @@ from typing_extensions import override
 
 from modicum.core.method import Paper
 from modicum.core.parametrization import Start, State, Step
-from modicum.core.settings import param
 from modicum.forms import Masked
-from modicum.restrict._family import Sparsity, beginning, numbers, through, top
+from modicum.restrict._falling import Falling
+from modicum.restrict._family import beginning, numbers, through, top
 
 if TYPE_CHECKING:
     from modicum.forms import Form
 
 
 @dataclass(frozen=True, kw_only=True)
-class Smp(Sparsity):
+class Smp(Falling):
     """Weights stay as they are and only a score of each is trained: the highest scores say which weights are used.
 
     The gradient of the mask goes straight to the scores, which begin at the magnitudes relative to their mean; the share of weights used falls along
@@ -48,9 +48,6 @@ class Smp(Sparsity):
         authors="Ting Jiang and Deqing Wang and Fuzhen Zhuang and Ruobing Xie and Feng Xia",
     )
 
-    layers: str = param("uniform", "how the share is divided over layers", choices=("uniform", "erk"))
-    until: float = param(0.6, "share of training after which the share used stays", between=(0.0, 1.0))
-
     @override
     def begin(self, start: Start) -> State:
         """The weight, and its magnitudes as scores."""
@@ -61,14 +58,8 @@ class Smp(Sparsity):
 
     def mask(self, state: State, step: Step) -> torch.Tensor:
         """The highest scores (rows, columns), as many as there are at a step."""
-        scores, end = state["scores"].detach(), int(state["entries"])
-        left = max(0.0, 1 - step.share / max(1e-9, self.until)) ** 3
-        return top(scores, end + round((scores.numel() - end) * left))
-
-    @override
-    def density(self, step: Step) -> float:
-        """What the schedule says."""
-        return self.keep + (1 - self.keep) * max(0.0, 1 - step.share / max(1e-9, self.until)) ** 3
+        scores = state["scores"].detach()
+        return top(scores, self.count(scores.numel(), int(state["entries"]), step))
 
     @override
     def weight(self, base: torch.Tensor | None, state: State, step: Step) -> torch.Tensor:
