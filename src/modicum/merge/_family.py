@@ -133,6 +133,10 @@ class Merge(Method):
         return None
         yield
 
+    def shows(self, weights: Sequence[float]) -> bool:
+        """Whether NaN or Inf in any input would be in what is made of it, so that inputs need no look of their own."""
+        return False
+
     def combine(self, base: torch.Tensor, others: Sequence[torch.Tensor], weights: Sequence[float], at: At) -> torch.Tensor:
         """The entries that are made of the base's and the models', all of one shape and dtype; inputs are untouched."""
         raise NotImplementedError
@@ -155,21 +159,19 @@ def mixed(tensors: Sequence[torch.Tensor], coefficients: Sequence[float]) -> tor
             made.add_(tensor, alpha=coefficient)
     if made is None:
         return torch.zeros_like(tensors[0])
-    if min(coefficients) >= 0:
-        return made
-    return with_signs(made, tensors, [torch.full_like(made, coefficient) for coefficient in coefficients])
+    return made if min(coefficients) >= 0 else with_signs(made, tensors, coefficients)
 
 
-def with_signs(made: torch.Tensor, tensors: Sequence[torch.Tensor], coefficients: Sequence[torch.Tensor]) -> torch.Tensor:
+def with_signs(made: torch.Tensor, tensors: Sequence[torch.Tensor], coefficients: Sequence[torch.Tensor | float]) -> torch.Tensor:
     """The sum, whose zeros are negative where each tensor that counts has a negative zero: what is added times 0 would hide it."""
     flat = made.reshape(-1).numpy()
-    zeros = flat == 0
-    if not np.count_nonzero(zeros):
+    places = np.flatnonzero(flat == 0)
+    if not len(places):
         return made
-    places = np.flatnonzero(zeros)
     negative = np.ones(len(places), dtype=bool)
     for tensor, coefficient in zip(tensors, coefficients):
         value = tensor.reshape(-1).numpy()[places]
-        negative &= (np.signbit(value) & (value == 0)) | (coefficient.reshape(-1).numpy()[places] == 0)
+        factor = coefficient.reshape(-1).numpy()[places] if isinstance(coefficient, torch.Tensor) else coefficient
+        negative &= (np.signbit(value) & (value == 0)) | (factor == 0)
     flat[places[negative]] = -0.0
     return made

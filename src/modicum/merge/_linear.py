@@ -27,6 +27,13 @@ class Linear(Merge):
         raise NotImplementedError
 
     @override
+    def shows(self, weights: Sequence[float]) -> bool:
+        if self.products:
+            return False
+        base, *others = self.coefficients(weights, torch.empty(0, 0))
+        return all(others) and (base != 0 or not self.reads_base)
+
+    @override
     def survey(self, models: int, entries: int) -> Survey:
         if not self.products:
             return None

@@ -46,8 +46,11 @@ class Pipeline(Merge):
         return self.averages
 
     def elected(self, total: torch.Tensor) -> torch.Tensor:
-        """Sign of each entry, of the weighted sum of what was kept; 0 where both signs weigh the same, so that nobody agrees."""
-        return total.sign()
+        """Sign of each entry, of the weighted sum of what was kept; 0 where both signs weigh the same, so that nobody agrees.
+
+        The sum may be changed.
+        """
+        return total.sign_()
 
     @override
     def combine(self, base: torch.Tensor, others: Sequence[torch.Tensor], weights: Sequence[float], at: At) -> torch.Tensor:
@@ -96,9 +99,14 @@ class Pipeline(Merge):
 
 def added(tensors: Sequence[torch.Tensor], others: Sequence[torch.Tensor] | None, weights: Sequence[float]) -> torch.Tensor:
     """Their sum by weights, of products entry by entry where there are ``others``."""
-    first = tensors[0] * (others[0] if others is not None else weights[0])
-    made = first.mul_(weights[0]) if others is not None and weights[0] != 1 else first
-    for place in range(1, len(tensors)):
+    first = 1
+    if others is None and weights[0] == 1 and len(tensors) > 1:
+        made, first = torch.add(tensors[0], tensors[1], alpha=weights[1]), 2
+    elif others is None:
+        made = tensors[0] * weights[0]
+    else:
+        made = tensors[0] * others[0] if weights[0] == 1 else (tensors[0] * others[0]).mul_(weights[0])
+    for place in range(first, len(tensors)):
         if others is None:
             made.add_(tensors[place], alpha=weights[place])
         else:

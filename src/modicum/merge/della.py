@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -68,9 +69,9 @@ class Della(Pipeline):
         row = math.prod(at.shape[1:]) if len(at.shape) > 1 else difference.numel()
         places = np.arange(row) / max(1, row - 1)
         most = ((self.density - self.window + 2 * self.window * places) * 65536).round()
-        order = _order(difference.abs().reshape(-1, row).numpy())
-        mine = np.empty(order.shape, dtype=np.float32)
-        mine.reshape(-1)[order + np.arange(0, order.size, row)[:, None]] = most
+        order = torch.from_numpy(_order(difference.abs().reshape(-1, row).numpy()))
+        ranked = torch.from_numpy(most.astype(np.float32)).expand(order.shape)
+        mine = torch.empty(order.shape).scatter_(1, order, ranked).numpy()
         kept = at.draws(model, difference.numel()).reshape(mine.shape) < mine
         return torch.from_numpy(kept * (65536 / mine.clip(1))).reshape(difference.shape).to(difference.dtype)
 
@@ -79,6 +80,8 @@ def _order(sizes: np.ndarray) -> np.ndarray:
     """Places of each row's sizes (rows, entries) from the smallest up, equal ones in their order: sorted with their place behind their bits."""
     if sizes.dtype != np.float32:
         return np.argsort(sizes, axis=1, kind="stable")
-    keys = sizes.view(np.uint32).astype(np.uint64) << np.uint64(32) | np.arange(sizes.shape[1], dtype=np.uint64)
+    keys = np.empty(sizes.shape, np.uint64)
+    high, low = np.moveaxis(keys.view(np.uint32).reshape(*sizes.shape, 2), -1, 0)[:: -1 if sys.byteorder == "little" else 1]
+    high[:], low[:] = sizes.view(np.uint32), np.arange(sizes.shape[1], dtype=np.uint32)
     keys.sort(axis=1)
-    return (keys & np.uint64(0xFFFFFFFF)).astype(np.int64)
+    return low.astype(np.int64)

@@ -70,4 +70,4 @@ class Ties(Pipeline):
 
     @override
     def elected(self, total: torch.Tensor) -> torch.Tensor:
-        return total.sign() if self.compat != "mergekit" else total.ge_(0).mul_(2).sub_(1)
+        return total.sign_() if self.compat != "mergekit" else total.ge_(0).mul_(2).sub_(1)

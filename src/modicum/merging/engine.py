@@ -32,6 +32,7 @@ def run(job: Job, sink: Sink, shown: Quiet | None = None) -> list[dict[str, Any]
         _require_alike(job, name)
     _require_no_more(job, set(job.names))
     shown = shown or Quiet()
+    _keep_freed()
     with single_threaded(), ThreadPoolExecutor(max(1, job.threads)) as pool:
         known = None
         if job.method.scope == "model":
@@ -55,6 +56,11 @@ def spread(pool: ThreadPoolExecutor, threads: int, function: Callable[[Any], Don
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()
+
+
+def _keep_freed() -> None:
+    """Have pieces take the memory of those before them: glibc maps anew what is larger than any block that was freed yet, a fault for each page."""
+    torch.empty((32 << 20) - (64 << 10), dtype=torch.uint8, device="cpu")  # the largest that it counts
 
 
 def _require_alike(job: Job, name: str) -> None:
@@ -95,17 +101,18 @@ def _made(job: Job, name: str, known: Any, sink: Sink) -> dict[str, Any]:
     else:
         if job.method.scope == "tensor":
             known = surveyed(job, [name], map)
-        looks = Looks(len(job.others))
+        looks, look = Looks(len(job.others)), known is None and not job.method.shows(job.weights(name))
         for number, place in enumerate(job.pieces(name)):
             _, start, stop = place
-            base, others = job.read(place, base=job.method.reads_base)
+            base, others = job.read(place, base=job.method.reads_base, look=look)
             at = job.at(place, known)
             try:
                 made = job.method.combine(base, others, at.weights, at)
             except torch.linalg.LinAlgError as error:
                 raise ModelError(f"{name}: {job.method} cannot solve for it ({quoted(error)}). Merge it with another method.") from None
             stored = made.to(job.stored(name))
-            if not finite(stored):
+            if not _fits(made, stored):
+                job.read(place, base=job.method.reads_base)  # says which model it comes from
                 raise ModelError(f"{quoted(name)}: what {job.method} makes of it must be finite, holds NaN or Inf. Use smaller weights.")
             sink.put(name, start, stored.reshape(-1))
             if few := looks.few(number, stop - start):
@@ -113,6 +120,12 @@ def _made(job: Job, name: str, known: Any, sink: Sink) -> dict[str, Any]:
         told = {"name": name, "shape": list(shape), "weights": list(job.weights(name)), **looks.told()}
     sink.finish(name, told)
     return told
+
+
+def _fits(made: torch.Tensor, stored: torch.Tensor) -> bool:
+    """Whether all of it is finite as it is stored. No entry is larger than the norm, which is cheaper than a look at 16 bits."""
+    flat = made.reshape(-1)
+    return math.sqrt(float(torch.dot(flat, flat))) < torch.finfo(stored.dtype).max or finite(stored)
 
 
 def _copied(job: Job, name: str, sink: Sink) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from modicum.core.finite import finite
 from modicum.merge._family import At, Merge
 from modicum.merging.sources import Source
 
-PIECE = 1 << 18  # entries that are made at a time: few enough for a processor's cache, many enough that calls cost little
+PIECE = 1 << 17  # entries that are made at a time: few enough for a processor's cache, many enough that calls cost little
 Place = tuple[str, int, int]
 """A tensor's name, and from which entry to which."""
 
@@ -91,10 +91,10 @@ class Job:
             step = max(1, step // row) * row
         return [(name, start, min(size, start + step)) for start in range(0, size, step)] or [(name, 0, 0)]
 
-    def read(self, place: Place, *, base: bool = True, stride: int = 1) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    def read(self, place: Place, *, base: bool = True, stride: int = 1, look: bool = True) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """The base's entries and the models', as they are computed with; the base's place is taken by the first model's where it is not read.
 
-        Raises ``ModelError`` naming the model and the tensor that holds NaN or Inf.
+        Raises ``ModelError`` naming the model and the tensor that holds NaN or Inf, unless nobody is to ``look``.
         """
         name, start, stop = place
         dtype = self.computed(name)
@@ -102,7 +102,7 @@ class Job:
         for source in (self.base, *self.others) if base else self.others:
             raw = source.read(name, start, stop)
             wide = (raw if stride == 1 else raw[::stride]).to(dtype)
-            if not finite(wide):
+            if look and not finite(wide):
                 raise ModelError(f"{source.label}: {quoted(name)} must be finite, holds NaN or Inf. Merge models that are whole.")
             values.append(wide if self.method.pieces else wide.reshape(self.base.entry(name)[1]))
         return (values[0], values[1:]) if base else (values[0], values)

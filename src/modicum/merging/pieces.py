@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import threading
@@ -74,7 +75,7 @@ class Files(Sink):
         if os.fstat(fd).st_size != size or os.pread(fd, len(head), 0) != head:
             self._told = {name: told for name, told in self._told.items() if name not in wanted}
             os.ftruncate(fd, 0)
-            os.ftruncate(fd, size)
+            _take(fd, size)
             os.pwrite(fd, head, 0)
         self._homes |= {name: (fd, entry) for name, entry in entries.items()}
 
@@ -122,6 +123,16 @@ class Files(Sink):
         with system_errors(f"folder {self.folder}"):
             for fd in self._fds:
                 os.fsync(fd)
+
+
+def _take(fd: int, size: int) -> None:
+    """Have room for so many bytes, so that a disk that is too full says so at once and writing need not ask for each block."""
+    try:
+        os.posix_fallocate(fd, 0, size)
+    except (AttributeError, OSError) as error:  # some systems and some disks cannot
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        os.ftruncate(fd, size)
 
 
 def _boot() -> str:
