@@ -182,13 +182,15 @@ class _Cutting:
 class CutDropper(Dropper):
     """Methods that rank the groups of coupled cuts; the family cuts globally and folds what is lost into biases."""
 
+    keep: float = param(0.8, "share of the cuts' weights kept", between=(0.0, 1.0), dial=True)
+
     def rank(self, weight: torch.Tensor, stats: Stats, groups: Sequence[Sequence[int]]) -> torch.Tensor:
         """Score (groups,) of a cut from its consumer's float32 weight (rows, columns) and input statistics; the lowest go."""
         raise NotImplementedError
 
     def select(self, scores: dict[str, torch.Tensor], sizes: dict[str, int]) -> dict[str, list[int]]:
-        """Groups kept per site, from scores by site and the number of weights one group of the site holds."""
-        raise NotImplementedError
+        """Groups kept per site, from scores by site and the number of weights one group of the site holds; by default globally from the top."""
+        return from_the_top(scores, sizes, self.keep)
 
     def compensate(self, weight: torch.Tensor, stats: Stats, gone: torch.Tensor) -> torch.Tensor | None:
         """What the output misses on average without the columns ``gone`` (boolean), (rows,); None for no compensation."""
@@ -201,20 +203,31 @@ class CutDropper(Dropper):
             raise ModelError(
                 f"{self.key()}: the model must have coupled cuts (heads, feed-forward channels), none was found. Try another method."
             )
+        scores, lost = self.survey(model, script, batches, pool, sites, seed)
+        told = [site for site in sites if site.name in scores]
+        if not told:
+            raise ModelError(
+                f"{self.key()}: {model.name} must have cuts whose consumers' gradients are seen, has none. Try another method."
+            )
+        return self._cut(model, told, self.select(scores, {site.name: group_size(site) for site in told}), lost)
+
+    def survey(
+        self, model: Model, script: Script, batches: Sequence[Batch], pool: SpillPool, sites: Sequence[Site], seed: int
+    ) -> tuple[dict[str, torch.Tensor], dict[str, Stats]]:  # fmt: skip
+        """Scores (groups,) by site, by default of ``rank`` from one forward sweep, and what it measured of each consumer's inputs."""
         consumers = {site.axes[-1].unit: site for site in sites}
         scores: dict[str, torch.Tensor] = {}
         lost: dict[str, Stats] = {}
 
-        def survey(stage: Stage) -> None:
+        def treat(stage: Stage) -> None:
             for unit in stage.units:
                 if unit.name in consumers:
                     site, stats = consumers[unit.name], stage.stats[unit.name]
                     scores[site.name] = self.rank(model.matrix(unit).float(), stats, site.axes[-1].groups)
                     lost[site.name] = stats
 
-        Sweep(model, batches, script, survey, needs=self.needs, seed=seed, pool=pool).finish()
-        sizes = {site.name: _group_size(site) for site in sites}
-        return self._cut(model, sites, self.select(scores, sizes), lost)
+        Sweep(model, batches, script, treat, needs=self.needs, seed=seed, pool=pool).finish()
+        return scores, lost
 
     def _cut(self, model: Model, sites: list[Site], kept: dict[str, list[int]], lost: dict[str, Stats]) -> Change:
         change = Change()
@@ -230,7 +243,7 @@ class CutDropper(Dropper):
                     continue
                 mask = kept_rows(axis, kept[site.name], unit.shape[1])
                 change.forms[unit.name] = Cut(Dense(weight[:, mask].contiguous()), None, mask)
-                missing = self.compensate(weight.float(), lost[site.name], ~mask)
+                missing = self.compensate(weight.float(), lost[site.name], ~mask) if site.name in lost else None
                 if missing is not None:
                     name = f"{unit.module}.bias"
                     before = model.weights.read(name).float() if name in model.weights.first else 0.0
@@ -238,7 +251,20 @@ class CutDropper(Dropper):
         return change
 
 
-def _group_size(site: Site) -> int:
+def from_the_top(scores: Mapping[str, torch.Tensor], sizes: Mapping[str, int], keep: float) -> dict[str, list[int]]:
+    """Groups kept per site, the highest scores of all sites first, until a share of all their weights is met; at least one of each site."""
+    ranked = sorted(((float(score), site, group) for site, found in scores.items() for group, score in enumerate(found)), reverse=True)
+    kept: dict[str, list[int]] = {site: [int(found.argmax())] for site, found in scores.items()}
+    total = sum(sizes[site] * len(found) for site, found in scores.items())
+    held = sum(sizes[site] for site in kept)
+    for _, site, group in ranked:
+        if group not in kept[site] and held + sizes[site] <= keep * total * (1 + 1e-9):
+            kept[site].append(group)
+            held += sizes[site]
+    return {site: sorted(found) for site, found in kept.items()}
+
+
+def group_size(site: Site) -> int:
     """Weights that vanish with one group."""
     total = 0
     for unit, axis in zip(site.units, site.axes):

@@ -37,7 +37,6 @@ class Flap(CutDropper):
     paper = Paper("Fluctuation-based Adaptive Structured Pruning for Large Language Models", "2312.11983", 2023, "An, Yongqi and others")
     needs = frozenset({Need.MEANS, Need.VARIANCES})
 
-    keep: float = param(0.8, "share of the cuts' weights kept", between=(0.0, 1.0), dial=True)
     bias: bool = param(True, "fold the removed columns' mean output into the bias")
 
     def rank(self, weight: torch.Tensor, stats: Stats, groups: Sequence[Sequence[int]]) -> torch.Tensor:
@@ -51,18 +50,6 @@ class Flap(CutDropper):
             columns = columns.square()
         standard = (columns - columns.mean()) / columns.std(unbiased=False).clamp_min(1e-30)
         return torch.stack([standard[list(group)].mean() for group in groups])
-
-    def select(self, scores: dict[str, torch.Tensor], sizes: dict[str, int]) -> dict[str, list[int]]:
-        """Keep globally from the top until the share of weights is met."""
-        ranked = sorted(((float(score), site, group) for site, found in scores.items() for group, score in enumerate(found)), reverse=True)
-        kept: dict[str, list[int]] = {site: [int(found.argmax())] for site, found in scores.items()}
-        total = sum(sizes[site] * len(found) for site, found in scores.items())
-        held = sum(sizes[site] for site in kept)
-        for _, site, group in ranked:
-            if group not in kept[site] and held + sizes[site] <= self.keep * total * (1 + 1e-9):
-                kept[site].append(group)
-                held += sizes[site]
-        return {site: sorted(found) for site, found in kept.items()}
 
     def compensate(self, weight: torch.Tensor, stats: Stats, gone: torch.Tensor) -> torch.Tensor | None:
         """Mean output of the removed columns."""
