@@ -59,6 +59,7 @@ _DECIDED = (
     "activations",
     "activation_scale",
     "rotate",
+    "importance",
     "smooth",
     "gradient_samples",
     "curvature",

@@ -78,6 +78,10 @@ class Settings:
         None, "move how far columns of inputs reach into the weights that read them, with nothing else changed: 0.5 shares it evenly, 1 moves all "
         "of it; by default none is", between=(0, 1), metavar="ALPHA", group="method",
     )  # fmt: skip
+    importance: str | None = param(
+        None, "let calibration tokens count by importance in what layers are fitted on: attention, by how much of it a token receives in its "
+        "block; by default all count alike", choices=("attention",), metavar="KIND", group="method",
+    )  # fmt: skip
     ram: int | None = param(None, "memory to stay within, such as 4GB", metavar="SIZE", group="machine")
     seed: int = param(0, "seed of every choice by chance", between=SEEDS, metavar="N", group="data")
     device: str = param(

@@ -31,6 +31,7 @@ from modicum.forms import Form
 from modicum.judge.quality import streamed
 from modicum.measure.compared import UNCOMPARED, compared, settled_alike
 from modicum.measure.computing import Settle, agreed
+from modicum.measure.importance import attended
 from modicum.measure.limits import extent_of, limits_of, require_positions
 from modicum.measure.rotation import rotated
 from modicum.measure.scouting import rounding_suffices
@@ -107,6 +108,11 @@ class Subject:
         if settings.smooth is not None and not getattr(settings, "dry_run", False):
             before, (model, told) = model, smoothed(model, script, data.calibration, settings.smooth, compute)
             model.opened, model.notes = before.opened, [*before.notes, *told]
+        if settings.importance is not None and not getattr(settings, "dry_run", False):
+            script.important = attended(model, script, data.calibration)
+            model.notes.append(
+                f"importance: tokens of calibration count by the attention that they receive, in {len(script.important.blocks)} blocks"
+            )
         return cls(settings, model, data, script, compute)
 
     @classmethod

@@ -275,6 +275,8 @@ class Sweep:
     ) -> None:  # fmt: skip
         """Add one input, without what its mask covers, and how the ``original``'s drifted from it."""
         cover = self.script.masks.get(f"{name} {argument}".rstrip())
+        weighed = partial(self.script.important.weighed, self.script.block_of.get(unit.name, ""), self.batches[index])
+        value, original = weighed(value), None if original is None else weighed(original)
         pieces = partial(token_rows, cover, unit, self.chain.owner(name), self.batches[index])
         for rows, real in pieces(value):
             collector.add(rows if real is None else rows[real])

@@ -11,6 +11,7 @@ from modicum.core.slopes import Slopes
 from modicum.core.unit import Unit
 from modicum.data.splits import Batch, chance_of, count_tokens, one_row
 from modicum.sweep.cover import Cover
+from modicum.sweep.important import Important
 from modicum.sweep.learnt import Learnt
 from modicum.sweep.outputs import Outputs
 from modicum.sweep.work import Work
@@ -44,6 +45,7 @@ class Script:
     ``together``: columns whose covariance is taken together, of units whose whole one does not fit (``fit.memory``).
     ``raised``: steps of rows by unit, that suit how much the output feels each; ``felt``: by table, how much it feels what is looked up there, the
     second moment of its gradient (columns, columns) (``measure.felt``); ``slopes``: gradients by weight, where a method asks (``measure.slopes``).
+    ``important``: how much tokens of calibration count, where they do not count alike (``measure.importance``).
     ``folded``: units whose input has other axes than rows, tokens and columns.
     ``met``: values that a unit reads and gives for one row, which is one of ``example``; ``work``: multiply-adds of it, None where nothing was
     run with values.
@@ -71,6 +73,7 @@ class Script:
     raised: dict[str, torch.Tensor] = field(default_factory=dict)
     felt: dict[str, torch.Tensor] = field(default_factory=dict)
     slopes: dict[str, Slopes] = field(default_factory=dict)
+    important: Important = field(default_factory=Important)
     met: dict[str, int] = field(default_factory=dict)
     folded: set[str] = field(default_factory=set)
     work: Work | None = None
