@@ -11,7 +11,8 @@ import torch
 
 from kept import Kept
 from modicum.forget.forgetting import forget
-from modicum.forget.judged import attacked, distance, row_loss
+from modicum.forget.judged import attacked, distance
+from modicum.train.rows import row_loss
 from scenes.digits import accuracy, pictures
 from scenes.forgotten import opened, without
 

@@ -11,10 +11,10 @@ from common import Claim, Setting, result, show
 from kept import Kept
 from learning import PAIRS, at_best, fresh, row, split, task
 from modicum.core.recipe import recipe
-from modicum.forget.forgetter import stacked
 from modicum.learn.function_space import Dual
 from modicum.learn.learner import Learning
 from modicum.learn.tasks import Task
+from modicum.train.rows import stacked
 
 CLAIM = Claim(
     id="S239",

@@ -96,14 +96,62 @@ def test_texts_are_learnt_one_after_the_other(place):
     assert receipt["tasks"] == ["one", "two"] and receipt["score"] == "loss" and all(receipt["same bits"].values())
 
 
+def test_a_model_that_predicts_no_next_token_is_refused(place):
+    shape = {"vocab_size": 1024, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    for number, cls in enumerate((transformers.BertModel, transformers.BertForMaskedLM)):
+        with hushed():
+            cls(transformers.BertConfig(**shape)).save_pretrained(place / f"bert{number}")
+        for file in DEMO.glob("tokenizer*"):
+            shutil.copy(file, place / f"bert{number}")
+        rows = ("--forget", place / "gone.jsonl", "--retain", place / "stay.jsonl")
+        for words in (
+            ("edit", place / f"bert{number}", "--facts", place / "facts.jsonl", *FEW),
+            ("forget", place / f"bert{number}", *rows, "--tokens", 32),
+            ("forget", place / "model", *rows, "--tokens", 32, "--reference", place / f"bert{number}"),
+            ("learn", place / f"bert{number}", place / "one.txt", "--tokens", 16),
+        ):
+            code, _, error = run(*words, "--out", place / "never")
+            assert code == 2 and f"must be a causal language model, is a {cls.__name__}" in error
+
+
+def test_more_tokens_than_a_model_has_positions_for_are_refused(place):
+    with hushed():
+        transformers.GPT2LMHeadModel(
+            transformers.GPT2Config(vocab_size=1024, n_embd=16, n_layer=2, n_head=2, n_positions=64)
+        ).save_pretrained(place / "short")
+    for file in DEMO.glob("tokenizer*"):
+        shutil.copy(file, place / "short")
+    (place / "long.jsonl").write_text(json.dumps({"prompt": "abc def " * 60, "target": " x"}) + "\n")
+    (place / "many.jsonl").write_text("".join(json.dumps({"text": f"line {number}"}) + "\n" for number in range(3)))
+    for words, wanted in (
+        (("edit", place / "short", "--facts", place / "long.jsonl", *FEW), "at most the 64 tokens that the model has positions for"),
+        (("edit", place / "short", "--facts", place / "facts.jsonl"), "at most the 64 that"),
+        (("forget", place / "short", "--forget", place / "gone.jsonl", "--retain", place / "many.jsonl"), "at most the 64 that"),
+        (("learn", place / "short", place / "one.txt"), "at most the 64 that"),
+    ):
+        code, _, error = run(*words, "--out", place / "never")
+        assert code == 2 and wanted in error and len(error.splitlines()) == 1
+    assert run("edit", place / "short", "--facts", place / "facts.jsonl", "--method", "rome steps=2", "--out", place / "r", *FEW)[0] == 0
+    assert json.loads((place / "r" / "receipt.json").read_text())["changed"], "not the last block, whose outputs at a subject nobody sees"
+
+
 def test_bad_input_is_one_sentence_and_nothing_is_written(place):
     (place / "odd.jsonl").write_text('{"prompt": "a", "target": "b"}\n{"prompt": "a", "target": "c"}\n')
+    (place / "few.jsonl").write_text('{"text": "one row"}\n' * 3)
     edit = ("edit", place / "model", "--out", place / "never", *FEW)
     forget = ("forget", place / "model", "--forget", place / "gone.jsonl", "--out", place / "never", "--tokens", 32)
     for words, wanted in (
         ((*edit, "--facts", place / "odd.jsonl"), "must not contradict each other"),
         ((*edit, "--facts", place / "facts.jsonl", "--longest", 1), "must have a target of 1 to 1 tokens"),
+        ((*edit, "--facts", place / "facts.jsonl", "--longest", 0), "longest: must be at least 1, got 0"),
+        ((*edit, "--tokens", 1, "--facts", place / "facts.jsonl"), "tokens: must be at least 2"),
+        (
+            (*edit, "--quiet", "--facts", place / "facts.jsonl", "--method", "rome layers=*.1.*"),
+            "must depend on what a layer gives at the subject's last",
+        ),
         ((*edit, "--facts", place / "facts.jsonl", "--method", "gptq"), "is not one of edit"),
+        ((*forget, "--retain", place / "stay.jsonl", "--goal", "nan"), "goal: must be a number of nats, got nan"),
+        ((*forget, "--retain", place / "few.jsonl"), "at least 3 different rows to retain, 1 came"),
         (("learn", place / "model", place / "none.txt", "--out", place / "never"), "is not there"),
         (
             ("learn", place / "model", place / "one.txt", "--method", "probe", "--out", place / "never", "--quiet", *FEW[2:]),

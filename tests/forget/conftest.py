@@ -3,6 +3,9 @@
 import pytest
 import torch
 from torch import nn
+from transformers import AutoTokenizer
+
+from modicum.models.located import DEMO
 
 
 def points(count, seed):
@@ -33,3 +36,8 @@ def case():
     x, y = points(160, 0)
     gone = y == 3
     return trained(x, y, 0), rows(x[gone], y[gone]), rows(x[~gone], y[~gone]), trained(x[~gone], y[~gone], 1)
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(DEMO)

@@ -5,16 +5,18 @@ import json
 
 import pytest
 import torch
+import transformers
 
 import modicum
 from modicum.core.errors import DataError, SettingError
 from modicum.core.recipe import recipe, recipes
-from modicum.forget.forgetter import Rows, losses
+from modicum.forget.forgetter import Rows
 from modicum.forget.forgetting import forget
-from modicum.forget.judged import attacked, row_loss
-from modicum.forget.rows import overlap, read_rows
+from modicum.forget.judged import attacked
+from modicum.forget.rows import distinct, overlap, read_rows
 from modicum.forget.slug import front
 from modicum.forget.ssd import importance
+from modicum.train.rows import losses, row_loss
 
 METHODS = {
     "ssd": "ssd alpha=1 dampen=0.3", "slug": "slug", "ascent": "ascent rate=0.01", "npo": "npo rate=0.01 steps=60", "sparse": "sparse steps=200",
@@ -115,7 +117,7 @@ def test_slips_are_said(case):
     net, gone, stay, _ = case
     with pytest.raises(SettingError, match="is not one of forget"):
         recipe("forget", "sdd")
-    with pytest.raises(DataError, match="must be a row to retain"):
+    with pytest.raises(DataError, match="different rows to retain"):
         forget(net, gone, [])
     with pytest.raises(SettingError, match="must be a list of batches"):
         forget(net, "rows.jsonl", stay)
@@ -140,3 +142,25 @@ def test_tables_are_read(tmp_path):
     path.write_text('{"text": "' + "a " * 9 + '"}\n')
     with pytest.raises(DataError, match=r"line 1 must have 2 to 8 tokens, has 9"):
         read_rows(path, words, 8)
+
+
+def test_the_same_tokens_are_one_row_however_they_are_written(tmp_path, tokenizer):
+    (tmp_path / "one.jsonl").write_text('{"text": "line 1 goes on"}\n')
+    (tmp_path / "two.json").write_text('[{"prompt": "line 1", "completion": " goes on"}, {"text": "another"}]')
+    one, two = (read_rows(tmp_path / name, tokenizer, 16) for name in ("one.jsonl", "two.json"))
+    assert overlap(one, two) == 1 and distinct([*one, *two]) == 2
+    (tmp_path / "odd.json").write_text('{\n "text": "one"\n}')
+    with pytest.raises(DataError, match=r"odd\.json, line 1, must be one JSON object"):
+        read_rows(tmp_path / "odd.json", tokenizer, 16)
+
+
+def test_a_language_model_is_trained_anew_from_its_config(tokenizer):
+    config = transformers.LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
+    module = transformers.LlamaForCausalLM(config)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    row = lambda start: {"input_ids": torch.arange(start, start + 8)[None], "attention_mask": torch.ones(1, 8, dtype=torch.int64)}
+    data = [{**row(start), "labels": row(start)["input_ids"]} for start in range(4)]
+    one, other = (forget(module, data[:1], data[1:], method="retrain steps=30", relapse=False, seed=1) for _ in range(2))
+    assert one.receipt["after"]["retain"]["loss"] < 0.6 * one.receipt["before"]["retain"]["loss"]
+    assert all(torch.equal(value, other.module.state_dict()[name]) for name, value in one.module.state_dict().items())
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())

@@ -44,7 +44,8 @@ def widths(root: nn.Module) -> dict[str, int]:
     weights = Weights(root)
     units, found = find_units(root, weights), dict[str, int]()
     for block in find_blocks(root, weights):
-        inside = {unit.module: unit.shape for unit in units.values() if unit.module.startswith(f"{block}.")}
+        mine = [unit for unit in units.values() if unit.module.startswith(f"{block}.")]
+        inside = {unit.module: unit.shape for unit in [unit for unit in mine if unit.kind in ("linear", "conv1d")] or mine}
         if not inside:
             continue
         stream = next(iter(inside.values()))[1]

@@ -56,19 +56,24 @@ def column_of(where: str, names: Sequence[str], asked: str | None, texts: Sequen
 def records(file: Path, text: Text) -> Iterator[tuple[str, dict[str, Any]]]:
     """Rows of a table in CSV, TSV or JSON lines as objects, each with where it stands. Raises ``DataError``."""
     if file.suffix.lower() == ".jsonl":
-        for number, line in enumerate(text.value.split("\n"), 1):
-            where = f"{file}, line {number},"
-            if line.strip():
-                row = _parsed(where, line, "be one JSON object")
-                if not isinstance(row, dict):
-                    raise DataError(f"data: {where} must be one JSON object, is {quoted(line)}. Mend or remove the line.")
-                yield where, row
+        yield from json_lines(file, text)
         return
     with _long_fields():
         rows = list(_table(file, text, file.suffix.lower()))
     names = [name.strip() for name in rows[0][1]] if rows else []
     for place, fields in _even(file, rows[1:], len(names)):
         yield f"{file}, line {place},", dict(zip(names, fields))
+
+
+def json_lines(file: Path, text: Text) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Objects of a text of one a line, each with where it stands. Raises ``DataError``."""
+    for number, line in enumerate(text.value.split("\n"), 1):
+        where = f"{file}, line {number},"
+        if line.strip():
+            row = _parsed(where, line, "be one JSON object")
+            if not isinstance(row, dict):
+                raise DataError(f"data: {where} must be one JSON object, is {quoted(line)}. Mend or remove the line.")
+            yield where, row
 
 
 # CSV and TSV

@@ -28,11 +28,9 @@ from modicum.edit.judged import Judged, each, judged, summary
 from modicum.edit.opening import taught as opened
 from modicum.edit.rows import encoded
 from modicum.edit.taught import Taught
-from modicum.export.loaded import loaded
-from modicum.fit.over import dense_beneath
+from modicum.fit.working import working
 from modicum.forms import Base, Dense, Form, LowRank, Sum
 from modicum.models.located import locate
-from modicum.models.open import model_class, open_model, read_config
 from modicum.models.trainable import trainable
 from modicum.work.meter import Meter
 
@@ -86,21 +84,19 @@ def edit(
     shown, place = progress or Quiet(), Path(out)
     asked: Editor = recipe("edit", method)
     known = read_facts(facts) if isinstance(facts, str | Path) else distinct(_all_facts(facts))
-    directory = locate(model)
-    read = [directory, *(Path(path) for path in (facts, data) if isinstance(path, str | Path))]
+    read = [locate(model), *(Path(path) for path in (facts, data) if isinstance(path, str | Path))]
     require_free(place, read, overwrite)
-    if batch < 0:
-        raise SettingError(f"batch: must be at least 0, got {batch}.")
+    for name, value, least in (("batch", batch, 0), ("longest", longest, 1)):
+        if value < least:
+            raise SettingError(f"{name}: must be at least {least}, got {value}.")
     meter = Meter(shown)
     with ExitStack() as stack:
         with meter.stage("opening"):
-            dense = stack.enter_context(dense_beneath(directory))
-            source = open_model(dense)
+            source, module = stack.enter_context(working(model, tokens))
             splits = from_text(data, source.tokenizer, samples=samples, tokens=tokens, seed=seed, batch=8, test_samples=test_samples)
             protected, test = (
                 torch.cat([each["input_ids"] for each in part if isinstance(each, dict)]) for part in (splits.calibration, splits.test)
             )
-            module = loaded(model_class(read_config(dense), str(model)), dense).float().eval()
             pupil = opened(module, source.tokenizer, protected, longest=longest, name=source.hash())
         with meter.stage("judging"):
             before = judged(pupil, known, test) if known else None

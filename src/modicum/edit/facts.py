@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from modicum.core.errors import DataError, quoted
-from modicum.data.files import read_text
-from modicum.data.tables import records
+from modicum.data.objects import objects
 
 _KEYS = ("prompt", "target")
 
@@ -48,8 +47,7 @@ def read_facts(path: str | Path) -> tuple[Fact, ...]:
     A fact that stands there twice counts once. Raises ``DataError`` for what cannot be read, for a subject that is not in its prompt, and for facts
     that contradict each other.
     """
-    path = Path(path)
-    return distinct(_fact(where, row) for where, row in _rows(path))
+    return distinct(_fact(where, row) for where, row in objects(Path(path), "facts"))
 
 
 def distinct(facts: Iterator[Fact] | Sequence[Fact]) -> tuple[Fact, ...]:
@@ -67,30 +65,6 @@ def distinct(facts: Iterator[Fact] | Sequence[Fact]) -> tuple[Fact, ...]:
         if known[fact.prompt.strip()] is fact or known[fact.prompt.strip()].prompt.strip() != fact.prompt.strip():
             kept.setdefault(fact)
     return tuple(kept)
-
-
-def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Objects of a file, each with where it stands."""
-    text = read_text(path)
-    if text.cut:
-        raise DataError(f"facts: {path} is longer than is read at once. Divide it.")
-    if not text.value.lstrip().startswith("["):
-        found = False
-        for where, row in records(path.with_suffix(".jsonl"), text):
-            found = True
-            yield where.rstrip(","), row
-        if not found:
-            raise DataError(f"facts: {path} must hold facts, holds none. Write one JSON object a line.")
-        return
-    try:
-        body = json.loads(text.value)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"facts: {path} must be JSON lines or one JSON list, the parser says: {quoted(error)}. Mend the file.") from None
-    for number, row in enumerate(body, 1):
-        where = f"{path}, fact {number}"
-        if not isinstance(row, dict):
-            raise DataError(f"facts: {where} must be an object, is {quoted(json.dumps(row), 60)}. Mend or remove it.")
-        yield where, row
 
 
 def _fact(where: str, row: Mapping[str, Any]) -> Fact:

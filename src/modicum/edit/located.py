@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from typing_extensions import override
 
+from modicum.core.errors import ModelError
 from modicum.core.settings import param
 from modicum.edit.editor import Editor, Past
 from modicum.edit.facts import Fact
@@ -51,6 +52,12 @@ class Located(Editor):
             known.add(keys, torch.zeros(len(keys), wanted.shape[1]))
         return Past(past.count + len(facts), past.sums)
 
+    @override
+    def chosen(self, taught: Taught) -> list[str]:
+        """By default without the last block: what it gives at a subject, no later place sees."""
+        names, every = super().chosen(taught), list(taught.layers)
+        return names if self.layers or names[-1] != every[-1] else names[:-1] or every[-2:-1] or names
+
     def solved(self, new: NormalEquations, known: NormalEquations, covariance: torch.Tensor) -> torch.Tensor:
         """The change (rows, columns) that gives new keys their values: what is protected and how is what the editors differ in."""
         return new.solve(protecting(covariance, self.text, self.ridge), exact=self.exact)
@@ -72,6 +79,10 @@ class Located(Editor):
                 finally:
                     hook.remove()
                 start += len(part)
+            if shift.grad is None or not bool(shift.grad.any()):
+                raise ModelError(
+                    "edit: the target must depend on what a layer gives at the subject's last token, does not. Write earlier layers."
+                )
             with torch.enable_grad():
                 (self.pull * shift.square().mean(1).sum()).backward()
             optimizer.step()

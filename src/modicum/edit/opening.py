@@ -22,7 +22,8 @@ def taught(module: nn.Module, tokenizer: Any, sequences: torch.Tensor, *, longes
     """A causal language model as editors see it; with its hash as ``name``, covariances are kept between runs."""
     layers, blocks = _layers(module)
     kept = Kept(name, sequences) if name else None
-    return Taught(module, tokenizer, layers, blocks, sequences, longest, kept)
+    positions = getattr(getattr(module, "config", None), "max_position_embeddings", None)
+    return Taught(module, tokenizer, layers, blocks, sequences, longest, kept, positions)
 
 
 def _layers(module: nn.Module) -> tuple[dict[str, nn.Module], dict[str, nn.Module]]:

@@ -13,7 +13,7 @@ from torch import nn
 
 from modicum.adapt._added import widths
 from modicum.adapt.codebook import Codebook
-from modicum.core.errors import ModelError
+from modicum.core.errors import DataError, ModelError
 from modicum.core.parametrization import State
 from modicum.edit.rows import IGNORED, Rows
 from modicum.numerics.gram import add_gram, mirror
@@ -39,7 +39,7 @@ class Taught:
     ``layers`` are the modules that may be written, by the name of their weight and in call order; ``blocks`` the module of the block of each.
     ``changes`` (rows, columns) float32 by that name are added to what a layer gives, and ``shift`` is called with each layer's output.
     ``asides`` are entries of a codebook by the part of a block that it stands behind. ``sequences`` int64 (count, tokens) are text whose
-    behaviour is protected; ``kept`` remembers their covariances.
+    behaviour is protected; ``kept`` remembers their covariances. A row has at most ``positions`` tokens, any number where it is None.
     """
 
     module: nn.Module
@@ -49,6 +49,7 @@ class Taught:
     sequences: torch.Tensor
     longest: int = 32
     kept: Any = None
+    positions: int | None = None
     changes: dict[str, torch.Tensor] = field(default_factory=dict)
     asides: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
     _inside: bool = False
@@ -92,7 +93,12 @@ class Taught:
             self.changes[name] = self.changes[name] + change if name in self.changes else change
 
     def logits(self, rows: Rows) -> torch.Tensor:
-        """What the model gives for rows that run at once."""
+        """What the model gives for rows that run at once. Raises ``DataError`` for rows that are longer than it takes."""
+        if self.positions is not None and (size := rows.input_ids.shape[1]) > self.positions:
+            raise DataError(
+                f"facts: a prompt with its target must have at most the {self.positions} tokens that the model has positions for, one has {size}. "
+                "Shorten it."
+            )
         found: torch.Tensor = self.module(input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False).logits
         return found.float()
 

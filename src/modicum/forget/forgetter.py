@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,9 +12,7 @@ from torch import nn
 from modicum.core.errors import ModelError
 from modicum.core.recipe import Recipe
 from modicum.data.splits import Batch
-
-Loss = Callable[[nn.Module, Batch], torch.Tensor]
-"""The loss (rows,) of each row of a batch."""
+from modicum.train.rows import Loss, drawn, together
 
 
 @dataclass(frozen=True)
@@ -38,34 +36,6 @@ class Forgetter(Recipe):
     def forget(self, module: nn.Module, rows: Rows) -> None:
         """Change the parameters of ``module``, a working copy in float32 and evaluation mode, in place. There is a row to forget at least."""
         raise NotImplementedError
-
-
-def stacked(rows: Sequence[Batch]) -> Batch:
-    """Rows as one batch."""
-    first = rows[0]
-    if isinstance(first, dict):
-        return {name: torch.cat([dict(row)[name] for row in rows]) for name in first}  # type: ignore[arg-type]
-    return tuple(torch.cat([row[place] for row in rows]) for place in range(len(first)))  # type: ignore[index]
-
-
-def together(rows: Sequence[Batch], batch: int = 64) -> Iterator[Batch]:
-    """Rows as batches, in their order."""
-    for start in range(0, len(rows), batch):
-        yield stacked(rows[start : start + batch])
-
-
-def drawn(count: int, batch: int, seed: int) -> Iterator[list[int]]:
-    """Places of rows without end, each pass over all in an order of its own."""
-    chance = torch.Generator().manual_seed(seed)
-    while True:
-        for places in torch.randperm(count, generator=chance).split(batch):
-            yield places.tolist()
-
-
-def losses(module: nn.Module, rows: Sequence[Batch], loss: Loss) -> torch.Tensor:
-    """The loss of every row."""
-    with torch.no_grad():
-        return torch.cat([loss(module, batch) for batch in together(rows)]) if rows else torch.zeros(0)
 
 
 def gradient(module: nn.Module, rows: Sequence[Batch], loss: Loss) -> dict[str, torch.Tensor]:

@@ -22,15 +22,15 @@ from modicum.core.progress import Quiet
 from modicum.core.recipe import recipe
 from modicum.data.splits import Batch
 from modicum.delta import Delta
-from modicum.export.loaded import loaded
-from modicum.fit.over import dense_beneath
-from modicum.forget.forgetter import Forgetter, Loss, Rows, losses
-from modicum.forget.judged import attacked, by_layer, comes_back, distance, norms, quality, row_loss
-from modicum.forget.rows import overlap, read_rows
+from modicum.fit.working import working
+from modicum.forget.forgetter import Forgetter, Rows
+from modicum.forget.judged import FEWEST, by_layer, comes_back, held_against, known, norms
+from modicum.forget.rows import distinct, overlap, read_rows
 from modicum.forms import Base, Dense, Form, Sparse, Sum
 from modicum.models.located import locate
-from modicum.models.open import model_class, open_model, read_config
-from modicum.models.trainable import trainable
+from modicum.models.model import Model
+from modicum.models.trainable import matrix, trainable
+from modicum.train.rows import Loss, losses, row_loss
 from modicum.work.meter import Meter
 
 RECEIPT, RECEIPT_FORMAT = "receipt.json", "modicum-forgotten"
@@ -81,7 +81,7 @@ def forget(
     after a fit to 4 bits and after 50 updates on rows to retain.
 
     *Raises*: ``DataError`` for rows that cannot be read, or that stand in both sets unless ``allow_overlap``; ``SettingError`` for a method
-    that is no forgetter or an ``out`` that must not be written; ``ModelError`` for a model that cannot be opened.
+    that is no forgetter or an ``out`` that must not be written; ``ModelError`` for a model that cannot be opened or is no causal language model.
     """
     asked: Forgetter = recipe("forget", method)
     meter, place = Meter(progress or Quiet()), Path(out) if out is not None else None
@@ -91,56 +91,37 @@ def forget(
     if place is not None:
         require_free(place, read, overwrite)
     with ExitStack() as stack:
-        source, module = _opened(model, stack)
+        source, module = (
+            (None, copy.deepcopy(model).eval()) if isinstance(model, nn.Module) else stack.enter_context(working(model, tokens))
+        )
         forgets, retains, others = (
             _rows(name, one, source, tokens) for name, one in (("forget", forget), ("retain", retain), ("unseen", unseen))
         )
-        if (both := overlap(forgets, retains)) and not allow_overlap:
-            raise DataError(
-                f"data: {both} of the {len(forgets)} rows to forget must not be among those to retain, are. Remove them from one, or pass "
-                "--allow-overlap."
-            )
-        if not retains:
-            raise DataError("data: there must be a row to retain at least, there is none. Give rows to retain.")
+        both = _require_apart(forgets, retains, allow_overlap, relapse)
         judge: Loss = loss or row_loss
         rows = Rows(forgets, retains, judge, _goal(goal, module, retains, others, judge), seed)
-        beside = _reference(reference)
-        units = trainable(module)
-        before = {name: _matrix(module, units[name]).clone() for name in units}
-        told = lambda: {
-            "forget": quality(module, forgets, judge),
-            "retain": quality(module, retains, judge),
-            "unseen": quality(module, others, judge),
-        }
+        beside = reference.eval() if isinstance(reference, nn.Module) else None
+        if reference is not None and beside is None:
+            _, beside = stack.enter_context(working(reference, tokens))  # type: ignore[arg-type]
+        before = {name: matrix(module, unit).clone() for name, unit in trainable(module).items()}
         with meter.stage("judging"):
-            first = told()
+            first = known(module, rows, others)
         started = time.perf_counter()
         with meter.stage("forgetting"):
             if forgets:
                 asked.forget(module, rows)
         seconds = time.perf_counter() - started
-        stored = {name: unit.dtype for name, unit in (trainable(source.module) if source else units).items()}
-        delta = _change(module, before, stored, str(model) if source else type(model).__name__)
-        if source is not None:
-            read_base = lambda name: units[name].matrix(source.weights.read(units[name].parameter))
-            delta = delta.stamped(read_base)
-            for name, made in delta.on(read_base):  # judged as it is stored
-                _matrix(module, units[name]).copy_(made.float())
+        named = type(module).__name__ if isinstance(model, nn.Module) else str(model)
+        delta = _change(module, before, source, named)
         with meter.stage("judging"):
             receipt: dict[str, Any] = {
-                "format": RECEIPT_FORMAT, "version": 1, "model": str(model) if source else type(model).__name__, "method": str(asked),
-                "goal": rows.goal, "overlap": both, "seed": seed, "bytes": delta.nbytes, "changed": norms(module, before),
-                "seconds": seconds, "before": first, "after": told(),
+                "format": RECEIPT_FORMAT, "version": 1, "model": named, "method": str(asked), "goal": rows.goal, "overlap": both, "seed": seed,
+                "bytes": delta.nbytes, "changed": norms(module, before), "seconds": seconds, "before": first,
+                "after": known(module, rows, others),
             }  # fmt: skip
             if delta.forms:
                 receipt["layers"] = by_layer(module, before, rows)
-            if forgets and others:
-                receipt["attack"] = {"after": attacked(module, forgets, others, judge)}
-                if beside is not None:
-                    receipt["attack"]["reference"] = attacked(beside, forgets, others, judge)
-            if forgets and beside is not None:
-                receipt["distance"] = {"forget": distance(module, beside, forgets), "retain": distance(module, beside, retains)}
-                receipt["reference"] = {"forget": quality(beside, forgets, judge), "retain": quality(beside, retains, judge)}
+            receipt |= held_against(module, beside, rows, others)
         if relapse and forgets:
             with meter.stage("relapse"):
                 receipt["comes back"] = comes_back(module, rows)
@@ -150,14 +131,6 @@ def forget(
             delta.save(folder)
             write_json(folder / RECEIPT, receipt)
     return Forgotten(delta, module, receipt, place)
-
-
-def _opened(model: str | Path | nn.Module, stack: ExitStack) -> tuple[Any, nn.Module]:
-    """A checkpoint, None for a module in memory, and a working copy in float32."""
-    if isinstance(model, nn.Module):
-        return None, copy.deepcopy(model).eval()
-    dense = stack.enter_context(dense_beneath(locate(model)))
-    return open_model(dense), loaded(model_class(read_config(dense), str(model)), dense).float().eval()
 
 
 def _rows(name: str, given: Any, source: Any, tokens: int) -> Sequence[Batch]:
@@ -170,8 +143,24 @@ def _rows(name: str, given: Any, source: Any, tokens: int) -> Sequence[Batch]:
     return list(given)
 
 
+def _require_apart(forget: Sequence[Batch], retain: Sequence[Batch], allow_overlap: bool, relapse: bool) -> int:
+    """How many rows to forget are to be retained too. Raises ``DataError`` for any where nobody allowed it, and for too few to retain."""
+    if (both := overlap(forget, retain)) and not allow_overlap:
+        raise DataError(
+            f"data: {both} of the {len(forget)} rows to forget must not be among those to retain, are. Remove them from one, or pass "
+            "--allow-overlap."
+        )
+    if (count := distinct(retain)) < (least := FEWEST if relapse and forget else 1):
+        advice = " or pass --no-relapse" if count else ""
+        raise DataError(f"data: there must be at least {least} different rows to retain, {count} came. Give more rows{advice}.")
+    return both
+
+
 def _goal(given: float | None, module: nn.Module, retain: Sequence[Batch], unseen: Sequence[Batch], loss: Loss) -> float:
+    """The loss of a row that nothing is known of."""
     if given is not None:
+        if not math.isfinite(given):
+            raise SettingError(f"goal: must be a number of nats, got {given}.")
         return float(given)
     if unseen:
         return float(losses(module, unseen, loss).mean())
@@ -182,27 +171,21 @@ def _goal(given: float | None, module: nn.Module, retain: Sequence[Batch], unsee
     return float(losses(module, retain, loss).mean()) + 1.0
 
 
-def _reference(given: Any) -> nn.Module | None:
-    if given is None or isinstance(given, nn.Module):
-        return given.eval() if given is not None else None
-    directory = locate(given)
-    return loaded(model_class(read_config(directory), str(given)), directory).float().eval()
-
-
-def _matrix(module: nn.Module, unit: Any) -> torch.Tensor:
-    found: torch.Tensor = unit.matrix(module.get_parameter(unit.parameter).detach())
-    return found
-
-
-def _change(module: nn.Module, before: dict[str, torch.Tensor], stored: dict[str, torch.dtype], base: str) -> Delta:
-    """What changed: few entries by their places, else the whole change."""
+def _change(module: nn.Module, before: dict[str, torch.Tensor], source: Model | None, base: str) -> Delta:
+    """What changed, few entries by their places, else the whole change. The module of a checkpoint then has the weights that it makes as stored."""
     units, forms = trainable(module), dict[str, Form]()
+    dtypes = {name: unit.dtype for name, unit in (trainable(source.module) if source else units).items()}
     for name, old in before.items():
-        change = (_matrix(module, units[name]) - old).float()
+        change = (matrix(module, units[name]) - old).float()
         if count := int((change != 0).sum()):
-            leaf, flat = Base((old.shape[0], old.shape[1]), stored[name], name), change.reshape(-1)
+            leaf, flat = Base((old.shape[0], old.shape[1]), dtypes[name], name), change.reshape(-1)
             places = flat.nonzero()[:, 0]
             few = Sparse(flat[places].clone(), leaf.shape, places.to(torch.int32)) if count < _FEW * flat.numel() else None
             forms[name] = Sum((leaf, few or Dense(change.contiguous().clone())))
-    delta = Delta(forms, base=base)
-    return delta.stamped(lambda name: before[name].to(stored[name]))
+    if source is None:
+        return Delta(forms, base=base).stamped(lambda name: before[name].to(dtypes[name]))
+    read = lambda name: units[name].matrix(source.weights.read(units[name].parameter))
+    delta = Delta(forms, base=base).stamped(read)
+    for name, made in delta.on(read):
+        matrix(module, units[name]).copy_(made.float())
+    return delta

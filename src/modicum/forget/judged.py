@@ -11,37 +11,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from modicum.core.unit import Unit
 from modicum.data.answers import IGNORED
 from modicum.data.splits import Batch
 from modicum.fit import fit
-from modicum.forget.forgetter import Loss, Rows, losses, stacked, together, updated
+from modicum.forget.forgetter import Rows, updated
 from modicum.models.quiet import hushed
 from modicum.models.structure import find_blocks
-from modicum.models.trainable import trainable
+from modicum.models.trainable import matrix, trainable
 from modicum.models.weights import Weights
 from modicum.numerics.interval import interval
+from modicum.train.rows import Loss, answered, losses, stacked, together
 
 # Updates on rows to retain after which it is asked again what is known of those to forget.
 RELAPSE = 50
-
-
-def row_loss(module: nn.Module, batch: Batch) -> torch.Tensor:
-    """The default loss (rows,): of a batch with ``input_ids`` that of the next tokens with labels, else of classes, the batch's second part."""
-    logits, labels = _asked(module, batch)
-    each = nn.functional.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORED, reduction="none").reshape(
-        labels.shape
-    )
-    return each.flatten(1).sum(1) / (labels != IGNORED).flatten(1).sum(1).clamp(min=1)
-
-
-def _asked(module: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits (rows, places, classes) and labels (rows, places)."""
-    if isinstance(batch, dict):
-        found = module(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
-        return found[:, :-1].float(), batch["labels"][:, 1:]
-    found = module(*batch[:-1])
-    return getattr(found, "logits", found).float()[:, None], batch[-1][:, None]
+# Different rows to retain that a fit takes at least, one for each part of its data.
+FEWEST = 3
 
 
 def quality(module: nn.Module, rows: Sequence[Batch], loss: Loss) -> dict[str, Any]:
@@ -56,7 +40,7 @@ def quality(module: nn.Module, rows: Sequence[Batch], loss: Loss) -> dict[str, A
 def _accuracy(module: nn.Module, rows: Sequence[Batch]) -> float:
     right = total = 0
     for batch in together(rows):
-        logits, labels = _asked(module, batch)
+        logits, labels = answered(module, batch)
         counted = labels != IGNORED
         right += int(((logits.argmax(-1) == labels) & counted).sum())
         total += int(counted.sum())
@@ -75,7 +59,7 @@ def distance(module: nn.Module, other: nn.Module, rows: Sequence[Batch]) -> floa
     """Mean Kullback-Leibler divergence, in nats, from another model's outputs at labelled places to the module's."""
     total = count = 0.0
     for batch in together(rows):
-        (mine, labels), (theirs, _) = _asked(module, batch), _asked(other, batch)
+        (mine, labels), (theirs, _) = answered(module, batch), answered(other, batch)
         counted = labels != IGNORED
         log, reference = mine.log_softmax(-1), theirs.log_softmax(-1)
         total += float((reference.exp() * (reference - log)).sum(-1)[counted].sum())
@@ -83,11 +67,30 @@ def distance(module: nn.Module, other: nn.Module, rows: Sequence[Batch]) -> floa
     return total / max(1.0, count)
 
 
+def known(module: nn.Module, rows: Rows, unseen: Sequence[Batch]) -> dict[str, dict[str, Any]]:
+    """What is known of rows to forget, to retain, and of unseen ones."""
+    sets = {"forget": rows.forget, "retain": rows.retain, "unseen": unseen}
+    return {name: quality(module, some, rows.loss) for name, some in sets.items()}
+
+
+def held_against(module: nn.Module, reference: nn.Module | None, rows: Rows, unseen: Sequence[Batch]) -> dict[str, Any]:
+    """The attack where there are unseen rows; with a model that never saw the rows to forget the same of it, its quality, and the distance."""
+    found: dict[str, Any] = {}
+    if rows.forget and unseen:
+        models = {"after": module} if reference is None else {"after": module, "reference": reference}
+        found["attack"] = {name: attacked(one, rows.forget, unseen, rows.loss) for name, one in models.items()}
+    if rows.forget and reference is not None:
+        sets = {"forget": rows.forget, "retain": rows.retain}
+        found["distance"] = {name: distance(module, reference, some) for name, some in sets.items()}
+        found["reference"] = {name: quality(reference, some, rows.loss) for name, some in sets.items()}
+    return found
+
+
 def norms(module: nn.Module, before: Mapping[str, torch.Tensor]) -> dict[str, list[float]]:
     """By weight that changed the norm of its change, and that relative to the weight's."""
     units, found = trainable(module), dict[str, list[float]]()
     for name, old in before.items():
-        change = float((_held(module, units[name]).double() - old.double()).norm())
+        change = float((matrix(module, units[name]).double() - old.double()).norm())
         if change:
             found[name] = [change, change / max(float(old.double().norm()), 1e-300)]
     return found
@@ -96,23 +99,18 @@ def norms(module: nn.Module, before: Mapping[str, torch.Tensor]) -> dict[str, li
 def by_layer(module: nn.Module, before: Mapping[str, torch.Tensor], rows: Rows) -> dict[str, dict[str, float]]:
     """Losses on both sets with what changed in one block alone, or outside of all blocks; the module is afterwards what it was."""
     units = trainable(module)
-    after = {name: _held(module, units[name]).clone() for name in norms(module, before)}
+    after = {name: matrix(module, units[name]).clone() for name in norms(module, before)}
     inside = {name: block.name for block in find_blocks(module, Weights(module)).values() for name in block.parameters}
     groups = dict.fromkeys(inside.get(units[name].parameter, units[name].module) for name in after)
     found = {}
     for group in groups:
         for name, value in after.items():
             mine = inside.get(units[name].parameter, units[name].module) == group
-            _held(module, units[name]).copy_(value if mine else before[name])
+            matrix(module, units[name]).copy_(value if mine else before[name])
         lost = lambda some: float(losses(module, some, rows.loss).mean())
         found[group or "the model"] = {"forget": lost(rows.forget), "retain": lost(rows.retain)}
     for name, value in after.items():
-        _held(module, units[name]).copy_(value)
-    return found
-
-
-def _held(module: nn.Module, unit: Unit) -> torch.Tensor:
-    found: torch.Tensor = unit.matrix(module.get_parameter(unit.parameter).detach())
+        matrix(module, units[name]).copy_(value)
     return found
 
 

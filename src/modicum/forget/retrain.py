@@ -11,12 +11,14 @@ from typing_extensions import override
 
 from modicum.core.errors import ModelError
 from modicum.core.settings import param
-from modicum.forget.forgetter import Forgetter, Rows, stacked, updated
+from modicum.forget.forgetter import Forgetter, Rows, updated
+from modicum.train.rows import stacked
 
 
 @dataclass(frozen=True, kw_only=True)
 class Retrain(Forgetter):
-    """Layers begin anew as their classes begin (``reset_parameters``), and are trained on the rows to retain alone.
+    """Layers begin anew as their classes begin (``reset_parameters``; of Transformers' models by their config), and are trained on the rows to
+    retain alone.
 
     Raises ``ModelError`` for a parameter that its module cannot begin anew.
     """
@@ -31,11 +33,7 @@ class Retrain(Forgetter):
     def forget(self, module: nn.Module, rows: Rows) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(rows.seed)
-            for name, inner in module.named_modules():
-                if callable(reset := getattr(inner, "reset_parameters", None)):
-                    reset()
-                elif any(True for _ in inner.parameters(recurse=False)):
-                    raise ModelError(f"{name}: must have reset_parameters to be trained anew, has not. Train a reference yourself.")
+            _begin(module)
         module.train()
         try:
             updated(
@@ -44,3 +42,15 @@ class Retrain(Forgetter):
             )  # fmt: skip
         finally:
             module.eval()
+
+
+def _begin(module: nn.Module) -> None:
+    """Draw all parameters anew. Raises ``ModelError`` for one that its module cannot begin."""
+    if hasattr(module, "init_weights") and hasattr(module, "config"):
+        module.load_state_dict(type(module)(module.config).float().state_dict())
+        return
+    for name, inner in module.named_modules():
+        if callable(reset := getattr(inner, "reset_parameters", None)):
+            reset()
+        elif any(True for _ in inner.parameters(recurse=False)):
+            raise ModelError(f"{name}: must have reset_parameters to be trained anew, has not. Train a reference yourself.")

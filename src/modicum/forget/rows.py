@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,8 @@ import torch
 from modicum.core.errors import DataError, quoted
 from modicum.core.tensorformat import raw_bytes
 from modicum.data.answers import IGNORED, PAIRS
-from modicum.data.files import read_text
+from modicum.data.objects import objects
 from modicum.data.splits import Batch
-from modicum.data.tables import records
 
 
 def read_rows(path: str | Path, tokenizer: Any, tokens: int) -> list[dict[str, torch.Tensor]]:
@@ -25,25 +23,8 @@ def read_rows(path: str | Path, tokenizer: Any, tokens: int) -> list[dict[str, t
     *Shapes:* each row is ``input_ids``, ``attention_mask`` and ``labels``, int64 (1, tokens), padded; labels are -100 where nothing counts.
     Raises ``DataError`` for a row that is neither, or longer than ``tokens``.
     """
-    found = [_encoded(where, row, tokenizer, tokens) for where, row in _records(Path(path))]
-    if not found:
-        raise DataError(f"data: {path} must hold rows, holds none. Write one JSON object a line.")
+    found = [_encoded(where, row, tokenizer, tokens) for where, row in objects(Path(path), "data")]
     return [_padded(given, rest, tokens) for given, rest in found]
-
-
-def _records(path: Path) -> list[tuple[str, Mapping[str, Any]]]:
-    text = read_text(path)
-    if text.cut:
-        raise DataError(f"data: {path} is longer than is read at once. Divide it.")
-    if not text.value.lstrip().startswith("["):
-        return [(where.rstrip(","), row) for where, row in records(path.with_suffix(".jsonl"), text)]
-    try:
-        body = json.loads(text.value)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"data: {path} must be JSON lines or one JSON list, the parser says: {quoted(error)}. Mend the file.") from None
-    if wrong := next((place for place, row in enumerate(body, 1) if not isinstance(row, dict)), 0):
-        raise DataError(f"data: {path}, row {wrong} must be an object. Mend or remove it.")
-    return [(f"{path}, row {place}", row) for place, row in enumerate(body, 1)]
 
 
 def _encoded(where: str, row: Mapping[str, Any], tokenizer: Any, tokens: int) -> tuple[list[int], list[int]]:
@@ -72,13 +53,18 @@ def _padded(given: list[int], rest: list[int], tokens: int) -> dict[str, torch.T
 
 
 def overlap(one: Sequence[Batch], other: Sequence[Batch]) -> int:
-    """How many rows of one stand in the other too, to the bit."""
+    """How many rows of one stand in the other too: the same tokens, whichever of them count, or the same inputs and class to the bit."""
     known = set(map(_fingerprint, other))
     return sum(_fingerprint(row) in known for row in one)
 
 
+def distinct(rows: Sequence[Batch]) -> int:
+    """How many different rows there are."""
+    return len(set(map(_fingerprint, rows)))
+
+
 def _fingerprint(row: Batch) -> bytes:
-    parts = [row[name] for name in sorted(row)] if isinstance(row, dict) else list(row)
+    parts = [row["input_ids"][row["attention_mask"].bool()]] if isinstance(row, dict) else list(row)
     found = hashlib.sha256()
     for part in parts:
         found.update(f"{part.dtype}{tuple(part.shape)}".encode())

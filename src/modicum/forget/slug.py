@@ -11,7 +11,8 @@ from typing_extensions import override
 
 from modicum.core.method import Paper
 from modicum.core.settings import param
-from modicum.forget.forgetter import Forgetter, Rows, gradient, losses
+from modicum.forget.forgetter import Forgetter, Rows, gradient
+from modicum.train.rows import losses
 
 
 @dataclass(frozen=True, kw_only=True)

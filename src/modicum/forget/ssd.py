@@ -13,7 +13,8 @@ from typing_extensions import override
 from modicum.core.method import Paper
 from modicum.core.settings import param
 from modicum.data.splits import Batch
-from modicum.forget.forgetter import Forgetter, Loss, Rows
+from modicum.forget.forgetter import Forgetter, Rows
+from modicum.train.rows import Loss
 
 
 @dataclass(frozen=True, kw_only=True)

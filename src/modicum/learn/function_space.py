@@ -11,8 +11,8 @@ from torch.func import functional_call, jacrev, vmap
 
 from modicum.core.errors import ModelError
 from modicum.data.splits import Batch
-from modicum.forget.forgetter import stacked
 from modicum.learn.tasks import Task
+from modicum.train.rows import stacked
 
 # Inputs whose gradients are taken at once.
 _TOGETHER = 64

@@ -12,8 +12,8 @@ from torch import nn
 
 from modicum.core.errors import ModelError
 from modicum.data.splits import Batch
-from modicum.forget.forgetter import together
 from modicum.learn.tasks import Task
+from modicum.train.rows import together
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from typing_extensions import override
 
-from modicum.forget.forgetter import drawn, stacked
 from modicum.learn.learner import Learner, Learning
 from modicum.learn.tasks import Task
+from modicum.train.rows import drawn, stacked
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from modicum.forget.forgetter import stacked, together
 from modicum.learn.learner import Learner, Learning
 from modicum.learn.tasks import Task
 from modicum.numerics.interval import interval
+from modicum.train.rows import stacked, together
 
 
 @dataclass(frozen=True)

@@ -14,15 +14,14 @@ from torch import nn
 from modicum.core.errors import ModelError
 from modicum.core.recipe import Recipe
 from modicum.core.settings import param
-from modicum.core.unit import Unit
 from modicum.data.splits import Batch
 from modicum.delta import Delta
-from modicum.forget.forgetter import drawn, stacked, together
 from modicum.forms import Sum
 from modicum.learn.tasks import Task
-from modicum.models.trainable import trainable
+from modicum.models.trainable import matrix, trainable
 from modicum.train.changed import changed
 from modicum.train.finding import Plan
+from modicum.train.rows import drawn, stacked, together
 from modicum.train.trained import Trained, trained
 
 
@@ -129,12 +128,6 @@ def _go_on(t: Trained, begun: Delta) -> None:
     for each in t.asides:
         for part, parameter in each.state.trained.items():
             parameter.data.copy_(before[each.place][part])
-
-
-def matrix(module: nn.Module, unit: Unit) -> torch.Tensor:
-    """A parameter as its unit's matrix, of the same memory."""
-    found: torch.Tensor = unit.matrix(module.get_parameter(unit.parameter).detach())
-    return found
 
 
 def head(module: nn.Module) -> str:

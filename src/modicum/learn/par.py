@@ -15,9 +15,9 @@ from modicum.core.errors import ModelError
 from modicum.core.method import Paper
 from modicum.core.settings import param
 from modicum.delta import Delta
-from modicum.forget.forgetter import drawn, losses, stacked, together
 from modicum.learn.learner import Learner, Learning, class_means, features, of_head
 from modicum.learn.tasks import Task
+from modicum.train.rows import drawn, losses, stacked, together
 
 
 @dataclass(frozen=True, kw_only=True)

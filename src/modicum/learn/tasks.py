@@ -11,8 +11,7 @@ from torch import nn
 
 from modicum.core.errors import DataError, quoted
 from modicum.data.splits import Batch
-from modicum.forget.forgetter import stacked, together
-from modicum.forget.judged import row_loss
+from modicum.train.rows import row_loss, stacked, together
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,8 @@ from torch import nn
 
 from modicum.core.errors import DataError, SettingError
 from modicum.data.splits import from_text
-from modicum.export.loaded import loaded
-from modicum.fit.over import dense_beneath
+from modicum.fit.working import working
 from modicum.learn.tasks import Task
-from modicum.models.located import locate
-from modicum.models.open import model_class, open_model, read_config
 from modicum.train.loop import single
 
 
@@ -30,9 +27,7 @@ def opened(
         raise SettingError(
             "tasks: must be files of text where the model is named, at least one. Give paths, or a module with values of Task."
         )
-    with dense_beneath(locate(model)) as directory:
-        source = open_model(directory)
-        module = loaded(model_class(read_config(directory), str(model)), directory).float().eval()
+    with working(model, tokens) as (source, module):
         found = []
         for path in map(Path, tasks):
             if not path.exists():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from modicum.core.unit import Unit
@@ -28,3 +29,9 @@ def trainable(module: nn.Module) -> dict[str, Unit]:
                 stored_shape=tuple(held.shape), dtype=held.dtype, aliases=weights.names[name][1:],
             )  # fmt: skip
     return units
+
+
+def matrix(module: nn.Module, unit: Unit) -> torch.Tensor:
+    """A parameter as its unit's matrix (rows, columns), of the same memory."""
+    found: torch.Tensor = unit.matrix(module.get_parameter(unit.parameter).detach())
+    return found
