@@ -37,7 +37,7 @@ def test_a_model_is_trained_told_and_judged(config, tmp_path):
 
 def test_a_race_is_told(config, tmp_path):
     code, said, _ = run("train", config, "--size", "170kB", "--method", "auto", "--out", tmp_path / "out", *FEW)
-    assert code == 0 and said.startswith("race, 5 updates: ")
+    assert code == 0 and said.startswith("race, 5 updates: ") and "\nleft out of the race, dense: " in said
 
 
 @pytest.mark.parametrize(

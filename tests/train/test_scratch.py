@@ -81,17 +81,7 @@ class Killed(Quiet):
             raise KeyboardInterrupt
 
 
-SLOW = (
-    "snip",
-    "mpo shared=true",
-    "shapeshifter",
-    "adaptive_precision every=3",
-    "layer_tickets",
-    "pst",
-    "activating every=2 looking=1",
-    "lapp",
-    "widenet",
-)
+SLOW = ("snip", "mpo shared=true", "shapeshifter", "lapp")
 
 
 @pytest.mark.parametrize("method", ["rigl every=2", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
@@ -102,6 +92,16 @@ def test_what_was_killed_goes_on_with_the_same_numbers(config, tmp_path, method)
         run("killed", progress=Killed(5))
     assert run("killed").receipt["losses"] == whole["losses"]
     assert (tmp_path / "killed" / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
+
+
+def test_another_config_of_the_same_name_and_size_begins_anew(config, tmp_path):
+    run = lambda **words: modicum.train(config, tmp_path / "out", params="80%", loop=LOOP, **FEW, **words)
+    with pytest.raises(KeyboardInterrupt):
+        run(progress=Killed(5))
+    config.write_text(json.dumps(CONFIG | {"hidden_act": "relu"}))
+    begun = Killed(LOOP.steps)
+    run(progress=begun)
+    assert begun.left == 0, "all updates were done"
 
 
 @pytest.mark.slow

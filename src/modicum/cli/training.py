@@ -70,6 +70,8 @@ def _show(out: Path, receipt: Mapping[str, Any]) -> None:
     if "race" in receipt:
         for each in receipt["race"]["rounds"]:
             click.echo(f"race, {each['updates']} updates: " + "; ".join(f"{name} {_told(lost)}" for name, lost in each["lost"].items()))
+        for name, why in receipt["race"]["left out"].items():
+            click.echo(f"left out of the race, {name}: {why}")
     click.echo(
         f"{out}: {receipt['method']}, {readable(size['written'])} where dense takes {readable(size['dense'])}; "
         f"{values['stored']:,} of {values['dense']:,} parameters."

@@ -79,7 +79,7 @@ def train(
         found = account(subject.fresh(), target, first)
         names, left = candidates(allowed, found) if method == AUTO and allowed is not None else ([str(within(method, allowed, found))], {})
     asked = {
-        "model": _identity(model), "method": method, "budget": str(allowed), "loop": asdict(settings), "data": subject.splits.hashes,
+        "model": _identity(model, subject.config), "method": method, "budget": str(allowed), "loop": asdict(settings), "data": subject.splits.hashes,
         "target": target, "baselines": baselines, "parameters": found.target.model.parameters,
     }  # fmt: skip
     with place.held():
@@ -127,10 +127,10 @@ def _subject(
     )  # fmt: skip
 
 
-def _identity(model: Any) -> str:
-    """What tells one model to train from another: a name, or a module's weights."""
+def _identity(model: Any, config: Any) -> str:
+    """What tells one model to train from another: a name and what its config says, or a module's weights."""
     if not isinstance(model, nn.Module):
-        return str(model)
+        return f"{model} {config.to_json_string()}"
     found = hashlib.sha256(repr(model).encode())
     for name, value in model.state_dict().items():
         found.update(f"{name} {value.dtype}".encode() + value.detach().cpu().contiguous().flatten().view(-1).numpy().tobytes())
