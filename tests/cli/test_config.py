@@ -10,10 +10,12 @@ import torch
 import transformers
 import yaml
 from click.testing import CliRunner
+from tests.cli.test_told import WORDS
 
 import modicum
+from modicum.cli.generated import CONFIG
 from modicum.cli.main import main
-from modicum.core.config import NAME, Written, of_settings, read_config, written
+from modicum.core.config import NAME, Written, of_settings, read_config, write_asked, written
 from modicum.core.errors import SettingError
 from modicum.core.settings import hints
 from modicum.fit.request import Request
@@ -202,6 +204,54 @@ def test_other_commands_read_their_own_settings(tmp_path):
     assert "nowhere" in refused("eval", "--config", config(tmp_path, body))
     assert "samples must be a whole number" in refused("eval", "demo", "--config", config(tmp_path, {"samples": "x"}))
     assert refused("frontier", "--config", config(tmp_path, {"directory": "./nowhere", "measured": 3}))
+
+
+# Settings beside each command's own words, of every kind that its options have.
+MORE = {
+    "adapt": {"params": "1%", "steps": 3, "rate": 0.5, "tokens": 8}, "train": {"size": "1MB", "baselines": True, "seed": 3},
+    "heal": {"method": "norms", "steps": 2}, "edit": {"batch": 2, "method": "memit"}, "forget": {"goal": 0.5, "no_relapse": True},
+    "learn": {"samples": 4, "tokens": 8}, "merge": {"weights": "0.5", "match": True, "trials": 3}, "delta": {"rank": 2, "format": "peft"},
+    "apply": {"scale": 0.25, "no_revert": True}, "export": {"dense": True}, "trim": {"size": 300}, "list": {"family": "prune"},
+    "eval": {"samples": 3, "seed": 2}, "frontier": {"points": 5},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(MORE))
+def test_every_command_reads_its_settings_from_a_file_and_tells_them_again(monkeypatch, tmp_path, name):
+    """What a command is told in words, told by a file, and told by what it wrote of the words: all the same."""
+    seen = []
+
+    def work(**given):
+        write_asked(tmp_path)
+        seen.append({key: value for key, value in given.items() if key not in ("out", "quiet", "as_json")})
+
+    monkeypatch.setattr(main.commands[name], "callback", work)
+    flags = [
+        word for key, value in MORE[name].items() for word in (f"--{key.replace('_', '-')}", *(() if value is True else (str(value),)))
+    ]
+    out = [word for word in ("--out", "x") if "--out" in WORDS[name]]
+    for words in (
+        (*WORDS[name], *flags),
+        (*WORDS[name], "--config", config(tmp_path, MORE[name], "own.yaml")),
+        (*out, "--config", tmp_path / NAME),
+    ):
+        assert run(name, *words).exit_code == 0
+    assert seen[0] == seen[1] == seen[2] and seen[0] != {}
+
+
+def test_commands_with_settings_are_all_among_them():
+    assert {name for name, command in main.commands.items() if CONFIG in command.params} == MORE.keys() | {"fit", "measure"}
+
+
+def test_a_receipt_of_another_command_has_one_too(source, tmp_path):
+    (tmp_path / "f.jsonl").write_text('{"prompt": "def", "target": " main"}')
+    words = ("edit", source / "twin", "--facts", tmp_path / "f.jsonl", "--samples", "2", "--tokens", "16", "--test-samples", "2", "--quiet")
+    assert run(*words, "--out", tmp_path / "one").exit_code == 0
+    said = yaml.safe_load((tmp_path / "one" / NAME).read_text())
+    assert said == {"model": str(source / "twin"), "facts": str(tmp_path / "f.jsonl"), "samples": 2, "tokens": 16, "test_samples": 2}
+    assert run("edit", "--config", tmp_path / "one" / NAME, "--quiet", "--out", tmp_path / "two").exit_code == 0
+    one, two = ((tmp_path / name / "delta.safetensors").read_bytes() for name in ("one", "two"))
+    assert one == two
 
 
 def test_settings_that_are_lists_say_so():

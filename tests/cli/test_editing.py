@@ -152,7 +152,7 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(place):
         ((*edit, "--facts", place / "facts.jsonl", "--method", "gptq"), "is not one of edit"),
         ((*forget, "--retain", place / "stay.jsonl", "--goal", "nan"), "goal: must be a number of nats, got nan"),
         ((*forget, "--retain", place / "few.jsonl"), "at least 3 different rows to retain, 1 came"),
-        (("learn", place / "model", place / "none.txt", "--out", place / "never"), "is not there"),
+        (("learn", place / "model", place / "none.txt", "--out", place / "never"), "none is there"),
         (
             ("learn", place / "model", place / "one.txt", "--method", "probe", "--out", place / "never", "--quiet", *FEW[2:]),
             "must be a classifier",

@@ -68,7 +68,48 @@ SLIPS = [
     ("measure demo --out m --set lm_head:+method=gptk", "Did you mean gptq"),
     ("fit demo --bpw 4 -v --quiet", "one of them must be left out"),
     ("eval demo --log-file ./none/log", "must be writable, is not"),
+    ("eval demo --samples 0", "samples: must be at least 1, got 0."),
+    ("adapt ./nowhere --out t", "no such directory"),
+    ("adapt demo --out t --method lroa", "Did you mean lora"),
+    ("adapt demo --out t --params 7", "Write 7%"),
+    ("adapt demo --out t --data ./nothing", "none is there"),
+    ("adapt demo --out t --test-samples 0", "test_samples: must be at least 1, got 0."),
+    ("train ./nowhere --out t", "no such directory"),
+    ("train demo --out t --method rgil", "Did you mean rigl"),
+    ("train demo --out t --target gguf", "must be modicum or transformers, got 'gguf'"),
+    ("train demo --out t --data ./nothing", "none is there"),
+    ("heal ./nowhere --out t", "no such directory"),
+    ("heal demo --out t --method norm", "Did you mean norms"),
+    ("edit ./nowhere --facts f --out t", "no such directory"),
+    ("edit demo --facts ./nothing --out t", "none is there"),
+    ("edit demo --facts ./nothing --method ultraedti --out t", "Did you mean ultraedit"),
+    ("edit demo --facts ./nothing --method ultraedit+rounds=x --out t", "ultraedit.rounds: must be int, got 'x'."),
+    ("edit demo --facts ./nothing --batch -1 --out t", "batch: must be at least 0, got -1."),
+    ("forget demo --forget ./n --retain ./m --out t", "none is there"),
+    ("forget demo --forget ./n --retain ./m --method sdd --out t", "Did you mean ssd"),
+    ("learn demo ./nothing --out t", "none is there"),
+    ("learn demo ./nothing --method crl --out t", "Did you mean clr"),
+    ("merge ./nowhere demo --out t", "no such directory"),
+    ("merge demo ./nowhere --out t", "no such directory"),
+    ("merge ./nothing.yaml --out t", "none is there"),
+    ("merge demo demo --method teis --out t", "Did you mean ties"),
+    ("merge demo demo --weights a --out t", "must be numbers by commas"),
+    ("merge demo demo --trials 0 --out t", "trials: must be at least 1, got 0."),
+    ("apply demo ./nowhere --out t", "must hold delta.json"),
+    ("revert ./nowhere --out t", "must be a folder that modicum wrote"),
+    ("delta ./nowhere --base demo --out t", "no such directory"),
+    ("delta demo --base ./nowhere --out t", "no such directory"),
+    ("show ./nowhere", "must hold delta.json"),
+    ("densify ./nowhere --out t", "must be a folder that modicum wrote"),
+    ("import ./nothing.gguf --out t", "must be a GGUF file, is none"),
+    ("report ./nowhere", "must be a folder that fit wrote, is none"),
+    ("push ./nowhere a/b", "must be a folder that modicum wrote"),
 ]
+
+
+def test_every_command_that_works_is_among_those_with_slips():
+    without = {"list", "explain", "cite", "env", "completion"}  # what they are given is a method, a shell, or nothing
+    assert {words.split()[0] for words, _ in SLIPS} == main.commands.keys() - without
 
 
 def test_what_needs_no_model_is_refused_before_anything_heavy_is_imported():

@@ -6,8 +6,10 @@ import pytest
 
 from modicum.core import grammar
 from modicum.core.errors import SettingError
+from modicum.core.grammar import of_room
 from modicum.core.method import registry
 from modicum.core.option import Option
+from modicum.core.recipe import ROOMS, recipes
 from modicum.core.settings import hints
 
 
@@ -42,3 +44,12 @@ def test_a_slip_is_told_in_the_same_words_with_and_without_the_methods(monkeypat
 @pytest.mark.parametrize("text", ["keep", "int4", "fp8", "gptq bits=3 group=64 | eora rank=8", "prune/wanda keep=0.5", "svd rank=none"])
 def test_what_is_right_passes(text):
     grammar.check(text)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_methods_of_a_room_are_read_off_their_files_as_they_are(room):
+    known = of_room(room)
+    assert known.keys() == recipes(room).keys()
+    for name, cls in recipes(room).items():
+        said = lambda value: [(field.name, field.default, dict(field.metadata)) for field in dataclasses.fields(value)]
+        assert said(known[name]) == said(cls)

@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
+from modicum.cli import early
 from modicum.cli.generated import Command, from_settings
-from modicum.cli.options import OVERWRITE, SHOWN, folder, model, option, options, print_json, progress
+from modicum.cli.options import COUNT, OVERWRITE, SHOWN, folder, model, option, options, print_json, progress
 from modicum.core import grammar, settings
 from modicum.core.budget import Budget, readable
 from modicum.core.errors import SettingError
@@ -40,10 +41,10 @@ _OUT = option("--out", type=click.Path(path_type=Path), metavar="DIR", required=
         group="data",
         help="Text, or a table of prompts with answers or with chosen and rejected ones, or of texts with labels; the shipped texts without it.",
     ),
-    option("--tokens", type=int, default=256, show_default=True, metavar="N", group="data", help="Tokens in a sequence."),
-    option("--samples", type=int, default=512, show_default=True, metavar="N", group="data", help="Sequences to train on, of a text."),
+    option("--tokens", type=COUNT, default=256, show_default=True, metavar="N", group="data", help="Tokens in a sequence."),
+    option("--samples", type=COUNT, default=512, show_default=True, metavar="N", group="data", help="Sequences to train on, of a text."),
     option(
-        "--test-samples", type=int, default=64, show_default=True, metavar="N", group="data", help="Sequences to report with, of a text."
+        "--test-samples", type=COUNT, default=64, show_default=True, metavar="N", group="data", help="Sequences to report with, of a text."
     ),
     option("--text-column", metavar="NAME", group="data", help="Column of a table that holds the text."),
     _OUT,
@@ -60,6 +61,7 @@ def adapt(model: str, method: str, out: Path, quiet: bool, as_json: bool, **give
     if method != "auto":
         grammar.check(method, trained=True)
     Budget.of(**{name: given[name] for name in ("size", "params", "memory")})
+    early.check_work(out, given["overwrite"], model, read=[given["data"]])
     from modicum.models.quiet import hushed
     from modicum.sweep.ranks import joined
     from modicum.train.adapt import adapt as run
@@ -103,6 +105,8 @@ def apply(
     A DELTA is one of adapt or delta, or the folder of a PEFT adapter. Their changes are added, so that none meets another. modicum revert takes
     it back to the byte. Of a compressed BASE codes and masks stay as they are, and the change is laid over them.
     """
+    early.require_deltas(*deltas)
+    early.check_work(out, overwrite, model)
     from modicum.delta.applying import apply as dense
     from modicum.delta.opened import opened
     from modicum.fit import over
@@ -128,6 +132,8 @@ def apply(
 @SHOWN
 def revert(directory: str, out: Path, overwrite: bool, quiet: bool, as_json: bool) -> None:
     """Write the base of what apply wrote to DIR, with the very bytes that it had."""
+    early.require_results(directory)
+    early.check_work(out, overwrite)
     from modicum.delta.applying import revert as dense
     from modicum.fit import over
 
@@ -143,7 +149,7 @@ def revert(directory: str, out: Path, overwrite: bool, quiet: bool, as_json: boo
 @folder("tuned", metavar="FINE_TUNED")
 @options(
     option("--base", metavar="MODEL", required=True, group="files", help="The model that it was tuned from."),
-    option("--rank", type=int, metavar="N", group="method", help="Tell each matrix's change as a product of this rank."),
+    option("--rank", type=COUNT, metavar="N", group="method", help="Tell each matrix's change as a product of this rank."),
     option(
         "--format",
         type=click.Choice(FORMATS),
@@ -161,11 +167,10 @@ def delta(tuned: str, base: str, rank: int | None, format: str, out: Path, overw
 
     FINE_TUNED is a model, or a delta or an adapter of PEFT that is to be written in another format.
     """
+    early.check_work(out, overwrite, tuned, base)
     from modicum.core.output import require_free, writing
     from modicum.export.adapters import changed_from, write
 
-    if rank is not None and rank < 1:
-        raise SettingError(f"--rank: must be at least 1, got {rank}.")
     read = [Path(name) for name in (tuned, base)]
     require_free(out, read, overwrite)
     made = changed_from(tuned, base, rank)
@@ -193,13 +198,15 @@ def delta(tuned: str, base: str, rank: int | None, format: str, out: Path, overw
 @SHOWN
 def show(path: str, base: str | None, picture: Path | None, overwrite: bool, quiet: bool, as_json: bool) -> None:
     """Say what is in DELTA, weight by weight; with its base, how much of each it changes."""
+    if picture is not None and base is None:
+        raise SettingError("--picture: must have the base of the change, has none. Pass --base MODEL.")
+    early.require_deltas(path)
+    early.check_places(base)
     from modicum.cli.printing import print_table
     from modicum.core.output import require_new_file, write_file
     from modicum.delta.opened import described, opened
 
     if picture is not None:
-        if base is None:
-            raise SettingError("--picture: must have the base of the change, has none. Pass --base MODEL.")
         require_new_file(picture, overwrite, "--picture")
     rows = described(opened(Path(path), base), base)
     if picture is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ from modicum.core import grammar
 from modicum.core.budget import Budget
 from modicum.core.errors import SettingError
 from modicum.core.extras import require_package
-from modicum.core.files import require_there
+from modicum.core.files import no_delta, require_there
 from modicum.core.option import Option
+from modicum.core.output import require_free
 from modicum.core.plan import Plan
 from modicum.core.sources import sources_of
 from modicum.fit.receipts import FILE, read_receipt
@@ -54,6 +56,28 @@ def check_places(model: str | None, *data: str | None) -> None:
         if path is not None:
             for source, _ in sources_of(path):
                 require_there(Path(source))
+
+
+def check_work(out: Path, overwrite: bool, *models: str | Path | None, read: Iterable[str | Path | None] = ()) -> None:
+    """Raise for a folder that must not be written, and for models, or what else is ``read``, that are not there."""
+    for model in models:
+        check_places(None if model is None else str(model))
+    check_places(None, *(None if path is None else str(path) for path in read))
+    require_free(out, [Path(path) for path in (*models, *read) if path is not None and Path(path).exists()], overwrite)
+
+
+def require_results(*directories: str | Path) -> None:
+    """Raise ``SettingError`` for a folder that a command wrote, which is not there."""
+    for directory in directories:
+        if not Path(directory).is_dir():
+            raise SettingError(f"{directory}: must be a folder that modicum wrote, is none. Check the path.")
+
+
+def require_deltas(*paths: str | Path) -> None:
+    """Raise ``SettingError`` for a change of a model that is not there."""
+    for path in paths:
+        if not Path(path).is_dir():
+            raise no_delta(path)
 
 
 def check_harness(tasks: str | None) -> None:

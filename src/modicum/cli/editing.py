@@ -7,16 +7,18 @@ from typing import Any
 
 import click
 
+from modicum.cli import early
 from modicum.cli.generated import Command
-from modicum.cli.options import OVERWRITE, SHOWN, model, option, options, print_json, progress
+from modicum.cli.options import COUNT, OVERWRITE, SEED, SHOWN, Whole, model, option, options, print_json, progress
+from modicum.core.recipe import check_recipe
 
 _OUT = option("--out", type=click.Path(path_type=Path), metavar="DIR", required=True, group="files", help="Directory to write.")
 _TEXT = options(
     option("--data", metavar="PATH", group="data", help="Text whose behaviour is protected; the shipped texts without it."),
-    option("--samples", type=int, default=64, show_default=True, metavar="N", group="data", help="Sequences that are protected."),
-    option("--tokens", type=int, default=256, show_default=True, metavar="N", group="data", help="Tokens in a sequence."),
-    option("--test-samples", type=int, default=64, show_default=True, metavar="N", group="data", help="Sequences to report with."),
-    option("--seed", type=int, default=0, show_default=True, metavar="N", group="data", help="Seed of the choice of sequences."),
+    option("--samples", type=COUNT, default=64, show_default=True, metavar="N", group="data", help="Sequences that are protected."),
+    option("--tokens", type=COUNT, default=256, show_default=True, metavar="N", group="data", help="Tokens in a sequence."),
+    option("--test-samples", type=COUNT, default=64, show_default=True, metavar="N", group="data", help="Sequences to report with."),
+    option("--seed", type=SEED, default=0, show_default=True, metavar="N", group="data", help="Seed of the choice of sequences."),
 )
 
 
@@ -25,8 +27,10 @@ _TEXT = options(
 @options(
     option("--facts", metavar="FILE", required=True, group="data", help="JSON lines of prompts and targets, or zsRE or CounterFact."),
     option("--method", default="ultraedit", show_default=True, metavar="EDITOR", group="method", help="An editor and its settings."),
-    option("--batch", type=int, default=0, show_default=True, metavar="N", group="method", help="Facts at a time, all at once where 0."),
-    option("--longest", type=int, default=32, show_default=True, metavar="N", group="data", help="Most tokens of a target."),
+    option(
+        "--batch", type=Whole(0), default=0, show_default=True, metavar="N", group="method", help="Facts at a time, all at once where 0."
+    ),
+    option("--longest", type=COUNT, default=32, show_default=True, metavar="N", group="data", help="Most tokens of a target."),
     _TEXT,
     _OUT,
     OVERWRITE,
@@ -38,6 +42,8 @@ def edit(model: str, facts: str, out: Path, quiet: bool, as_json: bool, **given:
     A fact is a prompt and the target that is to follow it, perhaps with its subject, paraphrases and neighbours. modicum apply adds the delta,
     modicum revert takes it back.
     """
+    check_recipe("edit", given["method"])
+    early.check_work(out, given["overwrite"], model, read=[facts, given["data"]])
     from modicum.edit.editing import edit as run
     from modicum.models.quiet import hushed
 
@@ -71,10 +77,10 @@ def edit(model: str, facts: str, out: Path, quiet: bool, as_json: bool, **given:
     option("--method", default="ssd", show_default=True, metavar="FORGETTER", group="method", help="A forgetter and its settings."),
     option("--reference", metavar="DIR", group="data", help="A model that never saw what is forgotten."),
     option("--goal", type=float, metavar="X", group="method", help="Loss per token of what is unknown, where searches end."),
-    option("--tokens", type=int, default=128, show_default=True, metavar="N", group="data", help="Most tokens of a row."),
+    option("--tokens", type=COUNT, default=128, show_default=True, metavar="N", group="data", help="Most tokens of a row."),
     option("--no-relapse", is_flag=True, group="method", help="Do not ask what comes back after a fit to 4 bits and after training."),
     option("--allow-overlap", is_flag=True, group="data", help="Rows may stand in both sets."),
-    option("--seed", type=int, default=0, show_default=True, metavar="N", group="data", help="Seed of all chance."),
+    option("--seed", type=SEED, default=0, show_default=True, metavar="N", group="data", help="Seed of all chance."),
     _OUT,
     OVERWRITE,
 )
@@ -84,6 +90,8 @@ def forget(model: str, forgotten: str, retain: str, no_relapse: bool, out: Path,
 
     A row is a prompt and its completion (or question and answer), or a text. modicum apply adds the delta, modicum revert takes it back.
     """
+    check_recipe("forget", given["method"])
+    early.check_work(out, given["overwrite"], model, given["reference"], read=[forgotten, retain, given["unseen"]])
     from modicum.forget.forgetting import forget as run
     from modicum.models.quiet import hushed
 
@@ -113,11 +121,11 @@ def forget(model: str, forgotten: str, retain: str, no_relapse: bool, out: Path,
 @click.argument("tasks", metavar="TEXT...", nargs=-1, required=True)
 @options(
     option("--method", default="clr", show_default=True, metavar="LEARNER", group="method", help="A learner and its settings."),
-    option("--tokens", type=int, default=128, show_default=True, metavar="N", group="data", help="Tokens in a sequence."),
-    option("--samples", type=int, default=512, show_default=True, metavar="N", group="data", help="Sequences to learn of each text."),
-    option("--test-samples", type=int, default=32, show_default=True, metavar="N", group="data", help="Sequences to report with."),
+    option("--tokens", type=COUNT, default=128, show_default=True, metavar="N", group="data", help="Tokens in a sequence."),
+    option("--samples", type=COUNT, default=512, show_default=True, metavar="N", group="data", help="Sequences to learn of each text."),
+    option("--test-samples", type=COUNT, default=32, show_default=True, metavar="N", group="data", help="Sequences to report with."),
     option("--text-column", metavar="NAME", group="data", help="Column of a table that holds the text."),
-    option("--seed", type=int, default=0, show_default=True, metavar="N", group="data", help="Seed of all chance."),
+    option("--seed", type=SEED, default=0, show_default=True, metavar="N", group="data", help="Seed of all chance."),
     _OUT,
     OVERWRITE,
 )
@@ -127,6 +135,8 @@ def learn(model: str, tasks: tuple[str, ...], out: Path, quiet: bool, as_json: b
 
     A TEXT is a file or folder of text. The receipt says how well each is known after every other one.
     """
+    check_recipe("learn", given["method"])
+    early.check_work(out, given["overwrite"], model, read=tasks)
     from modicum.learn.learning import learn as run
     from modicum.models.quiet import hushed
 

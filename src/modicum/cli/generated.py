@@ -9,8 +9,9 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
+from modicum.cli import filed
 from modicum.core import settings
-from modicum.core.config import Written, written
+from modicum.core.config import Written, asking, written
 from modicum.core.errors import SettingError
 
 # Headings of the help, in their order; what belongs to none stands under the last.
@@ -45,12 +46,21 @@ class Grouped(click.Option):
         return [CompletionItem(incomplete, type=place)] if place else super().shell_complete(ctx, incomplete)
 
 
+CONFIG = Grouped(
+    ["--config"], metavar="FILE", is_eager=True, expose_value=False, callback=filed.read, group="files",
+    help="YAML or JSON with settings under these names, such as the run.yaml beside a receipt; what the command line says counts.",
+)  # fmt: skip
+
 # Where a command's words are kept, and whether it tells more than its progress.
 WORDS, VERBOSE = "modicum.words", "modicum.verbose"
 
 
 class Command(click.Command):
-    """A command whose help has headings, and that tells more, or to a file, where it is asked to."""
+    """A command whose help has headings, whose settings may stand in a file, and that tells more, or to a file, where it is asked to."""
+
+    def __init__(self, name: str | None, **words: Any):
+        super().__init__(name, **words)
+        self.params += [CONFIG] if filed.has_settings(self.params) else []
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Keep the words as they were given."""
@@ -62,13 +72,14 @@ class Command(click.Command):
         verbose, file = ctx.params.pop("verbose", False), ctx.params.pop("log_file", None)
         if verbose and ctx.params.get("quiet"):
             raise SettingError("--quiet and --verbose: one of them must be left out, both came. Pass one.")
-        if not verbose and file is None:
-            return super().invoke(ctx)
-        from modicum.cli.told import told
+        with asking(filed.asked(ctx)):
+            if not verbose and file is None:
+                return super().invoke(ctx)
+            from modicum.cli.told import told
 
-        ctx.meta[VERBOSE] = verbose
-        with told(verbose=verbose, file=file, words=ctx.meta[WORDS]):
-            return super().invoke(ctx)
+            ctx.meta[VERBOSE] = verbose
+            with told(verbose=verbose, file=file, words=ctx.meta[WORDS]):
+                return super().invoke(ctx)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options, heading by heading."""

@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
+from modicum.cli import early
 from modicum.cli.generated import Command, from_settings
-from modicum.cli.options import OVERWRITE, SHOWN, folder, option, options, print_json, progress
+from modicum.cli.options import COUNT, OVERWRITE, SHOWN, folder, option, options, print_json, progress
 from modicum.core import grammar, settings
 from modicum.train.settings import Loop
 
@@ -27,9 +28,9 @@ from modicum.train.settings import Loop
     *from_settings(Loop),
     option("--reference", metavar="MODEL", group="files", help="The original; by default the one that the receipt in DIR names."),
     option("--data", metavar="PATH", group="data", help="Text to learn on; by default what DIR was made with."),
-    option("--tokens", type=int, metavar="N", group="data", help="Tokens in a sequence; by default as DIR was made."),
-    option("--samples", type=int, metavar="N", group="data", help="Sequences to train on; by default as DIR was made."),
-    option("--test-samples", type=int, metavar="N", group="data", help="Sequences to report with; by default as DIR was made."),
+    option("--tokens", type=COUNT, metavar="N", group="data", help="Tokens in a sequence; by default as DIR was made."),
+    option("--samples", type=COUNT, metavar="N", group="data", help="Sequences to train on; by default as DIR was made."),
+    option("--test-samples", type=COUNT, metavar="N", group="data", help="Sequences to report with; by default as DIR was made."),
     option("--text-column", metavar="NAME", group="data", help="Column of a table that holds the text."),
     option("--out", type=click.Path(path_type=Path), metavar="DIR2", required=True, group="files", help="Directory to write."),
     OVERWRITE,
@@ -44,6 +45,7 @@ def heal(directory: str, method: str, out: Path, quiet: bool, as_json: bool, **g
     loop = settings.read(Loop, {name: str(given.pop(name)) for name in Loop.__dataclass_fields__}, "heal")
     for word in method.split(","):
         grammar.check(word.strip(), trained=True)
+    early.check_work(out, given["overwrite"], directory, given["reference"], read=[given["data"]])
     from modicum.fit.finished import heal as run
     from modicum.models.quiet import hushed
     from modicum.receipt.report import report as page

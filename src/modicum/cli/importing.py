@@ -6,8 +6,10 @@ from pathlib import Path
 
 import click
 
+from modicum.cli import early
 from modicum.cli.generated import Command
 from modicum.cli.options import OVERWRITE, SHOWN, flag, option, options, print_json
+from modicum.core.errors import SettingError
 
 
 @click.command("import", cls=Command)
@@ -24,6 +26,9 @@ def import_file(file: Path, out: Path, allow_quantized_source: bool, overwrite: 
     Weights become the numbers they stand for, the tokenizer files of its own; then modicum fit DIR works on it as on any other. What was rounded
     says so in the receipts of all that is made of it.
     """
+    if not file.is_file():
+        raise SettingError(f"{file}: must be a GGUF file, is none. Check the path.")
+    early.check_work(out, overwrite)
     from modicum.export.gguf.importing import import_gguf
 
     made = import_gguf(file, out, allow_quantized_source=allow_quantized_source, overwrite=overwrite)

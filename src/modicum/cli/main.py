@@ -29,16 +29,18 @@ from modicum.cli.merging import merge
 from modicum.cli.methods import catalogue, cite, explain
 from modicum.cli.options import (
     COMPUTE,
-    CONFIG,
+    COUNT,
     FITTING,
     JUDGED,
     MEASURING,
     OPENING,
     OVERWRITE,
     RAM,
+    SEED,
     SHOWN,
     TEXT_COLUMN,
     TRUST,
+    Whole,
     flag,
     folder,
     given,
@@ -107,7 +109,6 @@ def main() -> None:
     FITTING,
     option("--from", "measured", metavar="DIR", group="data", help="A directory that measure wrote: nothing is measured again."),
     _out("Directory to write; by default out/<model name>.", required=False),
-    CONFIG,
 )
 @SHOWN
 def fit(model: str | None, measured: str | None, out: Path | None, quiet: bool, as_json: bool, **settings: Any) -> None:
@@ -139,7 +140,6 @@ def fit(model: str | None, measured: str | None, out: Path | None, quiet: bool, 
 @options(
     MEASURING,
     _out(),
-    CONFIG,
 )
 @SHOWN
 def measure(model: str, out: Path, quiet: bool, as_json: bool, **settings: Any) -> None:
@@ -165,10 +165,11 @@ def measure(model: str, out: Path, quiet: bool, as_json: bool, **settings: Any) 
 @folder("directory", metavar="DIR")
 @options(
     option("--target", metavar="NAME", group="method", help="Only this target; by default all that were measured."),
-    option("--points", default=40, show_default=True, metavar="N", group="budget", help="Sizes to choose at."),
+    option("--points", type=COUNT, default=40, show_default=True, metavar="N", group="budget", help="Sizes to choose at."),
     option(
         "--measured",
         "measured_at",
+        type=Whole(0),
         default=6,
         show_default=True,
         metavar="N",
@@ -176,7 +177,6 @@ def measure(model: str, out: Path, quiet: bool, as_json: bool, **settings: Any) 
         help="Sizes at which the choice is made and measured.",
     ),
     RAM,
-    CONFIG,
 )
 @OPENING
 @SHOWN
@@ -202,9 +202,9 @@ def frontier(directory: str, quiet: bool, as_json: bool, **settings: Any) -> Non
     option("--data", metavar="PATH", group="data", help="What to judge with, as for fit; by default the test text shipped with modicum."),
     TEXT_COLUMN,
     option("--reference", metavar="DIR", group="data", help="The original, to measure the divergence from."),
-    option("--samples", default=64, show_default=True, metavar="N", group="data", help="Sequences to judge on."),
-    option("--tokens", default=512, show_default=True, metavar="N", group="data", help="Tokens per sequence."),
-    option("--seed", default=0, show_default=True, metavar="N", group="data", help="Seed of the choice of sequences."),
+    option("--samples", type=COUNT, default=64, show_default=True, metavar="N", group="data", help="Sequences to judge on."),
+    option("--tokens", type=COUNT, default=512, show_default=True, metavar="N", group="data", help="Tokens per sequence."),
+    option("--seed", type=SEED, default=0, show_default=True, metavar="N", group="data", help="Seed of the choice of sequences."),
     option(
         "--lm-eval",
         metavar="TASKS",
@@ -213,7 +213,6 @@ def frontier(directory: str, quiet: bool, as_json: bool, **settings: Any) -> Non
     ),
     COMPUTE,
     JUDGED,
-    CONFIG,
 )
 @SHOWN
 def judge(directory: str, quiet: bool, as_json: bool, **settings: Any) -> None:
@@ -269,12 +268,17 @@ def export(directory: str, target: str, out: Path, dense: bool, quiet: bool, as_
     option("--to", "corpus", required=True, metavar="TEXT", group="data", help="What the model will work on: text, a table, or a folder."),
     TEXT_COLUMN,
     _out(),
-    option("--size", type=int, metavar="N", group="method", help="The most tokens to keep; the most frequent stay."),
+    option("--size", type=COUNT, metavar="N", group="method", help="The most tokens to keep; the most frequent stay."),
     option(
-        "--multiple", default=1, show_default=True, metavar="N", group="method", help="Pad the vocabulary with zeros to a multiple of N."
+        "--multiple",
+        type=COUNT,
+        default=1,
+        show_default=True,
+        metavar="N",
+        group="method",
+        help="Pad the vocabulary with zeros to a multiple of N.",
     ),
     OVERWRITE,
-    CONFIG,
 )
 @SHOWN
 def trim(model: str, corpus: str, out: Path, quiet: bool, as_json: bool, **settings: Any) -> None:
@@ -282,7 +286,7 @@ def trim(model: str, corpus: str, out: Path, quiet: bool, as_json: bool, **setti
 
     MODEL is demo, a directory, or a Hugging Face id. The logits of the tokens that stay are those of the original.
     """
-    early.check_places(model, corpus)
+    early.check_work(out, settings["overwrite"], model, read=[corpus])
     from modicum.core.budget import readable
     from modicum.models.quiet import hushed
     from modicum.vocabulary import trim as run

@@ -7,8 +7,10 @@ from typing import Any
 
 import click
 
+from modicum.cli import early
 from modicum.cli.generated import Command
-from modicum.cli.options import OVERWRITE, RAM, SHOWN, flag, model, option, options, print_json, progress
+from modicum.cli.options import COUNT, OVERWRITE, RAM, SEED, SHOWN, flag, model, option, options, print_json, progress
+from modicum.core import grammar
 from modicum.core.errors import SettingError
 
 
@@ -19,14 +21,14 @@ from modicum.core.errors import SettingError
     option("--method", metavar="OPTION", group="method", help="A method and its settings.", default="ties", show_default=True),
     option("--weights", metavar="X,X", group="method", help="One for each MODEL, by commas; by default what the method says."),
     option("--dtype", metavar="NAME", group="method", help="What is stored: float32, bfloat16 or float16; by default as the base is."),
-    option("--seed", type=int, default=0, show_default=True, metavar="N", group="method", help="Seed of what is dropped at random."),
+    option("--seed", type=SEED, default=0, show_default=True, metavar="N", group="method", help="Seed of what is dropped at random."),
     option("--tokenizer", metavar="WHICH", group="method", help="Whose vocabulary, where they differ: base, union, or a MODEL's."),
     flag("--match", "Put each model's units in the order in which they are most alike the base's first.", "method"),
     option("--data", metavar="PATH", group="data", help="Text to verify on; by default the shipped one."),
-    option("--samples", type=int, default=32, show_default=True, metavar="N", group="data", help="Sequences to verify on."),
-    option("--tokens", type=int, default=256, show_default=True, metavar="N", group="data", help="Tokens in a sequence."),
+    option("--samples", type=COUNT, default=32, show_default=True, metavar="N", group="data", help="Sequences to verify on."),
+    option("--tokens", type=COUNT, default=256, show_default=True, metavar="N", group="data", help="Tokens in a sequence."),
     option("--evaluate", metavar="WAY", group="method", help="Choose weights on validation data: curve, greedy or evolution."),
-    option("--trials", type=int, default=24, show_default=True, metavar="N", group="method", help="Weights that evolution tries."),
+    option("--trials", type=COUNT, default=24, show_default=True, metavar="N", group="method", help="Weights that evolution tries."),
     flag("--quality", "Tell the loss of base, inputs and result, with intervals.", "data"),
     flag("--no-verify", "Do not reload and judge what was written.", "data"),
     option("--out", type=click.Path(path_type=Path), metavar="DIR", required=True, group="files", help="Directory to write."),
@@ -56,6 +58,9 @@ def merge(
         if not model.endswith((".yaml", ".yml", ".json")):
             raise SettingError(f"{model}: a MODEL must be merged into it, none is named. Name one, or give a plan: FILE.yaml.")
         asked = {"plan": model}
+    grammar.read_merge(method, grammar.known())
+    sources, plans = ((model, *map(str, models)), ()) if models else ((), (model,))
+    early.check_work(out, given["overwrite"], *sources, read=[*plans, given["data"]])
     from modicum.merging.merge import merge as run
     from modicum.models.quiet import hushed
 

@@ -11,11 +11,14 @@ import click
 from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
+from modicum.cli.filed import called
 from modicum.cli.generated import VERBOSE as VERBOSE_MEANT
 from modicum.cli.generated import Grouped, from_settings
 from modicum.core.budget import Budget
-from modicum.core.config import FROM_PYTHON, Written, beneath, read_config, require_given
+from modicum.core.config import FROM_PYTHON, beneath, require_given
+from modicum.core.errors import SettingError
 from modicum.core.grammar import known
+from modicum.core.settings import SEEDS, bounds
 from modicum.fit.request import WANTED, Request
 from modicum.measure.settings import Settings
 
@@ -37,6 +40,25 @@ def options(*added: Callable) -> Callable:
 def option(*names: str, group: str, help: str, **words: Any) -> Callable:
     """An option that stands under a heading."""
     return click.option(*names, cls=Grouped, group=group, help=help, **words)
+
+
+class Whole(click.ParamType):
+    """A whole number within bounds, told as the library tells it."""
+
+    name = "integer"
+
+    def __init__(self, least: int = 1, most: float = float("inf")):
+        self.between = (least, most)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The number. Raises ``SettingError`` for another."""
+        found: int = click.INT.convert(value, param, ctx)
+        if not self.between[0] <= found <= self.between[1]:
+            raise SettingError(f"{called(param) if param is not None else self.name}: must be {bounds(self.between)}, got {found}.")
+        return found
+
+
+COUNT, SEED = Whole(), Whole(*SEEDS)
 
 
 def flag(name: str, help: str, group: str = "shown") -> Callable:
@@ -99,38 +121,6 @@ def given(settings: dict[str, Any]) -> dict[str, Any]:
         path, names = context.meta[FROM_PYTHON]
         require_given(path, names, said)
     return said | beneath(found, said, WANTED)
-
-
-# How options of a click type are written in a file.
-_KINDS = {"integer": int, "float": float}
-
-
-def _read(context: click.Context, _: click.Parameter, path: str | None) -> None:
-    """Let a file say what the command line does not."""
-    if path is None:
-        return
-    names = {_called(option): option for option in context.command.params if getattr(option, "group", "") not in ("", "shown")}
-    names |= {option.name or "": option for option in context.command.params if isinstance(option, click.Argument)}
-    found = read_config(path, {name: _written(option) for name, option in names.items() if name != "config"})
-    context.meta[FROM_PYTHON] = (path, found.pop(FROM_PYTHON, ()))
-    context.default_map = {names[name].name: value for name, value in found.items()}
-
-
-def _called(option: click.Parameter) -> str:
-    return option.opts[0].lstrip("-").replace("-", "_")
-
-
-def _written(option: click.Parameter) -> Written:
-    """How an option is written in a file."""
-    if isinstance(option, Grouped) and option.written is not None:
-        return option.written
-    return Written(bool if getattr(option, "is_flag", False) else _KINDS.get(option.type.name, str))
-
-
-CONFIG = option(
-    "--config", metavar="FILE", is_eager=True, expose_value=False, callback=_read, group="files",
-    help="YAML or JSON with settings under these names, such as the run.yaml beside a receipt; what the command line says counts.",
-)  # fmt: skip
 
 
 # What a command shows while it works, and how it tells the outcome.

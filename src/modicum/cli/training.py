@@ -8,11 +8,12 @@ from typing import Any
 
 import click
 
+from modicum.cli import early
 from modicum.cli.generated import Command, from_settings
-from modicum.cli.options import OVERWRITE, SHOWN, flag, model, option, options, print_json, progress
+from modicum.cli.options import COUNT, OVERWRITE, SHOWN, flag, model, option, options, print_json, progress
 from modicum.core import grammar, settings
 from modicum.core.budget import Budget, many, readable
-from modicum.train.settings import Loop
+from modicum.train.settings import Loop, require_target
 
 _DEFAULT, _AUTO = "rigl", "auto"
 
@@ -36,9 +37,9 @@ _DEFAULT, _AUTO = "rigl", "auto"
     option(
         "--tokenizer", metavar="DIR", group="data", help="Where the tokenizer is; by default beside the config. demo for the package's."
     ),
-    option("--tokens", type=int, default=256, show_default=True, metavar="N", group="data", help="Tokens in a sequence."),
-    option("--samples", type=int, default=4096, show_default=True, metavar="N", group="data", help="Sequences to train on."),
-    option("--test-samples", type=int, default=64, show_default=True, metavar="N", group="data", help="Sequences to report with."),
+    option("--tokens", type=COUNT, default=256, show_default=True, metavar="N", group="data", help="Tokens in a sequence."),
+    option("--samples", type=COUNT, default=4096, show_default=True, metavar="N", group="data", help="Sequences to train on."),
+    option("--test-samples", type=COUNT, default=64, show_default=True, metavar="N", group="data", help="Sequences to report with."),
     option("--text-column", metavar="NAME", group="data", help="Column of a table that holds the text."),
     option("--out", type=click.Path(path_type=Path), metavar="DIR", required=True, group="files", help="Directory to write."),
     OVERWRITE,
@@ -54,6 +55,8 @@ def train(model: str, method: str, out: Path, quiet: bool, as_json: bool, **give
     Budget.of(size=given["size"], bpw=given["bpw"], params=given["params"])
     if method != _AUTO:
         grammar.check(method, trained=True)
+    require_target(given["target"])
+    early.check_work(out, given["overwrite"], None if Path(model).is_file() else model, read=[given["data"]])
     from modicum.models.quiet import hushed
     from modicum.train.scratch import train as run
 

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import click
 
+from modicum.cli import early
 from modicum.cli.generated import Command
 from modicum.cli.options import OVERWRITE, SHOWN, flag, folder, option, options, print_json
 from modicum.core.budget import readable
+from modicum.core.errors import SettingError
 
 
 @click.command(cls=Command)
@@ -35,6 +37,8 @@ def report(directories: Sequence[str], out: Path, overwrite: bool) -> None:
     from modicum.core.output import require_new_file, write_file
 
     require_new_file(out, overwrite)
+    if missing := [each for each in directories if not Path(each).exists()]:
+        raise SettingError(f"{missing[0]}: must be a folder that fit wrote, is none. Check the path.")
     from modicum.fit.compared import receipt_in
     from modicum.receipt.changes import changes
     from modicum.receipt.comparison import comparison
@@ -61,6 +65,8 @@ def densify(directory: str, out: Path, overwrite: bool, quiet: bool, as_json: bo
     DIR is one that fit wrote for any target, of a class of Transformers. Plain from_pretrained loads the dense model, whose weights are the
     dequantized ones to the bit.
     """
+    early.require_results(directory)
+    early.check_work(out, overwrite)
     from modicum.fit.dense import densify as run
 
     made = run(directory, out, overwrite=overwrite)
@@ -90,6 +96,7 @@ def push(directory: str, repository: str, private: bool, quiet: bool, as_json: b
 
     All files go as they are, the receipt and run.yaml too, which name models and data as they were given to fit, local paths included.
     """
+    early.require_results(directory)
     from modicum.fit.push import push as run
 
     address = run(directory, repository, private=private)

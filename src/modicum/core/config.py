@@ -8,7 +8,9 @@ from __future__ import annotations
 import functools
 import inspect
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import Field, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -181,6 +183,26 @@ def write_config(path: Path, asked: Mapping[str, Any]) -> None:
 
     text = yaml.safe_dump(dict(asked), sort_keys=False, allow_unicode=True, width=10**6)
     path.write_text("# What was asked of this run. The same again: modicum COMMAND --config FILE --out DIR\n" + text, encoding="utf-8")
+
+
+# What the running command was asked; nothing where Python was.
+_ASKED: ContextVar[Mapping[str, Any] | None] = ContextVar("asked", default=None)
+
+
+@contextmanager
+def asking(asked: Mapping[str, Any]) -> Iterator[None]:
+    """Within it ``write_asked`` knows what was asked of a command."""
+    before = _ASKED.set(asked)
+    try:
+        yield
+    finally:
+        _ASKED.reset(before)
+
+
+def write_asked(directory: Path) -> None:
+    """Write what was asked of the running command; nothing where Python was asked."""
+    if (asked := _ASKED.get()) is not None:
+        write_config(directory / NAME, asked)
 
 
 def beneath(found: Mapping[str, Any], given: Collection[str], alternatives: Iterable[Collection[str]] = ()) -> dict[str, Any]:

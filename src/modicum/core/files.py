@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from modicum.core.errors import DataError, ModelError, quoted
+from modicum.core.errors import DataError, ModelError, SettingError, quoted
 
 MAX_JSON = 100_000_000  # bytes
 
@@ -24,6 +24,11 @@ def require_there(path: Path) -> None:
 def no_data(path: Path) -> DataError:
     """What is said of data that are not there."""
     return DataError(f"data: {path} must be a file or folder, none is there. Check the path.")
+
+
+def no_delta(path: str | os.PathLike[str]) -> SettingError:
+    """What is said of a folder without a change of a model."""
+    return SettingError(f"{path}: must hold delta.json, which adapt and delta write, or an adapter of PEFT, holds neither. Check the path.")
 
 
 def read_json(path: str | os.PathLike[str], most: int | None = None) -> Any:

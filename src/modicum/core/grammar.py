@@ -9,10 +9,11 @@ import shlex
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from modicum.core import settings
 from modicum.core.errors import SettingError, quoted
-from modicum.core.method import FAMILIES, meant, registry
+from modicum.core.method import FAMILIES, meant, named, registry
 
 KEEP = "keep"
 _LONGEST = 1000  # characters of an option's text
@@ -58,6 +59,17 @@ def check(text: str, *, trained: bool = False) -> None:
         settings.read(meant(name, known(), trained=trained, closing=0 < place == len(said) - 1), given, name)
 
 
+def read_merge(text: str, methods: Mapping[str, type]) -> Any:
+    """The one of ``methods`` that a text names and that merges, with its settings. Raises ``SettingError``."""
+    steps = spelled(text)
+    merges = {key: cls for key, cls in methods.items() if key.startswith("merge/")}
+    others = {word for key in methods.keys() - merges.keys() for word in (key, key.partition("/")[2])}
+    if len(steps) != 1 or steps[0][0] in others - {key.partition("/")[2] for key in merges}:
+        raise SettingError(f"method {text!r}: must name one method that merges, such as ties. See modicum list --family merge.")
+    name, given = steps[0]
+    return settings.read(named(name, merges), given, name)
+
+
 def known() -> Mapping[str, type]:
     """Settings of every method by key; a script's own methods are known once it has registered them."""
     return registry() if registry.cache_info().currsize else outlines()
@@ -70,8 +82,28 @@ def outlines() -> dict[str, type]:
     return {f"{family}/{path.stem}": _outline(f"{family}/{path.stem}", path) for family, path in paths}
 
 
+@cache
+def of_room(room: str) -> dict[str, type]:
+    """Settings of the methods of a room that are no steps of an option, by name: of files whose class has a ``paper``, or is ``named``."""
+    paths = (path for path in sorted((_ROOT / room).glob("[!_]*.py")) if _is_recipe(_class(path, _camel(path.stem))))
+    return {path.stem: _outline(f"{room}/{path.stem}", path) for path in paths}
+
+
+def _is_recipe(cls: ast.ClassDef | None) -> bool:
+    said = {node.target.id for node in cls.body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)} if cls else set()
+    return bool(said & {"paper", "named"})
+
+
+def _camel(stem: str) -> str:
+    return "".join(word.capitalize() for word in stem.split("_"))
+
+
+def _class(path: Path, name: str) -> ast.ClassDef | None:
+    return next((node for node in _parsed(path).body if isinstance(node, ast.ClassDef) and node.name == name), None)
+
+
 def _outline(key: str, path: Path) -> type:
-    name = "".join(word.capitalize() for word in path.stem.split("_"))
+    name = _camel(path.stem)
     words = {"__post_init__": settings.check, "key": staticmethod(lambda: key)}
     return dataclasses.make_dataclass(name, _settings(path, name), frozen=True, kw_only=True, namespace=words)
 
@@ -80,7 +112,7 @@ def _settings(path: Path, name: str) -> list[tuple]:
     """Fields of a class and of those it inherits from, in their order."""
     body = _parsed(path).body
     homes = {alias.name: node.module for node in body if isinstance(node, ast.ImportFrom) for alias in node.names}
-    cls = next((node for node in body if isinstance(node, ast.ClassDef) and node.name == name), None)
+    cls = _class(path, name)
     if cls is None:
         home = homes.get(name) or ""
         return _settings(_ROOT.joinpath(*home.split(".")[1:]).with_suffix(".py"), name) if home.startswith("modicum.") else []

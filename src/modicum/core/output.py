@@ -6,14 +6,16 @@ import fnmatch
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from modicum.core.config import write_asked
 from modicum.core.errors import SettingError
-from modicum.core.files import read_json
+from modicum.core.files import read_json, write_json
 
+RECEIPT = "receipt.json"
 # Hidden, so that it is not copied into what is made of an output later.
 _LIST = ".modicum-files.json"
 _FORMAT = "modicum-files"
@@ -37,6 +39,12 @@ def mark(directory: Path) -> None:
     files = sorted(name for path in files_in(directory) if (name := str(path.relative_to(directory))) != _LIST)
     body = {"format": _FORMAT, "version": 1, "files": files}
     (directory / _LIST).write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+
+
+def write_receipt(directory: Path, receipt: Mapping[str, Any]) -> None:
+    """Write a receipt, and beside it what was asked of the command, where one is running."""
+    write_json(directory / RECEIPT, receipt)
+    write_asked(directory)
 
 
 def require_apart(out: Path, inputs: Iterable[Path], flag: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, TypeVar
 
 from modicum.core import settings
 from modicum.core.errors import SettingError, near
-from modicum.core.grammar import spelled
+from modicum.core.grammar import of_room, spelled
 from modicum.core.method import Paper
 
 Kind = TypeVar("Kind", bound="Recipe")
@@ -68,7 +68,16 @@ def recipe(room: str, text: str | Kind) -> Any:
     """The method that a text says, such as ``ultraedit rounds=8``. Raises ``SettingError``."""
     if isinstance(text, Recipe):
         return text
-    steps, known = spelled(text), recipes(room)
+    return _read(room, text, recipes(room))
+
+
+def check_recipe(room: str, text: str) -> None:
+    """Raise what ``recipe`` would of a text, read off the methods' files before anything heavy is imported."""
+    _read(room, text, of_room(room))
+
+
+def _read(room: str, text: str, known: Mapping[str, type]) -> Any:
+    steps = spelled(text)
     if len(steps) != 1:
         raise SettingError(f"method {text!r}: must be one method with its settings, is {len(steps)}. Run one after the other.")
     name, given = steps[0]

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from modicum.core.errors import SettingError
+from modicum.core.files import no_delta
 from modicum.delta.applying import base_weights
 from modicum.delta.delta import Delta, is_delta
 from modicum.delta.peft import from_peft, is_peft
@@ -26,7 +27,7 @@ def opened(path: Path, base: str | Path | None = None) -> Delta:
         if base is None:
             raise SettingError(f"{path}: is an adapter of PEFT, which is read on its base. Name the base.")
         return from_peft(path, base)
-    raise SettingError(f"{path}: must hold delta.json, which adapt and delta write, or an adapter of PEFT, holds neither. Check the path.")
+    raise no_delta(path)
 
 
 def described(delta: Delta, base: str | Path | None = None) -> list[dict[str, Any]]:

@@ -15,8 +15,7 @@ from torch import nn
 
 from modicum.core.arguments import checked
 from modicum.core.errors import DataError, SettingError
-from modicum.core.files import write_json
-from modicum.core.output import require_free, writing
+from modicum.core.output import require_free, write_receipt, writing
 from modicum.core.progress import Quiet
 from modicum.core.recipe import recipe
 from modicum.data.splits import from_text
@@ -34,7 +33,7 @@ from modicum.models.located import locate
 from modicum.models.trainable import trainable
 from modicum.work.meter import Meter
 
-RECEIPT, RECEIPT_FORMAT = "receipt.json", "modicum-edited"
+RECEIPT_FORMAT = "modicum-edited"
 # Of the largest singular value of a change: what is smaller is left out.
 _NOTHING = 1e-5
 
@@ -120,7 +119,7 @@ def edit(
         receipt["stages"] = meter.stages
     with writing(place, read, overwrite) as folder:
         delta.save(folder)
-        write_json(folder / RECEIPT, receipt)
+        write_receipt(folder, receipt)
     return Edited(delta, receipt, place)
 
 

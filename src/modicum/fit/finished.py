@@ -14,7 +14,7 @@ from torch import nn
 
 from modicum.core.arguments import checked
 from modicum.core.errors import ModelError, SettingError, listed
-from modicum.core.files import write_json
+from modicum.core.output import write_receipt
 from modicum.core.progress import Quiet
 from modicum.core.tensorfile import Shards
 from modicum.data.splits import Splits, from_text
@@ -37,7 +37,7 @@ from modicum.work.workdir import WorkDir
 
 KIND, FORMAT = "modicum-healing", "modicum-healed"
 # What tells of a result's making, and is another afterwards.
-_TOLD = ("receipt.json", "report.html")
+_TOLD = ("receipt.json", "report.html", "run.yaml")
 Page = Callable[[Mapping[str, Any]], str]
 
 
@@ -112,7 +112,7 @@ def heal(
         told = _receipt(
             receipt, final, source, str(original), healing, splits, (after or before)[1] if healing["taken"] else before[1], settings
         )
-        write_json(final / FILE, told)
+        write_receipt(final, told)
         if page is not None and receipt is not None:
             (final / "report.html").write_text(page(told), encoding="utf-8")
         place.finish(final)

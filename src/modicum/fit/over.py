@@ -35,7 +35,7 @@ from modicum.models.weights import require_finite
 _RECORD, _DISPLACED = "applied.json", "displaced.safetensors"
 _FORMAT, _VERSION = "modicum-applied-over", 1
 # What tells of a result's files, and is another afterwards.
-_TOLD = ("receipt.json", "report.html")
+_TOLD = ("receipt.json", "report.html", "run.yaml")
 _CONFIG, _INDEX = "config.json", "model.safetensors.index.json"
 _PACKED = ("weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "weight_g_idx", "weight_global_scale")
 

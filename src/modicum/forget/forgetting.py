@@ -16,8 +16,7 @@ from torch import nn
 
 from modicum.core.arguments import checked
 from modicum.core.errors import DataError, SettingError
-from modicum.core.files import write_json
-from modicum.core.output import require_free, writing
+from modicum.core.output import require_free, write_receipt, writing
 from modicum.core.progress import Quiet
 from modicum.core.recipe import recipe
 from modicum.data.splits import Batch
@@ -33,7 +32,7 @@ from modicum.models.trainable import matrix, trainable
 from modicum.train.rows import Loss, losses, row_loss
 from modicum.work.meter import Meter
 
-RECEIPT, RECEIPT_FORMAT = "receipt.json", "modicum-forgotten"
+RECEIPT_FORMAT = "modicum-forgotten"
 # A change of fewer of a weight's entries is stored by their places.
 _FEW = 0.3
 
@@ -129,7 +128,7 @@ def forget(
     if place is not None:
         with writing(place, read, overwrite) as folder:
             delta.save(folder)
-            write_json(folder / RECEIPT, receipt)
+            write_receipt(folder, receipt)
     return Forgotten(delta, module, receipt, place)
 
 

@@ -13,8 +13,7 @@ from torch import nn
 
 from modicum.core.arguments import checked
 from modicum.core.errors import DataError, SettingError, quoted
-from modicum.core.files import write_json
-from modicum.core.output import require_free, writing
+from modicum.core.output import require_free, write_receipt, writing
 from modicum.core.progress import Quiet
 from modicum.core.recipe import recipe
 from modicum.delta import Delta
@@ -23,7 +22,7 @@ from modicum.learn.learner import Learner, Learning
 from modicum.learn.tasks import Task
 from modicum.work.meter import Meter
 
-RECEIPT, RECEIPT_FORMAT = "receipt.json", "modicum-learnt"
+RECEIPT_FORMAT = "modicum-learnt"
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ def learn(
         with writing(place, read, overwrite) as folder:
             for number, delta in enumerate(learning.experts):
                 delta.save(folder / f"expert-{number}")
-            write_json(folder / RECEIPT, receipt)
+            write_receipt(folder, receipt)
     return Learnt(asked, learning, receipt, place)
 
 

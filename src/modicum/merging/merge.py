@@ -12,14 +12,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from modicum.core import settings
 from modicum.core.arguments import checked
 from modicum.core.budget import parse_size
+from modicum.core.config import NAME as ASKED
 from modicum.core.errors import SettingError
 from modicum.core.files import write_json
-from modicum.core.grammar import spelled
+from modicum.core.grammar import read_merge
 from modicum.core.memory import free_memory
-from modicum.core.method import named, registry
+from modicum.core.method import registry
+from modicum.core.output import RECEIPT, write_receipt
 from modicum.core.progress import Quiet
 from modicum.core.settings import require_seed
 from modicum.export.companions import copy_companions
@@ -38,7 +39,7 @@ from modicum.merging.vocabularies import Joined, joined, require_one
 from modicum.work.meter import Meter
 from modicum.work.workdir import WorkDir, read_from
 
-KIND, RECEIPT = "modicum-merging", "receipt.json"
+KIND = "modicum-merging"
 RECEIPT_FORMAT = "modicum-merged"
 _INDEX = "model.safetensors.index.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -202,20 +203,14 @@ def merge(
             **({"matched": matched} if (matched := told(sources)) else {}),
             "seed": seed, "sha256": digest, **judged, "events": events, "layers": _layers(rows), "tensors": rows, "stages": meter.stages,
         }  # fmt: skip
-        write_json(final / RECEIPT, receipt)
+        write_receipt(final, receipt)
         place.finish(final)
     return Merged(place.out, receipt)
 
 
 def method_of(text: str) -> Merge:
     """The merge that an option's text names. Raises ``SettingError``."""
-    steps = spelled(text)
-    merges = {key: cls for key, cls in registry().items() if issubclass(cls, Merge)}
-    others = {word for key in registry().keys() - merges.keys() for word in (key, key.partition("/")[2])}
-    if len(steps) != 1 or steps[0][0] in others - {key.partition("/")[2] for key in merges}:
-        raise SettingError(f"method {text!r}: must name one method that merges, such as ties. See modicum list --family merge.")
-    name, given = steps[0]
-    found: Merge = settings.read(named(name, merges), given, name)
+    found: Merge = read_merge(text, registry())
     return found
 
 
@@ -300,7 +295,8 @@ def _written(job: Job, base: Stored, final: Path, meter: Meter, words: Joined | 
     finally:
         sink.close()
     copy_companions(base.directory, final)
-    (final / RECEIPT).unlink(missing_ok=True)  # an earlier one, of the base
+    for name in (RECEIPT, ASKED):  # earlier ones, of the base
+        (final / name).unlink(missing_ok=True)
     if body := dict(config_of(job.base if words is None else base)):
         if isinstance(job.base, Layered):
             body = with_layers(body, job.base.parts)

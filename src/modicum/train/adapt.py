@@ -15,8 +15,8 @@ from torch import nn
 from modicum.core.arguments import checked
 from modicum.core.budget import Budget
 from modicum.core.errors import BudgetError, DataError, ModelError, SettingError
-from modicum.core.files import write_json
 from modicum.core.option import Option
+from modicum.core.output import write_receipt
 from modicum.core.progress import Quiet
 from modicum.data.answers import from_answers, holds_answers
 from modicum.data.labelled import from_classes, holds_classes
@@ -36,7 +36,7 @@ from modicum.train.trained import Trained
 from modicum.work.meter import Meter
 from modicum.work.workdir import WorkDir, beside
 
-KIND, RECEIPT = "modicum-adapting", "receipt.json"
+KIND = "modicum-adapting"
 RECEIPT_FORMAT = "modicum-adapted"
 # The method that chooses methods, and sequences that its gradients are taken from.
 AUTO, _SWEPT = "auto", 128
@@ -144,7 +144,7 @@ def adapt(
                 "losses": losses, "per": per, "test": compared(before, after), "seconds": seconds, "stages": meter.stages,
                 "memory": meter.stages["training"]["peak_bytes"],
             }  # fmt: skip
-            write_json(final / RECEIPT, receipt)
+            write_receipt(final, receipt)
             place.finish(final)
             return receipt
 

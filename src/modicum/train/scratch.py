@@ -12,7 +12,7 @@ from torch import nn
 from modicum.core.arguments import checked
 from modicum.core.budget import Budget, every
 from modicum.core.errors import BudgetError, DataError, SettingError
-from modicum.core.files import write_json
+from modicum.core.output import write_receipt
 from modicum.core.progress import Quiet
 from modicum.data.splits import Batch
 from modicum.models.quiet import hushed
@@ -30,7 +30,7 @@ from modicum.train.written import account, require_same, write
 from modicum.work.meter import Meter
 from modicum.work.workdir import WorkDir, read_from
 
-KIND, RECEIPT, FORMAT = "modicum-training", "receipt.json", "modicum-trained"
+KIND, FORMAT = "modicum-training", "modicum-trained"
 AUTO = "auto"
 
 
@@ -98,7 +98,7 @@ def train(
         if baselines:
             receipt["against"] = run.against(learnt, receipt)
         receipt["stages"] = meter.stages
-        write_json(folder / "final" / RECEIPT, receipt)
+        write_receipt(folder / "final", receipt)
         place.finish(folder / "final")
     return Small(place.out, receipt, subject.loaded(place.out))
 

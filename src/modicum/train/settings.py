@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from modicum.core.errors import SettingError
 from modicum.core.settings import param, require
 
 COSINE, FREE = "cosine", "free"
+# Targets whose files a training writes.
+TARGETS = ("modicum", "transformers")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,3 +53,9 @@ class Loop:
         if self.schedule == FREE:
             return highest
         return highest * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, self.steps - rising)))
+
+
+def require_target(target: str) -> None:
+    """Raise ``SettingError`` for a target that no training writes."""
+    if target not in TARGETS:
+        raise SettingError(f"target: must be {' or '.join(TARGETS)}, got {target!r}. Export what was written for another.")

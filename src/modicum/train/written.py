@@ -20,6 +20,7 @@ from modicum.models.model import Model
 from modicum.models.open import open_model
 from modicum.sweep import rehearse
 from modicum.train.accounts import Account, rowed
+from modicum.train.settings import require_target
 
 # Widths that every reader of the transformers target unpacks alike.
 _WIDTHS = (2, 4, 8)
@@ -37,8 +38,7 @@ class Written:
 
 def account(source: nn.Module | Path, target: str, batch: Batch) -> Account:
     """What methods take in the files of ``target`` for a model, rehearsed on ``batch``. Raises ``SettingError``."""
-    if target not in ("modicum", "transformers"):
-        raise SettingError(f"target: must be modicum or transformers, got {target!r}. Export what was written for another.")
+    require_target(target)
     model = open_model(source)
     if target == "transformers" and model.config is None:
         raise SettingError(f"target: transformers holds models of its own classes, {model.name} is none. Pass modicum.")
