@@ -207,3 +207,29 @@ def test_a_trained_step_stands_last_in_an_option_and_its_bytes_count(method="lor
 def test_a_trained_step_elsewhere_is_told_in_words(method, words, said):
     with pytest.raises(SettingError, match=said):
         fitted(method=method, target="modicum", **words)
+
+
+CLOSING = "nearest bits=2 | lora rank=2"
+
+
+def test_a_trained_step_of_a_plan_is_kept_in_its_bytes(tmp_path):
+    rule = f"model.layers.0.*: {CLOSING}"
+    ruled = fitted(set=(rule,), target="modicum", **FAST)
+    options = json.loads((ruled.out / "plan.json").read_text())["options"]
+    assert {option for name, option in options.items() if "layers.0." in name} == {CLOSING}
+    assert {option for name, option in options.items() if "layers.1." in name} == {"nearest bits=2"}
+    assert ruled.receipt["healing"]["methods"]["lora rank=2"] > 0
+    again = fitted(method=None, plan=ruled.out / "plan.json", target="modicum", **FAST)
+    assert json.loads((again.out / "plan.json").read_text())["options"] == options
+    assert again.receipt["bytes"]["actual"] == ruled.receipt["bytes"]["actual"]
+    with pytest.raises(SettingError, match="heal: must be 1 or more"):
+        fitted(set=(rule,), target="modicum")
+
+
+@pytest.mark.slow
+def test_a_trained_step_that_a_rule_asks_for_holds_a_budget():
+    made = fitted(method=None, size=60_000, set=(f"model.layers.0.*: {CLOSING}",), target="modicum", **FAST)
+    options = json.loads((made.out / "plan.json").read_text())["options"]
+    assert {option for name, option in options.items() if "layers.0." in name} == {CLOSING}
+    assert sum(file.stat().st_size for file in made.out.glob("*.safetensors")) == made.receipt["bytes"]["actual"] <= 60_000
+    assert made.receipt["healing"]["methods"]["lora rank=2"] > 0
