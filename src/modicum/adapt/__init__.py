@@ -39,6 +39,7 @@ from modicum.adapt.subspace import Subspace
 from modicum.adapt.telly import Telly
 from modicum.adapt.topk import Topk
 from modicum.adapt.vera import Vera
+from modicum.adapt.vpt import Vpt
 from modicum.core.verbs import as_verb
 
 __all__ = [
@@ -81,6 +82,7 @@ __all__ = [
     "Telly",
     "Topk",
     "Vera",
+    "Vpt",
 ]
 
 as_verb(__name__, "modicum.train.adapt")
