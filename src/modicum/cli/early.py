@@ -16,7 +16,7 @@ from modicum.core.files import no_delta, require_there
 from modicum.core.option import Option
 from modicum.core.output import require_free
 from modicum.core.plan import Plan
-from modicum.core.sources import sources_of
+from modicum.core.sources import is_own, sources_of
 from modicum.fit.receipts import FILE, read_receipt
 from modicum.fit.request import Request
 from modicum.measure.meta import require_measurement
@@ -55,7 +55,8 @@ def check_places(model: str | None, *data: str | None) -> None:
     for path in data:
         if path is not None:
             for source, _ in sources_of(path):
-                require_there(Path(source))
+                if not is_own(source):
+                    require_there(Path(source))
 
 
 def check_work(out: Path, overwrite: bool, *models: str | Path | None, read: Iterable[str | Path | None] = ()) -> None:

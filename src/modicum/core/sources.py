@@ -8,6 +8,14 @@ from pathlib import Path
 
 from modicum.core.errors import DataError, quoted
 
+# What stands for text that the model writes itself.
+OWN = "self"
+
+
+def is_own(source: str) -> bool:
+    """Whether a source is what the model writes itself: its word, where nothing is there under that name."""
+    return source == OWN and not Path(OWN).exists()
+
 
 def sources_of(path: str | os.PathLike[str]) -> list[tuple[str, float]]:
     """The sources that a ``--data`` names, and the weight of each.

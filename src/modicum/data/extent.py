@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from modicum.core.errors import DataError
-from modicum.core.sources import sources_of
+from modicum.core.sources import is_own, sources_of
 from modicum.data.text import SHIPPED_PARTS, Documents, encode, read_all, shipped
 
 if TYPE_CHECKING:
@@ -21,12 +21,13 @@ def extent(path: str | os.PathLike[str] | None, tokenizer: PreTrainedTokenizerBa
 
     Raises ``DataError`` where three windows of ``tokens`` cannot come out of it, and what reading raises.
     """
-    if path is None:
+    sources = [] if path is None else [source for source, _ in sources_of(path) if not is_own(source)]
+    if not sources:
         documents = [document for part in SHIPPED_PARTS for document in shipped(part)]
         taken: dict[str, Any] = {"kind": "text", "documents": len(documents), "at_least": False}
     else:
         found = Documents()
-        for source, _ in sources_of(path):
+        for source in sources:
             own = read_all(source, tokenizer=tokenizer, text_column=text_column, most=_READ)
             found = Documents(found.texts + own.texts, found.files + own.files, found.columns | own.columns, 0, found.cut or own.cut)
         documents = found.texts

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from modicum.core.errors import DataError, SettingError
 from modicum.core.finite import finite
-from modicum.core.sources import sources_of
-from modicum.data.mixture import mixed
+from modicum.core.sources import is_own, sources_of
+from modicum.data.mixture import apportioned, mixed
 from modicum.data.text import SHIPPED_PARTS, Documents, encode, read_all, shipped
 
 if TYPE_CHECKING:
@@ -74,6 +74,7 @@ def from_text(
     batch: int = 8,
     test_samples: int = 64,
     text_column: str | None = None,
+    write: Callable[[int], Tensor] | None = None,
 ) -> Splits:
     """Split a text, or the shipped texts where ``path`` is None, into windows of ``tokens`` tokens.
 
@@ -82,6 +83,8 @@ def from_text(
     20 % to test; in each region ``seed`` draws up to ``samples``, half of ``test_samples``, and ``test_samples`` windows. The shipped
     texts are three already and are drawn from alike. Fewer windows than asked for are a note. ``text_column`` names the column of a table.
     Of several sources in ``path``, such as ``code/=3,letters.txt``, each is divided so by itself, and each part has windows of all by their weights.
+    The source ``self`` is what the model writes itself, as many windows as ``write`` is asked for: for calibration alone; validation and test are of
+    the others, or of the shipped texts.
 
     Shapes: each batch is ``{"input_ids": int64 [at most batch, tokens]}``; windows are full, so there is no mask.
 
@@ -96,12 +99,23 @@ def from_text(
     if path is None and text_column is not None:
         raise SettingError("--text-column: names a column of --data, which was not given. Give both, or neither.")
     sources = dict(sources_of(path)) if path is not None else {"shipped": 1.0}
-    found = [_shipped_streams(tokenizer) if path is None else _file_streams(source, tokenizer, tokens, text_column) for source in sources]
+    own = next((place for place, source in enumerate(sources) if is_own(source)), None)
+    weights = [list(sources.values())] * len(PARTS)
+    if own is not None:  # it calibrates, and nothing is judged on it
+        sources |= {"shipped": 0.0} if len(sources) == 1 else {}
+        judged = [float(place != own) * (weight or 1.0) for place, weight in enumerate(sources.values())]
+        weights = [list(sources.values()), judged, judged]
+    named = {name for name in sources if path is not None and not (own is not None and sources[name] == 0)}
+    found = [
+        _own_streams(write, apportioned(samples, weights[0])[place], tokens) if place == own
+        else _file_streams(source, tokenizer, tokens, text_column) if source in named else _shipped_streams(tokenizer)
+        for place, source in enumerate(sources)
+    ]  # fmt: skip
     notes, told = [note for _, each, _ in found for note in each], [each for _, _, each in found]
     parts: list[list[Batch]] = []
     shares: dict[str, list[int]] = {}
     for place, (name, wanted) in enumerate(zip(PARTS, (samples, max(1, test_samples // 2), test_samples))):
-        chosen, shares[name] = mixed([streams[place] for streams, _, _ in found], list(sources.values()), tokens, wanted, seed)
+        chosen, shares[name] = mixed([streams[place] for streams, _, _ in found], weights[place], tokens, wanted, seed)
         if len(chosen) < wanted:
             notes.append(f"The text gives {len(chosen)} windows of {tokens} tokens for {name}, of the {wanted} asked for.")
         parts.append([{"input_ids": rows} for rows in chosen.split(batch)])
@@ -109,7 +123,7 @@ def from_text(
     if len(sources) > 1:
         windows = [dict(zip(PARTS, counts)) for counts in zip(*shares.values())]
         each = [{"source": name, "weight": sources[name], **one, **counts} for name, one, counts in zip(sources, told, windows)]
-        total = {name: sum(one[name] for one in told) for name in ("files", "documents", "tokens")}
+        total = {name: sum(one.get(name, 0) for one in told) for name in ("files", "documents", "tokens")}
         columns = sorted({column for one in told for column in one.get("columns", [])})
         taken = {"kind": "text", **total, **({"columns": columns} if columns else {}), "sources": each}
     used = sum(count_tokens(part) for part in parts)
@@ -222,6 +236,15 @@ def _shipped_streams(tokenizer: PreTrainedTokenizerBase) -> tuple[list[Tensor], 
     documents = [shipped(part) for part in PARTS]
     streams = [encode(part, tokenizer) for part in documents]
     return streams, [note], {"kind": "text", "documents": sum(map(len, documents)), "tokens": sum(map(len, streams))}
+
+
+def _own_streams(write: Callable[[int], Tensor] | None, windows: int, tokens: int) -> tuple[list[Tensor], list[str], dict[str, Any]]:
+    """A stream for calibration that the model writes, and none for what is judged."""
+    if write is None:
+        raise DataError("data: self stands for text that the model writes, and there is no model that could. Give a text.")
+    stream = write(windows).reshape(-1) if windows else torch.empty(0, dtype=torch.int64)
+    note = f"{windows} windows of calibration were written by the model itself; nothing is judged on them."
+    return [stream, stream[:0], stream[:0]], [note], {"kind": "text", "documents": windows, "tokens": len(stream)}
 
 
 def _file_streams(

@@ -41,7 +41,8 @@ class Settings:
         None,
         "what to calibrate and judge with: text, CSV, TSV, JSON lines, JSON, Parquet, or a folder of them; a folder of pictures or "
         "recordings for a model that takes those, with metadata.csv (file_name, text) where it reads text too; several sources of text by "
-        "commas, with weights as in code/=3,letters.txt=1. By default the text shipped with modicum",
+        "commas, with weights as in code/=3,letters.txt=1; self stands for text that the model writes itself, to calibrate on alone. By default the "
+        "text shipped with modicum",
         metavar="PATH", group="data",
     )  # fmt: skip
     text_column: str | None = param(

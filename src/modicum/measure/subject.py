@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from modicum.measure.rotation import rotated
 from modicum.measure.scouting import rounding_suffices
 from modicum.measure.settings import Settings
 from modicum.measure.smoothing import smoothed
+from modicum.measure.writing import written_by
 from modicum.models.model import Model
 from modicum.models.open import apart, open_model
 from modicum.runtime.compute import Compute
@@ -380,6 +381,7 @@ def _split(model: Model, settings: Settings, batches: Any) -> Splits:
     return from_text(
         settings.data, model.tokenizer, samples=settings.samples, tokens=settings.tokens, seed=settings.seed,
         batch=settings.micro_batch, test_samples=settings.test_samples, text_column=settings.text_column,
+        write=partial(written_by, model, settings),
     )  # fmt: skip
 
 

@@ -48,7 +48,7 @@ class Mfac(Pruner):
     needs = frozenset({Need.WINDOW})
 
     block: int = param(128, "columns of a row that are felt together", between=(1, 65536))
-    damping: float = param(0.1, "λ as a share of the mean squared gradient", between=(1e-6, 1e6))
+    damping: float = param(1.0, "λ as a share of the mean squared gradient", between=(1e-6, 1e6))
     update: bool = param(True, "let what remains make up for what goes")
 
     def without_data(self) -> Magnitude:
