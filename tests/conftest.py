@@ -106,13 +106,13 @@ class Layer:
             square=x.square().sum(0) if has(Need.NORMS, Need.VARIANCES) else None,
             covariance=x.T @ x if has(Need.COVARIANCE) else None,
             inputs=[x] if has(Need.INPUTS) else None,
-            slopes=self.slopes(has(Need.WINDOW)) if has(Need.SLOPES, Need.WINDOW) else None,
+            slopes=self.slopes(has(Need.WINDOW)) if has(Need.SLOPES, Need.WINDOW, Need.GENERAL) else None,
         )  # fmt: skip
 
     def slopes(self, window=True, sequences=8):
         """Gradients by weight of so many sequences."""
         each = torch.stack([g.T @ x for g, x in zip(self.felt.chunk(sequences), self.inputs.chunk(sequences))])
-        return Slopes(sequences, each.sum(0), each.square().sum(0), each.bfloat16() if window else None)
+        return Slopes(sequences, each.sum(0), each.square().sum(0), each.bfloat16() if window else None, each.square().mean(0).flip(1))
 
     def apply(self, *steps, current=None, stats=None, unit=None):
         """The form that the steps, one after the other, make of the weight (or of the form ``current``)."""

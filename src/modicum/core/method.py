@@ -38,6 +38,7 @@ class Need(Enum):
     FELT = "output gradients of rows together"
     SLOPES = "gradients by weight"
     WINDOW = "gradients of single sequences"
+    GENERAL = "gradients on text of the model's own"
     INPUTS = "inputs"
     ROUTED = "routed inputs"
     BLOCK_OUTPUTS = "block outputs"

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 # What of a unit's statistics a need is read from.
 _READ = {
     Need.NORMS: "square", Need.MEANS: "total", Need.VARIANCES: "square", Need.COVARIANCE: "covariance", Need.INPUTS: "inputs",
-    Need.SLOPES: "slopes", Need.WINDOW: "slopes",
+    Need.SLOPES: "slopes", Need.WINDOW: "slopes", Need.GENERAL: "slopes",
 }  # fmt: skip
 
 

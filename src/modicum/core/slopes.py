@@ -14,13 +14,14 @@ class Slopes:
     """Sums over ``count`` sequences of a loss's gradient by weight, each sequence's loss its mean over tokens.
 
     ``total`` and ``square`` (rows, columns) are the sums of g and of g², ``window`` (kept, rows, columns) the gradients of the last sequences
-    themselves, None where no method asks for them.
+    themselves, and ``general`` (rows, columns) the mean of g² on text that the model wrote itself; each None where no method asks for it.
     """
 
     count: int
     total: torch.Tensor
     square: torch.Tensor
     window: torch.Tensor | None = None
+    general: torch.Tensor | None = None
 
     @property
     def norm(self) -> torch.Tensor:
@@ -46,5 +47,5 @@ class Slopes:
         return self._picked(lambda value: value[..., kept])
 
     def _picked(self, pick) -> Slopes:
-        window = None if self.window is None else pick(self.window)
-        return replace(self, total=pick(self.total), square=pick(self.square), window=window)
+        given = {name: pick(value) for name in ("total", "square", "window", "general") if (value := getattr(self, name)) is not None}
+        return replace(self, **given)

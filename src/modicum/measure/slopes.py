@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import replace
 from pathlib import Path
 
 from modicum.core.budget import readable
@@ -11,6 +12,7 @@ from modicum.core.method import Need
 from modicum.core.option import Option
 from modicum.data.splits import Batch, count_rows
 from modicum.measure.subject import Subject
+from modicum.measure.writing import written_by
 from modicum.sweep.ranks import LONE, Ranks
 from modicum.sweep.slopes import weight_gradients
 from modicum.sweep.spill import SpillPool
@@ -18,7 +20,7 @@ from modicum.work.meter import Meter
 from modicum.work.store import load_slopes, save_slopes
 
 # What such methods declare.
-ASKS = {Need.SLOPES, Need.WINDOW}
+ASKS = {Need.SLOPES, Need.WINDOW, Need.GENERAL}
 
 
 def asked(options: Mapping[str, Iterable[Option]]) -> dict[str, frozenset[Need]]:
@@ -50,10 +52,23 @@ def take(
                 subject.felt, batches, script, wanted.keys(), subject.settings.seed, window=window, pool=pool, ranks=ranks,
                 tick=meter.progress.step,
             )  # fmt: skip
+            if general := {name for name, needs in wanted.items() if Need.GENERAL in needs}:
+                events += _add_general(subject, general, batches, pool, ranks)
     except ModelError as error:
         return [f"gradients by weight: were not taken ({error})"]
     save_slopes(places[-1], script.slopes)
     return events
+
+
+def _add_general(subject: Subject, units: Set[str], batches: Sequence[Batch], pool: SpillPool, ranks: Ranks) -> list[str]:
+    """See what is felt on text that the model writes itself; of a model that writes none, on what calibrates, by labels of its own."""
+    script, settings = subject.script, subject.settings
+    causal = subject.model.is_causal
+    rows = sum(map(count_rows, batches))
+    own = [{"input_ids": text[None]} for text in written_by(subject.model, settings, rows)] if causal else batches
+    found = weight_gradients(subject.felt, own, script, units, settings.seed, drawn=not causal, pool=pool, ranks=ranks)
+    script.slopes = {name: replace(one, general=found[name].information) if name in found else one for name, one in script.slopes.items()}
+    return [] if causal else ["gradients by weight: the model writes no text; what it knows in general was told on the calibration data"]
 
 
 def _reachable(subject: Subject, wanted: Mapping[str, frozenset[Need]]) -> set[str]:

@@ -86,7 +86,7 @@ def load_sensitivities(path: Path) -> dict[str, Sensitivity]:
 
 def save_slopes(path: Path, found: Mapping[str, Slopes]) -> None:
     """Write gradients by weight."""
-    parts = {name: {"total": one.total, "square": one.square, "window": one.window} for name, one in found.items()}
+    parts = {name: {key: getattr(one, key) for key in ("total", "square", "window", "general")} for name, one in found.items()}
     tensors = {f"{name}:{key}": value for name, part in parts.items() for key, value in part.items() if value is not None}
     _write(path, tensors, {"count": str(next((one.count for one in found.values()), 0))})
 
@@ -97,7 +97,10 @@ def load_slopes(path: Path) -> dict[str, Slopes]:
         part = lambda name, key: file.read(f"{name}:{key}") if f"{name}:{key}" in file.entries else None
         names = [name.removesuffix(":total") for name in file.entries if name.endswith(":total")]
         count = int(file.metadata["count"])
-        return {name: Slopes(count, file.read(f"{name}:total"), file.read(f"{name}:square"), part(name, "window")) for name in names}
+        return {
+            name: Slopes(count, file.read(f"{name}:total"), file.read(f"{name}:square"), part(name, "window"), part(name, "general"))
+            for name in names
+        }
 
 
 def save_change(path: Path, change: Change) -> None:
