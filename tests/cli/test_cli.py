@@ -383,6 +383,7 @@ FITTING = {
     "workers": "2",
     "allow_broken": True,
     "uniform": True,
+    "kv": "fp8",
     "dry_run": True,
     "heal": 3,
     "heal_with": "norms",

@@ -100,6 +100,8 @@ class Target(ABC):
     probes: ClassVar[bool] = False
     # Whether every one of its loaders reads any mixture of forms right.
     mixes: ClassVar[bool] = True
+    # Whether its loaders round keys and values that are kept for later tokens (`measure.cache`).
+    caches: ClassVar[bool] = False
     # Whether a model is measured for it only where it is named.
     asked: ClassVar[bool] = False
 

@@ -11,6 +11,7 @@ from modicum.core.files import require_inside
 from modicum.core.tensorfile import Shards
 from modicum.export.gguf.file import FILE
 from modicum.export.gguf.loading import load_gguf
+from modicum.export.loaded import scales_of_cache, with_cache
 from modicum.models.open import model_class, read_config, skeleton
 from modicum.models.quiet import hushed
 from modicum.models.weights import CheckpointWeights
@@ -41,4 +42,4 @@ def _load_transformers(directory: Path) -> nn.Module:
     for kind in ("missing_keys", "mismatched_keys", "error_msgs"):
         if report.get(kind):
             raise ModelError(f"{directory}: must hold the model's weights, {kind} are such as {quoted(sorted(map(str, report[kind]))[0])}.")
-    return module.eval()
+    return with_cache(module, scales_of_cache(directory)).eval()

@@ -26,7 +26,7 @@ from modicum.export.companions import copy_companions, save_config, save_generat
 from modicum.export.configured import Configured
 from modicum.export.depth import renamed, renumbering
 from modicum.export.initialized import needs_weight, reads
-from modicum.export.loaded import dequantized, loaded
+from modicum.export.loaded import dequantized, loaded, rounds_cache
 from modicum.export.names import Names
 from modicum.export.placing import persistent_buffers
 from modicum.export.schemes import Targets, entries, float_family, inside, multiplied, quantization, reads_widths, scheme, tensors
@@ -57,6 +57,7 @@ class Transformers(Configured):
 
     name = "transformers"
     probes = True
+    caches = True
     mixes = False  # since Transformers 5.21 not where weights are decoded while they are loaded
 
     def __init__(self, model: Model, script: Script):
@@ -290,7 +291,12 @@ class Transformers(Configured):
         names = {renamed(name, rename) for name, _ in self.model.module.named_modules()}
         prefix = getattr(self.model.module, "base_model_prefix", "")
         ignored = self._ignored({name for named in modules.values() for name in named}, rename)
-        return quantization(experts, modules, Targets(names, prefix), ignored)
+        return quantization(experts, modules, Targets(names, prefix), ignored, self._cached)
+
+    @property
+    def _cached(self) -> bool:
+        """Whether keys and values are rounded."""
+        return any(name.endswith(".k_scale") for name, _ in self.model.module.named_buffers())
 
     def _ignored(self, treated: set[str], rename: Mapping[str, str]) -> list[str]:
         linears = [unit for unit in self.model.units.values() if unit.kind == "linear"]
@@ -303,7 +309,14 @@ class Transformers(Configured):
     @override
     def verify(self, directory: Path, forms: Mapping[str, Form], batch: Batch | None = None) -> tuple[nn.Module, dict[str, Any]]:
         cls = type(self.model.module)
-        return loaded(cls, directory), {"loader": "transformers.from_pretrained", "class": cls.__name__}
+        module = loaded(cls, directory)
+        told: dict[str, Any] = {"loader": "transformers.from_pretrained", "class": cls.__name__}
+        if self._cached and not rounds_cache(module):
+            told["events"] = [
+                "kv: this Transformers and compressed-tensors load the scales of keys and values without rounding by them; vLLM does, and so "
+                "does what is judged here and modicum.load."
+            ]
+        return module, told
 
     @override
     def otherwise(self, directory: Path) -> dict[str, Callable[[], nn.Module]]:

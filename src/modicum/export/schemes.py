@@ -210,9 +210,9 @@ def _from_experts(name: str) -> str:
 
 
 def quantization(
-    experts: Mapping[str, Sequence[str]], modules: Mapping[str, Sequence[str]], targets: Targets, ignore: Sequence[str]
+    experts: Mapping[str, Sequence[str]], modules: Mapping[str, Sequence[str]], targets: Targets, ignore: Sequence[str], cache: bool = False
 ) -> Any:
-    """The ``quantization_config``, for names by their scheme; None where nothing is quantized.
+    """The ``quantization_config``, for names by their scheme, and for keys and values that are kept (``cache``); None where nothing is quantized.
 
     The experts come first: that is where a reader that looks for their scheme finds it.
     """
@@ -220,7 +220,7 @@ def quantization(
 
     found = [(text, expert_targets(names)) for text, names in sorted(experts.items())]
     found += [(text, targets.modules(names)) for text, names in sorted(modules.items())]
-    if not found:
+    if not found and not cache:
         return None
     schemes = {}
     for index, (text, patterns) in enumerate(found):
@@ -233,7 +233,8 @@ def quantization(
         )  # fmt: skip
     formats = {str(one.format) for one in schemes.values()}
     config = QuantizationConfig(
-        config_groups=schemes, format=formats.pop() if len(formats) == 1 else "mixed-precision", quantization_status="compressed",
-        ignore=list(ignore),
+        config_groups=schemes, format=formats.pop() if len(formats) == 1 else "mixed-precision" if formats else "dense",
+        quantization_status="compressed", ignore=list(ignore),
+        kv_cache_scheme=QuantizationArgs(num_bits=8, type="float", symmetric=True, strategy="tensor", dynamic=False) if cache else None,
     )  # fmt: skip
     return json.loads(config.model_dump_json()) | {"quant_method": "compressed-tensors"}

@@ -31,7 +31,8 @@ OnBlock = Callable[[str, dict[int, Any]], None]
 
 def changed(scene: Scene, values: Mapping[str, torch.Tensor]) -> Model:
     """The original with other values of some parameters, in the dtype that it computes in."""
-    return scene.subject.compute.of(with_values(scene.model.stored, values)) if values else scene.model
+    base = scene.target.model
+    return scene.subject.compute.of(with_values(base.stored, values)) if values else base
 
 
 class Over(Mapping[str, Form]):

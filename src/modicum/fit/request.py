@@ -52,6 +52,10 @@ class Request(Settings):
         1, "times that pruning and healing follow each other, each pruning more until the last keeps the share that was asked for",
         between=(1, 1000), metavar="N", group="heal",
     )  # fmt: skip
+    kv: str | None = param(
+        None, "let the runtime keep keys and values of earlier tokens in 8-bit floats, under scales that calibration finds; for Transformers, vLLM",
+        choices=("fp8",), metavar="FORMAT", group="method",
+    )  # fmt: skip
     uniform: bool = param(
         False, "one scheme for all that is quantized, so that every way to load the result gives the same; the receipt says what that costs",
         group="method",

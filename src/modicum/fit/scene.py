@@ -19,6 +19,7 @@ from modicum.drop._family import Dropper
 from modicum.export import Target
 from modicum.export.gguf import running
 from modicum.fit.request import Request
+from modicum.measure.cache import cached
 from modicum.measure.computing import agreed
 from modicum.measure.measured import Measured
 from modicum.measure.subject import Subject
@@ -59,6 +60,7 @@ class Scene:
             subject.most = request.budget.only_bytes(subject.model.parameters)
         if subject.most is not None and request.plan is None:
             subject.rounding = ranks.first("scouted", lambda: subject.scouted(name))
+        _keep_cache(subject, request, name)
         scene = cls(subject, request, subject.target(name), measured, ranks)
         if request.plan is None:
             subject.check_rules(name, scene.menu)
@@ -108,6 +110,22 @@ class Scene:
         if method is None:
             return self.subject.menu(self.target.name)
         return self.subject.ruled(Menu([Option(tuple(step for step in method.steps if not isinstance(step, Dropper)))]))
+
+
+def _keep_cache(subject: Subject, request: Request, name: str) -> None:
+    """Let the target hold a model whose keys and values are in eight bits, where that is asked for. Raises ``SettingError`` where it cannot."""
+    if request.kv is None:
+        return
+    if not subject.target(name).caches:
+        raise SettingError(
+            f"kv {request.kv}: must stand beside --target transformers or vllm, whose loaders round a cache, stands beside {name}."
+        )
+    if request.uniform:
+        raise SettingError("kv: must not stand beside uniform, a loader that decodes weights leaves it out. Leave out one of them.")
+    if not request.dry_run:
+        other, told = cached(subject.model, subject.script, subject.data.calibration, subject.compute)
+        subject.take(subject.target(name).over(other))
+        subject.model.notes += told
 
 
 def _check_device(model: Model, request: Request) -> None:

@@ -31,12 +31,10 @@ from modicum.forms import Form
 from modicum.judge.quality import streamed
 from modicum.measure.compared import UNCOMPARED, compared, settled_alike
 from modicum.measure.computing import Settle, agreed
-from modicum.measure.importance import attended
 from modicum.measure.limits import extent_of, limits_of, require_positions
-from modicum.measure.rotation import rotated
+from modicum.measure.preparing import prepared
 from modicum.measure.scouting import rounding_suffices
 from modicum.measure.settings import Settings
-from modicum.measure.smoothing import smoothed
 from modicum.measure.writing import written_by
 from modicum.models.model import Model
 from modicum.models.open import apart, open_model
@@ -103,17 +101,8 @@ class Subject:
         if UNCOMPARED in model.opened:
             model.notes.append(f"opening: {model.opened}")
         model.notes += script.learnt.events()
-        if settings.rotate is not None and not getattr(settings, "dry_run", False):
-            before, (model, told) = model, rotated(model, script, data.calibration, settings.rotate, settings.seed, compute)
-            model.opened, model.notes = before.opened, [*before.notes, *told]
-        if settings.smooth is not None and not getattr(settings, "dry_run", False):
-            before, (model, told) = model, smoothed(model, script, data.calibration, settings.smooth, compute)
-            model.opened, model.notes = before.opened, [*before.notes, *told]
-        if settings.importance is not None and not getattr(settings, "dry_run", False):
-            script.important = attended(model, script, data.calibration)
-            model.notes.append(
-                f"importance: tokens of calibration count by the attention that they receive, in {len(script.important.blocks)} blocks"
-            )
+        if not getattr(settings, "dry_run", False):
+            model = prepared(model, script, data.calibration, settings, compute)
         return cls(settings, model, data, script, compute)
 
     @classmethod
@@ -152,6 +141,10 @@ class Subject:
             self._targets[name] = target
             self.model.notes += self._reshaped(target)
         return self._targets[name]
+
+    def take(self, target: Target) -> None:
+        """Use a target in the place of the one of its name."""
+        self._targets[target.name] = target
 
     def _reshaped(self, target: Target) -> list[str]:
         """What the target's loader makes of cuts and of fewer blocks, asked where the request may have them."""

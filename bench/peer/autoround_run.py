@@ -1,0 +1,55 @@
+"""Compress a causal language model by auto-round and save what it computes with as a dense checkpoint.
+
+    PYTHONPATH=AUTOROUND python bench/peer/autoround_run.py --model DIR --tokens tokens.safetensors --recipe recipe.json --out DIR
+
+Its recipe has `bits`, `group` and `iters` (its light recipe has 50 updates a block, the default 200, the best 1000); codes are symmetric, all else is
+auto-round's default. `run.json` beside the checkpoint has seconds by the clock and of the processor, and the most memory that was resident.
+"""
+
+import argparse
+import json
+import os
+import resource
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from auto_round import AutoRound
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+
+def run(model_path: Path, tokens: Path, recipe: dict, out: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
+    for value in model.parameters():
+        value.data = value.data.clone()  # out of the mapped file
+    ids = load_file(tokens)["input_ids"]
+    batches = torch.utils.data.DataLoader([{"input_ids": row} for row in ids], batch_size=8)
+    tool = AutoRound(
+        model, AutoTokenizer.from_pretrained(model_path), scheme=f"W{recipe['bits']}A16", bits=recipe["bits"], group_size=recipe["group"], sym=True,
+        iters=recipe["iters"], seqlen=ids.shape[1], nsamples=len(ids), batch_size=8, dataset=batches, device_map="cpu", enable_torch_compile=False,
+    )  # fmt: skip
+    begun, used = time.perf_counter(), time.process_time()
+    found, _ = tool.quantize()
+    said = {
+        "seconds": time.perf_counter() - begun,
+        "processor": time.process_time() - used,
+        "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+    found.save_pretrained(out)
+    AutoTokenizer.from_pretrained(model_path).save_pretrained(out)
+    (out / "run.json").write_text(json.dumps({**said, "recipe": recipe, "version": version("auto-round")}) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("model", "tokens", "recipe", "out"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    arguments = parser.parse_args()
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    run(arguments.model, arguments.tokens, json.loads(arguments.recipe.read_text()), arguments.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""Keys and values in eight bits: what runtimes keep of earlier tokens, rounded as they round it, a scale for each attention's keys and values.
+
+Half the memory of a cache of sixteen bits. Scales are the largest magnitudes in calibration over the largest 8-bit float; they are buffers of the
+attentions of a copy of the model, whose keys and values (after positions were put in) are rounded whatever else becomes of it. So they are in its
+files, in the bytes of tables, and in every output that is judged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from modicum.core.errors import ModelError
+from modicum.data.splits import Batch, one_row
+from modicum.judge.quality import compare, streamed
+from modicum.models.cached import LARGEST, round_cache, watched
+from modicum.models.model import Model
+from modicum.runtime.compute import Compute
+from modicum.sweep import Script
+
+_LEAST = 2.0**-20
+
+
+def cached(model: Model, script: Script, batches: Sequence[Batch], compute: Compute) -> tuple[Model, list[str]]:
+    """A copy of the model whose keys and values are in eight bits, by scales of ``batches``, and what there is to tell.
+
+    Needs and cost: a forward of all batches. Raises ``ModelError`` where no attention keeps keys and values.
+    """
+    other, dtype = model.stored.twin(), model.stored.dtype
+    scale = lambda value: (value / LARGEST).clamp_min(_LEAST).reshape(1).to(dtype)
+    found = {name: (scale(keys), scale(values)) for name, (keys, values) in _largest(model.twin(), script, batches).items()}
+    round_cache(other.module, found)
+    other = compute.of(other)
+    rows = [one_row(batches[0])]
+    before, after = (streamed(each.twin(), rows, script) for each in (model, other))
+    alone = compare(before, after, rows, False, script.outputs)
+    return other, [
+        f"kv: keys and values of {len(found)} attentions are rounded to 8-bit floats under static scales; alone that loses {alone.worst.mean:.1e} "
+        f"({alone.metric}, one row of calibration)"
+    ]
+
+
+def _largest(model: Model, script: Script, batches: Sequence[Batch]) -> dict[str, list[torch.Tensor]]:
+    """The largest magnitudes of keys and of values by attention."""
+    found: dict[str, list[torch.Tensor]] = {}
+
+    def see(name: str, place: int, value: torch.Tensor) -> None:
+        held = found.setdefault(name, [torch.zeros(()), torch.zeros(())])
+        held[place] = torch.maximum(held[place], value.detach().abs().amax().float().cpu())
+
+    with watched(model.module, see):
+        for _ in streamed(model, batches, script):
+            pass
+    if not found:
+        raise ModelError(f"{model.name}: must have attentions that keep keys and values for later tokens, none was met. Leave kv out.")
+    return found
