@@ -14,10 +14,11 @@ from modicum.core.parametrization import Step
 from modicum.core.progress import Quiet
 from modicum.restrict._family import Pattern, Scored, Sparsity
 from modicum.train import Loop
-from modicum.train.accounts import beginners
+from modicum.train.accounts import beginners, restriction
 from modicum.train.learning import learn
 from modicum.train.scoring import scored
 from modicum.train.trained import trained
+from modicum.train.written import account
 
 STEPS, KEEP = 12, 0.5
 # What each setting is tried with, where a method has it: small enough for small weights and few updates.
@@ -88,11 +89,15 @@ def test_what_was_killed_goes_on_to_the_same_bits(method, tmp_path):
 
 @every
 def test_what_is_written_computes_what_was_trained(method, tmp_path):
-    net, loop = Net(), Loop(steps=4, batch=4, rate=0.02)
+    """Within what a budget was told beforehand, though one update is too few for most schedules."""
+    net, loop = Net(), Loop(steps=1, batch=4, rate=0.02)
     data = [(each[0].repeat(4, 1) * torch.arange(1, 5)[:, None],) for each in rows()]
     made = modicum.train(net, tmp_path / "out", method=method, data=data, objective=objective, loop=loop)
-    assert made.receipt["verified"]["largest difference of losses"] < 1e-6
+    assert made.receipt["verified"]["largest difference of losses"] < 1e-5
     assert made.receipt["bytes"]["written"] == (tmp_path / "out" / "model.safetensors").stat().st_size
+    known = account(Net(), "modicum", data[0])
+    spent = known.of(restriction(method))
+    assert made.receipt["parameters"]["stored"] <= spent.values and made.receipt["bytes"]["written"] <= spent.bytes
     x = torch.randn(5, 8, generator=torch.Generator().manual_seed(2))
     assert torch.equal(made.model(x), modicum.load(tmp_path / "out", into=Net())(x))
 

@@ -94,6 +94,19 @@ def test_what_was_killed_goes_on_with_the_same_numbers(config, tmp_path, method)
     assert (tmp_path / "killed" / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
 
 
+@pytest.mark.parametrize("method", ["rigl", "sr_ste", "wgsef"])
+def test_weights_that_are_kept_whole_take_no_mask(config, tmp_path, method):
+    receipt = modicum.train(config, tmp_path / "out", size="1MB", method=method, loop=Loop(steps=1, batch=2), **FEW).receipt
+    assert receipt["bytes"]["written"] == receipt["bytes"]["dense"]
+
+
+def test_what_a_target_cannot_hold_is_told(config, tmp_path):
+    receipt = modicum.train(
+        config, tmp_path / "out", target="transformers", method="lsq bits=3", loop=Loop(steps=1, batch=2), **FEW
+    ).receipt
+    assert "14 of 14 weights are written whole" in receipt["notes"][-1] and receipt["bytes"]["written"] == receipt["bytes"]["dense"]
+
+
 def test_another_config_of_the_same_name_and_size_begins_anew(config, tmp_path):
     run = lambda **words: modicum.train(config, tmp_path / "out", params="80%", loop=LOOP, **FEW, **words)
     with pytest.raises(KeyboardInterrupt):
@@ -180,6 +193,7 @@ def test_a_model_that_sees_what_it_is_to_tell_is_refused(config, tmp_path):
         ({"method": "lora"}, SettingError, "must be one of those that train a small model"),
         ({"tokenizer": None}, DataError, "must hold a tokenizer"),
         ({"tokens": 65}, SettingError, "at most the 64"),
+        ({"tokens": 1}, SettingError, "2 at least, got 1"),
         ({"target": "gguf"}, SettingError, "must be modicum or transformers"),
         ({"budget": modicum.Budget(loss=0.1)}, BudgetError, "loss: a training is held to"),
     ],
@@ -195,6 +209,8 @@ def test_bad_input_is_told_in_a_sentence_and_nothing_is_written(config, tmp_path
     [
         ({"model_type": "nobody"}, "is not a config that Transformers knows"),
         ({"model_type": "vit"}, "must be the config of a causal language model"),
+        ({"dtype": "float8_e4m3fn"}, "must be one that weights are trained in"),
+        ({"num_hidden_layers": -1}, "cannot be run"),
         ({"hidden_size": 33}, "is not a config that Transformers knows"),
         ({"vocab_size": 100}, "must have a vocab_size of at least"),
     ],

@@ -81,6 +81,8 @@ def _show(out: Path, receipt: Mapping[str, Any]) -> None:
     )
     if work:
         click.echo(f"training: {many(work['effective'])} multiply-adds that are not zero, of {many(work['dense'])}.")
+    for note in receipt["notes"]:
+        click.echo(f"note: {note}")
     click.echo(f"loss per token on {test['sequences']} held-out sequences: {test['loss']:.4f}.")
     for name, each in receipt.get("against", {}).items():
         if isinstance(each, Mapping) and "difference" in each:

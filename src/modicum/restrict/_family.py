@@ -13,7 +13,7 @@ from typing_extensions import override
 from modicum.core.errors import SettingError
 from modicum.core.parametrization import Parametrization, Revision, Start, State, Step
 from modicum.core.settings import param
-from modicum.forms import Masked
+from modicum.forms import Dense, Masked
 from modicum.numerics.ordered import nth_largest
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class Sparsity(Restriction):
         """A mask and what it keeps."""
         rows, columns = state["shape"].tolist()
         mask = torch.zeros(rows * columns, dtype=torch.bool).index_fill(0, state["places"].cpu(), True)
-        return Masked(state["values"], mask.reshape(rows, columns))
+        return masked(state["values"], mask.reshape(rows, columns))
 
     @override
     def outlines(self, shapes: Shapes) -> dict[str, Form]:
@@ -101,7 +101,7 @@ class Sparsity(Restriction):
         found: dict[str, Form] = {}
         for unit, (rows, columns) in shapes.items():
             count = self.entries(common, unit)
-            found[unit] = Masked(torch.zeros(count), (torch.arange(rows * columns) < count).reshape(rows, columns))
+            found[unit] = masked(torch.zeros(count), (torch.arange(rows * columns) < count).reshape(rows, columns))
         return found
 
 
@@ -191,12 +191,13 @@ class Pattern(Restriction):
     @override
     def form(self, state: State) -> Form:
         """A mask and what it keeps."""
-        return Masked.of(state["latent"].detach(), self.mask(state["latent"].detach()))
+        latent, mask = state["latent"].detach(), self.mask(state["latent"].detach())
+        return masked(latent[mask], mask)
 
     @override
     def outlines(self, shapes: Shapes) -> dict[str, Form]:
         """As many of each row."""
-        return {unit: Masked.of(torch.zeros(shape), self.mask(torch.zeros(shape))) for unit, shape in shapes.items()}
+        return {unit: self.form(State({"latent": torch.zeros(shape)})) for unit, shape in shapes.items()}
 
 
 # Entries of a group up to which the least of the largest is found by one pass over the group's places.
@@ -250,6 +251,11 @@ def through(latent: torch.Tensor, made: torch.Tensor) -> torch.Tensor:
 def sparse(dense: torch.Tensor, places: torch.Tensor, common: State | None) -> State:
     """The state that has the entries of ``dense`` (rows, columns) at ``places`` of it, row by row."""
     return State({"values": dense.reshape(-1)[places]}, {"places": places, "shape": torch.tensor(dense.shape)}, common)
+
+
+def masked(values: torch.Tensor, mask: torch.Tensor) -> Form:
+    """What a mask (rows, columns) keeps, in order; a mask that keeps all is not stored."""
+    return Dense(values.reshape(mask.shape)) if bool(mask.all()) else Masked(values, mask)
 
 
 def kept(state: State, places: torch.Tensor) -> State:

@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from modicum.core.method import Paper
 from modicum.core.parametrization import Start, State, Step
-from modicum.forms import Masked, Sum
+from modicum.forms import Sum
 from modicum.forms.leaves import Seeded
 from modicum.restrict._family import Scored, Shapes, sparse
 
@@ -82,4 +82,4 @@ class Freezenet(Scored):
     def outlines(self, shapes: Shapes) -> dict[str, Form]:
         """A mask and its values."""
         made = super().outlines(shapes)
-        return {unit: Sum((Seeded(0, 1.0, form.shape, form.dtype), form)) for unit, form in made.items() if isinstance(form, Masked)}
+        return {unit: Sum((Seeded(0, 1.0, form.shape, form.dtype), form)) for unit, form in made.items()}

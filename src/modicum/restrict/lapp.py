@@ -13,8 +13,8 @@ from typing_extensions import override
 from modicum.core.method import Paper
 from modicum.core.parametrization import Revision, Start, State, Step
 from modicum.core.settings import param
-from modicum.forms import LowRank, Masked, Sum
-from modicum.restrict._family import Restriction, Shapes, beginning, divided
+from modicum.forms import LowRank, Sum
+from modicum.restrict._family import Restriction, Shapes, beginning, divided, masked
 
 if TYPE_CHECKING:
     from modicum.forms import Form
@@ -132,7 +132,8 @@ class Lapp(Restriction):
     def form(self, state: State) -> Form:
         """The rows that stay under a mask, and the bypass."""
         latent = state["latent"].detach()
-        rows = Masked.of(latent, (self._gates(state).detach() > 0)[:, None].expand(latent.shape).contiguous())
+        stay = self._gates(state).detach() > 0
+        rows = masked(latent[stay].reshape(-1), stay[:, None].expand(latent.shape).contiguous())
         return Sum((rows, LowRank(state["up"].detach(), state["down"].detach()))) if self.bypass else rows
 
     @override
@@ -141,7 +142,7 @@ class Lapp(Restriction):
         counts = divided(self.keep, shapes, "global")
         found: dict[str, Form] = {}
         for unit, (rows, columns) in shapes.items():
-            masked = Masked(torch.zeros(counts[unit]), (torch.arange(rows * columns) < counts[unit]).reshape(rows, columns))
+            kept = masked(torch.zeros(counts[unit]), (torch.arange(rows * columns) < counts[unit]).reshape(rows, columns))
             low = LowRank(torch.zeros(rows, self.bypass), torch.zeros(self.bypass, columns))
-            found[unit] = Sum((masked, low)) if self.bypass else masked
+            found[unit] = Sum((kept, low)) if self.bypass else kept
         return found

@@ -11,9 +11,8 @@ from typing_extensions import override
 from modicum.core.method import Paper
 from modicum.core.parametrization import Start, State, Step
 from modicum.core.settings import param
-from modicum.forms import Masked
 from modicum.restrict._falling import Falling
-from modicum.restrict._family import beginning, numbers, through, top
+from modicum.restrict._family import beginning, masked, numbers, through, top
 
 if TYPE_CHECKING:
     from modicum.forms import Form
@@ -92,4 +91,5 @@ class Pst(Falling):
     def form(self, state: State) -> Form:
         """A mask, and the changed weights that it uses."""
         changed = self._changed(state).detach()
-        return Masked.of(changed, self._mask(state, changed, Step(1, 1)).detach() > 0)
+        mask = self._mask(state, changed, Step(1, 1)).detach() > 0
+        return masked(changed[mask], mask)

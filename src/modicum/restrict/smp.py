@@ -10,9 +10,8 @@ from typing_extensions import override
 
 from modicum.core.method import Paper
 from modicum.core.parametrization import Start, State, Step
-from modicum.forms import Masked
 from modicum.restrict._falling import Falling
-from modicum.restrict._family import beginning, numbers, through, top
+from modicum.restrict._family import beginning, masked, numbers, through, top
 
 if TYPE_CHECKING:
     from modicum.forms import Form
@@ -69,4 +68,5 @@ class Smp(Falling):
     @override
     def form(self, state: State) -> Form:
         """A mask, and the weights that it uses."""
-        return Masked.of(state["weight"], self.mask(state, Step(1, 1)))
+        mask = self.mask(state, Step(1, 1))
+        return masked(state["weight"][mask], mask)

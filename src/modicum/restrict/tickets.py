@@ -58,7 +58,7 @@ class Tickets(Sparsity):
 
     def done(self, step: Step) -> int:
         """Cycles that are over."""
-        return sum(step.number >= round(self.until * step.total * cycle / self.cycles) for cycle in range(1, self.cycles + 1))
+        return sum(step.number >= max(1, round(self.until * step.total * cycle / self.cycles)) for cycle in range(1, self.cycles + 1))
 
     @override
     def density(self, step: Step) -> float:

@@ -12,8 +12,7 @@ from typing_extensions import override
 from modicum.core.method import Paper
 from modicum.core.parametrization import Revision, Start, State, Step
 from modicum.core.settings import param
-from modicum.forms import Masked
-from modicum.restrict._family import Restriction, Shapes, beginning
+from modicum.restrict._family import Restriction, Shapes, beginning, masked
 
 if TYPE_CHECKING:
     from modicum.forms import Form
@@ -91,7 +90,8 @@ class Wgsef(Restriction):
     def form(self, state: State) -> Form:
         """The rows that stay, under a mask."""
         latent = state["latent"].detach()
-        return Masked.of(latent, self.rows(latent)[:, None].expand(latent.shape).contiguous())
+        rows = self.rows(latent)
+        return masked(latent[rows].reshape(-1), rows[:, None].expand(latent.shape).contiguous())
 
     @override
     def outlines(self, shapes: Shapes) -> dict[str, Form]:

@@ -46,6 +46,15 @@ class Account:
         made = method.outlines({name: unit.shape for name, (unit, _) in chosen.items()})
         return self.forms({name: narrowed(form, chosen[name][0].dtype) for name, form in made.items()}, slack=slack)
 
+    def untold(self, made: Mapping[str, Form]) -> list[str]:
+        """What of these forms the target cannot hold, in a sentence; it writes such weights whole."""
+        whole = [name for name, form in made.items() if isinstance(self.hold(name, form), Dense) and not isinstance(form, Dense)]
+        if not whole:
+            return []
+        return [
+            f"{len(whole)} of {len(made)} weights are written whole, among them {whole[0]}: {self.target.name} cannot hold what they became."
+        ]
+
     def forms(self, made: Mapping[str, Form], slack: int = 0) -> Spent:
         """What is spent with these forms; all other weights are dense."""
         model = self.target.model
@@ -98,6 +107,8 @@ def within(text: str, budget: Budget | None, account: Account) -> Restriction:
     settings = [method] if dial is None else _Turned(method, dial, account)
     fits = lambda made: exceeded(account.of(made), budget, account) is None
     low, high = 0, len(settings)  # settings[low - 1] fits, or is too small to be had; settings[high] does not
+    if _possible(settings[-1], account) and fits(settings[-1]):  # whole weights, which need no mask, may take less than almost whole ones
+        return settings[-1]
     least = next((place for place in _halving(settings, account)), None)
     if least is None or not fits(settings[least]):
         spent = account.of(settings[least if least is not None else -1])

@@ -90,7 +90,7 @@ def train(
         learnt, module = run.learn(chosen)
         receipt = {
             "format": FORMAT, "version": 1, "model": subject.name, "method": chosen, "budget": str(allowed) if allowed else None,
-            "target": target, "loop": asdict(settings), "notes": [*subject.splits.notes, *subject.notes],
+            "target": target, "loop": asdict(settings), "notes": [*subject.splits.notes, *subject.notes, *found.untold(learnt.forms)],
             "data": {"source": subject.splits.source, "hashes": subject.splits.hashes},
         } | ({"race": raced} if raced else {})  # fmt: skip
         receipt |= run.write(learnt, module, target, allowed)

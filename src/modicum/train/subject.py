@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from modicum.core.errors import DataError, ModelError, quoted
+from modicum.core.errors import DataError, ModelError, SettingError, listed, quoted
 from modicum.data.splits import Splits, from_batches, from_text
 from modicum.export import load
 from modicum.measure.subject import require_positions
@@ -23,6 +23,8 @@ from modicum.models.quiet import hushed
 from modicum.sweep.modes import seeded
 from modicum.sweep.stage import seed_of
 from modicum.train.objectives import Objective, next_token
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 @dataclass
@@ -78,6 +80,8 @@ def of_config(
     splits = from_text(
         data, words, samples=samples, tokens=tokens, seed=seed, batch=batch, test_samples=test_samples, text_column=text_column
     )
+    if tokens < 2:
+        raise SettingError(f"tokens: a sequence must have one to tell from those before it, 2 at least, got {tokens}.")
     fresh = lambda: built(cls, config, str(source), seed)
     subject = Subject(str(source), fresh, splits, config=config, directory=home)
     require_positions(open_model(fresh()), tokens)
@@ -90,6 +94,8 @@ def built(cls: Any, config: Any, who: str, seed: int) -> nn.Module:
     import copy
 
     dtype = getattr(config, "dtype", None) or torch.float32
+    if dtype not in _DTYPES:
+        raise ModelError(f"{who}: its dtype must be one that weights are trained in ({listed(map(str, _DTYPES))}), is {dtype}.")
     try:
         with seeded(seed_of(seed, "beginning")), hushed():
             return cls(copy.deepcopy(config)).to(dtype).eval()
@@ -125,8 +131,11 @@ def _require_causal(module: nn.Module, who: str) -> None:
     """Raise ``ModelError`` where a later token changes what is said of an earlier one: such a model would be shown what it is to tell."""
     ids = torch.zeros(1, 4, dtype=torch.long)
     other = ids.index_fill(1, torch.tensor([3]), 1)
-    with torch.no_grad(), hushed():
-        one, two = (module(input_ids=each).logits[:, :-1].float() for each in (ids, other))
+    try:
+        with torch.no_grad(), hushed():
+            one, two = (module(input_ids=each).logits[:, :-1].float() for each in (ids, other))
+    except Exception as error:  # whatever a forward raises at numbers it was not made for
+        raise ModelError(f"{who}: the model that it tells of cannot be run ({quoted(error)}). Check the config.") from None
     if not torch.allclose(one, two, rtol=1e-3, atol=1e-4):
         raise ModelError(f"{who}: must be causal, but a later token changes what is said of those before it. Set is_decoder in the config.")
 
