@@ -504,11 +504,21 @@ slices:
 dtype: float16
 """
 
+_MIXED = """
+base: demo
+active: 1
+gate: embedding
+experts:
+- {model: one, prompts: [a text]}
+- {model: two, prompts: ["another"], against: [a text]}
+"""
+
 
 def _merging(folder):
     folder.mkdir(exist_ok=True)
     (folder / "ours.yaml").write_text(_OURS)
     (folder / "theirs.yaml").write_text(_THEIRS)
+    (folder / "mixed.yaml").write_text(_MIXED)
 
 
 def _planned(path):
@@ -532,9 +542,7 @@ READERS = {
     "tensors": Reader(_checkpoint, _tensors, (SINGLE,)),
     "index": Reader(_sharded, _shards, (INDEX, "model-0000[12]*.safetensors")),
     "plan": Reader(_fitted("nearest bits=4"), _plan, ("plan.json",)),
-    "merge plan": Reader(
-        _merging, lambda folder: [_planned(folder / name) for name in ("ours.yaml", "theirs.yaml")], ("ours.yaml", "theirs.yaml")
-    ),
+    "merge plan": Reader(_merging, lambda folder: [_planned(file) for file in sorted(folder.iterdir())], ("*.yaml",)),
     "config": Reader(_asked, _config, ("run.yaml",)),
     "receipt": Reader(_fitted("nearest bits=4"), _told, ("receipt.json",)),
     "measurement": Reader(_measured, _read_measured, ("*.json", "*.safetensors")),

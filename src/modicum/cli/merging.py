@@ -87,6 +87,10 @@ def _tell(out: Path | None, receipt: dict[str, Any]) -> None:
     click.echo(f"{out}: {merged}, {len(receipt['tensors'])} tensors in {seconds:.1f} s.")
     for each in receipt["models"]:
         click.echo(f"weight {each['weight']:g}: {each['model']} (sha256 {each['sha256'][:12]}).")
+    if made := receipt.get("mixture"):
+        click.echo(f"a mixture of {len(made['experts'])} experts, {made['active']} for each token, gates: {made['gate']}.")
+        for each in made["experts"]:
+            click.echo(f"expert: {each['model']} (sha256 {each['sha256'][:12]}).")
     for each in receipt.get("matched", ()):
         click.echo(f"matched {each['model']}: {each['moved']} of {each['units']} units stand elsewhere.")
     if found := receipt.get("evaluated"):

@@ -10,8 +10,10 @@ from typing import Any
 from modicum.core.errors import SettingError
 from modicum.merge._family import Merge
 from modicum.merging.layered import LAYER, Layered
+from modicum.merging.mixture import mixture
 from modicum.merging.plan import Entry, Plan, Weight, at
 from modicum.merging.sources import Moved, Source, Stored, source
+from modicum.merging.vocabularies import require_one
 from modicum.models.located import locate
 
 
@@ -49,6 +51,11 @@ def opened(plan: Plan, method: Merge) -> Inputs:
             found = stored(entry.model)
         return found if entry.minus is None else Moved(first, found, stored(entry.minus), f"{entry.model} minus {entry.minus}")
 
+    if plan.experts:
+        experts = tuple(one(Entry(each.model)) for each in plan.experts)
+        require_one(first, experts)
+        made = mixture(first, experts, plan)
+        return Inputs(made, (made,), (1.0,), tuple(known.values()), experts)
     if not plan.slices:
         models = tuple(one(entry) for entry in plan.models)
         weights = tuple(method.weight if entry.weight is None else entry.weight for entry in plan.models)

@@ -30,6 +30,7 @@ from modicum.merging.inputs import opened, plan_of, weighed
 from modicum.merging.job import Job, ordered, require_memory
 from modicum.merging.layered import Layered, config_of, with_layers
 from modicum.merging.matching import of_checkpoint, of_module, renumbered, told
+from modicum.merging.mixture import Mixture
 from modicum.merging.pieces import Files, Memory
 from modicum.merging.reading import read_plan
 from modicum.merging.search import WAYS, Found, Score, search
@@ -136,9 +137,7 @@ def merge(
     if out is None:
         raise SettingError("out: must name the folder to write, is not given.")
     said = said or plan_of(base, models, method, weights, dtype, seed)
-    place = WorkDir(
-        Path(out), KIND, overwrite, read_from(*{said.base, *(e.model for e in (*said.models, *(e for part in said.slices for e in part)))})
-    )
+    place = WorkDir(Path(out), KIND, overwrite, read_from(*said.named))
     place.check()
     meter = Meter(progress or Quiet())
     with meter.stage("opening"):
@@ -156,8 +155,8 @@ def merge(
         given = replace(given, base=words.base, models=words.models, given=())
     if match:
         with meter.stage("matching"):
-            if said.slices or match is not True:
-                raise SettingError("match: must be true for folders, and layers of slices cannot be matched.")
+            if said.slices or said.experts or match is not True:
+                raise SettingError("match: must be true for folders, and neither layers of slices nor experts can be matched.")
             given = replace(given, models=tuple(renumbered(given.base, given.models, of_checkpoint(given.checkpoints[0]), seed)))
     searched = None
     shares: tuple[Any, ...] = given.weights
@@ -165,7 +164,7 @@ def merge(
     judged_by = Judged(whose, given.given, data, samples, tokens, seed, quality)
     if evaluate is not None:
         with meter.stage("choosing"):
-            if words is not None or said.slices or not all(isinstance(share, float) for share in shares):
+            if words is not None or said.slices or said.experts or not all(isinstance(share, float) for share in shares):
                 raise SettingError("evaluate: chooses one weight for each model of one vocabulary; leave out slices and weights by layer.")
             judge = score or by_loss(judged_by)
             searched = search(evaluate, _score(chosen, given.base, given.models, beside, seed, judge), shares, trials, seed)
@@ -200,6 +199,7 @@ def merge(
             "format": RECEIPT_FORMAT, "version": 1, "method": str(chosen), "base": inputs[0],
             "models": [{"model": each.label, "sha256": each.digest, "weight": share} for each, share in zip(sources, shares)],
             **({} if searched is None else {"evaluated": _told(evaluate, searched)}),
+            **({"mixture": job.base.told()} if isinstance(job.base, Mixture) else {}),
             **({"matched": matched} if (matched := told(sources)) else {}),
             "seed": seed, "sha256": digest, **judged, "events": events, "layers": _layers(rows), "tensors": rows, "stages": meter.stages,
         }  # fmt: skip
@@ -297,7 +297,7 @@ def _written(job: Job, base: Stored, final: Path, meter: Meter, words: Joined | 
     copy_companions(base.directory, final)
     for name in (RECEIPT, ASKED):  # earlier ones, of the base
         (final / name).unlink(missing_ok=True)
-    if body := dict(config_of(job.base if words is None else base)):
+    if body := job.base.config() if isinstance(job.base, Mixture) else dict(config_of(job.base if words is None else base)):
         if isinstance(job.base, Layered):
             body = with_layers(body, job.base.parts)
         if job.dtype is not None:

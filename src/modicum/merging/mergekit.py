@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from modicum.core.errors import SettingError, near, quoted
-from modicum.merging.plan import Entry, Plan, Weight, aligned, layer_range, number, text, weight_of
+from modicum.merging.plan import Entry, Expert, Plan, Weight, aligned, layer_range, mixture_of, number, text, weight_of
 
 # Its methods as options here; settings of a whole merge are put in by their names.
 _METHODS = {
@@ -30,6 +30,10 @@ _IGNORED = {"int8_mask": None, "weight": None, "t": None, "filter_wise": "false"
 # Whether the sum is divided by the weights where the file does not say.
 _NORMALIZED = {"linear": True, "ties": True, "della": True}
 _KNOWN = {"merge_method", "base_model", "models", "slices", "parameters", "dtype", "out_dtype", "tokenizer_source"}
+_GATES = {
+    "hidden": "hidden", "hidden_avg": "hidden", "hidden_last": "hidden", "cheap_embed": "embedding", "random": "random",
+    "uniform_random": "random",
+}  # fmt: skip
 _DIFFERS = {
     "dare_linear": "random numbers are others: the mask is not that of mergekit",
     "dare_ties": "random numbers are others: the mask is not that of mergekit",
@@ -85,6 +89,29 @@ def converted(body: Mapping[str, Any], who: str) -> Plan:
         base or first, option, tuple(models), tuple(slices), None if dtype is None else text(dtype, f"{who}: dtype"), 0,
         None if body.get("tokenizer_source") is None else _tokenizer(body["tokenizer_source"], who), tuple(notes),
     )  # fmt: skip
+
+
+def mixed(body: Mapping[str, Any], who: str) -> Plan:
+    """The plan of its file for a mixture. Raises ``SettingError`` for what is not had here."""
+    known = {"base_model", "experts", "gate_mode", "dtype", "experts_per_token"}
+    if unknown := sorted(set(body) - known):
+        raise SettingError(f"{who}: {quoted(repr(unknown[0]), 60)} is not had here of a mixture. {near(unknown[0], known)}")
+    mode = text(body.get("gate_mode", "hidden"), f"{who}: gate_mode")
+    gate = _GATES.get(mode)
+    if gate is None:
+        raise SettingError(f"{who}: gate_mode must be {', '.join(_GATES)}, is {quoted(repr(mode))}.")
+    experts = []
+    for each in _items(body["experts"], f"{who}: experts"):
+        one = _table(each, f"{who}: expert")
+        if more := sorted(set(one) - {"source_model", "positive_prompts", "negative_prompts"}):
+            raise SettingError(f"{who}: {quoted(repr(more[0]), 60)} of an expert is not had here. Leave it out.")
+        lines = lambda key, one=one: tuple(text(line, f"{who}: {key}") for line in _items(one.get(key), f"{who}: {key}"))
+        experts.append(Expert(_model(one.get("source_model"), who), lines("positive_prompts"), lines("negative_prompts")))
+    notes = (
+        "mergekit: gates are made of what each gate meets, the mean over all tokens of the prompts, and without what they have in common",
+    )
+    dtype = None if body.get("dtype") is None else text(body["dtype"], f"{who}: dtype")
+    return mixture_of(who, experts, _model(body["base_model"], who), gate, body.get("experts_per_token", "2"), dtype, 0, notes)
 
 
 def _settings(name: str, settings: Mapping[str, str], said: Mapping[str, set[str]], whole: Mapping[str, Any], who: str) -> str:

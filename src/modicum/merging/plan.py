@@ -27,8 +27,20 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class Expert:
+    """One expert of a mixture: a model, ``prompts`` like what it is for, and ``against`` like what it is not."""
+
+    model: str
+    prompts: tuple[str, ...] = ()
+    against: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Plan:
-    """What is merged and how; ``notes`` say what another tool's file means otherwise here, ``tokenizer`` whose vocabulary the result has."""
+    """What is merged and how; ``notes`` say what another tool's file means otherwise here, ``tokenizer`` whose vocabulary the result has.
+
+    With ``experts`` it is a mixture, ``active`` of them for each token, chosen as ``gate`` says.
+    """
 
     base: str
     method: str
@@ -38,6 +50,20 @@ class Plan:
     seed: int = 0
     tokenizer: str | None = None
     notes: tuple[str, ...] = field(default=())
+    experts: tuple[Expert, ...] = ()
+    active: int = 2
+    gate: str = "hidden"
+
+    @property
+    def named(self) -> set[str]:
+        """All models that it names."""
+        entries = (*self.models, *(each for part in self.slices for each in part))
+        return {
+            self.base,
+            *(each.model for each in entries),
+            *(each.minus for each in entries if each.minus),
+            *(each.model for each in self.experts),
+        }
 
 
 def at(weight: Weight, name: str, layers: int) -> float:
@@ -100,3 +126,21 @@ def aligned(entries: Sequence[Entry], who: str) -> tuple[Entry, ...]:
     if len(counts) != 1 or 0 in counts:
         raise SettingError(f"{who}: sources of a slice must all have layers, equally many; they have {sorted(counts)}.")
     return tuple(entries)
+
+
+GATES = ("hidden", "embedding", "random")
+
+
+def mixture_of(
+    who: str, experts: Sequence[Expert], base: str, gate: str, active: Any, dtype: str | None, seed: int = 0, notes: tuple[str, ...] = ()
+) -> Plan:
+    """The plan of a mixture. Raises ``SettingError``."""
+    if not experts:
+        raise SettingError(f"{who}: must name experts, names none.")
+    if gate not in GATES:
+        raise SettingError(f"{who}: gate must be {', '.join(GATES)}, is {quoted(repr(gate))}.")
+    count = int(number(active, f"{who}: active", whole=True))
+    if not 1 <= count <= len(experts):
+        raise SettingError(f"{who}: active must be from 1 to the number of experts, {len(experts)}, is {count}.")
+    said = "attention, norms and embeddings are the base's: what experts have of their own there is left out"
+    return Plan(base, "passthrough", dtype=dtype, seed=seed, notes=(*notes, said), experts=tuple(experts), active=count, gate=gate)

@@ -8,13 +8,15 @@ from typing import Any
 
 from modicum.core.config import read_tree
 from modicum.core.errors import SettingError, near, quoted
-from modicum.merging.mergekit import converted
-from modicum.merging.plan import MOST, Entry, Plan, aligned, layer_range, number, text, weight_of
+from modicum.merging.mergekit import converted, mixed
+from modicum.merging.plan import MOST, Entry, Expert, Plan, aligned, layer_range, mixture_of, number, text, weight_of
 
 _NAMES = {
     "plan": {"base", "method", "models", "slices", "dtype", "seed", "tokenizer"},
     "model": {"model", "minus", "weight", "layers"},
     "slice": {"sources"},
+    "mixture": {"base", "experts", "active", "gate", "dtype", "seed"},
+    "expert": {"model", "prompts", "against"},
 }
 
 
@@ -26,6 +28,8 @@ def read_plan(path: str | Path) -> Plan:
         raise SettingError(f"{who}: must be a table with base, method and models, is none.")
     if "merge_method" in body:
         return converted(body, who)
+    if "experts" in body:
+        return mixed(body, who) if "base_model" in body else _mixture(body, who)
     _known(body, "plan", who)
     models = tuple(_entry(each, who) for each in _list(body.get("models"), f"{who}: models"))
     slices = tuple(_slice(each, who) for each in _list(body.get("slices"), f"{who}: slices"))
@@ -35,6 +39,23 @@ def read_plan(path: str | Path) -> Plan:
     return Plan(
         text(base, f"{who}: base"), text(body.get("method", "ties"), f"{who}: method"), models, slices, _or_none(body.get("dtype"), f"{who}: dtype"),
         int(number(body.get("seed", "0"), f"{who}: seed", whole=True)), _or_none(body.get("tokenizer"), f"{who}: tokenizer"),
+    )  # fmt: skip
+
+
+def _mixture(body: Mapping[str, Any], who: str) -> Plan:
+    _known(body, "mixture", who)
+    experts = []
+    for each in _list(body["experts"], f"{who}: experts"):
+        one = {"model": each} if isinstance(each, str) else each
+        if not isinstance(one, dict):
+            raise SettingError(f"{who}: an expert must be a name or a table, is {quoted(repr(one), 60)}.")
+        _known(one, "expert", who)
+        said = {key: tuple(text(line, f"{who}: {key}") for line in _list(one.get(key), f"{who}: {key}")) for key in ("prompts", "against")}
+        experts.append(Expert(text(one.get("model"), f"{who}: model"), **said))
+    base, gate = text(body.get("base"), f"{who}: base"), text(body.get("gate", "hidden"), f"{who}: gate")
+    return mixture_of(
+        who, experts, base, gate, body.get("active", min(2, len(experts))),
+        _or_none(body.get("dtype"), f"{who}: dtype"), int(number(body.get("seed", "0"), f"{who}: seed", whole=True)),
     )  # fmt: skip
 
 
@@ -53,7 +74,9 @@ def _list(value: Any, who: str) -> list[Any]:
 def _known(body: Mapping[str, Any], kind: str, who: str) -> None:
     for name in body:
         if name not in _NAMES[kind]:
-            raise SettingError(f"{who}: a {kind} has no {quoted(repr(name), 60)}. {near(name, _NAMES[kind])}")
+            raise SettingError(
+                f"{who}: {'an' if kind == 'expert' else 'a'} {kind} has no {quoted(repr(name), 60)}. {near(name, _NAMES[kind])}"
+            )
 
 
 def _entry(value: Any, who: str) -> Entry:

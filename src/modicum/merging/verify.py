@@ -54,7 +54,7 @@ def verified(made: Path, judged: Judged, events: list[str]) -> dict[str, Any]:
     told = {"result": losses(module, rows)}
     del module
     for label, source in (("base", judged.base), *((f"model {place + 1}", each) for place, each in enumerate(judged.models))):
-        told[label] = losses(_module(source, judged.base, cls), rows)
+        told[label] = losses(_module(source, judged.base), rows)
     perplexities = {label: math.exp(min(700.0, sum(each) / len(each))) for label, each in told.items()}
     worst = max(value for label, value in perplexities.items() if label != "result")
     found["verified"] |= {"perplexity": perplexities, "sequences": len(rows)}
@@ -87,10 +87,11 @@ def losses(module: nn.Module, rows: Sequence[Batch]) -> list[float]:
     return [loss / max(1, count) for loss, count in evaluate(module, rows)]
 
 
-def _module(source: Source, base: Stored, cls: type[nn.Module]) -> nn.Module:
+def _module(source: Source, base: Stored) -> nn.Module:
+    folder = source.directory if isinstance(source, Stored) else base.directory
+    module = loaded(model_class(read_config(folder), str(folder)), folder)
     if isinstance(source, Stored):
-        return loaded(cls, source.directory)
-    module = loaded(cls, base.directory)
+        return module
     fill(module, source, base)
     return module
 

@@ -121,7 +121,7 @@ def joined(kind: str, base: Source, models: Sequence[Source]) -> Joined | None:
     base's, so that it changes nothing there. Rows beyond the tokens (padding) are kept by number. Raises ``ModelError`` and ``SettingError``.
     """
     if not isinstance(base, Stored):
-        raise SettingError("tokenizer: layers of slices have the vocabulary of the base. Leave it out.")
+        raise SettingError("tokenizer: layers of slices and experts have the vocabulary of the base. Leave it out.")
     stored = [_stored(each) for each in models]
     known = {each.directory: Vocabulary.of(each.directory) for each in (base, *stored)}
     tables = _tables(base)
