@@ -390,6 +390,7 @@ FITTING = {
     "heal_rate": 0.5,
     "heal_batch": 2,
     "rounds": 2,
+    "retune": True,
 }
 
 

@@ -56,6 +56,9 @@ class Request(Settings):
         None, "let the runtime keep keys and values of earlier tokens in 8-bit floats, under scales that calibration finds; for Transformers, vLLM",
         choices=("fp8",), metavar="FORMAT", group="method",
     )  # fmt: skip
+    retune: bool = param(
+        False, "measure the statistics of batch norms anew on the compressed model; their scales and biases take the difference up", group="heal"
+    )  # fmt: skip
     uniform: bool = param(
         False, "one scheme for all that is quantized, so that every way to load the result gives the same; the receipt says what that costs",
         group="method",

@@ -37,6 +37,8 @@ from modicum.fit.heal import healed, paired
 from modicum.fit.made import Made
 from modicum.fit.making import Making
 from modicum.fit.request import WANTED, Request
+from modicum.fit.retune import check as check_retuning
+from modicum.fit.retune import retuned
 from modicum.fit.rounds import Begun
 from modicum.fit.scene import Scene
 from modicum.fit.verdict import surprise, verdict
@@ -162,6 +164,7 @@ class Run:
             self._check_out()
             scene = self.scene
         check_healing(scene)
+        check_retuning(scene)
         with self.place.held():
             return self._held(chooser)
 
@@ -184,6 +187,9 @@ class Run:
             chosen = better
             made = making.run(chosen)
         self.events = making.events
+        if self.request.retune:
+            made, told = retuned(made)
+            self.events += told
         if self.request.heal:
             made = self._healed(made, making.begun, partial / "healing")
         receipt, out = self.ranks.first("receipt", lambda: self._written(partial, chosen, made))

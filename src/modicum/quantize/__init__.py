@@ -1,6 +1,7 @@
 """Fewer bits per weight."""
 
 from modicum.quantize.activations import Activations
+from modicum.quantize.adaquant import Adaquant
 from modicum.quantize.coded import Coded
 from modicum.quantize.float4 import Float4
 from modicum.quantize.float8 import Float8
@@ -12,4 +13,4 @@ from modicum.quantize.nearest import Nearest
 from modicum.quantize.watersic import Watersic
 from modicum.quantize.zeroquant_fp import ZeroquantFp
 
-__all__ = ["Activations", "Coded", "Float4", "Float8", "Ggml", "Gptq", "Half", "Hqq", "Nearest", "Watersic", "ZeroquantFp"]
+__all__ = ["Activations", "Adaquant", "Coded", "Float4", "Float8", "Ggml", "Gptq", "Half", "Hqq", "Nearest", "Watersic", "ZeroquantFp"]
