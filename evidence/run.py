@@ -22,8 +22,6 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results.json"
 PAGE = HERE.parent / "docs" / "evidence.md"
-SCRIPTS = {path.stem.partition("_")[0].upper(): path for path in sorted(HERE.glob("s[0-9]*_*.py"))}
-
 # What the numbers do not say themselves; every claim that does not hold needs one. Written after the run, unlike the claims.
 NOTES: dict[str, str] = json.loads((HERE / "notes.json").read_text(encoding="utf-8"))
 
@@ -43,31 +41,42 @@ size of an effect on large ones.
 
 def main() -> int:
     """Run, or check."""
+    found = scripts()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("ids", nargs="*", metavar="ID", help=f"which to run: {' '.join(SCRIPTS)}; without any, all")
+    parser.add_argument("ids", nargs="*", metavar="ID", help=f"which to run: {' '.join(found)}; without any, all")
     parser.add_argument("--check", action="store_true", help="run nothing, exit 1 where the page is stale")
     parser.add_argument("--fresh", action="store_true", help="forget the steps that were finished before")
     parser.add_argument("--page", action="store_true", help="run nothing, write the page")
     arguments = parser.parse_args()
-    if unknown := [word for word in arguments.ids if word.upper() not in SCRIPTS]:
-        parser.error(f"no script for {', '.join(unknown)}; there are {', '.join(SCRIPTS)}")
-    results = {row["id"]: row for row in json.loads(RESULTS.read_text(encoding="utf-8"))} if RESULTS.exists() else {}
+    if unknown := [word for word in arguments.ids if word.upper() not in found]:
+        parser.error(f"no script for {', '.join(unknown)}; there are {', '.join(found)}")
     if arguments.check:
-        return check(list(results.values()))
-    names = [] if arguments.page else list(map(str.upper, arguments.ids or SCRIPTS))
+        return check(list(known().values()))
+    names = [] if arguments.page else list(map(str.upper, arguments.ids or found))
     for name in names if arguments.fresh else []:
         forget(name)
     for name in names:
-        results[name] = run(SCRIPTS[name])
-        print(f"{name} {'holds' if results[name]['holds'] else 'does not hold'}, {results[name]['seconds']:.0f} s", flush=True)
-        write(results)
-    write(results)
+        row = run(found[name])
+        print(f"{name} {'holds' if row['holds'] else 'does not hold'}, {row['seconds']:.0f} s", flush=True)
+        write({name: row})
+    write({})
     return 0
 
 
-def write(results: dict[str, dict[str, Any]]) -> None:
-    """Results and page, row by row: a run that is stopped loses none that was finished."""
-    rows = [results[name] for name in SCRIPTS if name in results]
+def scripts() -> dict[str, Path]:
+    """The scripts that are there, by id."""
+    return {path.stem.partition("_")[0].upper(): path for path in sorted(HERE.glob("s[0-9]*_*.py"))}
+
+
+def known() -> dict[str, dict[str, Any]]:
+    """What the file of results holds now, by id."""
+    return {row["id"]: row for row in json.loads(RESULTS.read_text(encoding="utf-8"))} if RESULTS.exists() else {}
+
+
+def write(new: dict[str, dict[str, Any]]) -> None:
+    """Put rows in the results, and write the page: a run that is stopped loses none that was finished, and none that another one wrote meanwhile."""
+    results = known() | new
+    rows = [results[name] for name in scripts() if name in results]
     RESULTS.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     PAGE.write_text(page(rows), encoding="utf-8")
 

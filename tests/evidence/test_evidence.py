@@ -72,7 +72,7 @@ def test_a_script_finds_what_it_imports(script):
 
 
 def test_every_script_has_one_result_and_every_result_a_script():
-    assert [row["id"] for row in RESULTS] == [script.stem.partition("_")[0].upper() for script in SCRIPTS] == list(run.SCRIPTS)
+    assert [row["id"] for row in RESULTS] == [script.stem.partition("_")[0].upper() for script in SCRIPTS] == list(run.scripts())
 
 
 @pytest.mark.parametrize("row", RESULTS, ids=lambda row: row["id"])
@@ -130,7 +130,7 @@ def test_an_unknown_id_is_refused_with_the_known_ones():
     done = subprocess.run([sys.executable, EVIDENCE / "run.py", "S999"], capture_output=True, text=True, check=False)
 
     assert done.returncode == 2
-    assert f"no script for S999; there are {next(iter(run.SCRIPTS))}" in done.stderr
+    assert f"no script for S999; there are {next(iter(run.scripts()))}" in done.stderr
 
 
 def test_the_page_adds_up_what_all_rows_take_and_that_is_hours_less_than_four():
@@ -319,3 +319,12 @@ def test_an_interaction_is_what_two_layers_cause_together_beyond_what_each_does(
     assert names == "a with b"
     assert interactions.pairs(["a", "b", "c"])[:2] == [("a", "b"), ("b", "c")]
     assert len(interactions.pairs(["a", "b", "c"])) == 2 + interactions.FAR
+
+
+def test_a_row_is_put_among_those_that_another_run_wrote_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "RESULTS", tmp_path / "results.json")
+    monkeypatch.setattr(run, "PAGE", tmp_path / "evidence.md")
+    first, second = RESULTS[:2]
+    run.write({first["id"]: first})
+    run.write({second["id"]: second})
+    assert list(run.known()) == [first["id"], second["id"]]
