@@ -35,6 +35,9 @@ _STEP = 1 + 1 / 64
 _SIDE = 0.2
 # Tables beside that of a row's own deviation that it may take: errors of earlier columns make weights larger than they were.
 _BESIDE = (-1, 0, 1, 2, 4)
+# How far from its room the first codes on paths may be for the curve alone to say where the next ones should be; octaves around the first scale;
+# bits that codes on a path take more than plain ones with feedback, and how much less that is for each bit of the rate.
+_NEAR, _AROUND, _MORE, _LESS = 0.01, (-0.05, 0.05, 0.2), 0.09, 0.0125
 # What a column of one and a half times an octave may say, so that its codes times three are whole numbers of eight bits, and how much larger than
 # those of a typical column its codes may be, in octaves, for this not to matter up to so many bits.
 _THIRD, _LARGER, _FINE = rans.TOP // 3, 1.0, 4.5
@@ -130,7 +133,7 @@ class _Coding:
         self._take_alike(stream_bytes((len(self.weight), self.weight.shape[1]), 1.0))
         curve = self._curve()
         exact = lambda scale: exact_scale(max(self.finest, scale), dtype, self.raised)
-        scales = {place: exact(_inverse(curve, 8.0 * room)) for place, room in enumerate(rooms)}
+        scales = {place: exact(self._first(curve, room)) for place, room in enumerate(rooms)}
         best: dict[int, _Trial] = {}
         met: dict[int, list[_Trial]] = {place: [] for place in scales}
         for turn in range(_ROUNDS + _PLAIN):
@@ -146,10 +149,34 @@ class _Coding:
                 if trial.size <= rooms[place] and (place not in best or trial.size > best[place].size):
                     best[place] = trial
                 met[place].append(trial)
-                scales[place] = exact(_nearer(curve, met[place], rooms[place]) if turn < _ROUNDS else scale * _COARSER)
+                scales[place] = exact(self._next(curve, met[place], rooms[place]) if turn < _ROUNDS else scale * _COARSER)
                 if place not in best and any(other.scale == scales[place] for other in met[place]):
                     scales[place] = exact(max(other.scale for other in met[place]) * _STEP)
         return {place: self._finished(trial, bits[place], dtype) for place, trial in best.items()}
+
+    def _first(self, curve: tuple[np.ndarray, np.ndarray], room: int) -> float:
+        """The scale to begin at: on the curve, or where codes follow paths where plain ones with the same feedback say that it should be.
+
+        Those take an eighth of the work, and nearly as many bits fewer at one scale as at another near by.
+        """
+        scale, count = _inverse(curve, 8.0 * room), self.weight.numel()
+        if not self.paths:
+            return scale
+        scales = [scale * 2**octaves for octaves in _AROUND]
+        return _between(scales, self._plainly(scales, room), room - (_MORE - _LESS * 8 * room / count) * count / 8)
+
+    def _next(self, curve: tuple[np.ndarray, np.ndarray], met: Sequence[_Trial], room: int) -> float:
+        """The scale to go on at: on the curve through the codes that were met; once more by plain ones where the first, on paths, are far off."""
+        scale, first = _nearer(curve, met, room), met[0]
+        if not self.paths or len(met) > 1 or abs(first.size / room - 1) < _NEAR:
+            return scale
+        scales = [first.scale, scale, scale * scale / first.scale]
+        sizes = self._plainly(scales, room)
+        return _between(scales, sizes, room - (first.size - sizes[0]))
+
+    def _plainly(self, scales: Sequence[float], room: int) -> list[int]:
+        """Bytes of codes on one grid at these scales."""
+        return [trial.size for trial in self._tried(dict(enumerate(scales)), [room] * len(scales), paths=False)]
 
     def _worth_more(self, trial: _Trial | None, room: int, turn: int) -> bool:
         return trial is None or (turn < _ROUNDS and trial.size < room * (1 - _FREE) and trial.scale > self.finest)
@@ -185,11 +212,12 @@ class _Coding:
             table += rans.TABLES * grids
         return self.costs.take(table.mul_(2 * rans.TOP + 1).add_(codes).add_(rans.TOP).long()).sum(1)
 
-    def _tried(self, scales: dict[int, float], rooms: Sequence[int]) -> list[_Trial]:
-        found = []
-        for (place, scale), codes in zip(scales.items(), self._codes(list(scales.values()))):
+    def _tried(self, scales: dict[int, float], rooms: Sequence[int], paths: bool = True) -> list[_Trial]:
+        """Codes under each scale, on ``paths`` where they follow them at all."""
+        found, paths = [], paths and self.paths
+        for (place, scale), codes in zip(scales.items(), self._codes(list(scales.values()), paths)):
             near = self._tables_of_rows(scale)
-            grids = torch.from_numpy(shifted(codes.numpy())) if self.paths else None
+            grids = torch.from_numpy(shifted(codes.numpy())) if paths else None
             bits = torch.stack([self._bits(codes, near, beside, grids) for beside in _BESIDE])
             if bool((near == near[0]).all()):
                 bits = bits.mean(1, keepdim=True).expand_as(bits)
@@ -205,16 +233,16 @@ class _Coding:
             found.append(_Trial(codes, rows, scale, taken))
         return found
 
-    def _codes(self, scales: Sequence[float]) -> list[torch.Tensor]:
+    def _codes(self, scales: Sequence[float], paths: bool) -> list[torch.Tensor]:
         """Codes int8 (rows, columns) under each scale, solved side by side: rows do not meet."""
         if self.factor is None or self.order is None:
-            near = self._path if self.paths else self._nearest
+            near = self._path if paths else self._nearest
             return [torch.cat([near(part, scale) for part in self._parts(scale)]) for scale in scales]
         one = laned(self.weight[:, self.order])
         most = max(1, slabs(one)[0].stop // len(one))
-        return [codes for low in range(0, len(scales), most) for codes in self._solved(one, scales[low : low + most])]
+        return [codes for low in range(0, len(scales), most) for codes in self._solved(one, scales[low : low + most], paths)]
 
-    def _solved(self, one: torch.Tensor, scales: Sequence[float]) -> list[torch.Tensor]:
+    def _solved(self, one: torch.Tensor, scales: Sequence[float], paths: bool) -> list[torch.Tensor]:
         """The same, of as many scales as are solved at once, to the bit as each alone."""
         assert self.factor is not None
         many = one.repeat(len(scales), 1)
@@ -223,7 +251,7 @@ class _Coding:
         rows = torch.cat([torch.nn.functional.pad(self._tables_of_rows(each), below) for each in scales])
         found = []
         for part in self._slabs(many):
-            rounding = (_Following if self.paths else _Rounding)(self, scale[part], rows[part], len(one))
+            rounding = (_Following if paths else _Rounding)(self, scale[part], rows[part], len(one))
             solve(many[part], self.factor, rounding.decide)
             found.append(rounding.codes.T)
         return [codes[: len(self.weight)] for codes in torch.cat(found).split(len(one))]
@@ -331,6 +359,12 @@ def _inverse(curve: tuple[np.ndarray, np.ndarray], bits: float) -> float:
     """The scale at which plain rounding takes so many bits."""
     octaves, sizes = curve
     return float(2 ** np.interp(-bits, -sizes, octaves))
+
+
+def _between(scales: Sequence[float], sizes: Sequence[int], room: float) -> float:
+    """The scale at which there is just room, on the lines between these sizes."""
+    order = np.argsort(sizes)
+    return float(2 ** np.interp(room * (1 - _FREE / 2), np.array(sizes)[order], np.log2(scales)[order]))
 
 
 def _nearer(curve: tuple[np.ndarray, np.ndarray], met: Sequence[_Trial], room: int) -> float:
