@@ -54,7 +54,7 @@ class Bottleneck(Added):
     rate: ClassVar[float] = 1e-2
 
     rank: int = param(8, "width between the two layers", between=(1, 65536), dial=True)
-    behind: str = param(ALL, "parts of a block that have one: all, or the last", choices=(ALL, LAST))
+    behind: str = param("all", "parts of a block that have one: all, or the last", choices=("all", "last"))
     parallel: bool = param(False, "whether it takes what its part is given, not what that gives")
     residual: bool = param(
         True, "whether what the part gives stays beside what it adds; else that takes its place, which is not the base at first"
