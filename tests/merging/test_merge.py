@@ -179,20 +179,33 @@ def test_what_is_far_worse_than_its_parts_is_an_event(tmp_path):
     assert labels == ["result", "base", "model 1"] and made.receipt["quality"][1]["difference_interval"][0] > 0
 
 
+def test_a_model_whose_config_says_otherwise_is_told(three, tmp_path):
+    base, one, _ = three
+    other = checkpoint(tmp_path / "other", "mistral")
+    made = modicum.merge(base, [one, other], tmp_path / "out", method="average")
+    told = [event for event in made.receipt["events"] if "its config says" in event]
+    assert len(told) == 1 and "MistralForCausalLM" in told[0] and "LlamaForCausalLM" in told[0] and str(other) in told[0]
+
+
 def test_what_cannot_be_merged_leaves_nothing(three, tmp_path):
     base, one, two = three
-    other = checkpoint(tmp_path / "other", "gpt2")
+    other, eighth = checkpoint(tmp_path / "other", "gpt2"), checkpoint(tmp_path / "eighth")
+    narrow = {name: value.to(torch.float8_e4m3fn) if value.ndim > 1 else value for name, value in weights(eighth).items()}
+    save_file(narrow, eighth / "model.safetensors", {"format": "pt"})
     refused = [
         (ModelError, "other: must hold the tensor", {"models": [other]}),
         (SettingError, "one for each of 2 models", {"models": [one, two], "weights": [1.0]}),
         (SettingError, "must not be what is read", {"models": [one], "out": one}),
         (SettingError, "dtype: must be", {"models": [one], "dtype": "int8"}),
         (SettingError, "needs 0 MB|MB for its largest", {"models": [one], "ram": "1KB"}),
+        (SettingError, "tokens: must be at least 2", {"models": [one], "tokens": 1}),
+        (ModelError, "eighth: .* must be stored in 16 bits or more", {"models": [eighth]}),
+        (ModelError, "eighth: .* must be stored in 16 bits or more", {"base": eighth, "models": [one]}),
         (SettingError, "takes 1 models", {"models": [one, two], "method": "wise_ft"}),
         (SettingError, "weights are shares", {"models": [one, two], "weights": [1.0, -1.0]}),
         (ModelError, "must be finite, holds NaN or Inf", {"models": [one], "method": "task_arithmetic", "weights": [1e40]}),
     ]
     for kind, words, settings in refused:
         with pytest.raises(kind, match=words):
-            modicum.merge(base, **{"out": tmp_path / "out", "method": "ties", **settings})
+            modicum.merge(**{"base": base, "out": tmp_path / "out", "method": "ties", **settings})
         assert not (tmp_path / "out").exists(), words

@@ -74,8 +74,9 @@ def _require_alike(job: Job, name: str) -> None:
             )
         if other.is_floating_point != dtype.is_floating_point:
             raise ModelError(f"{source.label}: {quoted(name)} must be numbers of the base's kind, {dtype}, is {other}.")
-        if dtype.itemsize < 2 and dtype.is_floating_point:
-            raise ModelError(f"{source.label}: {quoted(name)} must be stored in 16 bits or more to be merged, is {dtype}. Dequantize it.")
+        for who, stored in ((job.base, dtype), (source, other)):
+            if stored.itemsize < 2 and stored.is_floating_point:
+                raise ModelError(f"{who.label}: {quoted(name)} must be stored in 16 bits or more to be merged, is {stored}. Dequantize it.")
 
 
 def _require_no_more(job: Job, names: set[str]) -> None:

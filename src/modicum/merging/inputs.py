@@ -7,14 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from modicum.core.errors import SettingError
+from modicum.core.errors import SettingError, quoted
 from modicum.merge._family import Merge
-from modicum.merging.layered import LAYER, Layered
+from modicum.merging.layered import LAYER, Layered, config_of
 from modicum.merging.mixture import mixture
 from modicum.merging.plan import Entry, Plan, Weight, at
 from modicum.merging.sources import Moved, Source, Stored, source
 from modicum.merging.vocabularies import require_one
 from modicum.models.located import locate
+
+# What a config says of the computation that no tensor's shape tells.
+_SAID = (
+    "architectures", "head_dim", "hidden_act", "layer_norm_eps", "n_head", "num_attention_heads", "num_key_value_heads", "rms_norm_eps",
+    "rope_parameters", "rope_scaling", "rope_theta", "sliding_window",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,20 @@ class Inputs:
         """How many layers the result has."""
         numbers = {int(match[2]) for name in self.base.names() if (match := LAYER.match(name))}
         return max(numbers, default=-1) + 1
+
+
+def unlike(inputs: Inputs) -> list[str]:
+    """What models' configs say of the computation otherwise than the base's, whose counts: tensors of one shape may be of other models."""
+    first = config_of(inputs.checkpoints[0])
+    told = []
+    for each in inputs.given:
+        body = config_of(each)
+        apart = [key for key in _SAID if key in first and key in body and first[key] != body[key]]
+        told += [
+            f"{each.label}: its config says {quoted(f'{key} {body[key]}')}, the base's {quoted(str(first[key]))}, which counts"
+            for key in apart
+        ]
+    return told
 
 
 def opened(plan: Plan, method: Merge) -> Inputs:

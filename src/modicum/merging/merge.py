@@ -26,7 +26,7 @@ from modicum.core.settings import require_seed
 from modicum.export.companions import copy_companions
 from modicum.merge._family import Merge
 from modicum.merging.engine import run
-from modicum.merging.inputs import opened, plan_of, weighed
+from modicum.merging.inputs import opened, plan_of, unlike, weighed
 from modicum.merging.job import Job, ordered, require_memory
 from modicum.merging.layered import Layered, config_of, with_layers
 from modicum.merging.matching import of_checkpoint, of_module, renumbered, told
@@ -123,6 +123,8 @@ def merge(
         raise SettingError(f"weights: must be one for each of {len(models)} models, are {len(weights)}.")
     if dtype is not None and dtype not in DTYPES:
         raise SettingError(f"dtype: must be {', '.join(DTYPES)}, is {dtype!r}.")
+    if tokens < 2:
+        raise SettingError(f"tokens: must be at least 2, since the first is not predicted, got {tokens}.")
     if evaluate is None and chosen.evaluated:
         raise SettingError(f"{chosen}: greedy takes validation data. Pass --evaluate.")
     if evaluate is not None and evaluate not in WAYS:
@@ -149,6 +151,7 @@ def merge(
             words = joined(kind, given.base, given.models)
         elif not said.slices:
             require_one(given.base, given.models)
+    told_apart = unlike(given)
     with meter.stage("hashing"):
         inputs = [{"model": each.label, "sha256": each.digest} for each in (given.base, *given.models)]
     if words is not None:
@@ -189,6 +192,7 @@ def merge(
             digest = hashed(sorted(final.glob("*.safetensors")))
         events: list[str] = [
             *said.notes,
+            *told_apart,
             *([] if words is None else [f"vocabularies joined ({kind}): models of another one were not judged"]),
         ]
         judged: dict[str, Any] = {}
