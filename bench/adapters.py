@@ -2,6 +2,7 @@
 
 Both run in processes of their own, of the interpreter that is told (``PEER``, made by ``python -m venv .venv-peft`` and ``pip install torch==2.13.0
 peft`` in it, then ``pip install -e .``); where it is absent, peft is left out and the table says so.
+``python -m bench.adapters float32`` runs one dtype.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ import statistics
 import subprocess
 import sys
 
-from bench.common import ROOT, show
+from bench.common import RESULTS, ROOT, show
 from bench.sweep import LARGE, VOCABULARY
 
 PEER = ROOT / ".venv-peft" / "bin" / "python"
-RANK, ROWS, TOKENS, STEPS, TURNS = 8, 4, 256, 8, 3
+RANK, ROWS, TOKENS, STEPS, TURNS = 8, 4, 256, 5, 2
+DTYPES = ("float32", "bfloat16")
+KEPT = RESULTS / "training_step_of_lora.json"
 
 STEP = """
 import gc, json, resource, sys, threading, time
@@ -61,6 +64,16 @@ if who == "peft":
     learnt = [parameter for parameter in wrapped.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(learnt, lr=1e-4)
     timed(lambda ids: update(wrapped(input_ids=ids, labels=ids, use_cache=False).loss))
+elif who == "floor":
+    from modicum.train.objectives import next_token
+    model.requires_grad_(False).train()
+    model.get_input_embeddings().register_forward_hook(lambda _, given, made: made.requires_grad_())
+    learnt = []
+    def step(ids):
+        loss, count = next_token(model, {"input_ids": ids})
+        (loss.sum() / count).backward()
+        return float(loss.detach().sum() / count)
+    timed(step)
 else:
     from modicum.train.objectives import next_token
     from modicum.train.trained import trained
@@ -79,9 +92,11 @@ else:
 def main() -> None:
     """Medians over the turns, in float32 and bfloat16."""
     interpreter = str(PEER) if PEER.exists() else sys.executable
-    sides = ("modicum", "peft") if PEER.exists() else ("modicum",)
-    rows = []
-    for dtype in ("float32", "bfloat16"):
+    sides = ("modicum", "peft", "floor") if PEER.exists() else ("modicum", "floor")
+    asked = tuple(sys.argv[1:]) or DTYPES
+    known = json.loads(KEPT.read_text(encoding="utf-8"))["rows"] if KEPT.exists() else []
+    rows = [tuple(row) for row in known if row[0] not in asked]
+    for dtype in asked:
         found: dict[str, list[dict]] = {side: [] for side in sides}
         for _ in range(TURNS):
             for side in sides:
@@ -101,9 +116,10 @@ def main() -> None:
         f"160 million parameters, LoRA of rank {RANK} on all linear layers, {ROWS} sequences of {TOKENS} tokens, AdamW, gradients clipped; "
         f"medians of {STEPS} steps and {TURNS} turns; in brackets against peft. The aim is 0.9 in float32, 0.8 with bfloat16 units, at 0.7 of the "
         "extra memory. "
-        "Extra memory is the peak above the loaded model."
+        "Extra memory is the peak above the loaded model. The floor is the frozen model alone, forward, its loss, and backward to its inputs: what "
+        "any exact gradient of adapters on all layers passes through."
     )
-    show("Training step of LoRA", head, rows, note)
+    show("Training step of LoRA", head, sorted(rows, key=lambda row: DTYPES.index(row[0])), note)
 
 
 def run(interpreter: str, side: str, dtype: str) -> dict:

@@ -17,6 +17,7 @@ from modicum.core.parametrization import Parametrization, Start, State, Step
 from modicum.core.settings import param
 from modicum.core.unit import Site, Stats
 from modicum.forms import Dense, LowRank, Sparse, Sum
+from modicum.numerics.beside import beside
 
 if TYPE_CHECKING:
     from modicum.forms import Form
@@ -74,7 +75,10 @@ class LowRankAdapter(Adapter):
     @override
     def product(self, base: Form | None, state: State, x: torch.Tensor, step: Step) -> torch.Tensor | None:
         assert base is not None
-        return base.product(x) + (x @ state["right"].to(x.dtype).T) @ self.left(state).to(x.dtype).T
+        left, right = self.left(state).to(x.dtype), state["right"].to(x.dtype)
+        if isinstance(base, Dense) and base.dtype == x.dtype and not base.weight.requires_grad:
+            return beside(x, base.weight, left, right)
+        return base.product(x) + (x @ right.T) @ left.T
 
 
 @dataclass(frozen=True, kw_only=True)

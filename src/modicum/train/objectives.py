@@ -24,8 +24,8 @@ TokenLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 # The least probability that is taken for that of all other tokens.
 _LEAST = 1e-7
-# Logits that are in memory at a time, in numbers.
-_LOGITS = 1 << 22
+# Logits that are in memory at a time, in numbers: fewer make thin products, more leave the cache.
+_LOGITS = 1 << 23
 
 
 def targets(batch: Batch) -> torch.Tensor:
