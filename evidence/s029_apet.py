@@ -10,7 +10,7 @@ import functools
 import statistics
 from typing import Any
 
-from adapting import DATA, Plan, adapted, before, means, shared
+from adapting import Plan, adapted, before, data, means, shared
 from common import Claim, Setting, result, show
 from kept import Kept
 
@@ -81,7 +81,7 @@ def main() -> None:
         "share of the whole gain by share of entries trained, width 128": {f"{share:g}": reached[share] for share in sorted(reached)},
         f"smallest share that reaches {ENOUGH:g} of the whole gain": enough[0] if enough else "none of them",
     }
-    show(result(CLAIM, kept, rows, gains, figures, {"the gap to all weights falls too": closing}, DATA))
+    show(result(CLAIM, kept, rows, gains, figures, {"the gap to all weights falls too": closing}, data(3)))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from adapting import DATA, adapted, before, means, part, row, shared
+from adapting import adapted, before, data, means, part, row, shared
 from common import Claim, Setting, result, show
 from modicum.train.trained import trained
 from scenes.decoder import decoder
@@ -45,7 +45,7 @@ def main() -> None:
         "share of what LoRA of rank 2 gains, with as many numbers": share,
     }  # fmt: skip
     conditions = {"the base to 1e-4 at the beginning": begun < 1e-4, "at least nine tenths of what LoRA gains": min(share) >= 0.9}
-    show(result(CLAIM, kept, [row(plan, each) for plan, each in found.items()], gains, figures, conditions, DATA))
+    show(result(CLAIM, kept, [row(plan, each) for plan, each in found.items()], gains, figures, conditions, data(3)))
 
 
 if __name__ == "__main__":

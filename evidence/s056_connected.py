@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-from adapting import DATA, STEPS, adapted, before, row, shared
+from adapting import STEPS, adapted, before, data, row, shared
 from common import Claim, Setting, result, show
 
 CLAIM = Claim(
@@ -34,7 +34,7 @@ def main() -> None:
         "lower variance over seeds": spread[plans[0]] < spread[plans[1]],
         "held-out loss no higher in the mean": statistics.mean(ends[plans[0]]) <= statistics.mean(ends[plans[1]]),
     }
-    show(result(CLAIM, kept, [row(plan, each) for plan, each in found.items()], gains, figures, conditions, DATA))
+    show(result(CLAIM, kept, [row(plan, each) for plan, each in found.items()], gains, figures, conditions, data(3)))
 
 
 if __name__ == "__main__":

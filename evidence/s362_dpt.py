@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from adapting import DATA, adapted, before, means, row, shared
+from adapting import adapted, before, data, means, row, shared
 from common import Claim, Setting, result, show
 from modicum.train.trained import Trained
 
@@ -51,7 +51,7 @@ def main() -> None:
         "at most a quarter of the prompt's numbers": trained[plans[0]] <= 0.25 * trained[plans[1]],
         "better than the base in every seed": min(falls[setting.method]) > 0,
     }
-    show(result(CLAIM, kept, [row(plan, each) for plan, each in found.items()], gains, figures, conditions, DATA))
+    show(result(CLAIM, kept, [row(plan, each) for plan, each in found.items()], gains, figures, conditions, data(3)))
 
 
 if __name__ == "__main__":
