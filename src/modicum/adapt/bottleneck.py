@@ -19,8 +19,6 @@ from modicum.core.settings import param
 from modicum.models.structure import find_blocks
 from modicum.models.weights import Weights
 
-ALL, LAST = "all", "last"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Bottleneck(Added):
@@ -64,7 +62,7 @@ class Bottleneck(Added):
     def places(self, root: nn.Module) -> list[str]:
         """Parts of blocks, or of each block the last."""
         found = super().places(root)
-        if self.behind == ALL:
+        if self.behind == "all":
             return found
         blocks = find_blocks(root, Weights(root))
         return [[part for part in found if f"{part}.".startswith(f"{block}.")][-1] for block in blocks]
