@@ -25,3 +25,18 @@ def test_rows_that_are_small_go_from_the_layer_that_has_them():
     states = {unit: state.having({"threshold": torch.tensor([0.5])}) for unit, state in states.items()}
     made = method.revise(states, {}, 0, Step(1, 10)).states
     assert [int(made[unit]["stays"].sum()) for unit in shapes] == [6, 2]
+
+
+def test_gates_have_the_gradient_of_a_sigmoid_around_the_threshold():
+    method, shapes = Lapp(keep=0.5, bypass=0), {"a": (8, 4)}
+    draw = torch.Generator().manual_seed(0)
+    state = method.begin(Start("a", (8, 4), torch.randn(8, 4, generator=draw), draw, 0, common=method.common(shapes, draw, 0)))
+    state = state.having({"latent": state["latent"].requires_grad_(), "threshold": torch.tensor([1.0], requires_grad=True)})
+    worth, sizes = torch.randn(8, 4, generator=draw), state["latent"].norm(dim=1)
+    soft = ((sizes / sizes.mean().detach() - state["threshold"]) / method.width).sigmoid()
+    hard = (soft >= 0.5).float()
+    plain = ((soft + (hard - soft).detach())[:, None] * state["latent"] * worth).sum()
+    made = (method.weight(None, state, Step()) * worth).sum()
+    assert 0 < hard.sum() < 8
+    for one, other in zip(*(torch.autograd.grad(each, tuple(state.trained.values())[:2]) for each in (plain, made))):
+        torch.testing.assert_close(one, other)

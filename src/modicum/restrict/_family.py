@@ -179,7 +179,7 @@ class Pattern(Restriction):
         size = size.view(-1, self.m)
         border = _border(size, self.n).repeat_interleave(self.m).view(size.shape)
         chosen = torch.ge(size, border, out=torch.empty_like(size))
-        if int(chosen.view(rows, -1).sum(1).sum(dtype=torch.float64)) != self.n * len(size):  # equal ones at the border
+        if _all(chosen.view(rows, -1)) != self.n * len(size):  # equal ones at the border
             chosen = _first(size, self.n).to(size.dtype)
         return chosen.view(rows, -1)[:, :columns]
 
@@ -210,8 +210,19 @@ def _border(size: torch.Tensor, n: int) -> torch.Tensor:
     count, greater, less = (size.shape[1] - n + 1, torch.minimum, torch.maximum) if turned else (n, torch.maximum, torch.minimum)
     if count > _FEW:
         return nth_largest(size, n)
+    places = torch.stack(size.unbind(1))  # all groups side by side
+    if count == 1:
+        return places.amin(0) if turned else places.amax(0)
+    if count == 2 and size.shape[1].bit_count() == 1:
+        (one, two), second = places.chunk(2), None
+        while True:  # the first two of twice as many places each time
+            passed = less(one, two)
+            first, second = greater(one, two), passed if second is None else greater(passed, greater(*second.chunk(2)))
+            if len(first) == 1:
+                return second[0]
+            one, two = first.chunk(2)
     found = list[torch.Tensor]()
-    for moving in torch.stack(size.unbind(1)):  # place by place, all groups side by side
+    for moving in places:
         for held in found:
             passed = less(held, moving)
             greater(held, moving, out=held)
@@ -281,20 +292,20 @@ def moved(state: State, wanted: torch.Tensor, count: int) -> tuple[State, dict[s
 
 
 def top(scores: torch.Tensor, count: int) -> torch.Tensor:
-    """Which entries are the ``count`` highest of a weight, bool of its shape; of equal ones the first."""
+    """1 where an entry is among the ``count`` highest of a weight, else 0, of its shape; of equal ones the first."""
     if count >= scores.numel():
-        return torch.ones_like(scores, dtype=torch.bool)
+        return torch.ones_like(scores)
     border = nth_largest(scores.reshape(-1), count)
-    chosen = scores >= border
-    if int(chosen.count_nonzero()) == count:
+    chosen = torch.ge(scores, border, out=torch.empty_like(scores))
+    if _all(chosen) == count:
         return chosen
-    above, equal = scores > border, (scores == border).reshape(-1).nonzero()[:, 0]
-    return above.reshape(-1).index_fill(0, equal[: count - int(above.count_nonzero())], True).reshape(scores.shape)
+    above, equal = (scores > border).reshape(-1), (scores == border).reshape(-1).nonzero()[:, 0]
+    return above.index_fill(0, equal[: count - int(above.count_nonzero())], True).reshape(scores.shape).to(scores.dtype)
 
 
-def numbers(mask: torch.Tensor) -> torch.Tensor:
-    """A mask as float32, read as bytes, which torch turns into floats several times as fast as what is true."""
-    return mask.contiguous().view(torch.uint8).float()
+def _all(chosen: torch.Tensor) -> int:
+    """How many entries (rows, columns) are 1; exact as long as a row has less than 2²⁴."""
+    return int(chosen.sum(1).sum(dtype=torch.float64))
 
 
 def highest(scores: Mapping[str, torch.Tensor], counts: Mapping[str, int], *, together: bool) -> dict[str, torch.Tensor]:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from torch.nn.functional import linear
 from typing_extensions import override
 
 from modicum.core.method import Paper
@@ -73,30 +72,15 @@ class Lapp(Restriction):
         trained = {"latent": latent, "threshold": threshold, "up": up, "down": down}
         return State(trained, {"stays": torch.ones(start.shape[0], dtype=torch.bool), "final": torch.tensor(False)}, start.common)
 
-    def _above(self, state: State) -> torch.Tensor:
-        """By how much rows (rows,) exceed their layer's threshold."""
-        sizes = state["latent"].norm(dim=1)
-        return sizes / sizes.mean().detach().clamp_min(1e-30) - state["threshold"]
-
     def _gates(self, state: State) -> torch.Tensor:
         """Which rows (rows,) count, with the gradient of a sigmoid; the largest always does."""
-        if bool(state["final"]):
-            return state["stays"].float()
-        above = self._above(state)
-        soft, hard = (above / self.width).sigmoid(), (above >= torch.minimum(above.max(), torch.zeros(()))).float()
-        return soft + (hard - soft).detach()
+        return state["stays"].float() if bool(state["final"]) else _Gates.apply(state["latent"], state["threshold"], self.width)
 
     @override
     def weight(self, base: torch.Tensor | None, state: State, step: Step) -> torch.Tensor:
         """The rows that count, and the bypass."""
         kept = self._gates(state)[:, None] * state["latent"]
-        return kept + state["up"] @ state["down"] if self.bypass else kept
-
-    @override
-    def product(self, base: Form | None, state: State, x: torch.Tensor, step: Step) -> torch.Tensor | None:
-        """Outputs that count, in the place of rows; the bypass behind a product of its rank."""
-        made = linear(x, state["latent"].to(x.dtype)) * self._gates(state).to(x.dtype)
-        return made + linear(linear(x, state["down"].to(x.dtype)), state["up"].to(x.dtype)) if self.bypass else made
+        return kept.addmm_(state["up"], state["down"]) if self.bypass else kept
 
     @override
     def density(self, step: Step) -> float:
@@ -116,33 +100,50 @@ class Lapp(Restriction):
         """Once, the rows that stay for good: of each weight one, and then the highest that there is room for."""
         if step.number < 1 or step.share < self.until or all(bool(state["final"]) for state in states.values()):
             return None
-        above = {unit: self._above(state).detach() for unit, state in states.items()}
+        above = {unit: _above(state["latent"], state["threshold"])[0] for unit, state in states.items()}
         stays = {unit: torch.zeros(len(rows), dtype=torch.bool).index_fill(0, rows.argmax()[None], True) for unit, rows in above.items()}
         room = round(self.keep * int(next(iter(states.values()))["all"])) - sum(state["latent"].shape[1] for state in states.values())
-        ranked = sorted(
-            ((float(value), unit, row) for unit, rows in above.items() for row, value in enumerate(rows)), key=lambda each: -each[0]
-        )
-        for _, unit, row in ranked:
-            columns = states[unit]["latent"].shape[1]
-            if not stays[unit][row] and columns <= room:
+        for _, unit, row in sorted((-float(value), unit, row) for unit, rows in above.items() for row, value in enumerate(rows)):
+            if not stays[unit][row] and (columns := states[unit]["latent"].shape[1]) <= room:
                 stays[unit][row], room = True, room - columns
         return Revision({unit: state.having(frozen={"stays": stays[unit], "final": torch.tensor(True)}) for unit, state in states.items()})
 
     @override
     def form(self, state: State) -> Form:
         """The rows that stay under a mask, and the bypass."""
-        latent = state["latent"].detach()
-        stay = self._gates(state).detach() > 0
+        latent, stay = state["latent"].detach(), self._gates(state).detach() > 0
         rows = masked(latent[stay].reshape(-1), stay[:, None].expand(latent.shape).contiguous())
         return Sum((rows, LowRank(state["up"].detach(), state["down"].detach()))) if self.bypass else rows
 
     @override
     def outlines(self, shapes: Shapes) -> dict[str, Form]:
         """As many entries over all weights."""
-        counts = divided(self.keep, shapes, "global")
-        found: dict[str, Form] = {}
+        counts, found = divided(self.keep, shapes, "global"), {}
         for unit, (rows, columns) in shapes.items():
             kept = masked(torch.zeros(counts[unit]), (torch.arange(rows * columns) < counts[unit]).reshape(rows, columns))
             low = LowRank(torch.zeros(rows, self.bypass), torch.zeros(self.bypass, columns))
             found[unit] = Sum((kept, low)) if self.bypass else kept
         return found
+
+
+def _above(latent: torch.Tensor, threshold: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """By how much rows (rows,) exceed their layer's threshold, relative to the layer's mean; what norms are divided by, times themselves."""
+    sizes = latent.norm(dim=1)
+    mean = sizes.mean().clamp_min(1e-30)
+    return sizes / mean - threshold, (sizes * mean).clamp_min(1e-30)
+
+
+class _Gates(torch.autograd.Function):
+    """1 where a row is above the threshold, with the gradient of a sigmoid around it."""
+
+    @staticmethod
+    def forward(ctx, latent: torch.Tensor, threshold: torch.Tensor, width: float) -> torch.Tensor:
+        above, scale = _above(latent, threshold)
+        soft = (above / width).sigmoid()
+        ctx.latent, ctx.slope, ctx.scale = latent, soft * (1 - soft) / width, scale
+        return (above >= above.max().clamp_max(0)).float()
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor):
+        slope = gradient * ctx.slope
+        return (slope / ctx.scale)[:, None] * ctx.latent, -slope.sum().reshape(1), None

@@ -12,7 +12,7 @@ from modicum.core.method import Paper
 from modicum.core.parametrization import Start, State, Step
 from modicum.core.settings import param
 from modicum.restrict._falling import Falling
-from modicum.restrict._family import beginning, masked, numbers, through, top
+from modicum.restrict._family import beginning, masked, through, top
 
 if TYPE_CHECKING:
     from modicum.forms import Form
@@ -78,8 +78,8 @@ class Pst(Falling):
         learnt = torch.cat([state["left"], state["row"], one(state["row"])], 1) @ torch.cat(
             [state["right"], one(state["column"]), state["column"]]
         )
-        scores = changed.detach().abs().div_(state["mean"]).add_(learnt.detach())
-        return through(learnt, numbers(top(scores, self.count(scores.numel(), int(state["entries"]), step))))
+        scores = changed.detach().abs().add_(learnt.detach(), alpha=float(state["mean"]))
+        return through(learnt, top(scores, self.count(scores.numel(), int(state["entries"]), step)))
 
     @override
     def weight(self, base: torch.Tensor | None, state: State, step: Step) -> torch.Tensor:

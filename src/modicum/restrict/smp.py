@@ -11,7 +11,7 @@ from typing_extensions import override
 from modicum.core.method import Paper
 from modicum.core.parametrization import Start, State, Step
 from modicum.restrict._falling import Falling
-from modicum.restrict._family import beginning, masked, numbers, through, top
+from modicum.restrict._family import beginning, masked, through, top
 
 if TYPE_CHECKING:
     from modicum.forms import Form
@@ -56,17 +56,17 @@ class Smp(Falling):
         return State({"scores": scores}, {"weight": weight, "entries": torch.tensor(end)}, start.common)
 
     def mask(self, state: State, step: Step) -> torch.Tensor:
-        """The highest scores (rows, columns), as many as there are at a step."""
+        """1 at the highest scores (rows, columns), as many as there are at a step, else 0."""
         scores = state["scores"].detach()
         return top(scores, self.count(scores.numel(), int(state["entries"]), step))
 
     @override
     def weight(self, base: torch.Tensor | None, state: State, step: Step) -> torch.Tensor:
         """The weights used; a score's gradient is that of its weight's share in the product."""
-        return state["weight"] * through(state["scores"], numbers(self.mask(state, step)))
+        return state["weight"] * through(state["scores"], self.mask(state, step))
 
     @override
     def form(self, state: State) -> Form:
         """A mask, and the weights that it uses."""
-        mask = self.mask(state, Step(1, 1))
+        mask = self.mask(state, Step(1, 1)) > 0
         return masked(state["weight"][mask], mask)

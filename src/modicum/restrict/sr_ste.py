@@ -13,7 +13,7 @@ from typing_extensions import override
 from modicum.core.method import Paper
 from modicum.core.parametrization import State, Step
 from modicum.core.settings import param
-from modicum.restrict._family import Pattern, through
+from modicum.restrict._family import Pattern
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,14 +50,15 @@ class SrSte(Pattern):
     @override
     def weight(self, base: torch.Tensor | None, state: State, step: Step) -> torch.Tensor:
         """The largest entries; the gradient is all entries'."""
-        return through(state["latent"], self._used(state["latent"]))
+        return state["latent"] - self._unused(state["latent"])
 
-    def _used(self, latent: torch.Tensor) -> torch.Tensor:
-        """The largest entries of a tensor as it is now, for which the weight and the penalty of an update ask."""
+    def _unused(self, latent: torch.Tensor) -> torch.Tensor:
+        """What is not used of a tensor as it is now, for which the weight and the penalty of an update ask; no gradient goes through it."""
         now = (latent._version, latent.data_ptr(), self.n, self.m)
-        known = _USED.get(latent)
+        known = _UNUSED.get(latent)
         if known is None or known[0] != now:
-            known = _USED[latent] = now, latent.detach() * self.used(latent.detach())
+            held = latent.detach()
+            known = _UNUSED[latent] = now, torch.addcmul(held, held, self.used(held), value=-1)
         return known[1]
 
     @override
@@ -65,22 +66,22 @@ class SrSte(Pattern):
         """Half the squares of what is not used, times ``decay``."""
         if not self.decay:
             return None
-        unused = [_Squares.apply(state["latent"], self._used(state["latent"])) for state in states.values()]
-        return self.decay / 2 * torch.stack(unused).sum()
+        latents = [state["latent"] for state in states.values()]
+        return self.decay / 2 * _Squares.apply([self._unused(latent) for latent in latents], *latents)
 
 
-# What is used of tensors that are trained, by the tensor, as long as it is there.
-_USED = WeakIdKeyDictionary()
+# What is not used of tensors that are trained, by the tensor, as long as it is there.
+_UNUSED = WeakIdKeyDictionary()
 
 
 class _Squares(torch.autograd.Function):
-    """The sum of the squares of what is not used."""
+    """The sum of the squares of what is not used of several tensors."""
 
     @staticmethod
-    def forward(ctx, latent: torch.Tensor, used: torch.Tensor) -> torch.Tensor:
-        ctx.unused = latent - used
-        return ctx.unused.reshape(-1).dot(ctx.unused.reshape(-1))
+    def forward(ctx, unused: list[torch.Tensor], *latents: torch.Tensor) -> torch.Tensor:
+        ctx.unused = unused
+        return torch.stack([each.reshape(-1).dot(each.reshape(-1)) for each in unused]).sum()
 
     @staticmethod
     def backward(ctx, gradient: torch.Tensor):
-        return ctx.unused * (2 * gradient), None
+        return None, *(each * (2 * gradient) for each in ctx.unused)
