@@ -7,8 +7,11 @@ import torch
 from torch import nn
 
 from modicum.core.method import registry
+from modicum.core.progress import Quiet
 from modicum.restrict._family import Sparsity
+from modicum.train.loop import _drawn, joined, train
 from modicum.train.scoring import scored
+from modicum.train.settings import Loop
 from modicum.train.trained import trained
 
 KEEP, STEPS = 0.4, 12
@@ -86,6 +89,52 @@ def test_every_step_is_that_of_a_dense_twin_with_a_mask(method):
                 twin.state[plain.get_parameter(name)]["momentum_buffer"] *= stays
                 assert torch.equal(t.weight(name), plain.get_parameter(name)), (name, number)
             mask = new
+
+
+class Twin(Quiet):
+    """A dense module with explicit masks that follows a training of the loop, update by update."""
+
+    def __init__(self, module, t, rows, loop):
+        self.module, self.t, self.rows, self.loop, self.done = module, t, rows, loop, 0
+        self.mask = masks(t)
+        for name in self.mask:
+            module.get_parameter(name).data = t.weight(name).detach().clone()
+        self.optimizer = torch.optim.AdamW(module.parameters(), weight_decay=0.0)
+
+    def step(self):
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.loop.at(self.done)
+        self.optimizer.zero_grad()
+        losses, count = objective(self.module, joined(_drawn(self.rows, self.loop, self.done), self.loop.batch)[0])
+        losses.sum().backward()
+        new, spdf = masks(self.t), any(place.method.key() == "restrict/spdf" for place in self.t.places.values())
+        for name, mask in self.mask.items():
+            self.module.get_parameter(name).grad /= count
+            self.module.get_parameter(name).grad *= mask
+        self.optimizer.step()
+        for name, mask in self.mask.items():
+            parameter, stays = self.module.get_parameter(name), new[name] if spdf else mask & new[name]
+            parameter.data *= stays
+            for moment in ("exp_avg", "exp_avg_sq"):
+                self.optimizer.state[parameter][moment] *= stays
+            assert torch.equal(self.t.weight(name), parameter), (name, self.done)
+        self.mask, self.done = new, self.done + 1
+
+
+def objective(module, batch):
+    return (module(batch[0]) - batch[1]).square().mean(1), len(batch[0])
+
+
+@pytest.mark.parametrize("method", list(methods(but=("tickets", "freezenet", "smp", "pst"))))
+def test_ten_updates_of_the_loop_are_those_of_a_dense_twin_with_masks(method):
+    """Under AdamW and its rates as they are for everybody, clipping off."""
+    model, x, y = problem()
+    plain, rows, loop = copy.deepcopy(model), list(zip(x[:, None], y[:, None])), Loop(steps=10, batch=8, clip=0.0)
+    with trained(model, str(method), total=loop.steps) as t:
+        scored(t, lambda: (model(x) - y).square().mean())
+        twin = Twin(plain, t, rows, loop)
+        train(model, t, rows, loop, objective=objective, progress=twin)
+    assert twin.done == 10
 
 
 def run(model, t, x, y):
