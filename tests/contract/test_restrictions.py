@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import modicum
+from modicum.core.errors import SettingError
 from modicum.core.method import registry
 from modicum.core.parametrization import Step
 from modicum.core.progress import Quiet
@@ -142,3 +143,14 @@ def test_as_many_weights_are_used_as_the_guide_says_from_the_step_that_it_names(
 def _used(place, weight):
     """Entries that have a number of their own, whatever it is; where all have one, those that are not zero."""
     return len(place.state["values"]) if "values" in place.state.trained else int((weight != 0).sum())
+
+
+@pytest.mark.parametrize("method", ["lsq bits=2", "bitnet inputs_in=float"])
+def test_a_grid_that_overflows_is_told_and_nothing_is_written(method, tmp_path):
+    net = Net()
+    net.layers[0][0].weight.data.fill_(3e38)
+    with pytest.raises(SettingError, match="layers.0.0.weight: a grid must have a scale that float32 holds"):
+        modicum.train(
+            net, tmp_path / "out", method=method, data=[(torch.zeros(4, 8),)] * 12, objective=objective, loop=Loop(steps=1, batch=4)
+        )
+    assert not (tmp_path / "out").exists()

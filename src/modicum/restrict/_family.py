@@ -353,6 +353,13 @@ def _erdos_renyi(keep: float, shapes: Shapes) -> dict[str, float]:
         whole |= beyond
 
 
+def scaled(scale: torch.Tensor, unit: str) -> torch.Tensor:
+    """The scale of a grid that weights begin on. Raises ``SettingError`` where it overflows."""
+    if not bool(scale.isfinite().all()):
+        raise SettingError(f"{unit}: a grid must have a scale that float32 holds, the weights' overflows. Scale the weights down.")
+    return scale
+
+
 def beginning(start: Start) -> torch.Tensor:
     """The weight, or uniform numbers in ±1/√columns as linear layers begin with."""
     if start.weight is not None:

@@ -13,7 +13,7 @@ from modicum.core.parametrization import Start, State, Step
 from modicum.core.settings import param
 from modicum.forms import Activated, Integer
 from modicum.forms.activated import Rounding
-from modicum.restrict._family import Restriction, beginning, through
+from modicum.restrict._family import Restriction, beginning, scaled, through
 
 if TYPE_CHECKING:
     from modicum.forms import Form
@@ -31,7 +31,7 @@ class Bitnet(Restriction):
 
     *Reduces to:* the plain weight where that is ternary already.
 
-    *Raises:* nothing of its own.
+    *Raises:* ``SettingError`` for weights whose scale overflows.
 
     *Differences from the paper:* norms before the products stay where the model has them.
 
@@ -54,7 +54,9 @@ class Bitnet(Restriction):
     @override
     def begin(self, start: Start) -> State:
         """The latent weight."""
-        return State({"latent": beginning(start)}, base=start.base)
+        latent = beginning(start)
+        scaled(self._codes(latent)[1], start.unit)
+        return State({"latent": latent}, base=start.base)
 
     def _codes(self, latent: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         size = latent.abs()

@@ -13,7 +13,7 @@ from modicum.core.method import Paper
 from modicum.core.parametrization import Start, State, Step
 from modicum.core.settings import param
 from modicum.forms import Integer
-from modicum.restrict._family import Restriction, Shapes, beginning
+from modicum.restrict._family import Restriction, Shapes, beginning, scaled
 
 if TYPE_CHECKING:
     from modicum.forms import Form
@@ -32,7 +32,7 @@ class Lsq(Restriction):
 
     *Reduces to:* the plain weight where that lies on the grid already.
 
-    *Raises:* nothing of its own.
+    *Raises:* ``SettingError`` for weights whose scale overflows.
 
     *Differences from the paper:* inputs stay floats, and a row has a step of its own where the paper has one for a layer.
 
@@ -59,7 +59,7 @@ class Lsq(Restriction):
     def begin(self, start: Start) -> State:
         """The weight, and twice its mean magnitude over the root of the largest code."""
         latent = beginning(start)
-        step = (2 * latent.abs().mean(1, keepdim=True) / math.sqrt(self._top)).clamp_min(1e-8)
+        step = scaled(2 * latent.abs().mean(1, keepdim=True) / math.sqrt(self._top), start.unit).clamp_min(1e-8)
         return State({"latent": latent, "steps": step}, base=start.base)
 
     def _steps(self, state: State) -> torch.Tensor:

@@ -139,9 +139,9 @@ def _update(
     norm = torch.nn.utils.clip_grad_norm_(trained.parameters(), loop.clip or math.inf)
     if not (math.isfinite(total) and bool(torch.isfinite(norm))):
         what = "loss" if not math.isfinite(total) else "gradient"
-        raise DivergedError(
-            f"training: the {what} must be a number, is {total if what == 'loss' else float(norm)} at update {step + 1}. Lower --rate."
-        )
+        found = total if what == "loss" else float(norm)
+        advice = "Lower --rate." if step else "Check the data and the weights that it begins with."
+        raise DivergedError(f"training: the {what} must be a number, is {found} at update {step + 1}. {advice}")
     optimizer.step()
     trained.revise(optimizer)
     return total / tokens, tokens
