@@ -14,7 +14,7 @@ import torch
 from modicum.core.errors import ModelError
 from modicum.data.splits import Batch, one_row
 from modicum.judge.quality import compare, streamed
-from modicum.models.cached import LARGEST, round_cache, watched
+from modicum.models.cached import LARGEST, PROJECTIONS, round_cache, watched
 from modicum.models.model import Model
 from modicum.runtime.compute import Compute
 from modicum.sweep import Script
@@ -53,5 +53,8 @@ def _largest(model: Model, script: Script, batches: Sequence[Batch]) -> dict[str
         for _ in streamed(model, batches, script):
             pass
     if not found:
-        raise ModelError(f"{model.name}: must have attentions that keep keys and values for later tokens, none was met. Leave kv out.")
+        raise ModelError(
+            f"{model.name}: must have attentions with projections that runtimes have scales of a cache for ({', '.join(PROJECTIONS)}), none was "
+            "met. Leave kv out."
+        )
     return found

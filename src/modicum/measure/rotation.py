@@ -105,7 +105,9 @@ class _Stream:
         found = [each for each in numberings(self.module, *args, **kwargs) if all(member.index.shape[1] == 1 for member in each.members)]
         stream = max(found, key=lambda each: len(each.members), default=None)
         if stream is None or len(stream.members) < 4:
-            raise ModelError(f"{model.name}: must have a stream that its blocks add to, none was found. Leave the rotation out.")
+            raise ModelError(
+                f"{model.name}: must have a stream that its blocks add to, none was found (tensors of several experts hide one). Leave it as it is."
+            )
         self.width = stream.count
         self.axes = {(member.name, member.axis) for member in stream.members}
         self.outputs = self._outputs()

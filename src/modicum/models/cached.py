@@ -15,7 +15,7 @@ FLOAT8 = torch.float8_e4m3fn
 LARGEST = torch.finfo(FLOAT8).max
 # What attentions call the cache that they are given, in Transformers' releases one after the other.
 _NAMES = ("cache", "past_key_values", "past_key_value")
-_PROJECTIONS = ("k_proj", "v_proj", "qkv_proj", "kv_b_proj")  # those whose scales runtimes look for
+PROJECTIONS = ("k_proj", "v_proj", "qkv_proj", "kv_b_proj")  # those whose scales runtimes look for
 Steps = tuple[Callable[[torch.Tensor], torch.Tensor], Callable[[torch.Tensor], torch.Tensor]]
 
 
@@ -24,7 +24,7 @@ def attentions(module: nn.Module) -> dict[str, nn.Module]:
     return {
         name: part
         for name, part in module.named_modules()
-        if "attention" in type(part).__name__.lower() and any(hasattr(part, each) for each in _PROJECTIONS) and _name(part)
+        if "attention" in type(part).__name__.lower() and any(hasattr(part, each) for each in PROJECTIONS) and _name(part)
     }
 
 
