@@ -373,7 +373,14 @@ EVERY = {
     **{"curvature": True, "overwrite": True, "allow_pickle": True, "trust_remote_code": True, "allow_fallback": True},
     "allow_quantized_source": True,
     "search_time": 1.5,
-    **{"activations": "int8", "activation_scale": "static", "rotate": "random", "importance": "attention", "smooth": 0.5},
+    **{
+        "activations": "int8",
+        "activation_scale": "static",
+        "rotate": "random",
+        "importance": "attention",
+        "starved": "sent",
+        "smooth": 0.5,
+    },
 }
 BUDGETS = {"size": "1MB", "bpw": 4.5, "params": "60%", "loss": "1%", "memory": "2GiB", "speed": "1.5x", "latency": "20ms"}
 FITTING = {

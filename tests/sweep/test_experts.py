@@ -65,11 +65,48 @@ def test_weights_and_places_are_the_routers_own(name, dtype):
         torch.testing.assert_close(weights, routing[tokens], rtol=2**-7 if dtype == torch.bfloat16 else 1e-6, atol=0)
 
 
-def test_experts_that_met_few_tokens_take_the_covariance_of_their_stack_and_it_is_told():
+@pytest.mark.parametrize("name", ["qwen3_moe", "mixtral"])
+def test_experts_that_met_few_tokens_are_measured_on_others_and_it_is_told(name):
+    module, batches = built(name, torch.float32)
+    model, few = open_model(module), [{"input_ids": batches[0]["input_ids"][:1, :24]}]
+    script, states, found = rehearse(model, few[0]), {}, {}
+    script.sent = True
+    hooks = [
+        module.get_submodule(stack).register_forward_pre_hook(
+            lambda _, args, kwargs, stack=stack: states.update({stack: [*args, *kwargs.values()][0].reshape(-1, 64)}), with_kwargs=True
+        ) for stack in script.stacks
+    ]  # fmt: skip
+    with torch.no_grad():
+        before = module(**few[0]).logits
+    for hook in hooks:
+        hook.remove()
+    sweep = Sweep(model, few, script, lambda stage: found.update(stage.stats), needs={Need.COVARIANCE})
+    ((_, output),) = sweep.run()
+    assert torch.equal(output.logits, before)  # what went elsewhere for statistics went nowhere else
+    starved = {unit: stats for unit, stats in found.items() if any(event.startswith("starved: ") for event in stats.events)}
+    assert starved and all("starved experts were measured on tokens that went to others" in event for event in sweep.chronicle.events)
+    for unit, stats in starved.items():
+        expert, owner = model.units[unit].expert, module.get_submodule(model.units[unit].module)
+        met = states[model.units[unit].module]
+        rows = (
+            gated(owner, met, expert)
+            if model.units[unit].parameter.endswith(script.stacks[model.units[unit].module].attributes[-1])
+            else met
+        )
+        assert 0.25 * rows.shape[1] <= stats.count <= len(rows)
+        if stats.count == len(rows):  # sent all there are
+            torch.testing.assert_close(stats.covariance, rows.T @ rows, rtol=1e-3, atol=1e-3)
+        else:
+            assert float(torch.linalg.eigvalsh((rows.T @ rows - stats.covariance).double()).min()) > -1e-3
+
+
+@pytest.mark.parametrize(("tokens", "sent"), [(16, False), (6, True)])
+def test_experts_that_met_few_tokens_take_the_covariance_of_their_stack_and_it_is_told(tokens, sent):
     module, batches = zoo.build("qwen3_moe")
-    model, few = open_model(module), [{"input_ids": batches[0]["input_ids"][:1, :16]}]
-    found = {}
-    sweep = Sweep(model, few, rehearse(model, few[0]), lambda stage: found.update(stage.stats), needs={Need.COVARIANCE})
+    model, few = open_model(module), [{"input_ids": batches[0]["input_ids"][:1, :tokens]}]
+    found, script = {}, rehearse(model, few[0])
+    script.sent = sent  # six are too few for any
+    sweep = Sweep(model, few, script, lambda stage: found.update(stage.stats), needs={Need.COVARIANCE})
     sweep.finish()
     experts = {unit: stats for unit, stats in found.items() if model.units[unit].kind == "expert"}
     starved = {unit for unit, stats in experts.items() if stats.events == [f"starved: {int(stats.frequency)} tokens"]}

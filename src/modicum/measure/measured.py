@@ -60,6 +60,7 @@ _DECIDED = (
     "activation_scale",
     "rotate",
     "importance",
+    "starved",
     "smooth",
     "gradient_samples",
     "curvature",

@@ -20,6 +20,7 @@ def prepared(model: Model, script: Script, batches: Sequence[Batch], settings: S
     Raises the errors of each preparation that is asked for.
     """
     before, told = model, list[str]()
+    script.sent = settings.starved == "sent"
     if settings.rotate is not None:
         model, said = rotated(model, script, batches, settings.rotate, settings.seed, compute)
         told += said

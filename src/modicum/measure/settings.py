@@ -83,6 +83,10 @@ class Settings:
         None, "let calibration tokens count by importance in what layers are fitted on: attention, by how much of it a token receives in its "
         "block; by default all count alike", choices=("attention",), metavar="KIND", group="method",
     )  # fmt: skip
+    starved: str = param(
+        "pooled", "what experts that met few tokens are fitted on: pooled, what all experts of their stack met; sent, tokens that go to others",
+        choices=("pooled", "sent"), metavar="KIND", group="method",
+    )  # fmt: skip
     ram: int | None = param(None, "memory to stay within, such as 4GB", metavar="SIZE", group="machine")
     seed: int = param(0, "seed of every choice by chance", between=SEEDS, metavar="N", group="data")
     device: str = param(

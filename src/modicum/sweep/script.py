@@ -46,6 +46,7 @@ class Script:
     ``raised``: steps of rows by unit, that suit how much the output feels each; ``felt``: by table, how much it feels what is looked up there, the
     second moment of its gradient (columns, columns) (``measure.felt``); ``slopes``: gradients by weight, where a method asks (``measure.slopes``).
     ``important``: how much tokens of calibration count, where they do not count alike (``measure.importance``).
+    ``sent``: whether experts that met few tokens are measured on others.
     ``folded``: units whose input has other axes than rows, tokens and columns.
     ``met``: values that a unit reads and gives for one row, which is one of ``example``; ``work``: multiply-adds of it, None where nothing was
     run with values.
@@ -73,6 +74,7 @@ class Script:
     raised: dict[str, torch.Tensor] = field(default_factory=dict)
     felt: dict[str, torch.Tensor] = field(default_factory=dict)
     slopes: dict[str, Slopes] = field(default_factory=dict)
+    sent: bool = False
     important: Important = field(default_factory=Important)
     met: dict[str, int] = field(default_factory=dict)
     folded: set[str] = field(default_factory=set)
