@@ -107,6 +107,13 @@ def test_what_a_target_cannot_hold_is_told(config, tmp_path):
     assert "14 of 14 weights are written whole" in receipt["notes"][-1] and receipt["bytes"]["written"] == receipt["bytes"]["dense"]
 
 
+def test_inputs_that_cannot_be_rounded_are_told_before_training(config, tmp_path):
+    config.write_text(json.dumps(CONFIG | {"model_type": "mixtral", "num_local_experts": 2, "num_experts_per_tok": 1}))
+    with pytest.raises(SettingError, match="is of kind expert. Have it leave inputs alone"):
+        modicum.train(config, tmp_path / "out", method="bitnet", loop=LOOP, **FEW)
+    assert not list(tmp_path.glob("out*"))
+
+
 def test_another_config_of_the_same_name_and_size_begins_anew(config, tmp_path):
     run = lambda **words: modicum.train(config, tmp_path / "out", params="80%", loop=LOOP, **FEW, **words)
     with pytest.raises(KeyboardInterrupt):

@@ -42,6 +42,11 @@ class Account:
     def of(self, method: Restriction) -> Spent:
         """What is spent in the end. Raises ``SettingError`` for settings that these weights cannot have."""
         chosen = planned(self.target.model.module, str(method)).units
+        if method.treats_inputs and (other := [unit for unit, _ in chosen.values() if unit.kind not in ("linear", "conv1d")]):
+            kind = other[0].kind
+            raise SettingError(
+                f"{method}: changes what linear layers are given, {other[0].name} is of kind {kind}. Have it leave inputs as they are."
+            )
         slack = _DIGITS * len(chosen) if method.shifts else 0
         made = method.outlines({name: unit.shape for name, (unit, _) in chosen.items()})
         return self.forms({name: narrowed(form, chosen[name][0].dtype) for name, form in made.items()}, slack=slack)
