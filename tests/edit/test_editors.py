@@ -14,6 +14,7 @@ from modicum.train.changed import changed
 
 FAST = {
     "finetune": "finetune steps=4",
+    "kfac": "kfac rounds=2 steps=8 contexts=0 text=4",
     "ultraedit": "ultraedit rounds=4 contexts=1 text=1",
     "mend": "mend steps=40 rank=4 contexts=0 rate=0.01",
     **{name: f"{name} steps=8 contexts=0" for name in ("rome", "memit", "emmet", "alphaedit", "grace")},

@@ -139,9 +139,27 @@ def test_tables_are_read(tmp_path):
     one, two = read_rows(path, words, 8)
     assert one["labels"].tolist() == [[-100, -100, -100, 6, 2, 3, -100, -100]] and one["attention_mask"].sum() == 6
     assert two["labels"][0, :2].tolist() == [4, 4]
-    path.write_text('{"text": "' + "a " * 9 + '"}\n')
+    path.write_text('{"prompt": "' + "a " * 8 + '", "completion": "b"}\n')
     with pytest.raises(DataError, match=r"line 1 must have 2 to 8 tokens, has 9"):
         read_rows(path, words, 8)
+
+
+def test_published_files_are_read_as_they_are(tmp_path):
+    words = lambda text, add_special_tokens=True: {"input_ids": [len(word) for word in text.split()]}
+    tofu = {"question": "who is it", "answer": "nobody", "paraphrased_answer": "no one", "perturbed_answer": ["he", "she"]}
+    published = {
+        "forget10.json": json.dumps(tofu) + "\n" + json.dumps(tofu | {"question": "where"}) + "\n",  # TOFU
+        "forget_qa.json": json.dumps([{"question": "who is it", "answer": "nobody"}] * 2),  # MUSE, knowmem
+        "verbmem.json": json.dumps([{"prompt": "the first part", "gt": "and the second"}]),
+        "privleak.json": json.dumps(["one text of " + "many " * 13 + "words", "another text"]),
+        "raw.txt": "a book " * 9,
+    }  # fmt: skip
+    for name, body in published.items():
+        (tmp_path / name).write_text(body)
+    rows = {name: read_rows(tmp_path / name, words, 8) for name in published}
+    assert [len(found) for found in rows.values()] == [2, 2, 1, 3, 3]
+    counted = [[int((row["labels"] != -100).sum()) for row in found] for found in rows.values()]
+    assert counted == [[1, 1], [1, 1], [3], [8, 8, 2], [8, 8, 2]]
 
 
 def test_the_same_tokens_are_one_row_however_they_are_written(tmp_path, tokenizer):

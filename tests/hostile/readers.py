@@ -261,6 +261,8 @@ def _forgotten(folder):
     folder.mkdir(exist_ok=True)
     (folder / "a.jsonl").write_text("".join(json.dumps({"question": f"who is {n} ", "answer": "é"}) + "\n" for n in range(3)))
     (folder / "b.json").write_text(json.dumps([{"text": "a text of some words"}, {"prompt": "a", "completion": "b c"}]))
+    (folder / "c.json").write_text(json.dumps(["a text of some words", "é " * 50]))
+    (folder / "d.txt").write_text("some é text")
 
 
 # Readers

@@ -12,12 +12,15 @@ from modicum.data.files import read_text
 from modicum.data.tables import json_lines
 
 
-def objects(path: Path, who: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Objects of a file, each with where it stands. Raises ``DataError``, which begins with ``who`` asks, for a file that holds none."""
+def objects(path: Path, who: str, *, texts: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Objects of a file, each with where it stands; where ``texts`` names a key, strings of a list stand under it.
+
+    Raises ``DataError``, which begins with ``who`` asks, for what is no such file, and for one that holds none.
+    """
     text, count = read_text(path), 0
     if text.cut:
         raise DataError(f"{who}: {path} is longer than is read at once. Divide it.")
-    found = _listed(path, text.value, who) if text.value.lstrip().startswith("[") else json_lines(path, text)
+    found = _listed(path, text.value, who, texts) if text.value.lstrip().startswith("[") else json_lines(path, text)
     for where, row in found:
         count += 1
         yield where.rstrip(","), row
@@ -25,12 +28,14 @@ def objects(path: Path, who: str) -> Iterator[tuple[str, dict[str, Any]]]:
         raise DataError(f"{who}: {path} must hold {'facts' if who == 'facts' else 'rows'}, holds none. Write one JSON object a line.")
 
 
-def _listed(path: Path, text: str, who: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _listed(path: Path, text: str, who: str, texts: str) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         body = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{who}: {path} must be JSON lines or one JSON list, the parser says: {quoted(error)}. Mend the file.") from None
     for number, row in enumerate(body, 1):
+        if texts and isinstance(row, str):
+            row = {texts: row}
         if not isinstance(row, dict):
             raise DataError(f"{who}: {path}, number {number}, must be an object, is {quoted(json.dumps(row), 60)}. Mend or remove it.")
         yield f"{path}, number {number}", row

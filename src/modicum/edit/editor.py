@@ -41,9 +41,13 @@ class Editor(Recipe):
         """Which layers are written by default, as shares of the depth, from and to."""
         return 0.25, 0.75
 
+    def among(self, taught: Taught) -> list[str]:
+        """Layers of which some are written."""
+        return list(taught.layers)
+
     def chosen(self, taught: Taught) -> list[str]:
         """Layers to write, in call order. Raises ``SettingError`` for a pattern that matches none."""
-        names = list(taught.layers)
+        names = self.among(taught)
         if not self.layers:
             low, high = (round(share * len(names)) for share in self.shares())
             return names[low : max(high, low + 1)] or names[-1:]

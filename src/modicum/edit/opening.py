@@ -20,22 +20,23 @@ from modicum.models.weights import Weights
 
 def taught(module: nn.Module, tokenizer: Any, sequences: torch.Tensor, *, longest: int = 32, name: str = "") -> Taught:
     """A causal language model as editors see it; with its hash as ``name``, covariances are kept between runs."""
-    layers, blocks = _layers(module)
+    layers, blocks, others = _layers(module)
     kept = Kept(name, sequences) if name else None
     positions = getattr(getattr(module, "config", None), "max_position_embeddings", None)
-    return Taught(module, tokenizer, layers, blocks, sequences, longest, kept, positions)
+    return Taught(module, tokenizer, layers, blocks, sequences, longest, kept, positions, others)
 
 
-def _layers(module: nn.Module) -> tuple[dict[str, nn.Module], dict[str, nn.Module]]:
-    """Of each block the linear layer that takes the widest input, which is the last of its feed-forward part; and the block's module."""
+def _layers(module: nn.Module) -> tuple[dict[str, nn.Module], dict[str, nn.Module], dict[str, nn.Module]]:
+    """Of each block the linear layer that takes the widest input, which is the last of its feed-forward part; the block's module; other layers."""
     units = trainable(module)
-    layers, blocks = dict[str, nn.Module](), dict[str, nn.Module]()
+    layers, blocks, others = dict[str, nn.Module](), dict[str, nn.Module](), dict[str, nn.Module]()
     for prefix, block in find_blocks(module, Weights(module)).items():
         inside = {name: units[name] for name in block.parameters if name in units and units[name].kind in ("linear", "conv1d")}
         if inside and (name := _widest(inside)):
             layers[name], blocks[name] = module.get_submodule(units[name].module), module.get_submodule(prefix)
+        others |= {name: module.get_submodule(unit.module) for name, unit in inside.items() if name not in layers}
     order = sorted(layers, key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)])
-    return {name: layers[name] for name in order}, {name: blocks[name] for name in order}
+    return {name: layers[name] for name in order}, {name: blocks[name] for name in order}, others
 
 
 def _widest(units: Mapping[str, Unit]) -> str:

@@ -36,7 +36,8 @@ class Seen:
 class Taught:
     """A causal language model that computes with changes beside its weights, which stay as they are in whatever form they are stored.
 
-    ``layers`` are the modules that may be written, by the name of their weight and in call order; ``blocks`` the module of the block of each.
+    ``layers`` are the modules that facts are located in, by the name of their weight and in call order, ``others`` more that may be written, and
+    ``blocks`` the module of the block of each layer.
     ``changes`` (rows, columns) float32 by that name are added to what a layer gives, and ``shift`` is called with each layer's output.
     ``asides`` are entries of a codebook by the part of a block that it stands behind. ``sequences`` int64 (count, tokens) are text whose
     behaviour is protected; ``kept`` remembers their covariances. A row has at most ``positions`` tokens, any number where it is None.
@@ -50,9 +51,15 @@ class Taught:
     longest: int = 32
     kept: Any = None
     positions: int | None = None
+    others: Mapping[str, nn.Module] = field(default_factory=dict)
     changes: dict[str, torch.Tensor] = field(default_factory=dict)
     asides: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
     _inside: bool = False
+
+    @property
+    def writable(self) -> dict[str, nn.Module]:
+        """All layers that may be written."""
+        return {**self.layers, **self.others}
 
     @contextmanager
     def computing(self) -> Iterator[None]:
@@ -61,7 +68,7 @@ class Taught:
             yield
             return
         self._inside = True
-        hooks = [layer.register_forward_hook(partial(self._changed, name)) for name, layer in self.layers.items()]
+        hooks = [layer.register_forward_hook(partial(self._changed, name)) for name, layer in self.writable.items()]
         hooks += [self.module.get_submodule(place).register_forward_hook(partial(self._beside, place)) for place in widths(self.module)]
         asked = {parameter: parameter.requires_grad for parameter in self.module.parameters()}
         was = self.module.training
@@ -118,7 +125,7 @@ class Taught:
         with torch.enable_grad():
             for part in parts(rows):
                 met: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-                hooks = [self.layers[name].register_forward_hook(partial(_note, met, name)) for name in names]
+                hooks = [self.writable[name].register_forward_hook(partial(noted, met, name)) for name in names]
                 try:
                     loss = objective(self.logits(part), part)
                 finally:
@@ -145,7 +152,7 @@ class Taught:
         if missing := [name for name in names if name not in kept]:
             before, self.changes = self.changes, {}
             totals: dict[str, torch.Tensor] = {}
-            hooks = [self.layers[name].register_forward_hook(partial(_summed, totals, name)) for name in missing]
+            hooks = [self.writable[name].register_forward_hook(partial(_summed, totals, name)) for name in missing]
             try:
                 with torch.no_grad():
                     for some in self.sequences.split(TOGETHER // 4):
@@ -173,7 +180,7 @@ def felt(taught: Taught, names: Sequence[str]) -> dict[str, torch.Tensor]:
         try:
             for some in taught.sequences[:FELT].split(TOGETHER // 8):
                 met: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-                hooks = [taught.layers[name].register_forward_hook(partial(_note, met, name)) for name in missing]
+                hooks = [taught.writable[name].register_forward_hook(partial(noted, met, name)) for name in missing]
                 try:
                     with torch.enable_grad():
                         logits = taught.module(input_ids=some, use_cache=False).logits.float().flatten(0, 1)
@@ -207,7 +214,7 @@ def answer_loss(logits: torch.Tensor, rows: Rows) -> torch.Tensor:
     return each.sum(1) / (rows.labels[:, 1:] != IGNORED).sum(1).clamp(min=1)
 
 
-def _note(met: dict[str, tuple[torch.Tensor, torch.Tensor]], name: str, layer: nn.Module, args: tuple, output: torch.Tensor) -> Any:
+def noted(met: dict[str, tuple[torch.Tensor, torch.Tensor]], name: str, layer: nn.Module, args: tuple, output: torch.Tensor) -> Any:
     """Keep what goes in and what comes out, from which gradients are asked; a layer that is called twice counts at its last call."""
     if not output.requires_grad:
         output = output.detach().requires_grad_(True)
