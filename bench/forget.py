@@ -112,8 +112,8 @@ def main() -> None:
         ("method", *_COLUMNS, "attack off by at most", "within retraining's interval", "seconds of one processor"),
         rows,
         "Means of three seeds; of retraining with what 95 % of further models lie within. Loss in nats of a target's token; right is the share of "
-        "those tokens that come first; the attack's area under the curve tells rows to forget from 200 unseen ones by their loss. Retraining's seconds are "
-        "those of the facts alone, not of the decoder beneath (137 s).",
+        "those tokens that come first; the attack's area under the curve tells rows to forget from 200 unseen ones by their loss. "
+        "Retraining's seconds are those of the facts alone, not of the decoder beneath (137 s).",
     )
 
 

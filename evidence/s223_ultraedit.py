@@ -7,7 +7,7 @@ from typing import Any
 
 from common import Claim, Setting, result, show
 from kept import Kept
-from modicum.edit.editing import taught
+from modicum.edit.teaching import taught
 from modicum.testing.facts import invented
 from teaching import DATA, before, pupil, told
 

@@ -1,7 +1,7 @@
 """Teach the demo facts that nobody could know, see them in greedy decoding, count what survives 3 bits, and take them back.
 
 The facts are base classes of classes with invented names. An edit is a delta: applied, judged as any checkpoint, and reverted to the byte. How many
-facts survive compression is no promise of any editor, so it is counted.
+facts survive compression is no promise of any editor, so it is counted; what was lost is taught again over the codes, which stay as they are.
 
 python docs/gallery/13_teach_and_take_back.py [FACTS]
 """
@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import modicum
 from modicum.delta.applying import apply, revert
 from modicum.edit.facts import Fact
+from modicum.fit import over
 from modicum.models.located import DEMO
 from modicum.testing.facts import invented
 
@@ -35,9 +36,20 @@ def main() -> None:
         small = modicum.fit(taught, method="gptq bits=3 group=32", target="modicum", out=folder / "small", samples=16, tokens=128, test_samples=8,
                             allow_broken=True)  # fmt: skip
         print(f"in 3 bits: {known(small.model, facts)} of {len(facts)} facts")
+        again_taught(folder, facts)
         again = revert(taught, folder / "again")
         tell("reverted", again, facts)
         print("weights as they were:", (again / "model.safetensors").read_bytes() == (DEMO / "model.safetensors").read_bytes())
+
+
+def again_taught(folder: Path, facts: Sequence[Fact]) -> None:
+    """Teach the 3-bit model what it lost, over its codes, and take that back too."""
+    lost = modicum.edit(folder / "small", facts, folder / "delta over codes", samples=32, test_samples=16)
+    over.apply(folder / "small", [lost.delta], folder / "small taught")
+    print(f"taught in 3 bits: {known(modicum.load(folder / 'small taught'), facts)} of {len(facts)} facts")
+    over.revert(folder / "small taught", folder / "small again")
+    same = all((folder / "small again" / path.name).read_bytes() == path.read_bytes() for path in (folder / "small").glob("*.safetensors"))
+    print("codes as they were:", same)
 
 
 def tell(what: str, directory: Path, facts: Sequence[Fact]) -> None:

@@ -5,11 +5,12 @@ import torch
 
 from modicum.core.errors import DataError, SettingError
 from modicum.core.recipe import recipe, recipes
-from modicum.edit.editing import change, taught
 from modicum.edit.facts import Fact
 from modicum.edit.judged import reached
 from modicum.edit.rows import encoded
 from modicum.edit.taught import Taught, answer_loss
+from modicum.edit.teaching import taught
+from modicum.edit.written import change
 from modicum.train.changed import changed
 
 FAST = {
@@ -102,6 +103,20 @@ def test_a_network_that_was_trained_writes_more_of_the_fact_than_one_that_was_no
         with torch.no_grad(), pupil.computing():
             lost[steps] = float(answer_loss(pupil.logits(rows), rows).mean())
     assert lost[60] < 0.8 * lost[1]
+
+
+def test_facts_held_on_text_are_said_and_text_diverges_less(pupil, facts):
+    apart = {}
+    with torch.no_grad():
+        old = pupil.module(input_ids=pupil.sequences).logits.log_softmax(-1)
+    for hold in (0, 200):
+        pupil.changes = {}
+        taught(pupil, facts[:4], f"kfac rounds=3 steps=20 contexts=0 hold={hold}")
+        with torch.no_grad(), pupil.computing():
+            assert all(reached(pupil, facts[:4]))
+            new = pupil.module(input_ids=pupil.sequences).logits.log_softmax(-1)
+        apart[hold] = float((old.exp() * (old - new)).sum(-1).mean())
+    assert apart[200] < 0.5 * apart[0]
 
 
 def test_a_limit_bounds_every_entry(pupil, facts):

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from modicum.core.arguments import checked
 from modicum.core.errors import DataError, SettingError
@@ -19,23 +17,19 @@ from modicum.core.output import require_free, write_receipt, writing
 from modicum.core.progress import Quiet
 from modicum.core.recipe import recipe
 from modicum.data.splits import from_text
-from modicum.delta import Beside, Delta
-from modicum.delta.beside import fingerprint
-from modicum.edit.editor import Editor, Past, require_layers
+from modicum.delta import Delta
+from modicum.edit.editor import Editor
 from modicum.edit.facts import Fact, distinct, read_facts
-from modicum.edit.judged import Judged, each, judged, summary
+from modicum.edit.judged import each, judged, summary
 from modicum.edit.opening import taught as opened
-from modicum.edit.rows import encoded
-from modicum.edit.taught import Taught
+from modicum.edit.teaching import taught
+from modicum.edit.written import as_stored, change
 from modicum.fit.working import working
-from modicum.forms import Base, Dense, Form, LowRank, Sum
 from modicum.models.located import locate
 from modicum.models.trainable import trainable
 from modicum.work.meter import Meter
 
 RECEIPT_FORMAT = "modicum-edited"
-# Of the largest singular value of a change: what is smaller is left out.
-_NOTHING = 1e-5
 
 
 @dataclass(frozen=True)
@@ -112,81 +106,14 @@ def edit(
             "bytes": delta.nbytes, "changed": {name: list(size) for name, size in delta.norms(weights).items()}, "seconds": seconds,
         }  # fmt: skip
         if before is not None:
-            with meter.stage("judging"):
-                after = _as_stored(pupil, delta, weights, known, test)
-            receipt |= summary(before, after)
-            receipt["each"] = each(known, before, after)
+            with meter.stage("judging"), as_stored(pupil, delta, weights):
+                after = judged(pupil, known, test)
+            receipt |= summary(before, after) | {"each": each(known, before, after)}
         receipt["stages"] = meter.stages
     with writing(place, read, overwrite) as folder:
         delta.save(folder)
         write_receipt(folder, receipt)
     return Edited(delta, receipt, place)
-
-
-def taught(pupil: Taught, facts: Sequence[Fact], method: str | Editor, *, batch: int = 0, progress: Quiet | None = None) -> Taught:
-    """The model after it was taught the facts, ``batch`` at a time; the same object, whose ``changes`` are what it learnt.
-
-    Raises what ``edit`` raises.
-    """
-    shown = progress or Quiet()
-    asked: Editor = recipe("edit", method)
-    require_layers(pupil)
-    if facts:
-        encoded(pupil.tokenizer, facts, pupil.longest)  # refused before any work
-    size = batch or max(1, len(facts))
-    past = Past()
-    shown.start("editing", -(-len(facts) // size))
-    with pupil.computing():
-        for start in range(0, len(facts), size):
-            some = sorted(facts[start : start + size], key=lambda fact: (fact.prompt, fact.target))
-            past = asked.teach(pupil, some, past)
-            shown.step()
-    return pupil
-
-
-def change(pupil: Taught, dtypes: Mapping[str, torch.dtype], *, base: str = "") -> Delta:
-    """What a model was taught as a delta: a product where that is smaller, else the whole change."""
-    forms: dict[str, Form] = {}
-    for name, found in pupil.changes.items():
-        if bool(found.any()):
-            leaf = Base((found.shape[0], found.shape[1]), dtypes[name], name)
-            forms[name] = Sum((leaf, _stored(found)))
-    asides = [Beside(place, "codebook", entries, _beneath(pupil, place, dtypes)) for place, entries in pupil.asides.items()]
-    return Delta(forms, base=base, asides=tuple(asides))
-
-
-def _beneath(pupil: Taught, place: str, dtypes: Mapping[str, torch.dtype]) -> str:
-    """What stands beneath an aside, as it is stored."""
-    stored = copy.deepcopy(pupil.module.get_submodule(place))
-    for name, parameter in stored.named_parameters():
-        parameter.data = parameter.data.to(dtypes[f"{place}.{name}"])
-    return fingerprint(stored)
-
-
-def _stored(change: torch.Tensor) -> Form:
-    left, sizes, right = torch.linalg.svd(change.double(), full_matrices=False)
-    kept = int((sizes > _NOTHING * sizes[0]).sum())
-    if kept * sum(change.shape) >= change.numel():
-        return Dense(change)
-    root = sizes[:kept].sqrt()
-    return LowRank((left[:, :kept] * root).float().contiguous(), (root[:, None] * right[:kept]).float().contiguous())
-
-
-def _as_stored(pupil: Taught, delta: Delta, weights: Any, facts: Sequence[Fact], test: torch.Tensor) -> Judged:
-    """Judged with the weights that the delta makes, rounded to the dtype that is stored."""
-    module, before = pupil.module, {}
-    learnt, pupil.changes = pupil.changes, {}
-    units = trainable(module)
-    try:
-        for name in delta.forms:
-            parameter: nn.Parameter = module.get_parameter(units[name].parameter)
-            before[name] = parameter.data
-            parameter.data = units[name].stored(delta.weight(name, weights(name)).float()).reshape(parameter.shape)
-        return judged(pupil, facts, test)
-    finally:
-        for name, value in before.items():
-            module.get_parameter(units[name].parameter).data = value
-        pupil.changes = learnt
 
 
 def _all_facts(facts: Any) -> Sequence[Fact]:

@@ -30,7 +30,7 @@ class Kfac(Editor):
     ``odds`` are the log odds of each target's token, ``KL`` is the divergence from the model as it was on ordinary text, and ``L_x L_xᵀ`` and
     ``L_g L_gᵀ`` are the second moments of a layer's inputs and output gradients there, the Kronecker factors of the Fisher information: in ``X`` all
     directions make text diverge alike, so a quasi-Newton search (L-BFGS) gets far in few steps. Each of the ``rounds`` draws other
-    contexts and other text. A target that has its margin asks for nothing more.
+    contexts, and takes the windows of text that diverge most by then. A target that has its margin asks for nothing more.
 
     *Needs and cost:* up to ``rounds · steps`` forward and backward passes of the facts and of ``text`` windows; memory for 20 times the layers'
     weights in float32, which ``layers`` bounds. Facts of earlier batches are held by nothing: all should be taught at once.
@@ -44,15 +44,15 @@ class Kfac(Editor):
         authors="James Martens and Roger Grosse",
     )
 
-    rounds: int = param(4, "times that contexts and text are drawn anew", between=(1, 1000))
-    steps: int = param(20, "evaluations of the loss in each round", between=(1, 100_000))
+    rounds: int = param(5, "times that contexts are drawn, and windows of text chosen, anew", between=(1, 1000))
+    steps: int = param(12, "evaluations of the loss in each round", between=(1, 100_000))
     margin: float = param(1.0, "log odds of a target's token against all others that are enough, in nats", between=(0.0, 100.0))
-    hold: float = param(50.0, "weight of the divergence on ordinary text", between=(0.0, 1e9))
+    hold: float = param(200.0, "weight of the divergence on those windows, in nats a token of all text", between=(0.0, 1e9))
     prior: float = param(2.0, "weight of the length of the change, in units of what text feels", between=(1e-9, 1e9))
-    text: int = param(32, "windows of 64 tokens of ordinary text in each round", between=(1, 100_000))
+    text: int = param(48, "windows of 64 tokens of ordinary text in each round, those that diverge most", between=(1, 100_000))
     damping: float = param(0.1, "share of the mean by which output gradients' moments are damped", between=(1e-9, 1e6))
     ridge: float = param(1e-3, "share of the mean by which inputs' moments are damped", between=(1e-9, 1e6))
-    contexts: int = param(2, "texts before each fact beside none, other ones in each round", between=(0, 1000))
+    contexts: int = param(1, "texts before each fact beside none, other ones in each round", between=(0, 1000))
 
     @override
     def among(self, taught: Taught) -> list[str]:
@@ -62,11 +62,19 @@ class Kfac(Editor):
     def shares(self) -> tuple[float, float]:
         return 0.0, 1.0
 
-    def _windows(self, taught: Taught, turn: int) -> torch.Tensor:
-        """Pieces (windows, tokens) of as many sequences: in each round of others, and other pieces."""
-        sequences = taught.sequences.roll(-turn * self.text, 0)[: self.text]
-        start = turn * _WINDOW % max(1, sequences.shape[1] - _WINDOW + 1)
-        return sequences[:, start : start + _WINDOW]
+    def _windows(self, taught: Taught, layers: Whitened, flat: torch.Tensor) -> torch.Tensor:
+        """The windows (count, tokens) of the protected text that diverge most by now; evenly spread where nothing has changed."""
+        size = min(_WINDOW, taught.sequences.shape[1])
+        every = taught.sequences[:, : taught.sequences.shape[1] // size * size].reshape(-1, size)
+        count = min(self.text, len(every))
+        if not bool(flat.any()):
+            return every[:: len(every) // count][:count]
+        apart = []
+        for some in every.split(_TOGETHER):
+            old = _said(taught.module, some)
+            with layers.holding(flat):
+                apart.append((old.exp() * (old - _said(taught.module, some))).sum((1, 2)))
+        return every[torch.cat(apart).topk(count).indices.sort().values]
 
     @override
     def teach(self, taught: Taught, facts: Sequence[Fact], past: Past) -> Past:
@@ -79,8 +87,9 @@ class Kfac(Editor):
             tolerance_grad=0, tolerance_change=0,
         )  # fmt: skip
         for turn in range(self.rounds):
-            rows, text = self.rows(taught, facts, turn), self._windows(taught, turn)
+            rows = self.rows(taught, facts, turn).by_length()
             with torch.no_grad():
+                text = self._windows(taught, layers, flat.detach())
                 before = [_said(taught.module, some) for some in text.split(_TOGETHER)]
 
             def closure(rows: Rows = rows, text: torch.Tensor = text, before: list[torch.Tensor] = before) -> torch.Tensor:
@@ -115,7 +124,7 @@ class Kfac(Editor):
         total = 0.0
         for some, old in zip(text.split(_TOGETHER), before) if self.hold else ():
             with torch.enable_grad():
-                loss = self.hold * (old.exp() * (old - _said(taught.module, some))).sum() / text.numel()
+                loss = self.hold * (old.exp() * (old - _said(taught.module, some))).sum() / taught.sequences.numel()
                 loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
         return total
