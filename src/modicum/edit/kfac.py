@@ -102,7 +102,7 @@ class Kfac(Editor):
                 return torch.tensor(value)
 
             search.state[flat]["t"] = 0  # its last gradient was of another loss, and the difference tells nothing
-            search.step(closure)  # type: ignore[arg-type]
+            search.step(closure)
         taught.add(layers.changes(flat.detach()))
         return Past(past.count + len(facts), past.sums)
 
@@ -115,7 +115,7 @@ class Kfac(Editor):
                 places = labels != IGNORED
                 odds = _odds(logits[places], labels[places])
                 loss = nn.functional.relu(self.margin - odds).square().sum() / len(rows)
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
             total += float(loss.detach())
         return total
 
@@ -125,7 +125,7 @@ class Kfac(Editor):
         for some, old in zip(text.split(_TOGETHER), before) if self.hold else ():
             with torch.enable_grad():
                 loss = self.hold * (old.exp() * (old - _said(taught.module, some))).sum() / taught.sequences.numel()
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
             total += float(loss.detach())
         return total
 
