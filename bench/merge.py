@@ -14,11 +14,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from bench.common import ROOT, show
+from modicum.merging.engine import keep_freed
+from modicum.numerics.threads import single_threaded
 
 PEER = ROOT / ".venv-mergekit" / "bin" / "python"
 WIDTH, INNER, VOCABULARY = 1024, 2816, 8192
@@ -108,6 +112,20 @@ def main(gigabytes: float = 2.0) -> None:
                 "",
             )
         ]
+        for name, passes, reads in (("linear", linear_passes, (1, 2)), ("ties", ties_passes, (0, 1, 2) * 2)):
+            clock, worked = min((bare(paths, Path(place) / "bare", passes, reads) for _ in range(2)), key=lambda pair: pair[1])
+            share = (len(reads) + 1) / 2
+            cells = [f"{share * copy / clock:.2f}", f"{share * copy_worked / worked:.2f}", "", ""]
+            rows.append(
+                (
+                    name,
+                    "bare loop, one thread",
+                    f"{clock:.2f} s",
+                    f"{worked:.2f} s",
+                    f"{(len(reads) + 1) * size / clock / 1e9:.2f} GB/s",
+                    *cells,
+                )
+            )
         linear = 0.0
         for name, (method, reads) in OURS.items():
             found = run(sys.executable, "modicum", paths, Path(place) / "out", method)
@@ -166,6 +184,52 @@ def copied(source: Path, place: Path) -> tuple[float, float]:
     subprocess.run(["cp", "--reflink=never", *files, str(place)], check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return time.perf_counter() - start, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def linear_passes(base: torch.Tensor, one: torch.Tensor, two: torch.Tensor) -> torch.Tensor:
+    """The four passes that the mean of two takes."""
+    return (one.float() * 0.5).add_(two.float(), alpha=0.5)
+
+
+def ties_passes(base: torch.Tensor, one: torch.Tensor, two: torch.Tensor) -> torch.Tensor:
+    """Those of TIES on two models: sizes counted above and between two bounds, then trimming, the vote, and the mean of what agrees."""
+    base, models = base.float(), [one.float(), two.float()]
+    for each in models:
+        size = (each - base).abs_().numpy()
+        np.count_nonzero(size > 0.003)
+        np.flatnonzero((size >= 0.0029) ^ (size > 0.003))
+    base, models = base.clone(), [each.clone() for each in models]  # they are read and widened once more
+    kept = [torch.nn.functional.hardshrink(each - base, 0.0029) for each in models]
+    sign = (kept[0] + kept[1]).sign_()
+    for each in kept:
+        torch.gt(each.mul_(sign), 0, out=each)
+    made = (models[0] * kept[0]).addcmul_(models[1], kept[1])
+    count = kept[0].add_(kept[1])
+    nobody = torch.eq(count, 0, out=sign)
+    return made.addcmul_(nobody, base).div_(count.add_(nobody))
+
+
+def bare(paths: list[Path], out: Path, passes: Callable[..., torch.Tensor], reads: Sequence[int]) -> tuple[float, float]:
+    """Seconds, by the clock and of a processor, of a method's passes alone over pieces of files that are read in this order: a floor."""
+    keep_freed()
+    with single_threaded():
+        start, before, entries = time.perf_counter(), time.process_time(), 1 << 17
+        for files in zip(*(sorted(path.glob("*.safetensors")) for path in paths)):
+            handles = [os.open(file, os.O_RDONLY) for file in files]
+            size = os.fstat(handles[0]).st_size
+            made = os.open(out, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
+            os.posix_fallocate(made, 0, size)
+            kept = [torch.zeros(entries, dtype=torch.bfloat16) for _ in handles]
+            views = [memoryview(each.view(torch.uint8).numpy()) for each in kept]
+            for place in range(0, size - 2 * entries, 2 * entries):
+                for file in reads:
+                    os.preadv(handles[file], [views[file]], place)
+                stored = passes(*kept).to(torch.bfloat16)
+                os.pwrite(made, memoryview(stored.view(torch.uint8).numpy()), place)
+            for handle in (*handles, made):
+                os.close(handle)
+            out.unlink()
+        return time.perf_counter() - start, time.process_time() - before
 
 
 def run(interpreter: str, who: str, paths: list[Path], out: Path, method: str) -> dict[str, float]:

@@ -102,6 +102,25 @@ def test_a_tied_head_that_is_stored_is_found_where_it_is_not(tmp_path):
         modicum.merge(tmp_path / "tied", [tmp_path / "parted"], tmp_path / "lost", method="average")
 
 
+def test_a_model_that_is_listed_twice_counts_twice(three, tmp_path):
+    base, one, two = three
+    thrice = modicum.merge(base, [one, one, two], tmp_path / "thrice", method="average", verify=False)
+    once = modicum.merge(base, [one, two], tmp_path / "once", method="average", weights=[2, 1], verify=False)
+    assert all(torch.allclose(value, weights(once.out)[name], atol=1e-6) for name, value in weights(thrice.out).items())
+    assert len(thrice.receipt["models"]) == 3 and len({row["sha256"] for row in thrice.receipt["models"]}) == 2
+
+
+SEEDED = "import modicum, sys; modicum.merge(*sys.argv[1:2], sys.argv[2:5], sys.argv[5], method='dare vote=true', verify=False)"
+
+
+def test_no_hash_seed_and_no_order_counts(three, tmp_path):
+    base, one, two = map(str, three)
+    run = [sys.executable, "-c", SEEDED, base, two, one, one, str(tmp_path / "out")]
+    subprocess.run(run, check=True, env={**os.environ, "PYTHONHASHSEED": "7", "OMP_NUM_THREADS": "2"})
+    here = modicum.merge(base, [one, two, one], tmp_path / "here", method="dare vote=true", verify=False)
+    assert here.receipt["sha256"] == json.loads((tmp_path / "out/receipt.json").read_text())["sha256"]
+
+
 def test_deltas_and_adapters_are_models(three, tmp_path):
     base, one, _ = three
     between(one, base).save(tmp_path / "delta")
@@ -190,6 +209,9 @@ def test_a_model_whose_config_says_otherwise_is_told(three, tmp_path):
 def test_what_cannot_be_merged_leaves_nothing(three, tmp_path):
     base, one, two = three
     other, eighth = checkpoint(tmp_path / "other", "gpt2"), checkpoint(tmp_path / "eighth")
+    coded = checkpoint(tmp_path / "coded")
+    body = json.loads((coded / "config.json").read_text()) | {"quantization_config": {"quant_method": "compressed-tensors"}}
+    (coded / "config.json").write_text(json.dumps(body))
     narrow = {name: value.to(torch.float8_e4m3fn) if value.ndim > 1 else value for name, value in weights(eighth).items()}
     save_file(narrow, eighth / "model.safetensors", {"format": "pt"})
     refused = [
@@ -199,6 +221,8 @@ def test_what_cannot_be_merged_leaves_nothing(three, tmp_path):
         (SettingError, "dtype: must be", {"models": [one], "dtype": "int8"}),
         (SettingError, "needs 0 MB|MB for its largest", {"models": [one], "ram": "1KB"}),
         (SettingError, "tokens: must be at least 2", {"models": [one], "tokens": 1}),
+        (ModelError, "coded: must be stored dense to be merged, holds codes", {"models": [coded]}),
+        (ModelError, "coded: must be stored dense to be merged, holds codes", {"base": coded, "models": [coded]}),
         (ModelError, "eighth: .* must be stored in 16 bits or more", {"models": [eighth]}),
         (ModelError, "eighth: .* must be stored in 16 bits or more", {"base": eighth, "models": [one]}),
         (SettingError, "takes 1 models", {"models": [one, two], "method": "wise_ft"}),

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 import modicum
-from modicum.core.errors import SettingError
+from modicum.core.errors import ModelError, SettingError
 from modicum.merging.plan import at, weight_of
 from modicum.merging.reading import read_plan
 from modicum.testing import zoo
@@ -110,6 +110,8 @@ TWO = [f"{{model: {name}, parameters: {{density: {density}}}}}" for name, densit
         ("base: b\nmodels: [{model: a, weight: .nan}]", "must be a finite number"),
         ("base: b\nmodels: [{model: a, weight: 1e999}]", "must be a finite"),
         ("slices: [{model: a, layers: [3, 1]}]", "must begin at 0 or later"), ("slices: [{model: a}]", "must all have layers"),
+        ("base: b\nmodels: [{model: a, layers: [0, 1]}]", "a must be merged whole, and names layers"),
+        ("merge_method: linear\nmodels: [{model: a, layer_range: [0, 1]}]", "a must be merged whole, and names layers"),
         ("base: b\nbase: c\nmodels: [a]", "a name comes twice"), ("a: &x [1]\nb: *x", "stands for another"),
         ("merge_method: nuslerp\nmodels: [{model: a}]", "'nuslerp' is not had here"),
         ("merge_method: ties\nmodels: [{model: a}]", "base_model must be said"),
@@ -136,3 +138,19 @@ def test_what_does_not_fit_is_told(three, tmp_path):
     ):
         with pytest.raises(SettingError, match=words):
             made(tmp_path, text)
+    for settings in ({"weights": [0.5]}, {"method": "dare"}, {"seed": 3}):
+        with pytest.raises(SettingError, match=f"{next(iter(settings))}: is said by the plan"):
+            made(tmp_path, "base: base\nmodels: [one]\n", **settings)
+
+
+def test_layers_are_put_together_whatever_their_kind(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("qwen3_moe", "t5", "gpt2", "llama"):
+        zoo.build(name)[0].save_pretrained(tmp_path / name)
+    slices = "method: passthrough\nslices:\n- {{model: {0}, layers: [0, 2]}}\n- {{model: {0}, layers: [0, 2]}}\n"
+    receipt, _ = made(tmp_path, slices.format("qwen3_moe"))  # dense layers among those with experts
+    assert receipt["verified"]["parameters"] > 0
+    with pytest.raises(ModelError, match="t5: must have one stack of layers to be sliced, has decoder.block. and encoder.block."):
+        made(tmp_path, slices.format("t5"))
+    with pytest.raises(ModelError, match="gpt2: its layers must be called model.layers. as those of llama, are transformer.h."):
+        made(tmp_path, "method: passthrough\nslices:\n- {model: llama, layers: [0, 2]}\n- {model: gpt2, layers: [0, 2]}\n")

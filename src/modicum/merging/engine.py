@@ -32,7 +32,7 @@ def run(job: Job, sink: Sink, shown: Quiet | None = None) -> list[dict[str, Any]
         _require_alike(job, name)
     _require_no_more(job, set(job.names))
     shown = shown or Quiet()
-    _keep_freed()
+    keep_freed()
     with single_threaded(), ThreadPoolExecutor(max(1, job.threads)) as pool:
         known = None
         if job.method.scope == "model":
@@ -58,7 +58,7 @@ def spread(pool: ThreadPoolExecutor, threads: int, function: Callable[[Any], Don
         yield waiting.popleft().result()
 
 
-def _keep_freed() -> None:
+def keep_freed() -> None:
     """Have pieces take the memory of those before them: glibc maps anew what is larger than any block that was freed yet, a fault for each page."""
     torch.empty((32 << 20) - (64 << 10), dtype=torch.uint8, device="cpu")  # the largest that it counts
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from modicum.core.errors import SettingError, quoted
+from modicum.core.errors import ModelError, SettingError, quoted
 from modicum.merge._family import Merge
 from modicum.merging.layered import LAYER, Layered, config_of
 from modicum.merging.mixture import mixture
@@ -55,12 +55,16 @@ def unlike(inputs: Inputs) -> list[str]:
 
 
 def opened(plan: Plan, method: Merge) -> Inputs:
-    """Open what a plan names. Raises ``SettingError`` where slices do not fit the method."""
+    """Open what a plan names. Raises ``ModelError`` for what cannot be merged, ``SettingError`` where slices do not fit the method."""
     known: dict[str, Stored] = {}
 
     def stored(name: str) -> Stored:
         if name not in known:
             known[name] = Stored(locate(name), name)
+            if "quantization_config" in config_of(known[name]) or (known[name].directory / "modicum.json").is_file():
+                raise ModelError(
+                    f"{name}: must be stored dense to be merged, holds codes. Start from the original, or make it dense: modicum densify."
+                )
         return known[name]
 
     first = stored(plan.base)

@@ -39,6 +39,7 @@ class Layered(Source):
     def _names(self) -> dict[str, tuple[Source, str]]:
         found: dict[str, tuple[Source, str]] = {}
         first, last = self.parts[0][0], self.parts[-1][0]
+        stacks = lambda source: {match[1] for name in source.names() if (match := LAYER.match(name))}
         layers_met = False
         for name in first.names():
             if (match := LAYER.match(name)) is None:
@@ -46,6 +47,12 @@ class Layered(Source):
             layers_met |= match is not None
         if not layers_met:
             raise ModelError(f"{first.label}: must have numbered layers to be sliced, has none.")
+        if len(stacks(first)) > 1:
+            raise ModelError(f"{first.label}: must have one stack of layers to be sliced, has {' and '.join(sorted(stacks(first)))}.")
+        for source in {id(source): source for source, _ in self.parts}.values():
+            if stacks(source) != stacks(first):
+                said = [" and ".join(sorted(stacks(each))) or "nothing" for each in (first, source)]
+                raise ModelError(f"{source.label}: its layers must be called {said[0]} as those of {first.label}, are {said[1]}.")
         for place, (source, layer) in enumerate(self.parts):
             mine = [(match, name) for name in source.names() if (match := LAYER.match(name)) and int(match[2]) == layer]
             if not mine:
@@ -85,6 +92,8 @@ def with_layers(config: Mapping[str, Any], parts: Sequence[tuple[Source, int]]) 
     for key, value in list(body.items()):
         if key in keys:
             body[key] = len(parts)
+        elif key == "mlp_only_layers" and isinstance(value, list):
+            body[key] = [place for place, (_, layer) in enumerate(parts) if layer in value]
         elif isinstance(value, list) and len(value) == before and len(parts) != before:
             if max(layer for _, layer in parts) >= before:
                 raise ModelError(f"config: {quoted(key)} says something of each layer, and a slice has layers that it does not know.")

@@ -116,6 +116,9 @@ def merge(
     if said is not None:
         if base is not None or models:
             raise SettingError("plan: says what is merged; leave out base and models, or the plan.")
+        for name, given_too in (("method", method != "ties"), ("weights", weights is not None), ("seed", seed != 0)):
+            if given_too:
+                raise SettingError(f"{name}: is said by the plan. Leave it out, or write it there.")
         base, method, dtype, seed = said.base, said.method, dtype or said.dtype, said.seed
     require_seed(seed)
     chosen = method_of(method)

@@ -7,6 +7,7 @@ from typing import Any
 
 from modicum.core.errors import SettingError, near, quoted
 from modicum.merging.plan import Entry, Expert, Plan, Weight, aligned, layer_range, mixture_of, number, text, weight_of
+from modicum.merging.plan import whole as whole_models
 
 # Its methods as options here; settings of a whole merge are put in by their names.
 _METHODS = {
@@ -63,7 +64,7 @@ def converted(body: Mapping[str, Any], who: str) -> Plan:
         inner = {**whole, **_table(part.get("parameters"), f"{who}: parameters")}
         entries = [_entry(one, inner, who, said) for one in _items(part.get("sources"), f"{who}: sources")]
         slices.append(aligned(entries, who))
-    models = [_entry(one, whole, who, said) for one in _items(body.get("models"), f"{who}: models")]
+    models = list(whole_models([_entry(one, whole, who, said) for one in _items(body.get("models"), f"{who}: models")], who))
     for key, value in whole.items():
         if not isinstance(value, list | dict) and not any(key in values for values in said):
             said.setdefault(key, set()).add(str(value))

@@ -120,6 +120,14 @@ def layer_range(value: Any, who: str) -> tuple[int, int]:
     return first, last
 
 
+def whole(entries: Sequence[Entry], who: str) -> tuple[Entry, ...]:
+    """Models that are merged as they are. Raises ``SettingError`` where one has layers, which are of slices."""
+    for each in entries:
+        if each.layers is not None:
+            raise SettingError(f"{who}: {each.model} must be merged whole, and names layers. Write it in slices.")
+    return tuple(entries)
+
+
 def aligned(entries: Sequence[Entry], who: str) -> tuple[Entry, ...]:
     """Sources of one slice, which must have equally many layers. Raises ``SettingError``."""
     counts = {each.layers[1] - each.layers[0] if each.layers else 0 for each in entries}

@@ -9,7 +9,7 @@ from typing import Any
 from modicum.core.config import read_tree
 from modicum.core.errors import SettingError, near, quoted
 from modicum.merging.mergekit import converted, mixed
-from modicum.merging.plan import MOST, Entry, Expert, Plan, aligned, layer_range, mixture_of, number, text, weight_of
+from modicum.merging.plan import MOST, Entry, Expert, Plan, aligned, layer_range, mixture_of, number, text, weight_of, whole
 
 _NAMES = {
     "plan": {"base", "method", "models", "slices", "dtype", "seed", "tokenizer"},
@@ -31,7 +31,7 @@ def read_plan(path: str | Path) -> Plan:
     if "experts" in body:
         return mixed(body, who) if "base_model" in body else _mixture(body, who)
     _known(body, "plan", who)
-    models = tuple(_entry(each, who) for each in _list(body.get("models"), f"{who}: models"))
+    models = whole(tuple(_entry(each, who) for each in _list(body.get("models"), f"{who}: models")), who)
     slices = tuple(_slice(each, who) for each in _list(body.get("slices"), f"{who}: slices"))
     if bool(models) == bool(slices):
         raise SettingError(f"{who}: must have models or slices, has {'both' if models else 'neither'}.")
