@@ -41,6 +41,11 @@ def test_what_was_learnt_is_told_applied_and_taken_back(learnt, tmp_path):
     code, said, _ = run("delta", tmp_path / "out", "--base", DEMO, "--rank", "2", "--out", tmp_path / "again", "--json")
     assert code == 0 and json.loads(said)["bytes"] == receipt["bytes"] and len(json.loads(said)["changed"]) == receipt["units"]
     assert run("revert", tmp_path / "out", "--out", tmp_path / "back")[0] == 0
+    code, _, told = run("apply", "demo", learnt, "--out", learnt, "--overwrite")
+    assert code == 2 and "must not be what is read" in told and (learnt / "delta.json").exists()
+    code, _, told = run("delta", learnt, "--base", tmp_path / "out", "--format", "peft", "--out", tmp_path / "x")
+    assert code == 2 and "made on another weight" in told and not (tmp_path / "x").exists()
+    assert "must be finite" in run("apply", "demo", learnt, "--out", tmp_path / "x", "--scale", "nan")[2]
     assert filecmp.cmp(DEMO / "model.safetensors", tmp_path / "back" / "model.safetensors", shallow=False)
 
 

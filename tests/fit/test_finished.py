@@ -1,6 +1,7 @@
 """A finished result is healed in its own bytes: containers, compressed-tensors and pruned checkpoints, their originals found by the receipt."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -92,6 +93,15 @@ def test_what_gets_no_better_is_left_as_it_was(results, tmp_path):
     made = heal(results / "modicum", tmp_path / "x", loop=Loop(steps=2, batch=2, rate=50.0))
     assert not made.healing["taken"] and made.healing["events"]
     assert all(torch.equal(value, tensors(made.out)[name]) for name, value in tensors(results / "modicum").items())
+
+
+def test_another_original_is_told(results, tmp_path):
+    other = shutil.copytree(results / "pruned", tmp_path / "other")
+    AutoTokenizer.from_pretrained(DEMO).save_pretrained(other)
+    made = heal(results / "modicum", tmp_path / "x", loop=LOOP, reference=other)
+    assert any("is another model than the one that it was made of, model.safetensors differs" in told for told in made.receipt["events"])
+    made = heal(results / "modicum", tmp_path / "y", loop=LOOP)
+    assert not any("another model" in told for told in made.receipt["events"])
 
 
 def test_what_cannot_be_is_told_in_words(results, tmp_path):

@@ -42,5 +42,5 @@ def test_every_weight_that_moves_has_a_row_in_the_models_order(rows):
 
 
 def test_nothing_to_draw_is_told_in_words(rows):
-    with pytest.raises(SettingError, match="--base"):
+    with pytest.raises(SettingError, match="must be there to be drawn"):
         spectrum([{"weight": "w", "form": "dense", "bytes": 4}])

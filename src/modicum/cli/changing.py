@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -107,11 +108,15 @@ def apply(
     """
     early.require_deltas(*deltas)
     early.check_work(out, overwrite, model)
+    from modicum.core.output import require_free
     from modicum.delta.applying import apply as dense
     from modicum.delta.opened import opened
     from modicum.fit import over
     from modicum.models.located import locate
 
+    if not math.isfinite(scale):
+        raise SettingError(f"--scale: must be finite, is {scale}.")
+    require_free(out, [locate(model), *deltas], overwrite)
     read = [opened(path, model) for path in deltas]
     if over.is_compressed(locate(model)):
         made = over.apply(model, read, out, scale=scale, overwrite=overwrite, dequantize=dequantize, reversible=not no_revert)

@@ -61,9 +61,7 @@ class Delta:
 
         Raises ``ModelError`` where the base has another shape, or is another than the delta was made on.
         """
-        for leaf in leaves(self.forms[name]):
-            if leaf.digest and leaf.digest != digest(base):
-                raise ModelError(f"{name}: the delta was made on another weight than this base has. Apply it to its own base.")
+        self._require_base(name, base)
         made = self.forms[name].on(Dense(base), self.shared)
         if made.shape != tuple(base.shape):
             raise ModelError(f"{name}: the delta gives a weight of shape {made.shape}, and the base has one of {tuple(base.shape)}.")
@@ -72,6 +70,17 @@ class Delta:
                 f"{name}: the delta asks for a matrix of {largest:,} entries to change one of {base.numel():,}. Write the delta anew."
             )
         return made.value().to(base.dtype)
+
+    def _require_base(self, name: str, base: torch.Tensor) -> None:
+        for leaf in leaves(self.forms[name]):
+            if leaf.digest and leaf.digest != digest(base):
+                raise ModelError(f"{name}: the delta was made on another weight than this base has. Apply it to its own base.")
+
+    def require_on(self, weights: Weights) -> Delta:
+        """The same, where it was made on these weights. Raises ``ModelError`` for another base."""
+        for name in self.forms:
+            self._require_base(name, weights(name))
+        return self
 
     def on(self, weights: Weights) -> Iterator[tuple[str, torch.Tensor]]:
         """Every changed weight by name, one at a time."""

@@ -24,8 +24,9 @@ def changed_from(source: str | Path, base: str | Path, rank: int | None = None) 
         raise SettingError(f"rank: must be at least 1, is {rank}.")
     if not (is_delta(source) or is_peft(source)):
         return between(source, base, rank=rank)
-    found = opened(Path(source), base)
-    return found if rank is None else found.ranked(rank, base_weights(open_model(base)))
+    read = base_weights(open_model(base))
+    found = opened(Path(source), base).require_on(read)
+    return found if rank is None else found.ranked(rank, read)
 
 
 def write(delta: Delta, directory: Path, base: str | Path, format: str = "modicum") -> None:

@@ -101,6 +101,7 @@ def heal(
         with meter.stage("judge", 1):
             after = _after(wide[1], found, lambda: [judge(batches) for batches in (splits.validation, splits.test)])
         healing = _account(found, method, settings, before, after)
+        healing["events"] += _another(locate(original), receipt)
         final = folder / "final"
         shutil.rmtree(final, ignore_errors=True)
         final.mkdir()
@@ -123,6 +124,19 @@ def _original(source: Path, reference: str | Path | None, receipt: Mapping[str, 
     if reference is None and receipt is None:
         raise SettingError(f"{source}: has no receipt that names its original. Pass --reference MODEL.")
     return str(reference) if reference is not None else str(receipt["model"]["name"])  # type: ignore[index]
+
+
+def _another(original: Path, receipt: Mapping[str, Any] | None) -> list[str]:
+    """What is to be told where the original is another than the one that a result was made of."""
+    known = {} if receipt is None else receipt["model"].get("files") or {}
+    differs = [name for name, told in known.items() if not (original / name).is_file() or _sha256(original / name) != told]
+    said = "healing: what it learnt from is another model than the one that it was made of, {} differs."
+    return [said.format(differs[0])] if differs else []
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _marks(source: Path) -> list[tuple[str, int, int]]:
@@ -224,10 +238,7 @@ def _receipt(
     receipt: dict[str, Any] | None, final: Path, source: Path, original: str, healing: dict[str, Any], splits: Splits, quality: Quality,
     loop: Loop,
 ) -> dict[str, Any]:  # fmt: skip
-    files = {
-        path.name: {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-        for path in sorted(final.glob("*.safetensors"))
-    }
+    files = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(final.glob("*.safetensors"))}
     told = quality.summary(loop.seed)
     if receipt is None:
         return {

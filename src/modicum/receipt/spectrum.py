@@ -20,11 +20,11 @@ _TONES = ("#365c8d", "#1f8f8c", "#35b779", "#90d743", "#d8cf2f", "#a8b0b8")
 
 def spectrum(rows: Sequence[Mapping[str, Any]]) -> str:
     """An SVG of what ``delta.opened.described`` tells with a base: bars of relative size, and beside each what share of its energy lies in the first
-    direction, the first two, the first four, and so on. Raises ``SettingError`` where no row has a spectrum.
+    direction, the first two, the first four, and so on. Raises ``SettingError`` where none changes.
     """
     there = [row for row in rows if row.get("spectrum")]
     if not there:
-        raise SettingError("picture: a change of weights, told with its base, must be there to be drawn, none is. Pass --base MODEL.")
+        raise SettingError("picture: a weight that changes must be there to be drawn, on the base that is named; none is.")
     kept = sorted(range(len(there)), key=lambda at: -there[at]["relative"])[:_MOST]
     shown = [there[at] for at in sorted(kept)]
     with settings("spectrum"):
