@@ -2,7 +2,8 @@
 
 ``MODICUM_EARLIER=EARLIER/src`` adds an earlier version. The slow path is forced, and shown to be by the rates that torch has on it.
 ``python -m bench.compute 160m`` takes random weights of that size and few tokens; a run of over ``LONGEST`` is cut off and says so. ``160m-2``
-has two of its blocks, its table and its head, without bfloat16 units alone: what an earlier version does in minutes there.
+has two of its blocks, its table and its head, without bfloat16 units alone, and rounds to the nearest, which leaves the products: what an earlier
+version does in minutes there.
 """
 
 from __future__ import annotations
@@ -23,9 +24,14 @@ SLOW = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
 PATHS = {"as it is": {}, "without bfloat16 units": SLOW}
 LONGEST = 1200
 # The target whose loader needs no probe, and a menu that is measured on gradients and made in one sweep.
-WORDS = ("--target", "modicum", "--menu", "int3,int4,int8", "--bpw", "4.5", "--search-time", "0")
+MENU = {"160m-2": "nearest bits=3,nearest bits=4,nearest bits=8"}
+WORDS = ("--target", "modicum", "--bpw", "4.5", "--search-time", "0")
 _FEW = ("--samples", "4", "--tokens", "128", "--test-samples", "4")
-READ = {"demo": ("--samples", str(SAMPLES), "--test-samples", "16"), "160m": _FEW, "160m-2": _FEW}
+READ = {
+    "demo": ("--samples", str(SAMPLES), "--test-samples", "16"),
+    "160m": _FEW,
+    "160m-2": ("--samples", "4", "--tokens", "256", "--test-samples", "4"),
+}
 # Blocks of the random models.
 BLOCKS = {"160m": 12, "160m-2": 2}
 _RATES = """
@@ -45,7 +51,7 @@ def main(size: str = "demo") -> None:
         for path, extra in (each for each in PATHS.items() if size != "160m-2" or each[1]):
             rates.append(f"{path}: {_ran((sys.executable, '-c', _RATES), _environment(extra, place))[0].strip()}")
             for version, source in _versions().items():
-                found = {name: _fitted(model, READ[size], place, extra, source) for name, model in models.items()}
+                found = {name: _fitted(model, _said(size), place, extra, source) for name, model in models.items()}
                 ratio = f"{found['bfloat16'][0] / found['its float32 copy'][0]:.2f}"
                 rows += [(path, version, name, f"{spent:.1f}", computed, ratio) for name, (spent, computed) in found.items()]
                 print(rows[-2:], flush=True)
@@ -55,9 +61,14 @@ def main(size: str = "demo") -> None:
     show(
         title, ("processor", "version", "weights", "seconds", "computed in", "bfloat16 to copy"), rows,
         f"One thread. Products in float32 and in bfloat16, billions of operations a second: {'; '.join(rates)}. "
-        f"`fit {size} {' '.join((*WORDS, *READ[size]))}`; without units {' '.join(f'{name}={value}' for name, value in SLOW.items())}. "
+        f"`fit {size} {' '.join(_said(size))}`; without units {' '.join(f'{name}={value}' for name, value in SLOW.items())}. "
         f"`MODICUM_EARLIER=EARLIER/src python {command}`.",
     )  # fmt: skip
+
+
+def _said(size: str) -> tuple[str, ...]:
+    """Settings of the fit."""
+    return (*WORDS, "--menu", MENU.get(size, "int3,int4,int8"), *READ[size])
 
 
 def _demo() -> Path:
@@ -105,7 +116,7 @@ def _environment(extra: dict[str, str], place: Path, source: str = str(ROOT / "s
 
 def _fitted(model: Path, read: tuple[str, ...], place: Path, extra: dict[str, str], source: str) -> tuple[float, str]:
     """Processor seconds of one fit, and what its receipt says it computed in."""
-    words = (sys.executable, "-m", "modicum", "fit", str(model), "--out", str(place / "out"), "--overwrite", "--json", *WORDS, *read)
+    words = (sys.executable, "-m", "modicum", "fit", str(model), "--out", str(place / "out"), "--overwrite", "--json", *read)
     text, spent = _ran(words, _environment(extra, place, source))
     return spent, json.loads(text).get("compute", {}).get("forward", "as stored") if text else "cut off"
 

@@ -232,7 +232,7 @@ def test_bad_input_is_told_in_one_sentence(model, words, said):
     assert not (model / "x").exists()
 
 
-WRONG = ["fit", "fit --bpw 4", "fit demo --bpw four", "frobnicate", "export demo", "measure demo", "frontier"]
+WRONG = ["fit", "fit --bpw 4", "fit demo --samples four", "frobnicate", "export demo", "measure demo", "frontier"]
 
 
 @pytest.mark.parametrize("words", WRONG)
@@ -382,7 +382,7 @@ EVERY = {
         "smooth": 0.5,
     },
 }
-BUDGETS = {"size": "1MB", "bpw": 4.5, "params": "60%", "loss": "1%", "memory": "2GiB", "speed": "1.5x", "latency": "20ms"}
+BUDGETS = {"size": "1MB", "bpw": "4.5", "params": "60%", "loss": "1%", "memory": "2GiB", "speed": "1.5x", "latency": "20ms"}
 FITTING = {
     "context": 4096,
     "batch": 2,
@@ -426,7 +426,7 @@ def test_what_is_not_said_is_left_to_the_library(monkeypatch, measured):
     """Above all the time to search, which is another after a measurement."""
     assert settings_of(monkeypatch, "modicum.fit.fit", "fit", "demo", "--bpw", "4").keys() == {"sources", "out", "bpw"}
     got = settings_of(monkeypatch, "modicum.fit.fit", "fit", "--from", measured[0], "--bpw", "4")
-    assert got == {"sources": (None,), "out": Path("out") / "twin", "bpw": 4.0, "measured": str(measured[0])}
+    assert got == {"sources": (None,), "out": Path("out") / "twin", "bpw": "4", "measured": str(measured[0])}
     assert settings_of(monkeypatch, "modicum.receipt.frontier", "frontier", "m") == {"sources": ("m",)}
 
 

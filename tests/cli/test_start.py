@@ -42,6 +42,8 @@ SLIPS = [
     ("fit demo", "got nothing"),
     ("fit demo --size 4", "must be a size"),
     ("fit demo --params 7", "Write 7%"),
+    ("fit demo --bpw 4bits", "bpw: must be a number such as 4.5, got '4bits'."),
+    ("fit demo --loss -1%", "loss: must be a share such as 60% or 0.6, got '-1%'."),
     ("fit demo --bpw 4 --ram 4XB", "must be a size"),
     ("fit demo --bpw 4 --data ./nothing.txt", "none is there"),
     ("fit demo --bpw 4 --samples 0", "samples: must be at least 1, got 0."),

@@ -43,7 +43,7 @@ def test_no_weight_is_read_and_nothing_run_whatever_is_asked_for(model, monkeypa
         return read(self, first)
 
     monkeypatch.setattr(CheckpointWeights, "_value", watched)
-    monkeypatch.setattr("modicum.measure.subject.rehearse", lambda *_, **__: pytest.fail("a rehearsal was run"))
+    monkeypatch.setattr("modicum.measure.settling.rehearse", lambda *_, **__: pytest.fail("a rehearsal was run"))
     found = forecast(model, "--bpw", "9", "--tokens", tokens, "--samples", samples, "--target", "modicum")  # whose forms need no trial
     assert found["fits"] is True and found["smallest_bytes"] < found["largest_bytes"]
     assert found["calibration_tokens"] == min(tokens * samples, found["data"]["taken"]["tokens"])
@@ -94,6 +94,6 @@ def test_a_measurement_is_forecast_without_choosing(model, tmp_path, monkeypatch
     settings = {"tokens": 16, "samples": 4, "menu": "nearest bits=4,nearest bits=8", "harm": "error", "search_time": 0, "test_samples": 4}
     modicum.measure(model, out=tmp_path / "m", **settings)
     monkeypatch.setattr("modicum.fit.choose.Chooser.choose", lambda *_, **__: pytest.fail("a choice was made"))
-    monkeypatch.setattr("modicum.measure.subject.rehearse", lambda *_, **__: pytest.fail("a rehearsal was run"))
+    monkeypatch.setattr("modicum.measure.settling.rehearse", lambda *_, **__: pytest.fail("a rehearsal was run"))
     found = forecast("--from", tmp_path / "m", "--bpw", "9", "--target", "modicum")
     assert found["fits"] is True and found["measured"] is True and found["calibration_tokens"] == 64

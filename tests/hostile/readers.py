@@ -368,7 +368,7 @@ def _config(folder):
     found = read_config(folder / "run.yaml", of_settings(Budget, Request) | {"model": Written(str)})
     found.pop(FROM_PYTHON, None)
     found = {name: value for name, value in found.items() if name not in ("model", "data", "plan", "out")}
-    check_fit(None, None, found)
+    check_fit(None, None, folder / "out", found)
 
 
 def _opened_whole(folder, **settings):

@@ -15,9 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import modicum
-from modicum.core.errors import ModicumError, SettingError
+from modicum.core.errors import ModelError, ModicumError, SettingError
 from modicum.core.progress import Quiet
 from modicum.core.unit import Axis, Site, Unit
+from modicum.fit.choosing import Choosing
+from modicum.fit.making import Making
 from modicum.measure import Measured, coupled, measure
 from modicum.measure import survey as survey_module
 from modicum.measure.measurement import Measurement
@@ -25,6 +27,7 @@ from modicum.measure.settings import Settings
 from modicum.measure.subject import Subject
 from modicum.models.open import open_model
 from modicum.sweep import Sweep
+from modicum.sweep.beside import shares_state
 from modicum.testing import zoo
 from modicum.work.store import ChainStore
 from modicum.work.workdir import WorkDir
@@ -289,6 +292,24 @@ def test_another_model_is_refused(known):
     other, _ = zoo.build("llama", seed=1)
     with pytest.raises(SettingError, match=r"must be the model that was measured, is not or has changed\. Measure again\."):
         modicum.fit(other, bpw=5, measured=known)
+
+
+def test_choosing_runs_one_forward_and_what_else_running_tells_comes_before_anything_is_made(llama, known, monkeypatch, tmp_path):
+    """A choice needs the sequence of calls alone; the model that is then made is compared, and its forwards stand beside each other, first."""
+    told = []
+    tell = lambda name, found=None: lambda *_, **__: told.append(name) or found
+    monkeypatch.setattr(Choosing, "run", lambda self, run=Choosing.run: (run(self), told.append("chosen"))[0])
+    monkeypatch.setattr("modicum.measure.compared.compared", tell("compared", ""))
+    monkeypatch.setattr("modicum.sweep.rehearsal.shares_state", lambda *given, known=shares_state: tell("beside", known(*given))())
+    monkeypatch.setattr(Making, "run", lambda self, chosen, run=Making.run: (told.append("made"), run(self, chosen))[1])
+    made = modicum.fit(llama[0], bpw=4, measured=known, target="modicum", search_time=0, out=tmp_path / "one")
+    assert told == ["chosen", "compared", "beside", "made"] and known.meta["alone"] is True and made.receipt["verification"]
+    known.open(llama[0], Settings(menu=None))
+    assert told[4:] == ["beside", "compared"]  # whoever does more than choose has all of it at once
+    monkeypatch.setattr("modicum.sweep.rehearsal.shares_state", lambda *_: True)
+    with pytest.raises(ModelError, match=r"must run as when it was measured, its forwards share state now\. Measure again\."):
+        modicum.fit(llama[0], bpw=4, measured=known, target="modicum", search_time=0, out=tmp_path / "two")
+    assert not (tmp_path / "two").exists()
 
 
 def test_a_changed_model_is_refused(known):

@@ -8,7 +8,8 @@ from modicum.core.plan import Limits, Picks, Table
 
 
 def integer_program(
-    table: Table, limits: Limits, judge: Judge | None = None, *, seed: int = 0, seconds: float = 0.0, gap: float = GAP
+    table: Table, limits: Limits, judge: Judge | None = None, *, seed: int = 0, seconds: float = 0.0, gap: float = GAP,
+    known: Picks | None = None,
 ) -> Picks:  # fmt: skip
     """Minimise the summed predicted harm within all limits, by scipy's ``milp`` (HiGHS).
 
@@ -20,9 +21,10 @@ def integer_program(
     filled. Returns the selection that spends least where none fits.
 
     *Needs and cost:* the table. Hard in principle; for hundreds of sites with a dozen choices about a second. ``seconds`` bounds it (0: one
-    minute), after which the best selection met is returned; ``gap`` is the share of the harm within which it is exact.
+    minute), after which the best selection met is returned; ``gap`` is the share of the harm within which it is exact, of one that is ``known``
+    too where none loses less by more.
     """
-    start = near(table, limits)
+    start = known or near(table, limits)
     if not table.fits(start, limits):
         return start
     return fill(table, least_harm(table, limits, start, seconds=seconds or 60.0, gap=gap), limits)

@@ -19,13 +19,13 @@ from modicum.core.plan import Plan
 from modicum.core.sources import is_own, sources_of
 from modicum.fit.receipts import FILE, read_receipt
 from modicum.fit.request import Request
-from modicum.measure.meta import require_measurement
+from modicum.measure.meta import require_decided, require_measurement
 from modicum.measure.settings import Settings, common, menu_words
 from modicum.models.located import here, is_gguf
 
 
-def check_fit(model: str | None, measured: str | None, given: dict[str, Any]) -> None:
-    """Raise what ``fit`` would raise for a slip in its settings, or for a folder that is not there."""
+def check_fit(model: str | None, measured: str | None, out: Path | None, given: dict[str, Any]) -> None:
+    """Raise what ``fit`` would raise for a slip in its settings, a folder that is not there, or one that must not be written."""
     words = dict(given)
     budget = Budget.of(**{field.name: words.pop(field.name, None) for field in fields(Budget)})
     method, plan = words.pop("method", None), words.pop("plan", None)
@@ -36,16 +36,24 @@ def check_fit(model: str | None, measured: str | None, given: dict[str, Any]) ->
         "method": None if method is None else Option(),
         "plan": None if plan is None else Plan.read(Path(plan)),
     }
-    Request(**known, **_common(words))
+    request = Request(**known, **_common(words))
     check_places(model, words.get("data"))
     if measured is not None:
-        require_measurement(Path(measured))
+        require_decided(Path(measured), require_measurement(Path(measured))["settings"], words)
+    if not request.dry_run:
+        check_work(out or Path("out") / default_name(model, measured), request.overwrite, model, read=[measured, words.get("data")])
 
 
-def check_measure(model: str, given: dict[str, Any]) -> None:
-    """Raise what ``measure`` would raise for a slip in its settings, or for a folder that is not there."""
-    Settings(**_common(given))
-    check_places(model, given.get("data"))
+def default_name(model: str | None, measured: str | None) -> str:
+    """What the output is called by default: the model's name, of one that was measured as the measurement gives it."""
+    if model is None:
+        model = require_measurement(Path(measured or ""))["model"]["name"]
+    return Path(os.path.realpath(model)).name or "model"
+
+
+def check_measure(model: str, out: Path, given: dict[str, Any]) -> None:
+    """Raise what ``measure`` would raise for a slip in its settings, a folder that is not there, or one that must not be written."""
+    check_work(out, Settings(**_common(given)).overwrite, model, read=[given.get("data")])
 
 
 def check_places(model: str | None, *data: str | None) -> None:
@@ -64,7 +72,8 @@ def check_work(out: Path, overwrite: bool, *models: str | Path | None, read: Ite
     for model in models:
         check_places(None if model is None else str(model))
     check_places(None, *(None if path is None else str(path) for path in read))
-    require_free(out, [Path(path) for path in (*models, *read) if path is not None and Path(path).exists()], overwrite)
+    if out.name not in ("", ".."):  # of which more is said later
+        require_free(out, [Path(path) for path in (*models, *read) if path is not None and Path(path).exists()], overwrite)
 
 
 def require_results(*directories: str | Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import os
 import re
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -119,14 +118,14 @@ def fit(model: str | None, measured: str | None, out: Path | None, quiet: bool, 
     """
     if model is None and measured is None:
         raise click.UsageError("Missing argument 'MODEL', or --from DIR.")
-    early.check_fit(model, measured, given(settings))
+    early.check_fit(model, measured, out, given(settings))
     from modicum.cli import show
 
     wanted = given(settings) | ({"measured": measured} if measured is not None else {})
     from modicum.core.memory import uncollected
 
     with uncollected() if settings["dry_run"] else nullcontext():
-        receipt, written = _run(model, out or Path("out") / _name(model, measured), quiet, wanted)
+        receipt, written = _run(model, out or Path("out") / early.default_name(model, measured), quiet, wanted)
     if as_json:
         print_json(receipt)
     elif settings["dry_run"]:
@@ -148,7 +147,7 @@ def measure(model: str, out: Path, quiet: bool, as_json: bool, **settings: Any) 
     MODEL is demo, a directory, or a Hugging Face id. Afterwards modicum frontier DIR draws what every size costs, and modicum fit --from DIR
     chooses within any budget, for any measured target, without measuring again.
     """
-    early.check_measure(model, given(settings))
+    early.check_measure(model, out, given(settings))
     from modicum.cli import show
     from modicum.measure import measure as run
     from modicum.models.quiet import hushed
@@ -305,15 +304,6 @@ def trim(model: str, corpus: str, out: Path, quiet: bool, as_json: bool, **setti
 _TOLD = (import_file, catalogue, explain, cite, env, compare, report, densify, push, clean, completion)
 for _told in (train, adapt, apply, revert, delta, show, heal, merge, edit, forget, learn, *_TOLD):
     main.add_command(_told)
-
-
-def _name(model: str | None, measured: str | None) -> str:
-    """What the output is called by default: the model's name, of one that was measured as the measurement gives it."""
-    if model is None:
-        from modicum.measure import Measured
-
-        model = Measured.read(measured or "").meta["model"]["name"]
-    return Path(os.path.realpath(model)).name or "model"
 
 
 def _run(model: str | Model | None, out: Path, quiet: bool, settings: dict[str, Any]) -> tuple[dict[str, Any], Path]:

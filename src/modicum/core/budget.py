@@ -143,20 +143,20 @@ def _number(text: str) -> float:
         raise BudgetError(f"bpw: must be a number such as 4.5, got {text!r}.") from None
 
 
-def _share(text: str) -> float:
+def _share(text: str, who: str = "params") -> float:
     found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(%?)\s*", text)
     if not found:
-        raise BudgetError(f"budget: must be a share such as 60% or 0.6, got {text!r}.")
+        raise BudgetError(f"{who}: must be a share such as 60% or 0.6, got {text!r}.")
     value = float(found[1]) / (100 if found[2] else 1)
     if value > 1 and not found[2]:
-        raise BudgetError(f"budget: a share above 1 needs a sign, got {text!r}. Write {found[1]}%, or {100 * value:g}% if that is meant.")
+        raise BudgetError(f"{who}: a share above 1 needs a sign, got {text!r}. Write {found[1]}%, or {100 * value:g}% if that is meant.")
     return value
 
 
 def _loss(text: str) -> float:
     if re.fullmatch(r"\s*0*1(\.0*)?\s*", text):
-        raise BudgetError(f"budget: a loss of 1 needs a sign, got {text!r}. Write 1%, or 100% if that is meant.")
-    return _share(text)
+        raise BudgetError(f"loss: a loss of 1 needs a sign, got {text!r}. Write 1%, or 100% if that is meant.")
+    return _share(text, "loss")
 
 
 def _work(text: str) -> float:

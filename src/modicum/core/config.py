@@ -28,7 +28,7 @@ _NEVER = ("allow_pickle", "trust_remote_code")
 _SAID = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", list: "a text or a list of texts"}
 _TRUTHS = {"true": True, "yes": True, "false": False, "no": False}
 # Settings that are written as plain numbers; sizes, shares and times are texts that the library reads.
-_NUMBERS = {"RATE": float, "N": int, "BITS": float, "SECONDS": float, "ALPHA": float}
+_NUMBERS = {"RATE": float, "N": int, "SECONDS": float, "ALPHA": float}
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 from modicum.core import settings
@@ -59,17 +60,7 @@ class Option:
 
         Raises ``SettingError``, for a step that is ``trained`` too unless it may be, or stands last on what the steps before it made.
         """
-        said = spelled(text)
-        closing = lambda place: 0 < place == len(said) - 1
-        steps = [
-            settings.read(meant(name, registry(), trained=trained, closing=closing(place)), given, name)
-            for place, (name, given) in enumerate(said)
-        ]
-        if len(steps) > 1 and steps[-1].family() in TRAINED and not trained and not steps[-1].closes:
-            raise SettingError(
-                f"{said[-1][0]}: must be what a file holds beside a compressed weight to stand last, such as lora. Use modicum adapt."
-            )
-        return cls(tuple(steps))
+        return _parsed(text, trained, len(registry()))
 
     @property
     def closing(self) -> Method | None:
@@ -77,6 +68,10 @@ class Option:
         return self.steps[-1] if len(self.steps) > 1 and self.steps[-1].closes else None
 
     def __str__(self) -> str:
+        return self._text
+
+    @cached_property
+    def _text(self) -> str:
         return " | ".join(map(str, self.steps)) or KEEP
 
     @property
@@ -142,3 +137,19 @@ class Option:
             if not form.finite():
                 raise ModelError(f"{name}: what {str(self)!r} makes of it must be finite, holds NaN or Inf. Choose another option for it.")
         return total
+
+
+@lru_cache(4096)
+def _parsed(text: str, trained: bool, methods: int) -> Option:
+    """The option of a text, as long as no further ``methods`` are registered: a table has the same few thousands of times."""
+    said = spelled(text)
+    closing = lambda place: 0 < place == len(said) - 1
+    steps = [
+        settings.read(meant(name, registry(), trained=trained, closing=closing(place)), given, name)
+        for place, (name, given) in enumerate(said)
+    ]
+    if len(steps) > 1 and steps[-1].family() in TRAINED and not trained and not steps[-1].closes:
+        raise SettingError(
+            f"{said[-1][0]}: must be what a file holds beside a compressed weight to stand last, such as lora. Use modicum adapt."
+        )
+    return Option(tuple(steps))

@@ -95,8 +95,21 @@ class Table:
         return self.under(site, self.choices[self.parents[site]][picks[self.parents[site]]].option)
 
     def under(self, site: str, option: str) -> list[int]:
-        """Choices of a site that stand where its parent chooses ``option``."""
-        return [index for index, choice in enumerate(self.choices[site]) if option in choice.given]
+        """Choices of a site that stand where its parent chooses ``option``; not to be changed."""
+        choices = self.choices[site]
+        kept = self._standing.get(site)
+        if kept is None or kept[0] is not choices or kept[1] != len(choices):
+            found: dict[str, list[int]] = {}
+            for index, choice in enumerate(choices):
+                for above in choice.given:
+                    found.setdefault(above, []).append(index)
+            kept = self._standing[site] = (choices, len(choices), found)
+        return kept[2].get(option, [])
+
+    @cached_property
+    def _standing(self) -> dict[str, tuple[list[Choice], int, dict[str, list[int]]]]:
+        """By site its choices, their number, and which of them stand under each option of the parent."""
+        return {}
 
     def consistent(self, picks: Picks) -> bool:
         """Whether every choice stands under what its parent has chosen."""

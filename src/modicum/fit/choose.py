@@ -344,7 +344,8 @@ class Chooser:
             room = {**limits, "bytes": table.cost(best) + limits["bytes"] - self.exact_bytes(table, best, findings)}
             tried = [fill(table, best, room)]
             if self.request.allocator not in JUDGED or judge is None:
-                tried.append(choose(table, room, judge, seed=self.request.seed, seconds=0.0))
+                beside = {"known": tried[0]} if choose is _near else {}
+                tried.append(choose(table, room, judge, seed=self.request.seed, seconds=0.0, **beside))
             better = [
                 picks for picks in tried
                 if table.harm(picks) < table.harm(best) and self.exact_bytes(table, picks, findings) <= limits["bytes"] and table.fits(picks, room)

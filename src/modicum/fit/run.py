@@ -181,6 +181,9 @@ class Run:
         choosing = Choosing(scene, partial, self.pool, self.meter, self.events, chooser)
         making = self._making(partial)
         chosen = choosing.run()
+        if self.scene.subject.unconfirmed:
+            with self.meter.stage("open"):
+                chosen.events += self.scene.subject.confirm()
         made = making.run(chosen)
         better = self.ranks.first("surpassed", lambda: choosing.surpassed(chosen, made.lost))
         if better is not None:

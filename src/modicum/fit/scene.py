@@ -48,7 +48,7 @@ class Scene:
     ) -> Scene:  # fmt: skip
         """Open the subject, or that of a measurement, and its target; a run begun in ``place`` goes on as it began. Raises the errors of each."""
         if measured is not None:
-            subject = measured.open(source, request, place, ranks)
+            subject = measured.open(source, request, place, ranks, choosing=request.budget is not None and not request.dry_run)
         else:
             subject = Subject.open(source, request, batches, settle=agreed(request, place, ranks))
         subject.check_kept()

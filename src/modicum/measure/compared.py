@@ -11,13 +11,14 @@ from torch.utils._pytree import tree_leaves
 
 from modicum.core.errors import ModelError, quoted
 from modicum.core.memory import own_memory
-from modicum.data.splits import Batch, call
+from modicum.data.splits import Batch, Splits, call
 from modicum.models.dequantized.view import Dequantized
 from modicum.models.model import Model
 from modicum.models.open import apart
 from modicum.models.quiet import hushed
 from modicum.models.settled import settle
 from modicum.models.weights import CheckpointWeights, Weights
+from modicum.sweep import Script
 
 # Bytes of weights up to which a second copy is loaded for the comparison.
 _MOST = 2_000_000_000
@@ -26,6 +27,12 @@ _ROUNDING = 0.02
 # The same weights in the same kernels.
 _SAME = 1e-3
 _known: dict[str, str] = {}
+
+
+def held_against_plain(model: Model, script: Script, data: Splits, ram: int | None) -> list[str]:
+    """Note on the model how it compares with the one that Transformers loads; an event where that could not be told. Raises as ``compared``."""
+    model.opened = compared(model.stored, script.example(data.calibration[0]), ram)
+    return [f"opening: {model.opened}"] if UNCOMPARED in model.opened else []
 
 
 def compared(model: Model, batch: Batch, ram: int | None) -> str:

@@ -32,7 +32,7 @@ from modicum.judge.judge import Levels, too_slow
 from modicum.measure import coupled, felt
 from modicum.measure.asked import asked
 from modicum.measure.computing import agreed
-from modicum.measure.meta import FILE, FORMAT, VERSION, no_measurement, read_meta
+from modicum.measure.meta import DECIDED, FILE, FORMAT, VERSION, no_measurement, read_meta, require_decided
 from modicum.measure.settings import Settings, common
 from modicum.measure.subject import Subject, opened
 from modicum.measure.survey import Survey
@@ -46,28 +46,8 @@ from modicum.work.meter import Meter
 from modicum.work.workdir import MEASURING, WorkDir, beside, read_from
 
 _FINDINGS, _TOKENS, _FELT = "findings.json", "sequences.safetensors", "felt.safetensors"
-# What a measurement decides for every fit from it.
-_DECIDED = (
-    "data",
-    "text_column",
-    "samples",
-    "tokens",
-    "micro_batch",
-    "test_samples",
-    "seed",
-    "harm",
-    "activations",
-    "activation_scale",
-    "rotate",
-    "importance",
-    "starved",
-    "smooth",
-    "gradient_samples",
-    "curvature",
-    "group",
-    "output",
-    "classes",
-)
+# What is made of the opened model before anything is measured, by running it.
+_CHANGING = ("rotate", "smooth", "importance")
 
 
 @dataclass
@@ -124,15 +104,10 @@ class Measured:
     def adopt(self, settings: dict[str, Any], menu: Any, data: Any, model: Any) -> tuple[dict[str, Any], Any, Any, Any]:
         """Settings of a fit from this measurement. Raises ``SettingError`` where the caller wants what was measured otherwise."""
         said = self.meta["settings"]
-        for name in _DECIDED:
-            given = data if name == "data" else settings.get(name)
-            if given is not None and given != said.get(name):
-                raise SettingError(
-                    f"{name}: was {said.get(name)} when {self.directory} was measured, cannot be {given} now. Measure again."
-                )
+        require_decided(self.directory, said, settings | {"data": data})
         # The choice is there in seconds, unless time to search is asked for, or an allocator that may need it.
         quick = {} if settings.get("allocator") else {"search_time": 0.0}
-        adopted = quick | {name: said[name] for name in (*_DECIDED, "set") if name != "data" and name in said} | settings
+        adopted = quick | {name: said[name] for name in (*DECIDED, "set") if name != "data" and name in said} | settings
         if adopted.get("target") is None and len(self.meta["targets"]) == 1:
             adopted["target"] = self.meta["targets"][0]
         model = model if model is not None else self.source if self.source is not None else self.meta["model"]["source"]
@@ -140,12 +115,19 @@ class Measured:
             raise SettingError(f"measurement {self.directory}: was taken of a module in memory. Give it again as the model.")
         return adopted, menu if menu is not None else self.meta["menu"], said["data"], model
 
-    def open(self, source: Any, settings: Settings, place: WorkDir | None = None, ranks: Ranks = LONE) -> Subject:
-        """The model with the sequences it was measured on. Raises ``SettingError`` where it is another, or has changed since."""
+    def open(
+        self, source: Any, settings: Settings, place: WorkDir | None = None, ranks: Ranks = LONE, *, choosing: bool = False
+    ) -> Subject:
+        """The model with the sequences it was measured on; ``choosing`` needs no more of it until the subject is confirmed.
+
+        Raises ``SettingError`` where it is another, or has changed since.
+        """
         model = opened(source, settings)
         if model.hash() != self.meta["model"]["hash"]:
             raise SettingError(f"{model.name}: must be the model that was measured, is not or has changed. Measure again.")
-        subject = Subject.open(model, settings, None, self.splits, agreed(settings, place, ranks, self.meta.get("compute")))
+        settle = agreed(settings, place, ranks, self.meta.get("compute"))
+        alone = choosing and self.meta.get("alone", False) and not any(map(settings.__getattribute__, _CHANGING))
+        subject = Subject.open(model, settings, None, self.splits, settle, alone)
         if "cuts" in self.meta:  # older ones kept none
             subject.cuts = self.cuts(subject.model) | expert_sites(subject.model, subject.script)
         subject.script.raised, subject.script.felt = felt.read(self.findings.raised), self.felt(subject.model)
@@ -279,7 +261,7 @@ def _levels(subject: Subject, targets: list[str], directory: Path, pool: SpillPo
 
 def _meta(subject: Subject, source: Any, targets: list[str], meter: Meter) -> dict[str, Any]:
     settings, data, experts = subject.settings, subject.data, expert_sites(subject.model, subject.script)
-    said = {f.name: getattr(settings, f.name) for f in fields(settings) if f.name in _DECIDED}
+    said = {f.name: getattr(settings, f.name) for f in fields(settings) if f.name in DECIDED}
     said |= {"set": [str(rule) for rule in settings.set]} if settings.set else {}
     cuts = [site for name, site in vars(subject).get("cuts", {}).items() if name not in experts]
     return {
@@ -289,6 +271,7 @@ def _meta(subject: Subject, source: Any, targets: list[str], meter: Meter) -> di
         "targets": targets, "menu": None if settings.menu is None else [str(option) for option in settings.menu], "settings": said,
         "data": {"source": data.source, "notes": list(data.notes), "hashes": data.hashes, "taken": data.taken}, "stages": meter.stages,
         "compute": subject.compute.to_json(), "felt": sorted(subject.script.felt),
+        "alone": not subject.script.in_turn,
     } | ({"cuts": coupled.told(cuts)} if "cuts" in vars(subject) else {})  # fmt: skip
 
 

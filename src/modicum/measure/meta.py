@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,28 @@ from modicum.core.files import read_json
 FORMAT, VERSION = "modicum-measurement", 1
 FILE = "measurement.json"
 _PARTS = {"model", "targets", "menu", "settings", "data", "stages", "hash"}
+# What a measurement decides for every fit from it.
+DECIDED = (
+    "data",
+    "text_column",
+    "samples",
+    "tokens",
+    "micro_batch",
+    "test_samples",
+    "seed",
+    "harm",
+    "activations",
+    "activation_scale",
+    "rotate",
+    "importance",
+    "starved",
+    "smooth",
+    "gradient_samples",
+    "curvature",
+    "group",
+    "output",
+    "classes",
+)
 
 
 def read_meta(directory: Path) -> dict[str, Any]:
@@ -34,3 +57,10 @@ def require_measurement(directory: Path) -> dict[str, Any]:
         return read_meta(directory)
     except (OSError, ValueError, RecursionError) as error:
         raise no_measurement(directory, error) from None
+
+
+def require_decided(directory: Path, said: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Raise ``SettingError`` where a setting that a measurement decides is ``given`` otherwise than its own settings ``said``."""
+    for name in DECIDED:
+        if given.get(name) is not None and given[name] != said.get(name):
+            raise SettingError(f"{name}: was {said.get(name)} when {directory} was measured, cannot be {given[name]} now. Measure again.")

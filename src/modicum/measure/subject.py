@@ -13,14 +13,14 @@ import torch
 from torch import nn
 
 from modicum.core.budget import readable
-from modicum.core.errors import DataError, ModelError, ModicumError, SettingError, near, quoted
+from modicum.core.errors import ModelError, ModicumError, SettingError, near
 from modicum.core.memory import free_memory, own_memory, trim
 from modicum.core.option import Option
 from modicum.core.rules import matches
 from modicum.core.unit import Site
 from modicum.data import media
 from modicum.data.extent import extent
-from modicum.data.forward import own_errors, require_suitable, without_labels
+from modicum.data.forward import own_errors, without_labels
 from modicum.data.splits import Batch, Splits, count_rows, count_tokens, from_batches, from_text, one_row
 from modicum.drop._family import Dropper, Spanner
 from modicum.drop.experts import expert_sites
@@ -28,13 +28,13 @@ from modicum.export import TARGETS, Target
 from modicum.export.probe import probed
 from modicum.export.source import open_source
 from modicum.forms import Form
-from modicum.judge.quality import streamed
-from modicum.measure.compared import UNCOMPARED, compared, settled_alike
+from modicum.measure.compared import held_against_plain, settled_alike
 from modicum.measure.computing import Settle, agreed
-from modicum.measure.limits import extent_of, limits_of, require_positions
+from modicum.measure.limits import require_positions
 from modicum.measure.preparing import prepared
 from modicum.measure.scouting import rounding_suffices
 from modicum.measure.settings import Settings
+from modicum.measure.settling import settled
 from modicum.measure.writing import written_by
 from modicum.models.model import Model
 from modicum.models.open import apart, open_model
@@ -42,11 +42,11 @@ from modicum.runtime.compute import Compute
 from modicum.runtime.memory import Plan, planned
 from modicum.runtime.runtime import Runtime
 from modicum.runtime.targets import RUNTIMES
-from modicum.sweep import Script, rehearse
+from modicum.sweep import Script
 from modicum.sweep.coupling import coupled_cuts, shortened
 from modicum.sweep.outline import outlined
 from modicum.sweep.ranks import LONE, Ranks
-from modicum.sweep.rehearsal import use_eager_experts
+from modicum.sweep.rehearsal import still_alone
 from modicum.sweep.spill import SpillPool
 from modicum.table.menu import Menu, cutters, default_menu, require_choices, weight_options
 from modicum.table.reach import LESS, NEAR, far_below
@@ -72,6 +72,7 @@ class Subject:
     planned: int = 0  # tokens that a run would calibrate on, where this is only its forecast
     most: int | None = None  # bytes of files, where the default menu need only serve a budget of so many
     rounding: bool = False  # whether that budget needs no more than rounding
+    unconfirmed: bool = False  # whether what opening tells by running is left for later
     _targets: dict[str, Target] = field(default_factory=dict)
     _runtimes: dict[tuple, Runtime] = field(default_factory=dict)
     _unused: dict[str, frozenset[str]] = field(default_factory=dict)
@@ -80,9 +81,12 @@ class Subject:
     @classmethod
     def open(
         cls, source: str | Path | nn.Module | Model, settings: Settings, batches: Any = None, data: Splits | None = None,
-        settle: Settle | None = None,
+        settle: Settle | None = None, alone: bool = False,
     ) -> Subject:  # fmt: skip
-        """Open the model, split the data (unless it is split already), settle in which dtype to compute, and rehearse. Raises the errors of each."""
+        """Open the model, split the data (unless it is split already), settle in which dtype to compute, and rehearse. Raises the errors of each.
+
+        Where a measurement found that forwards stand ``alone``, what else is told by running them is left for ``confirm``.
+        """
         model, settle = opened(source, settings), settle or agreed(settings)
         if batches is None and data is None and not media.kind_of(model.module, settings.data):
             require_positions(model, settings.tokens)
@@ -95,15 +99,13 @@ class Subject:
         device = model.weights.home if settings.device == "auto" else chosen_device(settings.device)
         if {device.type, model.weights.home.type} != {"cpu"}:
             model, data = model.on(device), data.on(device)
-        model, script, compute = _settled(model, data, settings, settle(model, data))
-        shown = data.calibration[0] if model is model.stored else one_row(data.calibration[0])  # slow in its own dtype
-        model.opened = "" if getattr(settings, "dry_run", False) else compared(model.stored, shown, settings.ram)
-        if UNCOMPARED in model.opened:
-            model.notes.append(f"opening: {model.opened}")
+        model, script, compute = settled(model, data, settings, settle(model, data), alone)
+        if not alone and not getattr(settings, "dry_run", False):
+            model.notes += held_against_plain(model, script, data, settings.ram)
         model.notes += script.learnt.events()
         if not getattr(settings, "dry_run", False):
             model = prepared(model, script, data.calibration, settings, compute)
-        return cls(settings, model, data, script, compute)
+        return cls(settings, model, data, script, compute, unconfirmed=alone)
 
     @classmethod
     def _outlined(cls, model: Model, settings: Settings, data: Splits | None, settle: Settle) -> Subject:
@@ -122,6 +124,16 @@ class Subject:
         found = cls(settings, compute.of(model), few, script, compute, planned=planned)
         found.__dict__["cuts"] = {site.name: site for site in cuts} | expert_sites(model, script)
         return found
+
+    def confirm(self) -> list[str]:
+        """Do what opening left for later, before anything is made; notes. Raises ``ModelError`` where the model is not what was measured."""
+        if not self.unconfirmed:
+            return []
+        self.unconfirmed, notes = False, held_against_plain(self.model, self.script, self.data, self.settings.ram)
+        batch, *others = (*self.data.calibration, *self.data.validation, *self.data.test)
+        if not still_alone(self.model, batch, others, self.script.outputs):
+            raise ModelError(f"{self.model.name}: must run as when it was measured, its forwards share state now. Measure again.")
+        return notes
 
     @cached_property
     def felt(self) -> Model:
@@ -314,53 +326,6 @@ def opened(source: str | Path | nn.Module | Model, settings: Settings) -> Model:
         source, allow_pickle=settings.allow_pickle, trust_remote_code=settings.trust_remote_code,
         allow_quantized_source=settings.allow_quantized_source,
     )  # fmt: skip
-
-
-def _settled(model: Model, data: Splits, settings: Settings, compute: Compute) -> tuple[Model, Script, Compute]:
-    """The model in the dtype to compute in, and what its rehearsal sees; in its weights' own where it does not run in another, unless that was
-    asked for, which raises ``SettingError``.
-    """
-    use_eager_experts(model)
-    other, notes = compute.of(model), list(model.notes)
-    try:
-        found = other, _rehearsed(other, data, settings), compute
-        if other is not model and _has_values(data.calibration[0]):  # which the model's own dtype may not take
-            for _ in streamed(model, [one_row(data.calibration[0])], found[1]):
-                pass
-    except Exception as error:
-        if other is model:
-            raise
-        model.notes[:] = notes
-        found = model, _rehearsed(model, data, settings), compute.refused(error)  # raises what has another cause
-        if settings.compute != "auto":
-            raise SettingError(
-                f"compute {settings.compute}: {model.name}'s own forward must run in it, raises {type(error).__name__}: {quoted(error)}. "
-                "Leave it out."
-            ) from error
-    model.notes += [found[2].event()] if compute.changed else []
-    return found
-
-
-def _has_values(batch: Batch) -> bool:
-    return any(value.is_floating_point() for value in (batch.values() if isinstance(batch, dict) else batch))
-
-
-def _rehearsed(model: Model, data: Splits, settings: Settings) -> Script:
-    """What a rehearsal sees. What the model's own forward raises is told as its own; an error of ours stays one."""
-    batch, *others = (*data.calibration, *data.validation, *data.test)
-    try:
-        return rehearse(model, batch, others, output=settings.output, classes=settings.classes)
-    except ModicumError:
-        raise
-    except IndexError:
-        raise DataError(f"{model.name}: {extent_of(model.module, batch)} must fit the model{limits_of(model)}.") from None
-    except Exception:
-        if not model.weights.lazy:
-            require_suitable(model.stored.module, batch)  # the caller's own module, run as the caller would
-            raise
-        with own_errors(model.module, batch):
-            raise
-        raise
 
 
 def _split(model: Model, settings: Settings, batches: Any) -> Splits:

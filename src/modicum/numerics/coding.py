@@ -197,9 +197,13 @@ class _Coding:
         """Octaves of scales, falling in size, and the bits of all codes that plain rounding under them would take."""
         every = max(1, self.weight.numel() // _SAMPLE)
         sample, whole = self.weight[::every], self.weight.numel() / self.weight[::every].numel()
+        peak = bool(sample.any())
         middle = float((self.weight / self.unit).square().mean().sqrt().clamp_min(2.0**-60).log2())
-        sizes = []
+        sizes: list[float] = []
         for octave in (_OCTAVES + middle).tolist():
+            if sizes and not peak:  # of zeros, whose sizes are asked before anything is made, all octaves give the same
+                sizes.append(sizes[-1])
+                continue
             codes = (sample / (self.unit * 2**octave)).round_().clamp_(-rans.TOP, rans.TOP).to(torch.int8)
             plain = float(self._bits(codes, self._tables_of_rows(2**octave)[::every], 0).sum())
             sizes.append((plain + _DEARER * self.paths * codes.numel()) * whole)

@@ -363,14 +363,22 @@ def _in_turn(model: Model, batch: Batch, outputs: Outputs) -> _Rehearsal:
     return rehearsal
 
 
+def still_alone(model: Model, batch: Batch, others: Sequence[Batch], outputs: Outputs) -> bool:
+    """Whether forwards still do not disturb each other, of a model whose rehearsal took that for known. Raises what a rehearsal raises."""
+    rehearsal = _run(model, batch)
+    rehearsal.script.outputs = outputs
+    return not rehearsal.disturbed([batch, *others])
+
+
 def rehearse(
-    model: Model, batch: Batch, others: Sequence[Batch] = (), *, output: str | Callable[[Any], Any] | None = None, classes: str | None = None
+    model: Model, batch: Batch, others: Sequence[Batch] = (), *, output: str | Callable[[Any], Any] | None = None, classes: str | None = None,
+    alone: bool = False,
 ) -> Script:  # fmt: skip
     """Run one row of ``batch`` through the model, or all of it where one row cannot run; adds the expert units it discovers to ``model.units``.
 
-    Then it runs beside another example, which shows whether forwards share state that would mix. Where ``batch`` or ``others`` hold padding,
-    a few forwards of two rows tell what their masks cover. ``output`` and ``classes`` say what of the output is judged
-    (`sweep.outputs.described`). Holds the unit inputs of what it runs in memory; every block is read once by each forward.
+    Then it runs beside another example, which shows whether forwards share state that would mix, unless they are known to stand ``alone``. Where
+    ``batch`` or ``others`` hold padding, a few forwards of two rows tell what their masks cover. ``output`` and ``classes`` say what of the output
+    is judged (`sweep.outputs.described`). Holds the unit inputs of what it runs in memory; every block is read once by each forward.
     Raises what the model's own forward raises at the whole batch, ``ModelError`` where its output holds no number to judge.
     """
     use_eager_experts(model)
@@ -378,7 +386,7 @@ def rehearse(
     if again := [name for name, times in Counter(rehearsal.script.blocks).items() if times > 1]:
         rehearsal = _without_blocks(model, again, batch)
     rehearsal.script.outputs = described(rehearsal.output, model.config, output, classes, rehearsal.maps)
-    if rehearsal.disturbed([batch, *others]):
+    if not alone and rehearsal.disturbed([batch, *others]):
         rehearsal = _in_turn(model, batch, rehearsal.script.outputs)
     script, outputs = rehearsal.script, rehearsal.script.outputs
     model.notes += [DRAWS] if script.draws else []

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields, replace
+from functools import lru_cache
 from typing import Any
 
 from modicum.core.errors import SettingError
@@ -116,13 +117,19 @@ def groups_of(site: Site) -> list[int]:
     return [*_GROUPS, *(width for width in others if width not in _GROUPS), 0]
 
 
+@lru_cache(4096)
+def _in_groups(option: Option, group: int) -> Option:
+    """An option whose first step takes another group: the same ones are asked for on every site."""
+    return Option((replace(option.steps[0], group=group), *option.steps[1:]))  # type: ignore[call-arg]
+
+
 def suited(target: Target, site: Site, option: Option) -> Iterator[Option]:
     """An option of the default menu with the groups that suit a site: the first that can be held, and what stands beside it."""
     first = option.steps[0] if option.steps else None
     if not isinstance(first, Quantizer) or option.steps[-1].wraps:  # where runtimes multiply codes, a row has one scale
         yield option
         return
-    at = lambda group: Option((replace(first, group=group), *option.steps[1:]))
+    at = lambda group: _in_groups(option, group)
     fitting = next((group for group in groups_of(site) if target.adapt(site, at(group)) is not None), first.group)
     beside = _BESIDE.get(first.bits, ()) if len(option.steps) == 1 else ()
     narrowest = min(unit.shape[1] for unit in site.units)
@@ -134,7 +141,7 @@ def misfit(target: Target, sites: Iterable[Site], option: Option) -> str:
     first = option.steps[0] if option.steps else None
     if not isinstance(first, Quantizer) or first.group <= 0 or option.steps[-1].wraps:
         return ""
-    held = lambda site, group: target.adapt(site, Option((replace(first, group=group), *option.steps[1:]))) is not None
+    held = lambda site, group: target.adapt(site, _in_groups(option, group)) is not None
     blocked = [site for site in sites if not held(site, first.group) and held(site, 0)]
     if not blocked:
         return ""
