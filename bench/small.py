@@ -6,6 +6,7 @@ One process, one model and one batch, in turns: within a turn each method's upda
 
 from __future__ import annotations
 
+import json
 import statistics
 import sys
 import time
@@ -14,21 +15,23 @@ from typing import Any
 
 import torch
 
-from bench.common import show
+from bench.common import RESULTS, show
 
 KEEP, TOKENS, ROWS, STEPS, TURNS, MORE = 0.25, 128, 4, 2, 5, 4
 METHODS = {
     "dense": 0, f"random keep={KEEP}": 0, f"snip keep={KEEP}": 0, f"set keep={KEEP}": 100, f"rigl keep={KEEP}": 100, f"gradual keep={KEEP}": 20,
     f"freezenet keep={KEEP}": 0, "sr_ste n=2 m=8": 0, "gradient_flow n=2 m=8": 0, "lsq bits=4": 0, "bitnet": 0, "low_rank rank=32": 0, "phm n=4": 0,
-    "sltrain rank=32": 0, f"activating keep={KEEP}": 20, f"pst keep={KEEP}": 0, "lapp": 0, "wgsef": 0, "adaptive_precision": 50, "mpo bond=8": 0,
+    "sltrain rank=32": 0, f"activating keep={KEEP}": 20, f"pst keep={KEEP}": 0, f"smp keep={KEEP}": 0,
+    f"dsl keep={KEEP}": 100, "lapp": 0, "wgsef": 0, "adaptive_precision": 50, "mpo bond=8": 0,
     f"stable_rps keep={KEEP}": 0, f"shapeshifter keep={KEEP}": 0, "widenet": 0,
 }  # fmt: skip
 AIM = 1.15
 
 
 def main(asked: Sequence[str] = ()) -> None:
-    """Ratios by method, of those that are ``asked`` for or all; the costs of a step that renews are spread over the steps between two."""
-    rows = []
+    """Ratios by method, of those that are ``asked`` for or all; rows of others stay. A renewal is spread over the steps between two."""
+    head = ("method", "an update", "one that renews", "on the whole", f"of {MORE * ROWS * TOKENS:,} tokens", "optimizer's memory")
+    rows = dict[str, Sequence[str]]()
     for method, every in METHODS.items():
         if asked and method.split()[0] not in asked:
             continue
@@ -37,16 +40,22 @@ def main(asked: Sequence[str] = ()) -> None:
         whole = ratio + (statistics.median(renewing) - ratio) / every if every else ratio
         longer = statistics.median(measured(method, 0, MORE * ROWS, 1)[0]) if whole > AIM else None
         told = (f"{statistics.median(renewing):.2f}" if renewing else "", f"{whole:.2f}", f"{longer:.2f}" if longer else "")
-        rows.append((method, f"{ratio:.2f}", *told, f"{memory:.2f}"))
-        print(*rows[-1], flush=True)
+        rows[method] = (method, f"{ratio:.2f}", *told, f"{memory:.2f}")
     note = (
         f"A Llama of 3.4 million parameters, {ROWS} sequences of {TOKENS} tokens, AdamW with clipped gradients, all else dense; medians of {TURNS} "
         f"turns, times those of plain torch training in the same turn. The aim is {AIM} for masks, with what a renewal costs spread over the updates "
         f"between two. What is above is work on weights, which does not grow with tokens: of {MORE * ROWS * TOKENS:,}, as many as the command's own "
-        "updates have, it is measured once more."
+        "updates have, it is measured once more. Methods that choose once (`grasp`, `synflow`, `sbp_sr`) update as `snip` does."
     )
-    head = ("method", "an update", "one that renews", "on the whole", f"of {MORE * ROWS * TOKENS:,} tokens", "optimizer's memory")
-    show("Updates of methods that train small", head, rows, note)
+    rows = _known(head) | rows
+    show("Updates of methods that train small", head, [rows[method] for method in METHODS if method in rows], note)
+
+
+def _known(head: Sequence[str]) -> dict[str, Sequence[str]]:
+    """Rows of the table as it is, by method."""
+    path = RESULTS / "updates_of_methods_that_train_small.json"
+    table = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"head": [], "rows": []}
+    return {row[0]: row for row in table["rows"] if table["head"] == list(head)}
 
 
 def measured(method: str, every: int, count: int = ROWS, steps: int = STEPS) -> tuple[list[float], list[float], float]:

@@ -6,6 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 from modicum.cli.main import main
+from modicum.train.accounts import beginners
 
 CONFIG = {
     "model_type": "llama", "vocab_size": 1024, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -38,6 +39,10 @@ def test_a_model_is_trained_told_and_judged(config, tmp_path):
 def test_a_race_is_told(config, tmp_path):
     code, said, _ = run("train", config, "--size", "170kB", "--method", "auto", "--out", tmp_path / "out", *FEW)
     assert code == 0 and said.startswith("race, 5 updates: ") and "\nleft out of the race, dense: " in said
+    race = json.loads((tmp_path / "out" / "receipt.json").read_text())["race"]
+    assert sorted([*(name.split()[0] for name in race["rounds"][0]["lost"]), *race["left out"]]) == beginners(), (
+        "each races, or it is said why not"
+    )
 
 
 @pytest.mark.parametrize(
