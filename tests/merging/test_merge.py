@@ -137,6 +137,29 @@ def test_deltas_and_adapters_are_models(three, tmp_path):
     assert all(torch.allclose(found[name], wanted[name], atol=1e-6) for name in wanted)
 
 
+def test_an_adapter_of_peft_is_a_model(three, tmp_path):
+    base, place = three[0], tmp_path / "adapter"
+    place.mkdir()
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": 2,
+        "lora_alpha": 6,
+        "target_modules": ["q_proj"],
+        "layers_to_transform": [1],
+    }
+    (place / "adapter_config.json").write_text(json.dumps(config))
+    name, draw = "model.layers.1.self_attn.q_proj", torch.Generator().manual_seed(0)
+    rows, columns = weights(base)[f"{name}.weight"].shape
+    a, b = torch.randn(2, columns, generator=draw), torch.randn(rows, 2, generator=draw)
+    keys = (f"base_model.model.{name}.lora_{part}.weight" for part in "AB")
+    save_file(dict(zip(keys, (a, b))), place / "adapter_model.safetensors")
+    made = modicum.merge(base, [place], tmp_path / "out", method="task_arithmetic", weights=[0.5])
+    for key, value in weights(made.out).items():
+        change = 0.5 * 3 * b @ a if key == f"{name}.weight" else 0
+        assert torch.allclose(value, weights(base)[key] + change, atol=1e-5), key
+
+
 KILLED = """
 import os, sys
 import modicum

@@ -27,13 +27,9 @@ class Della(Pipeline):
     window`` for the largest. A kept entry is divided by its own probability. Then each entry elects a sign, and what agrees is averaged.
 
     *Shapes:* tensors of one shape; vectors are one row.
-
     *Needs and cost:* no data; rows are sorted, and a random number is drawn for each entry of each model.
-
     *Reduces to:* ``dare`` with ``vote`` and ``mean`` at window 0.
-
     *Raises:* ``SettingError`` where density and window leave the probabilities from 0 to 1, and for weights that are no shares.
-
     *Differences from the paper:* ranks are exact at any length of a row; probabilities are multiples of 1/65536.
 
     Example:
@@ -45,11 +41,9 @@ class Della(Pipeline):
     """
 
     paper: ClassVar[Paper | None] = Paper(
-        title="DELLA-Merging: Reducing Interference in Model Merging through Magnitude-Based Sampling",
-        arxiv="2406.11617",
-        year=2024,
+        title="DELLA-Merging: Reducing Interference in Model Merging through Magnitude-Based Sampling", arxiv="2406.11617", year=2024,
         authors="Pala Tej Deep and Rishabh Bhardwaj and Soujanya Poria",
-    )
+    )  # fmt: skip
     rows: ClassVar[bool] = True
     shares: ClassVar[bool] = True
 
@@ -67,8 +61,7 @@ class Della(Pipeline):
         if self.density == 1:
             return None
         row = math.prod(at.shape[1:]) if len(at.shape) > 1 else difference.numel()
-        places = np.arange(row) / max(1, row - 1)
-        most = ((self.density - self.window + 2 * self.window * places) * 65536).round()
+        most = ((self.density - self.window + 2 * self.window * (np.arange(row) / max(1, row - 1))) * 65536).round()
         order = torch.from_numpy(_order(difference.abs().reshape(-1, row).numpy()))
         ranked = torch.from_numpy(most.astype(np.float32)).expand(order.shape)
         mine = torch.empty(order.shape).scatter_(1, order, ranked).numpy()

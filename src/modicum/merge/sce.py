@@ -61,9 +61,7 @@ class Sce(Merge):
         strength = [weight * float(square) for weight, square in zip(weights, squares)]
         differences = _kept(base, others, least)
         sign, sums, made = torch.stack(differences).sum(0).sign(), torch.zeros_like(base), torch.zeros_like(base)
-        shares = [
-            ((difference.sign() == sign) & (difference != 0)).to(base.dtype) * mine for mine, difference in zip(strength, differences)
-        ]
+        shares = [((each.sign() == sign) & (each != 0)).to(base.dtype) * mine for mine, each in zip(strength, differences)]
         divisor = torch.stack(shares).sum(0)
         for share, other in zip(shares, others):
             coefficient = share / divisor.masked_fill(divisor == 0, 1.0)
