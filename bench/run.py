@@ -1,7 +1,8 @@
 """Run the benchmarks and write ``docs/benchmarks.md`` from what they measured.
 
 python bench/run.py [start] [compute] [methods] [allocators] [uneven] [costs] [solver] [codes] [other_codes] [below_four] [ggml] [sweep] [ranks]
-    [side_by_side] [llama_cpp] [adapters] [merge] [budgets] [choosing_methods] [rates] [small] [trained_bytes] [edit] [facts] [forget] [real] [--docs]
+    [side_by_side] [llama_cpp] [adapters] [healing] [merge] [budgets]
+    [choosing_methods] [rates] [small] [trained_bytes] [edit] [facts] [forget] [real] [--docs]
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ PARTS = (
     "side_by_side",
     "llama_cpp",
     "adapters",
+    "healing",
     "merge",
     "budgets",
     "choosing_methods",

@@ -58,6 +58,11 @@ def test_a_classifier_learns_texts_with_labels(tmp_path):
     learning = ("adapt", tmp_path / "bert", "--method", "lora rank=2", "--steps", "3", "--out", tmp_path / "out")
     code, said, told = run(*learning, "--data", tmp_path / "rows.jsonl")
     assert code == 0 and "held-out texts" in said, told
+    code, said, _ = run(*learning, "--data", tmp_path / "rows.jsonl", "--against", "full", "--overwrite")
+    other = json.loads((tmp_path / "out" / "receipt.json").read_text())["against"]
+    assert code == 0 and f"full, of {other['trained']:,} numbers, has {other['test']['before']:.4f}" in said and len(other["losses"]) == 3
+    code, _, told = run(*learning, "--data", tmp_path / "rows.jsonl", "--against", "gptq", "--overwrite")
+    assert code == 2 and "'gptq bits=4' must be one trained step" in told
     code, _, told = run(*learning, "--overwrite")
     assert code == 2 and "must be a table of texts with a label each" in told
 

@@ -32,6 +32,7 @@ _OUT = option("--out", type=click.Path(path_type=Path), metavar="DIR", required=
         group="method",
         help="What is trained: a method and its settings, or auto, which divides --params or --size over the weights.",
     ),
+    option("--against", metavar="OPTION", group="method", help="Train this too, to be told what it reaches: full, say."),
     option("--size", metavar="SIZE", group="budget", help="Bytes of the delta's files at most, such as 200kB."),
     option("--params", metavar="SHARE", group="budget", help="Trained numbers at most, a share of the model's such as 1%."),
     option("--memory", metavar="SIZE", group="budget", help="Memory of this process at most while it trains, such as 4GB."),
@@ -59,8 +60,9 @@ def adapt(model: str, method: str, out: Path, quiet: bool, as_json: bool, **give
     interrupted training goes on where it was.
     """
     loop = settings.read(Loop, {name: str(given.pop(name)) for name in Loop.__dataclass_fields__}, "adapt")
-    if method != "auto":
-        grammar.check(method, trained=True)
+    for text in (method, *filter(None, [given["against"]])):
+        if text != "auto":
+            grammar.check(text, trained=True)
     Budget.of(**{name: given[name] for name in ("size", "params", "memory")})
     early.check_work(out, given["overwrite"], model, read=[given["data"]])
     from modicum.models.quiet import hushed
@@ -83,6 +85,13 @@ def adapt(model: str, method: str, out: Path, quiet: bool, as_json: bool, **give
         f"loss per {receipt['per']} on {test['sequences']} held-out {held}: {test['before']:.4f} before, {test['after']:.4f} after "
         f"({test['change']:+.4f}, 95 % {low:+.4f} to {high:+.4f})."
     )
+    if (other := receipt["against"]) is not None:
+        test = other["test"]
+        low, high = test["interval"]
+        click.echo(
+            f"{other['method']}, of {other['trained']:,} numbers, has {test['before']:.4f}: {method} is apart by {test['change']:+.4f} "
+            f"(95 % {low:+.4f} to {high:+.4f})."
+        )
 
 
 @click.command(cls=Command)

@@ -29,6 +29,7 @@ from modicum.numerics.interval import interval
 from modicum.sweep.ranks import LONE, Ranks
 from modicum.train import auto
 from modicum.train.bounded import fitting, limits, require_within
+from modicum.train.finding import planned
 from modicum.train.loop import evaluate, single, train
 from modicum.train.objectives import CHOSEN, Objective, classes, next_token, preference, referred
 from modicum.train.settings import Loop
@@ -67,6 +68,7 @@ def adapt(
     size: str | int | None = None,
     params: str | float | None = None,
     memory: str | int | None = None,
+    against: str | None = None,
     ranks: Ranks = LONE,
 ) -> Adapted:
     """Train ``method`` beside the weights of a causal language model or a classifier of sequences, and write what was learnt as a delta.
@@ -80,6 +82,8 @@ def adapt(
     What is added is bounded by ``size`` (bytes of the delta's files, such as ``"200kB"``), ``params`` (trained numbers as a share of the model's,
     such as ``"1%"``) and ``memory`` (bytes of this process while it trains, such as ``"4GB"``). ``method="auto"`` divides ``size`` or ``params``
     over the weights by what each choice would gain, told by one gradient sweep (``train/auto.py``).
+
+    ``against`` is trained too, in the same updates on the same data, such as ``"full"``; nothing of it is written but what it reaches.
 
     The receipt says what was trained, how many numbers and bytes, the losses, memory and time, and the loss per token on the test part
     before and after, with a paired 95 % interval over its sequences. An interrupted training goes on where it was, with the same numbers.
@@ -112,11 +116,14 @@ def adapt(
     plan, gradients, most = _planned(module, method, learnt, objective, budget, source.parameters, settings, meter)
     trained = Trained(module, plan, seed=settings.seed, total=settings.steps, gradients=gradients)
     require_within(trained, most)
+    if against is not None:
+        planned(module, against)  # what cannot be is told before anything is trained
     if budget is not None and budget.memory is not None:
         with trained, meter.stage("trying"):
             settings = fitting(module, trained, learnt, settings, budget.memory, objective)
     asked = {
         "model": str(model), "method": method, "loop": asdict(settings), "data": splits.hashes, "base": source.hash(), "budget": str(budget),
+        "against": against,
     }  # fmt: skip
     with place.held():
         folder = place.begin(ranks.agreed(repr(asked)))
@@ -131,6 +138,7 @@ def adapt(
             with meter.stage("judging"):
                 after = evaluate(module, held, objective, ranks)
             delta = t.delta(str(model))
+        other = None if against is None else _against(module, against, learnt, held, settings, objective, after, folder, meter, ranks)
 
         def written() -> dict[str, Any]:
             delta.save(final)
@@ -142,7 +150,7 @@ def adapt(
                 "data": {"source": splits.source, "notes": list(splits.notes), "hashes": splits.hashes},
                 "trained": trained.count, "parameters": source.parameters, "bytes": delta.nbytes, "units": len(trained.places),
                 "losses": losses, "per": per, "test": compared(before, after), "seconds": seconds, "stages": meter.stages,
-                "memory": meter.stages["training"]["peak_bytes"],
+                "memory": meter.stages["training"]["peak_bytes"], "against": other,
             }  # fmt: skip
             write_receipt(final, receipt)
             place.finish(final)
@@ -175,6 +183,19 @@ def _planned(
             return method, swept.whole, most
         found = auto.table(module, units, swept, loop.seed)
     return auto.chosen(found, most), swept.whole, most
+
+
+def _against(
+    module: nn.Module, method: str, rows: Sequence[Batch], held: Sequence[Batch], loop: Loop, objective: Objective,
+    mine: Sequence[tuple[float, int]], folder: Path, meter: Meter, ranks: Ranks,
+) -> dict[str, Any]:  # fmt: skip
+    """What another method reaches in the same training, and what was learnt beside it: its loss before, mine after."""
+    keep = folder / "against"
+    keep.mkdir(exist_ok=True)
+    with Trained(module, method, seed=loop.seed, total=loop.steps) as t, meter.stage("against"):
+        losses = train(module, t, rows, loop, objective=objective, keep=keep, progress=meter.progress, ranks=ranks)
+        theirs = evaluate(module, held, objective, ranks)
+        return {"method": method, "trained": t.count, "losses": losses, "test": compared(theirs, mine)}
 
 
 def _bytes(folder: Path) -> int:
