@@ -5,12 +5,13 @@ import shutil
 
 import pytest
 import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 import modicum
 from modicum.core.errors import ModelError, SettingError
 from modicum.core.progress import Quiet
 from modicum.core.tensorfile import Shards
+from modicum.export.gguf.reader import GgufFile
 from modicum.fit.finished import heal
 from modicum.models.located import DEMO
 from modicum.train import Loop
@@ -113,3 +114,46 @@ def test_what_cannot_be_is_told_in_words(results, tmp_path):
         heal(results / "modicum", tmp_path / "x", method="gptq bits=2", loop=LOOP)
     with pytest.raises(ModelError, match="no such directory"):
         heal(tmp_path / "nothing", tmp_path / "x", loop=LOOP)
+
+
+def test_a_classifier_heals_by_what_its_original_answers(tmp_path):
+    torch.manual_seed(0)
+    shape = {"vocab_size": 1024, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    model = BertForSequenceClassification(BertConfig(**shape, num_labels=5, max_position_embeddings=64, initializer_range=0.3))
+    model.save_pretrained(tmp_path / "model")
+    AutoTokenizer.from_pretrained(DEMO).save_pretrained(tmp_path / "model")
+    (tmp_path / "text.txt").write_text("\n\n".join(f"def part_{n}(x):\n    return x * {n * n}" for n in range(400)), encoding="utf-8")
+    modicum.fit(
+        str(tmp_path / "model"), method="nearest bits=2", target="modicum", out=tmp_path / "small", allow_broken=True,
+        data=str(tmp_path / "text.txt"), **SMALL,
+    )  # fmt: skip
+    made = heal(tmp_path / "small", tmp_path / "healed", loop=Loop(steps=8, batch=2, rate=3e-3, every=4))
+    assert made.healing["taken"] and made.healing["test"]["after"] < made.healing["test"]["before"]
+    assert (made.out / "model.safetensors").stat().st_size == (tmp_path / "small" / "model.safetensors").stat().st_size
+    with pytest.raises(ModelError, match="must be of the class of its original"):
+        heal(tmp_path / "small", tmp_path / "x", loop=LOOP, reference="demo", **SMALL)
+
+
+def test_a_file_for_llama_cpp_heals_in_its_vectors_alone(results, tmp_path):
+    pytest.importorskip("gguf")
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=1024, max_position_embeddings=64, initializer_range=0.2, **shape))
+    model.save_pretrained(tmp_path / "model")
+    AutoTokenizer.from_pretrained(DEMO).save_pretrained(tmp_path / "model")
+    modicum.fit(
+        str(tmp_path / "model"), method="ggml type=q4_0", target="gguf", out=tmp_path / "small", allow_broken=True, data=str(results / "text.txt"),
+        **SMALL,
+    )  # fmt: skip
+    before = GgufFile(tmp_path / "small" / "model.gguf")
+    old = {name: before.read(name) for name in before.tensors}
+    made = heal(tmp_path / "small", tmp_path / "healed", loop=Loop(steps=6, batch=2, rate=3e-3, every=3))
+    assert (
+        made.healing["taken"]
+        and made.healing["test"]["after"] < made.healing["test"]["before"]
+        and set(made.healing["methods"]) == {"norms"}
+    )
+    after = GgufFile(made.out / "model.gguf")
+    moved = {name for name in old if not torch.equal(old[name], after.read(name))}
+    assert moved and all(name.endswith("norm.weight") for name in moved)
+    assert (made.out / "model.gguf").stat().st_size == (tmp_path / "small" / "model.gguf").stat().st_size

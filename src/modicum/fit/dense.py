@@ -28,13 +28,13 @@ from modicum.export.narrow import dummy
 from modicum.export.taking import Taking
 from modicum.fit.card import FILE as CARD
 from modicum.fit.card import densified
+from modicum.fit.stored_gguf import GGUF
 from modicum.models.open import model_class, read_config, skeleton
 from modicum.models.quiet import hushed
 from modicum.models.structure import find_blocks
 from modicum.models.weights import Weights
 from modicum.sweep.outputs import output_tensor
 
-GGUF = "model.gguf"
 # What compressed-tensors stores beside a module's own parameters, and what of a result tells of its making.
 _PARTS = (
     "weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "weight_global_scale", "weight_g_idx", "input_scale", "input_zero_point",

@@ -24,13 +24,17 @@ from modicum.fit.dense import densify
 from modicum.fit.heal import TOP, paired
 from modicum.fit.receipts import FILE, read_receipt
 from modicum.fit.stored import Stored, stored
+from modicum.fit.stored_gguf import GGUF, put
 from modicum.judge.quality import Quality, RuinedError, compare, plain
+from modicum.measure.settings import Settings
+from modicum.measure.subject import Subject
 from modicum.models.located import locate
 from modicum.models.open import model_class, open_model, read_config
 from modicum.models.trainable import trainable
+from modicum.sweep.outputs import Outputs
 from modicum.train.healing import Healed, healers
 from modicum.train.healing import heal as trained
-from modicum.train.objectives import distillation
+from modicum.train.objectives import distillation, imitation
 from modicum.train.settings import Loop
 from modicum.work.meter import Meter
 from modicum.work.workdir import WorkDir
@@ -61,11 +65,14 @@ def heal(
     tokens: int | None = None, samples: int | None = None, test_samples: int | None = None, text_column: str | None = None,
     overwrite: bool = False, progress: Quiet | None = None, loop: Loop | None = None, page: Page | None = None,
 ) -> Finished:  # fmt: skip
-    """Train what a compressed causal language model keeps until it answers as its original, and write it in the same bytes but for that.
+    """Train what a compressed model keeps until it answers as its original, and write it in the same bytes but for that.
 
-    ``directory``: what ``fit`` wrote for targets modicum or transformers, or a dense checkpoint whose zeros are held. ``reference``: its original,
-    which the receipt names by default. ``method``: what is trained, by commas, as for ``fit``. ``data`` and its sizes are those of the receipt by
-    default. What is no better on validation data is left as it was, and the receipt says so. An interrupted training goes on where it was.
+    Language models learn the next token's distribution, others their first output, whatever it is.
+
+    ``directory``: what ``fit`` wrote for targets modicum, transformers or gguf (of which vectors alone move), or a dense checkpoint whose zeros are
+    held. ``reference``: its original, which the receipt names by default. ``method``: what is trained, by commas, as for ``fit``. ``data`` and its
+    sizes are those of the receipt by default. What is no better on validation data is left as it was, and the receipt says so. An interrupted
+    training goes on where it was.
 
     *Needs and cost:* both models in memory.
 
@@ -83,20 +90,20 @@ def heal(
         asked = repr([str(source), str(original), method, asdict(settings), said, _marks(source)])
         folder = place.begin(hashlib.sha256(asked.encode()).hexdigest())
         with meter.stage("open", 1):
-            splits = _data(original, said, receipt, settings)
+            splits, outputs = _data(original, said, receipt, settings)
             kept = stored(source, dense := _dense(source, folder))
             teacher, student = (_module(path) for path in (locate(original), dense))
             _require_alike(teacher, student, source)
         forms = {name: form for name, form in kept.forms.items() if torch.equal(form.dense(), _held(student, name))}
         vectors = {name: value.detach().clone() for name, value in student.named_parameters() if name in kept.vectors}
         wide = [module.float().requires_grad_(False) for module in (teacher, student)]
-        judge = lambda batches: compare(plain(wide[0], batches), plain(wide[1], batches), batches, True)
+        judge = lambda batches: compare(plain(wide[0], batches), plain(wide[1], batches), batches, outputs is None, outputs)
+        objective = distillation(teacher, top=TOP) if outputs is None else imitation(teacher, outputs)
         with meter.stage("judge", 1):
             before = [judge(batches) for batches in (splits.validation, splits.test)]
         with meter.stage("heal", settings.steps):
             found = trained(
-                student, forms, vectors, splits.calibration, distillation(teacher, top=TOP), settings, methods, keep=folder,
-                progress=meter.progress,
+                student, forms, vectors, splits.calibration, objective, settings, methods, keep=folder, progress=meter.progress,
             )  # fmt: skip
         with meter.stage("judge", 1):
             after = _after(wide[1], found, lambda: [judge(batches) for batches in (splits.validation, splits.test)])
@@ -140,11 +147,17 @@ def _sha256(path: Path) -> str:
 
 
 def _marks(source: Path) -> list[tuple[str, int, int]]:
-    return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(source.glob("*.safetensors"))]
+    return [
+        (path.name, path.stat().st_size, path.stat().st_mtime_ns)
+        for path in sorted((*source.glob("*.safetensors"), *source.glob("*.gguf")))
+    ]
 
 
-def _data(original: str, said: Mapping[str, Any], receipt: Mapping[str, Any] | None, loop: Loop) -> Splits:
-    """The sequences that were asked for, else those of the receipt. Raises ``SettingError`` where that had batches from Python."""
+def _data(original: str, said: Mapping[str, Any], receipt: Mapping[str, Any] | None, loop: Loop) -> tuple[Splits, Outputs | None]:
+    """The sequences that were asked for, else those of the receipt; what is judged where the model tells no next token.
+
+    Raises ``SettingError`` where the receipt's were batches from Python.
+    """
     known: dict[str, Any] = {"tokens": 512, "samples": 128, "test_samples": 64, "text_column": None}
     source, seed = said["data"], loop.seed
     if receipt is not None:
@@ -153,13 +166,18 @@ def _data(original: str, said: Mapping[str, Any], receipt: Mapping[str, Any] | N
             raise SettingError("heal: the result's data were batches from Python, which nobody can read again. Pass --data.")
         source = source if source is not None or receipt["data"]["source"] == "shipped" else receipt["data"]["source"]
     known |= {name: said[name] for name in known if said[name] is not None}
-    return from_text(source, open_model(locate(original)).tokenizer, seed=seed, batch=loop.batch, **known)
+    model = open_model(locate(original))
+    if model.is_causal:
+        return from_text(source, model.tokenizer, seed=seed, batch=loop.batch, **known), None
+    settings = Settings(data=None if source is None else str(source), seed=seed, micro_batch=loop.batch, **known)
+    subject = Subject.open(model, settings)
+    return subject.data, subject.script.outputs
 
 
 def _dense(source: Path, folder: Path) -> Path:
     """The result as a dense checkpoint, made once."""
     config = getattr(read_config(source), "quantization_config", None)
-    if not (source / "modicum.json").is_file() and config is None:
+    if not any((source / name).is_file() for name in ("modicum.json", GGUF)) and config is None:
         return source
     if not (folder / "dense").exists():
         densify(source, folder / "dense")
@@ -176,10 +194,16 @@ def _held(module: nn.Module, name: str) -> torch.Tensor:
 
 
 def _require_alike(teacher: nn.Module, student: nn.Module, source: Path) -> None:
-    heads = [getattr(module, "get_output_embeddings", lambda: None)() for module in (teacher, student)]
-    sizes = [None if head is None else tuple(head.weight.shape[:1]) for head in heads]
-    if None in sizes or sizes[0] != sizes[1]:
-        raise ModelError(f"{source}: must be a language model with the vocabulary of its original, has {sizes[1]} tokens of {sizes[0]}.")
+    if type(teacher) is not type(student):
+        raise ModelError(f"{source}: must be of the class of its original, is {type(student).__name__} of {type(teacher).__name__}.")
+    if (sizes := [_answers(module) for module in (teacher, student)])[0] != sizes[1]:
+        raise ModelError(f"{source}: must give as many answers as its original, gives {sizes[1]} for {sizes[0]}.")
+
+
+def _answers(module: nn.Module) -> int | None:
+    """How many tokens or classes a model tells apart; None where nobody says."""
+    head: Any = getattr(module, "get_output_embeddings", lambda: None)()
+    return getattr(getattr(module, "config", None), "num_labels", None) if head is None else len(head.weight)
 
 
 def _after(student: nn.Module, found: Healed, judge: Callable[[], list[Quality]]) -> list[Quality] | None:
@@ -213,6 +237,9 @@ def _account(found: Healed, method: str, loop: Loop, before: list[Quality], afte
 
 def _write(source: Path, final: Path, kept: Stored, found: Healed) -> None:
     """Put what moved into the copied files, each tensor in its place."""
+    if (source / GGUF).is_file():
+        put(source, final / GGUF, found.vectors)
+        return
     with Shards(source) as shards:
         for name, form in found.forms.items():
             for key, tensor in kept.written(name, form).items():

@@ -13,6 +13,7 @@ from modicum.core.tensorfile import Shards
 from modicum.export import shared
 from modicum.export.container import FILE, read_body
 from modicum.export.depth import renamed, renumbering
+from modicum.fit.stored_gguf import GGUF, vectors_of
 from modicum.forms import Dense, Form, Integer, Masked
 from modicum.forms.packing import unpack
 from modicum.models.laid import laid
@@ -38,6 +39,8 @@ def stored(directory: Path, dense: Path) -> Stored:
     """What the result in ``directory`` holds, by the names of its ``dense`` checkpoint. Raises ``ModelError`` where inputs are rounded."""
     if (directory / FILE).is_file():
         return _container(directory)
+    if (directory / GGUF).is_file():
+        return Stored({}, vectors_of(directory, dense), lambda name, form: {})
     config = getattr(read_config(directory), "quantization_config", None)
     if config is None:
         return _pruned(dense)
