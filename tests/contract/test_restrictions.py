@@ -2,6 +2,8 @@
 
 import functools
 import math
+import statistics
+from pathlib import Path
 
 import pytest
 import torch
@@ -154,3 +156,10 @@ def test_a_grid_that_overflows_is_told_and_nothing_is_written(method, tmp_path):
             net, tmp_path / "out", method=method, data=[(torch.zeros(4, 8),)] * 12, objective=objective, loop=Loop(steps=1, batch=4)
         )
     assert not (tmp_path / "out").exists()
+
+
+def test_the_median_method_takes_150_lines_with_its_test_at_most():
+    code, tests = Path(modicum.__file__).parent / "restrict", Path(__file__).parents[1] / "restrict"
+    files = [(code / f"{name}.py", tests / f"test_{name}.py") for name in beginners()]
+    sizes = [sum(len(path.read_text(encoding="utf-8").splitlines()) for path in both) for both in files]
+    assert statistics.median(sizes) <= 150

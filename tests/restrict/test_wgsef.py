@@ -26,12 +26,15 @@ def test_the_number_of_rows_is_exact_and_they_can_be_taken_out(problem):
 
 
 def test_rows_that_go_shrink_before_they_are_zero(problem):
-    sizes = []
+    sizes, moments = [], []
 
     def each(number, t, optimizer):
         place = t.places["0.weight"]
         latent = place.state["latent"].detach()
-        sizes.append(float(latent[~place.method.rows(latent)].norm()))
+        gone = ~place.method.rows(latent)
+        sizes.append(float(latent[gone].norm()))
+        moments.append(float(optimizer.state[place.state["latent"]]["exp_avg"][gone].norm()))
 
     problem.learn("wgsef keep=0.5", steps=100, each=each)
     assert sizes[70] < 0.8 * sizes[10] and sizes[80] == 0
+    assert moments[70] > 0 and not any(moments[75:]), "what has gone has no moments either"

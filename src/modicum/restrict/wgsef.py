@@ -80,11 +80,16 @@ class Wgsef(Restriction):
         """The smaller rows shrink, and are zero from some step on."""
         if step.number < 1 or self.keep == 1:
             return None
-        factor, revised = 0.0 if step.share >= self.until else 1 - self.strength * step.share, {}
+        gone, before = step.share >= self.until, Step(step.number - 1, step.total).share >= self.until
+        factor, revised, moments = 0.0 if gone else 1 - self.strength * step.share, dict[str, State](), dict[str, dict[str, torch.Tensor]]()
         for unit, state in states.items():
             latent = state["latent"].detach()
-            revised[unit] = state.having({"latent": torch.where(self.rows(latent)[:, None], latent, latent * factor)})
-        return Revision(revised)
+            rows = self.rows(latent)[:, None]
+            revised[unit] = state.having({"latent": torch.where(rows, latent, latent * factor)})
+            if gone and not before:
+                places = torch.arange(latent.numel()).reshape(latent.shape)
+                moments[unit] = {"latent": torch.where(rows, places, -1).reshape(-1)}
+        return Revision(revised, moments)
 
     @override
     def form(self, state: State) -> Form:
