@@ -125,6 +125,10 @@ def test_a_mixture_that_lies_is_told(text, words, tmp_path):
 def test_what_has_no_mixture_is_told(tmp_path, monkeypatch):
     for name in ("gpt2", "llama"):
         checkpoint(tmp_path / name, name)
+    checkpoint(tmp_path / "spoilt", "llama")
+    whole = load_file(tmp_path / "spoilt/model.safetensors")
+    whole["model.layers.1.mlp.up_proj.weight"][2, 3] = float("nan")
+    save_file(whole, tmp_path / "spoilt/model.safetensors", {"format": "pt"})
     biased = zoo.build("llama")[0].config
     biased.attention_bias = True
     transformers.LlamaForCausalLM(biased).save_pretrained(tmp_path / "biased")
@@ -132,6 +136,11 @@ def test_what_has_no_mixture_is_told(tmp_path, monkeypatch):
         (ModelError, "gpt2: must be of an architecture that has a mixture of its kind", "base: gpt2\nexperts: [gpt2]\ngate: random"),
         (ModelError, "biased: has attention_bias, which MixtralForCausalLM cannot", "base: biased\nexperts: [biased]\ngate: random"),
         (ModelError, "gpt2: must hold the tensor", "base: llama\nexperts: [llama, gpt2]\ngate: random"),
+        (
+            ModelError,
+            "spoilt: model.layers.1.*w3.* must be finite, holds NaN or Inf",
+            "base: llama\nexperts: [llama, spoilt]\ngate: random",
+        ),
         (SettingError, "llama: must have prompts", "base: llama\nexperts: [llama]"),
         (SettingError, "two have the same", "base: demo\nexperts: [{model: demo, prompts: [a]}, {model: demo, prompts: [a]}]"),
     ):

@@ -103,7 +103,7 @@ class Job:
             raw = source.read(name, start, stop)
             wide = (raw if stride == 1 else raw[::stride]).to(dtype)
             if look and not finite(wide):
-                raise ModelError(f"{source.label}: {quoted(name)} must be finite, holds NaN or Inf. Merge models that are whole.")
+                raise ModelError(f"{source.whose(name)}: {quoted(name)} must be finite, holds NaN or Inf. Merge models that are whole.")
             values.append(wide if self.method.pieces else wide.reshape(self.base.entry(name)[1]))
         return (values[0], values[1:]) if base else (values[0], values)
 

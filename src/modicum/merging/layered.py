@@ -72,6 +72,10 @@ class Layered(Source):
         return source.entry(theirs)
 
     @override
+    def whose(self, name: str) -> str:
+        return self._names[name][0].label
+
+    @override
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
         source, theirs = self._names[name]
         return source.read(theirs, start, stop)

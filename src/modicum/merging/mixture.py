@@ -89,6 +89,11 @@ class Mixture(Source):
         return dtype, shape
 
     @override
+    def whose(self, name: str) -> str:
+        source = self._names[name][0]
+        return self.label if source is None else source.label
+
+    @override
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
         source, theirs = self._names[name]
         return self.gates[theirs].reshape(-1)[start:stop] if source is None else source.read(theirs, start, stop)

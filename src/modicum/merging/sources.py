@@ -48,6 +48,10 @@ class Source:
         self.entry(name)
         return name
 
+    def whose(self, name: str) -> str:
+        """The label of the model that a tensor is of."""
+        return self.label
+
     def missing(self, name: str) -> ModelError:
         """What is said of a tensor that is not there."""
         return ModelError(
