@@ -34,7 +34,7 @@ def once(name: str, seed: int) -> dict[str, Any]:
     ).receipt  # fmt: skip
     return {
         "log_perplexity": math.log(receipt["quality"]["perplexity"]),
-        "kl": receipt["quality"]["mean"],
+        "divergence": receipt["quality"]["mean"],
         "bytes": receipt["bytes"]["actual"],
     }
 
