@@ -47,7 +47,7 @@ class Apet(SparseAdapter):
         year=2023,
         authors="Yusheng Su and Chi-Min Chan and Jiali Cheng and Yujia Qin and Yankai Lin and Shengding Hu and Zonghan Yang and others",
     )
-    rate: ClassVar[float] = 1e-2
+    rate: ClassVar[float] = 3e-2
 
     keep: float = param(0.01, "share of entries that are trained", between=(1e-9, 1.0), dial=True)
 

@@ -50,6 +50,7 @@ class Compacter(Adapter):
         year=2021,
         authors="Rabeeh Karimi Mahabadi and James Henderson and Sebastian Ruder",
     )
+    rate: ClassVar[float] = 3e-2
 
     parts: int = param(4, "terms of the sum, and sides of the shared factors", between=(1, 256))
     rank: int = param(1, "inner size of the fine factors; 0 for whole ones", between=(0, 65536), dial=True)

@@ -47,6 +47,7 @@ class Dsee(Adapter):
         year=2021,
         authors="Xuxi Chen and Tianlong Chen and Weizhu Chen and Ahmed Hassan Awadallah and Zhangyang Wang and Yu Cheng",
     )
+    rate: ClassVar[float] = 1e-2
 
     rank: int = param(8, "inner size of the two factors", between=(1, 65536), dial=True)
     keep: float = param(0.001, "share of entries that are trained beside the product", between=(1e-9, 1.0))

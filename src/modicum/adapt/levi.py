@@ -49,6 +49,7 @@ class Levi(Aside):
         year=2024,
         authors="Yuji Roh and Qingyun Liu and Huan Gui and Zhe Yuan and Yujin Tang and Steven Euijong Whang and Liang Liu and others",
     )
+    rate: ClassVar[float] = 3e-2
 
     rank: int = param(16, "width of the small network", between=(1, 65536), dial=True)
 

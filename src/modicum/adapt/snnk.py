@@ -46,6 +46,7 @@ class Snnk(Added):
         year=2023,
         authors="Arijit Sehanobish and Krzysztof Choromanski and Yunfan Zhao and Avinava Dubey and Valerii Likhosherstov",
     )
+    rate: ClassVar[float] = 3e-2
 
     features: int = param(8, "random features of the stream", between=(2, 65536), dial=True)
 
