@@ -29,7 +29,7 @@ PICTURES, STEPS, TRIALS, SAMPLES, TIMES = 24, 120, 5, 96, 25
 RATES, CHOOSING = (1e-3, 3e-3), 1000
 DATA = (
     f"A diffusion model of white digits of 8 by 8 learns {PICTURES} coloured ones in {STEPS} updates; a search of {TRIALS} masks of its four blocks "
-    f"by the error on 150 pictures and by how much nearer {SAMPLES} samples lie to what was learnt than to as many other pictures; judged on 497 others"
+    f"by the error on 150 pictures and by how much nearer {SAMPLES} samples lie to what was learnt than to as many others; judged on 497 pictures"
 )
 
 
