@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -109,24 +109,32 @@ class _Inside:
     high: float
     above: int = 0
     total: int = 0
-    _held: list[np.ndarray] = field(default_factory=list)
+    _held: np.ndarray | None = None
     _waiting: int = 0
     _ranges: _Ranges | None = None
 
     def add(self, above: int, between: np.ndarray) -> None:
-        """Take in what one piece has."""
+        """Take in what one piece has; it is copied, since many small arrays among larger ones would keep memory from being used again."""
         self.above += above
         self.total += len(between)
-        self._held.append(between)
-        self._waiting += len(between)
-        if self._waiting > _HELD:
-            self._count()
+        if self._waiting + len(between) > _HELD:
+            self._count(between)
+        else:
+            if self._held is None:
+                self._held = np.empty(_HELD, between.dtype)
+            self._held[self._waiting : self._waiting + len(between)] = between
+            self._waiting += len(between)
 
-    def _count(self) -> None:
-        values, self._held, self._waiting = np.concatenate(self._held), [], 0
-        if self._ranges is None:
-            self._ranges = _Ranges.of(self.low, self.high, values.dtype)
-        self._ranges.count(values)
+    def _values(self) -> np.ndarray:
+        return self._held[: self._waiting] if self._held is not None else np.empty(0)
+
+    def _count(self, more: np.ndarray | None = None) -> None:
+        for values in (self._values(), more):
+            if values is not None and len(values):
+                if self._ranges is None:
+                    self._ranges = _Ranges.of(self.low, self.high, values.dtype)
+                self._ranges.count(values)
+        self._waiting = 0
 
     def narrower(self, place: int) -> tuple[float, float]:
         """Between which values the entry at a ``place`` from the top of all lies; one value where it is found."""
@@ -135,9 +143,8 @@ class _Inside:
         if place > self.above + self.total:
             return -math.inf, self.low
         if self._ranges is None:
-            return (_top(np.concatenate(self._held), place - self.above),) * 2
-        if self._held:
-            self._count()
+            return (_top(self._values(), place - self.above),) * 2
+        self._count()
         low, high = self._ranges.at(place - self.above)
         return max(low, self.low), min(high, self.high)
 
