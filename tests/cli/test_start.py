@@ -167,5 +167,19 @@ assert {said!r} in told.getvalue(), told.getvalue()
         assert not heavy_after(code)
 
 
+def test_a_measurement_taken_with_other_settings_is_refused_before_anything_heavy_is_imported(tmp_path):
+    parts = {"model": {"name": "demo"}, "settings": {"samples": 8}, **dict.fromkeys(("targets", "menu", "data", "stages", "hash"))}
+    (tmp_path / "measurement.json").write_text(json.dumps({"format": "modicum-measurement", "version": 1, **parts}))
+    words = ["fit", "--from", str(tmp_path), "--bpw", "4", "--samples", "3"]
+    code = f"""
+import contextlib, io
+from modicum.cli.main import main
+with contextlib.redirect_stderr(io.StringIO()) as told, contextlib.suppress(SystemExit):
+    main({words!r}, standalone_mode=False)
+assert "samples: was 8 when {tmp_path} was measured, cannot be 3 now" in told.getvalue(), told.getvalue()
+"""
+    assert not heavy_after(code)
+
+
 def test_what_is_heavy_shows():
     assert "torch" in heavy_after("import modicum\nmodicum.load")
