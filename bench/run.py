@@ -2,7 +2,7 @@
 
 python bench/run.py [start] [compute] [methods] [own_text] [allocators] [uneven] [costs] [solver] [codes] [other_codes] [below_four] [ggml] [sweep]
     [ranks] [side_by_side] [llama_cpp] [adapters] [healing] [merge] [budgets]
-    [choosing_methods] [rates] [small] [trained_bytes] [edit] [facts] [forget] [real] [--docs]
+    [choosing_methods] [rates] [small] [trained_bytes] [edit] [facts] [forget] [learn] [real] [--docs]
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ PARTS = (
     "edit",
     "facts",
     "forget",
+    "learn",
     "real",
 )
 
