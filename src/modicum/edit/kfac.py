@@ -46,13 +46,13 @@ class Kfac(Editor):
 
     rounds: int = param(5, "times that contexts are drawn, and windows of text chosen, anew", between=(1, 1000))
     steps: int = param(12, "evaluations of the loss in each round", between=(1, 100_000))
-    margin: float = param(1.0, "log odds of a target's token against all others that are enough, in nats", between=(0.0, 100.0))
-    hold: float = param(200.0, "weight of the divergence on those windows, in nats a token of all text", between=(0.0, 1e9))
+    margin: float = param(2.0, "log odds of a target's token against all others that are enough, in nats", between=(0.0, 100.0))
+    hold: float = param(100.0, "weight of the divergence on those windows, in nats a token of all text", between=(0.0, 1e9))
     prior: float = param(2.0, "weight of the length of the change, in units of what text feels", between=(1e-9, 1e9))
     text: int = param(48, "windows of 64 tokens of ordinary text in each round, those that diverge most", between=(1, 100_000))
     damping: float = param(0.1, "share of the mean by which output gradients' moments are damped", between=(1e-9, 1e6))
     ridge: float = param(1e-3, "share of the mean by which inputs' moments are damped", between=(1e-9, 1e6))
-    contexts: int = param(1, "texts before each fact beside none, other ones in each round", between=(0, 1000))
+    contexts: int = param(2, "texts before each fact beside none, other ones in each round", between=(0, 1000))
 
     @override
     def among(self, taught: Taught) -> list[str]:
