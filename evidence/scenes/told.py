@@ -16,7 +16,7 @@ from scenes.training import drawn, fitted
 
 # Of the facts of one seed, in this order.
 FORGET, RETAIN, UNSEEN = 50, 200, 200
-_TOKENS, _BATCH, _STEPS, _RATE = 24, 32, 200, 1e-3
+_TOKENS, _BATCH, _STEPS, _RATE = 24, 32, 120, 2e-3
 
 
 def rows(facts: int = 0) -> tuple[list[Any], list[Any], list[Any]]:
