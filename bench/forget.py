@@ -111,8 +111,8 @@ def main() -> None:
         "Forgetting: a language model told 250 facts, of which 50 are to be forgotten",
         ("method", *_COLUMNS, "attack off by at most", "within retraining's interval", "seconds of one processor"),
         rows,
-        "Of one model; of retraining the mean of three, with what 95 % of further models lie within. Loss in nats of a target's token; right is the share of "
-        "those tokens that come first; the attack's area under the curve tells rows to forget from 200 unseen ones by their loss. "
+        "Of one model; of retraining the mean of three, with what 95 % of further models lie within. Loss in nats of a target's token; right is the "
+        "share of those tokens that come first; the attack's area under the curve tells rows to forget from 200 unseen ones by their loss. "
         "Retraining's seconds are those of the facts alone, not of the decoder beneath (137 s).",
     )
 
