@@ -48,3 +48,9 @@ def test_the_gradient_is_that_of_the_whitened_numbers_and_nothing_is_left_behind
             assert float(ask()) == pytest.approx(beside, rel=1e-5), "changes beside the weights give what changes of the weights give"
     assert (values[0] - values[1]) / 2 == pytest.approx(float(found @ step), rel=0.05)
     assert all(torch.equal(value, before[name]) for name, value in pupil.module.state_dict().items())
+
+
+def test_layers_that_nothing_calls_are_left_out(pupil):
+    name = next(iter(pupil.layers))
+    pupil.others = {**pupil.others, "unused.weight": torch.nn.Linear(4, 4)}
+    assert list(moments(pupil, [name, "unused.weight"])) == [name]

@@ -22,7 +22,8 @@ def moments(taught: Taught, names: Sequence[str]) -> dict[str, tuple[torch.Tenso
     """The mean of ``x xᵀ`` (columns, columns) over a layer's inputs and of ``g gᵀ`` (rows, rows) over gradients of its outputs, on protected text.
 
     Labels are drawn from what the model says, as it was opened, so the two are the Kronecker factors of its Fisher information: to second order a
-    change ``D`` makes text diverge by ``tr(g gᵀ D x xᵀ Dᵀ) / 2`` nats a token, were it the only layer.
+    change ``D`` makes text diverge by ``tr(g gᵀ D x xᵀ Dᵀ) / 2`` nats a token, were it the only layer. Layers that are never called, whose weights
+    others use, are left out.
     """
     before, taught.changes = taught.changes, {}
     inputs, outputs, count = dict[str, torch.Tensor](), dict[str, torch.Tensor](), 0
@@ -36,18 +37,20 @@ def moments(taught: Taught, names: Sequence[str]) -> dict[str, tuple[torch.Tenso
                     logits = taught.module(input_ids=some, use_cache=False).logits.float().flatten(0, 1)
                     labels = torch.multinomial(logits.detach().softmax(-1), 1, generator=chance)[:, 0]
                     loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
-                    gradients = torch.autograd.grad(loss, [met[name][1] for name in names])
+                    gradients = torch.autograd.grad(loss, [output for _, output in met.values()], allow_unused=True)
             finally:
                 for hook in hooks:
                     hook.remove()
-            for name, gradient in zip(names, gradients):
+            for name, gradient in zip(met, gradients):
+                if gradient is None:
+                    continue
                 for totals, each in ((inputs, met[name][0]), (outputs, gradient)):
                     flat = each.flatten(0, -2).float()
                     add_gram(totals.setdefault(name, torch.zeros(flat.shape[1], flat.shape[1])), flat)
             count += some.numel()
     finally:
         taught.changes = before
-    return {name: (mirror(inputs[name]) / count, mirror(outputs[name]) / count) for name in names}
+    return {name: (mirror(inputs[name]) / count, mirror(outputs[name]) / count) for name in names if name in outputs}
 
 
 def whitening(moment: torch.Tensor, damping: float) -> torch.Tensor:

@@ -78,9 +78,11 @@ class Kfac(Editor):
 
     @override
     def teach(self, taught: Taught, facts: Sequence[Fact], past: Past) -> Past:
-        names = self.chosen(taught)
-        white = {name: (whitening(g, self.damping), whitening(x, self.ridge)) for name, (x, g) in moments(taught, names).items()}
-        layers = Whitened(taught, names, white)
+        known = moments(taught, self.chosen(taught))
+        if not known:
+            raise ModelError("kfac: a layer that is written must be called where the model computes, none is. Take other layers.")
+        white = {name: (whitening(g, self.damping), whitening(x, self.ridge)) for name, (x, g) in known.items()}
+        layers = Whitened(taught, list(known), white)
         flat = torch.zeros(layers.size, requires_grad=True)
         search = torch.optim.LBFGS(
             [flat], max_iter=self.steps, max_eval=self.steps, history_size=_REMEMBERED, line_search_fn="strong_wolfe",
