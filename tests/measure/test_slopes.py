@@ -68,8 +68,10 @@ def test_two_ranks_find_what_one_does(together):
     model = open_model(module)
     alone = weight_gradients(model, batches, rehearse(model, batches[0]), {NAME}, window=7)[NAME]
 
+    twins = [open_model(zoo.build("llama")[0]) for _ in range(2)]  # before the threads: what is drawn at once is drawn otherwise
+
     def work(ranks):
-        own = open_model(zoo.build("llama")[0])
+        own = twins[ranks.rank]
         return weight_gradients(own, batches, rehearse(own, batches[0]), {NAME}, window=7, ranks=ranks)[NAME]
 
     for found in together(work):
