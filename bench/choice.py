@@ -49,7 +49,7 @@ def main(directory: str) -> None:
                 for _ in range(TIMES)
             ]
             rows.append((name, units, *(f"{each:.2f}" for each in sorted(seconds))))
-    head = ("measured", "units", *(["seconds"] * TIMES))
+    head = ("measured", "units", "least of three", "middle", "most")
     show("Choice: processor seconds until fit --from tells what it chose", head, rows, "`python -m bench.choice MEASURED`, beside imports.")
 
 
