@@ -39,7 +39,7 @@ CLAIM = Claim(
         method="blocks by entropy",
         baselines=("layer by layer",),
         beside=("ranges as met", "blocks by chance"),
-        tokens=LENGTH,
+        tokens=6,
         test_samples=497,
     ),
 )

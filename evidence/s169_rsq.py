@@ -18,7 +18,13 @@ CLAIM = Claim(
     "scaled-token Hessian; 3-bit perplexity is below unscaled rotated GPTQ on a small LM.",
     metric="log perplexity of the turned demo under GPTQ of three bits, one scale a row, tokens alike, minus that with tokens by attention",
     margin=2.0,
-    setting=Setting(method=WEIGHED, baselines=(ALIKE,), beside=(PLAIN,), tokens=256, test_samples=32),
+    setting=Setting(
+        method="turned, tokens by attention",
+        baselines=("turned, tokens alike",),
+        beside=("not turned, tokens alike",),
+        tokens=256,
+        test_samples=32,
+    ),
 )
 ASKED = {WEIGHED: ("hadamard", "attention"), ALIKE: ("hadamard", None), PLAIN: (None, None)}
 

@@ -33,7 +33,11 @@ CLAIM = Claim(
     "FP8 is near lossless, and the table names the best format per deployment.",
     metric="mean KL to the original of INT4 weights minus that of FP8 weights and inputs",
     margin=2.0,
-    setting=Setting(method=FORMATS["W8A8-FP8"], baselines=(FORMATS["W4A16-INT4"],), beside=(FORMATS["W8A8-INT8"],)),
+    setting=Setting(
+        method="float8 | activations format=fp8",
+        baselines=("gptq bits=4 group=128 symmetric=true",),
+        beside=("gptq bits=8 group=0 symmetric=true | activations",),
+    ),
 )
 PROMPTS, PROMPT, WRITTEN, NEAR = 16, 16, 32, 0.01
 
