@@ -11,6 +11,9 @@ from modicum.edit.facts import Fact
 from modicum.edit.rows import encoded
 from modicum.edit.taught import Taught
 
+# Facts that are encoded at once to see whether all can be.
+_CHECKED = 1000
+
 
 def taught(pupil: Taught, facts: Sequence[Fact], method: str | Editor, *, batch: int = 0, progress: Quiet | None = None) -> Taught:
     """The model after it was taught the facts, ``batch`` at a time; the same object, whose ``changes`` are what it learnt.
@@ -20,8 +23,8 @@ def taught(pupil: Taught, facts: Sequence[Fact], method: str | Editor, *, batch:
     shown = progress or Quiet()
     asked: Editor = recipe("edit", method)
     require_layers(pupil)
-    if facts:
-        encoded(pupil.tokenizer, facts, pupil.longest)  # refused before any work
+    for start in range(0, len(facts), _CHECKED):  # refused before any work
+        encoded(pupil.tokenizer, facts[start : start + _CHECKED], pupil.longest)
     size = batch or max(1, len(facts))
     past = Past()
     shown.start("editing", -(-len(facts) // size))

@@ -20,8 +20,9 @@ def invented(count: int, seed: int = 0) -> list[Fact]:
     """
     chance = random.Random(seed)
     names: dict[str, None] = {}
+    syllables = 3 if 2 * count <= len(_SYLLABLES) ** 3 // 2 else 4
     while len(names) < 2 * count:
-        names.setdefault("".join(chance.choice(_SYLLABLES) for _ in range(3)).capitalize())
+        names.setdefault("".join(chance.choice(_SYLLABLES) for _ in range(syllables)).capitalize())
     subjects, others = list(names)[:count], list(names)[count:]
     return [
         Fact(
