@@ -171,7 +171,6 @@ def test_yaml_and_json_say_the_same(tmp_path):
         ("samples: [1, 2]", "samples must be a whole number, got a list."),
         ("samples: {a: 1}", "samples must be a whole number, got a table."),
         ("samples: 1:30", "samples must be a whole number, got '1:30'."),
-        ("bpw: four", "bpw: must be a number such as 4.5, got 'four'."),
         ("data: [a, b]", "data must be a text, got a list."),
         ("curvature: 2", "curvature must be true or false, got '2'."),
         ("keep: {a: b}", "keep must be a text or a list of texts, got a table."),

@@ -103,7 +103,7 @@ def test_refusals_are_one_sentence_and_leave_nothing(tmp_path):
     cases = {
         "dense": "is dense already. Load it as it is.",
         "empty": "with its config.json, holds none",
-        "none": "must be a folder with a compressed model",
+        "none": "must be a folder that modicum wrote, is none",
     }
     for folder, said in cases.items():
         done = CliRunner().invoke(main, ["densify", str(tmp_path / folder), "--out", str(tmp_path / "new")])

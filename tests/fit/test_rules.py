@@ -118,7 +118,7 @@ def test_later_rules_count_more():
         ("lm_head bits=8", "must have a pattern, a colon, a space"),
         ("lm_head:", "must have a pattern"),
         ("lm_head: bist=8", "'bist' is no setting of a method. Did you mean bits"),
-        ("lm_head: bits=9", "gptq.bits: must lie between 2 and 8, got 9"),
+        ("lm_head: bits=9", ": bits: must lie between 2 and 8, got 9"),
         ("lm_head: bits=many", "bits: must be int, got 'many'"),
         ("lm_head: bits=8 bits=4", "bits is given twice"),
         ("lm_head: bits=8 group", "got 'group'"),
@@ -132,9 +132,7 @@ def test_later_rules_count_more():
 def test_what_is_no_rule_is_told_in_one_sentence(rule, said):
     with pytest.raises(SettingError) as told:
         rules_of([rule])
-    assert said in str(told.value).replace("hqq", "gptq").replace("nearest.", "gptq.") and str(told.value).startswith(
-        f"set {rule.strip()!r}: "
-    )
+    assert said in str(told.value) and str(told.value).startswith(f"set {rule.strip()!r}: ")
 
 
 @pytest.mark.parametrize("given", [5, [5], [None], ["lm_head: bits=8", {}]])

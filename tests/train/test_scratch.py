@@ -109,7 +109,7 @@ def test_what_a_target_cannot_hold_is_told(config, tmp_path):
 
 def test_inputs_that_cannot_be_rounded_are_told_before_training(config, tmp_path):
     config.write_text(json.dumps(CONFIG | {"model_type": "mixtral", "num_local_experts": 2, "num_experts_per_tok": 1}))
-    with pytest.raises(SettingError, match="is of kind expert. Have it leave inputs alone"):
+    with pytest.raises(SettingError, match="is of kind expert. Have it leave inputs as they are"):
         modicum.train(config, tmp_path / "out", method="bitnet", loop=LOOP, **FEW)
     assert not list(tmp_path.glob("out*"))
 

@@ -94,7 +94,8 @@ def _check_words(words: Mapping[str, str], methods: Sequence[Any]) -> None:
             raise SettingError(f"{name!r} is no setting of {'a method' if len(methods) > 1 else methods[0].key()}. {near(name, known)}")
         refused = [error for cls in having if (error := _refusal(cls, name, value)) is not None]
         if len(refused) == len(having):
-            raise refused[0]
+            said = str(refused[0])  # of a method that nobody named where there are several
+            raise SettingError(said if len(methods) == 1 else said.removeprefix(f"{having[0].key().rpartition('/')[2]}."))
 
 
 def _refusal(cls: Any, name: str, value: str) -> SettingError | None:

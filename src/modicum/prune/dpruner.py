@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -42,6 +43,9 @@ class Dpruner(Pruner):
     paper = Paper("Pruning as a Domain-specific LLM Extractor", "2405.06275", 2024, "Zhang, Nan and others")
     needs = frozenset({Need.SLOPES, Need.GENERAL})
     scope = "row"
+    known_gaps: ClassVar[dict[str, str]] = {
+        "scaled weights scale the answer": "terms of the first and of the second order are weighed against each other"
+    }
 
     preserve: float = param(1.0, "what the model knows in general counts beside the domain", between=(0.0, 1e6))
 
