@@ -130,3 +130,7 @@ def run(interpreter: str, side: str, dtype: str) -> dict:
         env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
     )  # fmt: skip
     return json.loads(made.stdout.strip().splitlines()[-1])
+
+
+if __name__ == "__main__":
+    main()
