@@ -5,13 +5,18 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 
 from bench.common import show
-from modicum.core.unit import Stats
+from modicum.core.method import Method, Need, registry
+from modicum.core.option import Option
+from modicum.core.slopes import Slopes
+from modicum.core.unit import Site, Stats, Unit
 from modicum.drop import Ziplm
 from modicum.factor import Svd
+from modicum.forms import Dense
 from modicum.numerics.threads import single_threaded
 from modicum.prune import Magnitude, Sparsegpt, Wanda
 from modicum.quantize import Gptq, Hqq, Nearest
@@ -19,6 +24,8 @@ from modicum.repair import Eora
 
 ROWS, SIZES = 1024, (1024, 4096, 11008)
 HEAD = 128
+# Sequences whose gradients are given to methods that ask for them.
+SEQUENCES = 16
 # What a multiple may be before it is marked.
 _MOST = 8
 
@@ -62,7 +69,7 @@ def measured(size: int) -> Iterator[tuple[str, str]]:
     times = 1 if size > SIZES[1] else 2
     one = seconds(lambda: cholesky(covariance), times)
     yield "one Cholesky factorization", f"{one:.2f} s"
-    for name, work in works(weight, covariance).items():
+    for name, work in (works(weight, covariance) | (others(weight, covariance) if size == SIZES[0] else {})).items():
         spent = seconds(work, times)
         yield name, f"{spent / one:.2f}" + (" (!)" if spent > _MOST * one else "")
 
@@ -88,6 +95,26 @@ def works(weight: torch.Tensor, covariance: torch.Tensor) -> dict[str, Callable[
         f"ziplm, order of heads of {HEAD}": lambda: Ziplm().order(weight, covariance, heads),
         "ziplm, refit of half": lambda: Ziplm().refit(weight, covariance, half),
     }
+
+
+def others(weight: torch.Tensor, covariance: torch.Tensor) -> dict[str, Callable[[], object]]:
+    """Methods of one layer that ``works`` does not name, as they are by default, with what ``SEQUENCES`` sequences' gradients say."""
+    rows, columns = weight.shape
+    unit = Unit("layer.weight", "layer.weight", "layer", "linear", (rows, columns), (rows, columns), torch.float32)
+    window = torch.randn(SEQUENCES, rows, columns, generator=torch.Generator().manual_seed(1)).bfloat16()
+    total, square = window.float().sum(0), window.float().square().sum(0)
+    slopes = Slopes(SEQUENCES, total, square, window, square / SEQUENCES)
+
+    def work(method: Method) -> object:
+        stats = Stats(
+            count=columns, covariance=covariance, square=covariance.diagonal().clone(), total=torch.zeros(columns), slopes=slopes,
+            reference=weight,
+        )  # fmt: skip
+        return Option((method,)).apply(Site("site", "unit", (unit,)), {unit.name: stats}, {unit.name: Dense(weight)})
+
+    named = {Nearest, Hqq, Gptq, Magnitude, Wanda, Sparsegpt, Svd, Eora}
+    found = [cls() for cls in registry().values() if cls.family() in ("quantize", "prune", "factor") and cls not in named]
+    return {str(method): partial(work, method) for method in found if Need.INPUTS not in method.needs}
 
 
 def cholesky(covariance: torch.Tensor) -> None:
