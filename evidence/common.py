@@ -7,7 +7,7 @@ import functools
 import json
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,10 +49,10 @@ def main(claim: Claim) -> None:
     print(json.dumps(run(claim)))
 
 
-def run(claim: Claim) -> dict[str, Any]:
-    """Measure everything a claim names, and judge it."""
+def run(claim: Claim, fit: Callable[..., dict[str, Any]] | None = None, **told: Any) -> dict[str, Any]:
+    """Measure everything a claim names, by ``fit`` of an option, a setting and a seed, and judge it; what is ``told`` stands in the result."""
     kept, setting = Kept.of(claim.id), claim.setting
-    method, *baselines = [measure(text, setting, kept) for text in (setting.method, *setting.baselines, *setting.beside)]
+    method, *baselines = [measure(text, setting, kept, fit or fitted) for text in (setting.method, *setting.baselines, *setting.beside)]
     baselines.sort(key=lambda row: (row["option"] in setting.beside, statistics.mean(row["log_perplexity"])))
     return {
         **dataclasses.asdict(claim),
@@ -62,23 +62,25 @@ def run(claim: Claim) -> dict[str, Any]:
         "others": baselines[1:],
         "difference": judge(method, baselines[0], claim.margin),
         "holds": holds(method, baselines[0], claim.margin, setting.extra_bytes),
+        **told,
+        **({"scenes": kept.scenes} if kept.scenes else {}),
         "seconds": round(kept.seconds, 1),
     }
 
 
-def measure(text: str, setting: Setting, kept: Kept) -> dict[str, Any]:
-    """Quality and bytes of one option on the demo model, seed by seed."""
-    found = [kept(f"{text}, seed {seed}", functools.partial(fitted, text, setting, seed)) for seed in setting.seeds]
+def measure(text: str, setting: Setting, kept: Kept, fit: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+    """Quality and bytes of one option, seed by seed."""
+    found = [kept(f"{text}, seed {seed}", functools.partial(fit, text, setting, seed)) for seed in setting.seeds]
     return {"option": text, **{name: [each[name] for each in found] for name in found[0]}}
 
 
-def fitted(text: str, setting: Setting, seed: int) -> dict[str, Any]:
-    """Quality and bytes of one option by one seed."""
+def fitted(text: str, setting: Setting, seed: int, model: str = "demo", **more: Any) -> dict[str, Any]:
+    """Quality and bytes of one option by one seed, on the demo or another ``model``."""
     import modicum
 
     receipt = modicum.fit(
-        "demo", method=text, target="modicum", seed=seed,
-        samples=setting.samples, tokens=setting.tokens, test_samples=setting.test_samples, allow_broken=True,
+        model, method=text, target="modicum", seed=seed,
+        samples=setting.samples, tokens=setting.tokens, test_samples=setting.test_samples, allow_broken=True, **more,
     ).receipt  # fmt: skip
     return {
         "log_perplexity": math.log(receipt["quality"]["perplexity"]),
