@@ -1,9 +1,8 @@
 """What a run costs where products of half precision are fast, and where they are not: processor seconds of one ``fit``, each in a process of its own.
 
 ``MODICUM_EARLIER=EARLIER/src`` adds an earlier version. The slow path is forced, and shown to be by the rates that torch has on it.
-``python -m bench.compute 160m`` takes random weights of that size and few tokens; a run of over ``LONGEST`` is cut off and says so. ``160m-2``
-has two of its blocks, its table and its head, without bfloat16 units alone, and rounds to the nearest, which leaves the products: what an earlier
-version does in minutes there.
+``python -m bench.compute 160m`` takes random weights of that size and few tokens; a run of over ``LONGEST`` is cut off and says so. ``160m-2`` and
+``160m-12`` have two and all of its blocks, its table and its head, without bfloat16 units alone, and round to the nearest, which leaves the products.
 """
 
 from __future__ import annotations
@@ -24,16 +23,16 @@ SLOW = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
 PATHS = {"as it is": {}, "without bfloat16 units": SLOW}
 LONGEST = 1200
 # The target whose loader needs no probe, and a menu that is measured on gradients and made in one sweep.
-MENU = {"160m-2": "nearest bits=3,nearest bits=4,nearest bits=8"}
+PRODUCTS = ("160m-2", "160m-12")
+MENU = dict.fromkeys(PRODUCTS, "nearest bits=3,nearest bits=4,nearest bits=8")
 WORDS = ("--target", "modicum", "--bpw", "4.5", "--search-time", "0")
 _FEW = ("--samples", "4", "--tokens", "128", "--test-samples", "4")
 READ = {
     "demo": ("--samples", str(SAMPLES), "--test-samples", "16"),
     "160m": _FEW,
-    "160m-2": ("--samples", "4", "--tokens", "256", "--test-samples", "4"),
-}
+} | dict.fromkeys(PRODUCTS, ("--samples", "4", "--tokens", "256", "--test-samples", "4"))
 # Blocks of the random models.
-BLOCKS = {"160m": 12, "160m-2": 2}
+BLOCKS = {"160m": 12, "160m-2": 2, "160m-12": 12}
 _RATES = """
 import torch
 from modicum.runtime.compute import time_product
@@ -48,7 +47,7 @@ def main(size: str = "demo") -> None:
         source = _demo() if size == "demo" else _random(place / "random", BLOCKS[size])
         models = {"bfloat16": source, "its float32 copy": _widened(source, place / "wide")}
         rows, rates = [], []
-        for path, extra in (each for each in PATHS.items() if size != "160m-2" or each[1]):
+        for path, extra in (each for each in PATHS.items() if size not in PRODUCTS or each[1]):
             rates.append(f"{path}: {_ran((sys.executable, '-c', _RATES), _environment(extra, place))[0].strip()}")
             for version, source in _versions().items():
                 found = {name: _fitted(model, _said(size), place, extra, source) for name, model in models.items()}
