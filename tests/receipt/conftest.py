@@ -123,3 +123,16 @@ def lost():
         "layers": {"layers.0": {"forget": 0.3, "retain": 0.2}, "layers.1": {"forget": 2.2, "retain": 0.28}},
         "comes back": {"4 bits": told(2.4, 0.35), "50 updates": told(1.9, 0.15)},
     }  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def course():
+    """A receipt of three tasks, one after the other."""
+    tasks = ["sources", "prose <b>", "capitals"]
+    return {
+        "format": "modicum-learnt", "version": 1, "model": "Net", "method": "sfr", "seed": 0, "promises old answers": False, "looks back": False,
+        "tasks": tasks, "experts": dict(zip(tasks, range(3))), "bytes": [2048, 2048, 1024], "parameters": 1000, "seconds": 1.5, "score": "loss",
+        "matrix": [[3.0, 4.0, 5.0], [1.5, 3.9, 4.8], [1.6, 2.0, 4.7], [1.75, 2.0, 2.25]], "mean": 2.0,
+        "lost": {name: {"mean": lost, "interval": [lost - 0.1, lost + 0.1], "rows": 32} for name, lost in zip(tasks, (0.25, 0.0, 0.0))},
+        "same bits": dict(zip(tasks, (False, True, True))),
+    }  # fmt: skip

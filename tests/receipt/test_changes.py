@@ -1,11 +1,11 @@
-"""The pages of an edit and of what was forgotten: what they say, and that what is no such receipt is told."""
+"""The pages of an edit, of what was forgotten and of what was learnt: what they say, and that what is no such receipt is told."""
 
 import json
 
 import pytest
 
 from modicum.core.errors import SettingError
-from modicum.receipt.changes import changes, edited, forgotten
+from modicum.receipt.changes import changes, edited, forgotten, learnt
 
 
 def test_an_edit_says_each_fact_and_what_changed(taught):
@@ -19,11 +19,19 @@ def test_what_was_forgotten_says_what_was_kept(lost):
     assert "area of the attack" in html and "a model that never saw it" in html and "layers.1 alone" in html and html.count("<svg") == 4
 
 
+def test_what_was_learnt_says_every_task_at_every_time(course):
+    html = learnt(course)
+    assert "2 of 3" in html and "+0.2500" in html and "prose &lt;b&gt;" in html and "prose <b>" not in html and html.count("<svg") == 2
+    assert html.count('<th scope="row">') == 4 + 3 and "3.0000" in html and "<script" not in html
+
+
 def test_a_folder_is_told_by_its_receipt(taught, tmp_path):
     assert changes(tmp_path) is None
     (tmp_path / "receipt.json").write_text(json.dumps(taught))
     assert changes(tmp_path)() == edited(taught)
     with pytest.raises(SettingError, match="must be one of format modicum-forgotten"):
         forgotten(taught)
+    with pytest.raises(SettingError):
+        learnt({"format": "modicum-learnt", "tasks": ["one"], "matrix": []})
     with pytest.raises(SettingError):
         edited({"format": "modicum-edited"})

@@ -1,9 +1,9 @@
-"""Pages of what a model was taught and of what it was made to forget: what changed, where, and each fact; and what was kept for what was lost."""
+"""Pages of what a model was taught, made to forget or learnt: what changed each fact, what was kept for what was lost, every task at each time."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,10 @@ _BAR, _AROUND, _MOST = 0.24, 0.7, 24
 
 
 def changes(directory: Path) -> Callable[[], str] | None:
-    """What draws the page of a folder that ``edit`` or ``forget`` wrote; None for any other."""
+    """What draws the page of a folder that ``edit``, ``forget`` or ``learn`` wrote; None for any other."""
     try:
         receipt = read_json(directory / "receipt.json")
-        page = {"modicum-edited": edited, "modicum-forgotten": forgotten}[receipt["format"]]
+        page = {"modicum-edited": edited, "modicum-forgotten": forgotten, "modicum-learnt": learnt}[receipt["format"]]
     except (ValueError, KeyError, TypeError):
         return None
     return lambda: page(receipt)
@@ -50,6 +50,15 @@ def forgotten(receipt: Mapping[str, Any]) -> str:
         charts = {shape: Markup(_pareto(points, layers, shape)) for shape in SHAPES} if len(points) > 1 else {}
         bars = {name: size[1] for name, size in receipt["changed"].items()}
         return render("forgotten.html", receipt=receipt, points=points, charts=charts, bars=_charts(bars, "forgotten"))
+
+
+def learnt(receipt: Mapping[str, Any]) -> str:
+    """One self-contained page of a receipt of ``learn``, without scripts. Raises ``SettingError`` for one that is not as it writes it."""
+    _require(receipt, "modicum-learnt")
+    with as_written():
+        times = [*zip(("nothing", *receipt["tasks"]), receipt["matrix"], strict=True)]
+        charts = {shape: Markup(_course(times, receipt["tasks"], receipt["score"], shape)) for shape in SHAPES}
+        return render("learnt.html", receipt=receipt, times=times, charts=charts, same=sum(receipt["same bits"].values()))
 
 
 def _require(receipt: Mapping[str, Any], format: str) -> None:
@@ -118,6 +127,24 @@ def _pareto(points: Mapping[str, tuple[float, float]], layers: Mapping[str, tupl
         columns = 3 if shape == "wide" else 1
         figure.legend(loc="outside upper left", ncols=columns, frameon=False, labelcolor=INK, fontsize=10)
         return inline(svg(figure, f"forgotten-pareto-{shape}"))
+
+
+def _course(times: Sequence[tuple[str, Sequence[float]]], tasks: Sequence[str], score: str, shape: str) -> str:
+    """Each task's score at each time, a full mark where it was just learnt."""
+    with settings(f"learnt-{shape}"):
+        figure = Figure(figsize=SHAPES[shape], dpi=72, layout="constrained")
+        axes = figure.add_subplot()
+        for place, name in enumerate(tasks):
+            colour, line = TARGETS[place % len(TARGETS)], ("-", "--", ":")[place // len(TARGETS) % 3]
+            course = [scores[place] for _, scores in times]
+            axes.plot(course, color=colour, linestyle=line, linewidth=1.8, label=name)
+            axes.scatter([place + 1], [course[place + 1]], s=52, color=colour, zorder=3)
+        axes.set_xticks(range(len(times)), [name for name, _ in times], rotation=30 if len(times) > 4 else 0)
+        axes.set_xlabel("after", color=INK)
+        axes.set_ylabel(score, color=INK)
+        _dressed(axes, "both")
+        figure.legend(loc="outside upper left", ncols=4 if shape == "wide" else 2, frameon=False, labelcolor=INK, fontsize=10)
+        return inline(svg(figure, f"learnt-{shape}"))
 
 
 def _dressed(axes: Any, grid: str) -> None:
