@@ -3,7 +3,7 @@
     PYTHONPATH=AUTOROUND python bench/peer/autoround_run.py --model DIR --tokens tokens.safetensors --recipe recipe.json --out DIR
 
 Its recipe has `bits`, `group` and `iters` (its light recipe has 50 updates a block, the default 200, the best 1000); codes are symmetric, all else is
-auto-round's default. `run.json` beside the checkpoint has seconds by the clock and of the processor, and the most memory that was resident.
+auto-round's default. `run.json` beside the checkpoint has seconds by the clock and of the processor, memory that was resident before, and the most.
 """
 
 import argparse
@@ -30,11 +30,13 @@ def run(model_path: Path, tokens: Path, recipe: dict, out: Path) -> None:
         model, AutoTokenizer.from_pretrained(model_path), scheme=f"W{recipe['bits']}A16", bits=recipe["bits"], group_size=recipe["group"], sym=True,
         iters=recipe["iters"], seqlen=ids.shape[1], nsamples=len(ids), batch_size=8, dataset=batches, device_map="cpu", enable_torch_compile=False,
     )  # fmt: skip
+    before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     begun, used = time.perf_counter(), time.process_time()
     found, _ = tool.quantize()
     said = {
         "seconds": time.perf_counter() - begun,
         "processor": time.process_time() - used,
+        "before": before,
         "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
     found.save_pretrained(out)

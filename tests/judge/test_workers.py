@@ -36,7 +36,8 @@ def judged_by(source, place, batches, menu=MENU, ram=None, **words):
     sizing, pool = subject.sizing("modicum"), SpillPool(ram)
     levels = Levels(place / "levels", sizing, Findings(), subject.data.calibration, pool, 0)
     levels.findings = Survey(subject, ["modicum"], place / "measure", pool, Meter(), Quiet()).run()
-    return PlanJudge(sizing.table(levels.findings), levels, subject.data.validation, subject.model.is_causal)
+    table = sizing.table(levels.findings)
+    return PlanJudge(table, levels, subject.data.validation, subject.model.is_causal, subject.original)
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +174,17 @@ def test_workers_compute_in_the_dtype_of_the_run(llama, tmp_path, alone):
     with workers(judge, "2") as pooled:
         assert same(pooled.many(plans, 1), judge.many(plans, 1))
         assert pooled.crew.worker.judge.target.model.computed == torch.float32 == judge.target.model.computed
+
+
+def test_workers_judge_what_was_moved_beside_what_came(llama, tmp_path, alone):
+    """Values that stand in the place of the checkpoint's go with the recipe, and so does the original."""
+    zoo.build("llama")[0].save_pretrained(tmp_path / "model")
+    judge = judged_by(tmp_path / "model", tmp_path, llama[1], MENU[:1], rotate="hadamard", smooth=0.5)
+    plans = spread(judge.table, 2, 0)
+    with workers(judge, "2") as pooled:
+        assert same(pooled.many(plans, 1), judge.many(plans, 1))
+        other = pooled.crew.worker.judge
+        assert other.original is not other.target.model and judge.original is not judge.target.model
 
 
 def test_workers_never_write(judge, alone):

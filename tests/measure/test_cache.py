@@ -51,7 +51,7 @@ def test_a_value_is_rounded_as_the_loader_rounds_it():
 def test_scales_are_the_largest_of_keys_after_positions_and_of_values():
     module = made()
     subject = Subject.open(copy.deepcopy(module), Settings(compute="float32"), batches())
-    found, told = cached(subject.model, subject.script, subject.data.calibration, subject.compute)
+    found, lost, told = cached(subject.model, subject.script, subject.data.calibration, subject.compute)
     keys, values = [], []
     for batch in subject.data.calibration:
         with torch.no_grad():
@@ -60,6 +60,7 @@ def test_scales_are_the_largest_of_keys_after_positions_and_of_values():
         values.append(layer.values.abs().amax())
     attention = found.module.model.layers[1].self_attn
     assert attention.k_scale == pytest.approx(float(max(keys)) / 448) and attention.v_scale == pytest.approx(float(max(values)) / 448)
+    assert lost > 0 and f"that loses {lost:.1e} " in told[0]
     assert told[0].startswith("kv: keys and values of 2 attentions are rounded to 8-bit floats under static scales; alone that loses ")
     assert found.hash() == subject.model.hash() and not any("k_scale" in name for name, _ in subject.model.module.named_buffers())
 
@@ -91,6 +92,7 @@ def test_a_model_may_have_nothing_but_its_cache_rounded(tmp_path):
         made(), data=batches(), out=tmp_path / "a", target="transformers", size="10MB", menu="float8", kv="fp8", keep=["*"]
     )
     assert result.receipt["verification"]["logits"]["largest"] < 1e-4 and result.receipt["quality"]["mean"] > 0
+    assert 0.2 < result.receipt["predicted_harm"] / result.receipt["quality"]["mean"] < 5
     loaded, ids = modicum.load(tmp_path / "a"), batches()[0]["input_ids"]
     with torch.no_grad():
         whole = loaded(input_ids=ids, use_cache=True).logits

@@ -136,3 +136,15 @@ def test_the_files_hold_an_ordinary_model_that_rounds_better(tmp_path):
     assert lost["hadamard"] < lost[None]
     loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hadamard", dtype="auto")
     assert bool((loaded.model.layers[0].input_layernorm.weight == 1).all())
+
+
+def test_quality_is_told_against_the_model_as_it_came(tmp_path):
+    module = made(*LLAMA, tie_word_embeddings=False).to(torch.bfloat16)
+    result = modicum.fit(
+        copy.deepcopy(module), data=batches(), out=tmp_path / "a", target="transformers", size="1MB", menu="nearest bits=8", keep=["*"],
+        rotate="hadamard",
+    )  # fmt: skip
+    receipt, beside = result.receipt, modicum.evaluate(tmp_path / "a", reference=copy.deepcopy(module), data=batches()[4:])
+    assert receipt["quality"]["mean"] > 0  # nothing was compressed: it is what turning cost
+    assert all(row["after"] == 0 for row in receipt["by_block"]["rows"])  # of blocks, which answer turned, it cannot be told
+    assert beside["quality"]["mean"] == pytest.approx(receipt["quality"]["mean"], rel=1)

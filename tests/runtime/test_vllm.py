@@ -3,7 +3,9 @@
 import pytest
 
 import modicum
+from modicum.core.budget import Budget
 from modicum.core.errors import SettingError
+from modicum.fit.request import Request
 from modicum.measure.settings import Settings
 from modicum.measure.subject import Subject
 from modicum.testing import spelling
@@ -23,6 +25,16 @@ def test_weights_take_what_they_take_in_the_file(tmp_path):
         menu="nearest bits=4 group=32,nearest bits=8 group=32", **COMMON,
     )  # fmt: skip
     assert spent.receipt["bytes"]["actual"] < 0.65 * spent.receipt["bytes"]["original"]
+
+
+def test_keys_and_values_in_eight_bits_take_half():
+    found = {}
+    for kv in (None, "fp8"):
+        request = Request(budget=Budget(memory=10**8), kv=kv, target="vllm", **COMMON)
+        runtime = Subject.open("demo", request).runtime("vllm", 2, 64, {})
+        found[kv] = runtime.overhead()
+    cache, width = runtime.cache(), runtime.model.dtype.itemsize
+    assert cache and found[None] - found["fp8"] == cache - cache // width
 
 
 def test_time_is_refused():

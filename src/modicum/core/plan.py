@@ -52,8 +52,8 @@ class Table:
 
     Sites may hang together: what can be chosen for a weight depends on how its coupled cut was chosen, and that on whether its block is
     there at all. ``parents`` names the site that one depends on; parents stand before their children. For every option of the parent at
-    least one choice of the child stands. ``fixed`` is the amount of each resource that no choice changes. ``facts`` are figures of a site's
-    weights as they are: ``weights`` (how many), ``eigenvalue`` (largest of the loss's Hessian), ``trace`` (of that Hessian, per weight).
+    least one choice of the child stands. ``fixed`` is the amount of each resource, and the harm, that no choice changes. ``facts`` are figures of a
+    site's weights as they are: ``weights`` (how many), ``eigenvalue`` (largest of the loss's Hessian), ``trace`` (of that Hessian, per weight).
     """
 
     choices: dict[str, list[Choice]] = field(default_factory=dict)
@@ -73,6 +73,10 @@ class Table:
     def harm(self, picks: Picks) -> float:
         """Summed predicted harm of a selection."""
         return math.fsum(self.choices[site][index].harm for site, index in picks.items())
+
+    def forecast(self, picks: Picks) -> float:
+        """What a selection is forecast to lose, with what is lost whatever is chosen."""
+        return self.fixed.get("harm", 0.0) + self.harm(picks)
 
     def load(self, choice: Choice, limits: Limits) -> float:
         """What a choice spends as a share of what the choices may spend in all, summed over the limited resources."""

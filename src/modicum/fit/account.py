@@ -131,7 +131,7 @@ def build_receipt(outcome: Outcome) -> dict[str, Any]:
             "treated_bytes": treated, "layer_bytes": layer_bytes, "share": treated / max(layer_bytes, 1),
             "share_of_all": treated / max(model.dense_bytes, 1), "untreated": untreated(scene, forms, gone),
         },
-        "sites": rows, "frontier": chosen.frontier, "search": chosen.search, "predicted_harm": table.harm(picks) if table is not None else None,
+        "sites": rows, "frontier": chosen.frontier, "search": chosen.search, "predicted_harm": table.forecast(picks) if table is not None else None,
         "quality": outcome.quality, "verdict": outcome.verdict, "verification": outcome.verification,
         "by_block": outcome.by_block, "texts": outcome.texts, "events": outcome.events, "stages": outcome.stages,
     } | ({"healing": outcome.healing} if outcome.healing else {})  # fmt: skip

@@ -35,7 +35,7 @@ def _targets(scene: Scene, chosen: Chosen, quality: Mapping[str, Any], actual: i
         for other in others:
             limits = chosen.limits or {"bytes": actual}
             theirs = Chooser(scene.subject, other, scene.request).table(measured.findings)
-            if clause := elsewhere(other, theirs, limits, table.harm(chosen.picks), quality["mean"]):
+            if clause := elsewhere(other, theirs, limits, table.forecast(chosen.picks), quality["mean"]):
                 yield clause
     dense = sum(unit.dense_bytes for unit in scene.model.units.values() if scene.target.refusal(unit))
     if name != "modicum" and "modicum" not in others and dense > _DENSE * actual:

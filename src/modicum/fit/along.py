@@ -26,7 +26,7 @@ def along(table: Table, picks: Picks, beyond: Callable[[str, str], float | None]
     options: dict[str, int] = {}
     sites = {site: _runs([table.choices[site][found[site]] for found in points], site, options, beyond) for site in table.choices}
     return {
-        "points": [{"bytes": round(table.cost(found)), "harm": table.harm(found)} for found in points],
+        "points": [{"bytes": round(table.cost(found)), "harm": table.forecast(found)} for found in points],
         "chosen": next(place for place, found in enumerate(points) if found is picks), "options": list(options), "sites": sites,
     }  # fmt: skip
 

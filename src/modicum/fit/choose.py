@@ -88,6 +88,7 @@ class Chooser:
 
     def _made(self, findings: Findings | None) -> Table:
         table = self.sizing.table(findings)
+        table.fixed["harm"] = self.subject.lost
         if self.timed:
             table.fixed["seconds"] = self.runtime.rest()
         if self.budget.macs is not None:

@@ -86,7 +86,7 @@ class Choosing:
             judge = self._judge if settled else self._judging(levels, findings) if levels is not None else None
             with self.meter.stage("choose", 1):
                 picks = chooser.choose(table, findings, judge, searching=not settled)
-            size, harm = chooser.exact_bytes(table, picks, findings), table.harm(picks)
+            size, harm = chooser.exact_bytes(table, picks, findings), table.forecast(picks)
             self.meter.progress.say(f"chosen: {readable(size)}, forecast to lose {harm:.2g}")
             self.events += chooser.report.pop("events", [])
             self.events += chooser.forced(table, picks)
@@ -166,7 +166,8 @@ class Choosing:
     def _judging(self, levels: Levels, findings: Findings) -> PlanJudge:
         levels.findings = findings
         assert self.chooser is not None
-        return PlanJudge(self.chooser.table(findings), levels, self.scene.data.validation, self.scene.model.is_causal)
+        scene = self.scene
+        return PlanJudge(self.chooser.table(findings), levels, scene.data.validation, scene.model.is_causal, scene.subject.original)
 
     def _settled(self, levels: Levels, findings: Findings) -> bool:
         """Whether what the forecast alone chooses loses so little that there is nothing to search for; told for the receipt."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from modicum.export import TARGETS
 from modicum.export.container import FILE, read_body
 from modicum.export.expand import Expansion, coded_stages, expand, forms_of, unheld
 from modicum.fit.choosing import Chosen
-from modicum.fit.made import Made, OnBlock
+from modicum.fit.made import Made
 from modicum.fit.making import Making
 from modicum.fit.request import Request
 from modicum.fit.run import Page, Result, Run
@@ -201,6 +201,7 @@ class _Same(Made):
 
     before: Model = dataclasses.field(kw_only=True)
 
+    @property
     @override
-    def _original(self, batches: Sequence[Batch], on_block: OnBlock | None = None) -> Iterator[tuple[int, Any]]:
-        return streamed(self.before.twin(), batches, self.scene.script, pool=self.pool, on_block=on_block)
+    def original(self) -> Model:
+        return self.before

@@ -107,15 +107,24 @@ class Made:
             dropped=self.dropped, pool=self.pool, on_block=on_block,
         )  # fmt: skip
 
-    def _original(self, batches: Sequence[Batch], on_block: OnBlock | None = None) -> Iterator[tuple[int, Any]]:
-        return streamed(self.scene.model.twin(), batches, self.scene.script, pool=self.pool, on_block=on_block)
+    @property
+    def original(self) -> Model:
+        """What it is held against."""
+        return self.scene.subject.original
+
+    def _answered(self, model: Model, batches: Sequence[Batch], on_block: OnBlock | None = None) -> Iterator[tuple[int, Any]]:
+        return streamed(model.twin(), batches, self.scene.script, pool=self.pool, on_block=on_block)
 
     def quality(self, tick: Callable[[], None], blocks: BlockErrors | None = None) -> Quality:
         """What it loses on the test sequences; ``blocks`` sees where."""
         batches, scene = self.scene.data.test, self.scene
-        seen = (None, None) if blocks is None else (blocks.keep, blocks.of("after"))
-        original = ticked(self._original(batches, seen[0]), tick)
-        return compare(original, self.outputs(batches, on_block=seen[1]), batches, scene.model.is_causal, scene.script.outputs)
+        keep, after = (None, None) if blocks is None else (blocks.keep, blocks.of("after"))
+        if blocks is not None and scene.subject.given is not None:  # whose blocks answer in another basis
+            for _ in self._answered(scene.model, blocks.batches, keep):
+                pass
+            keep = None
+        original = ticked(self._answered(self.original, batches, keep), tick)
+        return compare(original, self.outputs(batches, on_block=after), batches, scene.model.is_causal, scene.script.outputs)
 
     def by_block(self, blocks: BlockErrors, events: list[str], before: bool) -> dict[str, Any]:
         """How far each block is from the original's after ``quality`` was told, and ``before``: in the same plan without data."""
@@ -129,10 +138,12 @@ class Made:
         return blocks.told()
 
     def lost(self, count: int) -> list[float]:
-        """What it loses on the first rows that choices are judged by."""
+        """What its forms lose on the first rows that choices are judged by: beside what they were put into, as plain options are measured."""
         scene = self.scene
         batches = between(scene.data.validation, 0, count, scene.script.whole)
         try:
-            return compare(self._original(batches), self.outputs(batches), batches, False, scene.script.outputs).by_row(batches)
+            return compare(self._answered(scene.target.model, batches), self.outputs(batches), batches, False, scene.script.outputs).by_row(
+                batches
+            )
         except RuinedError:
             return [RUINED] * count

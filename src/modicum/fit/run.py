@@ -270,7 +270,7 @@ class Run:
             by_block = made.by_block(blocks, self.events, before=self.page is not None)
             quality = judged.summary(self.request.seed)
         beside = advice(self.scene, chosen, quality, actual)
-        if table is not None and (event := surprise(quality, table.harm(chosen.picks))):
+        if table is not None and (event := surprise(quality, table.forecast(chosen.picks))):
             self.events.append(event)
         return build_receipt(
             Outcome(

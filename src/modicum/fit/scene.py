@@ -123,9 +123,10 @@ def _keep_cache(subject: Subject, request: Request, name: str) -> None:
     if request.uniform:
         raise SettingError("kv: must not stand beside uniform, a loader that decodes weights leaves it out. Leave out one of them.")
     if not request.dry_run:
-        other, told = cached(subject.model, subject.script, subject.data.calibration, subject.compute)
+        other, lost, told = cached(subject.model, subject.script, subject.data.calibration, subject.compute)
         subject.take(subject.target(name).over(other))
         subject.model.notes += told
+        subject.lost += lost
 
 
 def _check_device(model: Model, request: Request) -> None:

@@ -44,13 +44,13 @@ def verdict(
 
 def _more(lost: float, table: Table, picks: Picks, limits: Limits) -> Iterator[str]:
     """The next step up where it takes away much of the loss, and the knee where that is another size."""
-    now, size = table.harm(picks), table.cost(picks)
+    now, size = table.forecast(picks), table.cost(picks)
     if now <= 0:
         return
     above = integer_program(table, {name: most * _STEP for name, most in (limits or {"bytes": size}).items()})
-    told = table.cost(above) if table.harm(above) <= (1 - _WORTH) * now else 0.0
+    told = table.cost(above) if table.forecast(above) <= (1 - _WORTH) * now else 0.0
     if told:
-        yield f"{readable(told)} is forecast to lose {table.harm(above) / now:.0%} of that"
+        yield f"{readable(told)} is forecast to lose {table.forecast(above) / now:.0%} of that"
     bend = knee(frontier(table))
     if bend is not None and not any(1 / _ALIKE < bend[0] / known < _ALIKE for known in (size, told) if known):
         yield f"the knee of the frontier is {readable(bend[0])}, forecast to lose {really(bend[1], now, lost):.2g}"
@@ -63,7 +63,7 @@ def really(forecast: float, now: float, lost: float) -> float:
 
 def frontier(table: Table) -> list[tuple[float, float]]:
     """Bytes and forecast of the ``selections``, by bytes."""
-    return [(table.cost(picks), table.harm(picks)) for picks in selections(table)]
+    return [(table.cost(picks), table.forecast(picks)) for picks in selections(table)]
 
 
 def selections(table: Table) -> list[Picks]:
@@ -93,9 +93,9 @@ def knee(points: Sequence[tuple[float, float]]) -> tuple[float, float] | None:
 def elsewhere(name: str, table: Table, limits: Limits, forecast: float, lost: float) -> str:
     """A clause where another target, by its ``table``, is forecast to lose clearly less within the same limits; otherwise nothing."""
     found = integer_program(table, limits)
-    if forecast <= 0 or not table.fits(found, limits) or table.harm(found) > (1 - _WORTH) * forecast:
+    if forecast <= 0 or not table.fits(found, limits) or table.forecast(found) > (1 - _WORTH) * forecast:
         return ""
-    return f"--target {name} is forecast to lose {really(table.harm(found), forecast, lost):.2g} at these bytes"
+    return f"--target {name} is forecast to lose {really(table.forecast(found), forecast, lost):.2g} at these bytes"
 
 
 def surprise(quality: Mapping[str, Any], forecast: float) -> str:

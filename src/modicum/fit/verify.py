@@ -108,7 +108,7 @@ def few_bits(made: Made) -> float:
 def _prompts(made: Made) -> torch.Tensor | None:
     """What texts are to go on from, where divergence alone does not certify: of a language model in few bits."""
     wanted = generates(made.scene.model) and 0 < few_bits(made) <= FEW_BITS
-    return prompts_of(made.scene.model, made.scene.data.test) if wanted else None
+    return prompts_of(made.original, made.scene.data.test) if wanted else None
 
 
 def _texts(made: Made, module: nn.Module, events: list[str]) -> dict[str, Any]:
@@ -118,10 +118,10 @@ def _texts(made: Made, module: nn.Module, events: list[str]) -> dict[str, Any]:
         return {}
     if scene.request.ram is not None and 2 * whole_model(model, scene.data.test[0]) > scene.request.ram:
         return {}
-    if (prompts := prompts_of(model, scene.data.test)) is None:
+    if (prompts := prompts_of(made.original, scene.data.test)) is None:
         return {}
     try:
-        return {"texts": side_by_side(model, prompts, module, model.tokenizer)}
+        return {"texts": side_by_side(made.original, prompts, module, model.tokenizer)}
     except ModelError as error:
         events.append(f"texts: none of both models stand side by side ({error})")
         return {}
@@ -130,7 +130,7 @@ def _texts(made: Made, module: nn.Module, events: list[str]) -> dict[str, Any]:
 def _generated(made: Made, prompts: torch.Tensor, module: nn.Module, who: str, events: list[str]) -> dict[str, Any]:
     """How the reloaded model writes beside the original. Raises ``ModelError`` where it is clearly worse, unless that is allowed."""
     scene = made.scene
-    found = Generation.of(scene.model, prompts, scene.request.seed).against(module)
+    found = Generation.of(made.original, prompts, scene.request.seed).against(module)
     if found["failed"]:
         said = f"at {few_bits(made):.2g} bits per treated weight the model must write as its original does; {' and '.join(found['failed'])}"
         if not scene.request.allow_broken:

@@ -213,13 +213,19 @@ def too_slow(model: Model, script: Script, batch: Batch, seconds: float, pool: S
 
 
 class PlanJudge:
-    """KL per token of selections on ``batches``, sequence by sequence, from the forms in ``levels``; no sequence is judged twice."""
+    """KL per token of selections on ``batches``, sequence by sequence, from the forms in ``levels``; no sequence is judged twice.
 
-    def __init__(self, table: Table, levels: Levels, batches: Sequence[Batch], causal: bool = False):
+    ``original``: what they are held against, where it is another than what forms are put into.
+    """
+
+    def __init__(
+        self, table: Table, levels: Levels, batches: Sequence[Batch], causal: bool = False, original: Model | None = None
+    ):  # fmt: skip
         self.table, self.levels, self.batches, self.causal = table, levels, list(batches), causal
         self.samples = sum(count_rows(batch) for batch in batches)
         self.tokens = count_tokens(batches) / max(1, self.samples)  # of a sequence
         self.target = levels.sizing.target
+        self.original = original or self.target.model
         assert not levels.judged or all(any(batch is other for other in levels.judged) for batch in batches), "forms were made for others"
         self.evaluations, self._metric = 0, ""
         self._dense: OrderedDict[Part, Dense] = OrderedDict()
@@ -336,7 +342,7 @@ class PlanJudge:
         """The original's outputs: kept from the first time where they are small enough, otherwise run again."""
         if key in self._originals:
             return iter(self._originals[key])
-        outputs = streamed(self.target.model.twin(), batches, self.target.script, pool=self.levels.pool)
+        outputs = streamed(self.original.twin(), batches, self.target.script, pool=self.levels.pool)
         known: list[tuple[int, Any]] = []
         held = 0
         for index, output in outputs:

@@ -26,6 +26,7 @@ from modicum.data.splits import Batch
 from modicum.export import TARGETS
 from modicum.export.source import open_source
 from modicum.judge.judge import Levels, Part, PlanJudge
+from modicum.models.cached import round_cache, rounded_scales
 from modicum.models.model import Model
 from modicum.models.weights import CheckpointWeights
 from modicum.sweep import Script
@@ -44,9 +45,16 @@ Task = tuple[Picks, int, int]
 
 @dataclass(frozen=True)
 class _Recipe:
-    """All that a judge is made of, beside the forms in ``levels``; ``source`` is a directory or a file, whose code may be trusted, or a module."""
+    """All that a judge is made of, beside the forms in ``levels``; ``source`` is a directory or a file, whose code may be trusted, or a module.
+
+    What stands in the place of a checkpoint's weights are ``values``, and the ``scales`` of a cache that is rounded; ``original`` is another source
+    where the model stands in another's place.
+    """
 
     source: Path | nn.Module
+    values: Mapping[str, torch.Tensor]
+    scales: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
+    original: Path | nn.Module | None
     turned: Mapping[torch.dtype, torch.dtype]
     trusted: bool
     target: str
@@ -61,13 +69,24 @@ class _Recipe:
     def judge(self, folder: Path) -> PlanJudge:
         before, tempfile.tempdir = tempfile.tempdir, str(folder)  # what is left of a worker that is ended goes with the folder
         try:
-            model = open_source(self.source, trust_remote_code=self.trusted, allow_quantized_source=True)  # it was allowed
+            original = None if self.original is None else self._computing(self._opened(self.original))
+            model = self._opened(self.source)
         finally:
             tempfile.tempdir = before
-        use_eager_experts(model)
-        model = model.computing(self.turned)
+        if isinstance(model.weights, CheckpointWeights):
+            model.weights.adopt(self.values)
+            round_cache(model.module, self.scales)
+        model = self._computing(model)
         sizing, pool = Sizing(TARGETS[self.target](model, self.script), ()), SpillPool(self.ram, folder)
-        return PlanJudge(self.table, MadeLevels(self.levels, folder, sizing, self.findings, pool), self.batches, self.causal)
+        levels = MadeLevels(self.levels, folder, sizing, self.findings, pool)
+        return PlanJudge(self.table, levels, self.batches, self.causal, original)
+
+    def _opened(self, source: Path | nn.Module) -> Model:
+        return open_source(source, trust_remote_code=self.trusted, allow_quantized_source=True)  # it was allowed
+
+    def _computing(self, model: Model) -> Model:
+        use_eager_experts(model)
+        return model.computing(self.turned)
 
 
 def write_recipe(judge: PlanJudge, folder: Path, count: int) -> None:
@@ -76,9 +95,11 @@ def write_recipe(judge: PlanJudge, folder: Path, count: int) -> None:
     model, limit = target.model, levels.pool.limit
     # A config that names code of its own was only opened because it is trusted.
     trusted = bool(getattr(model.config, "auto_map", None))
+    original = None if judge.original is model else _source(judge.original)
+    values = model.stored.weights.adopted if isinstance(model.stored.weights, CheckpointWeights) else {}
     recipe = _Recipe(
-        _source(model), dict(model.weights.turned), trusted, target.name, target.script, judge.table, levels.findings,
-        levels.store.directory.absolute(), judge.batches, judge.causal, None if limit is None else limit // count,
+        _source(model), values, rounded_scales(model.module), original, dict(model.weights.turned), trusted, target.name, target.script,
+        judge.table, levels.findings, levels.store.directory.absolute(), judge.batches, judge.causal, None if limit is None else limit // count,
     )  # fmt: skip
     try:
         torch.save(recipe, folder / _RECIPE)

@@ -22,8 +22,8 @@ from modicum.sweep import Script
 _LEAST = 2.0**-20
 
 
-def cached(model: Model, script: Script, batches: Sequence[Batch], compute: Compute) -> tuple[Model, list[str]]:
-    """A copy of the model whose keys and values are in eight bits, by scales of ``batches``, and what there is to tell.
+def cached(model: Model, script: Script, batches: Sequence[Batch], compute: Compute) -> tuple[Model, float, list[str]]:
+    """A copy of the model whose keys and values are in eight bits, by scales of ``batches``, what that alone loses, and what there is to tell.
 
     Needs and cost: a forward of all batches. Raises ``ModelError`` where no attention keeps keys and values.
     """
@@ -35,10 +35,9 @@ def cached(model: Model, script: Script, batches: Sequence[Batch], compute: Comp
     rows = [one_row(batches[0])]
     before, after = (streamed(each.twin(), rows, script) for each in (model, other))
     alone = compare(before, after, rows, False, script.outputs)
-    return other, [
-        f"kv: keys and values of {len(found)} attentions are rounded to 8-bit floats under static scales; alone that loses {alone.worst.mean:.1e} "
-        f"({alone.metric}, one row of calibration)"
-    ]
+    told = f"alone that loses {alone.worst.mean:.1e} ({alone.metric}, one row of calibration)"
+    said = f"kv: keys and values of {len(found)} attentions are rounded to 8-bit floats under static scales; {told}"
+    return other, alone.worst.mean, [said]
 
 
 def _largest(model: Model, script: Script, batches: Sequence[Batch]) -> dict[str, list[torch.Tensor]]:

@@ -14,15 +14,15 @@ from modicum.runtime.compute import Compute
 from modicum.sweep import Script
 
 
-def prepared(model: Model, script: Script, batches: Sequence[Batch], settings: Settings, compute: Compute) -> Model:
-    """The model as it is measured, with notes of what was done; a script knows how tokens of calibration ``batches`` count.
+def prepared(model: Model, script: Script, batches: Sequence[Batch], settings: Settings, compute: Compute) -> tuple[Model, float]:
+    """The model as it is measured, with notes of what was done, and what that lost; a script knows how tokens of calibration ``batches`` count.
 
     Raises the errors of each preparation that is asked for.
     """
-    before, told = model, list[str]()
+    before, lost, told = model, 0.0, list[str]()
     script.sent = settings.starved == "sent"
     if settings.rotate is not None:
-        model, said = rotated(model, script, batches, settings.rotate, settings.seed, compute)
+        model, lost, said = rotated(model, script, batches, settings.rotate, settings.seed, compute)
         told += said
     if settings.smooth is not None:
         model, said = smoothed(model, script, batches, settings.smooth, compute)
@@ -32,4 +32,4 @@ def prepared(model: Model, script: Script, batches: Sequence[Batch], settings: S
         blocks = len(script.important.blocks)
         told.append(f"importance: tokens of calibration count by the attention that they receive, in {blocks} blocks")
     model.opened, model.notes = before.opened, [*before.notes, *told]
-    return model
+    return model, lost

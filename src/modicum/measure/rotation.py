@@ -35,8 +35,10 @@ KINDS = ("hadamard", "random")
 _TOKENS, _ROUNDING = 12, 1e-3
 
 
-def rotated(model: Model, script: Script, batches: Sequence[Batch], kind: str, seed: int, compute: Compute) -> tuple[Model, list[str]]:
-    """The model with its residual stream turned, and what there is to tell; the difference that rounding to its own dtype makes is told.
+def rotated(
+    model: Model, script: Script, batches: Sequence[Batch], kind: str, seed: int, compute: Compute
+) -> tuple[Model, float, list[str]]:
+    """The model with its residual stream turned, what rounding it to its own dtype loses, and what there is to tell.
 
     Needs and cost: the whole model in float32, with the gradients of one row of tokens. Raises ``ModelError`` where a norm forbids it, by its name.
     """
@@ -48,11 +50,10 @@ def rotated(model: Model, script: Script, batches: Sequence[Batch], kind: str, s
     rows = [one_row(batches[0])]
     before, after = (streamed(each.twin(), rows, script) for each in (model, other))
     quality = compare(before, after, rows, model.is_causal, script.outputs)
-    return other, [
+    return other, quality.worst.mean, [
         f"rotation: the stream of {stream.width} columns was turned ({kind}), gains of {len(stream.norms)} norms went into the weights that read "
-        f"them; outputs are those of before but for rounding to {str(stored.dtype)[6:]} ({quality.metric} {quality.worst.mean:.1e}, "
-        "which what is told of the result leaves out)."
-    ]
+        f"them; outputs are those of before but for rounding to {str(stored.dtype)[6:]} ({quality.metric} {quality.worst.mean:.1e})."
+    ]  # fmt: skip
 
 
 def orthogonal(width: int, kind: str, chance: torch.Generator, fixed: bool = False) -> torch.Tensor:

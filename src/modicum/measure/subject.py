@@ -73,6 +73,8 @@ class Subject:
     most: int | None = None  # bytes of files, where the default menu need only serve a budget of so many
     rounding: bool = False  # whether that budget needs no more than rounding
     unconfirmed: bool = False  # whether what opening tells by running is left for later
+    given: Model | None = None  # the model as it came, where another that answers nearly the same stands in its place
+    lost: float = 0.0  # what that loses whatever is chosen, and what rounding keys and values does
     _targets: dict[str, Target] = field(default_factory=dict)
     _runtimes: dict[tuple, Runtime] = field(default_factory=dict)
     _unused: dict[str, frozenset[str]] = field(default_factory=dict)
@@ -103,9 +105,10 @@ class Subject:
         if not alone and not getattr(settings, "dry_run", False):
             model.notes += held_against_plain(model, script, data, settings.ram)
         model.notes += script.learnt.events()
+        given, lost = model, 0.0
         if not getattr(settings, "dry_run", False):
-            model = prepared(model, script, data.calibration, settings, compute)
-        return cls(settings, model, data, script, compute, unconfirmed=alone)
+            model, lost = prepared(model, script, data.calibration, settings, compute)
+        return cls(settings, model, data, script, compute, unconfirmed=alone, given=None if settings.rotate is None else given, lost=lost)
 
     @classmethod
     def _outlined(cls, model: Model, settings: Settings, data: Splits | None, settle: Settle) -> Subject:
@@ -134,6 +137,11 @@ class Subject:
         if not still_alone(self.model, batch, others, self.script.outputs):
             raise ModelError(f"{self.model.name}: must run as when it was measured, its forwards share state now. Measure again.")
         return notes
+
+    @property
+    def original(self) -> Model:
+        """What results are held against: the model as it came."""
+        return self.given or self.model
 
     @cached_property
     def felt(self) -> Model:
@@ -260,6 +268,7 @@ class Subject:
             self._runtimes[key] = RUNTIMES.get(target, Runtime)(
                 self.model, self.script, batch=batch, context=context, example=self.data.calibration[0], cuts=cuts
             )  # fmt: skip
+            self._runtimes[key].narrow_cache = getattr(self.settings, "kv", None) is not None
         return self._runtimes[key]
 
     @cached_property

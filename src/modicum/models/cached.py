@@ -42,6 +42,15 @@ def round_cache(module: nn.Module, scales: Mapping[str, tuple[torch.Tensor, torc
         attention.register_forward_pre_hook(partial(_rounds, _name(attention)), with_kwargs=True)
 
 
+def rounded_scales(module: nn.Module) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """The scales by which attentions of a module round, as ``round_cache`` gave them."""
+    return {
+        name: (part.get_buffer("k_scale"), part.get_buffer("v_scale"))
+        for name, part in attentions(module).items()
+        if "k_scale" in part._buffers
+    }
+
+
 def rounded(scale: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     """A value as 8-bit floats under a scale hold it; what is beyond the largest is cut off."""
     return (value / scale).clamp(-LARGEST, LARGEST).to(FLOAT8).to(value.dtype) * scale.to(value.dtype)

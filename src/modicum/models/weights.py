@@ -142,7 +142,7 @@ class CheckpointWeights(Weights):
     Names and layouts on disk are mapped to those of the module by Transformers' own conversion tables (stacked experts, renamed, split
     or transposed tensors), one conversion at a time. Tied weights that the file holds with values of their own are parted, and each has the
     dtype that Transformers loads it in. ``unused`` and ``ignored``: tensors that the model has no place for, and those of them that its
-    class expects and leaves alone. ``notes``: what was done otherwise than the config says.
+    class expects and leaves alone. ``notes``: what was done otherwise than the config says. ``adopted``: what stands in the place of values stored.
     """
 
     lazy = True
@@ -154,7 +154,7 @@ class CheckpointWeights(Weights):
         adopted: Mapping[str, torch.Tensor] = MappingProxyType({}),
     ):  # fmt: skip
         super().__init__(module, device)
-        self.shards, self._adopted = shards, dict(adopted)
+        self.shards, self.adopted = shards, dict(adopted)
         tensors = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
         self._twin = built is not None
         self._built = built or {name: value.dtype for name, value in tensors}
@@ -179,7 +179,7 @@ class CheckpointWeights(Weights):
 
     @override
     def over(self, module: nn.Module) -> CheckpointWeights:
-        other = CheckpointWeights(module, self.shards, self.device, self._built, self._adopted)
+        other = CheckpointWeights(module, self.shards, self.device, self._built, self.adopted)
         other.turned = self.turned
         return other
 
@@ -187,9 +187,9 @@ class CheckpointWeights(Weights):
         """Take weights of the module that were made of those stored, in their place; they stay in memory."""
         if made:
             Weights.__init__(self, self.module, self.device)
-            self._adopted |= {self.first[name]: value for name, value in made.items()}
-            self._dtypes |= {name: value.dtype for name, value in self._adopted.items()}
-            self.release(self._adopted)
+            self.adopted |= {self.first[name]: value for name, value in made.items()}
+            self._dtypes |= {name: value.dtype for name, value in self.adopted.items()}
+            self.release(self.adopted)
 
     def _index(self) -> tuple[list[str], list[str]]:
         from transformers.conversion_mapping import get_model_conversion_mapping
@@ -231,13 +231,13 @@ class CheckpointWeights(Weights):
     def _check(self) -> None:
         where = self.shards.directory
         other: list[str] = []
-        self._dtypes |= {name: value.dtype for name, value in self._adopted.items()}
+        self._dtypes |= {name: value.dtype for name, value in self.adopted.items()}
         for first, names in self.names.items():
-            if first in self._adopted:
+            if first in self.adopted:
                 continue
             source = next((name for name in names if name in self._made_by), None)
             if source is None and (value := unsaved(self.module, first)) is not None:
-                self._adopted[first], self._dtypes[first] = value, value.dtype
+                self.adopted[first], self._dtypes[first] = value, value.dtype
                 continue
             if source is None:
                 raise ModelError(
@@ -296,8 +296,8 @@ class CheckpointWeights(Weights):
         return {name: value[0] if isinstance(value, list) else value for name, value in made.items()}
 
     def _value(self, first: str) -> torch.Tensor:
-        if first in self._adopted:
-            return self._adopted[first]
+        if first in self.adopted:
+            return self.adopted[first]
         names = self.names.get(first, (first,))
         return self._made_value(next(name for name in names if name in self._made))
 

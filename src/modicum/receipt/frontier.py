@@ -168,7 +168,7 @@ class _Curve:
         if not entries:
             return
         model, test = self.work.subject.model, self.work.subject.data.test
-        judge = PlanJudge(self.table, self.levels, test, model.is_causal)
+        judge = PlanJudge(self.table, self.levels, test, model.is_causal, self.work.subject.original)
         self.work.progress.start(f"measure for {self.chooser.target}", len(entries))
         judge.prepare([entry.picks for entry in entries])
         known: dict[tuple, dict[str, Any]] = {}

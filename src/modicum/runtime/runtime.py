@@ -52,6 +52,8 @@ class Runtime:
 
     # Whether weights stay as few bytes in memory as in the file.
     packed = False
+    # Whether keys and values are to be kept in eight bits.
+    narrow_cache = False
 
     def __init__(
         self, model: Model, script: Script, *, batch: int, context: int, example: Batch | None = None,

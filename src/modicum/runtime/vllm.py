@@ -22,6 +22,12 @@ class Vllm(Runtime):
         return left(form)
 
     @override
+    def overhead(self) -> int:
+        """The same, with keys and values as wide as vLLM keeps them."""
+        saved = self.cache() * (self.model.dtype.itemsize - 1) // self.model.dtype.itemsize if self.narrow_cache else 0
+        return max(super().overhead() - saved, super().overhead() // self.model.dtype.itemsize)
+
+    @override
     def memory(self, unit: Unit, form: Form) -> int:
         """Bytes a unit takes in the file."""
         return (form.inner if isinstance(form, Cut) else form).nbytes
