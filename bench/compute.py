@@ -1,8 +1,8 @@
 """What a run costs where products of half precision are fast, and where they are not: processor seconds of one ``fit``, each in a process of its own.
 
 ``MODICUM_EARLIER=EARLIER/src`` adds an earlier version. The slow path is forced, and shown to be by the rates that torch has on it.
-``python -m bench.compute 160m`` takes random weights of that size and few tokens; a run of over ``LONGEST`` is cut off and says so. ``160m-2`` and
-``160m-12`` have two and all of its blocks, its table and its head, without bfloat16 units alone, and round to the nearest, which leaves the products.
+``python -m bench.compute 160m`` takes random weights of that size and few tokens; a run of over ``LONGEST`` is cut off and says so. ``160m-nearest``
+rounds the same weights to the nearest, which leaves the products, without bfloat16 units alone.
 """
 
 from __future__ import annotations
@@ -23,16 +23,13 @@ SLOW = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
 PATHS = {"as it is": {}, "without bfloat16 units": SLOW}
 LONGEST = 1200
 # The target whose loader needs no probe, and a menu that is measured on gradients and made in one sweep.
-PRODUCTS = ("160m-2", "160m-12")
-MENU = dict.fromkeys(PRODUCTS, "nearest bits=3,nearest bits=4,nearest bits=8")
+MENU = {"160m-nearest": "nearest bits=3,nearest bits=4,nearest bits=8"}
 WORDS = ("--target", "modicum", "--bpw", "4.5", "--search-time", "0")
-_FEW = ("--samples", "4", "--tokens", "128", "--test-samples", "4")
 READ = {
     "demo": ("--samples", str(SAMPLES), "--test-samples", "16"),
-    "160m": _FEW,
-} | dict.fromkeys(PRODUCTS, ("--samples", "4", "--tokens", "256", "--test-samples", "4"))
-# Blocks of the random models.
-BLOCKS = {"160m": 12, "160m-2": 2, "160m-12": 12}
+    "160m": ("--samples", "4", "--tokens", "128", "--test-samples", "4"),
+    "160m-nearest": ("--samples", "4", "--tokens", "256", "--test-samples", "4"),
+}
 _RATES = """
 import torch
 from modicum.runtime.compute import time_product
@@ -44,10 +41,10 @@ print(*(f"{kind} {rate(kind, torch.float32):.0f} and {rate(kind, torch.bfloat16)
 def main(size: str = "demo") -> None:
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        source = _demo() if size == "demo" else _random(place / "random", BLOCKS[size])
+        source = _demo() if size == "demo" else _random(place / "random")
         models = {"bfloat16": source, "its float32 copy": _widened(source, place / "wide")}
         rows, rates = [], []
-        for path, extra in (each for each in PATHS.items() if size not in PRODUCTS or each[1]):
+        for path, extra in (each for each in PATHS.items() if size not in MENU or each[1]):
             rates.append(f"{path}: {_ran((sys.executable, '-c', _RATES), _environment(extra, place))[0].strip()}")
             for version, source in _versions().items():
                 found = {name: _fitted(model, _said(size), place, extra, source) for name, model in models.items()}
@@ -76,16 +73,14 @@ def _demo() -> Path:
     return DEMO
 
 
-def _random(made: Path, blocks: int) -> Path:
-    """Random weights of 160 million parameters in bfloat16, or of fewer of their blocks; the demo's tokens are the first of theirs."""
+def _random(made: Path) -> Path:
+    """Random weights of 160 million parameters in bfloat16; the demo's tokens are the first of theirs."""
     import transformers
 
     from bench.sweep import LARGE, VOCABULARY
     from modicum.testing import random_checkpoint
 
-    config = transformers.LlamaConfig(
-        **LARGE | {"num_hidden_layers": blocks}, vocab_size=VOCABULARY, max_position_embeddings=1024, dtype="bfloat16"
-    )
+    config = transformers.LlamaConfig(**LARGE, vocab_size=VOCABULARY, max_position_embeddings=1024, dtype="bfloat16")
     random_checkpoint(made, config)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(_demo() / name, made / name)
