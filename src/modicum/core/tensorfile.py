@@ -24,6 +24,7 @@ from modicum.core.tensorformat import (
     MAX_HEADER,
     PIECE,
     Entry,
+    Room,
     are_counts,
     checked_metadata,
     raw_bytes,
@@ -99,12 +100,17 @@ class TensorFile:
         row = math.prod(entry.shape[1:]) * entry.dtype.itemsize
         return self._fill(name, entry.dtype, shape, entry.begin + start * row)
 
-    def read_flat(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Entries ``start`` to ``stop`` of the tensor laid flat, without reading the others. *Raises* ``ModelError`` where the range leaves it."""
+    def read_flat(self, name: str, start: int, stop: int, room: Room | None = None) -> torch.Tensor:
+        """Entries ``start`` to ``stop`` of the tensor laid flat, without reading the others; in a ``room`` they stay until it is read into again.
+
+        *Raises*: ``ModelError`` where the range leaves the tensor.
+        """
         entry = self._entry(name)
         if not 0 <= start <= stop <= math.prod(entry.shape):
             raise ModelError(f"{self._who}: entries of tensor {short.repr(name)} must lie within it, got {start} to {stop}.")
-        return self._fill(name, entry.dtype, (stop - start,), entry.begin + start * entry.dtype.itemsize)
+        tensor, view = (room or Room()).of(entry.dtype, stop - start)
+        self._pread(view, entry.begin + start * entry.dtype.itemsize, name)
+        return tensor
 
     def close(self) -> None:
         """Close the file; closing twice does nothing."""
@@ -124,25 +130,26 @@ class TensorFile:
     def _fill(self, name: str, dtype: torch.dtype, shape: tuple[int, ...], offset: int) -> torch.Tensor:
         # The device is named because loaders run under torch.device("meta"), which would leave nothing to read into.
         tensor = torch.empty(shape, dtype=dtype, device="cpu")
-        self._pread(raw_bytes(tensor), offset, f"tensor {short.repr(name)}")
+        self._pread(raw_bytes(tensor), offset, name)
         return tensor
 
-    def _pread(self, view: memoryview, offset: int, what: str) -> None:
+    def _pread(self, view: memoryview, offset: int, name: str | None, what: str = "") -> None:
         if not self._release.alive:
-            raise ModelError(f"{self._who}: must be open to read {what}, and it was closed. Open it again.")
+            raise ModelError(f"{self._who}: must be open to read {_called(name, what)}, and it was closed. Open it again.")
         done = 0
         with system_errors(self._who):
             while done < len(view):
                 got = os.preadv(self._fd, [view[done : done + PIECE]], offset + done)
                 if not got:
-                    raise ModelError(f"{self._who}: {what} must have {len(view)} bytes, and the file ends after {done}. Fetch it again.")
+                    short_of = f"{_called(name, what)} must have {len(view)} bytes, and the file ends after {done}"
+                    raise ModelError(f"{self._who}: {short_of}. Fetch it again.")
                 done += got
 
     def _header(self) -> bytes:
         prefix = bytearray(8)
         if self.nbytes < len(prefix):
             raise ModelError(f"{self._who}: must begin with 8 bytes of header length, and it has {self.nbytes} bytes. Fetch it again.")
-        self._pread(memoryview(prefix), 0, "the header length")
+        self._pread(memoryview(prefix), 0, None, "the header length")
         if prefix == b"version ":
             raise ModelError(f"{self._who}: must hold tensors, is a pointer of Git LFS to them. Fetch the file itself: git lfs pull.")
         length, room = int.from_bytes(prefix, "little"), self.nbytes - len(prefix)
@@ -152,7 +159,7 @@ class TensorFile:
                 "The file is truncated or not safetensors."
             )
         header = bytearray(length)
-        self._pread(memoryview(header), len(prefix), "the header")
+        self._pread(memoryview(header), len(prefix), None, "the header")
         return bytes(header)
 
     def _parse(self, raw: bytes) -> tuple[dict[str, str], dict[str, Entry]]:
@@ -254,9 +261,9 @@ class Shards:
         """A range of the tensor's first axis, as :meth:`TensorFile.read_rows` gives it."""
         return self._file(name).read_rows(name, start, stop)
 
-    def read_flat(self, name: str, start: int, stop: int) -> torch.Tensor:
+    def read_flat(self, name: str, start: int, stop: int, room: Room | None = None) -> torch.Tensor:
         """A range of the tensor laid flat, as :meth:`TensorFile.read_flat` gives it."""
-        return self._file(name).read_flat(name, start, stop)
+        return self._file(name).read_flat(name, start, stop, room)
 
     def close(self) -> None:
         """Close all files; closing twice does nothing."""
@@ -307,6 +314,10 @@ class Shards:
                 "Convert it to safetensors, or pass --allow-pickle if you trust its author."
             )
         return ModelError(f"{wanted}, and holds neither. Check the path.")
+
+
+def _called(name: str | None, what: str) -> str:
+    return what if name is None else f"tensor {short.repr(name)}"
 
 
 def _json_object(raw: bytes, who: str, what: str) -> dict[str, Any]:

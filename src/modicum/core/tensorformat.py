@@ -110,6 +110,22 @@ def raw_bytes(tensor: torch.Tensor) -> memoryview:
     return tensor.flatten().view(torch.uint8).numpy().data
 
 
+class Room:
+    """Memory that tensors are read into one after the other: each of a dtype takes the place of the one before it."""
+
+    def __init__(self) -> None:
+        self._held: dict[torch.dtype, tuple[torch.Tensor, memoryview]] = {}
+
+    def of(self, dtype: torch.dtype, count: int) -> tuple[torch.Tensor, memoryview]:
+        """A tensor (count,), and its bytes."""
+        held = self._held.get(dtype)
+        if held is None or len(held[0]) < count:
+            # The device is named because loaders run under torch.device("meta"), which would leave nothing to read into.
+            tensor = torch.empty(count, dtype=dtype, device="cpu")
+            held = self._held[dtype] = tensor, raw_bytes(tensor)
+        return held if len(held[0]) == count else (held[0][:count], held[1][: count * dtype.itemsize])
+
+
 def unknown(who: str, name: str, known: Iterable[str]) -> ModelError:
     """What is said of a tensor that is not there."""
     # Models have thousands of tensors: near names are offered, never the whole list.

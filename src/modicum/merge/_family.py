@@ -137,6 +137,12 @@ class Merge(Method):
         """Whether NaN or Inf in any input would be in what is made of it, so that inputs need no look of their own."""
         return False
 
+    def at_once(
+        self, base: torch.Tensor, others: Sequence[torch.Tensor], weights: Sequence[float], dtype: torch.dtype
+    ) -> torch.Tensor | None:
+        """The entries in the ``dtype`` that is stored, of tensors as they are stored, where one pass makes them; None where ``combine`` must."""
+        return None
+
     def combine(self, base: torch.Tensor, others: Sequence[torch.Tensor], weights: Sequence[float], at: At) -> torch.Tensor:
         """The entries that are made of the base's and the models', all of one shape and dtype; inputs are untouched."""
         raise NotImplementedError
@@ -148,17 +154,21 @@ def counted(share: float, entries: int) -> int:
 
 
 def mixed(tensors: Sequence[torch.Tensor], coefficients: Sequence[float]) -> torch.Tensor:
-    """Their sum by fixed coefficients; what has none is left out, so that a single 1 gives that tensor to the bit."""
-    made = None
-    for tensor, coefficient in zip(tensors, coefficients):
-        if coefficient == 0:
-            continue
-        if made is None:
-            made = tensor * coefficient if coefficient != 1 else tensor.clone()
-        else:
-            made.add_(tensor, alpha=coefficient)
-    if made is None:
+    """Their sum by fixed coefficients; what has none is left out, so that a single 1 gives that tensor to the bit, and a 1 comes first."""
+    count = sorted(((coefficient != 1, place) for place, coefficient in enumerate(coefficients) if coefficient), key=lambda pair: pair[0])
+    if not count:
         return torch.zeros_like(tensors[0])
+    places = [place for _, place in count]
+    first, rest = places[0], places[1:]
+    if coefficients[first] != 1:
+        made = tensors[first] * coefficients[first]
+    elif rest:
+        second, *rest = rest
+        made = torch.add(tensors[first], tensors[second], alpha=coefficients[second])
+    else:
+        made = tensors[first].clone()
+    for place in rest:
+        made.add_(tensors[place], alpha=coefficients[place])
     return made if min(coefficients) >= 0 else with_signs(made, tensors, coefficients)
 
 

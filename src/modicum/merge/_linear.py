@@ -40,6 +40,19 @@ class Linear(Merge):
         return (yield Total(_differences if self.products == "differences" else _tensors))
 
     @override
+    def at_once(
+        self, base: torch.Tensor, others: Sequence[torch.Tensor], weights: Sequence[float], dtype: torch.dtype
+    ) -> torch.Tensor | None:
+        """Two tensors of 16 bits whose coefficients are shares: drawn from the heavier one to the other in float32, and rounded once."""
+        if self.products or dtype.itemsize != 2:
+            return None
+        count = [(share, tensor) for share, tensor in zip(self.coefficients(weights, torch.empty(0, 0)), (base, *others)) if share]
+        if len(count) != 2 or count[0][0] + count[1][0] != 1 or any(tensor.dtype != dtype for _, tensor in count):
+            return None
+        (_, light), (share, heavy) = sorted(count, key=lambda pair: pair[0])
+        return torch.lerp(light, heavy, share) if share <= 1 else None
+
+    @override
     def combine(self, base: torch.Tensor, others: Sequence[torch.Tensor], weights: Sequence[float], at: At) -> torch.Tensor:
         gram = at.known if at.known is not None else torch.empty(0, 0)
         return mixed((base, *others), self.coefficients(weights, gram))

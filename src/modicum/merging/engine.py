@@ -13,7 +13,7 @@ import torch
 from modicum.core.errors import ModelError, quoted
 from modicum.core.finite import finite
 from modicum.core.progress import Quiet
-from modicum.merging.job import Job
+from modicum.merging.job import Job, Place
 from modicum.merging.looks import Looks
 from modicum.merging.pieces import Sink
 from modicum.merging.surveying import surveyed
@@ -105,28 +105,30 @@ def _made(job: Job, name: str, known: Any, sink: Sink) -> dict[str, Any]:
         looks, look = Looks(len(job.others)), known is None and not job.method.shows(job.weights(name))
         for number, place in enumerate(job.pieces(name)):
             _, start, stop = place
-            base, others = job.read(place, base=job.method.reads_base, look=look)
-            at = job.at(place, known)
-            try:
-                made = job.method.combine(base, others, at.weights, at)
-            except torch.linalg.LinAlgError as error:
-                raise ModelError(f"{name}: {job.method} cannot solve for it ({quoted(error)}). Merge it with another method.") from None
-            stored = made.to(job.stored(name))
-            if not _fits(made, stored):
-                job.read(place, base=job.method.reads_base)  # says which model it comes from
-                raise ModelError(f"{quoted(name)}: what {job.method} makes of it must be finite, holds NaN or Inf. Use smaller weights.")
+            base, others = job.raw(place, base=job.method.reads_base)
+            stored = None if known is not None else job.method.at_once(base, others, job.weights(name), job.stored(name))
+            if stored is None or not finite(stored):
+                base, others = job.widened(place, (base, others), look=look)
+                stored = _combined(job, place, base, others, known)
             sink.put(name, start, stored.reshape(-1))
             if few := looks.few(number, stop - start):
                 looks.add(base if job.method.reads_base else job.base.read(name, start, start + few), others, stored, few)
-        told = {"name": name, "shape": list(shape), "weights": list(job.weights(name)), **looks.told()}
+        told = {"name": name, "shape": list(shape), "weights": list(job.weights(name)), **looks.told(math.prod(shape))}
     sink.finish(name, told)
     return told
 
 
-def _fits(made: torch.Tensor, stored: torch.Tensor) -> bool:
-    """Whether all of it is finite as it is stored. No entry is larger than the norm, which is cheaper than a look at 16 bits."""
-    flat = made.reshape(-1)
-    return math.sqrt(float(torch.dot(flat, flat))) < torch.finfo(stored.dtype).max or finite(stored)
+def _combined(job: Job, place: Place, base: torch.Tensor, others: list[torch.Tensor], known: Any) -> torch.Tensor:
+    at = job.at(place, known)
+    try:
+        made = job.method.combine(base, others, at.weights, at)
+    except torch.linalg.LinAlgError as error:
+        raise ModelError(f"{at.name}: {job.method} cannot solve for it ({quoted(error)}). Merge it with another method.") from None
+    stored = made.to(job.stored(at.name))
+    if not finite(stored):
+        job.read(place, base=job.method.reads_base)  # says which model it comes from
+        raise ModelError(f"{quoted(at.name)}: what {job.method} makes of it must be finite, holds NaN or Inf. Use smaller weights.")
+    return stored
 
 
 def _copied(job: Job, name: str, sink: Sink) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -12,10 +13,11 @@ import torch
 
 from modicum.core.errors import ModelError, SettingError, quoted
 from modicum.core.finite import finite
+from modicum.core.tensorformat import Room
 from modicum.merge._family import At, Merge
 from modicum.merging.sources import Source
 
-PIECE = 1 << 17  # entries that are made at a time: few enough for a processor's cache, many enough that calls cost little
+PIECE = 1 << 18  # entries that are made at a time: few enough for a processor's cache, many enough that calls cost little
 Place = tuple[str, int, int]
 """A tensor's name, and from which entry to which."""
 
@@ -62,6 +64,10 @@ class Job:
         return tuple(frozenset(source.names()) for source in self.beside)
 
     @cached_property
+    def _rooms(self) -> _Rooms:
+        return _Rooms(len(self.others) + 1)
+
+    @cached_property
     def _dtypes(self) -> dict[str, tuple[torch.dtype, torch.dtype]]:
         return {}
 
@@ -94,18 +100,34 @@ class Job:
     def read(self, place: Place, *, base: bool = True, stride: int = 1, look: bool = True) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """The base's entries and the models', as they are computed with; the base's place is taken by the first model's where it is not read.
 
-        Raises ``ModelError`` naming the model and the tensor that holds NaN or Inf, unless nobody is to ``look``.
+        They stay until the same thread reads again. Raises ``ModelError`` naming the model and the tensor that holds NaN or Inf, unless nobody
+        is to ``look``.
         """
+        return self.widened(place, self.raw(place, base=base), stride=stride, look=look)
+
+    def raw(self, place: Place, *, base: bool = True) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """The same as they are stored, laid flat."""
         name, start, stop = place
+        sources = (*self.others, self.base) if base else self.others
+        values = [source.read_into(room, name, start, stop) for room, source in zip(self._rooms.mine, sources)]
+        return (values.pop(), values) if base else (values[0], values)
+
+    def widened(
+        self, place: Place, raw: tuple[torch.Tensor, list[torch.Tensor]], *, stride: int = 1, look: bool = True
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """What was read as it is computed with. Raises as ``read`` does."""
+        name = place[0]
         dtype = self.computed(name)
+        first, others = raw
+        base = not others or first is not others[0]
         values = []
-        for source in (self.base, *self.others) if base else self.others:
-            raw = source.read(name, start, stop)
-            wide = (raw if stride == 1 else raw[::stride]).to(dtype)
+        for room, source, found in zip(self._rooms.mine, (*self.others, self.base), (*others, first) if base else others):
+            few = found[::stride] if stride > 1 else found
+            wide = few if few.dtype == dtype else room.of(dtype, len(few))[0].copy_(few)
             if look and not finite(wide):
                 raise ModelError(f"{source.whose(name)}: {quoted(name)} must be finite, holds NaN or Inf. Merge models that are whole.")
             values.append(wide if self.method.pieces else wide.reshape(self.base.entry(name)[1]))
-        return (values[0], values[1:]) if base else (values[0], values)
+        return (values.pop(), values) if base else (values[0], values)
 
     def at(self, place: Place, known: Any) -> At:
         """What the method is told of a piece."""
@@ -124,6 +146,13 @@ class Job:
                 pieces = self.method.pieces
                 found[kind] = source.read(key, start, stop) if pieces else source.read(key, 0, math.prod(shape)).reshape(shape)
         return found
+
+
+class _Rooms(threading.local):
+    """Each thread's memory for a piece of every model."""
+
+    def __init__(self, models: int):
+        self.mine = [Room() for _ in range(models)]
 
 
 def ordered(

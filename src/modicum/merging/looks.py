@@ -2,47 +2,46 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
-_SHARE = 64  # of so many entries one is looked at
-_EACH = 8  # in every piece of so many
+_FEW = 1 << 13  # entries that are looked at in a piece
+_EACH = 4  # of so many pieces, since each look costs a read
 
 
 class Looks:
-    """Sizes of the base and of the change, and how often all models move alike, from one entry in 64."""
+    """Sizes of the base and of the change, and how often all models move alike, from the first entries of one piece in four."""
 
     def __init__(self, models: int) -> None:
         self._seen: tuple[list[torch.Tensor], ...] = tuple([] for _ in range(models + 2))
 
     @staticmethod
     def few(number: int, entries: int) -> int:
-        """How many of a piece's entries are looked at: many of one piece in eight, since each look costs a read."""
-        return 0 if number % _EACH else min(entries, max(1, entries * _EACH // _SHARE))
+        """How many of a piece's entries are looked at."""
+        return 0 if number % _EACH else min(entries, _FEW)
 
     def add(self, base: torch.Tensor, others: Sequence[torch.Tensor], made: torch.Tensor, few: int) -> None:
         """Keep the first entries of one piece."""
         for seen, values in zip(self._seen, (base, made, *others)):
             seen.append(values.reshape(-1)[:few].to(torch.float32, copy=True))
 
-    def told(self) -> dict[str, Any]:
-        """Norms of the entries looked at, of the change, and the share of entries that all move on which signs agree."""
-        base, made, *others = (torch.cat(seen) for seen in self._seen)
-        sums = torch.zeros_like(base)
-        moved = torch.ones_like(base)
-        for other in others:
-            sign = torch.sign(other - base)
-            sums += sign
-            moved *= sign.abs()
-        all_moved = float(moved.sum(dtype=torch.float64))
-        alike = float((sums.abs() == len(others)).sum())
+    def told(self, entries: int) -> dict[str, Any]:
+        """Norms of a tensor of so many entries and of its change, and the share of entries that all move on which signs agree: estimates."""
+        base, made, *others = (seen[0] if len(seen) == 1 else torch.cat(seen) for seen in self._seen)
+        ups, downs = ([compare(other.numpy(), base.numpy()) for other in others] for compare in (np.greater, np.less))
+        whole = math.sqrt(entries / max(1, len(base)))
+        all_moved = np.count_nonzero(np.logical_and.reduce([np.logical_or(up, down) for up, down in zip(ups, downs)]))
+        alike = sum(np.count_nonzero(np.logical_and.reduce(all_one_way)) for all_one_way in (ups, downs))
         return {
-            "looked_at": len(base), "norm": _norm(base), "change": _norm(made - base),
+            "looked_at": len(base), "norm": _norm(base) * whole, "change": _norm(made.sub_(base)) * whole,
             "agreement": alike / all_moved if all_moved else None,
         }  # fmt: skip
 
 
 def _norm(values: torch.Tensor) -> float:
-    return float(torch.linalg.vector_norm(values, dtype=torch.float64))
+    found = float(torch.linalg.vector_norm(values))
+    return found if 1e-15 < found < 1e15 else float(torch.linalg.vector_norm(values, dtype=torch.float64))

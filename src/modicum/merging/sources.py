@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from modicum.core.errors import ModelError, quoted
 from modicum.core.tensorfile import Shards
+from modicum.core.tensorformat import Room
 from modicum.delta.applying import base_weights
 from modicum.delta.delta import Delta, is_delta
 from modicum.delta.opened import opened
@@ -42,6 +43,10 @@ class Source:
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Entries of the tensor laid flat; not to be written to."""
         raise NotImplementedError
+
+    def read_into(self, room: Room, name: str, start: int, stop: int) -> torch.Tensor:
+        """The same, where it is read from a file in memory that is used again."""
+        return self.read(name, start, stop)
 
     def stored(self, name: str) -> str:
         """The name under which a tensor is stored. Raises ``ModelError`` where it is not."""
@@ -137,6 +142,10 @@ class Stored(Source):
     @override
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
         return self.shards.read_flat(self.stored(name), start, stop)
+
+    @override
+    def read_into(self, room: Room, name: str, start: int, stop: int) -> torch.Tensor:
+        return self.shards.read_flat(self.stored(name), start, stop, room)
 
 
 @dataclass
