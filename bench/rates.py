@@ -6,6 +6,8 @@ colours are inverted or which are turned. What is told is the loss that a rate l
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
 import math
 import sys
@@ -23,18 +25,38 @@ METHODS = (
     "lora rank=4", "full", "bitfit", "norms", "ia3", "dora rank=4", "rslora rank=4", "pissa rank=4", "vera rank=64", "adalora rank=4", "ether",
     "ether_plus", "bone rank=4", "sorsa rank=4", "fish keep=0.02", "topk keep=0.02", "sara keep=0.02", "dsee rank=4", "apet keep=0.02",
     "compacter rank=2", "flora rank=4", "snnk", "bottleneck rank=4", "prompt tokens=8", "prefix tokens=4", "dpt tokens=8 rank=2", "ntk",
-    "subspace size=256",
+    "subspace size=256", "lora_ga rank=4", "shift", "ramt", "connected rank=4", "levi rank=8", "vpt", "clr", "codebook",
 )  # fmt: skip
-STEPS = {"decoder": 60, "demo": 30, "conv": 60, "vit": 60}
-# Share of the best gain whose miss ends the search on that side.
-_MUCH = 0.25
+STEPS = {"decoder": 60, "demo": 20, "conv": 60, "vit": 60}
+# Sequences of an update.
+BATCH = {"decoder": 8, "demo": 4, "conv": 32, "vit": 32}
+# Share of the best gain whose miss ends the search on that side, and rows that are judged at a time.
+_MUCH, _TOGETHER = 0.25, 32
 HEAD = ("method", "its own rate", "what it misses there at most", "the best for all scenes", "what it misses there at most", "scenes")
 NOTE = (
-    "Sixty updates (thirty on the demo) at each of 1e-4, 3e-4, ..., 1e-1, under a cosine; none beyond one that misses a quarter. What a rate misses "
-    "is a share of what the best rate of that scene gains on held-out data; the table has the scene where that is most. "
-    "``python -m bench.rates METHOD... SCENE...``, with scikit-learn; ``known`` shows what is measured."
+    "Sixty updates (twenty on the demo, of four sequences of 32 tokens) at each of 1e-4, 3e-4, ..., 1e-1, under a cosine; none beyond one that "
+    "misses a quarter. What a rate misses is a share of what the best rate of that scene gains on held-out data; the table has the scene where that "
+    "is most. ``python -m bench.rates METHOD... SCENE... RATE...``, with scikit-learn; ``known`` shows what is measured."
 )
 RESULTS = ROOT / "bench" / "results" / "kept" / "rates.json"
+
+
+@functools.cache
+def scene(name: str) -> tuple[Any, list[Any], list[Any], Any, float]:
+    """A module, rows to train on, batches to judge with, the objective, and the loss before."""
+    from modicum.train.loop import joined
+
+    module, rows, held, objective = scenes()[name]()
+    batches = joined(held, _TOGETHER)
+    return module, rows, batches, objective, judged(module, batches, objective)
+
+
+def judged(module: Any, batches: list[Any], objective: Any) -> float:
+    """Loss per token or picture."""
+    from modicum.train.loop import evaluate
+
+    sums, counts = zip(*evaluate(module, batches, objective))
+    return sum(sums) / sum(counts)
 
 
 def scenes() -> dict[str, Callable[[], tuple[Any, list[Any], list[Any], Any]]]:
@@ -43,9 +65,9 @@ def scenes() -> dict[str, Callable[[], tuple[Any, list[Any], list[Any], Any]]]:
     from modicum.train.objectives import classes, next_token
     from scenes import decoder, digits, domains
 
-    def text(folder: Any, domain: str, change: Callable[[str], str] = str) -> Any:
+    def text(folder: Any, domain: str, change: Callable[[str], str] = str, tokens: int = 64) -> Any:
         module = domains.opened(str(folder))
-        find = lambda part: [{"input_ids": row[None]} for row in ids(domain, part, change)]
+        find = lambda part: [{"input_ids": row[None]} for row in ids(domain, part, change).unflatten(1, (-1, tokens)).flatten(0, 1)]
         return module, find("train")[:400], find("validation")[:32], next_token
 
     def ids(domain: str, part: str, change: Callable[[str], str]) -> torch.Tensor:
@@ -60,7 +82,7 @@ def scenes() -> dict[str, Callable[[], tuple[Any, list[Any], list[Any], Any]]]:
 
     return {
         "decoder": lambda: text(decoder.decoder().folder, "prose"),
-        "demo": lambda: text(DEMO, "sources", str.upper),
+        "demo": lambda: text(DEMO, "sources", str.upper, 32),
         "conv": lambda: pictures("conv", "inverted"),
         "vit": lambda: pictures("vit", "turned"),
     }
@@ -70,26 +92,34 @@ def learnt(name: str, method: str, rate: float, seed: int = 0) -> tuple[float, f
     """Held-out loss before and after."""
     from modicum.core.errors import ModicumError
     from modicum.train import Loop
-    from modicum.train.loop import evaluate, train
+    from modicum.train.loop import train
     from modicum.train.trained import trained
 
-    module, rows, held, objective = scenes()[name]()
-
-    def mean() -> float:
-        sums, counts = zip(*evaluate(module, held, objective))
-        return sum(sums) / sum(counts)
-
-    loop = Loop(steps=STEPS[name], batch=8 if name in ("decoder", "demo") else 32, rate=rate, seed=seed)
-    before = mean()
-    with trained(module, method, total=loop.steps, seed=seed) as t:
+    given, rows, held, objective, before = scene(name)
+    module = copy.deepcopy(given)
+    loop = Loop(steps=STEPS[name], batch=BATCH[name], rate=rate, seed=seed)
+    with trained(module, method, total=loop.steps, seed=seed, gradients=gradients(name, method)) as t:
         try:
             train(module, t, rows, loop, objective=objective)
         except ModicumError:
             return before, float("inf")
-        return before, mean()
+        return before, judged(module, held, objective)
 
 
-def measure(methods: tuple[str, ...] = METHODS, names: tuple[str, ...] = tuple(STEPS)) -> dict[str, Any]:
+@functools.cache
+def gradients(name: str, method: str) -> dict[str, torch.Tensor] | None:
+    """Those of whole weights, for a method that begins with them."""
+    from modicum.core.method import find
+    from modicum.train import auto
+
+    if not getattr(find(method.split()[0]), "asks_gradient", False):
+        return None
+    given, rows, _, objective, _ = scene(name)
+    module = copy.deepcopy(given)
+    return auto.sweep(module, rows[:64], auto.planned_units(module), objective).whole
+
+
+def measure(methods: tuple[str, ...] = METHODS, names: tuple[str, ...] = tuple(STEPS), rates: tuple[float, ...] = ()) -> dict[str, Any]:
     """Losses by method, scene and rate; what is known already is not measured again."""
     from modicum.core.method import find
 
@@ -98,8 +128,8 @@ def measure(methods: tuple[str, ...] = METHODS, names: tuple[str, ...] = tuple(S
     for method in methods:
         for name in names:
             mine = found.setdefault(method, {}).setdefault(name, {})
-            for rate in _outward(find(method.split()[0]).rate):
-                if f"{rate:g}" in mine or _hopeless(rate, mine):
+            for rate in rates or _outward(find(method.split()[0]).rate):
+                if "why" in mine or f"{rate:g}" in mine or (not rates and _hopeless(rate, mine)):
                     continue
                 try:
                     before, after = learnt(name, method, rate)
@@ -107,7 +137,9 @@ def measure(methods: tuple[str, ...] = METHODS, names: tuple[str, ...] = tuple(S
                     mine["why"] = str(error)[:100]
                     break
                 mine |= {"before": before, f"{rate:g}": after}
-                RESULTS.write_text(json.dumps({"losses": found}, indent=1) + "\n", encoding="utf-8")
+                new = RESULTS.with_suffix(".new")
+                new.write_text(json.dumps({"losses": found}, indent=1) + "\n", encoding="utf-8")
+                new.replace(RESULTS)
                 print(method, name, f"{rate:g}", f"{before:.4f} -> {after:.4f}", flush=True)
     return found
 
@@ -138,8 +170,9 @@ def main() -> None:
     from modicum.core.method import find
 
     asked = [tuple(word for word in sys.argv[1:] if word in known) for known in (METHODS, STEPS)]
+    rates = tuple(float(word) for word in sys.argv[1:] if word[0].isdigit())
     known = json.loads(RESULTS.read_text(encoding="utf-8"))["losses"] if "known" in sys.argv else None
-    found = known or measure(asked[0] or METHODS, asked[1] or tuple(STEPS))
+    found = known or measure(asked[0] or METHODS, asked[1] or tuple(STEPS), rates)
     rows = []
     for method, by_scene in found.items():
         shares = {name: left(mine) for name, mine in by_scene.items() if "before" in mine and "why" not in mine}

@@ -57,8 +57,12 @@ def test_turns_of_the_assistant_are_answers(tmp_path, tokenizer):
     [
         ([{"prompt": "a", "completion": "b"}] * 2, "at least 3 rows"),
         ([{"prompt": "a", "completion": "b " * 100}] * 3, "line 1, must have at most 32 tokens"),
-        ([{"prompt": "a", "completion": 3}] * 3, "must have texts for prompt and completion"),
-        ([{"prompt": "a", "completion": "b"}, {"text": "b"}, {"prompt": "a", "completion": "b"}], "line 2, must have texts"),
+        ([{"prompt": "a", "completion": 3}] * 3, "must have a text under completion, has 3 there"),
+        ([{"prompt": "a", "completion": None}] * 3, "must have a text under completion, has null there"),
+        (
+            [{"prompt": "a", "completion": "b"}, {"text": "b"}, {"prompt": "a", "completion": "b"}],
+            "line 2, must have a text under prompt, has no such column",
+        ),
     ],
 )
 def test_rows_that_cannot_be_learnt_are_told(tmp_path, tokenizer, rows, said):

@@ -41,7 +41,12 @@ def test_pairs_share_their_prompt_and_judge_their_answers(tmp_path, tokenizer):
 
 @pytest.mark.parametrize(
     "change, why",
-    [({"chosen": 3}, "must have texts for prompt, chosen, rejected"), ({"chosen": " long" * 99}, "must have at most 64 tokens")],
+    [
+        ({"chosen": 3}, "must have a text under chosen, has 3 there"),
+        ({"rejected": None}, "rejected, has null there"),
+        ({"rejected": " yes"}, "has one twice"),
+        ({"chosen": " long" * 99}, "must have at most 64 tokens"),
+    ],
 )
 def test_rows_that_do_not_fit_are_told_with_their_line(tmp_path, tokenizer, change, why):
     path = written(tmp_path, [pair(0), pair(1) | change, pair(2)])

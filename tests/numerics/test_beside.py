@@ -12,11 +12,12 @@ def test_values_and_gradients_are_those_of_two_products(shape, dtype):
     draw = torch.Generator().manual_seed(0)
     x, weight, left, right = (torch.randn(size, generator=draw, dtype=torch.float64).to(dtype) for size in (shape, (5, 6), (5, 2), (2, 6)))
     leaves, found = [each.requires_grad_() for each in (x, left, right)], []
-    for made in (beside(x, weight, left, right), x @ weight.T + (x @ right.T) @ left.T):
+    for made in (beside(x, weight, left, right), x @ weight.T + (x @ right.T) @ left.T, x @ weight.T + beside(x, None, left, right)):
         found.append((made.detach(), *torch.autograd.grad(made.square().sum(), leaves)))
     close = 1e-12 if dtype == torch.float64 else 0.05
-    for one, other in zip(*found):
-        assert one.shape == other.shape and one.dtype == dtype
+    for one, other, third in zip(*found):
+        assert one.shape == other.shape == third.shape and one.dtype == dtype
+        torch.testing.assert_close(third, other, rtol=close, atol=close * float(other.abs().max()))
         torch.testing.assert_close(one, other, rtol=close, atol=close * float(other.abs().max()))
 
 

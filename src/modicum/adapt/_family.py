@@ -78,7 +78,7 @@ class LowRankAdapter(Adapter):
         left, right = self.left(state).to(x.dtype), state["right"].to(x.dtype)
         if isinstance(base, Dense) and base.dtype == x.dtype and not base.weight.requires_grad:
             return beside(x, base.weight, left, right)
-        return base.product(x) + (x @ right.T) @ left.T
+        return base.product(x) + beside(x, None, left, right)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +120,7 @@ class PrincipalAdapter(Adapter):
     @override
     def product(self, base: Form | None, state: State, x: torch.Tensor, step: Step) -> torch.Tensor | None:
         assert base is not None
-        through = lambda left, right: (x @ right.to(x.dtype).T) @ left.to(x.dtype).T
+        through = lambda left, right: beside(x, None, left.to(x.dtype), right.to(x.dtype))
         moved = through(*self.factors(state)) - through(state["left before"], state["right before"])
         return base.product(x) + moved  # one product of both pairs would leave at first what rounding leaves of their sum
 

@@ -11,7 +11,7 @@ import torch
 from modicum.core.errors import DataError, quoted
 from modicum.data.files import kind, read_text
 from modicum.data.splits import WINDOW_SHARES, Batch, Splits, divided, parted
-from modicum.data.tables import records
+from modicum.data.tables import records, require_texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -64,11 +64,8 @@ def _row(where: str, record: Mapping[str, Any], tokenizer: Any, tokens: int) -> 
 
 
 def _answer(where: str, record: Mapping[str, Any], tokenizer: Any) -> tuple[list[int], list[int]]:
-    pair = _pair(record)
-    if pair is None or not all(isinstance(record[name], str) for name in pair):
-        raise DataError(
-            f"data: {where} must have texts for {' and '.join(pair or PAIRS[0])}, has {quoted(', '.join(map(str, record)))}. Mend the line."
-        )
+    pair = _pair(record) or PAIRS[0]
+    require_texts(where, record, pair)
     return tokenized(record[pair[0]], record[pair[1]], tokenizer)
 
 

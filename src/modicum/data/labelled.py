@@ -11,7 +11,7 @@ import torch
 from modicum.core.errors import DataError, near, quoted
 from modicum.data.files import kind, read_text
 from modicum.data.splits import WINDOW_SHARES, Batch, Splits, divided, parted
-from modicum.data.tables import records
+from modicum.data.tables import records, require_texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -46,12 +46,11 @@ def from_classes(path: Path, tokenizer: PreTrainedTokenizerBase, classes: Mappin
 
 
 def _row(where: str, record: Mapping[str, Any], tokenizer: Any, classes: Mapping[int, str], tokens: int) -> Batch:
-    texts = [record.get(next((name for name in names if name in record), "")) for names in (TEXTS, SECONDS)]
-    if not isinstance(texts[0], str) or not texts[0].strip() or not isinstance(texts[1], str | None):
-        raise DataError(
-            f"data: {where} must have a text under {' or '.join(TEXTS)}, has {quoted(', '.join(map(str, record)))}. Mend the line."
-        )
-    found = {name: torch.tensor([ids]) for name, ids in tokenizer(texts[0], texts[1], verbose=False).items()}
+    first, second = (next((name for name in names if record.get(name) is not None), names[0]) for names in (TEXTS, SECONDS))
+    require_texts(where, record, [first, *([second] if record.get(second) is not None else [])])
+    if not record[first].strip():
+        raise DataError(f"data: {where} must have a text under {first}, has none there. Mend or remove the line.")
+    found = {name: torch.tensor([ids]) for name, ids in tokenizer(record[first], record.get(second), verbose=False).items()}
     if (count := found["input_ids"].shape[1]) > tokens:
         raise DataError(f"data: {where} must have at most {tokens} tokens, has {count}. Shorten it, or raise --tokens.")
     return found | {"labels": torch.tensor([_class(where, record.get(LABEL), classes)])}

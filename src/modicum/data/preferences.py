@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from modicum.core.errors import DataError, quoted
+from modicum.core.errors import DataError
 from modicum.data.answers import tokenized
 from modicum.data.files import kind, read_text
 from modicum.data.splits import WINDOW_SHARES, Batch, Splits, divided, parted
-from modicum.data.tables import records
+from modicum.data.tables import records, require_texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -33,7 +33,7 @@ def from_preferences(path: Path, tokenizer: PreTrainedTokenizerBase, *, tokens: 
     *Shapes:* each batch is one pair: ``chosen_ids``, ``chosen_labels``, ``rejected_ids`` and ``rejected_labels``, int64 (1, tokens); labels are -100
     over the prompt.
 
-    *Raises:* ``DataError`` for a row that lacks a text, or is longer than ``tokens``, with its line.
+    *Raises:* ``DataError`` for a row that lacks a text, has one answer twice, or is longer than ``tokens``, with its line.
     """
     rows = [_row(where, record, tokenizer, tokens) for where, record in records(path, read_text(path))]
     if len(rows) < 3:
@@ -43,10 +43,7 @@ def from_preferences(path: Path, tokenizer: PreTrainedTokenizerBase, *, tokens: 
 
 
 def _row(where: str, record: Any, tokenizer: Any, tokens: int) -> Batch:
-    if not all(isinstance(record.get(name), str) for name in _COLUMNS):
-        raise DataError(
-            f"data: {where} must have texts for {', '.join(_COLUMNS)}, has {quoted(', '.join(map(str, record)))}. Mend the line."
-        )
+    require_texts(where, record, _COLUMNS)
     found: dict[str, torch.Tensor] = {}
     for side in _COLUMNS[1:]:
         ids, labels = tokenized(record["prompt"], record[side], tokenizer)
@@ -55,4 +52,6 @@ def _row(where: str, record: Any, tokenizer: Any, tokens: int) -> Batch:
         if all(label < 0 for label in labels[1:]):
             raise DataError(f"data: {where} must have answers of a token at least, has none. Mend or remove the line.")
         found |= {f"{side}_ids": torch.tensor([ids]), f"{side}_labels": torch.tensor([labels])}
+    if torch.equal(found["chosen_ids"], found["rejected_ids"]):
+        raise DataError(f"data: {where} must have two answers, of which one is preferred, has one twice. Mend or remove the line.")
     return found

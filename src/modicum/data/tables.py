@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -51,6 +51,14 @@ def column_of(where: str, names: Sequence[str], asked: str | None, texts: Sequen
     raise DataError(
         f"data: {where} has the columns {listed(names) or 'none'}; which holds the text cannot be told. Name it with --text-column."
     )
+
+
+def require_texts(where: str, record: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Raise ``DataError`` for a row that lacks a text under one of ``names``, with what it has there."""
+    for name in names:
+        if not isinstance(record.get(name), str):
+            found = f"has {quoted(json.dumps(record[name], default=str))} there" if name in record else "has no such column"
+            raise DataError(f"data: {where} must have a text under {name}, {found}. Mend or remove the line.")
 
 
 def records(file: Path, text: Text) -> Iterator[tuple[str, dict[str, Any]]]:
