@@ -19,7 +19,7 @@ from modicum.core.errors import SettingError
 from modicum.core.method import Need, registry
 from modicum.core.option import Option
 from modicum.core.unit import Site, Unit
-from modicum.forms import Activated, Coded, Cut, Dense, Float4, Float8, Ggml, Half, Integer, Sum
+from modicum.forms import Activated, Codebook, Coded, Cut, Dense, Float4, Float8, Ggml, Half, Integer, Sum
 from modicum.quantize import Nearest
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -36,16 +36,22 @@ TRIED = {
         {"rate": 2.0},
         {"scale": "static"},
         {"type": "q4_0"},
+        {"bits": 4, "dimension": 4, "stages": 2, "columns": 48},
     ],
     "prune": [{}, {"keep": 0.3}, {"pattern": "2:4"}],
     "factor": [{}, {"rank": 3}],
     "repair": [{}, {"rank": 3}],
 }
 # The budget that is already met.
-MET = {"quantize": {"bits": 8, "rate": 6.0}, "prune": {"keep": 1.0}, "factor": {"rank": 24, "n": 1, "bond": 16}, "repair": {"rank": 24}}
+MET = {
+    "quantize": {"bits": 8, "rate": 6.0, "dimension": 1},
+    "prune": {"keep": 1.0},
+    "factor": {"rank": 24, "n": 1, "bond": 16},
+    "repair": {"rank": 24},
+}
 # Relative error of weights that eight bits leave: an integer grid's step is uniform, a float's grows with the value, and that of coded numbers, which
 # end at six bits, with what columns are worth less. Four-bit floats have no more than those.
-EIGHT_BITS = {Integer: 0.012, Activated: 0.012, Coded: 0.05, Float8: 0.03, Half: 0.001, Float4: 0.15, Ggml: 0.012}
+EIGHT_BITS = {Integer: 0.012, Activated: 0.012, Codebook: 0.012, Coded: 0.05, Float8: 0.03, Half: 0.001, Float4: 0.15, Ggml: 0.012}
 
 
 def by_unit():

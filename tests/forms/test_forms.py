@@ -12,6 +12,7 @@ from modicum.core.unit import Stats
 from modicum.forms import (
     Activated,
     Chained,
+    Codebook,
     Coded,
     Cut,
     Dense,
@@ -28,6 +29,7 @@ from modicum.forms import (
     restore,
 )  # fmt: skip
 from modicum.forms.activated import Rounding
+from modicum.forms.codebook import Vectors
 from modicum.forms.coded import exact_scale
 from modicum.forms.float4 import LAYOUTS
 from modicum.forms.lift import on_dense
@@ -84,6 +86,12 @@ def coded(shape, dtype=torch.float32, bits=16):
     rows, columns, raised = torch.randint(8, 12, shape[:1]), torch.randint(-2, 3, shape[1:]) * 2, torch.randint(-2, 3, shape[:1]) * 2
     codes, sides = torch.randint(-2, 3, shape).to(torch.int8), [side.to(torch.int16) for side in (rows, columns, raised)]
     return Coded(codes, 0.37, sides[0], sides[1], bits, dtype, sides[2])
+
+
+def codebook(shape, dtype=torch.float32, layout=None):
+    layout = layout or Vectors(3, 2, 2, 4)
+    codes = torch.randint(0, 2**layout.bits, (shape[0], layout.stages, layout.count(shape[1])), dtype=torch.uint8)
+    return Codebook(codes, torch.randn(layout.tables(shape[1])).half(), torch.rand(shape[0], 1).to(dtype), layout, shape[1], dtype)
 
 
 def n_of_m(shape, dtype=torch.float32):
@@ -147,6 +155,7 @@ KINDS = [
     masked,
     integer,
     coded,
+    codebook,
     n_of_m,
     cut,
     cut_of_sum,
@@ -251,6 +260,16 @@ def test_sum_adds_in_float32_and_rounds_once():
     assert float(Sum(parts).dense()) == 260.0  # one by one in bfloat16 it stays 256
 
 
+@given(shape=SHAPES, bits=st.integers(1, 8), dimension=st.integers(1, 5), stages=st.integers(1, 3), groups=st.integers(0, 3))
+def test_codebooks_of_every_kind_come_back(shape, bits, dimension, stages, groups):
+    form = codebook(shape, layout=Vectors(bits, dimension, stages, groups * dimension))
+    check(form, shape, torch.float32)
+    row, column = shape[0] - 1, shape[1] - 1  # twin: one entry
+    group = column // (groups * dimension) if groups else 0
+    entries = [form.tables[group, stage, int(form.codes[row, stage, column // dimension]), column % dimension] for stage in range(stages)]
+    torch.testing.assert_close(form.dense()[row, column], sum(entry.float() for entry in entries) * form.scale[row, 0])
+
+
 def test_transposed_weights_are_stored_contiguously():
     form = Dense(torch.arange(6.0).view(2, 3).T)
     assert form.tensors()["weight"].is_contiguous()
@@ -302,6 +321,12 @@ BROKEN = [
     broken(coded, stream=torch.zeros(68, dtype=torch.uint8)),
     broken(coded, stream=torch.full((68,), 255, dtype=torch.uint8)),
     broken(coded, stream=torch.zeros(9, dtype=torch.uint8)),
+    broken(codebook, dimension=0),
+    broken(codebook, columns=3),
+    broken(codebook, stages=9),
+    broken(codebook, bits=4),
+    broken(codebook, tables=torch.zeros(2, 2, 8, 2)),
+    broken(codebook, scale=torch.ones(4)),
     broken(activated, inputs="int4"),
     broken(activated, inner=None),
     broken(lambda _: activated((4, 5)), scale=torch.ones(2)),

@@ -42,6 +42,13 @@ def test_inputs_are_rounded_as_they_were():
     assert hashlib.sha256(values).hexdigest() == "9d38509ea783e36857fbc74ba4d6e6a97070150002902e374db23a2e4c3e6cd3"
 
 
+def test_codebooks_come_back_to_the_values_they_had():
+    module = nn.Sequential(nn.Linear(24, 16), nn.GELU(), nn.Linear(16, 8)).to(torch.bfloat16)
+    loaded = modicum.load(GOLDEN / "codebook", into=module)
+    values = b"".join(value.detach().float().numpy().astype("<f4").tobytes() for value in loaded.parameters())
+    assert hashlib.sha256(values).hexdigest() == "50d17319e158535ca56705acb57698a8c65306fe972b5d6841949f8a0872ea9e"
+
+
 # Types of blocks that were there, in the order of layers; those whose columns are bound came later.
 BOUND = ["iq2_s", "iq3_s"]
 BLOCKS = ["q1_0", "q2_0", "q2_k", "q3_k", "iq4_xs", "q4_k", "iq4_nl", "q4_0", "q4_1", "q5_k", "q5_0", "q5_1", "q6_k", "q8_0"]

@@ -5,7 +5,9 @@ import torch
 
 from modicum.core.errors import SettingError
 from modicum.core.parametrization import Start, Step
+from modicum.core.unit import Stats
 from modicum.forms import Cut, Dense, Float8, Ggml, Integer, LowRank, Masked, Sum
+from modicum.quantize import Kmeans
 from modicum.restrict import Held
 
 
@@ -34,6 +36,7 @@ FORMS = {
     "sum": Sum((integer(), LowRank(torch.zeros(6, 2).bfloat16(), torch.randn(2, 16, generator=chance()).bfloat16()))),
     "cut": Cut(masked(), torch.tensor([True] * 6 + [False] * 2), None),
     "wide": masked(torch.float32),
+    "codebook": Kmeans(bits=2).code(torch.randn(6, 16, generator=chance(7)), Stats(), torch.bfloat16),
 }
 
 

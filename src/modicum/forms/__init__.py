@@ -4,6 +4,7 @@ from modicum.forms.activated import Activated
 from modicum.forms.affine import Affine
 from modicum.forms.blend import Blend
 from modicum.forms.chained import Chained
+from modicum.forms.codebook import Codebook
 from modicum.forms.coded import Coded
 from modicum.forms.cut import Cut
 from modicum.forms.dense import Dense
@@ -39,6 +40,7 @@ __all__ = [
     "Base",
     "Blend",
     "Chained",
+    "Codebook",
     "Coded",
     "Cut",
     "Dense",

@@ -19,6 +19,8 @@ class Form(ABC):
     """A matrix of shape (rows, columns) in some stored form; immutable by convention."""
 
     kind: ClassVar[str]
+    # Tensors that all rows have in common, by attribute, where all others grow with rows.
+    shared: ClassVar[frozenset[str]] = frozenset()
     shape: tuple[int, int]
     dtype: torch.dtype
 

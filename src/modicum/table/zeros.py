@@ -79,7 +79,8 @@ def _rows_alike(option: Option, unit: Unit, shape: tuple[int, int]) -> Form:
     alike = object.__new__(type(form))
     for name, value in vars(form).items():
         if name not in derived:
-            setattr(alike, name, value.expand(shape[0], -1) if isinstance(value, torch.Tensor) else value)
+            of_rows = isinstance(value, torch.Tensor) and name not in form.shared
+            setattr(alike, name, value.expand(shape[0], *[-1] * max(1, value.ndim - 1)) if of_rows else value)
     alike.shape = shape
     return alike
 

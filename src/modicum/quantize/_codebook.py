@@ -1,0 +1,97 @@
+"""Settings that methods with codebooks share, and the codebook of least squared error that they begin at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from typing_extensions import override
+
+from modicum import forms
+from modicum.core.errors import SettingError
+from modicum.core.method import Change, Method, find
+from modicum.core.settings import param
+from modicum.core.unit import Site, Stats
+from modicum.forms.codebook import Vectors
+from modicum.forms.lift import on_dense
+from modicum.numerics.codebook import fitted, nearest
+from modicum.numerics.grid import least_scale
+
+# The method that takes the least work for its codes.
+_CHEAPEST = "kmeans"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantizer(Method):
+    """Settings of the codebooks that a weight is laid on: ``bits · stages / dimension`` bits a weight beside tables and scales of rows."""
+
+    bits: int = param(6, "bits of an index", between=(1, 8), dial=True)
+    dimension: int = param(2, "neighbouring columns that one index stands for", between=(1, 16))
+    stages: int = param(1, "codebooks, an entry of each of which is added", between=(1, 4))
+    columns: int = param(0, "columns that share their codebooks, whole vectors of them; 0: all", between=(0, 1 << 20))
+
+    @property
+    def layout(self) -> Vectors:
+        """What the codebooks are like."""
+        return Vectors(self.bits, self.dimension, self.stages, self.columns)
+
+    def blueprint(self) -> Method:
+        """The cheapest method, whose form has the same bytes: for sizes before any work."""
+        return find(f"{self.family()}/{_CHEAPEST}")(bits=self.bits, dimension=self.dimension, stages=self.stages, columns=self.columns)  # type: ignore[call-arg]
+
+    @override
+    def saves(self, site: Site) -> bool:
+        """Codebooks are smaller than each weight that they stand for."""
+        return all(self.layout.table_bytes(unit.shape[1]) < unit.dense_bytes for unit in site.units)
+
+    @override
+    def apply(self, site: Site, stats: Mapping[str, Stats], current: Mapping[str, forms.Form]) -> Change:
+        """Code every unit of the site. Raises ``SettingError`` where codebooks take as much as a weight, or cut a vector."""
+        made = {}
+        for unit in site.units:
+            own = lambda weight, seen, unit=unit: self.code(self._worth_it(weight, unit.name).float(), seen, weight.dtype)
+            made[unit.name] = on_dense(current[unit.name], stats[unit.name], own, self.key())
+        return Change(forms=made, events=[f"{u.name}: {event}" for u in site.units for event in stats[u.name].events])
+
+    def _worth_it(self, weight: torch.Tensor, name: str) -> torch.Tensor:
+        """The weight, where whole vectors share codebooks that are smaller than it."""
+        if self.columns % self.dimension:
+            near = self.columns // self.dimension * self.dimension or self.dimension
+            raise SettingError(f"{self.key()}: columns must be a multiple of dimension {self.dimension}, is {self.columns}. Take {near}.")
+        if (taken := self.layout.table_bytes(weight.shape[1])) < weight.nbytes or not bool(weight.any()):
+            return weight  # a row of zeros may stand for all where sizes are asked
+        sides = "×".join(map(str, self.layout.tables(weight.shape[1])))
+        raise SettingError(
+            f"{name}: codebooks must be smaller than the weight, {sides} numbers take {taken} bytes "
+            f"and it has {weight.nbytes}. Take fewer bits, or leave it out with --keep {name}."
+        )
+
+    def code(self, weight: torch.Tensor, stats: Stats, dtype: torch.dtype) -> forms.Codebook:
+        """The form of float32 ``weight`` (rows, columns)."""
+        raise NotImplementedError
+
+
+def begun(weight: torch.Tensor, importance: torch.Tensor | None, layout: Vectors, dtype: torch.dtype) -> forms.Codebook:
+    """Scales of rows that are their root mean squares, and the codebooks and codes of least squared error, columns counted by ``importance``."""
+    rows, columns = weight.shape
+    most = weight.abs().amax(1).clamp_min(least_scale(torch.float32))  # no square is beyond float32
+    scale = ((weight / most[:, None]).square().mean(1).sqrt() * most).clamp_min(least_scale(dtype)).to(dtype)[:, None]
+    count, wide, groups = layout.count(columns), layout.dimension, layout.groups(columns)
+    tables, codes = torch.zeros(layout.tables(columns)), torch.zeros(rows, layout.stages, count, dtype=torch.uint8)
+    if bool(weight.any()):
+        beyond = (0, -columns % wide)
+        points = torch.nn.functional.pad(weight / scale.float(), beyond).view(rows, count, wide)
+        each = (
+            torch.ones(columns)
+            if importance is None
+            else importance.float().clamp_min(0) + 1e-6 * importance.float().mean().clamp_min(1e-30)
+        )
+        # What an error of one costs: a row's are as large as its scale.
+        worth = torch.nn.functional.pad(each, beyond).view(count, wide) * (scale.float() / scale.float().max()).square()[:, :, None]
+        for group, table in enumerate(tables):
+            mine = (groups == group).nonzero()[:, 0]
+            table.copy_(fitted(points[:, mine].flatten(0, 1), worth[:, mine].flatten(0, 1), layout.bits, layout.stages))
+            found, _ = nearest(points[:, mine].flatten(0, 1), table.half().float())
+            codes[:, :, mine] = found.view(rows, len(mine), -1).transpose(1, 2).to(torch.uint8)
+    return forms.Codebook(codes, tables.half(), scale, layout, columns, dtype)
