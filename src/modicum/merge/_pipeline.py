@@ -36,6 +36,11 @@ class Pipeline(Merge):
         return None
 
     @property
+    def blind(self) -> bool:
+        """Whether what is kept depends on chance alone, so that no difference is taken."""
+        return False
+
+    @property
     def elects(self) -> bool:
         """Whether models that disagree with the elected sign are left out of an entry."""
         return self.votes
@@ -60,7 +65,7 @@ class Pipeline(Merge):
         made = added(others, factors, [weight * self.scale for weight in weights])
         total = added(factors, None, weights)
         if not self.means:
-            rest = total.mul_(-self.scale).add_(1.0)
+            rest = torch.rsub(total, 1.0, alpha=self.scale)
             return with_signs(made.addcmul_(rest, base), (base, *others), (rest, *factors))
         whole = total if kept is factors else added(kept, None, weights)
         nobody = torch.eq(whole, 0, out=torch.empty_like(base))
@@ -76,7 +81,7 @@ class Pipeline(Merge):
         factors: list[torch.Tensor | None] = []
         shares: list[torch.Tensor] = []
         for model, other in enumerate(others):
-            difference = other - base
+            difference = other if self.blind else other - base
             stays = self.trimmed(difference, model, at)
             share = difference if stays is None else stays
             factor = self.factor(share, model, at)
@@ -84,8 +89,10 @@ class Pipeline(Merge):
                 shares.append(share if factor is None else share.mul_(factor))
             elif stays is not None:
                 shares.append(torch.ne(stays, 0, out=stays))
+            elif factor is None:
+                shares.append(torch.ones_like(base))
             else:
-                shares.append(torch.ones_like(base) if factor is None else torch.ne(factor, 0, out=difference))
+                shares.append(torch.ne(factor, 0, out=torch.empty_like(factor)) if self.means else factor)
             factors.append(factor)
         if votes:
             sign = self.elected(added(shares, None, weights))
@@ -94,7 +101,8 @@ class Pipeline(Merge):
                 torch.gt(share, 0, out=share) if weight >= 0 else torch.lt(share, 0, out=share)
         if all(factor is None for factor in factors):
             return shares, shares
-        return shares, [share if factor is None else factor.mul_(share) for share, factor in zip(shares, factors)]
+        of = lambda share, factor: share if factor is None or factor is share else factor.mul_(share)
+        return shares, [of(share, factor) for share, factor in zip(shares, factors)]
 
 
 def added(tensors: Sequence[torch.Tensor], others: Sequence[torch.Tensor] | None, weights: Sequence[float]) -> torch.Tensor:
@@ -112,6 +120,11 @@ def added(tensors: Sequence[torch.Tensor], others: Sequence[torch.Tensor] | None
         else:
             made.addcmul_(tensors[place], others[place], value=weights[place])
     return made
+
+
+def numbers(mask: np.ndarray, like: torch.Tensor) -> torch.Tensor:
+    """Ones and zeros in the shape and dtype of another tensor; from truth values torch takes eight times as long."""
+    return torch.from_numpy(mask.view(np.int8)).to(like.dtype).reshape(like.shape)
 
 
 def sizes(base: torch.Tensor, others: Sequence[torch.Tensor], at: At) -> torch.Tensor:

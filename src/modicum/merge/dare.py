@@ -11,7 +11,7 @@ from typing_extensions import override
 from modicum.core.method import Paper
 from modicum.core.settings import param
 from modicum.merge._family import At
-from modicum.merge._pipeline import Pipeline
+from modicum.merge._pipeline import Pipeline, numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +53,11 @@ class Dare(Pipeline):
 
     @property
     @override
+    def blind(self) -> bool:
+        return not self.vote and self.compat == "none"
+
+    @property
+    @override
     def elects(self) -> bool:
         return self.vote
 
@@ -66,7 +71,7 @@ class Dare(Pipeline):
         if self.density == 1:
             return None
         most = max(1, round(self.density * 65536)) if self.density else 0
-        kept = torch.from_numpy(at.draws(model, difference.numel()) < most).reshape(difference.shape).to(difference.dtype)
+        kept = numbers(at.draws(model, difference.numel()) < most, difference)
         if self.compat == "mergekit":
             size = (difference * kept).abs().sum()
             return kept * (difference.abs().sum() / size) if float(size) else kept
