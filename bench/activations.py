@@ -1,7 +1,7 @@
 """Eight bits times eight bits beside llm-compressor's W8A8 recipes: same weights, tokens, layers, damping; inputs with a scale per token.
 
 `python -m bench.activations`; the peer runs in an environment of its own (bench/peer/setup.sh). Both directories are loaded by Transformers, whose
-compressed-tensors rounds the inputs, and judged on one held-out text.
+compressed-tensors rounds the inputs, and judged on one held-out text. What is done is kept in build/peer/activations.json.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -29,6 +31,7 @@ ROWS = {
     "int8, smoothed 0.8, gptq": ({"format": "int8", "smooth": 0.8}, GPTQ, "int8", 0.8),
     "fp8": ({"format": "fp8"}, "float8", "fp8", None),
 }
+KEPT = WORK / "activations.json"
 
 
 def main() -> None:
@@ -40,11 +43,21 @@ def main() -> None:
     save_file({"input_ids": torch.cat([batch["input_ids"] for batch in data.calibration])}, WORK / "tokens.safetensors")  # type: ignore[call-overload,index]
     rows: list[tuple] = []
     for name, (recipe, method, format, smooth) in ROWS.items():
-        rows += [(name, "llm-compressor", *peer(recipe)), (name, "modicum", *ours(method, format, smooth))]
+        rows.append((name, "llm-compressor", *kept(f"{name}, peer", partial(peer, recipe))))
+        rows.append((name, "modicum", *kept(f"{name}, ours", partial(ours, method, format, smooth))))
     note = f"{SAMPLES} sequences of {TOKENS} tokens to calibrate, {TEST} to judge; head and embedding as they were. `python -m bench.activations`."
     show(
         "Activations: eight-bit weights and inputs, demo model", ("setting", "tool", "mean KL [95 %]", "perplexity", "seconds"), rows, note
     )
+
+
+def kept(name: str, work: Callable[[], tuple[str, str, str]]) -> Sequence[str]:
+    """What a side came to, done once."""
+    known = json.loads(KEPT.read_text()) if KEPT.exists() else {}
+    if name not in known:
+        known[name] = work()
+        KEPT.write_text(json.dumps(known))
+    return known[name]
 
 
 def peer(recipe: dict) -> tuple[str, str, str]:
@@ -60,7 +73,20 @@ def peer(recipe: dict) -> tuple[str, str, str]:
 def ours(method: str, format: str, smooth: float | None) -> tuple[str, str, str]:
     """The same by a fit of one method."""
     out = WORK / "ours"
-    words = ["--method", method, "--activations", format, "--target", "transformers", "--samples", str(SAMPLES), "--keep", "lm_head"]
+    words = [
+        "--method",
+        method,
+        "--activations",
+        format,
+        "--target",
+        "transformers",
+        "--samples",
+        str(SAMPLES),
+        "--keep",
+        "lm_head",
+        "--test-samples",
+        "2",
+    ]
     words += [] if smooth is None else ["--smooth", str(smooth)]
     command = [sys.executable, "-m", "modicum", "fit", "demo", *words, "--out", str(out), "--overwrite", "--json"]
     done = subprocess.run(command, check=True, capture_output=True, text=True)

@@ -1,9 +1,8 @@
 """Beside auto-round: learned rounding at 2 and 3 bits, its light and its default recipe, on the demo, same tokens, bits and groups.
 
-python -m bench.learned [BITS:UPDATES ...]    # MODICUM_AUTOROUND: a folder that `pip install --target` filled with auto-round
+python -m bench.learned [BITS:UPDATES[:BLOCKS] ...]    # MODICUM_AUTOROUND: a folder that `pip install --target` filled with auto-round
 
-Blocks' linears alone, symmetric, groups of 64. Ours stands in each table twice: the same option everywhere, and what `fit` chooses at the bytes
-of that option. What is done is kept in build/bench/learned.
+Linears of the first BLOCKS, or all blocks, symmetric, groups of 64, beside the same option of ours. What is done is kept in build/bench/learned.
 """
 
 from __future__ import annotations
@@ -25,37 +24,37 @@ from modicum.models.located import DEMO
 from modicum.models.open import open_model
 
 HOME, PEER = ROOT / "build" / "bench" / "learned", os.environ.get("MODICUM_AUTOROUND", "")
-GROUP = 64
+GROUP, BLOCKS = 64, 8
 
 
-def main(words: Sequence[str] = ("2:50", "2:200", "3:50", "3:200")) -> None:
+def main(words: Sequence[str] = ("2:50", "2:200:2")) -> None:
     if not PEER:
         print("learned: MODICUM_AUTOROUND names no folder, skipped")
         return
     HOME.mkdir(parents=True, exist_ok=True)
+    runs = [tuple(map(int, word.split(":"))) for word in words]
     rows = []
-    for bits in sorted({word.partition(":")[0] for word in words}):
-        updates = [int(word.partition(":")[2]) for word in words if word.startswith(f"{bits}:")]
-        rows += [_row(bits, f"auto-round, {count} updates a block", theirs(int(bits), count)) for count in updates]
-        same = ours(int(bits))
-        rows += [_row(bits, "modicum, gptq", same), _row(bits, "modicum, chosen at its bytes", chosen(same["bytes"], bits))]
+    for bits, blocks in sorted({(bits, more[0] if more else 0) for bits, _, *more in runs}):
+        wanted = [count for other, count, *more in runs if (other, more[0] if more else 0) == (bits, blocks)]
+        rows += [_row(bits, blocks, f"auto-round, {count} updates a block", theirs(bits, count, blocks)) for count in wanted]
+        rows.append(_row(bits, blocks, "modicum, gptq", ours(bits, blocks)))
     show(
         "Learned rounding: the demo, beside auto-round",
-        ("bits", "tool", "mean KL [95 %]", "bytes", "processor seconds", "most memory, MB"),
+        ("bits", "blocks", "tool", "mean KL [95 %]", "perplexity", "processor seconds", "extra memory, MB"),
         rows,
-        f"{SAMPLES} × {TOKENS} calibration tokens, {TEST} test sequences, one thread. Seconds and memory are those of quantizing alone; bytes of "
-        "auto-round's codes are those of ours. `MODICUM_AUTOROUND=FOLDER python -m bench.learned`.",
+        f"{SAMPLES} × {TOKENS} calibration tokens, {TEST} test sequences, one thread, symmetric codes in groups of {GROUP}. Seconds and "
+        "memory are those of quantizing alone, memory above what was resident before it. `MODICUM_AUTOROUND=FOLDER python -m bench.learned`.",
     )
 
 
-def theirs(bits: int, updates: int) -> dict[str, Any]:
+def theirs(bits: int, updates: int, blocks: int = 0) -> dict[str, Any]:
     """What auto-round loses, and what it takes."""
-    out = HOME / f"autoround-{bits}-{updates}"
+    out = HOME / f"autoround-{bits}-{updates}-{blocks or 'all'}"
     if not (out / "run.json").exists():
         tokens, recipe = HOME / "tokens.safetensors", HOME / "recipe.json"
         data = from_text(None, open_model("demo").tokenizer, samples=SAMPLES, tokens=TOKENS)
         save_file({"input_ids": torch.cat([batch["input_ids"] for batch in data.calibration])}, tokens)  # type: ignore[call-overload,index]
-        recipe.write_text(json.dumps({"bits": bits, "group": GROUP, "iters": updates}))
+        recipe.write_text(json.dumps({"bits": bits, "group": GROUP, "iters": updates, "blocks": blocks}))
         words = [
             sys.executable,
             str(ROOT / "bench/peer/autoround_run.py"),
@@ -76,46 +75,32 @@ def theirs(bits: int, updates: int) -> dict[str, Any]:
     return said
 
 
-def ours(bits: int) -> dict[str, Any]:
+def ours(bits: int, blocks: int = 0) -> dict[str, Any]:
     """The same by one option of ours."""
-    return _kept(f"gptq-{bits}", ["--method", f"gptq bits={bits} group={GROUP} symmetric=true", "--keep", "lm_head"])
-
-
-def chosen(size: int, bits: str) -> dict[str, Any]:
-    """What is chosen within so many bytes."""
-    return _kept(f"chosen-{bits}", ["--size", f"{size / 1e6:.6f}MB", "--search-time", "20"])
-
-
-def _kept(name: str, words: Sequence[str]) -> dict[str, Any]:
-    file = HOME / f"{name}.json"
+    file = HOME / f"gptq-{bits}-{blocks or 'all'}.json"
     if not file.exists():
-        shared = [
-            "--target",
-            "transformers",
-            "--samples",
-            str(SAMPLES),
-            "--test-samples",
-            str(TEST),
-            "--allow-broken",
-            "--overwrite",
-            "--json",
-        ]
+        kept = [word for block in range(blocks, BLOCKS if blocks else 0) for word in ("--keep", f"model.layers.{block}.*")]
+        words = [
+            "--method", f"gptq bits={bits} group={GROUP} symmetric=true", "--keep", "lm_head", *kept, "--target", "transformers",
+            "--samples", str(SAMPLES), "--test-samples", str(TEST), "--allow-broken", "--overwrite", "--json",
+        ]  # fmt: skip
         done = run(
-            [sys.executable, "-m", "modicum", "fit", "demo", *words, *shared, "--out", str(file.with_suffix(".out"))],
+            [sys.executable, "-m", "modicum", "fit", "demo", *words, "--out", str(file.with_suffix(".out"))],
             check=True, capture_output=True, text=True,
         )  # fmt: skip
         file.write_text(done.stdout)
     receipt = json.loads(file.read_text())
-    stage = receipt["stages"]["assemble"]
-    made = {"processor": stage["processor_seconds"], "memory": stage["peak_bytes"]}
-    return {"quality": receipt["quality"], "bytes": receipt["bytes"]["actual"], **made}
+    stages = receipt["stages"]
+    made = stages["assemble"]
+    before = stages["open"]["peak_bytes"]
+    return {"quality": receipt["quality"], "processor": made["processor_seconds"], "memory": made["peak_bytes"], "before": before}
 
 
-def _row(bits: str, tool: str, said: dict[str, Any]) -> tuple[str, ...]:
-    return (
-        bits, tool, interval(said["quality"]), str(said.get("bytes", "")), f"{said['processor']:.0f}", f"{said['memory'] / 1e6:.0f}",
-    )  # fmt: skip
+def _row(bits: int, blocks: int, tool: str, said: dict[str, Any]) -> tuple[str, ...]:
+    grown = max(said["memory"] - said["before"], 0)
+    lost = interval(said["quality"]), f"{said['quality']['perplexity']:.3f}"
+    return str(bits), str(blocks or "all"), tool, *lost, f"{said['processor']:.0f}", f"{grown / 1e6:.0f}"
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or ("2:50", "2:200", "3:50", "3:200"))
+    main(sys.argv[1:] or ("2:50", "2:200:2"))

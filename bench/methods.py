@@ -1,6 +1,7 @@
 """Every method that makes weights smaller alone, at 2, 3 and 4 bits and at 50, 60 and 70 % sparsity, on the demo: mean KL with its interval, sorted.
 
-What is finished is kept in ``out/bench``, so that a run that was stopped goes on: ``python -m bench.methods [bits] [sparse]``.
+`python -m bench.methods [bits] [sparse]`; what is finished is kept in out/bench. Rows of peers are those of their own benches (`bench.side_by_side
+best` and `bench.learned`), on the same weights, windows and groups.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import sys
 from typing import Any
 
 import modicum
-from bench.common import ROOT, SAMPLES, TEST, interval, show
+from bench.common import RESULTS, ROOT, SAMPLES, TEST, interval, show
 
 KEPT = ROOT / "out" / "bench" / "methods.json"
 QUANTIZERS = ("nearest bits={0}", "hqq bits={0}", "adaquant bits={0}", "gptq bits={0}", "coded rate={0}", "watersic rate={0}")
@@ -25,13 +26,14 @@ HALVES = {
 # The sparse half measures gradients by sequences too, so it takes shorter ones.
 TOKENS, TESTS = {"bits": 512, "sparse": 128}, {"bits": TEST, "sparse": 24}
 TITLES = {
-    "bits": "Methods: all linears of the demo, groups of 64",
+    "bits": "Methods: all linears of the demo's blocks, groups of 64",
     "sparse": "Methods that prune: all linears of the demo, layer by layer",
 }
 NOTES = {
-    "bits": "All linears of the demo, groups of 64 where there are groups; the embedding stays. A rate counts all that stands beside codes, bits in "
-    "groups do not: a quarter to a half of a bit per weight, see bytes. nearest and hqq see no data, adaquant and gptq the inputs; coded forms "
-    "have more levels where numbers come often, which no loader but ours reads.",
+    "bits": "All linears of the demo's blocks, groups of 64 where there are groups; embedding and head stay. A rate counts all beside codes, "
+    "bits in groups do not: a quarter to a half of a bit per weight, see bytes. Why a row is not best: nearest and hqq see no data, adaquant "
+    "optimises each layer by gradients and moves steps, gptq lets later columns make up for earlier ones and keeps a loader's grid. Coded forms "
+    "have more levels where numbers come often, which no loader but ours reads; coded sees no data. Of peers, bytes are those of the same codes.",
     "sparse": "All linears of the demo, share of zeros in each layer, 32 windows of 128 tokens; embedding and head stay. What remains makes up for "
     "what goes in sparsegpt, which knows the inputs of all tokens, and in mfac, which knows 16 gradients; the others move no weight. gblm and "
     "dpruner weigh by gradients of 16 windows too; dpruner leaves inputs out. dsnot mends mean outputs alone, magnitude sees no data.",
@@ -42,7 +44,7 @@ def measured(text: str, half: str) -> dict[str, Any]:
     """Bytes and quality of an option."""
     known = json.loads(KEPT.read_text()) if KEPT.exists() else {}
     if text not in known:
-        keep = ["model.embed_tokens"] + ["lm_head"] * (half == "sparse")
+        keep = ["model.embed_tokens", "lm_head"]
         receipt = modicum.fit(
             "demo", method=text, target="modicum", samples=SAMPLES, tokens=TOKENS[half], test_samples=TESTS[half], keep=keep, allow_broken=True
         ).receipt  # fmt: skip
@@ -50,6 +52,21 @@ def measured(text: str, half: str) -> dict[str, Any]:
         KEPT.parent.mkdir(parents=True, exist_ok=True)
         KEPT.write_text(json.dumps(known))
     return known[text]
+
+
+def peers(group: str, half: str) -> list[tuple[dict[str, Any], str]]:
+    """Rows of peers at as many bits, as their own benches have them."""
+    found = []
+    for file, place, tool in (("side_by_side_best", 0, "llm-compressor, its best GPTQ"), ("learned_rounding", 2, "")):
+        path = RESULTS / f"{file}.json"
+        for row in json.loads(path.read_text())["rows"] if half == "bits" and path.exists() else []:
+            at, said = (row[0], row[1]) if place == 0 else (f"{row[0]} bits", row[2])
+            if at != group or said.startswith("modicum") or (place and row[1] != "all"):
+                continue
+            mean, low, high = map(float, row[2 if place == 0 else 3].replace("[", "").replace("]", "").replace(",", "").split())
+            quality = {"mean": mean, "low": low, "high": high, "perplexity": float(row[3 if place == 0 else 4])}
+            found.append(({"bytes": "", "quality": quality}, tool or said))
+    return found
 
 
 def beside(quality: dict[str, Any], best: dict[str, Any]) -> str:
@@ -63,7 +80,8 @@ def main(halves: tuple[str, ...] = tuple(HALVES)) -> None:
     for half in halves:
         rows = []
         for group, texts in HALVES[half].items():
-            found = sorted(((measured(text, half), text) for text in texts), key=lambda pair: pair[0]["quality"]["mean"])
+            found = [(measured(text, half), text) for text in texts] + peers(group, half)
+            found.sort(key=lambda pair: pair[0]["quality"]["mean"])
             best = found[0][0]["quality"]
             for one, text in found:
                 quality = one["quality"]

@@ -2,8 +2,9 @@
 
     PYTHONPATH=AUTOROUND python bench/peer/autoround_run.py --model DIR --tokens tokens.safetensors --recipe recipe.json --out DIR
 
-Its recipe has `bits`, `group` and `iters` (its light recipe has 50 updates a block, the default 200, the best 1000); codes are symmetric, all else is
-auto-round's default. `run.json` beside the checkpoint has seconds by the clock and of the processor, memory that was resident before, and the most.
+Its recipe has `bits`, `group`, `iters` (its light recipe has 50 updates a block, the default 200, the best 1000) and, where not all blocks are to be
+quantized, how many first `blocks` are; codes are symmetric, all else is auto-round's default. `run.json` beside the checkpoint has seconds by the
+clock and of the processor, memory that was resident before, and the most.
 """
 
 import argparse
@@ -24,7 +25,9 @@ def run(model_path: Path, tokens: Path, recipe: dict, out: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
     for value in model.parameters():
         value.data = value.data.clone()  # out of the mapped file
-    ids = load_file(tokens)["input_ids"]
+    ids, blocks = load_file(tokens)["input_ids"], model.model.layers
+    model.model.layers = blocks[: recipe.get("blocks") or len(blocks)]
+    model.config.num_hidden_layers = len(model.model.layers)
     batches = torch.utils.data.DataLoader([{"input_ids": row} for row in ids], batch_size=8)
     tool = AutoRound(
         model, AutoTokenizer.from_pretrained(model_path), scheme=f"W{recipe['bits']}A16", bits=recipe["bits"], group_size=recipe["group"], sym=True,
@@ -39,6 +42,8 @@ def run(model_path: Path, tokens: Path, recipe: dict, out: Path) -> None:
         "before": before,
         "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
+    found.model.layers.extend(blocks[len(found.model.layers) :])
+    found.config.num_hidden_layers = len(blocks)
     found.save_pretrained(out)
     AutoTokenizer.from_pretrained(model_path).save_pretrained(out)
     (out / "run.json").write_text(json.dumps({**said, "recipe": recipe, "version": version("auto-round")}) + "\n")

@@ -1,4 +1,4 @@
-"""Eight bits times eight bits: what Transformers computes of the files is what the receipt says, and what no runtime reads is refused."""
+"""Codes times codes: what Transformers computes of the files is what the receipt says, and what no runtime reads is refused."""
 
 import copy
 import json
@@ -16,12 +16,14 @@ from modicum.export.taking import Taking
 from modicum.table.taking import Taking as Asked
 from modicum.testing import zoo
 
-KINDS = ["int8 static", "fp8 dynamic", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("int8 dynamic", "fp8 static"))]
-WEIGHTS = {"int8": "nearest bits=8 group=0", "fp8": "float8"}
+SLOW = ("int8 dynamic", "fp8 static")
+KINDS = ["int8 static", "fp8 dynamic", "int4 dynamic", "mxfp4 dynamic", *(pytest.param(kind, marks=pytest.mark.slow) for kind in SLOW)]
+WEIGHTS = {"int8": "nearest bits=8 group=0", "fp8": "float8", "int4": "nearest bits=4 group=32", "mxfp4": "float4 format=mxfp4"}
+# Of weights their format, type and strategy, of inputs the strategy where scales are found while running.
 SCHEMES = {
-    "int8": ("int-quantized", "int"),
-    "fp8": ("float-quantized", "float"),
-}
+    "int8": ("int-quantized", "int", "channel", "token"), "fp8": ("float-quantized", "float", "channel", "token"),
+    "int4": ("pack-quantized", "int", "group", "token"), "mxfp4": ("mxfp4-pack-quantized", "float", "group", "group"),
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +79,9 @@ def test_what_transformers_computes_of_the_files_is_what_the_receipt_says(model,
     loaded = transformers.AutoModelForCausalLM.from_pretrained(out, dtype="auto").eval()
     assert receipt["quality"]["mean"] == pytest.approx(divergence(model, loaded), rel=1e-4)
     assert receipt["verification"]["logits"]["largest"] < 1e-6
-    assert all(site["option"].endswith(("| activations", "format=fp8", "scale=static")) for site in receipt["sites"])
+    assert all(
+        site["option"].endswith(("| activations", "format=fp8", "scale=static", "format=int4", "format=mxfp4")) for site in receipt["sites"]
+    )
     assert receipt["request"]["activations"] == kind.split()[0]
 
 
@@ -86,13 +90,16 @@ def test_the_scheme_is_what_runtimes_multiply_by(results, kind):
     format, scale = kind.split()
     config = json.loads((results(kind).out / "config.json").read_text())["quantization_config"]
     (group,) = config["config_groups"].values()
-    assert (group["format"], group["weights"]["type"], group["weights"]["strategy"]) == (*SCHEMES[format], "channel")
+    kind, type_, strategy, found = SCHEMES[format]
+    assert (group["format"], group["weights"]["type"], group["weights"]["strategy"]) == (kind, type_, strategy)
     inputs = group["input_activations"]
-    assert (inputs["type"], inputs["num_bits"], inputs["symmetric"]) == (SCHEMES[format][1], 8, True)
-    assert (inputs["strategy"], inputs["dynamic"]) == (("token", True) if scale == "dynamic" else ("tensor", False))
+    assert (inputs["type"], inputs["num_bits"], inputs["symmetric"]) == (type_, int(format[-1]), True)
+    assert (inputs["strategy"], inputs["dynamic"]) == ((found, True) if scale == "dynamic" else ("tensor", False))
 
 
-@pytest.mark.parametrize("kind", ["int8 static", pytest.param("fp8 dynamic", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "kind", ["int8 static", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("fp8 dynamic", "mxfp4 dynamic"))]
+)
 def test_the_container_computes_the_same(model, tmp_path, kind):
     result = fitted(model, tmp_path / "out", kind, target="modicum", method=WEIGHTS[kind.split()[0]])
     assert result.receipt["quality"]["mean"] == pytest.approx(divergence(model, modicum.load(tmp_path / "out")), rel=1e-4)
@@ -101,8 +108,8 @@ def test_the_container_computes_the_same(model, tmp_path, kind):
         modicum.load(tmp_path / "out", into=filled)
     hooks = [hook for part in filled.modules() for hook in part._forward_pre_hooks.values()]
     assert len(hooks) == 8 and all(isinstance(hook, Taking) for hook in hooks)
-    told = [event for event in result.receipt["events"] if event.startswith("activations")]
-    assert told == ["activations: 1 weights of eight bits take their inputs as they are: model.embed_tokens.weight."]
+    told, word = [event for event in result.receipt["events"] if event.startswith("activations")], "four" if "4" in kind else "eight"
+    assert told == [f"activations: 1 weights of {word} bits take their inputs as they are: model.embed_tokens.weight."]
     assert divergence(model, filled) == pytest.approx(result.receipt["quality"]["mean"], rel=1e-4)
     body = json.loads((tmp_path / "out" / "modicum.json").read_text())
     name, unit = next((name, unit) for name, unit in body["units"].items() if unit["form"]["kind"] == "activated")
@@ -137,7 +144,19 @@ REFUSED = {
         INTEGERS + "the menu has gptq bits=2, gptq bits=4",
     ),
     "a scale alone": ({"activation_scale": "static", "method": "int4"}, r"activation_scale static: must stand beside activations"),
-    "an unknown format": ({"activations": "int4", "method": "int4"}, r"activations 'int4': is not known"),
+    "an unknown format": ({"activations": "int2", "method": "int4"}, r"activations 'int2': is not known"),
+    "four bits beside eight": (
+        {"activations": "int4", "method": "int8"},
+        r"activations int4: must stand beside weights in 4-bit integers, such as 'gptq bits=4', the method is gptq bits=8",
+    ),
+    "four-bit floats beside whole numbers": (
+        {"activations": "mxfp4", "method": "int4"},
+        r"must stand beside weights in 4-bit floats under powers of two, 'float4 format=mxfp4', the method is gptq bits=4",
+    ),
+    "a static scale of four bits": (
+        {"activations": "int4", "activation_scale": "static", "method": "int4"},
+        r"activation_scale static: must be dynamic of int4, whose runtimes find scales themselves",
+    ),
     "groups in an option": ({"method": "gptq bits=8 group=32 | activations"}, NOWHERE),
     "floats by whole numbers": ({"method": "float8 | activations"}, NOWHERE),
 }
@@ -164,6 +183,7 @@ def test_a_declared_menu_has_whole_rows_and_a_written_one_what_is_written():
     assert texts(taking.menu(menu, True)) == ["gptq bits=8 group=0 | activations", "gptq bits=4"]
     with pytest.raises(SettingError, match="Write 'gptq bits=8 group=0'"):
         taking.menu(menu, False)
+    assert texts(Asked.of("int4", "dynamic").menu(menu, True)) == ["gptq bits=8", "gptq bits=4 | activations format=int4", "float8"]
     said = [Option.parse("gptq bits=8 group=0 | activations scale=static")]
     assert taking.menu(said, False) == said and taking.method(said[0]) == said[0]
 

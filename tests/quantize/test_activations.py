@@ -1,4 +1,4 @@
-"""Inputs in eight bits: what the product is, held against a twin one number at a time and against the library that runtimes read."""
+"""Inputs in eight or four bits: what the product is, held against a twin one number at a time and against the library that runtimes read."""
 
 import math
 
@@ -13,8 +13,8 @@ from modicum.forms.activated import Rounding, scale_of
 from modicum.quantize import Activations, Float8, Nearest
 
 FLOATS = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
-LEVELS = {"int8": torch.arange(-128.0, 128.0), "fp8": FLOATS[FLOATS.isfinite()].unique()}
-TOP = {"int8": 127.5, "fp8": 448.0}
+LEVELS = {"int8": torch.arange(-128.0, 128.0), "fp8": FLOATS[FLOATS.isfinite()].unique(), "int4": torch.arange(-8.0, 8.0)}
+TOP = {"int8": 127.5, "fp8": 448.0, "int4": 7.5}
 
 
 def twin(value, scale, format):
@@ -23,7 +23,7 @@ def twin(value, scale, format):
     levels = LEVELS[format].tolist()
     near = min(abs(code - level) for level in levels)
     either = [level for level in levels if abs(code - level) == near]
-    return scale * (min(either, key=lambda level: level % 2) if format == "int8" else either[0])
+    return scale * (either[0] if format == "fp8" else min(either, key=lambda level: level % 2))
 
 
 @pytest.mark.parametrize("format", TOP)
@@ -50,7 +50,7 @@ def test_it_is_what_compressed_tensors_computes(format, scale, dtype):
 
     inputs = (torch.randn(2, 5, 33) * torch.logspace(-3, 2, 33)).to(dtype)
     inputs[1, 2] = 0
-    kind = {"num_bits": 8, "type": {"int8": "int", "fp8": "float"}[format], "symmetric": True}
+    kind = {"num_bits": int(format[-1]), "type": "float" if format == "fp8" else "int", "symmetric": True}
     if scale == "dynamic":
         args = QuantizationArgs(**kind, strategy="token", dynamic=True)
         step, zero = compute_dynamic_scales_and_zp(inputs, args, torch.nn.Linear(1, 1))
@@ -59,6 +59,25 @@ def test_it_is_what_compressed_tensors_computes(format, scale, dtype):
         args, step, zero = QuantizationArgs(**kind, strategy="tensor"), scale_of(inputs.abs().amax().reshape(1), format), None
         found = Rounding(format, step)(inputs)
     assert torch.equal(found, fake_quantize(inputs, step, zero, args))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_four_bit_floats_are_what_compressed_tensors_computes(dtype):
+    from compressed_tensors.quantization import QuantizationArgs
+    from compressed_tensors.quantization.lifecycle.forward import fake_quantize
+    from compressed_tensors.quantization.utils import compute_dynamic_scales_and_zp
+
+    inputs = (torch.randn(2, 50, 96) * torch.logspace(-3, 2, 96)).to(dtype)
+    inputs[1, 2] = 0
+    inputs[0, 0, :32] = torch.tensor([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5, 6] * 4)  # halfway between levels
+    kind = {"num_bits": 4, "type": "float", "symmetric": True, "strategy": "group", "group_size": 32, "dynamic": True}
+    args = QuantizationArgs(**kind, scale_dtype="torch.uint8", zp_dtype="torch.uint8")
+    step, zero = compute_dynamic_scales_and_zp(inputs, args, torch.nn.Linear(1, 1))
+    found = Rounding("mxfp4")(inputs)
+    assert found.dtype == dtype and torch.equal(found, fake_quantize(inputs, step, zero, args))
+    assert Activations(format="mxfp4", scale="static").wanted() == frozenset()
+    ragged = Rounding("mxfp4")(inputs[..., :40])
+    assert torch.equal(ragged[..., :32], found[..., :32]) and ragged.shape == (2, 50, 40)
 
 
 def test_the_product_takes_what_is_rounded_and_the_value_is_the_weights(layer):
@@ -113,8 +132,8 @@ def test_weights_cannot_be_rounded_after_it(layer):
 def test_its_text():
     option = Option.parse("gptq bits=8 group=0 | activations format=fp8 scale=static")
     assert option.steps[1] == Activations(format="fp8", scale="static") and Option.parse(str(option)) == option
-    with pytest.raises(SettingError, match=r"activations\.format: must be one of int8, fp8, got 'int4'"):
-        Option.parse("activations format=int4")
+    with pytest.raises(SettingError, match=r"activations\.format: must be one of int8, fp8, int4, mxfp4, got 'int2'"):
+        Option.parse("activations format=int2")
 
 
 def test_zeros_stay_where_pruning_left_them(layer):

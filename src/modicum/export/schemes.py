@@ -30,7 +30,7 @@ _FORMATS = {
 }  # fmt: skip
 _FLOAT4 = {"nvfp4": ("tensor_group", "torch.float8_e4m3fn"), "mxfp4": ("group", "torch.uint8")}
 # What inputs are called in.
-_TYPES = {"int8": "int", "fp8": "float"}
+_TYPES = {"int8": "int", "fp8": "float", "int4": "int", "mxfp4": "float"}
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
@@ -44,7 +44,7 @@ def entries(form: Form, rows: int) -> Entries:
     found: Entries
     if isinstance(form, Activated):
         found = entries(form.inner, rows)
-        if isinstance(form.inner, Integer):  # runtimes that multiply codes read them one to a byte
+        if isinstance(form.inner, Integer) and form.inner.bits == 8:  # runtimes that multiply codes read them one to a byte
             found = {"weight": (torch.int8, (rows, form.shape[1])), "weight_scale": found["weight_scale"]}
         return found if form.inputs.scale is None else found | {"input_scale": (form.inputs.scale.dtype, (1,))}
     if isinstance(form, Integer):
@@ -73,7 +73,7 @@ def tensors(form: Form, rows: list[int] | None) -> dict[str, torch.Tensor]:
     pick = (lambda tensor: tensor) if rows is None else (lambda tensor: tensor[rows])
     if isinstance(form, Activated):
         inner, scale = form.inner, form.inputs.scale
-        if isinstance(inner, Integer):
+        if isinstance(inner, Integer) and inner.bits == 8:
             found = {"weight": _centred(pick(inner.codes), inner.bits).contiguous(), "weight_scale": pick(inner.scale).contiguous()}
         else:
             found = tensors(inner, rows)
@@ -116,17 +116,22 @@ def _centred(codes: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def multiplied(weights: Method, inputs: Activations) -> bool:
-    """Whether runtimes multiply codes of these kinds: both whole numbers of eight bits or both floats, rows of weights under one scale."""
+    """Whether runtimes multiply codes of these kinds: whole numbers or floats of as many bits; those of eight under one scale per row."""
     if inputs.format == "fp8":
         return isinstance(weights, Float8Method)
-    return isinstance(weights, Quantizer) and weights.bits == 8 and weights.group == 0
+    if inputs.format == "mxfp4":
+        return isinstance(weights, Float4Method | ZeroquantFp) and weights.format == "mxfp4"
+    bits = 4 if inputs.format == "int4" else 8
+    return isinstance(weights, Quantizer) and weights.bits == bits and (weights.group == 0 if bits == 8 else inputs.scale == "dynamic")
 
 
 def scheme(form: Form) -> str:
     """A form's scheme as text: forms with the same text can stand in one group."""
     if isinstance(form, Activated):
-        whole = form.inputs.scale is None
-        inputs = {"num_bits": 8, "type": _TYPES[form.inputs.format], "symmetric": True, "strategy": "token" if whole else "tensor"}
+        whole, format = form.inputs.scale is None, form.inputs.format
+        inputs = {"num_bits": int(format[-1]), "type": _TYPES[format], "symmetric": True, "strategy": "token" if whole else "tensor"}
+        if format == "mxfp4":
+            inputs |= {"strategy": "group", "group_size": LAYOUTS[format].group, "scale_dtype": _FLOAT4[format][1]}
         return json.dumps(json.loads(scheme(form.inner)) | {"inputs": inputs | {"dynamic": whole}})
     if isinstance(form, Integer):
         group = {"strategy": "group", "group_size": form.group} if form.group else {"strategy": "channel"}
@@ -194,7 +199,7 @@ def expert_targets(names: Collection[str]) -> list[str]:
 
 def _kind(arguments: Mapping[str, Any]) -> str:
     if arguments["type"] == "int":
-        return "int8" if "inputs" in arguments else "integer"
+        return "int8" if "inputs" in arguments and arguments["num_bits"] == 8 else "integer"
     return "float8" if arguments["num_bits"] == 8 else {"tensor_group": "nvfp4", "group": "mxfp4"}[arguments["strategy"]]
 
 

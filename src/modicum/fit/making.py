@@ -22,7 +22,7 @@ from modicum.measure import felt, slopes
 from modicum.measure.survey import first_rows
 from modicum.sweep import Sensitivity, output_gradients
 from modicum.sweep.spill import SpillPool
-from modicum.table.taking import untaken
+from modicum.table.taking import bits_of, untaken
 from modicum.work.meter import Meter
 from modicum.work.store import load_sensitivities, save_sensitivities
 
@@ -46,9 +46,13 @@ class Making:
         self.events += change.events
         dropped = frozenset(change.dropped)
         options = {name: option for name, option in explicit.unit_options(scene, plan).items() if not scene.script.home(name, dropped)}
-        taken = scene.request.plan is None and any(step.wraps for option in scene.options for step in option.steps)
-        if taken and (left := untaken(options.items())):
-            self.events.append(f"activations: {len(left)} weights of eight bits take their inputs as they are: {listed(sorted(left))}.")
+        wrapping = [step for option in scene.options for step in option.steps if step.wraps] if scene.request.plan is None else []
+        for bits in sorted({bits_of(step) for step in wrapping}):
+            if left := untaken(options.items(), bits):
+                word = "four" if bits == 4 else "eight"
+                self.events.append(
+                    f"activations: {len(left)} weights of {word} bits take their inputs as they are: {listed(sorted(left))}."
+                )
         measured = [partial / "measure" / "sensitivities.safetensors"] if scene.request.harm == "covariance" else []
         felts = self._feel(options.values(), [*measured, place / "gradients.safetensors"])
         self.events += slopes.take(

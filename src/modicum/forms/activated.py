@@ -1,4 +1,4 @@
-"""Activated: a form whose product takes its inputs in eight bits too."""
+"""Activated: a form whose product takes its inputs in eight bits, or four, too."""
 
 from __future__ import annotations
 
@@ -13,16 +13,19 @@ from typing_extensions import override
 from modicum.forms.form import Form, expect, restore
 
 # By format: half of the span of its codes, by which the largest magnitude is divided, and the codes at both ends.
-_SPANS = {"int8": (127.5, -128.0, 127.0), "fp8": (448.0, -448.0, 448.0)}
-FORMATS = tuple(_SPANS)
+_SPANS = {"int8": (127.5, -128.0, 127.0), "fp8": (448.0, -448.0, 448.0), "int4": (7.5, -8.0, 7.0)}
+FORMATS = (*_SPANS, "mxfp4")
+# Columns that share a power of two, and the largest four-bit float.
+_GROUP, _TOP = 32, 6.0
 
 
 @dataclass(frozen=True, eq=False)
 class Rounding:
-    """``scale · code(x / scale)``, symmetric, in codes of eight bits: whole numbers (``int8``) or E4M3 (``fp8``).
+    """``scale · code(x / scale)``, symmetric, in whole numbers of eight (``int8``) or four bits (``int4``), E4M3 (``fp8``) or E2M1 (``mxfp4``).
 
-    ``scale`` (1,) is one for all inputs, found beforehand; without it each token (the last axis) has its own, its largest magnitude's. All is
-    computed in the inputs' own dtype, as compressed-tensors does where Transformers loads such a model.
+    ``scale`` (1,) is one for all inputs, found beforehand; without it each token (the last axis) has its own, its largest magnitude's. Of ``mxfp4``
+    32 columns of a token share a power of two. All is computed in the inputs' own dtype, as compressed-tensors does where Transformers loads such a
+    model.
     """
 
     format: str
@@ -30,13 +33,30 @@ class Rounding:
 
     def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
         """Inputs (..., columns) as the product takes them."""
-        _, low, high = _SPANS[self.format]
         if not inputs.numel():
             return inputs
+        if self.format == "mxfp4":
+            return _in_four_bits(inputs)
+        _, low, high = _SPANS[self.format]
         scale = scale_of(inputs.abs().amax(-1, keepdim=True), self.format) if self.scale is None else self.scale.to(inputs)
         codes = (inputs / scale).clamp_(low, high)
-        codes = codes.round_() if self.format == "int8" else codes.to(torch.float8_e4m3fn).to(inputs.dtype)
+        codes = codes.round_() if self.format != "fp8" else codes.to(torch.float8_e4m3fn).to(inputs.dtype)
         return codes.mul_(scale)
+
+
+def _in_four_bits(inputs: torch.Tensor) -> torch.Tensor:
+    """Inputs (..., columns) as E2M1 numbers times a power of two for every 32 columns; of two levels as near, the even one."""
+    columns = inputs.shape[-1]
+    groups = torch.nn.functional.pad(inputs, (0, -columns % _GROUP)).unflatten(-1, (-1, _GROUP))
+    groups = groups.float() if groups.dtype.itemsize < 4 else groups
+    part, power = torch.frexp(
+        groups.abs().amax(-1, keepdim=True)
+    )  # part in [1/2, 1); what would round beyond the largest takes the next power
+    power = (power - 3 + (part >= 0.875).to(power.dtype)).clamp_min(-127)
+    places = torch.ldexp(groups, -power).clamp(-_TOP, _TOP)
+    size = places.abs()
+    step = torch.where(size < 2, 0.5, torch.where(size < 4, 1.0, 2.0)).to(places.dtype)
+    return torch.ldexp((places / step).round() * step, power).flatten(-2)[..., :columns].to(inputs.dtype)
 
 
 def scale_of(largest: torch.Tensor, format: str) -> torch.Tensor:

@@ -64,8 +64,8 @@ class Settings:
         None, "columns per scale for the menu's intN, 0: a row; by default what suits each layer", metavar="N", group="method"
     )
     activations: str | None = param(
-        None, "round the inputs of weights in eight bits too: int8 beside integers of eight bits, fp8 beside float8; by default none are",
-        choices=("int8", "fp8"), metavar="FORMAT", group="method",
+        None, "round the inputs of weights too: int8 beside integers of eight bits, fp8 beside float8, int4 beside integers of four bits, mxfp4 "
+        "beside float4 of that format; by default none are", choices=("int8", "fp8", "int4", "mxfp4"), metavar="FORMAT", group="method",
     )  # fmt: skip
     activation_scale: str = param(
         "dynamic", "scale of rounded inputs: dynamic, each token's own; static, one for all, of the largest in calibration",
@@ -132,6 +132,10 @@ class Settings:
         if self.activations is None and self.activation_scale != "dynamic":
             raise SettingError(
                 f"activation_scale {self.activation_scale}: must stand beside activations, which were not asked for. Pass --activations int8."
+            )
+        if self.activations in ("int4", "mxfp4") and self.activation_scale == "static":
+            raise SettingError(
+                f"activation_scale static: must be dynamic of {self.activations}, whose runtimes find scales themselves. Leave it out."
             )
 
     def fingerprint(self, model_hash: str, data_hash: dict[str, str]) -> str:

@@ -21,12 +21,14 @@ class Unscaled(Method):
     """What has the bytes of `Activations`, and needs no inputs."""
 
     wraps: ClassVar[bool] = True
-    format: str = param("int8", "codes of inputs", choices=("int8", "fp8"))
+    format: str = param("int8", "codes of inputs", choices=("int8", "fp8", "int4", "mxfp4"))
     static: bool = param(False, "one scale for all inputs")
 
     @override
     def apply(self, site: Site, stats: Mapping[str, Stats], current: Mapping[str, Form]) -> Change:
-        rounding = lambda form, _: Rounding(self.format, torch.ones(1, dtype=form.dtype) if self.static else None)
+        rounding = lambda form, _: Rounding(
+            self.format, torch.ones(1, dtype=form.dtype) if self.static and self.format != "mxfp4" else None
+        )
         return Change(forms={unit.name: around(current[unit.name], rounding) for unit in site.units})
 
 

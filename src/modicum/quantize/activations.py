@@ -1,4 +1,4 @@
-"""Activations: a weight's inputs in eight bits as well."""
+"""Activations: a weight's inputs in few bits as well."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from modicum.quantize._unscaled import Unscaled, around
 
 @dataclass(frozen=True, kw_only=True)
 class Activations(Method):
-    """Round the inputs of a weight to eight bits as well, so that a runtime multiplies eight bits by eight.
+    """Round the inputs of a weight to eight or four bits as well, so that a runtime multiplies codes by codes.
 
     ``scale · code(x / scale)``, symmetric. A dynamic scale is each token's own, of its largest magnitude; a static one is found once, of the
-    largest magnitude among all calibration inputs, and what is larger later is cut off. It stands after the step that gives the weight its codes.
+    largest magnitude among all calibration inputs, and what is larger later is cut off. Of ``mxfp4`` 32 columns of a token share a power of two
+    whatever ``scale`` says. It stands after the step that gives the weight its codes.
 
     *Shapes:* inputs (..., columns), scale (..., 1), or (1,) where it is static. *Needs and cost:* the inputs for a static scale, and for its
     harm; no bytes but a static scale's. *Reduces to:* the weights alone where inputs are codes times one scale. *Raises:* ``ModelError``
@@ -43,20 +44,27 @@ class Activations(Method):
     weighed_by = frozenset({Need.INPUTS})
     wraps: ClassVar[bool] = True
 
-    format: str = param("int8", "codes of inputs: whole numbers, or 8-bit floats (E4M3)", choices=("int8", "fp8"))
+    format: str = param(
+        "int8", "codes of inputs: whole numbers of eight or four bits, or floats: E4M3, or E2M1 under powers of two",
+        choices=("int8", "fp8", "int4", "mxfp4"),
+    )  # fmt: skip
     scale: str = param("dynamic", "a scale for each token, or one for all that calibration finds", choices=("dynamic", "static"))
+
+    @property
+    def _static(self) -> bool:
+        return self.scale == "static" and self.format != "mxfp4"
 
     @override
     def wanted(self) -> frozenset[Need]:
-        return self.needs if self.scale == "static" else frozenset()
+        return self.needs if self._static else frozenset()
 
     def without_data(self) -> Method | None:
         """A token's own scale needs none."""
-        return None if self.scale == "static" else self
+        return None if self._static else self
 
     def blueprint(self) -> Method:
         """What has the same bytes and needs no inputs."""
-        return Unscaled(format=self.format, static=self.scale == "static")
+        return Unscaled(format=self.format, static=self._static)
 
     @override
     def apply(self, site: Site, stats: Mapping[str, Stats], current: Mapping[str, Form]) -> Change:
@@ -64,7 +72,7 @@ class Activations(Method):
 
     def _rounding(self, stats: Stats) -> Callable[[Form, torch.Tensor | None], Rounding]:
         def found(form: Form, columns: torch.Tensor | None) -> Rounding:
-            if self.scale == "dynamic":
+            if not self._static:
                 return Rounding(self.format)
             assert stats.inputs is not None
             largest = max((float(_kept(rows, columns).abs().amax()) for rows in stats.inputs if rows.numel()), default=0.0)
