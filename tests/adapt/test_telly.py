@@ -1,8 +1,10 @@
 """Telly's claim: with the first blocks at rest the rest learns a change of what lies late, with fewer numbers and no gradients below."""
 
+import pytest
 import torch
 from torch import nn
 
+from modicum.core.errors import SettingError
 from modicum.train.trained import trained
 
 
@@ -28,3 +30,5 @@ def test_first_blocks_rest_and_no_gradient_reaches_them():
         moved = [name for name in t.places if not torch.equal(t.weight(name).detach(), before[name])]
     assert sorted(moved) == ["h.2.0.weight", "h.3.0.weight", "head.weight"] and not any(seen)
     assert losses[-1] < 0.2 * losses[0]
+    with pytest.raises(SettingError, match="frozen must leave a block that trains, is 9 of 4"):
+        trained(model, {"h.*.weight": "full | telly frozen=9"})

@@ -3,11 +3,12 @@
 import pytest
 import torch
 from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
 
 import modicum
 from modicum.core.errors import DataError
 from modicum.data import from_batches
-from modicum.data.forward import LABELS_LEFT_OUT, described, without_labels
+from modicum.data.forward import LABELS_LEFT_OUT, described, require_tokens, without_labels
 
 
 class Head(nn.Module):
@@ -88,3 +89,14 @@ def test_a_batch_in_words():
     assert described((torch.zeros(2, 3),)) == "float32 [2, 3]"
     assert described({"a": torch.zeros(1), "b": torch.ones(2).bool()}) == "a dict of a float32 [1], b bool [2]"
     assert described(tuple(torch.zeros(1) for _ in range(11))).endswith(" and 3 more")
+
+
+def test_tokens_that_a_model_does_not_know_and_sequences_that_it_cannot_take_are_told():
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=32, n_positions=8, n_embd=8, n_layer=1, n_head=1))
+    row = lambda count, top=31: {"input_ids": torch.tensor([[top] * count])}
+    require_tokens(model, [row(8), row(3)])
+    with pytest.raises(DataError, match="among the 32 that the model knows, one is number 32"):
+        require_tokens(model, [row(3), {"rejected_ids": row(3, 32)["input_ids"]}])
+    with pytest.raises(DataError, match="longest sequence must suit GPT2LMHeadModel, has 9 tokens, on which it raises IndexError"):
+        require_tokens(model, [row(9), row(3)])
+    require_tokens(Head(), [(torch.zeros(1, 64),)])

@@ -43,6 +43,16 @@ def test_transformers_loads_what_was_learnt_and_the_base_comes_back(tmp_path, na
     assert [path.name for path in sorted((tmp_path / "back").iterdir()) if path.name[0] != "."] == files
 
 
+def test_a_result_that_changed_since_is_not_taken_for_the_base(tmp_path):
+    _, delta, _ = learnt(tmp_path / "base", "llama")
+    apply(tmp_path / "base", [delta], tmp_path / "out")
+    file = tmp_path / "out" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"x")  # in the norm at the end, which the delta leaves alone
+    with pytest.raises(ModelError, match="must hold the base as it was, model.safetensors differs"):
+        revert(tmp_path / "out", tmp_path / "back")
+    assert not (tmp_path / "back").exists()
+
+
 def test_scale_zero_changes_no_byte(tmp_path):
     _, delta, _ = learnt(tmp_path / "base", "llama")
     written = apply(tmp_path / "base", [delta, delta], tmp_path / "out", scale=0.0)

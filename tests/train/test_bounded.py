@@ -11,7 +11,7 @@ from modicum.core.errors import BudgetError, SettingError
 from modicum.testing import zoo
 from modicum.train import Loop
 from modicum.train.adapt import adapt
-from modicum.train.bounded import fitting, limits, require_within
+from modicum.train.bounded import fitting, limits, require_ranks, require_within
 from modicum.train.objectives import next_token
 from modicum.train.trained import trained
 
@@ -26,6 +26,16 @@ def test_what_is_trained_and_stored_is_counted():
         with pytest.raises(BudgetError, match="bytes, and has"):
             require_within(t, {"bytes": stored - 1})
     assert limits(Budget(params=0.01, size=2000), 10_000) == {"values": 100, "bytes": 2000} and limits(None, 5) == {}
+
+
+def test_a_rank_above_every_weight_is_refused():
+    model, _ = zoo.build("llama")
+    most = max(min(place.unit.shape) for place in trained(model, "lora rank=1").places.values())
+    require_ranks(trained(model, f"lora rank={most}"))
+    require_ranks(trained(model, f"bone rank={most + 1}"))
+    for method in ("lora", "dora", "pissa", "adalora"):
+        with pytest.raises(SettingError, match=f"adapt/{method}: rank must be at most {most}, .* is {2 * most}"):
+            require_ranks(trained(model, f"{method} rank={2 * most}"))
 
 
 def test_memory_holds_or_is_refused_with_what_would_do():

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from typing_extensions import override
 
+from modicum.core.errors import SettingError
 from modicum.core.method import Paper
 from modicum.core.parametrization import Step
 from modicum.core.schedule import Schedule
@@ -26,7 +27,7 @@ class Telly(Schedule):
 
     *Reduces to:* training without it with ``frozen=0``.
 
-    *Raises:* nothing of its own.
+    *Raises:* ``SettingError`` where no block is left to train.
 
     *Differences from the paper:* any method may stand before it, not full fine-tuning alone.
 
@@ -51,4 +52,6 @@ class Telly(Schedule):
         resting = [block for block in dict.fromkeys(units.values()) if block][: self.frozen]
         names = list(units)
         last = max((at for at, name in enumerate(names) if units[name] in resting), default=-1)
+        if units and last + 1 == len(names):
+            raise SettingError(f"{self.key()}: frozen must leave a block that trains, is {self.frozen} of {len(resting)}.")
         return frozenset(names[last + 1 :])

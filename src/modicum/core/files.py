@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import stat
@@ -29,6 +30,12 @@ def no_data(path: Path) -> DataError:
 def no_delta(path: str | os.PathLike[str]) -> SettingError:
     """What is said of a folder without a change of a model."""
     return SettingError(f"{path}: must hold delta.json, which adapt and delta write, or an adapter of PEFT, holds neither. Check the path.")
+
+
+def sha256(path: Path) -> str:
+    """The hash of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_json(path: str | os.PathLike[str], most: int | None = None) -> Any:

@@ -15,6 +15,7 @@ from modicum.core.errors import DataError, ModicumError, quoted
 from modicum.data.splits import Batch, Splits, call
 
 _SHOWN = 8  # arguments of a forward, and tensors of a batch
+_IDS = ("input_ids", "chosen_ids", "rejected_ids")
 _PLACES = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 LABELS_LEFT_OUT = (
     "Every batch is an input and a tensor of whole numbers, one entry for each row; forward takes one argument, so the second was taken for "
@@ -42,6 +43,29 @@ def require_suitable(module: nn.Module, batch: Batch) -> None:
     """Raise ``DataError`` where the module's forward cannot be called with the batch, or raises when run on it as the caller would."""
     with own_errors(module, batch), torch.no_grad():
         call(module, batch)
+
+
+def require_tokens(module: nn.Module, rows: Sequence[Batch]) -> None:
+    """Raise ``DataError`` where rows of token ids have one that the model has no embedding of, or the longest is more than its forward takes."""
+    table = getattr(module, "get_input_embeddings", lambda: None)()
+    read = [row[name] for row in rows if isinstance(row, dict) for name in _IDS if name in row]
+    if not read or not isinstance(table, nn.Embedding):
+        return
+    for ids in read:
+        if ids.numel() and (most := int(ids.max())) >= table.num_embeddings:
+            raise DataError(
+                f"data: its tokens must be among the {table.num_embeddings:,} that the model knows, one is number {most:,}. Use the tokenizer that "
+                "the model was trained with."
+            )
+    longest = max(read, key=lambda ids: ids.shape[-1])[:1]
+    try:
+        with torch.no_grad():
+            call(module, {"input_ids": longest})
+    except Exception as error:  # whatever a model raises
+        raise DataError(
+            f"data: the longest sequence must suit {type(module).__name__}, has {longest.shape[-1]:,} tokens, on which it raises "
+            f"{type(error).__name__}: {quoted(error)}. Shorten it, or lower --tokens."
+        ) from error
 
 
 def without_labels(module: nn.Module, splits: Splits) -> Splits:

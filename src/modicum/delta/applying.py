@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from modicum.core.errors import ModelError, SettingError, quoted
-from modicum.core.files import leads_outside, read_json, write_json
+from modicum.core.files import leads_outside, read_json, sha256, write_json
 from modicum.core.output import writing
 from modicum.core.tensorfile import Shards
 from modicum.core.tensorformat import Entry, raw_bytes
@@ -65,7 +65,9 @@ def apply(
         copied(directory, made)
         body = {"format": _FORMAT, "version": _VERSION, "base": str(base), "scale": scale, "notes": list(total.notes)}
         record = _written(directory, made, total, reversible)
-        write_json(made / _RECORD, {**body, **record})
+        write_json(
+            made / _RECORD, {**body, **record, "files": {path.name: sha256(path) for path in sorted(directory.glob("*.safetensors"))}}
+        )
     return Applied(out, tuple(record["changed"]), record["displaced_bytes"], tuple(dict.fromkeys(total.notes)))
 
 
@@ -84,6 +86,11 @@ def revert(directory: str | Path, out: str | Path, *, overwrite: bool = False) -
             with Shards(directory) as shards:
                 for key, value in displaced(directory, shards, record):
                     patch(made / shards.file_of(key).name, shards.entry(key), value)
+        for name, said in record.get("files", {}).items():
+            if not (made / name).is_file() or sha256(made / name) != said:
+                raise ModelError(
+                    f"{directory}: must hold the base as it was, {quoted(name)} differs. Take the base itself: {quoted(record['base'])}."
+                )
     return out
 
 
@@ -195,6 +202,9 @@ def read_record(directory: Path) -> dict[str, Any]:
         changed, size = body["changed"], body["displaced_bytes"]
         if not isinstance(changed, dict) or not all(isinstance(each, int) and each >= 0 for each in (*changed.values(), size)):
             raise ValueError("it must count bytes")
+        files = body.get("files", {})
+        if not isinstance(files, dict) or any("/" in name or not isinstance(each, str) for name, each in files.items()):
+            raise ValueError("it must name files and their hashes")
         if sum(changed.values()) != size or (size and (directory / _DISPLACED).stat().st_size != size):
             raise ValueError("what was displaced must have the bytes that it says")
     except (ValueError, OSError, KeyError) as error:

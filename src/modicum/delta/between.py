@@ -12,6 +12,7 @@ from modicum.delta.delta import Delta
 from modicum.forms import Dense
 from modicum.models.open import open_model
 from modicum.models.trainable import trainable
+from modicum.models.weights import require_finite
 
 
 def between(tuned: str | Path, base: str | Path, *, rank: int | None = None) -> Delta:
@@ -34,6 +35,7 @@ def between(tuned: str | Path, base: str | Path, *, rank: int | None = None) -> 
         if unit.shape != theirs[name].shape:
             raise ModelError(f"{name}: must have one shape in both models, has {unit.shape} and {theirs[name].shape}.")
         new, old = mine(name), read(name)
+        require_finite(f"{one.name}, {name}", new)
         if not torch.equal(new.to(old.dtype), old):
             forms[name] = Dense(new.to(old.dtype).contiguous().clone())
     whole = Delta(forms, base=str(base)).stamped(read)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from modicum.core.errors import SettingError
+from modicum.core.errors import ModelError, SettingError
 from modicum.delta import Delta
 from modicum.delta.applying import base_weights
 from modicum.delta.between import between
@@ -34,6 +34,10 @@ def write(delta: Delta, directory: Path, base: str | Path, format: str = "modicu
 
     Raises ``ModelError`` for what such an adapter cannot hold, ``SettingError`` for another format.
     """
+    for aside in delta.asides if format != "modicum" else ():
+        raise ModelError(
+            f"{aside.method}: is computed beside the weights, which an adapter of thin matrices cannot hold. Use it as modicum.changed(model, delta)."
+        )
     if format == "modicum":
         delta.save(directory)
     elif format == "peft":

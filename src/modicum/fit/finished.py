@@ -14,9 +14,11 @@ from torch import nn
 
 from modicum.core.arguments import checked
 from modicum.core.errors import ModelError, SettingError, listed
+from modicum.core.files import sha256
 from modicum.core.output import write_receipt
 from modicum.core.progress import Quiet
 from modicum.core.tensorfile import Shards
+from modicum.data.forward import require_tokens
 from modicum.data.splits import Splits, from_text
 from modicum.delta.applying import copied, patch
 from modicum.export.loaded import loaded
@@ -94,6 +96,8 @@ def heal(
             kept = stored(source, dense := _dense(source, folder))
             teacher, student = (_module(path) for path in (locate(original), dense))
             _require_alike(teacher, student, source)
+            if outputs is None:
+                require_tokens(teacher, [batch for part in (splits.calibration, splits.validation, splits.test) for batch in part])
         forms = {name: form for name, form in kept.forms.items() if torch.equal(form.dense(), _held(student, name))}
         vectors = {name: value.detach().clone() for name, value in student.named_parameters() if name in kept.vectors}
         wide = [module.float().requires_grad_(False) for module in (teacher, student)]
@@ -136,14 +140,9 @@ def _original(source: Path, reference: str | Path | None, receipt: Mapping[str, 
 def _another(original: Path, receipt: Mapping[str, Any] | None) -> list[str]:
     """What is to be told where the original is another than the one that a result was made of."""
     known = {} if receipt is None else receipt["model"].get("files") or {}
-    differs = [name for name, told in known.items() if not (original / name).is_file() or _sha256(original / name) != told]
+    differs = [name for name, told in known.items() if not (original / name).is_file() or sha256(original / name) != told]
     said = "healing: what it learnt from is another model than the one that it was made of, {} differs."
     return [said.format(differs[0])] if differs else []
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _marks(source: Path) -> list[tuple[str, int, int]]:
@@ -265,7 +264,7 @@ def _receipt(
     receipt: dict[str, Any] | None, final: Path, source: Path, original: str, healing: dict[str, Any], splits: Splits, quality: Quality,
     loop: Loop,
 ) -> dict[str, Any]:  # fmt: skip
-    files = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(final.glob("*.safetensors"))}
+    files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in sorted(final.glob("*.safetensors"))}
     told = quality.summary(loop.seed)
     if receipt is None:
         return {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 
 from modicum.core.errors import ModelError, SettingError, listed, quoted
-from modicum.core.files import read_json, write_json
+from modicum.core.files import read_json, sha256, write_json
 from modicum.core.output import writing
 from modicum.core.tensorfile import Shards, TensorFile
 from modicum.core.tensorformat import raw_bytes
@@ -143,7 +142,7 @@ def revert(directory: str | Path, out: str | Path, *, overwrite: bool = False) -
             with TensorWriter(made / name, {key: (entry.dtype, entry.shape) for key, entry in wanted.items()}, said["metadata"]) as writer:
                 for key, (source, at) in places.items():
                     writer.write(key, source.read(at))
-            if _hash(made / name) != said["sha256"]:
+            if sha256(made / name) != said["sha256"]:
                 raise ModelError(
                     f"{directory}: must hold the base as it was, {quoted(name)} differs. Take the base itself: {record['base']}."
                 )
@@ -258,7 +257,7 @@ def _record(directory: Path, made: Path, shards: Shards, rewriting: _Rewriting, 
         with path.open("rb") as file:
             if file.read(len(head)) != head:
                 raise ModelError(f"{path}: must be laid out as safetensors are written, is not. Fit the model anew.")
-        files[path.name] = {"tensors": mine, "metadata": _metadata(path), "sha256": _hash(path)}
+        files[path.name] = {"tensors": mine, "metadata": _metadata(path), "sha256": sha256(path)}
     body = {"format": _FORMAT, "version": _VERSION, **said, "moved": rewriting.moved, "files": files}
     write_json(made / _RECORD, body)
     if not reversible:
@@ -307,11 +306,6 @@ def _read(directory: Path) -> dict[str, Any]:
 def _metadata(path: Path) -> dict[str, str] | None:
     with TensorFile(path) as file:
         return file.metadata or None
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _same(one: torch.Tensor, other: torch.Tensor) -> bool:

@@ -19,6 +19,7 @@ from modicum.core.option import Option
 from modicum.core.output import write_receipt
 from modicum.core.progress import Quiet
 from modicum.data.answers import from_answers, holds_answers
+from modicum.data.forward import require_tokens
 from modicum.data.labelled import from_classes, holds_classes
 from modicum.data.preferences import from_preferences, holds_preferences
 from modicum.data.splits import Batch, Splits, from_text
@@ -28,7 +29,7 @@ from modicum.models.open import model_class, open_model, read_config
 from modicum.numerics.interval import interval
 from modicum.sweep.ranks import LONE, Ranks
 from modicum.train import auto
-from modicum.train.bounded import fitting, limits, require_within
+from modicum.train.bounded import fitting, limits, require_ranks, require_within
 from modicum.train.finding import planned
 from modicum.train.loop import evaluate, single, train
 from modicum.train.objectives import CHOSEN, Objective, classes, next_token, preference, referred
@@ -110,11 +111,14 @@ def adapt(
         splits = _data(source, data, tokens, samples, test_samples, text_column, settings)
         module = loaded(model_class(read_config(directory), str(model)), directory).eval()
         learnt, held = single(splits.calibration), single(splits.test)
+        require_tokens(module, [*learnt, *held])
         objective, per = _objective(splits)
         if per == "pair":
             learnt, held = referred(module, learnt), referred(module, held)
     plan, gradients, most = _planned(module, method, learnt, objective, budget, source.parameters, settings, meter)
     trained = Trained(module, plan, seed=settings.seed, total=settings.steps, gradients=gradients)
+    if method != AUTO:
+        require_ranks(trained)
     require_within(trained, most)
     if against is not None:
         planned(module, against)  # what cannot be is told before anything is trained

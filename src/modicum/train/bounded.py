@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from modicum.core.budget import Budget, readable
-from modicum.core.errors import BudgetError
+from modicum.core.errors import BudgetError, SettingError
 from modicum.core.memory import own_memory, trim
+from modicum.core.parametrization import Parametrization
 from modicum.core.plan import Limits
 from modicum.data.splits import Batch
 from modicum.sweep.modes import seeded
@@ -33,6 +34,17 @@ def limits(budget: Budget | None, parameters: int) -> dict[str, float]:
     if budget is not None and budget.size is not None:
         found["bytes"] = budget.size
     return found
+
+
+def require_ranks(trained: Trained) -> None:
+    """Raise ``SettingError`` where a method's rank is above that of every weight that it trains; a smaller weight among others takes its own."""
+    inner: dict[Parametrization, int] = {}
+    for place in trained.places.values():
+        if (factor := place.state.trained.get("right")) is not None and hasattr(place.method, "rank"):
+            inner[place.method] = max(inner.get(place.method, 0), factor.shape[0])
+    for method, most in inner.items():
+        if most < (rank := method.rank):  # type: ignore[attr-defined]
+            raise SettingError(f"{method.key()}: rank must be at most {most}, that of the largest weight that it trains, is {rank}.")
 
 
 def require_within(trained: Trained, most: Limits) -> None:
