@@ -6,13 +6,12 @@ import functools
 import statistics
 from typing import Any
 
-import scratch
 from common import Claim, Setting, result, show
 from kept import Kept
 from modicum.numerics.scaling import average, fitted, left_out
-from scratch import once
+from scratch import STEPS, once
 
-STEPS, RATE, KEEP, WIDTH, NEAR = 300, 4e-3, 0.25, 64, 0.02
+RATE, KEEP, WIDTH, NEAR = 4e-3, 0.25, 64, 0.02
 DENSE, PRUNED = (24, 32, 48, 64), ((0.0, 0.25), (0.25, 0.75), (0.5, 1.0))
 
 CLAIM = Claim(
@@ -34,7 +33,6 @@ def size(width: int) -> int:
 
 def trained(option: str, width: int, seed: int) -> float:
     """The held-out loss."""
-    scratch.STEPS = STEPS
     return statistics.mean(once(option, width, RATE, seed, STEPS, "test")["loss"])
 
 

@@ -17,8 +17,8 @@ from modicum.train.trained import trained
 from scenes.decoder import config, text
 from scenes.domains import losses, windows
 
-STEPS, BATCH, TOKENS, HELD = 100, 8, 128, 64
-RATES, CHOOSING, TRIED = (3e-3, 1e-2), 1000, 40
+STEPS, BATCH, TOKENS, HELD = 300, 8, 128, 64
+RATES, CHOOSING, TRIED = (2e-3, 4e-3, 8e-3), 1000, 75
 DATA = (
     f"Decoders of four layers learn Python's library in {STEPS} updates of {BATCH} windows of {TOKENS} tokens, and are judged on {HELD} windows of "
     f"modules that none has seen; each at the best of {len(RATES)} rates on as many validation windows, found in {TRIED} updates"
