@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.train.killed import Killed
 from torch import nn
 
 import modicum
 from modicum.core.errors import SettingError
 from modicum.core.method import registry
 from modicum.core.parametrization import Step
-from modicum.core.progress import Quiet
 from modicum.restrict._family import Pattern, Scored, Sparsity
 from modicum.train import Loop
 from modicum.train.accounts import beginners, restriction
@@ -60,18 +60,6 @@ def objective(module, batch):
 
 def rows(count=24):
     return [(each[None],) for each in torch.randn(count, 8, generator=torch.Generator().manual_seed(1))]
-
-
-class Killed(Quiet):
-    """Dies after some updates."""
-
-    def __init__(self, updates):
-        self.left = updates
-
-    def step(self):
-        self.left -= 1
-        if self.left < 0:
-            raise KeyboardInterrupt
 
 
 @every

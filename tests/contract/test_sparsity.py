@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from modicum.core.method import registry
+from modicum.core.parametrization import Step
 from modicum.core.progress import Quiet
 from modicum.restrict._family import Sparsity
 from modicum.train.loop import _drawn, joined, train
@@ -135,6 +136,209 @@ def test_ten_updates_of_the_loop_are_those_of_a_dense_twin_with_masks(method):
         twin = Twin(plain, t, rows, loop)
         train(model, t, rows, loop, objective=objective, progress=twin)
     assert twin.done == 10
+
+
+class Explicit:
+    """A method with dense tensors and an explicit mask, by hand: the weight of now, what its gradient is to what is trained, what an update moves."""
+
+    def __init__(self, place, first, total):
+        self.state, self.method, self.first, self.total = place.state, place.method, first, total
+        self.learnt, self.mask = {}, torch.ones_like(first)
+        self.begin()
+
+    def begin(self):
+        self.learnt = {"weight": self.first.clone()}
+
+    def count(self, number):
+        """Entries of a cubic schedule that ends at the share ``until``."""
+        end = int(self.state["entries"])
+        left = 0.0 if number >= self.method.last(self.step(number)) else (1 - number / self.total / self.method.until) ** 3
+        return end + round((self.first.numel() - end) * left)
+
+    def step(self, number):
+        return Step(number, self.total)
+
+    def weight(self, number):
+        return self.learnt["weight"]
+
+    def gradients(self, gradient):
+        return {"weight": gradient * self.mask}
+
+    def pulled(self):
+        """What a penalty adds to gradients."""
+        return {}
+
+    def moved(self, number, optimizer):
+        pass
+
+
+class Tickets(Explicit):
+    """All are wound back whenever the mask shrinks, and nothing is remembered of what was before."""
+
+    option = f"tickets keep={KEEP} layers=uniform"
+
+    def moved(self, number, optimizer):
+        rounds = [round(self.method.until * self.total * cycle / self.method.cycles) for cycle in range(1, self.method.cycles + 1)]
+        if number in rounds:
+            share, end = (rounds.index(number) + 1) / len(rounds), int(self.state[f"entries of {self.name}"])
+            count = max(end, round(self.first.numel() * (end / self.first.numel()) ** share)) if share < 1 else end
+            self.mask = highest(self.learnt["weight"].abs(), count)
+            self.learnt["weight"].data = self.first * self.mask
+            for moment in ("exp_avg", "exp_avg_sq"):
+                optimizer.state[self.learnt["weight"]][moment].zero_()
+
+
+class Freezenet(Explicit):
+    """What is learnt stands beside random numbers, and its gradient is masked by what the loss felt at first."""
+
+    option = f"freezenet keep={KEEP} layers=uniform"
+
+    def begin(self):
+        self.learnt = {"added": torch.zeros_like(self.first)}
+        self.mask = torch.zeros(self.first.numel()).index_fill(0, self.state["places"], 1.0).view_as(self.first)
+
+    def weight(self, number):
+        return self.state["random"] + self.learnt["added"]
+
+    def gradients(self, gradient):
+        return {"added": gradient * self.mask}
+
+
+class Smp(Explicit):
+    """The weights stay; a score moves by what its weight's mask would have changed."""
+
+    option = f"smp keep={KEEP}"
+
+    def begin(self):
+        self.learnt = {"scores": self.first.abs() / self.first.abs().mean()}
+
+    def weight(self, number):
+        self.mask = highest(self.learnt["scores"], self.count(number))
+        return self.first * self.mask
+
+    def gradients(self, gradient):
+        return {"scores": gradient * self.first}
+
+
+class Pst(Explicit):
+    """Thin matrices change the weights, and others their scores."""
+
+    option = f"pst keep={KEEP} rank=2"
+
+    def begin(self):
+        self.learnt = {name: tensor.detach().clone() for name, tensor in self.state.trained.items()}
+
+    def weight(self, number):
+        of, ones = self.learnt, torch.ones_like
+        self.changed = torch.addmm(self.first, of["up"], of["down"])
+        self.scores = torch.cat([of["left"], of["row"], ones(of["row"])], 1) @ torch.cat([of["right"], ones(of["column"]), of["column"]])
+        self.mask = highest((self.changed.abs() + self.first.abs().mean() * self.scores).detach(), self.count(number))
+        return self.changed.detach() * self.mask
+
+    def gradients(self, gradient):
+        given = [gradient * self.mask, gradient * self.changed.detach()]
+        return dict(zip(self.learnt, torch.autograd.grad([self.changed, self.scores], list(self.learnt.values()), given)))
+
+
+class SrSte(Explicit):
+    """The larger half of every two entries; the gradient is all entries', and what is not used is drawn to zero."""
+
+    option = "sr_ste n=1 m=2 decay=0.1"
+
+    def weight(self, number):
+        size = self.learnt["weight"].detach().abs().view(-1, 2)
+        self.mask = torch.stack([size[:, 0] >= size[:, 1], size[:, 1] > size[:, 0]], 1).view_as(self.first).float()
+        return self.learnt["weight"] * self.mask
+
+    def gradients(self, gradient):
+        return {"weight": gradient}
+
+    def pulled(self):
+        return {"weight": self.method.decay * (1 - self.mask) * self.learnt["weight"].detach()}
+
+
+class GradientFlow(SrSte):
+    """The smaller half counts less and less, and so do its gradients."""
+
+    option = "gradient_flow n=1 m=2 until=0.5"
+
+    def weight(self, number):
+        super().weight(number)
+        self.factor = self.mask.clamp_min(max(0.0, 1 - number / self.total / self.method.until))
+        return self.learnt["weight"] * self.factor
+
+    def gradients(self, gradient):
+        return {"weight": gradient * self.factor}
+
+    def pulled(self):
+        return {}
+
+
+class Wgsef(Explicit):
+    """Smaller rows shrink in every update, and are zero in the end, without moments."""
+
+    option = "wgsef keep=0.5 until=0.5"
+
+    def moved(self, number, optimizer):
+        held, end = self.learnt["weight"], round(self.method.until * self.total)
+        self.mask = torch.zeros_like(held).index_fill(0, held.detach().norm(dim=1).topk(round(self.method.keep * len(held))).indices, 1.0)
+        shrunk = held * (1 - self.method.strength * number / self.total) if number < end else torch.zeros_like(held)
+        held.data = torch.where(self.mask > 0, held, shrunk).detach()
+        for moment in ("exp_avg", "exp_avg_sq") if number == end else ():
+            optimizer.state[held][moment] *= self.mask
+
+    def gradients(self, gradient):
+        return {"weight": gradient * self.mask if (self.learnt["weight"] * (1 - self.mask)).count_nonzero() == 0 else gradient}
+
+
+def highest(scores, count):
+    """1 at the largest (rows, columns), of equal ones the first."""
+    chosen = scores.reshape(-1).argsort(descending=True, stable=True)[:count]
+    return torch.zeros(scores.numel()).index_fill(0, chosen, 1.0).view_as(scores)
+
+
+class ByHand(Quiet):
+    """A dense module whose weights explicit twins make, update by update beside the loop."""
+
+    def __init__(self, module, t, rows, loop, kind):
+        self.module, self.t, self.rows, self.loop, self.done = module, t, rows, loop, 0
+        self.twins = {name: kind(place, module.get_parameter(name).detach().clone(), loop.steps) for name, place in t.places.items()}
+        for name, twin in self.twins.items():
+            twin.name = name
+            for part, tensor in twin.learnt.items():
+                twin.learnt[part] = nn.Parameter(tensor)
+        learnt = [tensor for twin in self.twins.values() for tensor in twin.learnt.values()]
+        self.optimizer = torch.optim.AdamW(learnt, weight_decay=0.0)
+
+    def step(self):
+        self.optimizer.param_groups[0]["lr"] = self.loop.at(self.done)
+        made = {name: twin.weight(self.done).detach().requires_grad_() for name, twin in self.twins.items()}
+        batch = joined(_drawn(self.rows, self.loop, self.done), self.loop.batch)[0]
+        losses, count = objective(lambda x: torch.func.functional_call(self.module, made, (x,)), batch)
+        found = dict(zip(made, torch.autograd.grad(losses.sum(), list(made.values()))))
+        for name, twin in self.twins.items():
+            for part, gradient in twin.gradients(found[name]).items():
+                twin.learnt[part].grad = gradient / count
+            for part, gradient in twin.pulled().items():
+                twin.learnt[part].grad += gradient
+        self.optimizer.step()
+        self.done += 1
+        for name, twin in self.twins.items():
+            twin.moved(self.done, self.optimizer)
+            assert torch.equal(self.t.weight(name), twin.weight(self.done)), (name, self.done)
+
+
+@pytest.mark.parametrize("kind", [Tickets, Freezenet, Smp, Pst, SrSte, GradientFlow, Wgsef])
+def test_ten_updates_of_the_loop_are_those_of_a_twin_by_hand(kind):
+    """Where more moves than a mask: what is wound back, what stays random, scores and thin matrices whose numbers no weight shows."""
+    model, x, y = problem()
+    plain, rows, loop = copy.deepcopy(model), list(zip(x[:, None], y[:, None])), Loop(steps=10, batch=8, rate=0.2, clip=0.0)
+    with trained(model, kind.option, total=loop.steps) as t:
+        scored(t, lambda: (model(x) - y).square().mean())
+        twin = ByHand(plain, t, rows, loop, kind)
+        train(model, t, rows, loop, objective=objective, progress=twin)
+    share = 0.5 if issubclass(kind, SrSte | Wgsef) else KEEP
+    assert twin.done == 10 and all(float(each.mask.mean()) == pytest.approx(share, abs=0.03) for each in twin.twins.values())
 
 
 def run(model, t, x, y):

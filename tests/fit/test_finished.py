@@ -5,11 +5,11 @@ import shutil
 
 import pytest
 import torch
+from tests.train.killed import Killed
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 import modicum
 from modicum.core.errors import ModelError, SettingError
-from modicum.core.progress import Quiet
 from modicum.core.tensorfile import Shards
 from modicum.export.gguf.reader import GgufFile
 from modicum.fit.finished import heal
@@ -74,17 +74,9 @@ def test_what_moves_are_numbers_and_all_else_stays(results, tmp_path, kind):
 
 
 def test_a_killed_healing_goes_on_with_the_same_bytes(results, tmp_path):
-    class Killed(Quiet):
-        left = 3
-
-        def step(self):
-            self.left -= 1
-            if self.left < 0:
-                raise KeyboardInterrupt
-
     wanted = heal(results / "modicum", tmp_path / "a", loop=LOOP)
     with pytest.raises(KeyboardInterrupt):
-        heal(results / "modicum", tmp_path / "b", loop=LOOP, progress=Killed())
+        heal(results / "modicum", tmp_path / "b", loop=LOOP, progress=Killed(3))
     made = heal(results / "modicum", tmp_path / "b", loop=LOOP)
     assert made.healing["losses"] == wanted.healing["losses"]
     assert all(torch.equal(value, tensors(made.out)[name]) for name, value in tensors(wanted.out).items())

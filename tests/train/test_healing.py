@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from tests.train.killed import Killed
 
 from modicum.core.errors import SettingError
 from modicum.core.option import Option
@@ -72,18 +73,6 @@ def test_what_is_exported_answers_as_what_was_trained():
         loss != pytest.approx(two.losses[1], rel=1e-5)
         for loss in [loss / n for loss, n in evaluate(found[1], rows, distillation(found[0]))]
     )
-
-
-class Killed(Quiet):
-    """Dies after some updates."""
-
-    def __init__(self, updates):
-        self.left = updates
-
-    def step(self):
-        self.left -= 1
-        if self.left < 0:
-            raise KeyboardInterrupt
 
 
 def test_a_killed_healing_goes_on_to_the_last_bit(tmp_path):

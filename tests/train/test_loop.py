@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.train.killed import Killed
 
 from modicum.core.errors import DataError, ModelError
 from modicum.core.progress import Quiet
@@ -70,18 +71,6 @@ def test_the_first_loss_is_that_of_the_model_per_token():
     assert [loss for loss, _ in evaluate(model, rows)] == pytest.approx(sums, rel=1e-5)
 
 
-class Killed(Quiet):
-    """Dies after some updates."""
-
-    def __init__(self, updates):
-        self.left = updates
-
-    def step(self):
-        self.left -= 1
-        if not self.left:
-            raise KeyboardInterrupt
-
-
 @pytest.mark.parametrize(
     "option",
     [
@@ -98,7 +87,7 @@ def test_what_was_killed_goes_on_to_the_last_bit(tmp_path, option):
     loop = Loop(steps=7, batch=3, every=2, rate=0.01)
     wanted, last = learnt(sequences(), loop, option)
     with pytest.raises(KeyboardInterrupt):
-        learnt(sequences(), loop, option, keep=tmp_path, progress=Killed(5))
+        learnt(sequences(), loop, option, keep=tmp_path, progress=Killed(4))
     losses, found = learnt(sequences(), loop, option, keep=tmp_path)
     assert losses == wanted and all(torch.equal(found[name], last[name]) for name in last)
     (tmp_path / "training.pt").write_bytes(b"half")
@@ -147,7 +136,7 @@ def test_a_full_disk_is_told_and_what_was_kept_stays(tmp_path, monkeypatch):
     loop = Loop(steps=6, batch=2, every=2)
     wanted, _ = learnt(sequences(), loop)
     with pytest.raises(KeyboardInterrupt):
-        learnt(sequences(), loop, keep=tmp_path, progress=Killed(3))
+        learnt(sequences(), loop, keep=tmp_path, progress=Killed(2))
 
     def full(*_):
         raise RuntimeError("unexpected pos")
@@ -183,7 +172,7 @@ def test_a_stream_is_taken_as_it_comes_and_gone_on_with(tmp_path):
 
     loop = Loop(steps=4, batch=3, every=2)
     whole, told = learnt(Stream(), loop)[0], Told()
-    killed = Killed(3)
+    killed = Killed(2)
     with pytest.raises(KeyboardInterrupt):
         learnt(Stream(), loop, keep=tmp_path, progress=killed)
     assert learnt(Stream(), loop, keep=tmp_path, progress=told)[0] == whole

@@ -5,11 +5,11 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.train.killed import Killed
 from torch import nn
 
 import modicum
 from modicum.core.errors import BudgetError, DataError, ModelError, SettingError
-from modicum.core.progress import Quiet
 from modicum.train import Loop
 
 CONFIG = {
@@ -67,18 +67,6 @@ def test_what_is_shared_is_stored_once_and_loads_plainly(config, tmp_path, metho
         loaded = AutoModelForCausalLM.from_pretrained(tmp_path / folder)
         assert all(torch.equal(one, two) for one, two in zip(made.model.parameters(), loaded.parameters())), folder
     assert "UNEXPECTED" not in "".join(capfd.readouterr())
-
-
-class Killed(Quiet):
-    """Dies after some updates."""
-
-    def __init__(self, updates):
-        self.left = updates
-
-    def step(self):
-        self.left -= 1
-        if self.left < 0:
-            raise KeyboardInterrupt
 
 
 SLOW = ("snip", "mpo shared=true", "shapeshifter", "lapp")
