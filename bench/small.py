@@ -75,9 +75,9 @@ def _floors(above: Sequence[str]) -> str:
     one, counted = pass_of_weights(), {method.split()[0]: passes(method) for method in above}
     told = ", ".join(f"{count:.1f} (`{name}`: {1 + one * count:.2f} at least)" for name, count in counted.items())
     return (
-        f" One pass over the blocks' weights, read and written by an operation of torch alone, takes {one:.4f} of the dense update. Masks above "
-        f"the aim need, beyond the dense update's, {told}; what they take more is the start of operations on many small weights and, where a share of a "
-        "whole weight is kept, selection by numpy."
+        f" One pass over the blocks' weights, read and written by an operation of torch alone, takes {one:.4f} of the dense update. Masks above the "
+        f"aim need, beyond the dense update's, {told}; what they take more is the start of operations on many small weights, and numpy's selection "
+        "where a share of a whole weight is kept."
     )
 
 
