@@ -57,6 +57,22 @@ def test_drift_is_what_hooks_on_both_models_see():
     assert not sweep.chronicle.events
 
 
+def test_what_no_unit_that_shares_the_inputs_asks_for_is_not_measured():
+    asked = {
+        "model.layers.0.self_attn.k_proj.weight": NEEDS,
+        "model.layers.1.mlp.down_proj.weight": {Need.COVARIANCE},
+        "lm_head.weight": set(),
+    }
+    _, _, _, every, _, _ = swept("llama")
+    _, _, made, found, _, sweep = swept("llama", asked=asked)
+    first, second = ("model.layers.0.self_attn.q_proj.weight", "model.layers.1.mlp.down_proj.weight")
+    assert torch.equal(found[first].covariance, every[first].covariance) and torch.equal(found[first].drift, every[first].drift)
+    assert found[second].covariance is not None and found[second].drift is None
+    others = [stats for name, stats in found.items() if "layers.0.self_attn" not in name and name != second]
+    assert others and all(stats.moment is None and stats.drift is None for stats in others)
+    assert all(stats.count == every[name].count for name, stats in found.items()) and not sweep.chronicle.events
+
+
 @pytest.mark.parametrize("name", ["llama", "t5", "gpt2", "qwen3_moe", "resnet"])
 def test_the_original_gives_what_it_gives_alone_and_the_compressed_model_too(name):
     module, batches, _, found, outputs, _ = swept(name)

@@ -120,7 +120,7 @@ class Assembly:
     def run(self, batches: Sequence[Batch], *, seed: int, pool: SpillPool, tick: Callable[[str], None] = lambda _: None) -> FormStore:
         """Sweep and return the forms of every treated unit."""
         self.events = self.ranks.first("events kept", self._kept_events)
-        needs = frozenset().union(*(option.needs for option in self.options.values()))
+        asked = {name: option.needs for name, option in self.options.items()}
         chain = ChainStore(self.directory / "chain", self.ranks)
 
         def on_block(name: str, outputs: dict) -> None:
@@ -134,8 +134,8 @@ class Assembly:
             name: form for name in sorted(apart) if (form := self.treat(Stage((self.model.units[name],), "", {name: Stats()})).get(name))
         }
         sweep = Sweep(
-            self.model, batches, self.script, self.treat, needs=needs, seed=seed, pool=pool, values=values, biases=self.biases,
-            dropped=self.dropped, on_block=on_block, replayed=chain.replayed(), ranks=self.ranks, alongside=True,
+            self.model, batches, self.script, self.treat, needs=frozenset().union(*asked.values()), seed=seed, pool=pool, values=values,
+            biases=self.biases, dropped=self.dropped, on_block=on_block, replayed=chain.replayed(), ranks=self.ranks, alongside=True, asked=asked,
         )  # fmt: skip
         sweep.finish(self.options.keys() - self.script.uncalled)
         self._tell(sweep.chronicle.events)

@@ -185,7 +185,7 @@ class Chooser:
     def foretold(self, table: Table, findings: Findings) -> Picks:
         """What the forecast alone chooses, or the model as it is where there is room for it."""
         limits = self.limits()
-        return self._whole(table, findings, limits) or self._spent(table, findings, limits, None)
+        return self.whole(table, findings, limits) or self._spent(table, findings, limits, None)
 
     def choose(self, table: Table, findings: Findings, judge: PlanJudge | None, searching: bool = True) -> Picks:
         """A selection within all budgets, by what a judge says; without ``searching`` that is only asked between the forecast's and plain options.
@@ -199,7 +199,7 @@ class Chooser:
             limits["bytes"] = self._smallest(table, findings, limits, judge)
         if not limits:
             raise BudgetError(f"budget {self.budget}: nothing is limited. Pass a size too.")
-        whole = self._whole(table, findings, limits) if self.budget.loss is None else None
+        whole = self.whole(table, findings, limits) if self.budget.loss is None else None
         search = judge if searching and self.request.search_time and self.request.allocator in JUDGED and whole is None else None
         # Alone, auto is what it starts from.
         named = "integer_program" if search is None and self.request.allocator == "auto" else self.request.allocator
@@ -220,7 +220,7 @@ class Chooser:
         self.report["seconds"] = time.monotonic() - begun
         return picks
 
-    def _whole(self, table: Table, findings: Findings, limits: Mapping[str, float]) -> Picks | None:
+    def whole(self, table: Table, findings: Findings, limits: Mapping[str, float]) -> Picks | None:
         """The model as it is, where there is room for it: a cut of no harm on the calibration data may have some elsewhere."""
         kept = {site: [choice.option for choice in choices] for site, choices in table.choices.items()}
         if not all(KEEP in options for options in kept.values()):

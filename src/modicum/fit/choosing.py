@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +70,22 @@ class Choosing:
             return Chosen(plan, events=self.events + events)
         chooser = self.chooser
         assert chooser is not None
+        if (whole := self.ranks.first("whole", lambda: self._whole(chooser))) is not None:
+            return whole
         known = self.ranks.first("choice kept", lambda: json.loads(self.kept.read_text()) if self.kept.exists() else None)
         self.findings, levels = self._findings(chooser, known is None)
         return self.ranks.first("plan", lambda: self._chosen(chooser, levels, known))
+
+    def _whole(self, chooser: Chooser) -> Chosen | None:
+        """The model as it is, where all budgets have room for it: nothing need be measured to tell."""
+        if self.scene.measured is not None or self.scene.request.uniform or chooser.budget.loss is not None:
+            return None
+        known, findings, limits = chooser.table(None), Findings(), chooser.limits()
+        if (picks := chooser.whole(known, findings, limits)) is None:
+            return None
+        table, none = replace(known, choices={site: [known.choices[site][index]] for site, index in picks.items()}), dict.fromkeys(picks, 0)
+        told = {"skipped": "not needed, the budget has room for the model as it is"}
+        return Chosen(chooser.sizing.plan(table, none, findings), table, none, limits, told, self.events)
 
     def _chosen(self, chooser: Chooser, levels: Levels | None, known: dict[str, Any] | None) -> Chosen:
         """The choice, made now or as it was ``known``, and the table it was made from."""

@@ -57,7 +57,7 @@ class Scene:
         ranks.share(subject.data.calibration)
         name = _target_name(subject, request)
         if measured is None and not request.dry_run and request.budget is not None:
-            subject.most = request.budget.only_bytes(subject.model.parameters)
+            subject.most = _most(subject, request, name)
         if subject.most is not None and request.plan is None:
             subject.rounding = ranks.first("scouted", lambda: subject.scouted(name))
         _keep_cache(subject, request, name)
@@ -110,6 +110,15 @@ class Scene:
         if method is None:
             return self.subject.menu(self.target.name)
         return self.subject.ruled(Menu([Option(tuple(step for step in method.steps if not isinstance(step, Dropper)))]))
+
+
+def _most(subject: Subject, request: Request, name: str) -> int | None:
+    """Bytes that the menu need only serve, where a budget of bytes alone has no room for the model as it is."""
+    assert request.budget is not None
+    most = request.budget.only_bytes(subject.model.parameters)
+    if most is None or request.uniform:
+        return most
+    return most if subject.target(name).layout({}, {}, frozenset()).nbytes() > most else None
 
 
 def _keep_cache(subject: Subject, request: Request, name: str) -> None:

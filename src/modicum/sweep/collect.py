@@ -35,7 +35,7 @@ class Collector:
 
     def __init__(self, needs: Set[Need], columns: int, device: torch.device | str = "cpu", pool: SpillPool | None = None,
                  together: int | None = None, shifts: Callable[[slice], Shifts | None] | None = None):  # fmt: skip
-        self._stats = Stats()
+        self._stats, self.drifting = Stats(), Need.DRIFT in needs
         self._shifts: list[Shifts] = []
         if needs & _MOMENTS or Need.COVARIANCE in needs:
             self._stats.total = torch.zeros(columns, device=device)
@@ -50,7 +50,7 @@ class Collector:
             assert self._stats.moment is not None
             repeats = [None if shifts is None else shifts(part) for part, _ in spans(self._stats.moment)]
             self._shifts = [each for each in repeats if each is not None] if None not in repeats else []
-        if Need.DRIFT in needs and self._stats.covariance is not None:
+        if self.drifting and self._stats.covariance is not None:
             self._stats.drift = torch.zeros(columns, columns, device=device)
         self._paired = 0
         if Need.INPUTS in needs:

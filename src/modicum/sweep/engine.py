@@ -38,18 +38,18 @@ class Sweep:
     """One pass over all blocks for all micro-batches.
 
     ``treat(stage)`` may return forms by unit name; from there on the chain runs on their dense values. ``needs`` is the union of what to
-    collect, of all units or of those in ``measured``. ``replayed`` gives stored outputs for blocks that are done already, ``on_block(name,
-    outputs)`` is called when a block is done. ``run`` yields (index, output) one at a time, as batches finish. Of several ``ranks`` each runs its
-    share of the batches; what ``treat`` is shown is summed over all, and it must give all the same forms. ``alongside``: the original runs each
-    micro-batch too where ``needs`` ask for the drift of inputs, under indices after the others' (see ``sweep/originals.py``).
+    collect, of all units or of those in ``measured``, of each what is ``asked`` for it where that is told. ``replayed`` gives stored outputs for
+    blocks that are done already, ``on_block(name, outputs)`` is called when a block is done. ``run`` yields (index, output) as batches finish. Of
+    several ``ranks`` each runs its share of the batches; what ``treat`` is shown is summed over all, and it must give all the same forms.
+    ``alongside``: the original runs each micro-batch too where ``needs`` ask for drift, under indices after the others' (``sweep/originals.py``).
     """
 
     def __init__(
         self, model: Model, batches: Sequence[Batch], script: Script, treat: Treat | None = None, *, needs: Set[Need] = frozenset(),
-        values: Mapping[str, Form] | None = None,
-        biases: Mapping[str, torch.Tensor] | None = None, dropped: Set[str] = frozenset(), seed: int = 0, pool: SpillPool | None = None,
-        replayed: Mapping[str, Callable[[int], Any]] | None = None, on_block: Callable[[str, dict[int, Any]], None] | None = None,
-        measured: Set[str] | None = None, ranks: Ranks = LONE, alongside: bool = False,
+        values: Mapping[str, Form] | None = None, biases: Mapping[str, torch.Tensor] | None = None, dropped: Set[str] = frozenset(),
+        seed: int = 0, pool: SpillPool | None = None, replayed: Mapping[str, Callable[[int], Any]] | None = None,
+        on_block: Callable[[str, dict[int, Any]], None] | None = None,
+        measured: Set[str] | None = None, ranks: Ranks = LONE, alongside: bool = False, asked: Mapping[str, Set[Need]] | None = None,
     ):  # fmt: skip
         if ranks.count > 1 and Need.INPUTS in needs:
             raise SettingError("ranks: must be one where a method needs the inputs themselves, which are not sent. Start one process.")
@@ -57,7 +57,7 @@ class Sweep:
         self.biases, self.dropped, self.seed = dict(biases or {}), dropped, seed
         self._made: dict[str, Form] = {}
         self.forms: Mapping[str, Form] = ChainMap(self._made, dict(values) if isinstance(values, dict) else values or {})  # type: ignore[arg-type]
-        self.measured = measured
+        self.measured, self.asked = measured, asked
         self.pool, self.replayed, self.on_block = pool or SpillPool(None), replayed or {}, on_block
         self._run_beside(ranks.share(batches), needs, alongside)
         self.units = module_units(model)
@@ -67,8 +67,7 @@ class Sweep:
         for module, stages in script.inside.items():
             self._at[module] += [unit for stage in stages for unit in stage]
         self.done: set[str] = set(script.uncalled)  # what they are is known before the forward begins
-        self._inside: dict[str, int] = {}
-        self._passed: dict[str, int] = {}
+        self._inside, self._passed = dict[str, int](), dict[str, int]()
         self._awaited: Set[str] | None = None
         self._outputs: dict[str, dict[int, Any]] = {}
         self._dense: dict[str, torch.Tensor] = {}
@@ -268,7 +267,8 @@ class Sweep:
     def collector(self, unit: Unit, name: str, value: torch.Tensor) -> Collector:
         """What sums a unit's inputs, of which ``value`` is one."""
         shifts = None if name in self.script.masks else partial(Shifts.of, unit, self.chain.owner(name), value)
-        return Collector(self.needs, unit.shape[1], value.device, together=self.script.together.get(unit.name), shifts=shifts)
+        needs = self.needs & self.script.asked(unit.name, self.asked, self.needs)
+        return Collector(needs, unit.shape[1], value.device, together=self.script.together.get(unit.name), shifts=shifts)
 
     def collect(
         self, collector: Collector, unit: Unit, name: str, index: int, argument: str, value: torch.Tensor, original: torch.Tensor | None = None
@@ -292,7 +292,7 @@ class Sweep:
             raise ModelError(
                 f"{unit.name}: its inputs must be finite, hold NaN or Inf. Check the weights before it and the calibration data."
             )
-        if self.originals.beside and stats.moment is not None and stats.drift is None:
+        if collector.drifting and stats.moment is not None and stats.drift is None:
             why = "the covariance is not whole" if stats.covariance is None else "the two meet other tokens"
             self.chronicle.note(told(f"{unit.name}: is", why))
         return stats

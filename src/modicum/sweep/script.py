@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 
 import torch
 
+from modicum.core.method import Need
 from modicum.core.slopes import Slopes
 from modicum.core.unit import Unit
 from modicum.data.splits import Batch, chance_of, count_tokens, one_row
@@ -110,6 +111,12 @@ class Script:
     def stage_of(self, unit: str) -> tuple[str, ...]:
         """The stage a unit belongs to; a unit the rehearsal did not reach is a stage of its own."""
         return next((stage for stage in self.stages if unit in stage), (unit,))
+
+    def asked(self, unit: str, wanted: Mapping[str, Set[Need]] | None, every: Set[Need]) -> frozenset[Need]:
+        """What is ``wanted`` of the inputs of a unit, by those that share them; ``every`` need where that is not told."""
+        inside = (name for stages in self.inside.values() for stage in stages if unit in stage for name in stage)
+        sharing = {*self.stage_of(unit), *inside}
+        return frozenset(every) if wanted is None else frozenset().union(*(wanted.get(name, ()) for name in sharing))
 
     @staticmethod
     def home(unit: str, blocks: Iterable[str]) -> str:
