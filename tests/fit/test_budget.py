@@ -126,6 +126,21 @@ def test_a_budget_with_room_for_all_keeps_all(fitted, llama):
     assert all(torch.equal(value, state[name]) for name, value in load_file(result.out / "model.safetensors").items())
 
 
+@pytest.mark.parametrize("budget", [{"params": 1}, {"size": "100MB"}, {"memory": "1GB", "macs": "100%"}])
+def test_a_budget_that_the_model_meets_as_it_is_needs_no_measuring(budget, llama, tmp_path):
+    result = modicum.fit(llama[0], data=llama[1], out=tmp_path / "out", page=modicum.report, **budget)
+    receipt, state = result.receipt, llama[0].state_dict()
+    assert "room for the model as it is" in receipt["search"]["skipped"] and receipt["verdict"].startswith("near-lossless (0 ")
+    assert {row["option"] for row in receipt["sites"]} == {"keep"} and receipt["predicted_harm"] == 0 and not receipt["events"]
+    assert not {"gradients", "measure", "spans", "scale"} & receipt["stages"].keys()
+    assert all(torch.equal(value, state[name]) for name, value in load_file(result.out / "model.safetensors").items())
+
+
+def test_one_scheme_for_all_is_measured_though_the_model_would_fit(llama, tmp_path):
+    result = modicum.fit(llama[0], size="100MB", uniform=True, data=llama[1], out=tmp_path / "out", **FAST)
+    assert "uniform" in result.receipt["search"] and "measure" in result.receipt["stages"]
+
+
 def test_predicted_harm_is_that_of_the_plan_in_the_table(fitted, picks_of):
     result, table, _ = fitted("llama", "modicum", 6.0)
     assert result.receipt["predicted_harm"] == pytest.approx(table.harm(picks_of(result.plan, table)), rel=1e-9)
