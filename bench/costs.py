@@ -1,15 +1,20 @@
-"""Every method on one layer against one Cholesky factorization of its covariance, by the processor's time of one thread."""
+"""Every method on one layer against one Cholesky factorization of its covariance, by the processor's time of one thread.
+
+``python -m bench.costs 4096`` measures one size and leaves the other columns of the table as they are; words that are no sizes are what the names of
+methods begin with, of which nothing but these is measured.
+"""
 
 from __future__ import annotations
 
+import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
 
-from bench.common import show
+from bench.common import RESULTS, show
 from modicum.core.method import Method, Need, registry
 from modicum.core.option import Option
 from modicum.core.slopes import Slopes
@@ -22,54 +27,80 @@ from modicum.prune import Magnitude, Sparsegpt, Wanda
 from modicum.quantize import Gptq, Hqq, Nearest
 from modicum.repair import Eora
 
-ROWS, SIZES = 1024, (1024, 4096, 11008)
+# Rows of a layer by its columns: so few where columns are many that every method can be measured.
+ROWS = {1024: 1024, 4096: 256, 11008: 64}
 HEAD = 128
-# Sequences whose gradients are given to methods that ask for them.
-SEQUENCES = 16
+# Directions of the inputs beside their own deviations, and sequences whose gradients are given to methods that ask for them.
+_DIRECTIONS, SEQUENCES = 512, 16
 # What a multiple may be before it is marked.
 _MOST = 8
+UNIT, PRODUCT = "one Cholesky factorization", "one product of weight and covariance"
+# What cannot be left out of what a method is, by what its name begins with.
+FLOORS = {
+    "gptq": "1 + 10 products: each of two starts half of one for columns, one for the gradient and one for a sweep; then one and four sweeps",
+    "sparsegpt": "1 + half a product",
+    "adaquant": "200 products: the gradient of each update",
+    "watersic": "1 for each damping + half a product for each of some five solves, and of each code on a path 170 sums and minima",
+    "coded": "of each code on a path 170 sums and minima for each of some five solves",
+    "mfac": "16 gradients by blocks of 128 columns: 256 sums of products a weight, and again for what goes, in float64",
+    "eora": "1 + the spectrum of the smaller side's Gram matrix",
+    "svd": "the spectrum of the smaller side's Gram matrix",
+    "ziplm, order": "3 for the inverse, and as much again as channels go: it loses a column for each",
+}
 
 
 def main(words: list[str] | None = None) -> None:
-    """All sizes, or those that are named."""
+    """All sizes and methods, or those that are named."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    found: dict[str, dict[int, str]] = {}
-    sizes = [int(word) for word in words or ()] or list(SIZES)
+    words = words or []
+    sizes, named = [int(word) for word in words if word.isdigit()] or list(ROWS), [word for word in words if not word.isdigit()]
+    found = _known()
     try:
         for size in sizes:
-            for name, cell in measured(size):
+            for name, cell in measured(size, named):
                 found.setdefault(name, {})[size] = cell
                 print(size, name, cell, flush=True)
+                record(found)
     finally:
         torch.set_num_threads(before)
-    if not words:
-        record(found, sizes)
 
 
-def record(found: dict[str, dict[int, str]], sizes: list[int]) -> None:
+def _known() -> dict[str, dict[int, str]]:
+    """Cells of the table as it is, by method and size."""
+    path = RESULTS / "costs.json"
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
+    return {name: dict(zip(ROWS, cells)) for name, *cells in rows}
+
+
+def record(found: dict[str, dict[int, str]]) -> None:
     """The table of what was measured, by method and size."""
+    floor = lambda name: next((text for known, text in FLOORS.items() if name.startswith(known)), "")
     show(
         "Costs: every method in multiples of one Cholesky factorization of the covariance",
-        ("method", *(f"{size} columns" for size in sizes)),
-        [(name, *(cells.get(size, "not measured") for size in sizes)) for name, cells in found.items()],
-        f"Layers of {ROWS} rows, covariance given, float32. The factorization is LAPACK's in float32, of columns³ / 3 operations. "
-        f"Processor seconds of one thread, beside other work; (!) marks more than {_MOST}. `python bench/run.py costs`.",
+        ("method", *(f"{size} columns, {rows} rows" for size, rows in ROWS.items()), "what it is made of at the least"),
+        [(name, *(cells.get(size, "not measured") for size in ROWS), floor(name)) for name, cells in found.items()],
+        "Covariance given, float32. The factorization is LAPACK's in float32, of columns³ / 3 operations. Processor seconds of one thread, beside "
+        f"other work; (!) marks more than {_MOST}. `python bench/run.py costs`, one size at a time by `python -m bench.costs 4096`.",
     )
 
 
-def measured(size: int) -> Iterator[tuple[str, str]]:
-    """What each method takes at a size."""
+def measured(size: int, named: Sequence[str] = ()) -> Iterator[tuple[str, str]]:
+    """What each method takes at a size, or those that are ``named``."""
     chance = torch.Generator().manual_seed(0)
-    weight = torch.randn(ROWS, size, generator=chance)
-    inputs = torch.randn(size + 256, size, generator=chance) * (0.1 + torch.rand(size, generator=chance))
-    inputs += inputs[:, torch.randperm(size, generator=chance)] * 0.5
-    covariance = inputs.T @ inputs
+    weight = torch.randn(ROWS[size], size, generator=chance)
+    inputs = torch.randn(min(_DIRECTIONS, size), size, generator=chance)
+    own = (0.1 + torch.rand(size, generator=chance)).square_()
+    covariance = (inputs.T @ inputs).mul_(0.5)
+    covariance.diagonal().add_(own, alpha=len(inputs))
     del inputs
-    times = 1 if size > SIZES[1] else 2
-    one = seconds(lambda: cholesky(covariance), times)
-    yield "one Cholesky factorization", f"{one:.2f} s"
-    for name, work in (works(weight, covariance) | (others(weight, covariance) if size == SIZES[0] else {})).items():
+    times = 2 if size == min(ROWS) else 1
+    one = seconds(lambda: cholesky(covariance), 2)
+    yield UNIT, f"{one:.2f} s"
+    yield PRODUCT, f"{seconds(lambda: weight @ covariance, 2) / one:.2f}"
+    for name, work in (works(weight, covariance) | others(weight, covariance)).items():
+        if named and not any(name.startswith(word) for word in named):
+            continue
         spent = seconds(work, times)
         yield name, f"{spent / one:.2f}" + (" (!)" if spent > _MOST * one else "")
 
