@@ -54,7 +54,7 @@ class Stacks:
         data_free = bool(self.sweep.script.data_free(units[0]))
         every = self.sweep.needs - {Need.DRIFT}
         asked = (self.sweep.script.asked(unit.name, self.sweep.asked, every) for unit in units)
-        needs: Set[Need] = frozenset() if data_free or not self.sweep.wanted(units) else every.intersection(frozenset().union(*asked))
+        needs: Set[Need] = frozenset() if data_free or not self.sweep.wanted(units) else every & frozenset().union(*asked)
         if self.sweep.originals.beside and needs:
             self.sweep.chronicle.note(told(f"{name}: each expert is", "it meets other tokens than in the original"))
         found = self._met(name, attribute, units, arrivals, needs)
