@@ -28,6 +28,8 @@ PLAIN = {
     "3 bits, groups of 64": "gptq bits=3 group=64 symmetric=true",
     "4 bits, groups of 64": "gptq bits=4 group=64 symmetric=true",
 }
+# The earlier code held some bytes back for headers, and refused a budget that its own file then met.
+EARLIER = 1.002
 SHARED = ("--samples", "32", "--test-samples", "32")
 CODES = {"now": str(ROOT / "src"), "49a0363": os.environ.get("MODICUM_EARLIER", "")}
 
@@ -43,8 +45,10 @@ def main(models: Sequence[str] = ("demo",)) -> None:
             container.append((name, rate, *_beside(*pair)))
         for told, method in PLAIN.items():
             size = plain_bytes(model, method)
+            allowed = {code: size * (1 if code == "now" else EARLIER) for code in CODES}
             pair = [
-                chosen(model, code, "transformers", ("--size", f"{size / 1e6:.6f}MB", "--menu", uncut(model, code)), told) for code in CODES
+                chosen(model, code, "transformers", ("--size", f"{most / 1e6:.6f}MB", "--menu", uncut(model, code)), told)
+                for code, most in allowed.items()
             ]
             plain.append((name, told, *_beside(*pair)))
     columns = ("bytes", "KL", "bytes of 49a0363", "its KL", "of its")
