@@ -44,7 +44,9 @@ def main(models: Sequence[str] = ("demo",)) -> None:
             pair = [chosen(model, code, "modicum", ("--bpw", rate), rate) for code in CODES]
             container.append((name, rate, *_beside(*pair)))
         for told, method in PLAIN.items():
-            size = plain_bytes(model, method)
+            if not (size := plain_bytes(model, method)):
+                plain.append((name, told, "", "held on no layer", "", "", ""))
+                continue
             allowed = {code: size * (1 if code == "now" else EARLIER) for code in CODES}
             pair = [
                 chosen(model, code, "transformers", ("--size", f"{most / 1e6:.6f}MB", "--menu", uncut(model, code)), told)
@@ -104,7 +106,7 @@ def uncut(model: str, code: str) -> str:
 
 @cache
 def plain_bytes(model: str, method: str) -> int:
-    """Bytes of one option on every layer, for Transformers."""
+    """Bytes of one option on every layer, for Transformers; 0 where that holds it on none."""
     words = (
         "--method",
         method,
@@ -119,7 +121,7 @@ def plain_bytes(model: str, method: str) -> int:
         "--json",
     )
     done = run("now", "fit", model, *words, "--out", str(HOME / Path(model).name / "plain.out"))
-    return int(json.loads(done.stdout)["bytes"]["actual"])
+    return int(json.loads(done.stdout)["bytes"]["actual"]) if done.returncode == 0 else 0
 
 
 def run(code: str, *words: str) -> subprocess.CompletedProcess:

@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    PreTrainedModel,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from bench.common import ROOT
 
@@ -38,7 +47,15 @@ def gpt2() -> PreTrainedModel:
     ))  # fmt: skip
 
 
-MODELS: dict[str, Callable[[], PreTrainedModel]] = {"qwen3": qwen3, "gpt2": gpt2}
+def neox() -> PreTrainedModel:
+    """3.8 million parameters: rows of 256 and 768, biases, queries, keys and values in one weight, both halves of a block from one input."""
+    return GPTNeoXForCausalLM(GPTNeoXConfig(
+        hidden_size=256, intermediate_size=768, num_hidden_layers=5, num_attention_heads=4, max_position_embeddings=512,
+        tie_word_embeddings=False, **MARKS,
+    ))  # fmt: skip
+
+
+MODELS: dict[str, Callable[[], PreTrainedModel]] = {"qwen3": qwen3, "gpt2": gpt2, "neox": neox}
 
 
 def trained(name: str) -> Path:

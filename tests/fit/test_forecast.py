@@ -10,6 +10,7 @@ from click.testing import CliRunner
 import modicum
 from modicum.cli.main import main
 from modicum.core.errors import DataError, SettingError
+from modicum.core.plan import Plan
 from modicum.models.located import DEMO
 from modicum.models.quiet import hushed
 from modicum.models.weights import CheckpointWeights
@@ -97,3 +98,25 @@ def test_a_measurement_is_forecast_without_choosing(model, tmp_path, monkeypatch
     monkeypatch.setattr("modicum.measure.settling.rehearse", lambda *_, **__: pytest.fail("a rehearsal was run"))
     found = forecast("--from", tmp_path / "m", "--bpw", "9", "--target", "modicum")
     assert found["fits"] is True and found["measured"] is True and found["calibration_tokens"] == 64
+
+
+def test_of_a_method_or_a_plan_it_says_what_that_does(model, tmp_path):
+    words = ("--tokens", "16", "--samples", "4", "--target", "modicum")
+    found = forecast(model, "--method", "nearest bits=4", *words)
+    options = {option for site in found["sites"] for option in site["options"]}
+    assert options == {"keep", "nearest bits=4"} and found["smallest_bytes"] < 0.4 * found["original_bytes"]
+    name = next(site["name"] for site in found["sites"] if "up_proj" in site["name"])
+    Plan("modicum", {name: "nearest bits=3"}).write(tmp_path / "plan.json")
+    planned = {site["name"]: site["options"] for site in forecast(model, "--plan", tmp_path / "plan.json", *words)["sites"]}
+    assert planned.pop(name) == ["nearest bits=3"] and all(options == ["keep"] for options in planned.values())
+
+
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)], ids=["run", "dry"])
+@pytest.mark.parametrize("words, told", [
+    (("--method", "kmeans bits=2", "--target", "gguf"), "target gguf can hold it on no layer"),
+    (("--bpw", "3", "--activations", "int8", "--target", "gguf"), "target gguf rounds no inputs of this model"),
+])  # fmt: skip
+def test_what_a_target_cannot_hold_is_refused_before_any_work(model, tmp_path, words, told, dry):
+    said = ("--tokens", "16", "--samples", "4", "--out", str(tmp_path / "out"), "--quiet")
+    result = CliRunner().invoke(main, ["fit", str(model), *words, *said, *dry], catch_exceptions=False)
+    assert result.exit_code == 2 and told in result.stderr and not (tmp_path / "out").exists()

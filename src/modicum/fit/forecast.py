@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from modicum.core.budget import Budget
 from modicum.core.errors import BudgetError
-from modicum.core.option import Option
+from modicum.core.option import KEEP, Option
 from modicum.core.plan import Table
+from modicum.core.unit import Site
 from modicum.data.splits import count_tokens
+from modicum.fit import explicit
 from modicum.fit.account import untreated
 from modicum.fit.choose import Chooser
 from modicum.fit.scene import Scene
@@ -29,11 +32,12 @@ _BESIDE = 3.0
 
 
 def forecast(scene: Scene) -> dict[str, Any]:
-    """Sizes within reach, what would be treated and what not, and what it would take."""
+    """Sizes within reach, what would be treated and what not, and what it would take. Raises ``SettingError`` for a method or plan that cannot be."""
+    explicit.check(scene)
     budget = scene.request.budget
     unknown = _unknown(budget) if scene.subject.planned else ""
     chooser = Chooser(scene.subject, scene.target.name, scene.request) if budget is not None and not unknown else None
-    sizing = chooser.sizing if chooser is not None else scene.subject.sizing(scene.target.name)
+    sizing = chooser.sizing if chooser is not None else replace(scene.subject.sizing(scene.target.name), menu=scene.menu)
     menu, table = sizing.menu, chooser.table(None) if chooser is not None else sizing.table()
     smallest = int(table.cost(table.cheapest()))
     largest = int(table.cost(table.best(lambda _, choice: (-float(choice.bytes),))))
@@ -45,12 +49,18 @@ def forecast(scene: Scene) -> dict[str, Any]:
         "parameters": model.parameters, "original_bytes": model.dense_bytes, "smallest_bytes": smallest, "largest_bytes": largest,
         "smallest_bpw": 8 * smallest / model.parameters, "blocks": len(model.blocks), "units": len(model.units),
         "sites": [{"name": site.name, "kind": site.kind, "weights": site.size, "data_free": site.data_free,
-                   "options": list(offered(scene.target, site, menu))} for site in scene.sites],
+                   "options": _options(scene, site, menu)} for site in scene.sites],
         "untreated": untreated(scene, {}), "data": {"source": scene.data.source, "taken": scene.data.taken}, "calibration_tokens": tokens,
         "activation_bytes": _activations(scene, tokens), "memory_bytes": _memory(scene, tokens, menu), "work_operations": work,
         "compute": scene.subject.compute.to_json(),
         "measured": scene.measured is not None, **_time(scene, work), "fits": None if budget is None or unknown else not unfit, "why": unfit,
     }  # fmt: skip
+
+
+def _options(scene: Scene, site: Site, menu: Sequence[Option]) -> list[str]:
+    """What may be chosen on a site, or the one thing that a plan has there."""
+    plan = scene.request.plan
+    return list(offered(scene.target, site, menu)) if plan is None else [plan.options.get(site.name, KEEP)]
 
 
 def _unknown(budget: Budget | None) -> str:

@@ -27,7 +27,8 @@ from modicum.models.model import Model
 from modicum.runtime.targets import RUNTIMES
 from modicum.sweep import Script
 from modicum.sweep.ranks import LONE, Ranks
-from modicum.table.menu import Menu
+from modicum.table.menu import Menu, offered
+from modicum.table.taking import rounds_inputs
 from modicum.work.workdir import WorkDir
 
 
@@ -64,6 +65,8 @@ class Scene:
         scene = cls(subject, request, subject.target(name), measured, ranks)
         if request.plan is None:
             subject.check_rules(name, scene.menu)
+        if request.plan is None and request.method is None:
+            _check_taking(scene)
         LOG.info("%s for target %s; computed in %s: %s", subject.model.name, name, subject.compute.forward, subject.compute.why)
         if measured is not None:
             measured.check(subject, name if request.budget is not None else None)
@@ -136,6 +139,19 @@ def _keep_cache(subject: Subject, request: Request, name: str) -> None:
         subject.take(subject.target(name).over(other))
         subject.model.notes += told
         subject.lost += lost
+
+
+def _check_taking(scene: Scene) -> None:
+    """Raise ``SettingError`` where inputs are to be rounded and the target rounds none of them."""
+    if scene.subject.taking is None:
+        return
+    held = (option for site in scene.sites for option in offered(scene.target, site, scene.menu).values())
+    if any(map(rounds_inputs, held)):
+        return
+    raise SettingError(
+        f"activations {scene.request.activations}: target {scene.target.name} rounds no inputs of this model. Pass --target transformers, vllm "
+        "or modicum, or leave it out."
+    )
 
 
 def _check_device(model: Model, request: Request) -> None:

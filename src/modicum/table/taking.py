@@ -34,7 +34,7 @@ class Taking:
 
     def method(self, option: Option) -> Option:
         """A method that is asked for everywhere, with its inputs rounded. Raises ``SettingError`` where its weights are none beside them."""
-        if _said(option):
+        if rounds_inputs(option):
             return option
         if not option.steps or not self._beside(option.steps[-1]):
             raise self._unsuited(f"the method is {option}")
@@ -47,16 +47,16 @@ class Taking:
         Raises ``SettingError`` where nothing on any other has.
         """
         found = list(dict.fromkeys(self._menu(options, declared)))
-        if declared and not any(map(_said, found)):
+        if declared and not any(map(rounds_inputs, found)):
             found.append(self._whole(Option.parse(_USUAL[self.step.format])))
-        if not any(map(_said, found)):
+        if not any(map(rounds_inputs, found)):
             raise self._unsuited(f"the menu has {', '.join(map(str, found)) or KEEP}")
         return found
 
     def _menu(self, options: Iterable[Option], declared: bool) -> Iterator[Option]:
         for option in options:
             last = option.steps[-1] if option.steps else None
-            if last is None or _said(option) or bits_of(last) != bits_of(self.step):
+            if last is None or rounds_inputs(option) or bits_of(last) != bits_of(self.step):
                 yield option
             elif self._beside(last):
                 whole = replace(last, group=0) if declared and isinstance(last, Quantizer) and last.bits == 8 else last
@@ -95,14 +95,14 @@ def bits_of(step: Method) -> int:
     return 8 if isinstance(step, Float8) else 4 if isinstance(step, Float4 | ZeroquantFp) else 0
 
 
-def _said(option: Option) -> bool:
-    """Whether an option says itself how inputs are taken."""
+def rounds_inputs(option: Option) -> bool:
+    """Whether an option says how inputs are rounded."""
     return bool(option.steps) and isinstance(option.steps[-1], Activations)
 
 
 def apart(option: Option) -> str:
     """Why a target whose runtimes multiply codes holds a method on no layer; nothing where it takes inputs as they are."""
-    if not _said(option):
+    if not rounds_inputs(option):
         return ""
     return (
         "whose runtimes multiply 8-bit integers of one scale per row (bits=8 group=0) by int8, float8 by fp8, 4-bit integers by int4, float4 "
@@ -112,4 +112,4 @@ def apart(option: Option) -> str:
 
 def untaken(options: Iterable[tuple[str, Option]], bits: int) -> list[str]:
     """Names of what has weights of so many bits and its inputs as they are."""
-    return [name for name, option in options if option.steps and not _said(option) and bits_of(option.steps[-1]) == bits]
+    return [name for name, option in options if option.steps and not rounds_inputs(option) and bits_of(option.steps[-1]) == bits]
