@@ -1,7 +1,8 @@
 """Quality against bytes of one net: every method that trains it small, and the dense one compressed afterwards, with equal updates.
 
 A convolutional net on digits; a method's first dial is turned to each budget, to the byte. What is compressed afterwards is the dense net of the same
-updates, by ``fit``. What was stopped goes on where it was when the same command runs again.
+updates, by ``fit``. What was stopped goes on where it was when the same command runs again; ``python -m bench.trained_bytes METHOD ...`` measures
+these alone.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ import functools
 import json
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from bench.common import RESULTS, ROOT, show
 
 sys.path.insert(0, str(ROOT / "evidence"))
+TABLE = RESULTS / "quality_by_trained_bytes.json"
 PICTURE = ROOT / "docs" / "trained_bytes.svg"
 STEPS, SEEDS = 250, (0, 1)
 # Of the dense net's bytes.
@@ -25,6 +27,7 @@ AFTER = "fit of the dense net"
 KINDS = {
     "masks chosen once": ("random layers=erk", "snip", "grasp", "synflow", "sbp_sr", "freezenet"),
     "masks that move": ("set every=20", "rigl every=20", "gradual", "activating", "dsl every=20", "tickets", "smp", "pst"),
+    "whole rows": ("wgsef", "lapp"),
     "patterns of n of 16": ("sr_ste m=16", "gradient_flow m=16"),
     "grids": ("lsq", "bitnet inputs_in=float", "adaptive_precision every=25"),
     "factors": ("low_rank", "sltrain", "phm n=4", "phm n=8", "mpo"),
@@ -32,12 +35,16 @@ KINDS = {
 }  # fmt: skip
 
 
-def main() -> None:
-    """Measure, print, and draw."""
+def main(asked: Sequence[str] = ()) -> None:
+    """Measure those that are ``asked`` for or all, print, and draw; rows of others stay."""
     from small import shared
 
-    kept, rows = shared(), []
+    kept, rows = shared(), list[Sequence[str]]()
+    known = json.loads(TABLE.read_text(encoding="utf-8"))["rows"] if asked else []
     for method in [*(each for methods in KINDS.values() for each in methods), AFTER]:
+        if asked and method not in asked:
+            rows += [row for row in known if row[0] == method]
+            continue
         for share in (*SHARES, 1.0) if method == AFTER else SHARES:
             steps = [(f"bytes {method} {share}, seed {seed}", functools.partial(once, method, share, seed)) for seed in SEEDS]
             rows.append((method, f"{100 * share:g} %", *_told([kept(*step) for step in steps])))
@@ -46,7 +53,7 @@ def main() -> None:
     note = (
         f"A convolutional net of 14,858 parameters on scikit-learn's digits, {STEPS} updates each; bytes of the weight file in our container. "
         f"*{AFTER}*: the dense net of as many updates, compressed to the budget. *at least*: the method reaches nothing smaller. Without a row are "
-        "`spdf`, which ends dense, `widenet` and `layer_tickets`, which need layers or blocks that are alike, and whole rows (`wgsef`, `lapp`)."
+        "`spdf`, which ends dense, and `widenet` and `layer_tickets`, which need layers or blocks that are alike."
     )
     show("Quality by trained bytes", head, rows, note)
     draw()
@@ -112,7 +119,7 @@ def draw(out: Path = PICTURE) -> None:
 
     grey = "#808080"
     rcParams.update({"svg.hashsalt": "modicum", "text.color": grey, "axes.labelcolor": grey, "axes.edgecolor": grey, "font.size": 10})
-    rows = json.loads((RESULTS / "quality_by_trained_bytes.json").read_text(encoding="utf-8"))["rows"]
+    rows = json.loads(TABLE.read_text(encoding="utf-8"))["rows"]
     points = {(row[0], row[1]): (float(row[2].replace(",", "")), float(row[3])) for row in rows if row[3]}
     figure, axes = pyplot.subplots(figsize=(7.2, 4.6))
     for place, (kind, methods) in enumerate({**KINDS, AFTER: (AFTER,)}.items()):
@@ -137,4 +144,4 @@ def draw(out: Path = PICTURE) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -16,8 +16,10 @@ from modicum.core.errors import SettingError
 from modicum.core.method import registry
 from modicum.core.parametrization import Step
 from modicum.restrict._family import Pattern, Scored, Sparsity
+from modicum.testing import zoo
 from modicum.train import Loop
 from modicum.train.accounts import beginners, restriction
+from modicum.train.finding import planned
 from modicum.train.learning import learn
 from modicum.train.scoring import scored
 from modicum.train.trained import trained
@@ -133,6 +135,17 @@ def test_as_many_weights_are_used_as_the_guide_says_from_the_step_that_it_names(
 def _used(place, weight):
     """Entries that have a number of their own, whatever it is; where all have one, those that are not zero."""
     return len(place.state["values"]) if "values" in place.state.trained else int((weight != 0).sum())
+
+
+@every
+def test_rows_of_answers_stay(method):
+    """A vocabulary's where a language model's blocks are trained, and those of the last layer where there are no blocks."""
+    llama, _ = zoo.build("llama")
+    assert not [name for name in planned(llama, method).units if "embed" in name or "head" in name]
+    plain = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4))
+    if restriction(method).cuts_rows:
+        assert list(planned(plain, method).units) == ["0.weight", "2.weight"]
+        assert list(planned(nn.Sequential(nn.Linear(8, 4)), method).units) == ["0.weight"], "who has one layer alone means it"
 
 
 @pytest.mark.parametrize("method", ["lsq bits=2", "bitnet inputs_in=float"])

@@ -20,6 +20,7 @@ def test_a_long_message_ends_between_two_words():
     assert quoted("one two three four", 12) == "one two …"
     assert quoted(KeyError()) == "KeyError"
     assert quoted("\n  first.\nsecond") == "first"
+    assert quoted("Validation error:\n    hidden_size must be a number.") == "hidden_size must be a number"
 
 
 @given(st.text(), st.integers(10, 80))

@@ -178,6 +178,13 @@ def test_a_model_that_sees_what_it_is_to_tell_is_refused(config, tmp_path):
     modicum.train(path, tmp_path / "out", method="rigl", loop=Loop(steps=1, batch=2), **FEW)
 
 
+def test_what_a_config_tells_of_quantized_weights_is_left_out(config, tmp_path):
+    """They are not read, so training does not end in a refusal of them."""
+    config.write_text(json.dumps(CONFIG | {"quantization_config": {"quant_method": "gptq", "bits": 4}}))
+    made = modicum.train(config, tmp_path / "out", method="rigl", loop=Loop(steps=1, batch=2), **FEW)
+    assert any("quantized weights, which are not read" in note for note in made.receipt["notes"])
+
+
 @pytest.mark.parametrize(
     "words, error, said",
     [

@@ -61,8 +61,12 @@ def listed(names: Iterable[str]) -> str:
 
 
 def quoted(error: BaseException | str, most: int = _QUOTED) -> str:
-    """What somebody else's error says, for a sentence of ours: its first line, ended between two words where it is too long."""
-    line = next((line.strip() for line in str(error).splitlines() if line.strip()), "") or type(error).__name__
+    """What somebody else's error says, for a sentence of ours: its first line, or the next where that only leads to it.
+
+    It ends between two words where it is too long.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    line = lines[1] if lines[0].endswith(":") and len(lines) > 1 else lines[0]
     if len(line) <= most:
         return line.rstrip(".")
     whole = line[: most - 2].rpartition(" ")[0] or line[: most - 2]

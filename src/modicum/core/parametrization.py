@@ -115,6 +115,8 @@ class Parametrization(Trainable):
     asks_gradient: ClassVar[bool] = False
     # Whether a model that is trained from the start begins with numbers that the method draws, not with those that the model was made with.
     draws: ClassVar[bool] = False
+    # Whether whole rows go: of a last layer they would be answers, so one option for a model without blocks leaves that layer whole.
+    cuts_rows: ClassVar[bool] = False
 
     def means(self, unit: Unit) -> bool:
         """Whether one option for a whole model trains this unit: weights of layers, and neither tables nor vectors, where a method does not say."""

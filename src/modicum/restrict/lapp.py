@@ -43,6 +43,7 @@ class Lapp(Restriction):
 
     """
 
+    cuts_rows: ClassVar[bool] = True
     paper: ClassVar[Paper | None] = Paper(
         title="LAPP: Layer Adaptive Progressive Pruning for Compressing CNNs from Scratch",
         arxiv="2309.14157",
@@ -67,9 +68,8 @@ class Lapp(Restriction):
         """The weight, a threshold under all rows, and a bypass that is zero."""
         latent = beginning(start)
         down = torch.randn(self.bypass, start.shape[1], generator=start.chance) / start.shape[1] ** 0.5
-        least = (latent.norm(dim=1) / latent.norm(dim=1).mean().clamp_min(1e-30)).min()
-        up, threshold = torch.zeros(start.shape[0], self.bypass), (least - self.width).reshape(1)
-        trained = {"latent": latent, "threshold": threshold, "up": up, "down": down}
+        threshold = ((latent.norm(dim=1) / latent.norm(dim=1).mean().clamp_min(1e-30)).min() - self.width).reshape(1)
+        trained = {"latent": latent, "threshold": threshold, "up": torch.zeros(len(latent), self.bypass), "down": down}
         return State(trained, {"stays": torch.ones(start.shape[0], dtype=torch.bool), "final": torch.tensor(False)}, start.common)
 
     def _gates(self, state: State) -> torch.Tensor:

@@ -42,6 +42,7 @@ class Wgsef(Restriction):
 
     """
 
+    cuts_rows: ClassVar[bool] = True
     paper: ClassVar[Paper | None] = Paper(
         title="Learning k-Level Structured Sparse Neural Networks Using Group Envelope Regularization",
         arxiv="2212.12921",

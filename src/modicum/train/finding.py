@@ -37,7 +37,8 @@ class Planned:
 
 
 def planned(module: nn.Module, plan: Plan) -> Planned:
-    """What a plan says. One option for all means what its method ``means``: matrices in the blocks (all, where there are none), or vectors.
+    """What a plan says. One option for all means what its method ``means``: matrices in the blocks (all, where there are none, but the last
+    layer's of a method that takes whole rows away, since they are the answers), or vectors.
 
     Raises ``SettingError`` for a pattern that nothing matches, or an option whose steps do not train together.
     """
@@ -64,7 +65,10 @@ def _meant(module: nn.Module, option: Option, units: dict[str, Unit]) -> dict[st
             f"plan: {str(option)!r} must find what it trains in this model, finds none. Choose another method, or name parameters."
         )
     inside = {name for block in find_blocks(module, Weights(module)).values() for name in block.parameters}
-    return {name: unit for name, unit in meant.items() if unit.parameter in inside or unit.shape[0] == 1} or meant
+    found = {name: unit for name, unit in meant.items() if unit.parameter in inside or unit.shape[0] == 1}
+    if not found and method.cuts_rows and len(meant) > 1:
+        return dict(list(meant.items())[:-1])
+    return found or meant
 
 
 def _add(

@@ -73,6 +73,10 @@ def of_config(
     Raises ``ModelError`` for a config that Transformers does not know, ``DataError`` for a tokenizer that does not suit it.
     """
     directory, config = _config(source)
+    notes = []
+    if getattr(config, "quantization_config", None) is not None:  # tells of weights that are not read
+        notes.append(f"{source}: its config tells of quantized weights, which are not read; that part is left out.")
+        del config.quantization_config
     cls = _class(config, str(source))
     home = locate(tokenizer) if tokenizer is not None else directory
     words = _tokenizer(home)
@@ -83,7 +87,7 @@ def of_config(
     if tokens < 2:
         raise SettingError(f"tokens: a sequence must have one to tell from those before it, 2 at least, got {tokens}.")
     fresh = lambda: built(cls, config, str(source), seed)
-    subject = Subject(str(source), fresh, splits, config=config, directory=home)
+    subject = Subject(str(source), fresh, splits, config=config, directory=home, notes=notes)
     require_positions(open_model(fresh()), tokens)
     _require_causal(fresh(), str(source))
     return subject
