@@ -34,8 +34,9 @@ from modicum.table.sizing import level_of
 
 # Parameters that stand in a budget's way that are named.
 _TOLD = 3
-# Plain options that are judged beside a choice, those that are expected to lose least.
-TRIED = 3
+# Plain options that are judged beside a choice, those that are expected to lose least, and how many times as much they may lose on a quarter of
+# the sequences to be judged on all.
+TRIED, _FAR = 3, 3.0
 # Share of the forecast within which auto's answer is the best where nothing is judged: no forecast is better than that, and the last millionth takes
 # most of the time.
 _GAP = 1e-3
@@ -250,8 +251,7 @@ class Chooser:
 
     def _found_rivals(self, table: Table, findings: Findings) -> list[Rival]:
         limits, known = self.limits(), findings.plain.get(self.target, {})
-        most, others = limits.pop("bytes", math.inf), limits
-        found = []
+        most, others, found = limits.pop("bytes", math.inf), limits, list[Rival]()
         for name, picks in plains(self.sizing.target, self.sizing.menu, table).items():
             size = self.exact_bytes(table, picks, findings)
             if size <= most and table.fits(picks, others):
@@ -274,9 +274,11 @@ class Chooser:
     def _judged(self, table: Table, findings: Findings, picks: Picks, judge: PlanJudge, rivals: list[Rival]) -> Picks:
         """By real divergence, sequence by sequence; the plain option also with what it leaves of the budget spent."""
         count = min(judge.samples, SEQUENCES)
-        lost = lambda found: float(judge(found, count).mean())
-        mine, theirs = lost(picks), {rival.name: lost(rival.picks) for rival in rivals[:TRIED]}
-        best = min(rivals[:TRIED], key=lambda rival: theirs[rival.name])
+        lost = lambda found, some=count: float(judge(found, some).mean())
+        mine, few = lost(picks), max(1, count // 4)
+        near = [rival for rival in rivals[:TRIED] if lost(rival.picks, few) <= _FAR * lost(picks, few)] or rivals[:1]
+        theirs = {rival.name: lost(rival.picks) for rival in near}
+        best = min(near, key=lambda rival: theirs[rival.name])
         self._tell(best, theirs[best.name], mine, count)
         if theirs[best.name] >= mine:
             return picks
@@ -289,8 +291,7 @@ class Chooser:
         if "bytes" in limits:
             limits["bytes"] = table.cost(picks) + limits["bytes"] - self.exact_bytes(table, picks, findings)
         found = fill(table, picks, limits)
-        most = self.limits().get("bytes", math.inf)
-        return found if self.exact_bytes(table, found, findings) <= most else picks
+        return found if self.exact_bytes(table, found, findings) <= self.limits().get("bytes", math.inf) else picks
 
     def _foretold(self, table: Table, picks: Picks, best: Rival) -> Picks:
         """By forecast, where nothing can be judged."""

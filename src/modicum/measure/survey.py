@@ -15,7 +15,7 @@ from modicum.core.progress import Quiet
 from modicum.core.unit import Unit
 from modicum.data.splits import Batch, count_rows, each_row
 from modicum.forms import Form
-from modicum.judge.judge import Levels, PlanJudge
+from modicum.judge.judge import Levels, PlanJudge, enough
 from modicum.judge.plain import plains, try_all
 from modicum.measure import felt, slopes
 from modicum.measure.measurement import Keep, Measurement
@@ -35,6 +35,9 @@ from modicum.work.store import load_sensitivities, save_sensitivities
 
 # Sequences that spans are judged on, and calibration batches their stand-ins are fitted to.
 _SPAN_SEQUENCES, _SPAN_BATCHES = 8, 4
+# Tokens for each column of the widest weight that options are compared on, of models without experts, which share them out; what is written is
+# made on all.
+_TOKENS = 32
 # Top eigenvalues take many products of the Hessian: rows of text and tokens of each they are taken on.
 _EIGENVALUE_ROWS, _EIGENVALUE_TOKENS = 2, 128
 
@@ -162,7 +165,7 @@ class Survey:
         self.progress.start("measure", len(subject.model.blocks))
         with self.meter.stage("measure"):
             return measurement.run(
-                subject.data.calibration, seed=subject.settings.seed, pool=self.pool, tick=lambda _: self.progress.step()
+                _compared_on(subject), seed=subject.settings.seed, pool=self.pool, tick=lambda _: self.progress.step()
             )  # fmt: skip
 
     def _facts(self, found: Findings) -> None:
@@ -204,6 +207,14 @@ class Survey:
                 lambda found: write_json(path, {text: vars(span) for text, span in found.items()}),
                 lambda least: self.hopeless(findings, least),
             )  # fmt: skip
+
+
+def _compared_on(subject: Subject) -> Sequence[Batch]:
+    """The calibration batches that tell options apart."""
+    units, batches = subject.model.units.values(), subject.data.calibration
+    if any(unit.kind == "expert" for unit in units):
+        return batches
+    return enough(batches, _TOKENS * max((unit.shape[1] for unit in units if unit.kind != "embedding"), default=0))
 
 
 def _let_go(unit: Unit, option: Option, cut: str, form: Form) -> None:
