@@ -8,6 +8,7 @@ import os
 import signal
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ import modicum
 from modicum.core.errors import ModelError, ModicumError, SettingError
 from modicum.core.progress import Quiet
 from modicum.core.unit import Axis, Site, Unit
+from modicum.data.splits import count_tokens
 from modicum.fit.choosing import Choosing
 from modicum.fit.making import Making
 from modicum.measure import Measured, coupled, measure
@@ -441,3 +443,15 @@ def test_values_of_other_kinds_are_never_anything_but_a_sentence(known, tmp_path
         assert Measured.read(directory).meta == known.meta and value == inside
     except ModicumError as error:
         assert str(error).endswith("Measure again.")
+
+
+def test_options_are_compared_on_as_many_tokens_as_the_widest_weight_asks_for():
+    batches = [{"input_ids": torch.zeros(8, 64, dtype=torch.int64)} for _ in range(20)]
+
+    def compared(name):
+        return survey_module._compared_on(SimpleNamespace(model=open_model(zoo.build(name)[0]), data=SimpleNamespace(calibration=batches)))
+
+    widest = max(unit.shape[1] for unit in open_model(zoo.build("llama")[0]).units.values() if unit.kind != "embedding")
+    few = compared("llama")
+    assert 32 * widest <= count_tokens(few) < 32 * widest + 512 and len(few) < len(batches)
+    assert compared("qwen3_moe") == batches
