@@ -282,8 +282,7 @@ class Chooser:
         self._tell(best, theirs[best.name], mine, count)
         if theirs[best.name] >= mine:
             return picks
-        fuller = self._fuller(table, findings, best.picks)
-        return fuller if lost(fuller) < theirs[best.name] else best.picks
+        return fuller if lost(fuller := self._fuller(table, findings, best.picks)) < theirs[best.name] else best.picks
 
     def _fuller(self, table: Table, findings: Findings, picks: Picks) -> Picks:
         """A selection with what it leaves of the budgets spent on upgrades."""
