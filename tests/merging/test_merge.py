@@ -19,6 +19,9 @@ from modicum.delta.applying import apply, base_weights
 from modicum.delta.between import between
 from modicum.forms import Base, LowRank, Sum
 from modicum.merging import engine
+from modicum.merging.job import Job, require_memory
+from modicum.merging.merge import method_of
+from modicum.merging.sources import Held
 from modicum.models.located import DEMO
 from modicum.models.open import open_model
 from modicum.models.trainable import trainable
@@ -256,3 +259,14 @@ def test_what_cannot_be_merged_leaves_nothing(three, tmp_path):
         with pytest.raises(kind, match=words):
             modicum.merge(**{"base": base, "out": tmp_path / "out", "method": "ties", **settings})
         assert not (tmp_path / "out").exists(), words
+
+
+def test_memory_decides_how_much_is_made_at_a_time():
+    """Pieces become shorter before threads become more; too little for one short piece is refused with what would do."""
+    base, one = ({"w": torch.randn(300_000, generator=torch.Generator().manual_seed(seed))} for seed in (0, 1))
+    job = Job(method_of("ties trim=tensor"), Held(base, "base"), (Held(one, "one"),), lambda name: (1.0,), threads=8)
+    whole, short = require_memory(job, 1 << 40), require_memory(job, 26 << 20)
+    assert whole.threads == 8 and short.threads == 1 and len(short.pieces("w")) > len(whole.pieces("w"))
+    assert [start for _, start, _ in short.pieces("w")][1:] == [stop for _, _, stop in short.pieces("w")][:-1]
+    with pytest.raises(SettingError, match=r"--ram: ties trim=tensor needs 26 MB .* Give 5 MB more"):
+        require_memory(job, 20 << 20)

@@ -47,7 +47,7 @@ def naive(base, experts, gates, active, ids):
     return base(input_ids=ids).logits
 
 
-@pytest.mark.parametrize(("name", "twin"), [("llama", "Mixtral"), ("mistral", "Mixtral"), ("qwen3", "Qwen3Moe")])
+@pytest.mark.parametrize(("name", "twin"), [("llama", "Mixtral"), ("mistral", "Mixtral"), ("qwen3", "Qwen3Moe"), ("qwen2", "Qwen2Moe")])
 def test_it_computes_what_its_experts_do(name, twin, tmp_path, monkeypatch):
     base = checkpoint(tmp_path / "base", name)
     experts = [checkpoint(tmp_path / each, name, seed, 0.05) for seed, each in enumerate(("one", "two", "three"), 1)]

@@ -8,6 +8,9 @@ import torch
 import modicum
 from modicum.core.errors import SettingError
 from modicum.merging.search import curve, evolved, greedy
+from modicum.models.located import DEMO
+
+DEMO_MB = (DEMO / "model.safetensors").stat().st_size / 1e6
 
 
 def test_each_way_finds_what_is_best():
@@ -33,6 +36,12 @@ def test_tensors_in_memory_are_judged_as_is_said():
         modicum.merge(base, [one], method="wise_ft", evaluate="curve")
     with pytest.raises(SettingError, match="evaluate: must be curve"):
         modicum.merge(base, [one], method="wise_ft", evaluate="best", score=score)
+
+
+def test_what_memory_cannot_hold_is_refused_before_anything_is_tried(tmp_path):
+    with pytest.raises(SettingError, match=r"--ram: choosing weights holds a merge .* Give (\d+) MB or more, or say the weights") as told:
+        modicum.merge("demo", ["demo"], tmp_path / "out", method="wise_ft", evaluate="curve", ram="1MB")
+    assert int(str(told.value).split("Give ")[1].split()[0]) > 2 * DEMO_MB and not (tmp_path / "out").exists()
 
 
 def test_a_checkpoint_is_judged_on_validation_text(tmp_path):

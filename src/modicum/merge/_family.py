@@ -92,6 +92,8 @@ class Merge(Method):
     pieces: ClassVar[bool] = True
     # Whether pieces must be whole rows of the tensor's first axis.
     rows: ClassVar[bool] = False
+    # Whether so few passes over a piece are made that calls cost more than leaving the cache does: pieces are then twice as long.
+    short: ClassVar[bool] = False
     # Whether the order of the models counts; where it does not the result is the same for each, to the bit.
     ordered: ClassVar[bool] = False
     # Whether the base's values are read at all, beside its layout.

@@ -20,6 +20,7 @@ class Linear(Merge):
     ``differences`` from the base.
     """
 
+    short: ClassVar[bool] = True
     products: ClassVar[str] = ""
 
     def coefficients(self, weights: Sequence[float], gram: torch.Tensor) -> Sequence[float]:

@@ -11,11 +11,11 @@ from typing_extensions import override
 
 from modicum.core.method import Paper
 from modicum.core.settings import param
-from modicum.merge._family import At, Merge, mixed
+from modicum.merge._solved import Solved, solution
 
 
 @dataclass(frozen=True, kw_only=True)
-class Afl(Merge):
+class Afl(Solved):
     """Heads that were solved on parts of the data give the very head that is solved on all of it.
 
     A client's ridge head is ``W_i (G_i + r I) = Y_iᵀ X_i`` with ``G_i = X_iᵀ X_i``, so ``(Σ W_i (G_i + r I)) (Σ G_i + t I)⁻¹`` is the head of all
@@ -32,6 +32,7 @@ class Afl(Merge):
     *Differences from the paper:* clients' ridges are taken out in one step, not pair by pair; tensors without statistics are averaged.
 
     Example:
+        >>> from modicum.merge._family import At
         >>> x, y = torch.randn(9, 2, dtype=torch.float64), torch.randn(9, 1, dtype=torch.float64)
         >>> head = lambda x, y: torch.linalg.solve(x.T @ x + torch.eye(2), x.T @ y).T
         >>> at = At("w", (1, 2), (1.0, 1.0), beside=({"gram": x[:4].T @ x[:4]}, {"gram": x[4:].T @ x[4:]}))
@@ -47,25 +48,15 @@ class Afl(Merge):
         year=2024,
         authors="Run He and Kai Tong and Di Fang and Han Sun and Ziqian Zeng and Haoran Li and Tianyi Chen and Huiping Zhuang",
     )
-    known_gaps: ClassVar[dict[str, str]] = {
-        "one model": "its ridge is taken out, and a system is solved",
-        "equal models": "their ridges are taken out, and a system is solved",
-    }
-    pieces: ClassVar[bool] = False
-    shares: ClassVar[bool] = True
-    reads_base: ClassVar[bool] = False
-    statistics: ClassVar[tuple[str, ...]] = ("gram",)
 
     ridge: float = param(1.0, "ridge that every client solved with", between=(0.0, 1e12))
     target: float = param(0.0, "ridge of the head that is made", between=(0.0, 1e12))
 
     @override
-    def combine(self, base: torch.Tensor, others: Sequence[torch.Tensor], weights: Sequence[float], at: At) -> torch.Tensor:
-        if base.ndim != 2 or (found := at.statistic("gram")) is None:
-            total = sum(weights)
-            return mixed(others, [weight / total for weight in weights])
-        eye = torch.eye(base.shape[1], dtype=torch.float64)
-        grams = [weight * gram.double() for weight, gram in zip(weights, found)]
-        answers = [other.double() @ (gram + weight * self.ridge * eye) for other, gram, weight in zip(others, grams, weights)]
-        whole = torch.stack(grams).sum(0) + self.target * eye
-        return torch.linalg.lstsq(whole, torch.stack(answers).sum(0).T, driver="gelsd").solution.T.to(others[0].dtype)
+    def solved(
+        self, others: Sequence[torch.Tensor], weights: Sequence[float], grams: Sequence[torch.Tensor], mean: torch.Tensor
+    ) -> torch.Tensor:
+        eye = torch.eye(len(grams[0]), dtype=torch.float64)
+        weighed = [weight * gram for weight, gram in zip(weights, grams)]
+        answers = [other.double() @ (gram + weight * self.ridge * eye) for other, gram, weight in zip(others, weighed, weights)]
+        return solution(torch.stack(weighed).sum(0) + self.target * eye, torch.stack(answers).sum(0))

@@ -11,11 +11,11 @@ from typing_extensions import override
 
 from modicum.core.method import Paper
 from modicum.core.settings import param
-from modicum.merge._family import At, Merge, mixed
+from modicum.merge._solved import Solved, solution
 
 
 @dataclass(frozen=True, kw_only=True)
-class Regmean(Merge):
+class Regmean(Solved):
     """Of all matrices the one whose outputs on every model's own inputs are nearest to that model's, in closed form.
 
     ``W = (Σ w_i W_i G_i) (Σ w_i G_i)⁻¹`` with ``G_i = X_iᵀ X_i`` of a linear layer's inputs, whose entries off the diagonal are multiplied by
@@ -32,6 +32,7 @@ class Regmean(Merge):
     *Differences from the paper:* directions that no input has come from the mean of the models.
 
     Example:
+        >>> from modicum.merge._family import At
         >>> grams = ({"gram": torch.diag(torch.tensor([1.0, 0.0]))}, {"gram": torch.diag(torch.tensor([0.0, 1.0]))})
         >>> at = At("w", (1, 2), (1.0, 1.0), beside=grams)
         >>> Regmean().combine(torch.zeros(1, 2), [torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0]])], [1.0, 1.0], at)
@@ -45,27 +46,16 @@ class Regmean(Merge):
         year=2022,
         authors="Xisen Jin and Xiang Ren and Daniel Preotiuc-Pietro and Pengxiang Cheng",
     )
-    known_gaps: ClassVar[dict[str, str]] = {
-        "one model": "a system is solved, which rounds",
-        "equal models": "a system is solved, which rounds",
-    }
-    pieces: ClassVar[bool] = False
-    shares: ClassVar[bool] = True
-    reads_base: ClassVar[bool] = False
-    statistics: ClassVar[tuple[str, ...]] = ("gram",)
 
     off: float = param(0.9, "what entries off the diagonal are multiplied by", between=(0.0, 1.0))
 
     @override
-    def combine(self, base: torch.Tensor, others: Sequence[torch.Tensor], weights: Sequence[float], at: At) -> torch.Tensor:
-        total = sum(weights)
-        mean = mixed(others, [weight / total for weight in weights])
-        if base.ndim != 2 or (found := at.statistic("gram")) is None:
-            return mean
-        grams = [weight * self._lowered(gram.double()) for weight, gram in zip(weights, found)]
-        whole = torch.stack(grams).sum(0)
-        missed = torch.stack([(other.double() - mean.double()) @ gram for other, gram in zip(others, grams)]).sum(0)
-        return mean + torch.linalg.lstsq(whole, missed.T, driver="gelsd").solution.T.to(mean.dtype)
+    def solved(
+        self, others: Sequence[torch.Tensor], weights: Sequence[float], grams: Sequence[torch.Tensor], mean: torch.Tensor
+    ) -> torch.Tensor:
+        lowered = [weight * self._lowered(gram) for weight, gram in zip(weights, grams)]
+        missed = torch.stack([(other.double() - mean.double()) @ gram for other, gram in zip(others, lowered)]).sum(0)
+        return mean + solution(torch.stack(lowered).sum(0), missed).to(mean.dtype)
 
     def _lowered(self, gram: torch.Tensor) -> torch.Tensor:
         return self.off * gram + (1 - self.off) * gram.diagonal().diag()

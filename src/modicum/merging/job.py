@@ -17,7 +17,10 @@ from modicum.core.tensorformat import Room
 from modicum.merge._family import At, Merge
 from modicum.merging.sources import Source
 
-PIECE = 1 << 18  # entries that are made at a time: few enough for a processor's cache, many enough that calls cost little
+PIECE = 1 << 17  # entries that are made at a time: few enough for a processor's cache, many enough that calls cost little
+_LEAST = 1 << 13  # entries of the shortest piece that is worth its calls
+_FIXED = 22 << 20  # bytes of libraries that are loaded on the way, of samples, and of what is held of a count
+_ARRAYS = 14  # of a piece for each model, as measured: with what the allocator cannot use again
 Place = tuple[str, int, int]
 """A tensor's name, and from which entry to which."""
 
@@ -26,7 +29,8 @@ Place = tuple[str, int, int]
 class Job:
     """What is merged: a method on a base and models, their weights by tensor, and how it is computed.
 
-    ``weights`` gives them for a tensor's name; ``beside`` statistics by model; ``dtype`` that is stored, the base's where None.
+    ``weights`` gives them for a tensor's name; ``beside`` statistics by model; ``dtype`` that is stored, the base's where None;
+    ``piece`` how many entries are made at a time, as many as ``PIECE`` where 0.
     """
 
     method: Merge
@@ -37,6 +41,7 @@ class Job:
     dtype: torch.dtype | None = None
     beside: tuple[Source, ...] = ()
     kept: Callable[[str], bool] = lambda name: False
+    piece: int = 0
     threads: int = field(default_factory=lambda: torch.get_num_threads())
 
     @cached_property
@@ -91,7 +96,7 @@ class Job:
         """The ranges that a tensor is made in: whole rows where the method asks for them, and all of it where it takes no pieces."""
         shape = self.base.entry(name)[1]
         size = math.prod(shape)
-        step = PIECE if self.method.pieces else max(1, size)
+        step = (self.piece or PIECE) << self.method.short if self.method.pieces else max(1, size)
         if self.method.rows:
             row = max(1, size // shape[0] if len(shape) > 1 and shape[0] else size)
             step = max(1, step // row) * row
@@ -170,12 +175,22 @@ def ordered(
 
 
 def require_memory(job: Job, free: int) -> Job:
-    """The same with no more threads than memory holds tensors for. Raises ``SettingError`` where not even one fits."""
-    largest_one = max((stop - start for name in job.names for _, start, stop in job.pieces(name)[:1]), default=1)
-    need = largest_one * 8 * 4 * (len(job.others) + 2)
+    """The same with no longer pieces and no more threads than memory holds. Raises ``SettingError`` where it holds not even one short piece."""
+    need = _need(job)
+    while need > free and job.method.pieces and (job.piece or PIECE) > _LEAST:
+        job = replace(job, piece=(job.piece or PIECE) // 2)
+        need = _need(job)
     if need > free:
         raise SettingError(
-            f"--ram: {job.method} needs {need / 1e6:.0f} MB for its largest tensor, and {free / 1e6:.0f} MB are free. Give more, or another method."
+            f"--ram: {job.method} needs {need / 1e6:.0f} MB for its largest tensor, and {free / 1e6:.0f} MB are free. "
+            f"Give {math.ceil((need - free) / 1e6)} MB more, or another method."
         )
-    threads = max(1, min(job.threads, free // need))
-    return replace(job, threads=threads)
+    return replace(job, threads=min(job.threads, max(1, (free - _FIXED) // (need - _FIXED))))
+
+
+def _need(job: Job) -> int:
+    """Bytes of one thread's largest piece, of what is made of it on the way, and of what is there once."""
+    largest = max(
+        ((stop - start) * job.computed(name).itemsize for name in job.names for _, start, stop in job.pieces(name)[:1]), default=1
+    )
+    return _FIXED + largest * _ARRAYS * (len(job.others) + 2)

@@ -10,18 +10,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import torch
 from typing_extensions import override
 
 from modicum.core.errors import ModelError, SettingError, quoted
-from modicum.merging.sources import Source, Stored
+from modicum.merging.sources import Composed, Source, Stored
 
 # The number of a layer: the first number in a name that other parts surround.
 LAYER = re.compile(r"^(.*?\.)(\d+)(\..*)$")
 
 
 @dataclass
-class Layered(Source):
+class Layered(Composed):
     """Layer by layer where it comes from; what stands before the layers is the first one's model's, what stands behind the last one's.
 
     ``parts`` (source, number of the layer there) by the layer's number here.
@@ -36,7 +35,8 @@ class Layered(Source):
         return hashlib.sha256(repr([(source.digest, layer) for source, layer in self.parts]).encode()).hexdigest()
 
     @cached_property
-    def _names(self) -> dict[str, tuple[Source, str]]:
+    @override
+    def homes(self) -> dict[str, tuple[Source, str]]:
         found: dict[str, tuple[Source, str]] = {}
         first, last = self.parts[0][0], self.parts[-1][0]
         stacks = lambda source: {match[1] for name in source.names() if (match := LAYER.match(name))}
@@ -59,26 +59,6 @@ class Layered(Source):
                 raise SettingError(f"{source.label}: has no layer {layer}. Name layers from 0 to one less than it has.")
             found.update({f"{match[1]}{place}{match[3]}": (source, name) for match, name in mine})
         return found
-
-    @override
-    def names(self) -> list[str]:
-        return list(self._names)
-
-    @override
-    def entry(self, name: str) -> tuple[torch.dtype, tuple[int, ...]]:
-        if name not in self._names:
-            raise self.missing(name)
-        source, theirs = self._names[name]
-        return source.entry(theirs)
-
-    @override
-    def whose(self, name: str) -> str:
-        return self._names[name][0].label
-
-    @override
-    def read(self, name: str, start: int, stop: int) -> torch.Tensor:
-        source, theirs = self._names[name]
-        return source.read(theirs, start, stop)
 
 
 def _behind(name: str) -> bool:

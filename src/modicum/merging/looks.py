@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-_FEW = 1 << 13  # entries that are looked at in a piece
-_EACH = 4  # of so many pieces, since each look costs a read
+_FEW = 1 << 13  # entries that are looked at in the first piece
+_EACH, _SHARE = 4, 32  # one part in so many is looked at of one piece in so many of the others, since each look costs a read
 
 
 class Looks:
@@ -22,7 +22,7 @@ class Looks:
     @staticmethod
     def few(number: int, entries: int) -> int:
         """How many of a piece's entries are looked at."""
-        return 0 if number % _EACH else min(entries, _FEW)
+        return 0 if number % _EACH else entries // _SHARE if number else min(entries, _FEW)
 
     def add(self, base: torch.Tensor, others: Sequence[torch.Tensor], made: torch.Tensor, few: int) -> None:
         """Keep the first entries of one piece."""

@@ -18,7 +18,7 @@ from modicum.core.config import NAME as ASKED
 from modicum.core.errors import SettingError
 from modicum.core.files import write_json
 from modicum.core.grammar import read_merge
-from modicum.core.memory import free_memory
+from modicum.core.memory import free_memory, own_memory
 from modicum.core.method import registry
 from modicum.core.output import RECEIPT, write_receipt
 from modicum.core.progress import Quiet
@@ -33,7 +33,7 @@ from modicum.merging.matching import of_checkpoint, of_module, renumbered, told
 from modicum.merging.mixture import Mixture
 from modicum.merging.pieces import Files, Memory
 from modicum.merging.reading import read_plan
-from modicum.merging.search import WAYS, Found, Score, search
+from modicum.merging.search import WAYS, Found, Score, require_whole, search
 from modicum.merging.sources import Held, Source, Stored, hashed
 from modicum.merging.verify import Judged, by_loss, verified
 from modicum.merging.vocabularies import Joined, joined, require_one
@@ -103,7 +103,8 @@ def merge(
     are refused.
 
     ``evaluate`` chooses the weights on validation data: the ``curve`` of one weight for all, the ``greedy`` soup, or ``evolution``, which moves
-    ``weights`` in ``trials``. A merge is as good as its loss on the validation part of ``data`` is low, or as ``score`` says of its tensors.
+    ``weights`` in ``trials``. A merge is as good as its loss on the validation part of ``data`` is low, or as ``score`` says of its tensors. Each
+    that is tried is whole in memory, as is the module that it is tried in.
 
     The result is ``verify``-ed: reloaded by Transformers, every tensor finite, and its perplexity on held-out text (``data``, by default the
     shipped texts; ``samples`` windows of ``tokens``) at most 1.5 times the worst input's, else an event. With ``quality`` the receipt has the
@@ -172,6 +173,7 @@ def merge(
         with meter.stage("choosing"):
             if words is not None or said.slices or said.experts or not all(isinstance(share, float) for share in shares):
                 raise SettingError("evaluate: chooses one weight for each model of one vocabulary; leave out slices and weights by layer.")
+            require_whole(given.base, 1 if score else 2, free_memory(None if ram is None else parse_size(ram, "ram")), own_memory())
             judge = score or by_loss(judged_by)
             searched = search(evaluate, _score(chosen, given.base, given.models, beside, seed, judge), shares, trials, seed)
             shares = searched.weights

@@ -17,7 +17,7 @@ from modicum.core.errors import ModelError, SettingError, quoted
 from modicum.export.loaded import loaded
 from modicum.merge._family import At
 from modicum.merging.plan import Expert, Plan
-from modicum.merging.sources import Source, Stored
+from modicum.merging.sources import Composed, Held, Source, Stored
 from modicum.models.open import model_class, open_model, read_config
 from modicum.numerics.threads import single_threaded
 
@@ -26,13 +26,16 @@ _PART = re.compile(r"^(.*\.layers\.\d+\.)mlp\.(gate_proj|up_proj|down_proj)\.wei
 
 @dataclass(frozen=True)
 class Twin:
-    """The mixture of a dense architecture's kind: its class, how its tensors are called, and what its config says beside the dense one's."""
+    """The mixture of a dense architecture's kind: its class, how its tensors are called, and what its config says beside the dense one's;
+    whether it has an expert that every token meets.
+    """
 
     cls: str
     gate: str
     expert: str
     parts: Mapping[str, str]
     config: Mapping[str, Any]
+    shared: bool = False
 
 
 _MIXTRAL = Twin(
@@ -43,11 +46,14 @@ _QWEN = Twin(
     "Qwen3MoeForCausalLM", "mlp.gate.weight", "mlp.experts.{}.{}.weight", {part: part for part in ("gate_proj", "up_proj", "down_proj")},
     {"norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": []},
 )  # fmt: skip
-TWINS = {"LlamaForCausalLM": _MIXTRAL, "MistralForCausalLM": _MIXTRAL, "Qwen3ForCausalLM": _QWEN}
+_QWEN2 = Twin(
+    "Qwen2MoeForCausalLM", _QWEN.gate, _QWEN.expert, _QWEN.parts, {**_QWEN.config, "shared_expert_intermediate_size": 1}, shared=True
+)
+TWINS = {"LlamaForCausalLM": _MIXTRAL, "MistralForCausalLM": _MIXTRAL, "Qwen2ForCausalLM": _QWEN2, "Qwen3ForCausalLM": _QWEN}
 
 
 @dataclass
-class Mixture(Source):
+class Mixture(Composed):
     """A ``base`` whose feed-forward parts are those of ``experts``, ``active`` of them a token, which ``gates`` (experts, hidden) by layer choose."""
 
     base: Stored
@@ -59,28 +65,35 @@ class Mixture(Source):
     way: str
 
     @cached_property
-    def _names(self) -> dict[str, tuple[Source | None, str]]:
-        twin, found = twin_of(self.base)[0], dict[str, tuple[Source | None, str]]()
+    @override
+    def homes(self) -> dict[str, tuple[Source, str]]:
+        twin, found = twin_of(self.base)[0], dict[str, tuple[Source, str]]()
+        gates = Held(self.gates, self.label)
+        shared = Held(
+            {name: torch.zeros(shape, dtype=gates.entry(layer)[0]) for layer in self.gates for name, shape in self._shared(layer)},
+            self.label,
+        )
         for name in self.base.names():
             if (match := _PART.match(name)) is None:
                 found[name] = (self.base, name)
                 continue
             for place, expert in enumerate(self.experts):
                 found[match[1] + twin.expert.format(place, twin.parts[match[2]])] = (expert, name)
-            found[match[1] + twin.gate] = (None, match[1])
-        return found
+            found[match[1] + twin.gate] = (gates, match[1])
+        return found | {name: (shared, name) for name in shared.names()}
 
-    @override
-    def names(self) -> list[str]:
-        return list(self._names)
+    def _shared(self, layer: str) -> list[tuple[str, tuple[int, ...]]]:
+        """Names and shapes of an expert that every token has, where the twin must have one: of one row of nothing, it adds nothing."""
+        width = self.gates[layer].shape[1]
+        shapes = {"gate_proj": (1, width), "up_proj": (1, width), "down_proj": (width, 1)}
+        each = [(f"{layer}mlp.shared_expert.{part}.weight", shape) for part, shape in shapes.items()]
+        return [*each, (f"{layer}mlp.shared_expert_gate.weight", (1, width))] if twin_of(self.base)[0].shared else []
 
     @override
     def entry(self, name: str) -> tuple[torch.dtype, tuple[int, ...]]:
-        if name not in self._names:
-            raise self.missing(name)
-        source, theirs = self._names[name]
-        if source is None:
-            return self.gates[theirs].dtype, tuple(self.gates[theirs].shape)
+        source, theirs = self.home(name)
+        if isinstance(source, Held):
+            return source.entry(theirs)
         (dtype, shape), other = self.base.entry(theirs), source.entry(theirs)[1]
         if other != shape:
             raise ModelError(
@@ -88,20 +101,11 @@ class Mixture(Source):
             )
         return dtype, shape
 
-    @override
-    def whose(self, name: str) -> str:
-        source = self._names[name][0]
-        return self.label if source is None else source.label
-
-    @override
-    def read(self, name: str, start: int, stop: int) -> torch.Tensor:
-        source, theirs = self._names[name]
-        return self.gates[theirs].reshape(-1)[start:stop] if source is None else source.read(theirs, start, stop)
-
     def config(self) -> dict[str, Any]:
         """What stands in ``config.json``."""
         made = twin_of(self.base)[1]
-        made.num_local_experts, made.num_experts_per_tok = len(self.experts), self.active
+        setattr(made, "num_experts" if hasattr(made, "num_experts") else "num_local_experts", len(self.experts))
+        made.num_experts_per_tok = self.active
         found: dict[str, Any] = json.loads(made.to_json_string(use_diff=True))
         return found
 
@@ -146,7 +150,7 @@ def twin_of(base: Stored) -> tuple[Twin, Any]:
     kept = {
         key: value for key, value in body.items() if key in taken - {"model_type", "architectures", "transformers_version", "_name_or_path"}
     }
-    if twin is _QWEN:
+    if twin.config:
         kept |= {"moe_intermediate_size": body["intermediate_size"], **twin.config}
     return twin, type(made)(**kept, architectures=[twin.cls])
 

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from modicum.core.errors import SettingError
+from modicum.merging.sources import Source
+
+_AROUND = 64 << 20  # bytes of libraries that are loaded on the way, of texts, and of one sequence's activations
 
 Score = Callable[[Sequence[float]], float]
 """Of some weights how good the merge is on validation data, higher is better."""
@@ -71,6 +77,18 @@ def evolved(score: Score, start: Sequence[float], *, trials: int = 40, seed: int
         else:
             wide = max(wide * 0.9, 1e-3)
     return tries.found(best)
+
+
+def require_whole(base: Source, models: int, free: int, held: int) -> None:
+    """Raise ``SettingError`` where memory does not hold a merge, alone or with the module it is tried in, and what its largest tensor takes."""
+    sizes = [math.prod(shape) * dtype.itemsize for dtype, shape in map(base.entry, base.names())]
+    need = models * sum(sizes) + 4 * max(sizes, default=0) + _AROUND
+    if need > free:
+        raise SettingError(
+            f"--ram: choosing weights holds a merge{' and the module that it is tried in' * (models > 1)}, {need / 1e6:.0f} MB, and "
+            f"{free / 1e6:.0f} MB are free. "
+            f"Give {math.ceil((held + need) / 1e6)} MB or more, or say the weights."
+        )
 
 
 WAYS = ("curve", "greedy", "evolution")

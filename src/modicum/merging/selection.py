@@ -15,7 +15,8 @@ from modicum.core.errors import ModelError
 
 _SURE = 4.5  # standard errors of the sample's answer at which the true one is looked for
 _HELD = 1 << 20  # entries that are held at a time
-_BINS = 1 << 20  # ranges that are counted where more lie between
+_AT_ONCE = 1 << 16  # entries that are counted at a time
+_BINS = 1 << 16  # ranges that are counted where more lie between
 
 
 class Pieces(Protocol):
@@ -167,10 +168,11 @@ class _Ranges:
 
     def count(self, values: np.ndarray) -> None:
         """Take in values."""
-        bits = ordered(values)
-        bits -= bits.dtype.type(self.first)
-        bits >>= bits.dtype.type(self.shift)
-        self.bins += np.bincount(bits.astype(np.int64), minlength=len(self.bins))
+        for start in range(0, len(values), _AT_ONCE):
+            bits = ordered(values[start : start + _AT_ONCE])
+            bits -= bits.dtype.type(self.first)
+            bits >>= bits.dtype.type(self.shift)
+            self.bins += np.bincount(bits.astype(np.int64), minlength=len(self.bins))
 
     def at(self, place: int) -> tuple[float, float]:
         """The ends of the range in which the value at a ``place`` from the top lies."""

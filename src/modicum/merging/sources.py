@@ -95,6 +95,47 @@ class Held(Source):
         return self.tensors[name].detach().cpu().reshape(-1)[start:stop]
 
 
+class Composed(Source):
+    """Tensors of several sources under names of their own; files say where each is at home."""
+
+    label: str
+
+    @cached_property
+    def homes(self) -> Mapping[str, tuple[Source, str]]:
+        """By name whose a tensor is, and its name there."""
+        raise NotImplementedError
+
+    def home(self, name: str) -> tuple[Source, str]:
+        """Whose a tensor is, and its name there. Raises ``ModelError`` where it is nobody's."""
+        if name not in self.homes:
+            raise self.missing(name)
+        return self.homes[name]
+
+    @override
+    def names(self) -> list[str]:
+        return list(self.homes)
+
+    @override
+    def entry(self, name: str) -> tuple[torch.dtype, tuple[int, ...]]:
+        source, theirs = self.home(name)
+        return source.entry(theirs)
+
+    @override
+    def whose(self, name: str) -> str:
+        source, theirs = self.home(name)
+        return source.whose(theirs)
+
+    @override
+    def read(self, name: str, start: int, stop: int) -> torch.Tensor:
+        source, theirs = self.home(name)
+        return source.read(theirs, start, stop)
+
+    @override
+    def read_into(self, room: Room, name: str, start: int, stop: int) -> torch.Tensor:
+        source, theirs = self.home(name)
+        return source.read_into(room, theirs, start, stop)
+
+
 @dataclass
 class Stored(Source):
     """A checkpoint's shards; a tensor that is stored only under the name it is tied to is found there."""
