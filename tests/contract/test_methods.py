@@ -31,6 +31,7 @@ TRIED = {
         {},
         {"bits": 2, "group": 32},
         {"bits": 3, "group": 20, "symmetric": True},
+        {"bits": 3, "group": 16, "scales": 6},
         {"group": 0},
         {"group": -1},
         {"rate": 2.0},

@@ -23,6 +23,7 @@ from modicum.forms import (
     Integer,
     LowRank,
     Masked,
+    Nested,
     Pooled,
     Shared,
     Sum,
@@ -94,6 +95,13 @@ def codebook(shape, dtype=torch.float32, layout=None):
     return Codebook(codes, torch.randn(layout.tables(shape[1])).half(), torch.rand(shape[0], 1).to(dtype), layout, shape[1], dtype)
 
 
+def nested(shape, dtype=torch.float32, bits=3, group=5, scales=6, symmetric=False):
+    plain = integer(shape, dtype, bits, group, symmetric)
+    top = 2 ** (scales - 1)
+    steps = torch.randint(1 - top, top, plain.scale.shape, dtype=torch.int8)
+    return Nested.of(plain, steps, torch.rand(shape[0], 1).add(0.1).to(dtype), scales)
+
+
 def n_of_m(shape, dtype=torch.float32):
     return Masked.of(torch.randn(shape).to(dtype), (torch.arange(shape[1]) % 4 < 2).expand(shape).contiguous())
 
@@ -156,6 +164,7 @@ KINDS = [
     integer,
     coded,
     codebook,
+    nested,
     n_of_m,
     cut,
     cut_of_sum,
@@ -270,6 +279,15 @@ def test_codebooks_of_every_kind_come_back(shape, bits, dimension, stages, group
     torch.testing.assert_close(form.dense()[row, column], sum(entry.float() for entry in entries) * form.scale[row, 0])
 
 
+def test_scales_under_scales_are_products_rounded_once_and_zeros_are_held():
+    form, where = nested((6, 13), torch.bfloat16), torch.rand(6, 13) < 0.4
+    wide = (form.outer.float() * form.steps).to(torch.bfloat16).repeat_interleave(5, 1)[:, :13]
+    zero = form.zero.repeat_interleave(5, 1)[:, :13].bfloat16()
+    assert torch.equal(form.dense(), (form.codes.bfloat16() - zero) * wide)
+    assert not form.zeroed(where).dense()[where].any() and form.zeroed(where).nbytes == form.nbytes
+    assert nested((6, 13), torch.float16, 3, 5, 6, True).nbytes == 6 * 5 + 6 * 3 + 6 * 2  # codes, steps of 6 bits, scales of rows
+
+
 def test_transposed_weights_are_stored_contiguously():
     form = Dense(torch.arange(6.0).view(2, 3).T)
     assert form.tensors()["weight"].is_contiguous()
@@ -321,6 +339,10 @@ BROKEN = [
     broken(coded, stream=torch.zeros(68, dtype=torch.uint8)),
     broken(coded, stream=torch.full((68,), 255, dtype=torch.uint8)),
     broken(coded, stream=torch.zeros(9, dtype=torch.uint8)),
+    broken(nested, scales=9),
+    broken(nested, group=0),
+    broken(nested, steps=None),
+    broken(nested, scale=torch.ones(4, 2)),
     broken(codebook, dimension=0),
     broken(codebook, columns=3),
     broken(codebook, stages=9),

@@ -42,11 +42,18 @@ def test_inputs_are_rounded_as_they_were():
     assert hashlib.sha256(values).hexdigest() == "9d38509ea783e36857fbc74ba4d6e6a97070150002902e374db23a2e4c3e6cd3"
 
 
-def test_codebooks_come_back_to_the_values_they_had():
+@pytest.mark.parametrize(
+    ("folder", "digest"),
+    [
+        ("codebook", "50d17319e158535ca56705acb57698a8c65306fe972b5d6841949f8a0872ea9e"),
+        ("nested", "57f4b646224b787938dbe6b617e2c327553a5b17c2ca8cb6ec857de6379b565a"),
+    ],
+)
+def test_codebooks_and_scales_under_scales_come_back_to_the_values_they_had(folder, digest):
     module = nn.Sequential(nn.Linear(24, 16), nn.GELU(), nn.Linear(16, 8)).to(torch.bfloat16)
-    loaded = modicum.load(GOLDEN / "codebook", into=module)
+    loaded = modicum.load(GOLDEN / folder, into=module)
     values = b"".join(value.detach().float().numpy().astype("<f4").tobytes() for value in loaded.parameters())
-    assert hashlib.sha256(values).hexdigest() == "50d17319e158535ca56705acb57698a8c65306fe972b5d6841949f8a0872ea9e"
+    assert hashlib.sha256(values).hexdigest() == digest
 
 
 # Types of blocks that were there, in the order of layers; those whose columns are bound came later.

@@ -554,6 +554,7 @@ READERS = {
     ),
     "coded": Reader(_fitted("watersic rate=3"), modicum.load, ("modicum.json", SINGLE)),
     "coded on one grid": Reader(_fitted("watersic rate=3 paths=false"), modicum.load, ("modicum.json", SINGLE)),
+    "nested": Reader(_fitted("gptq bits=3 group=16 scales=6"), modicum.load, ("modicum.json", SINGLE)),
     "codebook": Reader(_fitted("gptvq bits=3 dimension=2 stages=2 columns=16"), modicum.load, ("modicum.json", SINGLE)),
     "float4": Reader(_fitted("float4"), modicum.load, ("modicum.json", SINGLE)),
     "masked": Reader(_fitted("sparsegpt keep=0.5"), modicum.load, ("modicum.json", SINGLE)),

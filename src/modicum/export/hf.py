@@ -127,6 +127,7 @@ class Transformers(Configured):
         if isinstance(step, Quantizer):
             if (
                 step.group < 0
+                or step.scales < 16  # no reader multiplies scales by scales
                 or not reads_widths(step.bits)
                 or self.wrong("integer", site.units)
                 or (step.group and any(unit.shape[1] % step.group for unit in site.units))

@@ -21,6 +21,7 @@ from modicum.forms.kronecker import Kronecker
 from modicum.forms.leaves import Base, Seeded, Shared
 from modicum.forms.low_rank import LowRank
 from modicum.forms.masked import Masked
+from modicum.forms.nested import Nested
 from modicum.forms.normalized import Normalized
 from modicum.forms.pooled import Pooled
 from modicum.forms.product import Product
@@ -56,6 +57,7 @@ __all__ = [
     "Kronecker",
     "LowRank",
     "Masked",
+    "Nested",
     "Normalized",
     "Pooled",
     "Product",

@@ -9,15 +9,16 @@ from typing import Any
 import torch
 from typing_extensions import override
 
-from modicum.core.method import Change, Method, find
+from modicum.core.method import Change, Method, Need, find
 from modicum.core.settings import param
 from modicum.core.unit import Site, Stats
-from modicum.forms import Form
+from modicum.forms import Form, Integer
 from modicum.forms.lift import on_dense
 from modicum.numerics.grid import Grid
+from modicum.numerics.nested import nested
 
-# The method that takes the least work for its codes.
-_CHEAPEST = "nearest"
+# The method that takes the least work for its codes, and bits of a scale that is stored as it is.
+_CHEAPEST, _PLAIN = "nearest", 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,7 @@ class Quantizer(Method):
     bits: int = param(4, "bits per code", between=(2, 8), dial=True)
     group: int = param(64, "columns per scale; 0: one scale per row, -1: one per tensor", between=(-1, 1 << 20))
     symmetric: bool = param(False, "grid symmetric around zero, without zero points")
+    scales: int = param(16, "bits of a group's scale; of fewer than 16 it is a whole number under one scale a row", choices=(4, 6, 8, 16))
 
     @property
     def grid(self) -> Grid:
@@ -42,7 +44,19 @@ class Quantizer(Method):
     def blueprint(self) -> Method:
         """The family's cheapest method, whose form has the same bytes: for sizes before any work."""
         cheapest: Any = find(f"{self.family()}/{_CHEAPEST}")
-        return cheapest(bits=self.bits, group=self.group, symmetric=self.symmetric)
+        return cheapest(bits=self.bits, group=self.group, symmetric=self.symmetric, scales=self.scales)
+
+    def target(self, weight: torch.Tensor, stats: Stats) -> torch.Tensor:
+        """What codes of float32 ``weight`` come near."""
+        return weight
+
+    def _whole(self, weight: torch.Tensor, stats: Stats) -> Form:
+        """The form, its scales in fewer bits where that is asked for and there are several to a row."""
+        form = self.quantize(weight.float(), self.grid, stats, weight.dtype)
+        if self.scales == _PLAIN or not isinstance(form, Integer) or form.group <= 0:
+            return form
+        moment = stats.moment if Need.COVARIANCE in self.needs else None
+        return nested(form, self.target(weight.float(), stats), self.scales, moment, getattr(self, "damping", 0.01))
 
     def quantize(self, weight: torch.Tensor, grid: Grid, stats: Stats, dtype: torch.dtype) -> Form:
         """Form of float32 ``weight`` (rows, columns) on ``grid``, scales stored in ``dtype``."""
@@ -50,9 +64,5 @@ class Quantizer(Method):
 
     def apply(self, site: Site, stats: Mapping[str, Stats], current: Mapping[str, Form]) -> Change:
         """Quantize every unit of the site."""
-        forms = {}
-        for unit in site.units:
-            forms[unit.name] = on_dense(
-                current[unit.name], stats[unit.name], lambda w, s: self.quantize(w.float(), self.grid, s, w.dtype), self.key()
-            )
+        forms = {u.name: on_dense(current[u.name], stats[u.name], self._whole, self.key()) for u in site.units}
         return Change(forms=forms, events=[f"{u.name}: {event}" for u in site.units for event in stats[u.name].events])

@@ -55,7 +55,7 @@ class Adaquant(Quantizer):
 
     def without_data(self) -> Hqq:
         """The stand-in for weights whose inputs were not seen."""
-        return Hqq(bits=self.bits, group=self.group, symmetric=self.symmetric)
+        return Hqq(bits=self.bits, group=self.group, symmetric=self.symmetric, scales=self.scales)
 
     def quantize(self, weight: torch.Tensor, grid: Grid, stats: Stats, dtype: torch.dtype) -> Form:
         """Move weights and steps from the best clipped range."""

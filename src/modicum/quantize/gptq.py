@@ -19,7 +19,7 @@ from modicum.numerics.descent import descend, least, refined
 from modicum.numerics.grid import Grid
 from modicum.numerics.rounding import Rounding, Roundings
 from modicum.numerics.solver import BlockFactor, Factor, laned, slabs, solve
-from modicum.quantize._aim import FEW, SETTLED, made
+from modicum.quantize._aim import FEW, SETTLED, aimed, made
 from modicum.quantize._factor import factored
 from modicum.quantize._family import Quantizer
 from modicum.quantize.hqq import Hqq
@@ -83,13 +83,17 @@ class Gptq(Quantizer):
         more = {Need.DRIFT: self.towards, Need.FELT: self.turns > 1 and self.group >= 0}
         return self.needs | (frozenset(need for need, asked in more.items() if asked) if self.bits <= FEW else frozenset())
 
+    def target(self, weight: torch.Tensor, stats: Stats) -> torch.Tensor:
+        """What makes up for a part of what was lost before."""
+        return aimed(self, weight, stats, self.order)
+
     def _rounds(self, stats: Stats) -> int:
         """Sweeps that these bits are worth: of many, what is only compared takes none."""
         return self.sweeps if self.bits <= FEW else 0 if stats.ahead and self.bits > SETTLED else min(self.sweeps, 1)
 
     def without_data(self) -> Hqq:
         """The stand-in for weights whose inputs were not seen."""
-        return Hqq(bits=self.bits, group=self.group, symmetric=self.symmetric)
+        return Hqq(bits=self.bits, group=self.group, symmetric=self.symmetric, scales=self.scales)
 
     def quantize(self, weight: torch.Tensor, grid: Grid, stats: Stats, dtype: torch.dtype) -> Form:
         """Solve on the covariance of inputs; of few rows together with its like, for a column takes a time that few rows do not change."""

@@ -17,6 +17,7 @@ from modicum.restrict.lsq import Lsq
 from modicum.restrict.mpo import Mpo
 from modicum.restrict.phm import Phm
 from modicum.restrict.pst import Pst
+from modicum.restrict.pv_tuning import PvTuning
 from modicum.restrict.random import Random
 from modicum.restrict.rigl import Rigl
 from modicum.restrict.sbp_sr import SbpSr
@@ -52,6 +53,7 @@ __all__ = [
     "Mpo",
     "Phm",
     "Pst",
+    "PvTuning",
     "Random",
     "Rigl",
     "SbpSr",

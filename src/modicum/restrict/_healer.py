@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -39,6 +39,19 @@ def straight(latent: torch.Tensor, rounded: torch.Tensor) -> torch.Tensor:
     """``rounded`` to the bit, with the gradient of ``latent``, of the same shape."""
     made: torch.Tensor = _Straight.apply(latent, rounded)
     return made
+
+
+def size_of(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """What a step of a stored number is counted in: a scale's magnitude, or the root mean square of all numbers of its tensor."""
+    if name.rpartition(".")[2] == "scale":
+        return tensor.float().abs()
+    root = tensor.float().square().mean().sqrt() if tensor.numel() else torch.zeros(())
+    return torch.where(root > 0, root, 1.0)
+
+
+def rounded(stored: Form, numbers: Mapping[str, torch.Tensor]) -> Form:
+    """What is stored with these numbers, in the dtypes of those that were there."""
+    return stored.having({name: numbers[name].detach().to(before.dtype) for name, before in stored.movable().items()})
 
 
 class _Remade(torch.autograd.Function):

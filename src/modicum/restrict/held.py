@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -16,7 +15,7 @@ from modicum.core.parametrization import Start, State, Step
 from modicum.core.settings import param
 from modicum.forms import Masked
 from modicum.restrict._family import beginning
-from modicum.restrict._healer import Healer, straight
+from modicum.restrict._healer import Healer, rounded, size_of, straight
 
 if TYPE_CHECKING:
     from modicum.forms import Form
@@ -78,7 +77,7 @@ class Held(Healer):
                 trained[f"{name} right"] = torch.empty(rank, columns).uniform_(-bound, bound, generator=start.chance)
             elif tensor.numel():
                 trained[name] = torch.zeros(tensor.shape)
-            sizes[f"{name} size"] = _size(name, tensor)
+            sizes[f"{name} size"] = size_of(name, tensor)
         if not trained:
             raise SettingError(f"{start.unit}: must hold numbers that may move to be held, {stored.kind} holds none. Train norms alone.")
         return State(trained, sizes, base=start.base, stored=stored)
@@ -102,27 +101,16 @@ class Held(Healer):
         """The exact value of what is stored, with the gradient of its numbers before they are rounded."""
         assert state.stored is not None
         numbers = self._numbers(state)
-        return straight(state.stored.having(numbers).value(), _rounded(state.stored, numbers).dense().float())
+        return straight(state.stored.having(numbers).value(), rounded(state.stored, numbers).dense().float())
 
     @override
     def form(self, state: State) -> Form:
         """What was stored, with the numbers as they stand."""
         assert state.stored is not None
-        return _rounded(state.stored, self._numbers(state))
+        return rounded(state.stored, self._numbers(state))
 
 
 def _leaf(form: Any, name: str) -> Form:
     """The part of a form whose number has this name."""
     head, dot, rest = name.partition(".")
     return form if not dot else _leaf(form.parts[int(head)] if head.isdigit() else form.inner, rest)
-
-
-def _size(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    if name.rpartition(".")[2] == "scale":
-        return tensor.float().abs()
-    root = tensor.float().square().mean().sqrt() if tensor.numel() else torch.zeros(())
-    return torch.where(root > 0, root, 1.0)
-
-
-def _rounded(stored: Form, numbers: Mapping[str, torch.Tensor]) -> Form:
-    return stored.having({name: numbers[name].detach().to(before.dtype) for name, before in stored.movable().items()})
