@@ -111,31 +111,30 @@ def _fitted(model: Any, most: int, seed: int, share: float) -> dict[str, float]:
 
 
 def draw(out: Path = PICTURE) -> None:
-    """Loss over bytes: each method a point at each budget, in the colour of its kind; the best of each budget is named."""
+    """Loss over bytes: each method a point at each budget, in the colour of its kind; those are named that none beats with as few bytes."""
     import matplotlib
 
     matplotlib.use("svg")
     from matplotlib import pyplot, rcParams
 
     grey = "#808080"
-    rcParams.update({"svg.hashsalt": "modicum", "text.color": grey, "axes.labelcolor": grey, "axes.edgecolor": grey, "font.size": 10})
+    rcParams.update({"svg.hashsalt": "modicum", "text.color": grey, "axes.labelcolor": grey, "axes.edgecolor": grey, "font.size": 11})
     rows = json.loads(TABLE.read_text(encoding="utf-8"))["rows"]
     points = {(row[0], row[1]): (float(row[2].replace(",", "")), float(row[3])) for row in rows if row[3]}
-    figure, axes = pyplot.subplots(figsize=(7.2, 4.6))
+    figure, axes = pyplot.subplots(figsize=(5.8, 4.6))
     for place, (kind, methods) in enumerate({**KINDS, AFTER: (AFTER,)}.items()):
         mine = sorted(point for (method, _), point in points.items() if method in methods)
         axes.plot(*zip(*mine), marker="s" if kind == AFTER else "o", ls="-" if kind == AFTER else "", ms=5, color=f"C{place}", label=kind)
-    for budget in {row[1] for row in rows}:
-        there = {method: point for (method, share), point in points.items() if share == budget and method != AFTER}
-        if there:
-            best = min(there, key=lambda method: there[method][1])
-            axes.annotate(best.split()[0], there[best], (0, -12), textcoords="offset points", fontsize=8, ha="center")
-    axes.set(xscale="log", yscale="log", xlabel="kilobytes of the file", ylabel="test loss, nats")
+    small = {method: point for method, point in points.items() if method[0] != AFTER}
+    for (method, _), (size, loss) in small.items():
+        if not any(other[0] <= 1.05 * size and other[1] <= loss for other in small.values() if other != (size, loss)):
+            axes.annotate(method.split()[0], (size, loss), (0, -12), textcoords="offset points", fontsize=9, ha="center")
+    axes.set(xscale="log", yscale="log", xlim=(4600, 70_000), xlabel="kilobytes of the file", ylabel="test loss, nats")
     axes.set_xticks([], minor=True)
     axes.set_xticks([6000, 10_000, 18_000, 30_000, 60_000], ["6", "10", "18", "30", "60"])
     axes.set_yticks([], minor=True)
     axes.set_yticks([0.05, 0.1, 0.2, 0.5, 1, 2], ["0.05", "0.1", "0.2", "0.5", "1", "2"])
-    axes.legend(frameon=False, fontsize=8, loc="upper right")
+    axes.legend(frameon=False, fontsize=9.5, loc="upper right", handletextpad=0.3)
     axes.tick_params(which="both", colors=grey)
     axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
