@@ -169,6 +169,45 @@ def test_any_module_with_an_objective(tmp_path):
     assert torch.equal(run("killed").model(x), made.model(x)), "statistics of batches are kept too"
 
 
+def test_batches_with_labels_and_a_number_for_all(tmp_path):
+    """The module is given what the objective gives it; what is written is held against that."""
+    data = [(torch.randn(4, 16), torch.randint(0, 4, (4,))) for _ in range(6)]
+    objective = lambda module, batch: (F.cross_entropy(module(batch[0]), batch[1], reduction="none"), len(batch[0]))
+    made = modicum.train(Net(), tmp_path / "out", data=data, objective=objective, method="rigl keep=0.6", loop=Loop(steps=2, batch=4))
+    assert made.receipt["test"]["tokens"] > 0 and (tmp_path / "out" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    "objective, said",
+    [
+        (lambda module, batch: module(batch[0]).sum(), "gives Tensor"),
+        (lambda module, batch: (module(batch[0]).sum(1), 1.5), "gives Tensor and float"),
+        (lambda module, batch: (module(batch[0]).detach().sum(1), 1), "gives one without"),
+        (lambda module, batch: (module(batch[0]).sum(1), 0), "must have a token to learn"),
+        (lambda module, batch: (module(batch[0] @ batch[0]).sum(1), 1), "raises RuntimeError"),
+    ],
+)
+def test_an_objective_that_cannot_be_learnt_by_is_told_before_training(tmp_path, objective, said):
+    data = [(torch.randn(4, 16),) for _ in range(6)]
+    with pytest.raises((DataError, SettingError), match=said):
+        modicum.train(Net(), tmp_path / "out", data=data, objective=objective, method="rigl keep=0.6", loop=Loop(steps=1, batch=4))
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_another_objective_begins_anew(tmp_path):
+    torch.manual_seed(0)
+    net, data = Net(), [(torch.randn(4, 16),) for _ in range(6)]
+    one = lambda module, batch: (module(batch[0]).square().sum(1), len(batch[0]))
+    two = lambda module, batch: (module(batch[0]).square().sum(1) * 2, len(batch[0]))
+    run = lambda objective, lives: modicum.train(
+        net, tmp_path / "out", data=data, objective=objective, method="rigl", loop=Loop(steps=4, batch=4, every=1), progress=Killed(lives)
+    )
+    for objective in (one, two):
+        with pytest.raises(KeyboardInterrupt):
+            run(objective, 2)
+    run(two, 2)
+
+
 def test_a_model_that_sees_what_it_is_to_tell_is_refused(config, tmp_path):
     path = tmp_path / "bert.json"
     path.write_text(json.dumps(CONFIG | {"model_type": "bert"}))

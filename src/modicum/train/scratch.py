@@ -14,7 +14,6 @@ from modicum.core.budget import Budget, every
 from modicum.core.errors import BudgetError, DataError, SettingError
 from modicum.core.output import write_receipt
 from modicum.core.progress import Quiet
-from modicum.data.splits import Batch
 from modicum.models.quiet import hushed
 from modicum.train import baselines as against
 from modicum.train.accounts import Account, exceeded, restriction, within
@@ -75,12 +74,11 @@ def train(
     meter = Meter(progress or Quiet())
     with meter.stage("opening"):
         subject = _subject(model, data, objective, tokenizer, tokens, samples, test_samples, text_column, settings)
-        first = single(subject.splits.calibration)[0]
-        found = account(subject.fresh(), target, first)
+        found = account(subject.fresh(), target, subject.example())
         names, left = candidates(allowed, found) if method == AUTO and allowed is not None else ([str(within(method, allowed, found))], {})
     asked = {
         "model": _identity(model, subject.config), "method": method, "budget": str(allowed), "loop": asdict(settings), "data": subject.splits.hashes,
-        "target": target, "baselines": baselines, "parameters": found.target.model.parameters,
+        "target": target, "baselines": baselines, "parameters": found.target.model.parameters, "objective": _code(subject.objective),
     }  # fmt: skip
     with place.held():
         folder = place.begin(repr(asked))
@@ -137,6 +135,14 @@ def _identity(model: Any, config: Any) -> str:
     return found.hexdigest()
 
 
+def _code(objective: Any) -> str:
+    """What tells one objective from another, as far as its own code does: not what it closes over."""
+    code = getattr(objective, "__code__", None)
+    consts = [] if code is None else [each for each in code.co_consts if not hasattr(each, "co_code")]
+    said = type(objective).__qualname__ if code is None else f"{objective.__qualname__} {code.co_code.hex()} {code.co_names} {consts}"
+    return hashlib.sha256(said.encode()).hexdigest()
+
+
 def _loss(rows: list[tuple[float, int]]) -> dict[str, Any]:
     tokens = sum(count for _, count in rows)
     return {"loss": sum(loss for loss, _ in rows) / max(1, tokens), "sequences": len(rows), "tokens": tokens}
@@ -170,7 +176,7 @@ class _Run:
 
     def write(self, learnt: Learnt, module: nn.Module, target: str, budget: Budget | None) -> dict[str, Any]:
         """Files, reloaded and compared; their bytes and values, and the operations of training."""
-        first: Batch = single(self.subject.splits.calibration)[0]
+        first = self.subject.example()
         with self.meter.stage("writing"):
             found = account(self.subject.opened(module, self.folder / "dense checkpoint"), target, first)
             made = write(found, learnt.forms, self.folder / "final", self.subject.loaded, first)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable
@@ -12,8 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from modicum.core.errors import DataError, ModelError, SettingError, listed, quoted
-from modicum.data.splits import Splits, from_batches, from_text
+from modicum.core.errors import DataError, ModelError, ModicumError, SettingError, listed, quoted
+from modicum.data.forward import described
+from modicum.data.splits import Batch, Splits, from_batches, from_text
 from modicum.export import load
 from modicum.measure.subject import require_positions
 from modicum.models.copying import copied
@@ -22,6 +24,7 @@ from modicum.models.open import model_class, open_model, read_config
 from modicum.models.quiet import hushed
 from modicum.sweep.modes import seeded
 from modicum.sweep.stage import seed_of
+from modicum.train.loop import single
 from modicum.train.objectives import Objective, next_token
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -38,6 +41,11 @@ class Subject:
     config: Any = None
     directory: Path | None = None
     notes: list[str] = field(default_factory=list)
+
+    def example(self) -> Batch:
+        """A row as the module itself is given it. Raises ``DataError`` and ``SettingError`` where the objective cannot be learnt by."""
+        row = single(self.splits.calibration)[0]
+        return row if self.config is not None else _met(self.fresh().requires_grad_(True), row, self.objective)
 
     def opened(self, module: nn.Module, folder: Path) -> nn.Module | Path:
         """The module as what is opened to write it: of a language model the folder of its dense checkpoint, with its tokenizer."""
@@ -62,6 +70,37 @@ class Subject:
 def of_module(module: nn.Module, data: Iterable[Any], objective: Objective, seed: int) -> Subject:
     """Any module, which stays as it is; batches are divided as everywhere."""
     return Subject(type(module).__name__, lambda: copied(module, apart=True).eval(), from_batches(data, seed), objective)
+
+
+def _met(module: nn.Module, row: Batch, objective: Objective) -> Batch:
+    """What the objective calls the module with on a row: labels, say, are none of it; the row where it calls none but parts."""
+    seen: list[Batch] = []
+
+    def see(_: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+        if named:
+            said = inspect.signature(module.forward).bind(*given, **named).arguments
+            seen.append({name: value for name, value in said.items() if isinstance(value, torch.Tensor)})
+        else:
+            seen.append(tuple(value for value in given if isinstance(value, torch.Tensor)))
+
+    with module.register_forward_pre_hook(see, with_kwargs=True):
+        try:
+            found: Any = objective(module, row)
+        except ModicumError:
+            raise
+        except Exception as error:  # whatever a caller's code raises
+            raise DataError(
+                f"objective: must take the module and a row, {described(row)}, raises {type(error).__name__}: {quoted(error)}. Check it and the data."
+            ) from error
+    pair = isinstance(found, tuple | list) and len(found) == 2
+    if not (pair and isinstance(found[0], torch.Tensor) and isinstance(found[1], int)):
+        kinds = " and ".join(type(each).__name__ for each in found) if pair else type(found).__name__
+        raise SettingError(f"objective: must give a tensor of the loss of each row, and a number of tokens, gives {kinds}.")
+    if not found[0].requires_grad:
+        raise SettingError("objective: must give a loss that has a gradient, gives one without. Leave out detach, item and no_grad.")
+    if not found[1]:
+        raise DataError("data: a row must have a token to learn, has none. Check the labels.")
+    return seen[0] if seen and len(seen[0]) else row
 
 
 def of_config(
