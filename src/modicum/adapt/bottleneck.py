@@ -49,7 +49,7 @@ class Bottleneck(Added):
         year=2019,
         authors="Neil Houlsby and Andrei Giurgiu and Stanislaw Jastrzebski and Bruna Morrone and Quentin de Laroussilhe and others",
     )
-    rate: ClassVar[float] = 1e-2
+    rate: ClassVar[float] = 3e-2
 
     rank: int = param(8, "width between the two layers", between=(1, 65536), dial=True)
     behind: str = param("all", "parts of a block that have one: all, or the last", choices=("all", "last"))

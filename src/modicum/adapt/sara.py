@@ -43,7 +43,7 @@ class Sara(SparseAdapter):
         year=2024,
         authors="Teng Hu and Jiangning Zhang and Ran Yi and Hongrui Huang and Yabiao Wang and Lizhuang Ma",
     )
-    rate: ClassVar[float] = 1e-2
+    rate: ClassVar[float] = 3e-2
 
     keep: float = param(0.1, "share of entries that are trained, the smallest ones", between=(1e-9, 1.0), dial=True)
     strength: float = param(1e-4, "what the change's nuclear norm is multiplied by in the loss", between=(0.0, 1e6))

@@ -35,7 +35,7 @@ class Topk(SparseAdapter):
 
     """
 
-    rate: ClassVar[float] = 1e-2
+    rate: ClassVar[float] = 3e-2
 
     keep: float = param(0.01, "share of entries that are trained, the largest ones", between=(1e-9, 1.0), dial=True)
 
