@@ -7,6 +7,7 @@ rate. ``python -m bench.budgets``; ``known`` draws what is measured.
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
@@ -101,11 +102,11 @@ def draw(rows: Sequence[Sequence[str]], out: Path = PICTURE) -> None:
     winning = list(dict.fromkeys(_family(row[1]) for row in rows if row[-1] == "wins"))
     # The palette of middle tones, which can be read on light and on dark.
     colours = {method: f"C{winning.index(method)}" if method in winning else grey for method in lines}
-    figure, axes = pyplot.subplots(figsize=(7.2, 5.2))
+    figure, axes = pyplot.subplots(figsize=(6.4, 5.8))
     for method, points in lines.items():
         axes.plot(*zip(*sorted(points)), marker="o", markersize=4, linewidth=1.2, color=colours[method])
     axes.set(xscale="log", xlabel="trained numbers", ylabel="held-out loss, nats per token")
-    axes.set_xlim(right=2.5e6)
+    axes.set_xlim(right=4e6)
     _named(axes, {method: max(points) for method, points in lines.items()}, colours)
     axes.tick_params(which="both", colors=grey)
     axes.spines[["top", "right"]].set_visible(False)
@@ -121,17 +122,22 @@ def _family(option: str) -> str:
     return " ".join(([f"{pattern}:"] if pattern else []) + words)
 
 
-def _named(axes: Any, ends: dict[str, tuple[float, float]], colours: dict[str, str], apart: float = 9.5) -> None:
-    """Names at the ends of lines, so many points apart where they would lie on each other."""
+def _named(axes: Any, ends: dict[str, tuple[float, float]], colours: dict[str, str], apart: float = 11) -> None:
+    """Names at the ends of lines, so many points apart where they would lie on each other; before one that lies on a coloured line."""
     axes.figure.tight_layout()
     scale = 72 / axes.figure.dpi
     places = {method: axes.transData.transform(end) * scale for method, end in ends.items()}
     put: list[tuple[float, float]] = []
+    lines = [line.get_xydata() for line in axes.lines if line.get_color() != "#808080"]
+    bright = [tuple(axes.transData.transform(point) * scale) for line in lines for point in line]
     for method in sorted(ends, key=lambda each: places[each][1]):
         x, y = places[method]
-        height = max([y, *(other + apart for beside, other in put if abs(beside - x) < 55 and other + apart > y)])
+        if colours[method] == "#808080" and any(math.dist((x, y), point) < 4 for point in bright):
+            axes.annotate(method, ends[method], (-6, -10), textcoords="offset points", color=colours[method], fontsize=9, ha="right")
+            continue
+        height = max([y, *(other + apart for beside, other in put if abs(beside - x) < 65 and other + apart > y)])
         put.append((x, height))
-        axes.annotate(method, ends[method], (6, height - y - 3), textcoords="offset points", color=colours[method], fontsize=7.5)
+        axes.annotate(method, ends[method], (6, height - y - 3), textcoords="offset points", color=colours[method], fontsize=9)
 
 
 if __name__ == "__main__":
