@@ -32,6 +32,7 @@ OURS = {
     "pcb": ("pcb", 3),
 }  # fmt: skip
 THEIRS = {"linear": "linear", "task arithmetic": "task_arithmetic", "ties by tensor": "ties", "dare": "dare_linear", "della": "della"}
+SLOW = ("ties by tensor", "della")  # of mergekit: on one thread alone, so that all takes minutes
 
 RUN = """
 import json, sys, threading, time
@@ -55,8 +56,10 @@ def watch():
 threading.Thread(target=watch, daemon=True).start()
 start, begun = time.perf_counter(), time.process_time()
 if who == "modicum":
-    found = merge(base, [one, two], out, method=method, verify=False).receipt["stages"]
+    method, verify = method.removesuffix(" verify"), method.endswith(" verify")
+    found = merge(base, [one, two], out, method=method, verify=verify).receipt["stages"]
     seconds, worked = found["merging"]["seconds"], found["merging"]["processor_seconds"]
+    stages = {name: stage["seconds"] for name, stage in found.items()}
 else:
     each = {"weight": 0.5} | ({"density": 0.2} if method in ("ties", "dare_linear", "della") else {})
     body = {"merge_method": method, "dtype": "bfloat16", "models": [{"model": model, "parameters": each} for model in (one, two)]}
@@ -67,7 +70,7 @@ else:
     run_merge(MergeConfiguration.model_validate(body), out, MergeOptions(copy_tokenizer=False, allow_crimes=True, quiet=True, write_model_card=False))
     seconds, worked = time.perf_counter() - start, time.process_time() - begun
 stop.set()
-print(json.dumps({"seconds": seconds, "worked": worked, "extra": peak[0] - before}))
+print(json.dumps((stages if who == "modicum" else {}) | {"seconds": seconds, "worked": worked, "extra": peak[0] - before}))
 """
 
 
@@ -92,87 +95,68 @@ def made(folder: Path, gigabytes: float) -> list[Path]:
 
 
 def main(gigabytes: float = 2.0) -> None:
-    """Time all, each once, on files that were read before."""
+    """Time all, each once, on files that were read before: on one thread, and on two."""
     (ROOT / "out").mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=ROOT / "out") as place:
         paths = made(Path(place), gigabytes)
         size = sum(file.stat().st_size for file in paths[0].glob("*.safetensors"))
         copies = [copied(paths[0], Path(place) / "copy") for _ in range(3)]
-        copy, copy_worked = (min(each) for each in zip(*copies))
-        rows = [
-            (
-                "cp --reflink=never",
-                "cp",
-                f"{copy:.2f} s",
-                f"{copy_worked:.2f} s",
-                f"{2 * size / copy / 1e9:.2f} GB/s",
-                "1.00",
-                "1.00",
-                "",
-                "",
-            )
-        ]
-        for name, passes, reads in (("linear", linear_passes, (1, 2)), ("ties", ties_passes, (0, 1, 2) * 2)):
-            clock, worked = min((bare(paths, Path(place) / "bare", passes, reads) for _ in range(2)), key=lambda pair: pair[1])
-            share = (len(reads) + 1) / 2
-            cells = [f"{share * copy / clock:.2f}", f"{share * copy_worked / worked:.2f}", "", ""]
-            rows.append(
-                (
-                    name,
-                    "bare loop, one thread",
-                    f"{clock:.2f} s",
-                    f"{worked:.2f} s",
-                    f"{(len(reads) + 1) * size / clock / 1e9:.2f} GB/s",
-                    *cells,
-                )
-            )
-        linear = 0.0
-        for name, (method, reads) in OURS.items():
-            found = run(sys.executable, "modicum", paths, Path(place) / "out", method)
-            linear = linear or found["worked"]
-            share = (reads + 1) / 2  # of what a copy reads and writes
-            cells = [
-                f"{share * copy / found['seconds']:.2f}",
-                f"{share * copy_worked / found['worked']:.2f}",
-                f"{found['worked'] / linear:.2f}",
-            ]
-            rows.append((name, "modicum", *_figures(found, (reads + 1) * size), *cells, f"{found['extra'] / 1e6:.0f} MB"))
-            if name in THEIRS and PEER.exists():
-                peer = run(str(PEER), "mergekit", paths, Path(place) / "out", THEIRS[name])
-                told = f"mergekit: {peer['seconds'] / found['seconds']:.1f} times ours, {peer['worked'] / found['worked']:.1f} of the processor"
-                rows.append(
-                    (
-                        name,
-                        told,
-                        *_figures(peer, (reads + 1) * size),
-                        "",
-                        "",
-                        f"{peer['worked'] / linear:.2f}",
-                        f"{peer['extra'] / 1e6:.0f} MB",
-                    )
-                )
+        copy = tuple(min(each) for each in zip(*copies))
+        rows = [_row("", "cp --reflink=never", 1, dict(zip(("seconds", "worked"), copy)), 1, size, copy)]
+        for name, passes, reads in (("linear", linear_passes, (1, 2)), ("ties by tensor", ties_passes, (0, 1, 2) * 2)):
+            found = min((bare(paths, Path(place) / "bare", passes, reads) for _ in range(2)), key=lambda pair: pair[1])
+            rows.append(_row(name, "bare loop", 1, dict(zip(("seconds", "worked"), found)), len(reads), size, copy))
+        for threads in (1, 2):
+            linear = None
+            for name, (method, reads) in OURS.items():
+                found = run(sys.executable, "modicum", paths, Path(place) / "out", method, threads)
+                linear = linear or found
+                rows.append(_row(name, "modicum", threads, found, reads, size, copy, linear))
+                if name in THEIRS and PEER.exists() and (threads == 1 or name not in SLOW):
+                    peer = run(str(PEER), "mergekit", paths, Path(place) / "out", THEIRS[name], threads)
+                    told = f"mergekit, {peer['seconds'] / found['seconds']:.1f} times ours"
+                    rows.append(_row(name, told, threads, peer, reads, size, copy, linear))
+        apart = run(sys.executable, "modicum", paths, Path(place) / "out", "average verify", 1)
     head = (
         "merge",
         "tool",
+        "threads",
         "seconds",
         "of processors",
         "read and written",
         "of a copy's rate",
-        "of it by processor",
         "of our linear",
         "memory above import",
     )
     note = (
-        f"{3 * size / 1e9:.1f} GB in bfloat16, a base and two models in shards, warm, {torch.get_num_threads()} threads; hashing apart. The aims: "
-        "linear at least 0.8 of a copy, TIES by tensor at most 1.5 of linear, a fifth of mergekit's time and a quarter of its memory. Seconds of "
-        "processors, which others at work on the machine move less, are what merges are compared by."
+        f"{3 * size / 1e9:.1f} GB in bfloat16, a base and two models in shards, warm. Apart from that: hashing of the three and of the result "
+        f"{apart['hashing']:.2f} s, verification of the linear one {apart['verifying']:.2f} s, waiting for the disk {apart['syncing']:.2f} s. "
+        "Rates and ratios are by the clock, in brackets by seconds of processors, which others at work on the machine move less. The aims: "
+        "linear at least 0.8 of a copy, TIES by tensor at most 1.5 of linear, a fifth of mergekit's time and a quarter of its memory."
         + ("" if PEER.exists() else " mergekit was not here.")
     )
     show("Merging", head, rows, note)
 
 
-def _figures(found: dict[str, float], moved: int) -> list[str]:
-    return [f"{found['seconds']:.2f} s", f"{found['worked']:.2f} s", f"{moved / found['seconds'] / 1e9:.2f} GB/s"]
+def _row(
+    name: str,
+    tool: str,
+    threads: int,
+    found: dict[str, float],
+    reads: int,
+    size: int,
+    copy: Sequence[float],
+    linear: dict[str, float] | None = None,
+) -> tuple[str, ...]:
+    """Figures of one run, which read so many models and wrote one."""
+    share = (reads + 1) / 2  # of what a copy reads and writes
+    both = lambda clock, worked: f"{clock:.2f} ({worked:.2f})"
+    return (
+        name, tool, str(threads), f"{found['seconds']:.2f} s", f"{found['worked']:.2f} s",
+        f"{(reads + 1) * size / found['seconds'] / 1e9:.2f} GB/s", both(share * copy[0] / found["seconds"], share * copy[1] / found["worked"]),
+        "" if linear is None else both(found["seconds"] / linear["seconds"], found["worked"] / linear["worked"]),
+        f"{found['extra'] / 1e6:.0f} MB" if "extra" in found else "",
+    )  # fmt: skip
 
 
 def copied(source: Path, place: Path) -> tuple[float, float]:
@@ -187,8 +171,8 @@ def copied(source: Path, place: Path) -> tuple[float, float]:
 
 
 def linear_passes(base: torch.Tensor, one: torch.Tensor, two: torch.Tensor) -> torch.Tensor:
-    """The four passes that the mean of two takes."""
-    return (one.float() * 0.5).add_(two.float(), alpha=0.5)
+    """The one pass that the mean of two takes."""
+    return torch.lerp(one, two, 0.5)
 
 
 def ties_passes(base: torch.Tensor, one: torch.Tensor, two: torch.Tensor) -> torch.Tensor:
@@ -213,7 +197,7 @@ def bare(paths: list[Path], out: Path, passes: Callable[..., torch.Tensor], read
     """Seconds, by the clock and of a processor, of a method's passes alone over pieces of files that are read in this order: a floor."""
     keep_freed()
     with single_threaded():
-        start, before, entries = time.perf_counter(), time.process_time(), 1 << 17
+        start, before, entries = time.perf_counter(), time.process_time(), 1 << 18 if len(reads) == 2 else 1 << 17
         for files in zip(*(sorted(path.glob("*.safetensors")) for path in paths)):
             handles = [os.open(file, os.O_RDONLY) for file in files]
             size = os.fstat(handles[0]).st_size
@@ -232,12 +216,11 @@ def bare(paths: list[Path], out: Path, passes: Callable[..., torch.Tensor], read
         return time.perf_counter() - start, time.process_time() - before
 
 
-def run(interpreter: str, who: str, paths: list[Path], out: Path, method: str) -> dict[str, float]:
+def run(interpreter: str, who: str, paths: list[Path], out: Path, method: str, threads: int) -> dict[str, float]:
     """One merge in a process of its own."""
     shutil.rmtree(out, ignore_errors=True)
     words = [interpreter, "-c", RUN, who, *map(str, paths), str(out), method]
-    env = {"PYTHONPATH": str(ROOT / "src")} if who == "modicum" else {}
-
+    env = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT / "src") if who == "modicum" else ""}
     made = subprocess.run(words, check=True, capture_output=True, text=True, env={**os.environ, **env})
     return json.loads(made.stdout.strip().splitlines()[-1])
 

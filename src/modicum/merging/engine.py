@@ -49,6 +49,9 @@ def run(job: Job, sink: Sink, shown: Quiet | None = None) -> list[dict[str, Any]
 
 def spread(pool: ThreadPoolExecutor, threads: int, function: Callable[[Any], Done], items: Iterable[Any]) -> Iterator[Done]:
     """What a function gives of each item, in their order, made by all threads; few results wait at a time."""
+    if threads == 1:
+        yield from map(function, items)
+        return
     waiting: deque[Future[Done]] = deque()
     for item in items:
         waiting.append(pool.submit(function, item))
