@@ -9,9 +9,9 @@ from typing import Any
 from common import Claim, Setting, result, show
 from kept import Kept
 from modicum.numerics.scaling import average, fitted, left_out
-from scratch import STEPS, once
+from scratch import once
 
-RATE, KEEP, WIDTH, NEAR = 4e-3, 0.25, 64, 0.02
+STEPS, RATE, KEEP, WIDTH, NEAR = 300, 4e-3, 0.25, 64, 0.02
 DENSE, PRUNED = (24, 32, 48, 64), ((0.0, 0.25), (0.25, 0.75), (0.5, 1.0))
 
 CLAIM = Claim(

@@ -17,8 +17,8 @@ from modicum.train.trained import trained
 from scenes.decoder import config, text
 from scenes.domains import losses, windows
 
-STEPS, BATCH, TOKENS, HELD = 300, 8, 128, 64
-RATES, CHOOSING, TRIED = (2e-3, 4e-3, 8e-3), 1000, 75
+STEPS, BATCH, TOKENS, HELD = 100, 8, 128, 64
+RATES, CHOOSING, TRIED = (3e-3, 1e-2), 1000, 40
 DATA = (
     f"Decoders of four layers learn Python's library in {STEPS} updates of {BATCH} windows of {TOKENS} tokens, and are judged on {HELD} windows of "
     f"modules that none has seen; each at the best of {len(RATES)} rates on as many validation windows, found in {TRIED} updates"
@@ -26,9 +26,9 @@ DATA = (
 
 
 @functools.cache
-def part(name: str) -> torch.Tensor:
-    """Windows of sources."""
-    return text(TOKENS)[: STEPS * BATCH] if name == "train" else windows("sources", name, TOKENS)[:HELD]
+def part(name: str, steps: int = STEPS) -> torch.Tensor:
+    """Windows of sources, for training as many as so many updates take."""
+    return text(TOKENS)[: steps * BATCH] if name == "train" else windows("sources", name, TOKENS)[:HELD]
 
 
 def once(option: str, width: int, rate: float, seed: int, steps: int, judged: str) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def once(option: str, width: int, rate: float, seed: int, steps: int, judged: st
     plan = {"*_proj.weight": option, "*norm.weight": "dense", "*embed_tokens.weight": "dense"}
     with trained(model, plan, seed=seed, total=steps, scratch=option != "dense") as t:
         start = time.process_time()
-        rows = [{"input_ids": each[None]} for each in part("train")]
+        rows = [{"input_ids": each[None]} for each in part("train", max(steps, STEPS))]
         curve = train(model, t, rows, Loop(steps=steps, rate=rate, batch=BATCH, seed=seed))
         forms = t.forms()
         return {

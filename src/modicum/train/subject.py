@@ -45,7 +45,12 @@ class Subject:
     def example(self) -> Batch:
         """A row as the module itself is given it. Raises ``DataError`` and ``SettingError`` where the objective cannot be learnt by."""
         row = single(self.splits.calibration)[0]
-        return row if self.config is not None else _met(self.fresh().requires_grad_(True), row, self.objective)
+        if self.config is not None:
+            return row
+        module = self.fresh()
+        for parameter in module.parameters():
+            parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
+        return _met(module, row, self.objective)
 
     def opened(self, module: nn.Module, folder: Path) -> nn.Module | Path:
         """The module as what is opened to write it: of a language model the folder of its dense checkpoint, with its tokenizer."""
