@@ -14,13 +14,19 @@ import modicum
 from bench.common import RESULTS, ROOT, SAMPLES, TEST, interval, show
 
 KEPT = ROOT / "out" / "bench" / "methods.json"
-QUANTIZERS = ("nearest bits={0}", "hqq bits={0}", "adaquant bits={0}", "gptq bits={0}", "coded rate={0}", "watersic rate={0}")
+QUANTIZERS = (
+    "nearest bits={0}", "hqq bits={0}", "adaquant bits={0}", "gptq bits={0}", "kmeans bits={1} dimension=2", "gptvq bits={1} dimension=2",
+    "coded rate={0}", "watersic rate={0}",
+)  # fmt: skip
+# What sees no calibration data, and is given little of it.
+DATALESS = ("nearest", "hqq", "kmeans", "coded", "float4")
+FLOATS = ("float4", "float4 format=mxfp4", "zeroquant_fp", "zeroquant_fp format=mxfp4")
 PRUNERS = (
     "magnitude keep={0}", "magnitude keep={0} per_row=true", "wanda keep={0}", "dsnot keep={0}", "gblm keep={0}", "dpruner keep={0}",
     "mfac keep={0}", "sparsegpt keep={0}",
 )  # fmt: skip
 HALVES = {
-    "bits": {f"{bits} bits": [text.format(bits) for text in QUANTIZERS] for bits in (2, 3, 4)},
+    "bits": {f"{bits} bits": [text.format(bits, 2 * bits) for text in QUANTIZERS] + list(FLOATS) * (bits == 4) for bits in (2, 3, 4)},
     "sparse": {f"{100 - round(100 * keep)} % sparse": [text.format(keep) for text in PRUNERS] for keep in (0.5, 0.4, 0.3)},
 }
 # The sparse half measures gradients by sequences too, so it takes shorter ones.
@@ -33,7 +39,8 @@ NOTES = {
     "bits": "All linears of the demo's blocks, groups of 64 where there are groups; embedding and head stay. A rate counts all beside codes, "
     "bits in groups do not: a quarter to a half of a bit per weight, see bytes. Why a row is not best: nearest and hqq see no data, adaquant "
     "optimises each layer by gradients and moves steps, gptq lets later columns make up for earlier ones and keeps a loader's grid. Coded forms "
-    "have more levels where numbers come often, which no loader but ours reads; coded sees no data. Of peers, bytes are those of the same codes.",
+    "have more levels where numbers come often, and codebooks (kmeans without data, gptvq) levels where weights are, which no loader but ours "
+    "reads; coded sees no data. Four-bit floats (float4 without data) have scales of eight bits. Of peers, bytes are those of the same codes.",
     "sparse": "All linears of the demo, share of zeros in each layer, 32 windows of 128 tokens; embedding and head stay. What remains makes up for "
     "what goes in sparsegpt, which knows the inputs of all tokens, and in mfac, which knows 16 gradients; the others move no weight. gblm and "
     "dpruner weigh by gradients of 16 windows too; dpruner leaves inputs out. dsnot mends mean outputs alone, magnitude sees no data.",
@@ -45,8 +52,9 @@ def measured(text: str, half: str) -> dict[str, Any]:
     known = json.loads(KEPT.read_text()) if KEPT.exists() else {}
     if text not in known:
         keep = ["model.embed_tokens", "lm_head"]
+        samples = 2 if text.split()[0] in DATALESS else SAMPLES
         receipt = modicum.fit(
-            "demo", method=text, target="modicum", samples=SAMPLES, tokens=TOKENS[half], test_samples=TESTS[half], keep=keep, allow_broken=True
+            "demo", method=text, target="modicum", samples=samples, tokens=TOKENS[half], test_samples=TESTS[half], keep=keep, allow_broken=True
         ).receipt  # fmt: skip
         known[text] = {"bytes": receipt["bytes"]["actual"], "quality": receipt["quality"]}
         KEPT.parent.mkdir(parents=True, exist_ok=True)

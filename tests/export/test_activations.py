@@ -170,6 +170,12 @@ def test_what_no_runtime_reads_is_refused_before_any_work(model, tmp_path, case)
     assert not (tmp_path / "out").exists()
 
 
+def test_a_target_that_decodes_takes_none(tmp_path):
+    told = r"activations mxfp4: must be what target gguf can hold on a layer of this model, float4 format=mxfp4 \| activations format=mxfp4 is not"
+    with pytest.raises(SettingError, match=told):
+        modicum.fit("demo", out=tmp_path / "out", bpw=8, activations="mxfp4", target="gguf", samples=2, tokens=32, test_samples=1)
+
+
 def test_a_plan_says_it_itself(model, results, tmp_path):
     plan = results("int8 static").out / "plan.json"
     with pytest.raises(SettingError, match=r"must not stand beside a plan, which says what each layer has"):
