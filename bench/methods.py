@@ -49,17 +49,20 @@ NOTES = {
 
 def measured(text: str, half: str) -> dict[str, Any]:
     """Bytes and quality of an option."""
-    known = json.loads(KEPT.read_text()) if KEPT.exists() else {}
-    if text not in known:
+    if text not in _known():
         keep = ["model.embed_tokens", "lm_head"]
         samples = 2 if text.split()[0] in DATALESS else SAMPLES
         receipt = modicum.fit(
             "demo", method=text, target="modicum", samples=samples, tokens=TOKENS[half], test_samples=TESTS[half], keep=keep, allow_broken=True
         ).receipt  # fmt: skip
-        known[text] = {"bytes": receipt["bytes"]["actual"], "quality": receipt["quality"]}
+        found = {"bytes": receipt["bytes"]["actual"], "quality": receipt["quality"]}
         KEPT.parent.mkdir(parents=True, exist_ok=True)
-        KEPT.write_text(json.dumps(known))
-    return known[text]
+        KEPT.write_text(json.dumps(_known() | {text: found}))  # another process may have written meanwhile
+    return _known()[text]
+
+
+def _known() -> dict[str, Any]:
+    return json.loads(KEPT.read_text()) if KEPT.exists() else {}
 
 
 def peers(group: str, half: str) -> list[tuple[dict[str, Any], str]]:

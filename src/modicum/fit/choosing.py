@@ -17,6 +17,7 @@ from modicum.core.plan import Picks, Plan, Table
 from modicum.fit import explicit
 from modicum.fit.along import along
 from modicum.fit.choose import Chooser
+from modicum.fit.kept_cache import settle_cache
 from modicum.fit.scene import Scene
 from modicum.judge.degree import nearly_none
 from modicum.judge.judge import Levels, PlanJudge, too_slow
@@ -89,6 +90,9 @@ class Choosing:
 
     def _chosen(self, chooser: Chooser, levels: Levels | None, known: dict[str, Any] | None) -> Chosen:
         """The choice, made now or as it was ``known``, and the table it was made from."""
+        if self.scene.request.kv == "auto":
+            self.events.append(settle_cache(chooser, self.findings))
+            self._judge = None
         table, limits, findings = chooser.table(self.findings), chooser.limits(), self.findings
         if known is not None:
             picks, self.search = known["picks"], known["search"]

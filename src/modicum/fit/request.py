@@ -53,8 +53,8 @@ class Request(Settings):
         between=(1, 1000), metavar="N", group="heal",
     )  # fmt: skip
     kv: str | None = param(
-        None, "let the runtime keep keys and values of earlier tokens in 8-bit floats, under scales that calibration finds; for Transformers, vLLM",
-        choices=("fp8",), metavar="FORMAT", group="method",
+        None, "let the runtime keep keys and values of earlier tokens in 8-bit floats, under scales that calibration finds; for Transformers, vLLM; "
+        "auto: where --memory buys more with what that saves than it loses", choices=("fp8", "auto"), metavar="FORMAT", group="method",
     )  # fmt: skip
     retune: bool = param(
         False, "measure the statistics of batch norms anew on the compressed model; their scales and biases take the difference up", group="heal"

@@ -61,7 +61,7 @@ class Scene:
             subject.most = _most(subject, request, name)
         if subject.most is not None and request.plan is None:
             subject.rounding = ranks.first("scouted", lambda: subject.scouted(name))
-        _keep_cache(subject, request, name)
+        _keep_cache(subject, request, name, ranks)
         scene = cls(subject, request, subject.target(name), measured, ranks)
         if request.plan is None:
             subject.check_rules(name, scene.menu)
@@ -124,7 +124,7 @@ def _most(subject: Subject, request: Request, name: str) -> int | None:
     return most if subject.target(name).layout({}, {}, frozenset()).nbytes() > most else None
 
 
-def _keep_cache(subject: Subject, request: Request, name: str) -> None:
+def _keep_cache(subject: Subject, request: Request, name: str, ranks: Ranks) -> None:
     """Let the target hold a model whose keys and values are in eight bits, where that is asked for. Raises ``SettingError`` where it cannot."""
     if request.kv is None:
         return
@@ -132,13 +132,17 @@ def _keep_cache(subject: Subject, request: Request, name: str) -> None:
         raise SettingError(
             f"kv {request.kv}: must stand beside --target transformers or vllm, whose loaders round a cache, stands beside {name}."
         )
+    if request.kv == "auto" and (request.budget is None or request.budget.memory is None):
+        raise SettingError("kv auto: must stand beside --memory, which alone says what a smaller cache is worth. Pass it, or --kv fp8.")
+    if request.kv == "auto" and ranks.count > 1:
+        raise SettingError(f"kv auto: must be settled by one process, {ranks.count} came. Pass --kv fp8, or leave it out.")
     if request.uniform:
         raise SettingError("kv: must not stand beside uniform, a loader that decodes weights leaves it out. Leave out one of them.")
     if not request.dry_run:
         other, lost, told = cached(subject.model, subject.script, subject.data.calibration, subject.compute)
         subject.take(subject.target(name).over(other))
         subject.model.notes += told
-        subject.lost += lost
+        subject.lost, subject.rounding_cache = subject.lost + lost, lost
 
 
 def _check_taking(scene: Scene) -> None:

@@ -36,6 +36,7 @@ from modicum.measure.scouting import rounding_suffices
 from modicum.measure.settings import Settings
 from modicum.measure.settling import settled
 from modicum.measure.writing import written_by
+from modicum.models.cached import keep_cache
 from modicum.models.model import Model
 from modicum.models.open import apart, open_model
 from modicum.runtime.compute import Compute
@@ -75,6 +76,7 @@ class Subject:
     unconfirmed: bool = False  # whether what opening tells by running is left for later
     given: Model | None = None  # the model as it came, where another that answers nearly the same stands in its place
     lost: float = 0.0  # what that loses whatever is chosen, and what rounding keys and values does
+    rounding_cache: float | None = None  # what that alone loses, where keys and values are rounded
     _targets: dict[str, Target] = field(default_factory=dict)
     _runtimes: dict[tuple, Runtime] = field(default_factory=dict)
     _unused: dict[str, frozenset[str]] = field(default_factory=dict)
@@ -165,6 +167,15 @@ class Subject:
     def take(self, target: Target) -> None:
         """Use a target in the place of the one of its name."""
         self._targets[target.name] = target
+
+    def keep_cache(self, target: str) -> None:
+        """Leave keys and values as they are after all."""
+        assert self.rounding_cache is not None
+        self.lost, self.rounding_cache = self.lost - self.rounding_cache, None
+        for model in {id(model): model for model in (self.target(target).model, self.target(target).model.stored)}.values():
+            keep_cache(model.module)
+        for runtime in self._runtimes.values():
+            runtime.narrow_cache = False
 
     def _reshaped(self, target: Target) -> list[str]:
         """What the target's loader makes of cuts and of fewer blocks, asked where the request may have them."""

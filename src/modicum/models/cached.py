@@ -42,6 +42,18 @@ def round_cache(module: nn.Module, scales: Mapping[str, tuple[torch.Tensor, torc
         attention.register_forward_pre_hook(partial(_rounds, _name(attention)), with_kwargs=True)
 
 
+def keep_cache(module: nn.Module) -> None:
+    """Let attentions keep keys and values as they come, as before ``round_cache``."""
+    for name in rounded_scales(module):
+        attention = module.get_submodule(name)
+        for part in "kv":
+            delattr(attention, f"{part}_scale")
+        for key, hook in list(attention._forward_pre_hooks.items()):
+            if isinstance(hook, partial) and hook.func is _rounds:
+                del attention._forward_pre_hooks[key]
+                attention._forward_pre_hooks_with_kwargs.pop(key, None)
+
+
 def rounded_scales(module: nn.Module) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """The scales by which attentions of a module round, as ``round_cache`` gave them."""
     return {
