@@ -49,6 +49,18 @@ def whole(codes):
     return expanded(codes / "codes", str(codes / "model"), plan, out=codes / "whole", dense=True, **DATA)
 
 
+def test_what_was_turned_beside_the_codes_goes_with_them(codes, tmp_path):
+    """Norms and tables are the container's, not the model's."""
+    words = {"rotate": "hadamard", "smooth": 0.5, "keep": ["lm_head", "model.embed_tokens"], "allow_broken": True}
+    modicum.fit(codes / "model", method="watersic rate=3", target="modicum", out=tmp_path / "turned", **words, **DATA)
+    plan = Plan.read(tmp_path / "turned" / "plan.json")
+    found = expanded(tmp_path / "turned", str(codes / "model"), plan, out=tmp_path / "whole", dense=True, allow_broken=True, **DATA).receipt
+    before = json.loads((tmp_path / "turned" / "receipt.json").read_text())
+    assert torch.equal(logits(tmp_path / "turned"), logits(tmp_path / "whole"))
+    assert found["quality"]["mean"] == pytest.approx(before["quality"]["mean"], rel=1e-3)
+    assert sum("beside the codes are the container's" in event for event in found["events"]) == 1
+
+
 def run(module):
     with torch.no_grad():
         return module(torch.arange(90).view(2, 45) * 37 % 4096).logits

@@ -255,7 +255,9 @@ def export(directory: str, target: str, out: Path, dense: bool, quiet: bool, as_
     if target == "transformers" and _holds_codes(Path(directory)):
         receipt, written = _expand(Path(directory), model, plan, out, dense, quiet, settings)
     else:
-        receipt, written = _run(model, out, quiet, settings | {"plan": _for_target(plan, target, model), "target": target})
+        receipt, written = _run(
+            model, out, quiet, settings | _prepared(before) | {"plan": _for_target(plan, target, model), "target": target}
+        )
     if receipt["data"]["hashes"] != before["data"]["hashes"]:
         click.echo("modicum: the calibration sequences differ from those of the first run.", err=True)
     print_json(receipt) if as_json else show.outcome(receipt, written)
@@ -354,6 +356,11 @@ def _data(receipt: dict[str, Any]) -> dict[str, Any]:
         if name in receipt["request"]
     }
     return known | {"data": None if source == "shipped" else source}
+
+
+def _prepared(receipt: dict[str, Any]) -> dict[str, Any]:
+    """What an earlier run of ``fit`` did to the model before it chose, as far as its receipt tells."""
+    return {name: value for name in ("rotate", "smooth", "importance", "starved") if (value := receipt["request"].get(name)) is not None}
 
 
 def _for_target(plan: Plan, target: str, model: Model) -> Plan:

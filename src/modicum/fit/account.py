@@ -108,7 +108,7 @@ def build_receipt(outcome: Outcome) -> dict[str, Any]:
             "plan": request.plan is not None, "target": scene.target.name, "keep": list(request.keep),
             "set": [str(rule) for rule in request.set], "allocator": request.allocator,
             "activations": request.activations, "activation_scale": request.activation_scale, "kv": request.kv,
-            "rotate": request.rotate, "importance": request.importance, "smooth": request.smooth,
+            "rotate": request.rotate, "importance": request.importance, "smooth": request.smooth, "starved": request.starved,
             "menu": [str(option) for option in scene.subject.menu(scene.target.name)], "harm": request.harm,
             "samples": request.samples, "tokens": request.tokens, "micro_batch": request.micro_batch, "test_samples": request.test_samples,
             "text_column": request.text_column,

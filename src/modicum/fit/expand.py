@@ -75,7 +75,21 @@ class _Expanded(Run):
     def __init__(self, directory: Path, dense: bool, *given: Any):
         super().__init__(*given)
         self.directory, self.body, self.dense = directory, read_body(directory), dense
-        self.original = self.scene.model
+        self.given = self.scene.model
+        self.original = self._as_written()
+
+    def _as_written(self) -> Model:
+        """The model with what the container holds whole and otherwise than the model: turned, smoothed or healed beside the codes."""
+        weights, subject = self.given.stored.weights, self.scene.subject
+        with Shards(self.directory) as shards:
+            beside = {weights.first[name]: shards.read(name) for name in shards.names() if ":" not in name and name in weights.first}
+        values = {name: value for name, value in beside.items() if not torch.equal(value, weights.read(name))}
+        if not values:
+            return self.given
+        self.events.append(
+            f"export: {len(values)} weights beside the codes are the container's, not the model's, among them {min(values)}."
+        )
+        return subject.compute.of(with_values(self.given.stored, values))
 
     @override
     def _check(self) -> None:
@@ -124,14 +138,10 @@ class _Expanded(Run):
         return found
 
     def _require_rest(self, shards: Shards) -> None:
-        """Raise ``ModelError`` where the container has other vectors than the model, which only a container holds."""
+        """Raise ``ModelError`` where the container has biases that the model has none of, which only a container holds."""
         weights = self.original.stored.weights
         for name in shards.names():
-            if (
-                name.endswith(".bias")
-                and ":" not in name
-                and (name not in weights.first or not torch.equal(shards.read(name), weights.read(name)))
-            ):
+            if name.endswith(".bias") and ":" not in name and name not in weights.first:
                 raise ModelError(f"export: target transformers cannot hold the bias {name} that compression adds. Pass --target modicum.")
 
     def _refuse(self, refused: Mapping[str, str]) -> None:
@@ -156,7 +166,9 @@ class _Expanded(Run):
         expansion = expand(self.original, forms, stages, found, scene.sites, target.refusal)
         prepared = scene.subject.compute.of(with_values(self.original.stored, expansion.parameters))
         target.model = prepared
-        subject = dataclasses.replace(scene.subject, model=prepared, _targets={target.name: target}, _runtimes={})
+        subject = dataclasses.replace(
+            scene.subject, model=prepared, given=None if self.original is self.given else self.given, _targets={target.name: target}, _runtimes={}
+        )  # fmt: skip
         return dataclasses.replace(scene, subject=subject, target=target), expansion
 
     def _as_before(self, forms: Mapping[str, Form], row: Batch) -> bool:
@@ -192,12 +204,19 @@ class _Taking(Making):
                 name: form for name, form in self.expansion.forms.items() if self.scene.script.home(name, self.original.blocks) == block
             }
             store.put(block or "trunk", mine)
-        return _Same(self.scene, Change(dropped=self.dropped), store, self.pool, {}, before=self.original)
+        return _Same(
+            self.scene,
+            Change(dropped=self.dropped),
+            store,
+            self.pool,
+            {},
+            before=self.scene.subject.original if self.scene.subject.given else self.original,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
 class _Same(Made):
-    """Forms for a model whose steps were moved; what they lose is against the one before."""
+    """Forms for a model whose steps were moved; what they lose is against the one before, or the one that came."""
 
     before: Model = dataclasses.field(kw_only=True)
 
