@@ -74,10 +74,6 @@ class Chooser:
         assert self.subject.script.work is not None
         return Products(self.subject.script.work, self.runtime, self.sizing.cuts, self.sizing.target.sites())
 
-    def forget(self) -> None:
-        """Make the table anew when it is asked for: what no choice changes has changed."""
-        self._known = None
-
     @property
     def timed(self) -> bool:
         """Whether time is limited."""

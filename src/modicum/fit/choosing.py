@@ -79,7 +79,8 @@ class Choosing:
 
     def _whole(self, chooser: Chooser) -> Chosen | None:
         """The model as it is, where all budgets have room for it: nothing need be measured to tell."""
-        if self.scene.measured is not None or self.scene.request.uniform or chooser.budget.loss is not None:
+        request = self.scene.request
+        if self.scene.measured is not None or request.uniform or request.kv == "auto" or chooser.budget.loss is not None:
             return None
         known, findings, limits = chooser.table(None), Findings(), chooser.limits()
         if (picks := chooser.whole(known, findings, limits)) is None:

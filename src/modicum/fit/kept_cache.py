@@ -21,7 +21,7 @@ def settle_cache(chooser: Chooser, findings: Findings) -> str:
     leaves = fits and table.harm(whole) <= table.harm(rounded) + lost
     if leaves:
         subject.keep_cache(chooser.target)
-        chooser.forget()
+        table.fixed["harm"] = subject.lost
     without = f"{table.harm(whole):.2g} without" if fits else "without that nothing fits"
     return (
         f"kv: keys and values {'stay as they are' if leaves else 'are rounded'}; {readable(saved)} would be saved, forecast to lose "

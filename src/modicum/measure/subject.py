@@ -224,7 +224,6 @@ class Subject:
         menu = Menu(asked) if asked is not None else default_menu(self.target(target), self.settings.group)
         if (taking := self.taking) is not None:
             menu = Menu(taking.menu(menu, menu.declared), suits=menu.suits, declared=menu.declared)
-            taking.check(self.target(target), menu)
         menu = self.ruled(menu)
         if self.most is None or not menu.declared:
             return menu

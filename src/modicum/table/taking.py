@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from modicum.core.errors import SettingError, listed
+from modicum.core.errors import SettingError
 from modicum.core.method import Method
 from modicum.core.option import KEEP, Option
-from modicum.export._family import Target
 from modicum.quantize._family import Quantizer
 from modicum.quantize.activations import Activations
 from modicum.quantize.float4 import Float4
@@ -53,16 +52,6 @@ class Taking:
         if not any(map(rounds_inputs, found)):
             raise self._unsuited(f"the menu has {', '.join(map(str, found)) or KEEP}")
         return found
-
-    def check(self, target: Target, options: Iterable[Option]) -> None:
-        """Raise ``SettingError`` where a target holds none of the menu's options with rounded inputs on any layer."""
-        rounded = [option for option in options if _said(option)]
-        fitted = (target.adapt(site, option) for site in target.sites() for option in rounded)
-        if not any(option is not None and _said(option) for option in fitted):
-            raise SettingError(
-                f"activations {self.step.format}: must be what target {target.name} can hold on a layer of this model, {listed(map(str, rounded))} "
-                "is not. Pass another --target, or leave it out."
-            )
 
     def _menu(self, options: Iterable[Option], declared: bool) -> Iterator[Option]:
         for option in options:
