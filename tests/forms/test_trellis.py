@@ -43,10 +43,11 @@ def test_a_path_begins_anew_after_a_segment():
 
 def test_the_grids_are_told_as_codes_come():
     codes = np.random.default_rng(0).integers(-9, 10, (2 * SEGMENT + 5, 12)).astype(np.int8)
-    path, flat, expected = Following(codes.size, 12), codes.reshape(-1), shifted(codes).reshape(-1)
+    path, flat, expected = Following(codes.size, 12, 7), codes.reshape(-1), shifted(codes).reshape(-1)
+    slots = np.zeros(len(flat), dtype=np.intp)
     for low in range(0, len(flat), 9):
-        assert np.array_equal(path.grids(low, len(flat[low : low + 9])) > 0, expected[low : low + 9] > 0)
-        path.met(low, (flat[low : low + 9] & 1).astype(np.uint8))
+        assert np.array_equal(slots[low : low + 9], 7 * expected[low : low + 9])
+        path.met(low, (flat[low : low + 9] & 1).astype(np.uint8), slots)
 
 
 def test_values_are_whole_and_half_steps():

@@ -157,7 +157,7 @@ class Coded(Form):
         if trellis:
             if count > shape[1]:
                 raise ValueError(f"{count} lanes are more than {shape[1]} columns")
-            path = Following(shape[0] * shape[1], shape[1])
+            path = Following(shape[0] * shape[1], shape[1], rans.APART)
             codes = torch.from_numpy(rans.decode(stream[at:].numpy(), each.T.reshape(-1), count, path)).view(shape)
         else:
             numbers = rans.decode(stream[at:].numpy(), each.reshape(-1), count)

@@ -23,12 +23,14 @@ _ALL, _LOW = 1 << _BITS, 1 << _WORD
 TOP, STEPS = 127, 4
 FIRST, LAST = -3, 5
 TABLES = (LAST - FIRST) * STEPS + 1
+# Slots between a table and that of its shifted grid.
+APART = TABLES << _BITS
 # Deviations from zero, and numbers beside, up to which a table has numbers that hardly ever come.
 REACH, _BESIDE = 5.0, 1
 # How far from zero numbers are zero on the shifted grid, where both neighbours are nearer than on the other.
 _ZERO = 0.125
 # Bytes for which a lane is worth its state, and most lanes.
-_WORTH, _LANES = 512, 4096
+_WORTH, _LANES = 256, 4096
 
 
 @cache
@@ -79,15 +81,16 @@ def _starts() -> np.ndarray:
 
 
 @cache
-def _slots() -> np.ndarray:
-    """For each table and each of 4,096 slots the number found there (8 bits), its frequency less one (12) and the slot's place in it (12)."""
+def _slots() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """For each table and each of 4,096 slots the frequency of the number found there and the slot's place in it, uint32, the number, int8, and
+    whether that is odd, uint8.
+    """
     whole, starts = frequencies(), _starts()
-    found = np.empty((2 * TABLES, _ALL), dtype=np.uint32)
+    shares, places, numbers = (np.empty((2 * TABLES, _ALL), dtype=kind) for kind in (np.uint32, np.uint32, np.int8))
     for table in range(2 * TABLES):
-        numbers = np.repeat(np.arange(2 * TOP + 1), whole[table])
-        places = np.arange(_ALL) - starts[table, numbers]
-        found[table] = numbers << 24 | (whole[table, numbers] - 1) << 12 | places
-    return found.reshape(-1)
+        found = np.repeat(np.arange(2 * TOP + 1), whole[table])
+        shares[table], places[table], numbers[table] = whole[table, found], np.arange(_ALL) - starts[table, found], found - TOP
+    return shares.reshape(-1), places.reshape(-1), numbers.reshape(-1), (numbers & 1).astype(np.uint8).reshape(-1)
 
 
 def lanes(size: int) -> int:
@@ -113,7 +116,7 @@ def encode(numbers: np.ndarray, tables: np.ndarray, count: int) -> bytes:
 
 def decode(stream: np.ndarray, tables: np.ndarray, count: int, path: Following | None = None) -> np.ndarray:
     """The numbers (n,) int8 of ``stream`` (bytes,) uint8, under the ``tables`` (n,) uint8 they were coded with; what follows them is not read.
-    Where they follow a ``path``, it says as they come which are on the shifted grid.
+    Where they follow a ``path``, it says as they come which of those below are on the shifted grid.
 
     Raises ``ValueError`` for a stream that ends early, or whose lanes do not end where coding began.
     """
@@ -121,26 +124,34 @@ def decode(stream: np.ndarray, tables: np.ndarray, count: int, path: Following |
         raise ValueError(f"{len(stream)} bytes hold no {count} lanes")
     states = stream[: 4 * count].copy().view("<u4").astype(np.uint32)
     words = stream[4 * count : len(stream) - len(stream) % 2].copy().view("<u2").astype(np.uint32)
-    slots, base, at = _slots(), tables.astype(np.int64) << _BITS, 0
-    beside = np.int64(TABLES << _BITS) // 2
-    found = np.empty(len(tables), dtype=np.uint8)
-    for low in range(0, len(tables), count):
-        own = states[: min(count, len(tables) - low)]
-        at_slots = base[low : low + count] + (own & (_ALL - 1))
-        if path is not None:
-            at_slots += np.multiply(path.grids(low, len(own)), beside, dtype=np.int64)
-        met = slots[at_slots]
-        found[low : low + count] = met >> 24
-        if path is not None:
-            path.met(low, ~found[low : low + count] & 1)  # zero stands at an odd place
-        own = ((met >> _BITS & (_ALL - 1)) + 1) * (own >> _BITS) + (met & (_ALL - 1))
-        low_ones = np.flatnonzero(own < _LOW)
-        given = words[at : at + len(low_ones)]
-        if len(given) < len(low_ones):
+    shares, places, numbers, odd = _slots()
+    at, told, slots = 0, 0, np.empty(len(tables), dtype=np.intp)
+    np.left_shift(tables, _BITS, out=slots, dtype=np.intp)
+    # Each step is few operations on all lanes; what they give lies where it lay before.
+    low, share, place = (np.empty(count, dtype=np.uint32) for _ in range(3))
+    for first in range(0, len(tables), count):
+        if first + count > len(tables):
+            low, share, place = (each[: len(tables) - first] for each in (low, share, place))
+        own, here = states[: len(low)], slots[first : first + len(low)]
+        if path is not None and first + len(low) > told + path.columns:  # what is above these has been met, much of it at a time
+            path.met(told, odd.take(slots[told:first], mode="clip"), slots)
+            told = first
+        np.bitwise_and(own, _ALL - 1, out=low)
+        here += low
+        shares.take(here, out=share, mode="clip")
+        places.take(here, out=place, mode="clip")
+        own >>= _BITS
+        own *= share
+        own += place
+        spent = (own < _LOW).nonzero()[0]
+        given = words[at : at + len(spent)]
+        if len(given) < len(spent):
             raise ValueError("the stream of codes ends early")
-        own[low_ones] = own[low_ones] << _WORD | given
-        states[: len(own)] = own
-        at += len(low_ones)
+        left = own.take(spent)
+        left <<= _WORD
+        left |= given
+        own[spent] = left
+        at += len(spent)
     if (states != _LOW).any():
         raise ValueError("the stream of codes does not end where it began")
-    return (found.astype(np.int16) - TOP).astype(np.int8)
+    return numbers.take(slots)

@@ -39,23 +39,27 @@ _TWICE = 2 * after(np.arange(2 * STATES, dtype=np.uint8) >> 1, np.arange(2 * STA
 
 
 class Following:
-    """Where the path of each column stands while codes are decoded row by row, so many columns to a row, no more of them at a time."""
+    """Where the path of each column stands while codes are decoded row by row, so many columns to a row, no more of them at a time; ``beside`` is
+    how far from a table's slots those of its shifted grid are.
+    """
 
-    def __init__(self, count: int, columns: int):
+    def __init__(self, count: int, columns: int, beside: int):
         self.columns, self.segments = columns, count > SEGMENT * columns
         # Twice the state that each code meets, of which the ones that begin a segment stay zero.
         self.states = np.zeros(count + columns, dtype=np.uint8)
+        self.apart = np.where(np.arange(2 * STATES) & 2, beside, 0).astype(np.intp)
 
-    def grids(self, low: int, count: int) -> np.ndarray:
-        """Not zero for each of ``count`` codes from ``low`` on that is on the shifted grid: two."""
-        return self.states[low : low + count] & 2
-
-    def met(self, low: int, odd: np.ndarray) -> None:
-        """Codes from ``low`` on are odd where ``odd`` (count,) uint8 is one."""
-        first = low + self.columns
+    def met(self, low: int, odd: np.ndarray, slots: np.ndarray) -> None:
+        """Codes from ``low`` on are odd where ``odd`` (count,) uint8, which is taken, is one; ``slots`` of those below them move to their grids."""
+        first, states = low + self.columns, self.states
         end = first + len(odd)
-        self.states[first:end] = _TWICE.take(self.states[low : low + len(odd)] | odd)
+        odd |= states[low : low + len(odd)]
+        below = states[first:end]
+        _TWICE.take(odd, out=below, mode="clip")
         if self.segments:
             segment = SEGMENT * self.columns
             for begin in range(first // segment * segment, end, segment):
-                self.states[max(begin, first) : max(first, min(begin + self.columns, end))] = 0
+                states[max(begin, first) : max(first, min(begin + self.columns, end))] = 0
+        if first < len(slots):
+            there = slots[first:end]
+            there += self.apart.take(below[: len(there)])
