@@ -152,3 +152,21 @@ def test_what_is_wrong_is_named(cls):
 def test_only_merges_merge(name):
     with pytest.raises(SettingError):
         method_of(name)
+
+
+@each
+def test_sums_are_of_float32_or_wider_whatever_is_stored(cls):
+    """What is made of 16 bits is what is made of the same numbers in 32, up to one rounding of it."""
+    count = max(cls.least, min(cls.most, 3))
+    models = shared(cls, [model(seed, torch.bfloat16) for seed in range(count + 1)])
+    wide = [{name: value.float() if value.is_floating_point() else value for name, value in one.items()} for one in models]
+    weights = [1.0, 2.0, 0.5][:count]
+    found = merge(models[0], models[1:], method=text(cls, whole=True), weights=weights, **beside(cls, count)).tensors
+    wanted = merge(wide[0], wide[1:], method=text(cls, whole=True), weights=weights, **beside(cls, count)).tensors
+    for name, value in wanted.items():
+        if value.is_floating_point():
+            sizes = torch.stack([one[name].double().abs() for one in wide]).sum(0)
+            near = torch.finfo(torch.bfloat16).eps / 2 * value.double().abs() + 1e-5 * (
+                sizes if cls.pieces else sizes.max()
+            )  # of whole tensors entries mix
+            assert bool(((found[name].double() - value.double()).abs() <= near).all()), name

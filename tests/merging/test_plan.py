@@ -154,3 +154,16 @@ def test_layers_are_put_together_whatever_their_kind(tmp_path, monkeypatch):
         made(tmp_path, slices.format("t5"))
     with pytest.raises(ModelError, match="gpt2: its layers must be called model.layers. as those of llama, are transformer.h."):
         made(tmp_path, "method: passthrough\nslices:\n- {model: llama, layers: [0, 2]}\n- {model: gpt2, layers: [0, 2]}\n")
+
+
+def test_what_was_merged_is_taken_out_again(three, tmp_path):
+    """What a model changed of its base, with its weight turned round: the base, up to the rounding of what was stored between."""
+    base, one, two = three
+    made(tmp_path, "base: base\nmethod: task_arithmetic\nmodels:\n- {model: one, weight: 0.5}\n- {model: two, weight: 0.3}\n")
+    (tmp_path / "out").rename(tmp_path / "merged")
+    text = "base: merged\nmethod: task_arithmetic\nmodels:\n- {model: one, minus: base, weight: -0.5}\n- {model: two, minus: base, weight: -0.3}\n"
+    _, found = made(tmp_path, text)
+    eps = torch.finfo(torch.float32).eps
+    for name, value in found.items():
+        sizes = torch.stack([each[name].abs() for each in three]).amax(0)
+        assert bool(((value - base[name]).abs() <= eps * sizes).all()), name
