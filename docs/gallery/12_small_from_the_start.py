@@ -17,7 +17,7 @@ import modicum
 from modicum.models.located import locate
 from modicum.train import Loop
 
-UPDATES, BUDGET, TEXT = 100, "2MB", {"tokens": 128, "test_samples": 32}
+UPDATES, BUDGET, TEXT = 400, "2MB", {"tokens": 128, "test_samples": 128}
 
 
 def main(updates: int) -> None:
