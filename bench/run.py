@@ -1,6 +1,7 @@
 """Run the benchmarks and write ``docs/benchmarks.md`` from what they measured.
 
-python bench/run.py [start] [compute] [methods] [own_text] [allocators] [uneven] [costs] [solver] [codes] [other_codes] [below_four] [activations]
+python bench/run.py [start] [compute] [methods] [own_text] [allocators] [uneven] [costs] [solver] [codes]
+[other_codes] [few_bits] [states] [below_four] [activations]
     [learned] [ggml] [sweep] [ranks] [side_by_side] [llama_cpp] [adapters] [healing] [merge] [budgets]
     [choosing_methods] [rates] [small] [trained_bytes] [edit] [facts] [forget] [learn] [real] [--docs]
 """
@@ -27,6 +28,8 @@ PARTS = (
     "solver",
     "codes",
     "other_codes",
+    "few_bits",
+    "states",
     "below_four",
     "activations",
     "learned",
