@@ -19,8 +19,9 @@ from modicum.merging.sources import Source
 
 PIECE = 1 << 17  # entries that are made at a time: few enough for a processor's cache, many enough that calls cost little
 _LEAST = 1 << 13  # entries of the shortest piece that is worth its calls
-_FIXED = 22 << 20  # bytes of libraries that are loaded on the way, of samples, and of what is held of a count
-_ARRAYS = 14  # of a piece for each model, as measured: with what the allocator cannot use again
+_FIXED = 18 << 20  # bytes of libraries that are loaded on the way, of samples, and of what is held of a count
+# Of a piece for each model, and of a whole tensor, as measured: small ones with what the allocator cannot use again.
+_ARRAYS, _WHOLE = 14, 8
 Place = tuple[str, int, int]
 """A tensor's name, and from which entry to which."""
 
@@ -193,4 +194,4 @@ def _need(job: Job) -> int:
     largest = max(
         ((stop - start) * job.computed(name).itemsize for name in job.names for _, start, stop in job.pieces(name)[:1]), default=1
     )
-    return _FIXED + largest * _ARRAYS * (len(job.others) + 2)
+    return _FIXED + largest * (_ARRAYS if job.method.pieces else _WHOLE) * (len(job.others) + 2)
