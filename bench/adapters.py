@@ -2,7 +2,7 @@
 
 Both run in processes of their own, of the interpreter that is told (``PEER``, made by ``python -m venv .venv-peft`` and ``pip install torch==2.13.0
 peft`` in it, then ``pip install -e .``); where it is absent, peft is left out and the table says so.
-``python -m bench.adapters float32`` runs one dtype.
+``python -m bench.adapters float32`` runs one dtype, ``python -m bench.adapters float32 2`` two blocks of twelve and as much less of the head, once.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import gc, json, resource, sys, threading, time
 import psutil, torch, transformers
 
 who, dtype, shape = sys.argv[1], getattr(torch, sys.argv[2]), json.loads(sys.argv[3])
-rank, rows, tokens, steps = json.loads(sys.argv[4])
+rank, rows, tokens, steps, least = json.loads(sys.argv[4])
 torch.manual_seed(0)
 model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape)).to(dtype)
 data = [torch.randint(3, shape["vocab_size"], (rows, tokens)) for _ in range(steps + 1)]
@@ -47,7 +47,7 @@ def timed(step):
         loss = step(ids)
         found.append((time.perf_counter() - started, time.process_time() - worked))
     stop.set()
-    wall, work = (sorted(each)[len(found) // 2] for each in zip(*found))
+    wall, work = (sorted(each)[0 if least else len(found) // 2] for each in zip(*found))
     print(json.dumps({"wall": wall, "work": work, "extra": peak[0] - before, "trained": sum(p.numel() for p in learnt), "loss": loss}))
 
 def update(loss):
@@ -93,14 +93,16 @@ def main() -> None:
     """Medians over the turns, in float32 and bfloat16."""
     interpreter = str(PEER) if PEER.exists() else sys.executable
     sides = ("modicum", "peft", "floor") if PEER.exists() else ("modicum", "floor")
-    asked = tuple(sys.argv[1:]) or DTYPES
-    known = json.loads(KEPT.read_text(encoding="utf-8"))["rows"] if KEPT.exists() else []
+    blocks = next((int(word) for word in sys.argv[1:] if word.isdigit()), None)
+    asked = tuple(word for word in sys.argv[1:] if word in DTYPES) or DTYPES
+    kept = KEPT if blocks is None else KEPT.with_stem(f"{KEPT.stem}_by_blocks")
+    known = json.loads(kept.read_text(encoding="utf-8"))["rows"] if kept.exists() else []
     rows = [tuple(row) for row in known if row[0] not in asked]
     for dtype in asked:
         found: dict[str, list[dict]] = {side: [] for side in sides}
-        for _ in range(TURNS):
+        for _ in range(TURNS if blocks is None else 1):
             for side in sides:
-                found[side].append(run(interpreter, side, dtype))
+                found[side].append(run(interpreter, side, dtype, blocks))
         middle = {side: {key: statistics.median(one[key] for one in runs) for key in runs[0]} for side, runs in found.items()}
         first = middle.get("peft")
         for side, each in middle.items():
@@ -119,12 +121,17 @@ def main() -> None:
         "Extra memory is the peak above the loaded model. The floor is the frozen model alone, forward, its loss, and backward to its inputs: what "
         "any exact gradient of adapters on all layers passes through."
     )
-    show("Training step of LoRA", head, sorted(rows, key=lambda row: DTYPES.index(row[0])), note)
+    if blocks is not None:
+        note = f"{blocks} of twelve blocks of the model of the table above, with as much less of its head; the least of {STEPS} steps, one turn."
+    title = "Training step of LoRA" + (" by blocks" if blocks is not None else "")
+    show(title, head, sorted(rows, key=lambda row: DTYPES.index(row[0])), note)
 
 
-def run(interpreter: str, side: str, dtype: str) -> dict:
+def run(interpreter: str, side: str, dtype: str, blocks: int | None = None) -> dict:
     """One process of one side."""
-    words = [json.dumps(LARGE | {"vocab_size": VOCABULARY}), json.dumps([RANK, ROWS, TOKENS, STEPS])]
+    whole = LARGE["num_hidden_layers"]
+    less = {} if blocks is None else {"num_hidden_layers": blocks, "vocab_size": VOCABULARY * blocks // whole}
+    words = [json.dumps(LARGE | {"vocab_size": VOCABULARY} | less), json.dumps([RANK, ROWS, TOKENS, STEPS, blocks is not None])]
     made = subprocess.run(
         [interpreter, "-c", STEP, side, dtype, *words], check=True, capture_output=True, text=True, cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
