@@ -1,7 +1,7 @@
 """Every method that makes weights smaller alone, at 2, 3 and 4 bits and at 50, 60 and 70 % sparsity, on the demo: mean KL with its interval, sorted.
 
-`python -m bench.methods [bits] [sparse]`; what is finished is kept in out/bench. Rows of peers are those of their own benches (`bench.side_by_side
-best` and `bench.learned`), on the same weights, windows and groups.
+`python -m bench.methods [bits] [sparse] [kept]`; what is finished is kept in out/bench, and with `kept` nothing else is shown. Rows of peers are
+those of their own benches (`bench.side_by_side best` and `bench.learned`), on the same weights, windows and groups.
 """
 
 from __future__ import annotations
@@ -66,17 +66,18 @@ def _known() -> dict[str, Any]:
 
 
 def peers(group: str, half: str) -> list[tuple[dict[str, Any], str]]:
-    """Rows of peers at as many bits, as their own benches have them."""
+    """Rows of peers at as many bits, as their own benches have them, and of ``gptq`` from there where it was not measured here."""
     found = []
     for file, place, tool in (("side_by_side_best", 0, "llm-compressor, its best GPTQ"), ("learned_rounding", 2, "")):
         path = RESULTS / f"{file}.json"
         for row in json.loads(path.read_text())["rows"] if half == "bits" and path.exists() else []:
             at, said = (row[0], row[1]) if place == 0 else (f"{row[0]} bits", row[2])
-            if at != group or said.startswith("modicum") or (place and row[1] != "all"):
+            own, text = said.startswith("modicum"), f"gptq bits={group[0]}"
+            if at != group or (own and (place or text in _known())) or (place and row[1] != "all"):
                 continue
             mean, low, high = map(float, row[2 if place == 0 else 3].replace("[", "").replace("]", "").replace(",", "").split())
             quality = {"mean": mean, "low": low, "high": high, "perplexity": float(row[3 if place == 0 else 4])}
-            found.append(({"bytes": "", "quality": quality}, tool or said))
+            found.append(({"bytes": "", "quality": quality}, text if own else tool or said))
     return found
 
 
@@ -87,18 +88,24 @@ def beside(quality: dict[str, Any], best: dict[str, Any]) -> str:
     return "inside the best's interval" if quality["mean"] <= best["high"] else f"{quality['mean'] / best['mean']:.2f} times the best"
 
 
-def main(halves: tuple[str, ...] = tuple(HALVES)) -> None:
-    for half in halves:
+def main(words: tuple[str, ...] = tuple(HALVES)) -> None:
+    for half in [word for word in words if word in HALVES]:
         rows = []
+        left = [text for texts in HALVES[half].values() for text in texts if "kept" in words and text not in _known()]
         for group, texts in HALVES[half].items():
-            found = [(measured(text, half), text) for text in texts] + peers(group, half)
+            found = [(measured(text, half), text) for text in texts if text not in left] + peers(group, half)
             found.sort(key=lambda pair: pair[0]["quality"]["mean"])
             best = found[0][0]["quality"]
             for one, text in found:
                 quality = one["quality"]
                 told = (interval(quality), f"{quality['perplexity']:.3f}", beside(quality, best))
                 rows.append((group, text, one["bytes"], *told))
-        show(TITLES[half], ("at", "method", "bytes", "mean KL [95 %]", "perplexity", "beside the best"), rows, NOTES[half])
+        show(
+            TITLES[half],
+            ("at", "method", "bytes", "mean KL [95 %]", "perplexity", "beside the best"),
+            rows,
+            NOTES[half] + (f" Not run yet: {', '.join(left)}." if left else ""),
+        )
 
 
 if __name__ == "__main__":
