@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+BAR = "\\|"  # what parts no cells
 sys.path.insert(0, str(ROOT))
 PARTS = (
     "start",
@@ -75,13 +76,13 @@ def document() -> str:
         "Measured by `make bench` (`python bench/run.py NAME` for one); generated from `bench/aims.md` and `bench/results`, do not edit.",
         "",
     ]
-    machine = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    machine = f"{platform.processor() or platform.machine()}, torch {torch.__version__}"
     lines += [f"{machine}. Seconds are of a shared, noisy machine: read ratios."]
     lines += ["", (ROOT / "bench" / "aims.md").read_text(encoding="utf-8").rstrip()]
     for path in sorted((ROOT / "bench" / "results").glob("*.json")):
         table = json.loads(path.read_text(encoding="utf-8"))
         lines += ["", f"## {table['title']}", "", f"| {' | '.join(table['head'])} |", f"|{'---|' * len(table['head'])}"]
-        lines += [f"| {' | '.join(row)} |" for row in table["rows"]]
+        lines += [f"| {' | '.join(cell.replace('|', BAR) for cell in row)} |" for row in table["rows"]]
         if table["note"]:
             lines += ["", table["note"]]
     return "\n".join(lines) + "\n"

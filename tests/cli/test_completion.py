@@ -52,7 +52,7 @@ def test_every_setting_with_choices_offers_them():
 def test_paths_are_completed_by_the_shell():
     assert complete("fit", "demo", "--data", "x") == [("x", "file")] and complete("fit", "--from", "") == [("", "dir")]
     assert complete("fit", "d") == [("demo", "plain"), ("d", "dir")]
-    assert complete("explain", "gp") == [("gptq", "plain")]
+    assert complete("explain", "gp") == [("gptq", "plain"), ("gptvq", "plain")]
 
 
 @pytest.mark.parametrize("shell, said", [("bash", "complete -o nosort -F"), ("zsh", "#compdef modicum"), ("fish", "complete --no-files")])

@@ -37,7 +37,7 @@ for words in {every}:
 SLIPS = [
     ("fit ./nowhere --bpw 4", "no such directory"),
     ("fit demo --bpw 4 --menu int4,gptq+bist=3", "gptq: has no setting 'bist'. Did you mean bits?"),
-    ("fit demo --method gptt", "Did you mean gptq?"),
+    ("fit demo --method gptt", "Did you mean gptq or gptvq?"),
     ("fit demo --bpw 4 --method gptq", "got budget and method"),
     ("fit demo", "got nothing"),
     ("fit demo --size 4", "must be a size"),
@@ -104,7 +104,7 @@ SLIPS = [
     ("show ./nowhere", "must hold delta.json"),
     ("densify ./nowhere --out t", "must be a folder that modicum wrote"),
     ("import ./nothing.gguf --out t", "must be a GGUF file, is none"),
-    ("report ./nowhere", "must be a folder that fit wrote, is none"),
+    ("report ./nowhere", "must be a folder that modicum wrote, is none"),
     ("push ./nowhere a/b", "must be a folder that modicum wrote"),
 ]
 

@@ -107,7 +107,10 @@ def test_of_a_method_or_a_plan_it_says_what_that_does(model, tmp_path):
     assert options == {"keep", "nearest bits=4"} and found["smallest_bytes"] < 0.4 * found["original_bytes"]
     name = next(site["name"] for site in found["sites"] if "up_proj" in site["name"])
     Plan("modicum", {name: "nearest bits=3"}).write(tmp_path / "plan.json")
-    planned = {site["name"]: site["options"] for site in forecast(model, "--plan", tmp_path / "plan.json", *words)["sites"]}
+    found = forecast(model, "--plan", tmp_path / "plan.json", *words)
+    made = modicum.fit(str(model), plan=tmp_path / "plan.json", tokens=16, samples=4, test_samples=4, out=tmp_path / "out").receipt
+    assert made["bytes"]["actual"] <= found["smallest_bytes"] == found["largest_bytes"] < 1.001 * made["bytes"]["actual"]
+    planned = {site["name"]: site["options"] for site in found["sites"]}
     assert planned.pop(name) == ["nearest bits=3"] and all(options == ["keep"] for options in planned.values())
 
 

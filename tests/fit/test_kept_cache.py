@@ -42,7 +42,7 @@ def test_the_cache_is_rounded_where_its_bytes_buy_weights(model, tmp_path):
     told = {}
     for name, memory in {"stay as they are": "1GB", "are rounded": least(model)}.items():
         receipt = fitted(model, tmp_path / name, memory)
-        assert sum(event.startswith(f"kv: keys and values {name}; ") for event in receipt["events"]) == 1
+        assert [event.partition(";")[0] for event in receipt["events"] if event.startswith("kv: keys")] == [f"kv: keys and values {name}"]
         told[name] = json.loads((tmp_path / name / "config.json").read_text()).get("quantization_config", {}).get("kv_cache_scheme")
     assert told["stay as they are"] is None and told["are rounded"]["num_bits"] == 8
 
@@ -59,5 +59,10 @@ def least(model):
 
 
 def test_without_a_budget_of_memory_there_is_nothing_to_settle(model, tmp_path):
+    with pytest.raises(
+        SettingError, match="kv auto: must stand beside --target vllm, whose cache it makes smaller, stands beside transformers"
+    ):
+        words = {"memory": "1MB", "target": "transformers", "kv": "auto", "data": str(model / "text.txt"), "out": tmp_path / "out"}
+        modicum.fit(str(model / "model"), **words, **COMMON)
     with pytest.raises(SettingError, match="kv auto: must stand beside --memory, which alone says what a smaller cache is worth"):
         modicum.fit(str(model / "model"), bpw=8, target="vllm", kv="auto", data=str(model / "text.txt"), out=tmp_path / "out", **COMMON)

@@ -25,6 +25,16 @@ def test_what_was_learnt_says_every_task_at_every_time(course):
     assert html.count('<th scope="row">') == 4 + 3 and "3.0000" in html and "<script" not in html
 
 
+def test_a_single_task_of_any_name_is_told(course):
+    alone = course | {
+        "tasks": ["_x"], "matrix": [[3.0], [1.5]], "lost": {"_x": course["lost"]["capitals"]}, "same bits": {"_x": True}, "bytes": [1], "mean": 1.5
+    }  # fmt: skip
+    html = learnt(alone)
+    assert (
+        "<h1>Net: 1 task</h1>" in html and "1 delta," in html and html.count(">_x<") == 2 * 2 + 3
+    )  # axis and legend of both, and the tables
+
+
 def test_a_folder_is_told_by_its_receipt(taught, tmp_path):
     assert changes(tmp_path) is None
     (tmp_path / "receipt.json").write_text(json.dumps(taught))

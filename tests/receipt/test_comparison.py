@@ -109,7 +109,7 @@ def test_a_page_that_is_there_is_kept_unless_it_may_go(results):
 
 @pytest.mark.parametrize(
     "second, said",
-    [("none", "must be a folder that fit wrote, is none"), ("empty", "holds no receipt.json"), ("other", "all results must be of one original"),
+    [("none", "must be a folder that modicum wrote, is none"), ("empty", "holds no receipt.json"), ("other", "all results must be of one original"),
      ("torn", "its parts must be as fit writes them")],
 )  # fmt: skip
 def test_what_cannot_be_compared_is_one_sentence(results, chosen, second, said):

@@ -148,8 +148,9 @@ def learn(model: str, tasks: tuple[str, ...], out: Path, quiet: bool, as_json: b
         return
     from modicum.core.budget import readable
 
-    deltas = "1 delta" if len(receipt["bytes"]) == 1 else f"{len(receipt['bytes'])} deltas"
-    click.echo(f"{made.out}: {deltas} of {len(receipt['tasks'])} tasks, {readable(sum(receipt['bytes']))}.")
+    counted = lambda many, word: f"{len(many)} {word}{'s' * (len(many) != 1)}"
+    of = f"{counted(receipt['bytes'], 'delta')} of {counted(receipt['tasks'], 'task')}"
+    click.echo(f"{made.out}: {of}, {readable(sum(receipt['bytes']))}.")
     for place, name in enumerate(receipt["tasks"]):
         before, learnt, end = (receipt["matrix"][time][place] for time in (0, place + 1, -1))
         kept = "the same bits at the end" if receipt["same bits"][name] else f"{end:.4f} at the end"

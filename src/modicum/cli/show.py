@@ -193,7 +193,9 @@ def _vocabulary(trim: Mapping[str, Any] | None) -> list[tuple[str, str]]:
 
 def forecast(value: Mapping[str, Any]) -> None:
     """What a run would do: sizes within reach, work, what would be treated and what not."""
-    reach = f"{readable(value['smallest_bytes'])} ({value['smallest_bpw']:.3f} bpw) to {readable(value['largest_bytes'])}"
+    reach = f"{readable(value['smallest_bytes'])} ({value['smallest_bpw']:.3f} bpw)"
+    if value["largest_bytes"] > value["smallest_bytes"]:
+        reach += f" to {readable(value['largest_bytes'])}"
     of = f"{value['budget']} " if value.get("budget") else ""
     fits = {
         None: [("budget", f"{of}not checked: {value['why']}")] if value.get("why") else [],

@@ -38,7 +38,7 @@ def report(directories: Sequence[str], out: Path, overwrite: bool) -> None:
 
     require_new_file(out, overwrite)
     if missing := [each for each in directories if not Path(each).exists()]:
-        raise SettingError(f"{missing[0]}: must be a folder that fit wrote, is none. Check the path.")
+        raise SettingError(f"{missing[0]}: must be a folder that modicum wrote, is none. Check the path.")
     from modicum.fit.compared import receipt_in
     from modicum.receipt.changes import changes
     from modicum.receipt.comparison import comparison

@@ -85,6 +85,8 @@ class Choosing:
         known, findings, limits = chooser.table(None), Findings(), chooser.limits()
         if (picks := chooser.whole(known, findings, limits)) is None:
             return None
+        if self.scene.subject.taking is not None:
+            self.events.append(f"activations {request.activations}: nothing is rounded, the budget has room for the model as it is.")
         table, none = replace(known, choices={site: [known.choices[site][index]] for site, index in picks.items()}), dict.fromkeys(picks, 0)
         told = {"skipped": "not needed, the budget has room for the model as it is"}
         return Chosen(chooser.sizing.plan(table, none, findings), table, none, limits, told, self.events)

@@ -12,7 +12,7 @@ import torch
 from modicum.core.budget import Budget
 from modicum.core.errors import BudgetError
 from modicum.core.option import KEEP, Option
-from modicum.core.plan import Table
+from modicum.core.plan import Plan, Table
 from modicum.core.unit import Site
 from modicum.data.splits import count_tokens
 from modicum.fit import explicit
@@ -20,7 +20,7 @@ from modicum.fit.account import untreated
 from modicum.fit.choose import Chooser
 from modicum.fit.scene import Scene
 from modicum.runtime import memory
-from modicum.table.menu import offered
+from modicum.table.menu import Menu, offered
 
 # What is said of a budget of time.
 UNTIMED = "time is only known once the model has run, which a dry run leaves out"
@@ -37,10 +37,11 @@ def forecast(scene: Scene) -> dict[str, Any]:
     budget = scene.request.budget
     unknown = _unknown(budget) if scene.subject.planned else ""
     chooser = Chooser(scene.subject, scene.target.name, scene.request) if budget is not None and not unknown else None
-    sizing = chooser.sizing if chooser is not None else replace(scene.subject.sizing(scene.target.name), menu=scene.menu)
+    plan = scene.request.plan
+    offers = scene.menu if plan is None else Menu([*scene.options])
+    sizing = chooser.sizing if chooser is not None else replace(scene.subject.sizing(scene.target.name), menu=offers)
     menu, table = sizing.menu, chooser.table(None) if chooser is not None else sizing.table()
-    smallest = int(table.cost(table.cheapest()))
-    largest = int(table.cost(table.best(lambda _, choice: (-float(choice.bytes),))))
+    smallest, largest = _reach(table) if plan is None else _planned(table, plan)
     tokens = scene.subject.planned or scene.script.count_tokens(scene.data.calibration)
     unfit = unknown or ("" if chooser is None else _unfit(chooser, table))
     model, work = scene.model, _operations(scene, tokens, len(menu))
@@ -55,6 +56,21 @@ def forecast(scene: Scene) -> dict[str, Any]:
         "compute": scene.subject.compute.to_json(),
         "measured": scene.measured is not None, **_time(scene, work), "fits": None if budget is None or unknown else not unfit, "why": unfit,
     }  # fmt: skip
+
+
+def _reach(table: Table) -> tuple[int, int]:
+    """Bytes of the smallest and of the largest choice."""
+    return int(table.cost(table.cheapest())), int(table.cost(table.best(lambda _, choice: (-float(choice.bytes),))))
+
+
+def _planned(table: Table, plan: Plan) -> tuple[int, int]:
+    """Bytes of a plan, twice; where it has what no table lists, such as one weight of several that are stored together, all within reach."""
+    texts = {site: [choice.option for choice in choices] for site, choices in table.choices.items()}
+    asked = {site: plan.options.get(site, KEEP) for site in texts}
+    if set(plan.options) - set(texts) or not all(option in texts[site] for site, option in asked.items()):
+        return _reach(table)
+    total = int(table.cost(table.settle({site: texts[site].index(option) for site, option in asked.items()})))
+    return total, total
 
 
 def _options(scene: Scene, site: Site, menu: Sequence[Option]) -> list[str]:

@@ -54,7 +54,7 @@ class Request(Settings):
     )  # fmt: skip
     kv: str | None = param(
         None, "let the runtime keep keys and values of earlier tokens in 8-bit floats, under scales that calibration finds; for Transformers, vLLM; "
-        "auto: where --memory buys more with what that saves than it loses", choices=("fp8", "auto"), metavar="FORMAT", group="method",
+        "auto: where --memory for vLLM buys more with what that saves than it loses", choices=("fp8", "auto"), metavar="FORMAT", group="method",
     )  # fmt: skip
     retune: bool = param(
         False, "measure the statistics of batch norms anew on the compressed model; their scales and biases take the difference up", group="heal"

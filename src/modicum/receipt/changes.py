@@ -134,16 +134,17 @@ def _course(times: Sequence[tuple[str, Sequence[float]]], tasks: Sequence[str], 
     with settings(f"learnt-{shape}"):
         figure = Figure(figsize=SHAPES[shape], dpi=72, layout="constrained")
         axes = figure.add_subplot()
-        for place, name in enumerate(tasks):
+        lines = []
+        for place in range(len(tasks)):
             colour, line = TARGETS[place % len(TARGETS)], ("-", "--", ":")[place // len(TARGETS) % 3]
             course = [scores[place] for _, scores in times]
-            axes.plot(course, color=colour, linestyle=line, linewidth=1.8, label=name)
+            lines += axes.plot(course, color=colour, linestyle=line, linewidth=1.8)
             axes.scatter([place + 1], [course[place + 1]], s=52, color=colour, zorder=3)
         axes.set_xticks(range(len(times)), [name for name, _ in times], rotation=30 if len(times) > 4 else 0)
         axes.set_xlabel("after", color=INK)
         axes.set_ylabel(score, color=INK)
         _dressed(axes, "both")
-        figure.legend(loc="outside upper left", ncols=4 if shape == "wide" else 2, frameon=False, labelcolor=INK, fontsize=10)
+        figure.legend(lines, tasks, loc="outside upper left", ncols=4 if shape == "wide" else 2, frameon=False, labelcolor=INK, fontsize=10)
         return inline(svg(figure, f"learnt-{shape}"))
 
 
