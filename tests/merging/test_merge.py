@@ -265,8 +265,49 @@ def test_memory_decides_how_much_is_made_at_a_time():
     """Pieces become shorter before threads become more; too little for one short piece is refused with what would do."""
     base, one = ({"w": torch.randn(300_000, generator=torch.Generator().manual_seed(seed))} for seed in (0, 1))
     job = Job(method_of("ties trim=tensor"), Held(base, "base"), (Held(one, "one"),), lambda name: (1.0,), threads=8)
-    whole, short = require_memory(job, 1 << 40), require_memory(job, 26 << 20)
+    whole, short = require_memory(job, 1 << 40, 0), require_memory(job, 26 << 20, 0)
     assert whole.threads == 8 and short.threads == 1 and len(short.pieces("w")) > len(whole.pieces("w"))
     assert [start for _, start, _ in short.pieces("w")][1:] == [stop for _, _, stop in short.pieces("w")][:-1]
-    with pytest.raises(SettingError, match=r"--ram: ties trim=tensor needs \d+ MB .* Give \d+ MB more"):
-        require_memory(job, 20 << 20)
+    with pytest.raises(SettingError, match=r"--ram: ties trim=tensor needs \d+ MB .* Give \d+ MB or more"):
+        require_memory(job, 20 << 20, 0)
+
+
+def test_the_memory_that_is_named_does(three, tmp_path):
+    """What the process holds already is part of the figure, however little was allowed."""
+    base, one, _ = three
+    run = lambda ram: modicum.merge(base, [one], tmp_path / "out", method="average", ram=ram, verify=False)
+    for ram in ("1MB", "30MB"):
+        with pytest.raises(SettingError, match=r"--ram: .* MB that are held, and 0 MB are free. Give (\d+) MB or more") as told:
+            run(ram)
+    figure = int(str(told.value).split("Give ")[1].split()[0])
+    assert run(f"{figure}MB").out.exists()
+
+
+@pytest.mark.parametrize("method", ["ties", "average", "della", "robust_signature depth=1", "tsv"])
+def test_a_tensor_of_no_entries_is_merged_to_one(method, tmp_path):
+    base, one, two = ({"w": torch.randn(8, 8), "none": torch.zeros(0), "rows": torch.zeros(0, 4)} for _ in range(3))
+    made = modicum.merge(base, [one, two], method=method)
+    assert made.tensors["none"].shape == (0,) and made.tensors["rows"].shape == (0, 4)
+    less, *others = ({"w": each["w"]} for each in (base, one, two))
+    if method != "della":  # whose draws follow all that a model holds
+        assert torch.equal(modicum.merge(less, others, method=method).tensors["w"], made.tensors["w"]), "and the others as without it"
+    only = [{"none": torch.zeros(0, 4)} for _ in range(2)]
+    assert modicum.merge(only[0], only[1:], method=method).tensors["none"].shape == (0, 4)
+
+
+def test_a_file_of_no_entries_is_merged(three, tmp_path):
+    base, one, _ = three
+    for folder in (base, one):
+        save_file(weights(folder) | {"model.none": torch.zeros(0, 4)}, folder / "model.safetensors", {"format": "pt"})
+    assert weights(modicum.merge(base, [one], tmp_path / "out", method="average", verify=False).out)["model.none"].shape == (0, 4)
+    job = Job(method_of("average"), Held({"none": torch.zeros(0)}, "base"), (Held({"none": torch.zeros(0)}, "one"),), lambda name: (1.0,))
+    assert require_memory(job, 1 << 30, 0).threads >= 1
+
+
+def test_signs_of_a_layer_agree_as_its_entries_do():
+    """A large tensor, of which a part is looked at, weighs as many entries as it has beside a small one that is looked at whole."""
+    large, small = torch.ones(1 << 20), torch.tensor([1.0, -1.0]).repeat(1 << 12)
+    base = {"layers.0.large": torch.zeros(1 << 20), "layers.0.small": torch.zeros(1 << 13)}
+    one, two = {"layers.0.large": large, "layers.0.small": small}, {"layers.0.large": large, "layers.0.small": -small}
+    (layer,) = modicum.merge(base, [one, two], method="average").receipt["layers"]
+    assert layer["sign_agreement"] == pytest.approx((1 << 20) / ((1 << 20) + (1 << 13)))

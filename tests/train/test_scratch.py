@@ -185,6 +185,12 @@ def test_batches_with_labels_and_a_number_for_all(tmp_path):
         (lambda module, batch: (module(batch[0]).detach().sum(1), 1), "gives one without"),
         (lambda module, batch: (module(batch[0]).sum(1), 0), "must have a token to learn"),
         (lambda module, batch: (module(batch[0] @ batch[0]).sum(1), 1), "raises RuntimeError"),
+        (lambda module, batch: (module(batch[0]).sum(1), -3), "number of tokens of at least 1 .* gives -3"),
+        (lambda module, batch: (module(batch[0]).sum(1), True), "gives Tensor and bool"),
+        (lambda module, batch: (module(batch[0]).mean(), 8), "of 1 row gives one number for all"),
+        (lambda module, batch: (module(batch[0]).sum(1).repeat(2), 1), r"of 1 row gives a tensor of the shape \[2\]"),
+        (lambda module, batch: (module(batch[0]), 1), r"of 1 row gives a tensor of the shape \[1, 4\]"),
+        (lambda module, batch: (module(batch[0]).mean().reshape(1), 1), r"of 2 rows gives a tensor of the shape \[1\]"),
     ],
 )
 def test_an_objective_that_cannot_be_learnt_by_is_told_before_training(tmp_path, objective, said):

@@ -27,7 +27,6 @@ def run(job: Job, sink: Sink, shown: Quiet | None = None) -> list[dict[str, Any]
 
     Raises ``ModelError`` naming a tensor that a model lacks, that has another shape, or holds NaN or Inf.
     """
-    floating = [name for name in job.names if job.base.entry(name)[0].is_floating_point]
     for name in job.names:
         _require_alike(job, name)
     _require_no_more(job, set(job.names))
@@ -36,7 +35,7 @@ def run(job: Job, sink: Sink, shown: Quiet | None = None) -> list[dict[str, Any]
     with single_threaded(), ThreadPoolExecutor(max(1, job.threads)) as pool:
         known = None
         if job.method.scope == "model":
-            waiting = [name for name in floating if not job.kept(name)]
+            waiting = [name for name in job.names if _made_of_all(job, name)]
             if any(sink.done(name) is None for name in waiting):
                 known = surveyed(job, waiting, lambda function, items: spread(pool, job.threads, function, items))
         shown.start("merging", len(job.names))
@@ -97,10 +96,16 @@ def _require_no_more(job: Job, names: set[str]) -> None:
                 raise ModelError(f"{source.label}: holds the tensor {quoted(name)}, which the base lacks. Take this model as the base.")
 
 
-def _made(job: Job, name: str, known: Any, sink: Sink) -> dict[str, Any]:
+def _made_of_all(job: Job, name: str) -> bool:
+    """Whether a tensor is combined: whole numbers and what is kept are the base's, and one of no entries is as it is."""
     dtype, shape = job.base.entry(name)
+    return dtype.is_floating_point and bool(math.prod(shape)) and not job.kept(name)
+
+
+def _made(job: Job, name: str, known: Any, sink: Sink) -> dict[str, Any]:
+    shape = job.base.entry(name)[1]
     told: dict[str, Any]
-    if not dtype.is_floating_point or job.kept(name):
+    if not _made_of_all(job, name):
         told = _copied(job, name, sink)
     else:
         if job.method.scope == "tensor":

@@ -19,6 +19,7 @@ from modicum.merging.sources import Source
 
 PIECE = 1 << 17  # entries that are made at a time: few enough for a processor's cache, many enough that calls cost little
 _LEAST = 1 << 13  # entries of the shortest piece that is worth its calls
+_AGAIN = 1.05  # of what a process holds at this place, how much another one may
 _FIXED = 18 << 20  # bytes of libraries that are loaded on the way, of samples, and of what is held of a count
 # Of a piece for each model, and of a whole tensor, as measured: small ones with what the allocator cannot use again.
 _ARRAYS, _WHOLE = 14, 8
@@ -175,16 +176,19 @@ def ordered(
     return take(others), take(weights), take(beside) if beside else ()
 
 
-def require_memory(job: Job, free: int) -> Job:
-    """The same with no longer pieces and no more threads than memory holds. Raises ``SettingError`` where it holds not even one short piece."""
+def require_memory(job: Job, free: int, held: int) -> Job:
+    """The same with no longer pieces and no more threads than is free. Raises ``SettingError`` where that holds not even one short piece.
+
+    ``held`` are the bytes that the process has already, which ``--ram`` counts too.
+    """
     need = _need(job)
     while need > free and job.method.pieces and (job.piece or PIECE) > _LEAST:
         job = replace(job, piece=(job.piece or PIECE) // 2)
         need = _need(job)
     if need > free:
         raise SettingError(
-            f"--ram: {job.method} needs {need / 1e6:.0f} MB for its largest tensor, and {free / 1e6:.0f} MB are free. "
-            f"Give {math.ceil((need - free) / 1e6)} MB more, or another method."
+            f"--ram: {job.method} needs {need / 1e6:.0f} MB for its largest tensor beside the {held / 1e6:.0f} MB that are held, and "
+            f"{free / 1e6:.0f} MB are free. Give {math.ceil((held * _AGAIN + need) / 1e6)} MB or more, or another method."
         )
     return replace(job, threads=min(job.threads, max(1, (free - _FIXED) // (need - _FIXED))))
 
@@ -194,4 +198,4 @@ def _need(job: Job) -> int:
     largest = max(
         ((stop - start) * job.computed(name).itemsize for name in job.names for _, start, stop in job.pieces(name)[:1]), default=1
     )
-    return _FIXED + largest * (_ARRAYS if job.method.pieces else _WHOLE) * (len(job.others) + 2)
+    return _FIXED + max(1, largest) * (_ARRAYS if job.method.pieces else _WHOLE) * (len(job.others) + 2)

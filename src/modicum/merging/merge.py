@@ -180,7 +180,7 @@ def merge(
     sources, shares, beside = ordered(chosen, given.models, shares, beside)
     by_name = weighed(given, shares, chosen)
     job = Job(chosen, given.base, sources, by_name, seed, DTYPES.get(dtype or ""), beside)
-    job = require_memory(job, free_memory(None if ram is None else parse_size(ram, "ram")))
+    job = require_memory(job, free_memory(None if ram is None else parse_size(ram, "ram")), own_memory())
     asked = {
         "method": str(chosen),
         "weights": shares,
@@ -334,8 +334,9 @@ def _layers(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         mine["norm"] += row["norm"] ** 2
         mine["change"] += row["change"] ** 2
         if row["agreement"] is not None:
-            mine["agreement"] += row["agreement"] * row["looked_at"]
-            mine["weighed"] += row["looked_at"]
+            entries = math.prod(row["shape"])
+            mine["agreement"] += row["agreement"] * entries
+            mine["weighed"] += entries
     return [
         {
             "layer": layer, "norm": math.sqrt(mine["norm"]), "relative_change": math.sqrt(mine["change"] / mine["norm"]) if mine["norm"] else 0.0,

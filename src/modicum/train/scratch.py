@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from modicum.train import baselines as against
 from modicum.train.accounts import Account, exceeded, restriction, within
 from modicum.train.adapt import compared
 from modicum.train.finding import planned
+from modicum.train.identity import identity
 from modicum.train.learning import Learnt, learn, operations
 from modicum.train.loop import evaluate, single
 from modicum.train.objectives import next_token
@@ -78,7 +78,7 @@ def train(
         names, left = candidates(allowed, found) if method == AUTO and allowed is not None else ([str(within(method, allowed, found))], {})
     asked = {
         "model": _identity(model, subject.config), "method": method, "budget": str(allowed), "loop": asdict(settings), "data": subject.splits.hashes,
-        "target": target, "baselines": baselines, "parameters": found.target.model.parameters, "objective": _code(subject.objective),
+        "target": target, "baselines": baselines, "parameters": found.target.model.parameters, "objective": identity(subject.objective),
     }  # fmt: skip
     with place.held():
         folder = place.begin(repr(asked))
@@ -129,18 +129,7 @@ def _identity(model: Any, config: Any) -> str:
     """What tells one model to train from another: a name and what its config says, or a module's weights."""
     if not isinstance(model, nn.Module):
         return f"{model} {config.to_json_string()}"
-    found = hashlib.sha256(repr(model).encode())
-    for name, value in model.state_dict().items():
-        found.update(f"{name} {value.dtype}".encode() + value.detach().cpu().contiguous().flatten().view(-1).numpy().tobytes())
-    return found.hexdigest()
-
-
-def _code(objective: Any) -> str:
-    """What tells one objective from another, as far as its own code does: not what it closes over."""
-    code = getattr(objective, "__code__", None)
-    consts = [] if code is None else [each for each in code.co_consts if not hasattr(each, "co_code")]
-    said = type(objective).__qualname__ if code is None else f"{objective.__qualname__} {code.co_code.hex()} {code.co_names} {consts}"
-    return hashlib.sha256(said.encode()).hexdigest()
+    return identity([repr(model), dict(model.state_dict())])
 
 
 def _loss(rows: list[tuple[float, int]]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from modicum.models.open import model_class, open_model, read_config
 from modicum.models.quiet import hushed
 from modicum.sweep.modes import seeded
 from modicum.sweep.stage import seed_of
-from modicum.train.loop import single
+from modicum.train.loop import joined, single
 from modicum.train.objectives import Objective, next_token
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -97,15 +97,35 @@ def _met(module: nn.Module, row: Batch, objective: Objective) -> Batch:
             raise DataError(
                 f"objective: must take the module and a row, {described(row)}, raises {type(error).__name__}: {quoted(error)}. Check it and the data."
             ) from error
-    pair = isinstance(found, tuple | list) and len(found) == 2
-    if not (pair and isinstance(found[0], torch.Tensor) and isinstance(found[1], int)):
-        kinds = " and ".join(type(each).__name__ for each in found) if pair else type(found).__name__
-        raise SettingError(f"objective: must give a tensor of the loss of each row, and a number of tokens, gives {kinds}.")
+    _require_losses(found, 1)
     if not found[0].requires_grad:
         raise SettingError("objective: must give a loss that has a gradient, gives one without. Leave out detach, item and no_grad.")
     if not found[1]:
         raise DataError("data: a row must have a token to learn, has none. Check the labels.")
-    return seen[0] if seen and len(seen[0]) else row
+    met = seen[0] if seen and len(seen[0]) else row
+    try:
+        with torch.no_grad():
+            found = objective(module, joined([row, row], 2)[0])
+    except Exception:  # rows that cannot stand side by side may well be computed one at a time
+        return met
+    _require_losses(found, 2)
+    return met
+
+
+def _require_losses(found: Any, rows: int) -> None:
+    """Raise ``SettingError`` where an objective gives something else of so many rows than a loss for each, and a number of tokens."""
+    pair = isinstance(found, tuple | list) and len(found) == 2
+    if not (pair and isinstance(found[0], torch.Tensor) and isinstance(found[1], int) and not isinstance(found[1], bool)):
+        kinds = " and ".join(type(each).__name__ for each in found) if pair else type(found).__name__
+        raise SettingError(f"objective: must give a tensor of the loss of each row, and a number of tokens, gives {kinds}.")
+    if found[1] < 0:
+        raise SettingError(f"objective: must give a number of tokens of at least 1 beside the losses, gives {found[1]}.")
+    if found[0].shape != (rows,):
+        given = f"a tensor of the shape {list(found[0].shape)}" if found[0].ndim else "one number for all"
+        raise SettingError(
+            f"objective: must give one loss for each row, shape [rows], of {rows} {'rows' if rows > 1 else 'row'} gives {given}. "
+            "Sum over what is in a row, and leave out means over rows."
+        )
 
 
 def of_config(
