@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from modicum.forms import Codebook
@@ -38,3 +39,11 @@ def test_more_stages_and_more_tables_lose_less(layer):
     error = lambda **settings: float((thing.apply(Kmeans(**settings)).dense() - thing.weight).square().mean())
     one, two = error(bits=4, dimension=4), error(bits=4, dimension=4, stages=2)
     assert two < 0.6 * one and error(bits=4, columns=16) < error(bits=4)
+
+
+@pytest.mark.parametrize("settings", [{"bits": 8}, {"bits": 4, "stages": 2}, {"bits": 4, "stages": 2, "columns": 16}], ids=str)
+def test_a_ragged_last_vector_takes_its_nearest_entry_whatever_stands_beyond_the_weight(layer, settings):
+    """Of a vector of 16 columns one is left: of so many entries one is near to it."""
+    thing = layer(400, 17)
+    form = thing.apply(Kmeans(dimension=16, **settings))
+    assert float((form.dense() - thing.weight)[:, -1].square().mean() / thing.weight[:, -1].square().mean()) < 0.03

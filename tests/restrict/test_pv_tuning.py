@@ -42,6 +42,34 @@ def test_few_codes_move_where_the_gradient_is_largest_and_bytes_stay(settings):
     assert torch.equal(restore(made.describe(), made.tensors()).dense(), method.weight(None, revised, Step()))
 
 
+def test_no_more_codes_move_than_the_share_says_and_none_at_the_end():
+    form, gradient = stored(bits=3), torch.randn(24, 32)
+
+    def moved(share, step):
+        method = PvTuning(share=share, pace=50.0)
+        state = method.revise({"w": begun(method, form)}, {"w": gradient}, 0, step).states["w"]
+        return int((state["codes"] != form.codes).sum())
+
+    assert moved(1.0, Step(1, 9)) > 100 and moved(1.0, Step(9, 9)) == 0
+    assert 3 <= sum(moved(0.0005, Step(number, 10**6)) for number in range(1, 21)) <= 4  # of 384 vectors 0.19 an update
+
+
+def test_a_ragged_last_vector_goes_to_the_entry_that_is_nearest_in_its_own_columns():
+    form, method = (
+        stored(torch.randn(400, 17, generator=torch.Generator().manual_seed(0)), bits=6, dimension=16),
+        PvTuning(share=1.0, pace=0.5),
+    )
+    gradient = torch.zeros(400, 17)
+    gradient[:, -1] = 1.0
+    made = method.form(method.revise({"w": begun(method, form)}, {"w": gradient}, 0, Step(1, 1000)).states["w"])
+    mean, root = 0.05, (0.02 / 0.02) ** 0.5
+    aim = form.value()[:, -1:] - 0.5 * form.value().square().mean(1, keepdim=True).sqrt() * mean / root
+    best = (aim / form.scale - form.tables[0, 0, :, 0].float()).abs().amin(1)
+    moved = (made.codes != form.codes).any(1)[:, -1]
+    assert moved.any()
+    torch.testing.assert_close((aim - made.value()[:, -1:]).abs()[moved, 0], (best * form.scale[:, 0])[moved])
+
+
 def test_without_codes_it_is_held():
     form, found = stored(bits=3), []
     for method in (PvTuning(share=0.0), Held()):

@@ -35,6 +35,14 @@ class Vectors:
         """Shape of all tables: (groups, stages, entries, dimension)."""
         return -(-columns // self.columns) if self.columns else 1, self.stages, 2**self.bits, self.dimension
 
+    def parts(self, columns: int) -> list[tuple[int, torch.Tensor, int]]:
+        """Vectors that look for entries alike: the group of tables, which they are (vectors,), and columns of each, fewer in a ragged last one."""
+        groups, last = self.groups(columns), columns % self.dimension
+        whole = torch.arange(len(groups)) < columns // self.dimension
+        found = [(group, (whole & (groups == group)).nonzero()[:, 0], self.dimension) for group in range(self.tables(columns)[0])]
+        ragged = [(int(groups[-1]), (~whole).nonzero()[:, 0], last)] if last else []
+        return [part for part in [*found, *ragged] if len(part[1])]
+
     def table_bytes(self, columns: int) -> int:
         """Bytes of all tables, in float16."""
         return 2 * math.prod(self.tables(columns))

@@ -63,7 +63,9 @@ def fitted(points: torch.Tensor, worth: torch.Tensor, bits: int, stages: int) ->
     for _ in range(stages):
         tables.append(kmeans(left, worth, bits))
         left = left - tables[-1][_nearest(torch.cat([worth, worth * left], 1), tables[-1])]
+    found = points - left
     for _ in range(_ROUNDS if stages > 1 else 0):
+        points = torch.where(worth > 0, points, found)  # what is worth nothing keeps no entry off
         codes, found = nearest(points, torch.stack(tables))
         for stage, table in enumerate(tables):
             others = found - table[codes[:, stage]]
@@ -91,7 +93,7 @@ def _beam(points: torch.Tensor, tables: torch.Tensor, beam: int) -> torch.Tensor
     left, codes = points[:, None], torch.empty(len(points), 1, 0, dtype=torch.long)
     for table in tables:
         # Squared distances but for the points' own squares where there is one partial sum: they do not tell entries apart.
-        far = torch.addmm(table.square().sum(1), left.flatten(0, 1), table.T, alpha=-2).view(*left.shape[:2], -1)
+        far = torch.addmm(table.square().sum(1), left.flatten(0, 1), table.T, alpha=-2).view(*left.shape[:2], len(table))
         if beam == 1:
             return far.argmin(2)
         far = (far + left.square().sum(2, keepdim=True)).flatten(1)

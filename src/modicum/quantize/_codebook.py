@@ -92,6 +92,7 @@ def begun(weight: torch.Tensor, importance: torch.Tensor | None, layout: Vectors
         for group, table in enumerate(tables):
             mine = (groups == group).nonzero()[:, 0]
             table.copy_(fitted(points[:, mine].flatten(0, 1), worth[:, mine].flatten(0, 1), layout.bits, layout.stages))
-            found, _ = nearest(points[:, mine].flatten(0, 1), table.half().float())
+        for group, mine, some in layout.parts(columns):
+            found, _ = nearest(points[:, mine, :some].flatten(0, 1), tables[group, :, :, :some].half().float())
             codes[:, :, mine] = found.view(rows, len(mine), -1).transpose(1, 2).to(torch.uint8)
     return forms.Codebook(codes, tables.half(), scale, layout, columns, dtype)

@@ -41,7 +41,8 @@ class PvTuning(Healer):
     *Raises:* ``SettingError`` for a form that is no codebook.
 
     *Differences from the paper:* vectors are chosen by their gradient, not by how far the step goes; what was chosen anew forgets its mean gradient;
-    fewer are towards the end; steps are as large as a share of a row's weights, so that no second learning rate is needed.
+    fewer are towards the end, of less than one vector an update one every so many; steps are as large as a share of a row's weights, so that
+    no second learning rate is needed.
 
     Example:
         >>> str(PvTuning(share=0.02))
@@ -112,15 +113,17 @@ class PvTuning(Healer):
         wide = lambda values: torch.nn.functional.pad(values, (0, -columns % layout.dimension)).view(rows, -1, layout.dimension)
         value, felt = form.value(), wide(mean)
         size = value.square().mean(1, keepdim=True).sqrt()
-        chosen = felt.square().sum(2).flatten().topk(max(1, int(self.share * (1 - step.share) * felt[..., 0].numel()))).indices
+        few = self.share * (1 - step.share) * felt[..., 0].numel()
+        count = int(few * step.number) - int(few * (step.number - 1))  # of less than one vector an update, one every so many updates
+        chosen = felt.square().sum(2).flatten().topk(count).indices
         aim = wide((value - self.pace * size * mean / root.clamp_min(1e-30)) / form.scale.float().clamp_min(1e-30))
-        codes, mean, groups = form.codes.clone(), mean.clone(), layout.groups(columns)
+        codes, mean = form.codes.clone(), mean.clone()
         row, vector = chosen // felt.shape[1], chosen % felt.shape[1]
-        for group, tables in enumerate(form.tables.float()):
-            own = groups[vector] == group
+        for group, mine, some in layout.parts(columns):
+            own = torch.isin(vector, mine)
             r, v = row[own], vector[own]
-            found, entry = nearest(aim[r, v], tables)
-            falls = (felt[r, v] * (entry * form.scale.float()[r] - wide(value)[r, v])).sum(1) < 0
+            found, entry = nearest(aim[r, v, :some], form.tables[group, :, :, :some].float())
+            falls = (felt[r, v, :some] * (entry * form.scale.float()[r] - wide(value)[r, v, :some])).sum(1) < 0
             r, v = r[falls], v[falls]
             codes[r, :, v] = found[falls].to(torch.uint8)
             places = (v[:, None] * layout.dimension + torch.arange(layout.dimension)).clamp_max(columns - 1)
