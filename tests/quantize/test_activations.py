@@ -80,6 +80,16 @@ def test_four_bit_floats_are_what_compressed_tensors_computes(dtype):
     assert torch.equal(ragged[..., :32], found[..., :32]) and ragged.shape == (2, 50, 40)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_what_is_not_finite_stays_seen_in_four_bit_floats_and_the_largest_numbers_stay_finite(dtype):
+    top = torch.finfo(dtype).max
+    inputs = torch.ones(4, 64, dtype=dtype)
+    inputs[:, 3] = torch.tensor([torch.inf, torch.nan, top, -min(3e38, top)], dtype=dtype)
+    found = Rounding("mxfp4")(inputs)
+    assert found[:2, :32].isnan().all() and found[2:].isfinite().all() and torch.equal(found[:, 32:], inputs[:, 32:])
+    assert (found[2:, 3].abs() > 0.9 * min(3e38, top)).all()
+
+
 def test_the_product_takes_what_is_rounded_and_the_value_is_the_weights(layer):
     thing = layer()
     weights, form = thing.apply(Nearest(bits=8, group=0)), thing.apply(Nearest(bits=8, group=0), Activations())

@@ -45,18 +45,22 @@ class Rounding:
 
 
 def _in_four_bits(inputs: torch.Tensor) -> torch.Tensor:
-    """Inputs (..., columns) as E2M1 numbers times a power of two for every 32 columns; of two levels as near, the even one."""
+    """Inputs (..., columns) as E2M1 numbers times a power of two for every 32 columns; of two levels as near, the even one.
+
+    Beside what is not finite all 32 are NaN; what would round beyond the largest number of the dtype is that number.
+    """
     columns = inputs.shape[-1]
     groups = torch.nn.functional.pad(inputs, (0, -columns % _GROUP)).unflatten(-1, (-1, _GROUP))
     groups = groups.float() if groups.dtype.itemsize < 4 else groups
-    part, power = torch.frexp(
-        groups.abs().amax(-1, keepdim=True)
-    )  # part in [1/2, 1); what would round beyond the largest takes the next power
+    largest = groups.abs().amax(-1, keepdim=True)
+    part, power = torch.frexp(largest)  # part in [1/2, 1); what would round beyond the largest takes the next power
     power = (power - 3 + (part >= 0.875).to(power.dtype)).clamp_min(-127)
     places = torch.ldexp(groups, -power).clamp(-_TOP, _TOP)
     size = places.abs()
     step = torch.where(size < 2, 0.5, torch.where(size < 4, 1.0, 2.0)).to(places.dtype)
-    return torch.ldexp((places / step).round() * step, power).flatten(-2)[..., :columns].to(inputs.dtype)
+    top = torch.finfo(inputs.dtype).max
+    found = torch.ldexp((places / step).round() * step, power).clamp(-top, top).masked_fill(~largest.isfinite(), torch.nan)
+    return found.flatten(-2)[..., :columns].to(inputs.dtype)
 
 
 def scale_of(largest: torch.Tensor, format: str) -> torch.Tensor:
