@@ -2,6 +2,7 @@ import pytest
 import torch
 
 import modicum
+from modicum.core.errors import SettingError
 from modicum.forms import Nested
 from modicum.numerics.grid import Grid
 from modicum.numerics.nested import nested
@@ -37,8 +38,10 @@ def test_rows_of_zeros_and_scales_of_whole_rows(layer):
     thing.weight[3] = 0
     form = thing.apply(Gptq(bits=3, group=8, scales=6))
     assert form.finite() and not form.dense()[3].any()
-    for method in (Nearest(bits=3, group=0, scales=6), Nearest(bits=3, group=-1, scales=6)):
-        assert thing.apply(method).kind == "integer"
+    assert thing.apply(Nearest(bits=3, group=32, scales=6)).kind == "integer"  # its rows are no longer than the group
+    for group in (0, -1):
+        with pytest.raises(SettingError, match=rf"nearest: scales must be 16 where a \w+ has one scale \(group={group}\), is 6"):
+            Nearest(bits=3, group=group, scales=6)
 
 
 def test_they_stand_on_a_menu_and_their_bytes_are_exact(tmp_path):

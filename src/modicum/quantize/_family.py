@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from typing_extensions import override
 
+from modicum.core.errors import SettingError
 from modicum.core.method import Change, Method, Need, find
 from modicum.core.settings import param
 from modicum.core.unit import Site, Stats
@@ -23,12 +24,27 @@ _CHEAPEST, _PLAIN = "nearest", 16
 
 @dataclass(frozen=True, kw_only=True)
 class Quantizer(Method):
-    """Settings of the grid that all integer quantizers share."""
+    """Settings of the grid that all integer quantizers share; a weight whose rows are no longer than ``group`` keeps 16-bit ``scales``."""
 
     bits: int = param(4, "bits per code", between=(2, 8), dial=True)
     group: int = param(64, "columns per scale; 0: one scale per row, -1: one per tensor", between=(-1, 1 << 20))
     symmetric: bool = param(False, "grid symmetric around zero, without zero points")
-    scales: int = param(16, "bits of a group's scale; of fewer than 16 it is a whole number under one scale a row", choices=(4, 6, 8, 16))
+    scales: int = param(
+        16,
+        "bits of a group's scale: under 16 a whole number under one scale a row; 16 where a row is no longer than group",
+        choices=(4, 6, 8, 16),
+    )
+
+    @override
+    def __post_init__(self) -> None:
+        """Raise ``SettingError`` for scales in few bits where no row has several."""
+        super().__post_init__()
+        if self.scales < _PLAIN and self.group <= 0:
+            one = "row" if self.group == 0 else "tensor"
+            raise SettingError(
+                f"{self.key().rpartition('/')[2]}: scales must be {_PLAIN} where a {one} has one scale (group={self.group}), is {self.scales}. "
+                "Leave scales out, or pass a group of at least 1."
+            )
 
     @property
     def grid(self) -> Grid:
@@ -53,7 +69,7 @@ class Quantizer(Method):
     def _whole(self, weight: torch.Tensor, stats: Stats) -> Form:
         """The form, its scales in fewer bits where that is asked for and there are several to a row."""
         form = self.quantize(weight.float(), self.grid, stats, weight.dtype)
-        if self.scales == _PLAIN or not isinstance(form, Integer) or form.group <= 0:
+        if self.scales == _PLAIN or not isinstance(form, Integer) or not 0 < form.group < weight.shape[1]:
             return form
         moment = stats.moment if Need.COVARIANCE in self.needs else None
         return nested(form, self.target(weight.float(), stats), self.scales, moment, getattr(self, "damping", 0.01))

@@ -62,9 +62,15 @@ def _set(options: Sequence[Option], words: dict[str, str]) -> Iterable[Option]:
 
 def _fixed(step: Any, words: dict[str, str]) -> tuple[Any, set[str]]:
     """A step with those of the settings that it has, and their names."""
+    mine = _meant(step, words)
+    return replace(step, **mine), set(mine)
+
+
+def _meant(step: Any, words: dict[str, str]) -> dict[str, Any]:
+    """The values of those of the settings that a step has."""
     mine = {name: value for name, value in words.items() if name in _settings(step)}
     read = settings.read(type(step), mine, step.key().rpartition("/")[2])
-    return replace(step, **{name: getattr(read, name) for name in mine}), set(mine)
+    return {name: getattr(read, name) for name in mine}
 
 
 def _by(cls: Any, options: Sequence[Option]) -> list[Option]:
@@ -94,7 +100,7 @@ def holds(rules: Iterable[Rule], option: Option) -> bool:
     words: dict[str, str] = {}
     for rule in rules:
         words = {name: value for name, value in (words | rule.words).items() if name != METHOD} if rule.words else {}
-    return all(_fixed(step, words)[0] == step for step in option.steps)
+    return all(getattr(step, name) == value for step in option.steps for name, value in _meant(step, words).items())
 
 
 def grouped(rules: Iterable[Rule]) -> bool:
