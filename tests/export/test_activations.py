@@ -170,6 +170,25 @@ def test_what_no_runtime_reads_is_refused_before_any_work(model, tmp_path, case)
     assert not (tmp_path / "out").exists()
 
 
+WHY = {
+    "dtype": ("float4 format=mxfp4", "mxfp4", "whose readers bring four-bit floats back in bfloat16 alone, and its weights are float32"),
+    "dtype alone": ("float4", None, "whose readers bring four-bit floats back in bfloat16 alone, and its weights are float32"),
+    "scales": ("gptq bits=4 group=32 symmetric=true scales=6", "int4", "whose readers take scales of 16 bits, and scales=6 has fewer"),
+    "scales alone": ("gptq bits=4 scales=6", None, "whose readers take scales of 16 bits, and scales=6 has fewer"),
+    "tensor": ("gptq bits=4 group=-1", None, "whose readers take one scale for each row or group of columns, and group=-1 has one for all"),
+    "method": ("kmeans", None, "whose readers have no format for kmeans"),
+}
+
+
+@pytest.mark.parametrize("case", WHY)
+def test_a_method_that_a_target_holds_nowhere_is_refused_for_its_own_reason(model, tmp_path, case):
+    method, inputs, why = WHY[case]
+    module = copy.deepcopy(model[0]).float()
+    with pytest.raises(SettingError) as error:
+        modicum.fit(module, data=model[1], out=tmp_path / "out", target="transformers", method=method, activations=inputs)
+    assert f"hold it on no layer of this model, {why}. Pass --target modicum." in str(error.value)
+
+
 def test_a_target_that_decodes_takes_none(tmp_path):
     with pytest.raises(SettingError, match="activations mxfp4: target gguf rounds no inputs of this model"):
         modicum.fit("demo", out=tmp_path / "out", bpw=8, activations="mxfp4", target="gguf", samples=2, tokens=32, test_samples=1)

@@ -116,7 +116,7 @@ def test_of_a_method_or_a_plan_it_says_what_that_does(model, tmp_path):
 
 @pytest.mark.parametrize("dry", [(), ("--dry-run",)], ids=["run", "dry"])
 @pytest.mark.parametrize("words, told", [
-    (("--method", "kmeans bits=2", "--target", "gguf"), "target gguf can hold it on no layer"),
+    (("--method", "kmeans bits=2", "--target", "gguf"), "target gguf can hold it on no layer of this model, whose files hold types of llama.cpp"),
     (("--bpw", "3", "--activations", "int8", "--target", "gguf"), "target gguf rounds no inputs of this model"),
 ])  # fmt: skip
 def test_what_a_target_cannot_hold_is_refused_before_any_work(model, tmp_path, words, told, dry):

@@ -72,6 +72,18 @@ def test_what_is_worth_no_codebook_is_refused_in_words(layer):
         layer().apply(Kmeans(dimension=4, columns=30))
 
 
+def test_of_a_method_everywhere_small_weights_stay_as_they_are_and_a_model_of_none_else_is_refused_before_any_work(tmp_path):
+    net, data = nn.Sequential(nn.Linear(16, 256), nn.Linear(256, 4)), [(torch.randn(16, 16),) for _ in range(4)]
+    run = lambda method, **words: modicum.fit(net, data=data, method=method, target="modicum", allow_broken=True, **words)
+    for words in ({"dry_run": True}, {"out": tmp_path / "none"}):
+        with pytest.raises(SettingError, match="codebooks must be smaller than the weights, .* any of this model's 2. Take fewer bits"):
+            run("kmeans bits=8 dimension=16 stages=4", **words)
+    assert not list(tmp_path.iterdir())
+    receipt = run("kmeans bits=8 dimension=8", out=tmp_path / "out").receipt
+    assert [site["site"] for site in receipt["sites"] if site["option"] not in ("", "keep")] == ["0.weight"]
+    assert any("stay as they are: 1.weight." in event for event in receipt["events"])
+
+
 def test_few_bits_ask_for_drift():
     assert Need.DRIFT in Gptvq(bits=6).wanted() and Need.DRIFT not in Gptvq(bits=7).wanted() | Gptvq(towards=0.0).wanted()
 

@@ -136,6 +136,12 @@ class Target(ABC):
             return None
         return option.without_data() if site.data_free else option
 
+    def against(self, site: Site, option: Option) -> str:
+        """Why an option cannot be held on ``site``, or an empty string where nothing is to be said."""
+        if option.steps and any(unit.pruned for unit in site.units) and not option.keeps_zeros:
+            return "pruned entries must stay zero, and it does not keep them"
+        return ""
+
     @abstractmethod
     def unit_entries(self, unit: Unit, form: Form) -> Entries:
         """What is stored for a unit in this form."""

@@ -29,13 +29,14 @@ from modicum.export.initialized import needs_weight, reads
 from modicum.export.loaded import dequantized, loaded, rounds_cache
 from modicum.export.names import Names
 from modicum.export.placing import persistent_buffers
-from modicum.export.schemes import Targets, entries, float_family, inside, multiplied, quantization, reads_widths, scheme, tensors
+from modicum.export.schemes import Targets, entries, inside, multiplied, quantization, reads_widths, scheme, tensors, unread
 from modicum.forms import Cut, Dense, Form
 from modicum.models.model import Model
 from modicum.models.open import skeleton
 from modicum.models.settled import computed_weights
 from modicum.quantize._family import Quantizer
 from modicum.quantize.activations import Activations
+from modicum.quantize.float8 import Float8
 from modicum.sweep import Script
 
 # Widths whose packing all readers agree on.
@@ -124,18 +125,30 @@ class Transformers(Configured):
         if isinstance(step, SiteCutter):
             plain = site.kind == "cut" and all(unit.kind == "linear" for unit in site.units)  # an expert's router would keep its rows
             return Option((dataclasses.replace(step, multiple=_step(len(site.axes[-1].groups))),)) if plain else None
-        if isinstance(step, Quantizer):
-            if (
-                step.group < 0
-                or step.scales < 16  # no reader multiplies scales by scales
-                or not reads_widths(step.bits)
-                or self.wrong("integer", site.units)
-                or (step.group and any(unit.shape[1] % step.group for unit in site.units))
-            ):
-                return None
-            return Option((dataclasses.replace(step, symmetric=True),))
-        family = float_family(step, site.units)
-        return fitted if family and site.kind != "experts" and not self.wrong(family, site.units) else None
+        if self._unread(site, step):
+            return None
+        return Option((dataclasses.replace(step, symmetric=True),)) if isinstance(step, Quantizer) else fitted
+
+    def _unread(self, site: Site, step: Method) -> str:
+        """Why loaders do not bring back what a step makes of a site's weights, or an empty string."""
+        if reason := unread(step, site.units):
+            return reason
+        if isinstance(step, Quantizer) and not reads_widths(step.bits):
+            return f"whose reader, the compressed-tensors that is installed, takes no codes of {step.bits} bits"
+        if site.kind == "experts" and not isinstance(step, Quantizer):
+            return "whose readers hold experts in whole numbers alone"
+        kind = "float8" if isinstance(step, Float8) else "integer"
+        return "whose loader brings other values back" if self.wrong(kind, site.units) else ""
+
+    @override
+    def against(self, site: Site, option: Option) -> str:
+        fitted = self.option_for(site, option)
+        if fitted is None or not fitted.steps or isinstance(fitted.steps[0], SiteCutter):
+            return super().against(site, option)
+        more = fitted.steps[1:]
+        if reason := self._unread(site, fitted.steps[0]):
+            return reason
+        return "" if all(isinstance(step, Activations) for step in more) else "whose readers take one form of a weight, not several steps"
 
     def _with_inputs(self, site: Site, step: Method, after: Sequence[Method]) -> Option | None:
         """Codes of weights and of inputs, as far as runtimes multiply them."""

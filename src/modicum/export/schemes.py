@@ -145,17 +145,24 @@ def scheme(form: Form) -> str:
     raise ModelError(f"a {form.kind} form cannot be stored by compressed-tensors. Pass --target modicum.")
 
 
-def float_family(step: Method, units: Sequence[Unit]) -> str:
-    """The family of the probe whose kinds of weight take what ``step`` makes of ``units``; empty where readers do not hold it.
+def unread(step: Method, units: Sequence[Unit]) -> str:
+    """Why readers do not hold what ``step`` makes of ``units``; empty where they do.
 
     They bring four-bit floats back in bfloat16 whatever the model's own dtype, so that no other goes on with them.
     """
-    if isinstance(step, Float8Method):
-        return "float8"
-    whole = isinstance(step, Float4Method | ZeroquantFp) and all(
-        unit.dtype == torch.bfloat16 and unit.shape[1] % LAYOUTS[step.format].group == 0 for unit in units
-    )
-    return "integer" if whole else ""
+    narrow = lambda group: next((f"group {group} does not divide rows of {u.shape[1]}" for u in units if group and u.shape[1] % group), "")
+    if isinstance(step, Quantizer):
+        if step.group < 0:
+            return "whose readers take one scale for each row or group of columns, and group=-1 has one for all"
+        if step.scales < 16:
+            return f"whose readers take scales of 16 bits, and scales={step.scales} has fewer"
+        return narrow(step.group)
+    if isinstance(step, Float4Method | ZeroquantFp):
+        other = next((str(unit.dtype).removeprefix("torch.") for unit in units if unit.dtype != torch.bfloat16), "")
+        if other:
+            return f"whose readers bring four-bit floats back in bfloat16 alone, and its weights are {other}"
+        return narrow(LAYOUTS[step.format].group)
+    return "" if isinstance(step, Float8Method) else f"whose readers have no format for {step.key().rpartition('/')[2]}"
 
 
 class Targets:

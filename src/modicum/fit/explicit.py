@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from modicum.core.errors import SettingError, near
+from modicum.core.errors import SettingError, listed, near
 from modicum.core.method import Need
 from modicum.core.option import Option
 from modicum.core.plan import Plan
 from modicum.core.unit import Site
 from modicum.drop._family import Dropper, SiteCutter
 from modicum.fit.scene import Scene
+from modicum.quantize._codebook import Quantizer as Codebooks
 from modicum.table.findings import DEPTH
 from modicum.table.menu import Menu, misfit, unheld
 from modicum.table.ruling import chosen_by
@@ -42,10 +43,18 @@ def _check_plan(scene: Scene, plan: Plan) -> None:
 
 
 def _check_method(scene: Scene, method: Option) -> None:
-    if whole(method, rest=True) is not None or any(chosen_by(scene.target, site, method, scene.menu) for site in scene.sites):
+    if whole(method, rest=True) is not None:
+        return
+    held = [site for site in scene.sites if chosen_by(scene.target, site, method, scene.menu)]
+    if held and all(_wasted(site, chosen_by(scene.target, site, method, scene.menu)) for site in held):
+        raise SettingError(
+            f"method {str(method)!r}: codebooks must be smaller than the weights, they are not smaller than any of this model's "
+            f"{len(held)}. Take fewer bits, a smaller dimension or fewer stages."
+        )
+    if held:
         return
     group = misfit(scene.target, scene.sites, method)
-    why = group or apart(method) or unheld(scene.target)
+    why = group or unheld(scene.target, scene.sites, method) or apart(method)
     raise SettingError(
         f"method {str(method)!r}: target {scene.target.name} can hold it on no layer of this model"
         f"{f', {why}' if why else ''}. {'Or pass' if group else 'Pass'} --target modicum."
@@ -96,14 +105,26 @@ def everywhere(scene: Scene, method: Option) -> tuple[Plan, list[str]]:
     if (first := whole(method, rest=True)) is not None:
         plan.options[DEPTH] = str(first)
         method = Option(method.steps[1:])
-    menu = scene.subject.ruled(Menu([method]))
+    menu, small = scene.subject.ruled(Menu([method])), list[Site]()
     for site in scene.sites:
         fitted = chosen_by(scene.target, site, method, menu)
-        if fitted is not None and fitted.steps and not scene.subject.kept(site):
+        if scene.subject.kept(site):
+            continue
+        if _wasted(site, fitted):
+            small.append(site)
+        elif fitted is not None and fitted.steps:
             plan.options[site.name] = str(fitted)
+    if small:
+        names = listed(unit.name for site in small for unit in site.units)
+        events.append(f"method {str(method)!r}: codebooks are not smaller than some weights, which stay as they are: {names}.")
     if why := misfit(scene.target, scene.sites, method):
         events.append(f"method {str(method)!r}: some layers stay as they are, {why}.")
     return plan, events
+
+
+def _wasted(site: Site, option: Option | None) -> bool:
+    """Whether codebooks take as much as a weight of a site."""
+    return option is not None and any(isinstance(step, Codebooks) and not step.saves(site) for step in option.steps)
 
 
 def unit_options(scene: Scene, plan: Plan) -> dict[str, Option]:

@@ -119,8 +119,9 @@ def groups_of(site: Site) -> list[int]:
 
 @lru_cache(4096)
 def _in_groups(option: Option, group: int) -> Option:
-    """An option whose first step takes another group: the same ones are asked for on every site."""
-    return Option((replace(option.steps[0], group=group), *option.steps[1:]))  # type: ignore[call-arg]
+    """An option whose first step takes another group, whole rows with scales as they are: the same ones are asked for on every site."""
+    plain = {} if group > 0 else {"scales": 16}
+    return Option((replace(option.steps[0], group=group, **plain), *option.steps[1:]))  # type: ignore[call-arg]
 
 
 def suited(target: Target, site: Site, option: Option) -> Iterator[Option]:
@@ -139,7 +140,7 @@ def suited(target: Target, site: Site, option: Option) -> Iterator[Option]:
 def misfit(target: Target, sites: Iterable[Site], option: Option) -> str:
     """Why the group of an option keeps it off some sites, and which groups do not; nothing where the group is not the cause."""
     first = option.steps[0] if option.steps else None
-    if not isinstance(first, Quantizer) or first.group <= 0 or option.steps[-1].wraps:
+    if not isinstance(first, Quantizer) or first.group <= 0 or first.scales < 16 or option.steps[-1].wraps:
         return ""
     held = lambda site, group: target.adapt(site, _in_groups(option, group)) is not None
     blocked = [site for site in sites if not held(site, first.group) and held(site, 0)]
@@ -151,9 +152,13 @@ def misfit(target: Target, sites: Iterable[Site], option: Option) -> str:
     return f"group {first.group} does not divide rows of {widths}: use group={', '.join(map(str, [*works, 0]))} (0: whole rows)"
 
 
-def unheld(target: Target) -> str:
-    """Why a target holds most weights as they are; nothing where it does not say."""
+def unheld(target: Target, sites: Iterable[Site], option: Option) -> str:
+    """Why a target holds an option on none of its sites, as most of their weights have it, or weights as they are where it has no sites."""
     sizes: Counter[str] = Counter()
+    for site in (sites := list(sites)):
+        sizes[target.against(site, option)] += site.size
+    if sites:
+        return sizes.most_common(1)[0][0]
     for unit in target.model.units.values():
         if reason := target.refusal(unit):
             sizes[reason.removeprefix("target: ")] += unit.size

@@ -140,6 +140,13 @@ class Gguf(Configured):
             return Option((dataclasses.replace(step, multiple=_step(len(site.axes[-1].groups))),)) if plain else None
         return self._typed(site, step) if isinstance(step, GgmlMethod) else None
 
+    @override
+    def against(self, site: Site, option: Option) -> str:
+        if reason := super().against(site, option):
+            return reason
+        other = next((step.key().rpartition("/")[2] for step in option.steps if not isinstance(step, GgmlMethod)), "")
+        return f"whose files hold types of llama.cpp, such as 'ggml type=q4_k', and {other} makes none" if other else ""
+
     def _typed(self, site: Site, step: GgmlMethod) -> Option | None:
         """A type whose blocks fill the rows of a site: this one, or what stands for it where rows are short."""
         widths = [unit.shape[1] for unit in site.units]

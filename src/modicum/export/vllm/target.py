@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from typing_extensions import override
 
-from modicum.core.errors import ModelError
+from modicum.core.errors import ModelError, listed
 from modicum.core.method import Method
 from modicum.core.option import Option
 from modicum.core.unit import Site, Unit
@@ -102,6 +102,14 @@ class Vllm(Transformers):
     def adapt(self, site: Site, option: Option) -> Option | None:
         fitted = super().adapt(site, option)
         return fitted if fitted is not None and all(self._runs(site, step) for step in fitted.steps) else None
+
+    @override
+    def against(self, site: Site, option: Option) -> str:
+        if (reason := super().against(site, option)) or not option.steps or self._runs(site, option.steps[0]):
+            return reason
+        return (
+            f"whose kernels take codes of {listed(map(str, _BITS))} bits in groups of {listed(map(str, _GROUPS))} columns (0: whole rows)"
+        )
 
     def _runs(self, site: Site, step: Method) -> bool:
         """Whether a kernel takes what a step makes of a site."""
