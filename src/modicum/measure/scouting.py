@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from modicum.core.method import Method
 from modicum.core.option import Option
 from modicum.core.plan import Picks, Table
 from modicum.core.unit import Site, Stats
@@ -26,6 +27,8 @@ _SEQUENCES = 4
 # What the nearest codes may lose, of what is near-lossless: codes that are solved for lose less than half of that (a quarter, of a sentence encoder
 # at 8 bits per weight).
 _NEAREST = 2.0
+# Where codes that cost nothing lose so many times that, on one sequence, codes that cost a search are not looked at.
+_HOPELESS = 3.0
 
 
 def rounding_suffices(sizing: Sizing, menu: Menu, most: int, judged: Sequence[Batch]) -> bool:
@@ -33,7 +36,7 @@ def rounding_suffices(sizing: Sizing, menu: Menu, most: int, judged: Sequence[Ba
     goes to the next larger one, on as many layers as that buys.
 
     What a choice adds then, and any solver, is below what can be told from nothing; other kinds of option, and far fewer bits, are for budgets
-    that hurt. *Needs and cost*: every weight is rounded once, and two forwards of ``judged``'s first sequences.
+    that hurt. *Needs and cost*: every weight is rounded once or twice, and two forwards of ``judged``'s first sequences.
     """
     target, table = sizing.target, sizing.table()
     grids = Menu((option for option in menu if isinstance(option.steps[0], Quantizer)), suits=menu.suits, rules=menu.rules)
@@ -43,7 +46,18 @@ def rounding_suffices(sizing: Sizing, menu: Menu, most: int, judged: Sequence[Ba
     for site in target.sites():
         option = Option.parse(table.choices[site.name][picks[site.name]].option).without_data()
         options |= {} if option is None or not option.steps else dict.fromkeys((unit.name for unit in site.units), option)
-    model, batches = target.model, between(judged, 0, _SEQUENCES, target.script.whole)
+    cheapest = {name: Option((*option.steps[:-1], _cheapest(option.steps[-1]))) for name, option in options.items()}
+    return _loses(sizing, cheapest, judged, 1, _HOPELESS * _NEAREST) and _loses(sizing, options, judged, _SEQUENCES, _NEAREST)
+
+
+def _cheapest(step: Method) -> Method:
+    return step.blueprint() if isinstance(step, Quantizer) else step
+
+
+def _loses(sizing: Sizing, options: Mapping[str, Option], judged: Sequence[Batch], sequences: int, most: float) -> bool:
+    """Whether what options make of units loses less than ``most`` times what is nearly nothing."""
+    target, model = sizing.target, sizing.target.model
+    batches = between(judged, 0, sequences, target.script.whole)
     try:
         quality = compare(
             streamed(model.twin(), batches, target.script), streamed(model, batches, target.script, _Rounded(model, options)), batches, False,
@@ -51,7 +65,7 @@ def rounding_suffices(sizing: Sizing, menu: Menu, most: int, judged: Sequence[Ba
         )  # fmt: skip
     except RuinedError:
         return False
-    return float(np.mean(quality.divergence)) < _NEAREST * nearly_none(quality.metric)
+    return float(np.mean(quality.divergence)) < most * nearly_none(quality.metric)
 
 
 def _largest(table: Table, found: Iterable[Picks], most: int) -> Picks | None:
