@@ -148,7 +148,7 @@ COUNTS = {
     "flora": FACTORS + R * R, "dsee": FACTORS + K, "apet": K, "fish": K, "topk": K, "sara": K, "ramt": K, "ether": 12, "ether_plus": 2 * (12 + 8),
     "ia3": 12, "full": N, "shift": N, "norms": N, "bitfit": N, "subspace": 1000, "low_rank": FACTORS, "held": FACTORS, "sltrain": FACTORS + K,
     "lsq": N + 12, "scales": 12, "phm": 4**3 + N // 4, "dsl": K, "spdf": K, "random": 64, "rigl": 64, "set": 64,
-    "pst": 2 * FACTORS + 12 + 8, "lapp": N + 1 + 12 + 8,
+    "pv_tuning": 2**4 * 2 + 12, "pst": 2 * FACTORS + 12 + 8, "lapp": N + 1 + 12 + 8,
     "mpo": 16 * 6 + 6 * 6 + 6 * 6, "widenet": N + 24 * 16, "stable_rps": round(0.4 * (N + 24 * 16)), "shapeshifter": round(0.4 * (N + 24 * 16)) + 4,
 }  # fmt: skip
 

@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import torch
 
+from modicum.forms import Codebook
+from modicum.forms.codebook import Vectors
+from modicum.numerics.grid import least_scale
+
 # Vectors that entries are fitted to, steps of k-means at each doubling of a table and once it is whole, and rounds in which stages are fitted to
 # what the others leave.
 _SAMPLE, _EACH, _LAST, _ROUNDS = 1 << 15, 3, 10, 3
@@ -103,3 +107,29 @@ def _beam(points: torch.Tensor, tables: torch.Tensor, beam: int) -> torch.Tensor
         left = left[took, before] - table[code]
         codes = torch.cat([codes[took, before], code[..., None]], 2)
     return codes[torch.arange(len(points)), left.square().sum(2).argmin(1)]
+
+
+def begun(weight: torch.Tensor, importance: torch.Tensor | None, layout: Vectors, dtype: torch.dtype) -> Codebook:
+    """Scales of rows that are their root mean squares, and the codebooks and codes of least squared error, columns counted by ``importance``."""
+    rows, columns = weight.shape
+    most = weight.abs().amax(1).clamp_min(least_scale(torch.float32))  # no square is beyond float32
+    scale = ((weight / most[:, None]).square().mean(1).sqrt() * most).clamp_min(least_scale(dtype)).to(dtype)[:, None]
+    count, wide, groups = layout.count(columns), layout.dimension, layout.groups(columns)
+    tables, codes = torch.zeros(layout.tables(columns)), torch.zeros(rows, layout.stages, count, dtype=torch.uint8)
+    if bool(weight.any()):
+        beyond = (0, -columns % wide)
+        points = torch.nn.functional.pad(weight / scale.float(), beyond).view(rows, count, wide)
+        each = (
+            torch.ones(columns)
+            if importance is None
+            else importance.float().clamp_min(0) + 1e-6 * importance.float().mean().clamp_min(1e-30)
+        )
+        # What an error of one costs: a row's are as large as its scale.
+        worth = torch.nn.functional.pad(each, beyond).view(count, wide) * (scale.float() / scale.float().max()).square()[:, :, None]
+        for group, table in enumerate(tables):
+            mine = (groups == group).nonzero()[:, 0]
+            table.copy_(fitted(points[:, mine].flatten(0, 1), worth[:, mine].flatten(0, 1), layout.bits, layout.stages))
+        for group, mine, some in layout.parts(columns):
+            found, _ = nearest(points[:, mine, :some].flatten(0, 1), tables[group, :, :, :some].half().float())
+            codes[:, :, mine] = found.view(rows, len(mine), -1).transpose(1, 2).to(torch.uint8)
+    return Codebook(codes, tables.half(), scale, layout, columns, dtype)

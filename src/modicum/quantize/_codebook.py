@@ -1,4 +1,4 @@
-"""Settings that methods with codebooks share, and the codebook of least squared error that they begin at."""
+"""Settings that methods with codebooks share."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ from modicum.core.settings import param
 from modicum.core.unit import Site, Stats
 from modicum.forms.codebook import Vectors
 from modicum.forms.lift import on_dense
-from modicum.numerics.codebook import fitted, nearest
-from modicum.numerics.grid import least_scale
 
 # The method that takes the least work for its codes.
 _CHEAPEST = "kmeans"
@@ -70,29 +68,3 @@ class Quantizer(Method):
     def code(self, weight: torch.Tensor, stats: Stats, dtype: torch.dtype) -> forms.Codebook:
         """The form of float32 ``weight`` (rows, columns)."""
         raise NotImplementedError
-
-
-def begun(weight: torch.Tensor, importance: torch.Tensor | None, layout: Vectors, dtype: torch.dtype) -> forms.Codebook:
-    """Scales of rows that are their root mean squares, and the codebooks and codes of least squared error, columns counted by ``importance``."""
-    rows, columns = weight.shape
-    most = weight.abs().amax(1).clamp_min(least_scale(torch.float32))  # no square is beyond float32
-    scale = ((weight / most[:, None]).square().mean(1).sqrt() * most).clamp_min(least_scale(dtype)).to(dtype)[:, None]
-    count, wide, groups = layout.count(columns), layout.dimension, layout.groups(columns)
-    tables, codes = torch.zeros(layout.tables(columns)), torch.zeros(rows, layout.stages, count, dtype=torch.uint8)
-    if bool(weight.any()):
-        beyond = (0, -columns % wide)
-        points = torch.nn.functional.pad(weight / scale.float(), beyond).view(rows, count, wide)
-        each = (
-            torch.ones(columns)
-            if importance is None
-            else importance.float().clamp_min(0) + 1e-6 * importance.float().mean().clamp_min(1e-30)
-        )
-        # What an error of one costs: a row's are as large as its scale.
-        worth = torch.nn.functional.pad(each, beyond).view(count, wide) * (scale.float() / scale.float().max()).square()[:, :, None]
-        for group, table in enumerate(tables):
-            mine = (groups == group).nonzero()[:, 0]
-            table.copy_(fitted(points[:, mine].flatten(0, 1), worth[:, mine].flatten(0, 1), layout.bits, layout.stages))
-        for group, mine, some in layout.parts(columns):
-            found, _ = nearest(points[:, mine, :some].flatten(0, 1), tables[group, :, :, :some].half().float())
-            codes[:, :, mine] = found.view(rows, len(mine), -1).transpose(1, 2).to(torch.uint8)
-    return forms.Codebook(codes, tables.half(), scale, layout, columns, dtype)

@@ -12,11 +12,11 @@ from modicum.core.blocks import Blocks
 from modicum.core.method import Need, Paper
 from modicum.core.settings import param
 from modicum.core.unit import Stats
-from modicum.numerics.codebook import nearest
+from modicum.numerics.codebook import begun, nearest
 from modicum.numerics.codebook_descent import Descent
 from modicum.numerics.solver import BlockFactor, Factor, metric, slabs, solve
 from modicum.quantize._aim import FEW, aimed
-from modicum.quantize._codebook import Quantizer, begun
+from modicum.quantize._codebook import Quantizer
 from modicum.quantize._factor import factored
 from modicum.quantize.kmeans import Kmeans
 

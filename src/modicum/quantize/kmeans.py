@@ -10,7 +10,8 @@ from typing_extensions import override
 from modicum import forms
 from modicum.core.method import Paper
 from modicum.core.unit import Stats
-from modicum.quantize._codebook import Quantizer, begun
+from modicum.numerics.codebook import begun
+from modicum.quantize._codebook import Quantizer
 
 
 @dataclass(frozen=True, kw_only=True)

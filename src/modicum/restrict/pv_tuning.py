@@ -14,7 +14,9 @@ from modicum.core.method import Paper
 from modicum.core.parametrization import Revision, Start, State, Step
 from modicum.core.settings import param
 from modicum.forms import Codebook
-from modicum.numerics.codebook import nearest
+from modicum.forms.codebook import Vectors
+from modicum.numerics.codebook import begun, nearest
+from modicum.restrict._family import beginning
 from modicum.restrict._healer import Healer, rounded, size_of, straight
 
 if TYPE_CHECKING:
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 # How much of a gradient's mean, and of its square's, lives on from update to update.
 _MEAN, _SQUARE = 0.95, 0.98
+# Codebooks of a weight that is not compressed.
+_OWN = Vectors(bits=4, dimension=2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +42,7 @@ class PvTuning(Healer):
 
     *Reduces to:* ``held`` with ``share=0``.
 
-    *Raises:* ``SettingError`` for a form that is no codebook.
+    *Raises:* ``SettingError`` for a form of another kind than codebooks.
 
     *Differences from the paper:* vectors are chosen by their gradient, not by how far the step goes; what was chosen anew forgets its mean gradient;
     fewer are towards the end, of less than one vector an update one every so many; steps are as large as a share of a row's weights, so that
@@ -68,14 +72,20 @@ class PvTuning(Healer):
 
     @override
     def begin(self, start: Start) -> State:
-        """What is stored, with nothing known of gradients."""
-        if not isinstance(start.stored, Codebook):
-            kind = "dense" if start.stored is None else start.stored.kind
-            raise SettingError(f"{start.unit}: must be stored as a codebook to choose its codes anew, is {kind}. Train it with held.")
-        numbers, zeros = start.stored.movable(), torch.zeros(start.shape)
+        """What is stored, with nothing known of gradients; a weight that is not compressed begins on codebooks of its own, of two bits a weight."""
+        stored = (
+            start.stored
+            if start.stored is not None
+            else begun(beginning(start), None, _OWN, torch.float32 if start.base is None else start.base.dtype)
+        )
+        if not isinstance(stored, Codebook):
+            raise SettingError(
+                f"{start.unit}: must be stored as a codebook to choose its codes anew, is {stored.kind}. Train it with held."
+            )
+        numbers, zeros = stored.movable(), torch.zeros(start.shape)
         trained = {name: torch.zeros(tensor.shape) for name, tensor in numbers.items()}
         sizes = {f"{name} size": size_of(name, tensor) for name, tensor in numbers.items()}
-        return State(trained, {**sizes, "codes": start.stored.codes, "mean": zeros, "square": zeros}, base=start.base, stored=start.stored)
+        return State(trained, {**sizes, "codes": stored.codes, "mean": zeros, "square": zeros}, base=start.base, stored=stored)
 
     def _standing(self, state: State) -> tuple[Codebook, dict[str, torch.Tensor]]:
         """What is stored with the codes that it has by now, and its numbers as they stand, float32, differentiable."""
