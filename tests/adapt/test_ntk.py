@@ -28,6 +28,17 @@ def test_it_begins_at_the_base_and_learns(name):
     assert torch.equal(model(**rows[0]).logits, before) and config._attn_implementation != "modicum_ntk"
 
 
+def test_attentions_without_numbers_are_told_apart_by_their_order():
+    model, batches = zoo.build("vit")
+    with torch.no_grad():
+        before = model.eval()(**batches[0]).logits
+    with trained(model, "ntk", total=2) as t:
+        torch.testing.assert_close(model(**batches[0]).logits, before, rtol=1e-4, atol=1e-5)
+        model(**batches[0]).logits.square().sum().backward()
+        (values,) = [tensor for name, tensor in t.named_parameters().items() if name.endswith("values")]
+        assert all(bool(each.any()) for each in values.grad) and not torch.equal(values.grad[0], values.grad[1])
+
+
 def test_it_is_a_prefix_of_keys_with_such_features():
     """Z and k that are sums over a prefix's keys give that prefix's attention under the kernel φ(q)·φ(k)."""
     from modicum.adapt.ntk import _NOW, _attention

@@ -40,6 +40,17 @@ def test_the_head_alone_gives_the_modules_own_loss(name, lean, labelled, monkeyp
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
 
 
+def test_what_stands_beside_the_whole_and_computes_with_logits_is_found_out():
+    model, batches = zoo.build("llama")
+    batch = {"input_ids": batches[0]["input_ids"]}
+    before = next_token(model.requires_grad_(False), batch)[0]
+    with trained(model, "levi rank=2", total=2) as t:
+        assert torch.equal(next_token(model, batch)[0], objectives._whole(model, batch, batch["input_ids"][:, 1:]))
+        next_token(model, batch)[0].sum().backward()
+        assert any(parameter.grad is not None and bool(parameter.grad.any()) for parameter in t.parameters())
+    assert torch.equal(next_token(model, batch)[0], before) and objectives._LEAN[model]
+
+
 def test_a_trained_head_computes_all():
     model, batches = zoo.build("llama")
     with trained(model, {"lm_head.weight": "lora rank=2"}) as t:

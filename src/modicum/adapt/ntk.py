@@ -17,7 +17,7 @@ from modicum.core.method import Paper
 from modicum.core.parametrization import State
 
 _NAME = "modicum_ntk"
-_NOW: ContextVar[Callable[[int], tuple[torch.Tensor, torch.Tensor]]] = ContextVar(_NAME)
+_NOW: ContextVar[Callable[[Any], tuple[torch.Tensor, torch.Tensor]]] = ContextVar(_NAME)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,15 @@ class Ntk(Aside):
         """A call whose attention is computed here."""
         _known()
         config: Any = call.root.config
-        before, token = config._attn_implementation, _NOW.set(lambda layer: (state["values"][layer], state["mass"][layer]))
+        met: dict[int, int] = {}
+
+        def of(module: Any) -> tuple[torch.Tensor, torch.Tensor]:
+            """By the attention's own number, or the order in which attentions are met."""
+            layer = getattr(module, "layer_idx", None)
+            layer = met.setdefault(id(module), len(met)) if layer is None else layer
+            return state["values"][layer], state["mass"][layer]
+
+        before, token = config._attn_implementation, _NOW.set(of)
         config._attn_implementation = _NAME
         try:
             return call.plain()
@@ -91,7 +99,7 @@ def _known() -> None:
 
 
 def _attention(module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, scaling: float | None = None, **_: Any):
-    values, mass = _NOW.get()(module.layer_idx)
+    values, mass = _NOW.get()(module)
     groups, wide = query.shape[1] // key.shape[1], query.shape[-1]
     key, value = (each.float().repeat_interleave(groups, 1) for each in (key, value))
     scores = query.float() @ key.transpose(2, 3) * (wide**-0.5 if scaling is None else scaling)

@@ -205,23 +205,33 @@ def _whole(module: nn.Module, batch: Batch, wanted: torch.Tensor) -> torch.Tenso
     return flat.view(wanted.shape).sum(1)
 
 
-_LEAN: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+# By module, and by what an aside calls it with: whether its head alone gives its logits.
+_LEAN: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 
 
 def _lean_head(module: nn.Module, batch: Batch) -> nn.Module | None:
-    """The module's head where the loss can be had of it alone, found out once for each module."""
+    """The module's head where the loss can be had of it alone, found out once for each module and each aside of it."""
     found: Any = getattr(module, "get_output_embeddings", lambda: None)()
     if not isinstance(found, nn.Linear) or any(_is_trained(found, name) for name in found._parameters):
         return None
-    if module not in _LEAN:
-        assert isinstance(batch, dict)
-        row: Batch = {name: value[:1] for name, value in batch.items()}
-        with torch.no_grad():
-            logits = call(module, _given(row)).logits
-            with _unheaded(found):
+    made_by = module.__dict__.get("forward", module)
+    if made_by not in _LEAN:
+        _LEAN[made_by] = _gives_logits(module, found, batch)
+    return found if _LEAN[made_by] else None
+
+
+def _gives_logits(module: nn.Module, head: nn.Linear, batch: Batch) -> bool:
+    """Whether the head, of what the module gives without it, gives the module's logits to the bit."""
+    assert isinstance(batch, dict)
+    row: Batch = {name: value[:1] for name, value in batch.items()}
+    with torch.no_grad():
+        logits = call(module, _given(row)).logits
+        try:
+            with _unheaded(head):
                 hidden = call(module, _given(row)).logits
-            _LEAN[module] = hidden.shape[-1] == found.in_features and torch.equal(found(hidden), logits)
-    return found if _LEAN[module] else None
+        except RuntimeError:  # what computes with the logits themselves
+            return False
+        return hidden.shape[-1] == head.in_features and torch.equal(head(hidden), logits)
 
 
 def _is_trained(head: nn.Module, name: str) -> bool:
