@@ -49,7 +49,7 @@ class Adalora(Adapter):
         year=2023,
         authors="Qingru Zhang and Minshuo Chen and Alexander Bukharin and Nikos Karampatziakis and Pengcheng He and Yu Cheng and others",
     )
-    rate: ClassVar[float] = 3e-2
+    rate: ClassVar[float] = 1e-1
 
     rank: int = param(8, "directions that a weight has in the mean at the end", between=(1, 65536), dial=True)
     first: float = param(1.5, "how many times as many there are at the beginning", between=(1.0, 100.0))

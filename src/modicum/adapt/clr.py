@@ -46,7 +46,7 @@ class Clr(Aside):
         year=2023,
         authors="Yunhao Ge and Yuecheng Li and Shuo Ni and Jiaping Zhao and Ming-Hsuan Yang and Laurent Itti",
     )
-    rate: ClassVar[float] = 3e-2
+    rate: ClassVar[float] = 1e-1
 
     kernel: int = param(3, "side of a channel's map, odd", choices=(1, 3, 5, 7))
 

@@ -42,6 +42,7 @@ class Codebook(Added):
         year=2022,
         authors="Thomas Hartvigsen and Swami Sankaranarayanan and Hamid Palangi and Yoon Kim and Marzyeh Ghassemi",
     )
+    rate: ClassVar[float] = 3e-2
 
     @override
     def begin(self, spot: Spot) -> State:

@@ -45,7 +45,7 @@ class Connected(Added):
         year=2022,
         authors="Xinyu Ma and Jiafeng Guo and Ruqing Zhang and Yixing Fan and Xueqi Cheng",
     )
-    rate: ClassVar[float] = 1e-2
+    rate: ClassVar[float] = 3e-2
 
     rank: int = param(8, "width between the two layers, and of what is handed on", between=(1, 65536), dial=True)
 

@@ -43,7 +43,7 @@ class Dpt(SoftPrompt):
         year=2023,
         authors="Yao Xiao and Lu Xu and Jiaxi Li and Wei Lu and Xiaoli Li",
     )
-    rate: ClassVar[float] = 1e-1
+    rate: ClassVar[float] = 3e-2
 
     tokens: int = param(20, "rows before the inputs", between=(1, 65536), dial=True)
     rank: int = param(4, "inner size of the two factors", between=(1, 65536))

@@ -44,7 +44,7 @@ class Fish(SparseAdapter):
         year=2021,
         authors="Yi-Lin Sung and Varun Nair and Colin Raffel",
     )
-    rate: ClassVar[float] = 3e-2
+    rate: ClassVar[float] = 1e-2
 
     keep: float = param(0.01, "share of entries that are trained", between=(1e-9, 1.0), dial=True)
 

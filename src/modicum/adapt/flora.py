@@ -47,7 +47,7 @@ class Flora(Adapter):
         year=2024,
         authors="Chongjie Si and Xuehui Wang and Xue Yang and Zhengqin Xu and Qingyun Li and Jifeng Dai and Yu Qiao and others",
     )
-    rate: ClassVar[float] = 3e-2
+    rate: ClassVar[float] = 1e-2
 
     rank: int = param(8, "core's size along outputs and inputs", between=(1, 65536), dial=True)
     kernel: int = param(3, "core's size along the sides of a kernel", between=(1, 65536))

@@ -39,7 +39,7 @@ class Full(Adapter):
     """
 
     relative: ClassVar[bool] = False
-    rate: ClassVar[float] = 1.7e-3
+    rate: ClassVar[float] = 1.3e-3
 
     @override
     def begin(self, start: Start) -> State:

@@ -48,7 +48,7 @@ class Norms(Adapter):
         authors="Max Zimmer and Megi Andoni and Christoph Spiegel and Sebastian Pokutta",
     )
 
-    rate: ClassVar[float] = 1e-1
+    rate: ClassVar[float] = 5.5e-2
 
     @override
     def means(self, unit: Unit) -> bool:

@@ -49,7 +49,7 @@ class Ntk(Aside):
         year=2024,
         authors="Yingyu Liang and Zhenmei Shi and Zhao Song and Chiwun Yang",
     )
-    rate: ClassVar[float] = 1e-1
+    rate: ClassVar[float] = 3e-2
 
     @override
     def places(self, root: Any) -> list[str]:

@@ -43,7 +43,7 @@ class Prompt(SoftPrompt):
         year=2021,
         authors="Brian Lester and Rami Al-Rfou and Noah Constant",
     )
-    rate: ClassVar[float] = 1e-1
+    rate: ClassVar[float] = 3e-2
 
     tokens: int = param(20, "rows before the inputs", between=(1, 65536), dial=True)
 

@@ -49,7 +49,7 @@ class Ramt(Adapter):
         year=2023,
         authors="Kecheng Zheng and Wei Wu and Ruili Feng and Kai Zhu and Jiawei Liu and Deli Zhao and Zheng-Jun Zha and others",
     )
-    rate: ClassVar[float] = 1e-2
+    rate: ClassVar[float] = 3e-2
 
     keep: float = param(0.1, "share of entries that may be switched", between=(1e-9, 1.0), dial=True)
     first: float = param(0.005, "score that each begins with", between=(1e-9, 1e3))

@@ -30,4 +30,4 @@ class Shift(AddedAdapter):
 
     """
 
-    rate: ClassVar[float] = 1.7e-3
+    rate: ClassVar[float] = 1.3e-3

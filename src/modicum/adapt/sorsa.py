@@ -44,7 +44,7 @@ class Sorsa(PrincipalAdapter):
         year=2024,
         authors="Yang Cao",
     )
-    rate: ClassVar[float] = 5e-3
+    rate: ClassVar[float] = 4e-3
 
     rank: int = param(8, "how many singular directions are trained", between=(1, 65536), dial=True)
     strength: float = param(4e-4, "what the distance from orthonormal vectors is multiplied by in the loss", between=(0.0, 1e6))

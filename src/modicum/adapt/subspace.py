@@ -51,7 +51,7 @@ class Subspace(Adapter):
         year=2018,
         authors="Chunyuan Li and Heerad Farkhoor and Rosanne Liu and Jason Yosinski",
     )
-    rate: ClassVar[float] = 3e-2
+    rate: ClassVar[float] = 3e-3
 
     size: int = param(1000, "numbers that are trained over all weights", between=(1, 10**8), dial=True)
     projection: str = param("fastfood", "how they are spread over the entries", choices=("fastfood", "dense"))
