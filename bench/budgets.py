@@ -7,6 +7,7 @@ rate. ``python -m bench.budgets``; ``known`` draws what is measured.
 from __future__ import annotations
 
 import json
+import itertools
 import math
 import statistics
 import sys
@@ -123,21 +124,26 @@ def _family(option: str) -> str:
 
 
 def _named(axes: Any, ends: dict[str, tuple[float, float]], colours: dict[str, str], apart: float = 11) -> None:
-    """Names at the ends of lines, so many points apart where they would lie on each other; before one that lies on a coloured line."""
+    """Names at the ends of lines, before one that lies on a coloured line; moved up and down until none lie on each other, and led back to their ends."""
     axes.figure.tight_layout()
     scale = 72 / axes.figure.dpi
     places = {method: axes.transData.transform(end) * scale for method, end in ends.items()}
-    put: list[tuple[float, float]] = []
     lines = [line.get_xydata() for line in axes.lines if line.get_color() != "#808080"]
     bright = [tuple(axes.transData.transform(point) * scale) for line in lines for point in line]
-    for method in sorted(ends, key=lambda each: places[each][1]):
-        x, y = places[method]
-        if colours[method] == "#808080" and any(math.dist((x, y), point) < 4 for point in bright):
-            axes.annotate(method, ends[method], (-6, -10), textcoords="offset points", color=colours[method], fontsize=9, ha="right")
-            continue
-        height = max([y, *(other + apart for beside, other in put if abs(beside - x) < 65 and other + apart > y)])
-        put.append((x, height))
-        axes.annotate(method, ends[method], (6, height - y - 3), textcoords="offset points", color=colours[method], fontsize=9)
+    before = {method for method in ends if colours[method] == "#808080" and any(math.dist(places[method], at) < 4 for at in bright)}
+    wide = {method: 5.2 * len(method) + 8 for method in ends}
+    lefts = {method: place[0] - 6 - wide[method] if method in before else place[0] + 6 for method, place in places.items()}
+    heights = {method: float(place[1]) - 3 for method, place in places.items()}
+    for _ in range(500):
+        for one, two in itertools.combinations(sorted(heights, key=lambda each: heights[each]), 2):
+            if lefts[one] < lefts[two] + wide[two] and lefts[two] < lefts[one] + wide[one] and (near := apart - heights[two] + heights[one]) > 0:
+                heights[one], heights[two] = heights[one] - near / 2, heights[two] + near / 2
+    for method, (_, y) in places.items():
+        moved = heights[method] - y
+        led = {"arrowstyle": "-", "linewidth": 0.5, "color": colours[method], "shrinkA": 1, "shrinkB": 2} if abs(moved + 3) > 4 else None
+        side = {"ha": "right"} if method in before else {}
+        offset = (-6 if method in before else 6) * (2 if led else 1)
+        axes.annotate(method, ends[method], (offset, moved), textcoords="offset points", color=colours[method], fontsize=9, arrowprops=led, **side)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from modicum.core.errors import ModelError, SettingError
+from modicum.core.errors import DataError, ModelError, SettingError
 from modicum.core.finite import finite
+from modicum.data.forward import require_tokens
 from modicum.data.splits import Batch, from_text
 from modicum.export.loaded import loaded
 from modicum.merging.sources import Held, Source, Stored
@@ -50,6 +51,11 @@ def verified(made: Path, judged: Judged, events: list[str]) -> dict[str, Any]:
     rows = test_rows(judged.base.directory, cls.__name__, judged)
     if rows is None:
         events.append("it is no causal language model with a tokenizer: its perplexity was not measured")
+        return found
+    try:
+        require_tokens(module, rows)
+    except DataError as error:
+        events.append(f"its perplexity was not measured: {error}")
         return found
     told = {"result": losses(module, rows)}
     del module
@@ -97,7 +103,7 @@ def _module(source: Source, base: Stored) -> nn.Module:
 
 
 def by_loss(judged: Judged) -> Callable[[Mapping[str, torch.Tensor]], float]:
-    """Minus the mean loss on validation text of a model with such tensors. Raises ``SettingError`` where it reads no text."""
+    """Minus the mean loss on validation text of a model with such tensors. Raises ``SettingError`` where it reads no text, ``DataError`` where it lacks tokens."""
     cls = model_class(read_config(judged.base.directory), judged.base.label)
     rows = test_rows(judged.base.directory, cls.__name__, judged, "validation")
     if rows is None:
@@ -105,6 +111,7 @@ def by_loss(judged: Judged) -> Callable[[Mapping[str, torch.Tensor]], float]:
             f"{judged.base.label}: must be a causal language model with a tokenizer to be evaluated, is not. Pass score= in Python."
         )
     module = loaded(cls, judged.base.directory)
+    require_tokens(module, rows)
 
     def score(tensors: Mapping[str, torch.Tensor]) -> float:
         fill(module, Held(tensors, "the merge"), judged.base)
