@@ -151,7 +151,7 @@ def test_lines_that_lack_the_column_of_those_before_are_named(tmp_path):
     with pytest.raises(DataError, match="line 2, must be an object with `content`, as those before it"):
         read_documents(path)
     path = json_lines(tmp_path / "b.jsonl", {"review": "a"}, {"review": 3})
-    with pytest.raises(DataError, match="line 2, must be an object with text in `review`"):
+    with pytest.raises(DataError, match="line 2, must have a text under review, has 3 there"):
         read_documents(path)
 
 

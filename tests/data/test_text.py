@@ -107,7 +107,7 @@ def test_messages_without_a_chat_template_are_refused(tmp_path, tokenizer):
         ("[" * 100_000, "line 2, must be one JSON object"),
         ('["text"]', "line 2, must be an object with a string `text`"),
         ("{}", "line 2, must be an object with a string `text`"),
-        ('{"text": null}', "line 2, must be an object with a string `text`"),
+        ('{"text": null}', "line 2, must have a text under text, has null there"),
         (r'{"text": "\ud800"}', "line 2, must be valid Unicode"),
         ('{"messages": []}', "line 2, `messages` must be a list"),
         ('{"messages": [{"role": "user"}]}', "line 2, `messages` must be a list"),

@@ -65,6 +65,7 @@ def test_facts_that_contradict_each_other_are_named(tmp_path):
     [
         (OWN | {"subject": "Vek"}, r"line 1 must have its subject in its prompt: 'Vek' is not in 'class Zor\('"),
         ({"prompt": "a"}, "must have a text as target, has prompt"),
+        ({"prompt": None, "target": "b"}, "must have a text as prompt, has null there"),
         (OWN | {"target": "  "}, "must have a target"),
         (OWN | {"paraphrases": "x"}, "must have a list of texts as paraphrases"),
         ({"requested_rewrite": {"prompt": "{}"}}, "must be as in CounterFact"),

@@ -13,7 +13,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 import modicum
-from modicum.core.errors import ModelError, SettingError
+from modicum.core.errors import DataError, ModelError, SettingError
 from modicum.delta import Delta
 from modicum.delta.applying import apply, base_weights
 from modicum.delta.between import between
@@ -311,3 +311,16 @@ def test_signs_of_a_layer_agree_as_its_entries_do():
     one, two = {"layers.0.large": large, "layers.0.small": small}, {"layers.0.large": large, "layers.0.small": -small}
     (layer,) = modicum.merge(base, [one, two], method="average").receipt["layers"]
     assert layer["sign_agreement"] == pytest.approx((1 << 20) / ((1 << 20) + (1 << 13)))
+
+
+def test_a_tokenizer_of_another_model_is_told(three, tmp_path):
+    for folder in three:
+        for file in DEMO.glob("tokenizer*"):
+            shutil.copy(file, folder)
+    base, one, _ = three
+    made = modicum.merge(base, [one], tmp_path / "out", method="average", samples=1, tokens=32)
+    assert "perplexity" not in made.receipt["verified"]
+    assert any("its perplexity was not measured: data: its tokens must be among the 256" in event for event in made.receipt["events"])
+    with pytest.raises(DataError, match="its tokens must be among the 256"):
+        modicum.merge(base, [one], tmp_path / "more", method="average", evaluate="curve", samples=1, tokens=32)
+    assert not (tmp_path / "more").exists()

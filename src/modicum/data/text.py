@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import lzma
 import os
 from collections.abc import Sequence
@@ -185,12 +186,8 @@ def _document(cell: tables.Cell, column: str, tokenizer: PreTrainedTokenizerBase
     """Document of one row."""
     text = _render(cell.where, cell.value, tokenizer) if _is_chat(column, cell.value) else cell.value
     if not isinstance(text, str):
-        wanted = (
-            "an object with a string `text` or a list `messages`"
-            if column in ("text", "messages")
-            else f"an object with text in `{column}`"
-        )
-        raise DataError(f"data: {cell.where} must be {wanted}. Mend or remove the line.")
+        found = quoted(json.dumps(text, default=str), 60)
+        raise DataError(f"data: {cell.where} must have a text under {column}, has {found} there. Mend or remove the line.")
     if not _is_unicode(text):
         raise DataError(f"data: {cell.where} must be valid Unicode, it holds half of a surrogate pair. Mend or remove the line.")
     return text

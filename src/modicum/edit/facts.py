@@ -73,8 +73,11 @@ def _fact(where: str, row: Mapping[str, Any]) -> Fact:
         return _counterfact(where, row)
     if "src" in row and "alt" in row:
         return _zsre(where, row)
-    if missing := [name for name in _KEYS if not isinstance(row.get(name), str)]:
-        raise DataError(f"facts: {where} must have a text as {missing[0]}, has {quoted(', '.join(map(str, row)) or 'nothing')}. Mend it.")
+    for name in _KEYS:
+        if name not in row:
+            raise DataError(f"facts: {where} must have a text as {name}, has {quoted(', '.join(map(str, row)) or 'nothing')}. Mend it.")
+        if not isinstance(row[name], str):
+            raise DataError(f"facts: {where} must have a text as {name}, has {quoted(json.dumps(row[name], default=str), 60)} there. Mend it.")
     return Fact(
         row["prompt"],
         row["target"],

@@ -55,7 +55,7 @@ def verified(made: Path, judged: Judged, events: list[str]) -> dict[str, Any]:
     try:
         require_tokens(module, rows)
     except DataError as error:
-        events.append(f"its perplexity was not measured: {error}")
+        events.append(f"its perplexity was not measured: {str(error).rstrip('.')}")
         return found
     told = {"result": losses(module, rows)}
     del module
