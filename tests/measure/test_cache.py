@@ -29,9 +29,9 @@ def made(config=transformers.LlamaConfig, dtype=torch.float32, **sizes):
     return module
 
 
-def batches():
+def batches(count=6, tokens=16):
     draw = torch.Generator().manual_seed(0)
-    return [{"input_ids": torch.randint(3, 64, (2, 16), generator=draw)} for _ in range(6)]
+    return [{"input_ids": torch.randint(3, 64, (2, tokens), generator=draw)} for _ in range(count)]
 
 
 def scales(folder):
@@ -89,10 +89,10 @@ def test_files_hold_scales_and_load_to_what_was_judged(tmp_path, target, dtype):
 
 def test_a_model_may_have_nothing_but_its_cache_rounded(tmp_path):
     result = modicum.fit(
-        made(), data=batches(), out=tmp_path / "a", target="transformers", size="10MB", menu="float8", kv="fp8", keep=["*"]
+        made(), data=batches(30, 32), out=tmp_path / "a", target="transformers", size="10MB", menu="float8", kv="fp8", keep=["*"]
     )
     assert result.receipt["verification"]["logits"]["largest"] < 1e-4 and result.receipt["quality"]["mean"] > 0
-    assert 0.2 < result.receipt["predicted_harm"] / result.receipt["quality"]["mean"] < 5
+    assert 0.67 < result.receipt["predicted_harm"] / result.receipt["quality"]["mean"] < 1.5
     loaded, ids = modicum.load(tmp_path / "a"), batches()[0]["input_ids"]
     with torch.no_grad():
         whole = loaded(input_ids=ids, use_cache=True).logits
