@@ -136,14 +136,20 @@ def _named(axes: Any, ends: dict[str, tuple[float, float]], colours: dict[str, s
     heights = {method: float(place[1]) - 3 for method, place in places.items()}
     for _ in range(500):
         for one, two in itertools.combinations(sorted(heights, key=lambda each: heights[each]), 2):
-            if lefts[one] < lefts[two] + wide[two] and lefts[two] < lefts[one] + wide[one] and (near := apart - heights[two] + heights[one]) > 0:
+            if (
+                lefts[one] < lefts[two] + wide[two]
+                and lefts[two] < lefts[one] + wide[one]
+                and (near := apart - heights[two] + heights[one]) > 0
+            ):
                 heights[one], heights[two] = heights[one] - near / 2, heights[two] + near / 2
     for method, (_, y) in places.items():
         moved = heights[method] - y
         led = {"arrowstyle": "-", "linewidth": 0.5, "color": colours[method], "shrinkA": 1, "shrinkB": 2} if abs(moved + 3) > 4 else None
         side = {"ha": "right"} if method in before else {}
         offset = (-6 if method in before else 6) * (2 if led else 1)
-        axes.annotate(method, ends[method], (offset, moved), textcoords="offset points", color=colours[method], fontsize=9, arrowprops=led, **side)
+        axes.annotate(
+            method, ends[method], (offset, moved), textcoords="offset points", color=colours[method], fontsize=9, arrowprops=led, **side
+        )
 
 
 if __name__ == "__main__":

@@ -77,7 +77,9 @@ def _fact(where: str, row: Mapping[str, Any]) -> Fact:
         if name not in row:
             raise DataError(f"facts: {where} must have a text as {name}, has {quoted(', '.join(map(str, row)) or 'nothing')}. Mend it.")
         if not isinstance(row[name], str):
-            raise DataError(f"facts: {where} must have a text as {name}, has {quoted(json.dumps(row[name], default=str), 60)} there. Mend it.")
+            raise DataError(
+                f"facts: {where} must have a text as {name}, has {quoted(json.dumps(row[name], default=str), 60)} there. Mend it."
+            )
     return Fact(
         row["prompt"],
         row["target"],

@@ -103,7 +103,10 @@ def _module(source: Source, base: Stored) -> nn.Module:
 
 
 def by_loss(judged: Judged) -> Callable[[Mapping[str, torch.Tensor]], float]:
-    """Minus the mean loss on validation text of a model with such tensors. Raises ``SettingError`` where it reads no text, ``DataError`` where it lacks tokens."""
+    """Minus the mean loss on validation text of a model with such tensors.
+
+    Raises ``SettingError`` where it reads no text, ``DataError`` where the text has tokens that it does not know.
+    """
     cls = model_class(read_config(judged.base.directory), judged.base.label)
     rows = test_rows(judged.base.directory, cls.__name__, judged, "validation")
     if rows is None:
