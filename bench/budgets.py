@@ -6,8 +6,8 @@ rate. ``python -m bench.budgets``; ``known`` draws what is measured.
 
 from __future__ import annotations
 
-import json
 import itertools
+import json
 import math
 import statistics
 import sys
@@ -124,7 +124,7 @@ def _family(option: str) -> str:
 
 
 def _named(axes: Any, ends: dict[str, tuple[float, float]], colours: dict[str, str], apart: float = 11) -> None:
-    """Names at the ends of lines, before one that lies on a coloured line; moved up and down until none lie on each other, and led back to their ends."""
+    """Names at the ends of lines, before one that lies on a coloured line; apart from each other, and led back to their ends."""
     axes.figure.tight_layout()
     scale = 72 / axes.figure.dpi
     places = {method: axes.transData.transform(end) * scale for method, end in ends.items()}
