@@ -12,7 +12,7 @@ from typing import get_type_hints
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, reject
 from hypothesis import strategies as st
 
 from modicum.core.errors import SettingError
@@ -311,7 +311,10 @@ def settings_of(draw, cls):
         else:
             raise AssertionError(f"{cls.key()}.{field.name}: {hints[field.name]} has no choices and no bounds")
         values[field.name] = draw(st.one_of(options))
-    return cls(**values)
+    try:
+        return cls(**values)
+    except SettingError:  # of settings that do not go together
+        reject()
 
 
 @every_method

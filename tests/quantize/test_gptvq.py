@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -5,6 +7,7 @@ from torch import nn
 import modicum
 from modicum.core.errors import SettingError
 from modicum.core.method import Need
+from modicum.core.plan import Plan
 from modicum.core.unit import Stats
 from modicum.quantize import Gptq, Gptvq, Kmeans
 
@@ -82,6 +85,17 @@ def test_of_a_method_everywhere_small_weights_stay_as_they_are_and_a_model_of_no
     receipt = run("kmeans bits=8 dimension=8", out=tmp_path / "out").receipt
     assert [site["site"] for site in receipt["sites"] if site["option"] not in ("", "keep")] == ["0.weight"]
     assert any("stay as they are: 1.weight." in event for event in receipt["events"])
+
+
+@pytest.mark.parametrize("words", [{"dry_run": True}, {}], ids=["dry", "run"])
+def test_a_plan_and_a_rule_that_name_them_for_a_small_weight_are_refused_before_any_work(tmp_path, words):
+    net, data = nn.Sequential(nn.Linear(16, 256), nn.Linear(256, 4)), [(torch.randn(16, 16),) for _ in range(4)]
+    plan = Plan("modicum", {"1.weight": "gptvq bits=8 dimension=8"})
+    small = "1.weight: codebooks must be smaller than the weight, 1×1×256×8 numbers take 4096 bytes and it has 4096. Take fewer bits"
+    for asked in ({"plan": plan}, {"method": "gptq", "set": ["1: gptvq bits=8 dimension=8"]}):
+        with pytest.raises(SettingError, match=f"(plan|set).* cannot be: {re.escape(small)}"):
+            modicum.fit(net, data=data, target="modicum", allow_broken=True, out=tmp_path / "none", **asked, **words)
+    assert not list(tmp_path.iterdir())
 
 
 def test_few_bits_ask_for_drift():

@@ -9,9 +9,8 @@ from modicum.core.plan import Plan
 from modicum.core.unit import Site
 from modicum.drop._family import Dropper, SiteCutter
 from modicum.fit.scene import Scene
-from modicum.quantize._codebook import Quantizer as Codebooks
 from modicum.table.findings import DEPTH
-from modicum.table.menu import Menu, misfit, unheld
+from modicum.table.menu import Menu, misfit, oversized, unheld
 from modicum.table.ruling import chosen_by
 from modicum.table.taking import apart
 
@@ -46,7 +45,7 @@ def _check_method(scene: Scene, method: Option) -> None:
     if whole(method, rest=True) is not None:
         return
     held = [site for site in scene.sites if chosen_by(scene.target, site, method, scene.menu)]
-    if held and all(_wasted(site, chosen_by(scene.target, site, method, scene.menu)) for site in held):
+    if held and all(oversized(site, chosen_by(scene.target, site, method, scene.menu)) for site in held):
         raise SettingError(
             f"method {str(method)!r}: codebooks must be smaller than the weights, they are not smaller than any of this model's "
             f"{len(held)}. Take fewer bits, a smaller dimension or fewer stages."
@@ -110,7 +109,7 @@ def everywhere(scene: Scene, method: Option) -> tuple[Plan, list[str]]:
         fitted = chosen_by(scene.target, site, method, menu)
         if scene.subject.kept(site):
             continue
-        if _wasted(site, fitted):
+        if oversized(site, fitted):
             small.append(site)
         elif fitted is not None and fitted.steps:
             plan.options[site.name] = str(fitted)
@@ -120,11 +119,6 @@ def everywhere(scene: Scene, method: Option) -> tuple[Plan, list[str]]:
     if why := misfit(scene.target, scene.sites, method):
         events.append(f"method {str(method)!r}: some layers stay as they are, {why}.")
     return plan, events
-
-
-def _wasted(site: Site, option: Option | None) -> bool:
-    """Whether codebooks take as much as a weight of a site."""
-    return option is not None and any(isinstance(step, Codebooks) and not step.saves(site) for step in option.steps)
 
 
 def unit_options(scene: Scene, plan: Plan) -> dict[str, Option]:
@@ -143,5 +137,7 @@ def unit_options(scene: Scene, plan: Plan) -> dict[str, Option]:
             continue
         if fitted is None:
             raise SettingError(f"plan: target {scene.target.name} cannot hold {text!r} on {name}. Choose another option or target.")
+        if why := oversized(site, fitted):
+            raise SettingError(f"plan: {text!r} cannot be: {why}")
         options |= {unit.name: fitted for unit in units if fitted.steps}
     return options

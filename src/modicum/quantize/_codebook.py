@@ -29,6 +29,14 @@ class Quantizer(Method):
     stages: int = param(1, "codebooks, an entry of each of which is added", between=(1, 4))
     columns: int = param(0, "columns that share their codebooks, whole vectors of them; 0: all", between=(0, 1 << 20))
 
+    @override
+    def __post_init__(self) -> None:
+        """Refuse columns that cut a vector."""
+        super().__post_init__()
+        if self.columns % self.dimension:
+            near = self.columns // self.dimension * self.dimension or self.dimension
+            raise SettingError(f"{self.key()}: columns must be a multiple of dimension {self.dimension}, is {self.columns}. Take {near}.")
+
     @property
     def layout(self) -> Vectors:
         """What the codebooks are like."""
@@ -41,11 +49,21 @@ class Quantizer(Method):
     @override
     def saves(self, site: Site) -> bool:
         """Codebooks are smaller than each weight that they stand for."""
-        return all(self.layout.table_bytes(unit.shape[1]) < unit.dense_bytes for unit in site.units)
+        return not any(self.excess(unit.name, unit.shape[1], unit.dense_bytes) for unit in site.units)
+
+    def excess(self, name: str, columns: int, most: int) -> str:
+        """Why codebooks cannot stand for a weight of so many ``columns`` and bytes, and what to do; nothing where they can."""
+        if (taken := self.layout.table_bytes(columns)) < most:
+            return ""
+        sides = "×".join(map(str, self.layout.tables(columns)))
+        return (
+            f"{name}: codebooks must be smaller than the weight, {sides} numbers take {taken} bytes and it has {most}. "
+            f"Take fewer bits, a smaller dimension or fewer stages, or leave it as it is."
+        )
 
     @override
     def apply(self, site: Site, stats: Mapping[str, Stats], current: Mapping[str, forms.Form]) -> Change:
-        """Code every unit of the site. Raises ``SettingError`` where codebooks take as much as a weight, or cut a vector."""
+        """Code every unit of the site. Raises ``SettingError`` where codebooks take as much as a weight."""
         made = {}
         for unit in site.units:
             own = lambda weight, seen, unit=unit: self.code(self._worth_it(weight, unit.name).float(), seen, weight.dtype)
@@ -53,17 +71,10 @@ class Quantizer(Method):
         return Change(forms=made, events=[f"{u.name}: {event}" for u in site.units for event in stats[u.name].events])
 
     def _worth_it(self, weight: torch.Tensor, name: str) -> torch.Tensor:
-        """The weight, where whole vectors share codebooks that are smaller than it."""
-        if self.columns % self.dimension:
-            near = self.columns // self.dimension * self.dimension or self.dimension
-            raise SettingError(f"{self.key()}: columns must be a multiple of dimension {self.dimension}, is {self.columns}. Take {near}.")
-        if (taken := self.layout.table_bytes(weight.shape[1])) < weight.nbytes or not bool(weight.any()):
-            return weight  # a row of zeros may stand for all where sizes are asked
-        sides = "×".join(map(str, self.layout.tables(weight.shape[1])))
-        raise SettingError(
-            f"{name}: codebooks must be smaller than the weight, {sides} numbers take {taken} bytes "
-            f"and it has {weight.nbytes}. Take fewer bits, or leave it out with --keep {name}."
-        )
+        """The weight, where codebooks are smaller than it; a row of zeros may stand for all where sizes are asked."""
+        if bool(weight.any()) and (why := self.excess(name, weight.shape[1], weight.nbytes)):
+            raise SettingError(why)
+        return weight
 
     def code(self, weight: torch.Tensor, stats: Stats, dtype: torch.dtype) -> forms.Codebook:
         """The form of float32 ``weight`` (rows, columns)."""

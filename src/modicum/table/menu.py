@@ -16,6 +16,7 @@ from modicum.core.rules import Rule
 from modicum.core.unit import Site
 from modicum.drop._family import Dropper, SiteCutter, Spanner
 from modicum.export import Target
+from modicum.quantize._codebook import Quantizer as Codebooks
 from modicum.quantize._family import Quantizer
 from modicum.repair._family import Repairer
 from modicum.table.rules import Ruling, grouped, holds, repaired, ruled
@@ -236,4 +237,10 @@ def _under_rules(target: Target, site: Site, menu: Sequence[Option], rules: Sequ
     if suits(menu) and not grouped(rules):
         options = [one for option in options for one in suited(target, site, option)]
     fitted = (target.adapt(site, option) for option in options)
-    return {str(option): option for option in fitted if option is not None and holds(rules, option)}
+    return {str(option): option for option in fitted if option is not None and holds(rules, option) and not oversized(site, option)}
+
+
+def oversized(site: Site, option: Option | None) -> str:
+    """Which weight of a site codebooks of an option would take as much as, and what to do; nothing where there is none."""
+    books = [step for step in option.steps if isinstance(step, Codebooks)] if option is not None else []
+    return next((why for step in books for unit in site.units if (why := step.excess(unit.name, unit.shape[1], unit.dense_bytes))), "")

@@ -9,7 +9,7 @@ from modicum.core.option import KEEP, Option
 from modicum.core.rules import Rule
 from modicum.core.unit import Site, Unit
 from modicum.export import Target
-from modicum.table.menu import Menu, misfit, offered
+from modicum.table.menu import Menu, misfit, offered, oversized
 from modicum.table.rules import names_of, ruled
 
 # Options that are named as what works instead.
@@ -61,6 +61,8 @@ def _unheld(target: Target, site: Site, menu: Menu, rules: Sequence[Rule]) -> st
     group = next((why for option in left if (why := misfit(target, [site], option))), "")
     if group:
         return f"set {said}: target {target.name} cannot hold it on {site.name}, {group}."
+    if why := next((why for option in left if (why := oversized(site, target.adapt(site, option)))), ""):
+        return f"set {said}: cannot be: {why}"
     known = list(offered(target, site, Menu(menu, suits=menu.suits)))
     what = "no option of the menu has these settings" if not left else f"target {target.name} cannot hold it there"
     more = f" and {len(known) - _TOLD} more" if len(known) > _TOLD else ""
