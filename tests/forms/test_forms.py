@@ -11,6 +11,7 @@ from modicum.core.ggml import TYPES
 from modicum.core.unit import Stats
 from modicum.forms import (
     Activated,
+    Blockwise,
     Chained,
     Codebook,
     Coded,
@@ -30,6 +31,7 @@ from modicum.forms import (
     restore,
 )  # fmt: skip
 from modicum.forms.activated import Rounding
+from modicum.forms.blockwise import Doubled
 from modicum.forms.codebook import Vectors
 from modicum.forms.coded import exact_scale
 from modicum.forms.float4 import LAYOUTS
@@ -61,6 +63,17 @@ def ggml(shape, dtype=torch.float32, type="q6_k"):
     blocks = torch.randint(0, 256, (shape[0], TYPES[type].row_bytes(shape[1])), dtype=torch.uint8)
     blocks.view(-1, TYPES[type].bytes)[:, -2:] = torch.tensor([0, 44], dtype=torch.uint8)  # a step of 1/16
     return Ggml(blocks, type, shape, dtype)
+
+
+def blockwise(shape, dtype=torch.float32, type="nf4", block=5):
+    return Blockwise(torch.randint(0, 16, shape, dtype=torch.uint8), torch.rand(shape[0], -(-shape[1] // block)), type, block, dtype)
+
+
+def doubled(shape, dtype=torch.float32):
+    plain = blockwise(shape, dtype, "fp4", 3)
+    count = plain.scale.numel()
+    scale = Doubled(torch.randint(0, 256, plain.scale.shape, dtype=torch.uint8), torch.rand(-(-count // 256)), torch.rand(1))
+    return Blockwise(plain.codes, scale, "fp4", 3, dtype)
 
 
 def half(shape, dtype=torch.float32):
@@ -157,6 +170,8 @@ KINDS = [
     dense,
     float4,
     mxfp4,
+    blockwise,
+    doubled,
     float8,
     half,
     low_rank,
@@ -325,6 +340,13 @@ BROKEN = [
     broken(integer, scale=torch.ones(3, 1)),
     broken(integer, scale=torch.ones(4)),
     broken(integer, zero=torch.zeros(3, 1, dtype=torch.uint8)),
+    broken(blockwise, type="nf5"),
+    broken(blockwise, block=0),
+    broken(blockwise, scale=torch.ones(4, 3)),
+    broken(blockwise, scale=torch.ones(4, 2, dtype=torch.float64)),
+    broken(doubled, steps=torch.zeros(4, 3, dtype=torch.uint8)),
+    broken(doubled, outer=torch.ones(2)),
+    broken(doubled, offset=None),
     broken(low_rank, left=torch.ones(4, 3)),
     broken(low_rank, right=None),
     broken(masked, mask=torch.zeros(4, 2, dtype=torch.uint8)),

@@ -327,6 +327,10 @@ _QUANTIZED = {
     "gptq": (lambda value: packed.gptq(value, 4, 16), {"quant_method": "gptq", "bits": 4, "checkpoint_format": "gptq"}),
     "awq": (lambda value: packed.awq(value, 16), {"quant_method": "awq", "bits": 4, "version": "gemm"}),
     "mxfp4": (lambda value: packed.mxfp4(value) if value.ndim == 3 else None, {"quant_method": "mxfp4"}),
+    "bitsandbytes": (
+        lambda value: packed.bitsandbytes(value, "nf4", True) if len(value) > 16 else packed.llm_int8(value),
+        {"quant_method": "bitsandbytes", "load_in_4bit": True},
+    ),
     "fp8": (lambda value: packed.float8(value, 8, 8), {"quant_method": "fp8", "weight_block_size": [8, 8]}),
 }
 
@@ -556,6 +560,7 @@ READERS = {
     "coded on one grid": Reader(_fitted("watersic rate=3 paths=false"), modicum.load, ("modicum.json", SINGLE)),
     "nested": Reader(_fitted("gptq bits=3 group=16 scales=6"), modicum.load, ("modicum.json", SINGLE)),
     "codebook": Reader(_fitted("gptvq bits=3 dimension=2 stages=2 columns=16"), modicum.load, ("modicum.json", SINGLE)),
+    "blockwise": Reader(_fitted("bitsandbytes levels=fp4 double=true"), modicum.load, ("modicum.json", SINGLE)),
     "float4": Reader(_fitted("float4"), modicum.load, ("modicum.json", SINGLE)),
     "masked": Reader(_fitted("sparsegpt keep=0.5"), modicum.load, ("modicum.json", SINGLE)),
     "shared": Reader(_trained("stable_rps keep=0.3 chunk=2"), modicum.load, ("modicum.json", SINGLE)),

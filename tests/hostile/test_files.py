@@ -46,7 +46,7 @@ SHORT = {
     "parquet": 60,
     "pictures": 40,
     "recordings": 40,
-    **dict.fromkeys(("pack-quantized", "gptq", "awq", "fp8", "mxfp4"), 15),
+    **dict.fromkeys(("pack-quantized", "gptq", "awq", "fp8", "mxfp4", "bitsandbytes"), 15),
 }
 LONG = {
     **{"tensors": 2500, "index": 2500, "plan": 2000, "config": 1500, "receipt": 200, "measurement": 800, "checkpoint": 800},
@@ -62,7 +62,7 @@ LONG = {
         "parquet": 1500,
     },
     **{"pictures": 1500, "recordings": 1500, "compressed": 800, "captions": 800, "gguf": 1000},
-    **dict.fromkeys(("pack-quantized", "gptq", "awq", "fp8", "mxfp4"), 400),
+    **dict.fromkeys(("pack-quantized", "gptq", "awq", "fp8", "mxfp4", "bitsandbytes"), 400),
     "delta": 1500,
     "merge plan": 2000,
     "adapter": 1000,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -192,6 +192,10 @@ class Target(ABC):
     def common(self, option: Option) -> bool:
         """Whether an option belongs on this target's default menu: all its readers agree on it."""
         return True
+
+    def mixture(self, options: Iterable[Option]) -> str:
+        """Why options cannot stand in one file together, or an empty string."""
+        return ""
 
     def scheme(self, form: Form) -> str:
         """What all that is quantized has in common where its loaders do not all read mixtures."""

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import json
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from modicum.core.option import Option
 from modicum.core.unit import Site, Unit
 from modicum.data.splits import Batch
 from modicum.drop._family import SiteCutter
+from modicum.export import bitsandbytes
 from modicum.export._family import Entries, Layout
 from modicum.export.companions import copy_companions, save_config, save_generation
 from modicum.export.configured import Configured
@@ -30,12 +31,13 @@ from modicum.export.loaded import dequantized, loaded, rounds_cache
 from modicum.export.names import Names
 from modicum.export.placing import persistent_buffers
 from modicum.export.schemes import Targets, entries, inside, multiplied, quantization, reads_widths, scheme, tensors, unread
-from modicum.forms import Cut, Dense, Form
+from modicum.forms import Blockwise, Cut, Dense, Form
 from modicum.models.model import Model
 from modicum.models.open import skeleton
 from modicum.models.settled import computed_weights
 from modicum.quantize._family import Quantizer
 from modicum.quantize.activations import Activations
+from modicum.quantize.bitsandbytes import Bitsandbytes
 from modicum.quantize.float8 import Float8
 from modicum.sweep import Script
 
@@ -163,6 +165,13 @@ class Transformers(Configured):
     @override
     def common(self, option: Option) -> bool:
         return all(step.bits in _AGREED_BITS for step in option.steps if isinstance(step, Quantizer))
+
+    @override
+    def mixture(self, options: Iterable[Option]) -> str:
+        options = list(options)
+        if self._cached and any(isinstance(step, Bitsandbytes) for option in options for step in option.steps):
+            return "keys and values that are rounded: a file that bitsandbytes reads says nothing of them"
+        return bitsandbytes.mixture(options)
 
     @override
     def scheme(self, form: Form) -> str:
@@ -302,6 +311,10 @@ class Transformers(Configured):
                 experts[scheme(form)] += [renamed(module, rename) for module, _ in self.pieces(unit)]
             else:
                 modules[scheme(form)].append(renamed(unit.module, rename))
+        if any(isinstance(inside(form), Blockwise) for form in forms.values()):
+            every = {renamed(name, rename): module for name, module in self.model.module.named_modules()}
+            treated = {name for named in modules.values() for name in named}
+            return bitsandbytes.quantization({name: inside(form) for name, form in forms.items()}, every, treated, self.model.dtype)
         names = {renamed(name, rename) for name, _ in self.model.module.named_modules()}
         prefix = getattr(self.model.module, "base_model_prefix", "")
         ignored = self._ignored({name for named in modules.values() for name in named}, rename)
@@ -335,8 +348,9 @@ class Transformers(Configured):
     @override
     def otherwise(self, directory: Path) -> dict[str, Callable[[], nn.Module]]:
         """Decoded while it is loaded, which Transformers documents for fine-tuning and saving."""
-        quantized = "quantization_config" in json.loads((directory / "config.json").read_text(encoding="utf-8"))
-        return {"dequantize=True": partial(dequantized, type(self.model.module), directory)} if quantized else {}
+        said = json.loads((directory / "config.json").read_text(encoding="utf-8")).get("quantization_config", {})
+        packed = said.get("quant_method") == "compressed-tensors"
+        return {"dequantize=True": partial(dequantized, type(self.model.module), directory)} if packed else {}
 
 
 def _step(groups: int) -> int:

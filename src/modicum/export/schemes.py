@@ -14,12 +14,14 @@ import torch
 from modicum.core.errors import ModelError
 from modicum.core.method import Method
 from modicum.core.unit import Unit
+from modicum.export import bitsandbytes
 from modicum.export._family import Entries
-from modicum.forms import Activated, Cut, Float4, Float8, Form, Integer
+from modicum.forms import Activated, Blockwise, Cut, Float4, Float8, Form, Integer
 from modicum.forms.float4 import LAYOUTS
 from modicum.forms.packing import pack
 from modicum.quantize._family import Quantizer
 from modicum.quantize.activations import Activations
+from modicum.quantize.bitsandbytes import Bitsandbytes
 from modicum.quantize.float4 import Float4 as Float4Method
 from modicum.quantize.float8 import Float8 as Float8Method
 from modicum.quantize.zeroquant_fp import ZeroquantFp
@@ -63,6 +65,8 @@ def entries(form: Form, rows: int) -> Entries:
             "weight_scale": (form.scale.dtype, (rows, form.scale.shape[1])),
         }
         return packed | ({"weight_global_scale": (torch.float32, (1,))} if form.layout.name == "nvfp4" else {})
+    if isinstance(form, Blockwise):
+        return bitsandbytes.entries(form)
     if isinstance(form, Float8):
         return {"weight": (torch.float8_e4m3fn, (rows, form.shape[1])), "weight_scale": (form.scale.dtype, (rows, 1))}
     return {"weight": (form.dtype, (rows, form.shape[1]))}
@@ -91,6 +95,8 @@ def tensors(form: Form, rows: list[int] | None) -> dict[str, torch.Tensor]:
     if isinstance(form, Float4):
         packed = {"weight_packed": pack(pick(form.codes), 4), "weight_scale": pick(form.scale).contiguous()}
         return packed | ({"weight_global_scale": torch.tensor([2.0**form.shift])} if form.layout.name == "nvfp4" else {})
+    if isinstance(form, Blockwise):
+        return bitsandbytes.tensors(form)
     if isinstance(form, Float8):
         return {"weight": pick(form.numbers).contiguous(), "weight_scale": pick(form.scale).contiguous()}
     return {"weight": pick(form.dense()).contiguous()}
@@ -140,6 +146,8 @@ def scheme(form: Form) -> str:
         strategy, stored = _FLOAT4[form.layout.name]
         group = {"strategy": strategy, "group_size": form.layout.group, "scale_dtype": stored}
         return json.dumps({"num_bits": 4, "type": "float", "symmetric": True, **group})
+    if isinstance(form, Blockwise):
+        return json.dumps({"num_bits": 4, "type": form.type, "group_size": form.block, "double": not isinstance(form.scale, torch.Tensor)})
     if isinstance(form, Float8):
         return json.dumps({"num_bits": 8, "type": "float", "symmetric": True, "strategy": "channel"})
     raise ModelError(f"a {form.kind} form cannot be stored by compressed-tensors. Pass --target modicum.")
@@ -162,6 +170,8 @@ def unread(step: Method, units: Sequence[Unit]) -> str:
         if other:
             return f"whose readers bring four-bit floats back in bfloat16 alone, and its weights are {other}"
         return narrow(LAYOUTS[step.format].group)
+    if isinstance(step, Bitsandbytes):
+        return bitsandbytes.unread(step, units)
     return "" if isinstance(step, Float8Method) else f"whose readers have no format for {step.key().rpartition('/')[2]}"
 
 

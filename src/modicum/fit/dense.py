@@ -29,7 +29,7 @@ from modicum.export.taking import Taking
 from modicum.fit.card import FILE as CARD
 from modicum.fit.card import densified
 from modicum.fit.stored_gguf import GGUF
-from modicum.models.open import model_class, read_config, skeleton
+from modicum.models.open import model_class, open_model, read_config, skeleton
 from modicum.models.quiet import hushed
 from modicum.models.structure import find_blocks
 from modicum.models.weights import Weights
@@ -94,6 +94,8 @@ def _maker(source: Path) -> Callable[[Path, Path], _Made]:
         return _from_container
     config = getattr(read_config(source), "quantization_config", None)
     method = config.get("quant_method") if isinstance(config, dict) else None
+    if method == "bitsandbytes":
+        return _from_blocks
     if method != "compressed-tensors":
         raise SettingError(
             f"{source}: must hold a compressed model, {f'is quantized by {method}' if method else 'is dense already'}. "
@@ -162,6 +164,15 @@ def _from_compressed(source: Path, made: Path) -> _Made:
     del config.quantization_config
     _save(module, config, source, made)
     return module, [_NOT_ROUNDED] if _rounds_inputs(module) else []
+
+
+def _from_blocks(source: Path, made: Path) -> _Made:
+    """Weights as bitsandbytes decodes them, whether it is installed or not."""
+    model, config = open_model(source, allow_quantized_source=True), read_config(source)
+    model.weights.load(model.weights.names)
+    del config.quantization_config
+    _save(model.module, config, source, made)
+    return model.module, []
 
 
 def _rounds_inputs(module: nn.Module) -> bool:

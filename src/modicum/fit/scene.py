@@ -65,6 +65,10 @@ class Scene:
         scene = cls(subject, request, subject.target(name), measured, ranks)
         if request.plan is None:
             subject.check_rules(name, scene.menu)
+        if why := scene.target.mixture(scene.options):
+            raise SettingError(
+                f"target {name}: must be able to hold what a plan may have side by side, cannot: {why}. Pass --target modicum."
+            )
         if request.plan is None and request.method is None:
             _check_taking(scene)
         LOG.info("%s for target %s; computed in %s: %s", subject.model.name, name, subject.compute.forward, subject.compute.why)

@@ -87,7 +87,7 @@ def _compressed(directory: Path, config: dict) -> Stored:
                 codes = unpack(words.contiguous().view(torch.uint8).view(rows, -1), bits, columns)
                 group = 0 if scale.shape[1] == 1 else columns // scale.shape[1]
                 forms[f"{module}.weight"] = Integer(codes, scale, None, bits, group)
-        vectors = {key: key for key in keys if len(shards.entry(key).shape) == 1 and not key.endswith(_SHAPE)}
+        vectors = {key: key for key in keys if len(shards.entry(key).shape) == 1 and not key.endswith(_SHAPE) and ".weight." not in key}
     written = lambda name, form: {f"{name.removesuffix('.weight')}{_SCALE}": form.tensors()["scale"]}
     return Stored(forms, vectors, written)
 

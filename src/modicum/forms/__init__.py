@@ -3,6 +3,7 @@
 from modicum.forms.activated import Activated
 from modicum.forms.affine import Affine
 from modicum.forms.blend import Blend
+from modicum.forms.blockwise import Blockwise
 from modicum.forms.chained import Chained
 from modicum.forms.codebook import Codebook
 from modicum.forms.coded import Coded
@@ -40,6 +41,7 @@ __all__ = [
     "Affine",
     "Base",
     "Blend",
+    "Blockwise",
     "Chained",
     "Codebook",
     "Coded",

@@ -2,6 +2,7 @@
 
 from modicum.quantize.activations import Activations
 from modicum.quantize.adaquant import Adaquant
+from modicum.quantize.bitsandbytes import Bitsandbytes
 from modicum.quantize.coded import Coded
 from modicum.quantize.float4 import Float4
 from modicum.quantize.float8 import Float8
@@ -18,6 +19,7 @@ from modicum.quantize.zeroquant_fp import ZeroquantFp
 __all__ = [
     "Activations",
     "Adaquant",
+    "Bitsandbytes",
     "Coded",
     "Float4",
     "Float8",

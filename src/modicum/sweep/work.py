@@ -28,6 +28,8 @@ _PRODUCTS = {
     "_grouped_mm": (0, 1),
 }
 _DOTS = ("dot", "vdot", "inner")
+# bitsandbytes' products: inputs, a packed weight, and its shape.
+_PACKED = ("gemm_4bit", "gemv_4bit")
 _CONVOLUTIONS = ("convolution", "_convolution", "convolution_overrideable", "mkldnn_convolution")
 _ATTENTION = "_scaled_dot_product"
 _RECURRENT = "mkldnn_rnn_layer"
@@ -155,6 +157,8 @@ def products(function: Any, args: tuple, made: Any) -> Iterator[tuple[Any, int]]
         yield args[:2], args[0].numel()
     elif name == "linear":
         yield args[:2], args[0].numel() * len(args[1])
+    elif name in _PACKED:
+        yield args[:2], args[0].numel() * args[2][0]
     elif name in _CONVOLUTIONS:
         transposed = name != "mkldnn_convolution" and bool(args[6])
         yield args[:2], _convolved(args[0], args[1], made, transposed)

@@ -50,12 +50,17 @@ def zeros(option: Option, unit: Unit, shape: tuple[int, int]) -> Form:
     fitted = Option(steps).without_data()
     if fitted is None:
         raise ModelError(f"{option}: its bytes cannot be told without data.")
-    if all(type(step).family() == "quantize" and getattr(step, "group", 0) >= 0 for step in fitted.steps):
+    if all(map(_by_rows, fitted.steps)):
         alike = _rows_alike(fitted, unit, shape)
         return alike if shape == unit.shape else Cut(alike, *masks)
     blank = torch.zeros(unit.shape, dtype=unit.dtype)
     start: Form = Dense(blank) if shape == unit.shape else Cut(Dense(torch.zeros(shape, dtype=unit.dtype)), *masks)
     return fitted.apply(_alone(unit), {unit.name: Stats(reference=blank)}, {unit.name: start}).forms[unit.name]
+
+
+def _by_rows(step: Method) -> bool:
+    """Whether codes of zeros are as many in each row, and no scales stand over several."""
+    return type(step).family() == "quantize" and getattr(step, "group", 0) >= 0 and not getattr(step, "double", False)
 
 
 def _sketch(step: Method) -> Method:

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from modicum.forms.blockwise import LEVELS, steps
+
 Tensors = dict[str, torch.Tensor]
 # What a weight is stored as, by the endings that take the place of ``weight`` (an empty one for itself), and what that stands for.
 Made = tuple[Tensors, torch.Tensor]
@@ -136,6 +138,39 @@ def mxfp4(weight: torch.Tensor) -> Made:
     return {
         "blocks": (full[..., 0::2] | full[..., 1::2] << 4).to(torch.uint8), "scales": (scales + 127).to(torch.uint8),
     }, dense.reshape(turned.shape).transpose(1, 2)  # fmt: skip
+
+
+def bitsandbytes(weight: torch.Tensor, type: str, double: bool = False, block: int = 64) -> Made:
+    """What bitsandbytes stores of a weight in NF4 or FP4: blocks run on from row to row."""
+    flat, levels = weight.float().flatten(), LEVELS[type]
+    lots = list(flat.split(block))
+    tops = torch.stack([lot.abs().max() for lot in lots])
+    codes = torch.cat([(lot / top.clamp_min(1e-38) - levels[:, None]).abs().argmin(0) for lot, top in zip(lots, tops)])
+    if type == "fp4":
+        codes[(codes == 0) & (flat > 0)] = 8  # of both zeros it takes the negative one for what is above
+    pairs = torch.nn.functional.pad(codes, (0, len(codes) % 2)).view(-1, 2)
+    said: dict[str, Any] = {"quant_type": type, "blocksize": block, "dtype": str(weight.dtype)[6:], "shape": list(weight.shape)}
+    parts, scales = {"weight.absmax": tops, "weight.quant_map": levels.clone()}, tops
+    if double:
+        offset, known = tops.mean(), steps()
+        outer = torch.stack([lot.abs().max() for lot in (tops - offset).split(256)])
+        spread = outer.repeat_interleave(256)[: len(tops)]
+        inner = torch.stack([((top - offset) / most - known).abs().argmin() for top, most in zip(tops, spread)])
+        scales = known[inner] * spread + offset
+        parts |= {"weight.absmax": inner.to(torch.uint8), "weight.nested_absmax": outer, "weight.nested_quant_map": known.clone()}
+        said |= {"nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": float(offset)}
+    parts |= {"": (pairs[:, :1] << 4 | pairs[:, 1:]).to(torch.uint8)}
+    parts[f"weight.quant_state.bitsandbytes__{type}"] = torch.tensor(list(json.dumps(said).encode()), dtype=torch.uint8)
+    dense = (levels[codes] * scales.repeat_interleave(block)[: len(codes)]).view(weight.shape)
+    return parts, dense.to(weight.dtype).float()
+
+
+def llm_int8(weight: torch.Tensor) -> Made:
+    """What bitsandbytes stores of a weight in eight bits: whole numbers, and the largest magnitude of each row."""
+    tops = weight.float().abs().amax(1)
+    codes = (weight.float() * (127 / tops)[:, None]).round().to(torch.int8)
+    parts = {"": codes, "SCB": tops, "weight_format": torch.tensor(0, dtype=torch.uint8)}
+    return parts, codes.float() * tops[:, None] * (1 / 127)
 
 
 def compressed(weight: torch.Tensor, format: str, **settings: Any) -> Made:

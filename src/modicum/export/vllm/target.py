@@ -22,6 +22,7 @@ from modicum.export.vllm.fusion import require_readable
 from modicum.forms import Form
 from modicum.models.model import Model
 from modicum.quantize._family import Quantizer
+from modicum.quantize.bitsandbytes import Bitsandbytes
 from modicum.sweep import Script
 
 # What kernels that come with vLLM take of packed integers: their bits, and the columns that share a scale (0: the whole row).
@@ -110,6 +111,12 @@ class Vllm(Transformers):
         return (
             f"whose kernels take codes of {listed(map(str, _BITS))} bits in groups of {listed(map(str, _GROUPS))} columns (0: whole rows)"
         )
+
+    @override
+    def _unread(self, site: Site, step: Method) -> str:
+        if isinstance(step, Bitsandbytes):
+            return "whose files are compressed-tensors'; bitsandbytes' are those of target transformers"
+        return super()._unread(site, step)
 
     def _runs(self, site: Site, step: Method) -> bool:
         """Whether a kernel takes what a step makes of a site."""

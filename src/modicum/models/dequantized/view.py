@@ -17,6 +17,7 @@ from modicum.core.files import read_json
 from modicum.core.tensorfile import Shards
 from modicum.core.tensorformat import Entry
 from modicum.models.dequantized.awq import Awq
+from modicum.models.dequantized.bitsandbytes import Bitsandbytes
 from modicum.models.dequantized.compressed_tensors import CompressedTensors
 from modicum.models.dequantized.float8 import Float8
 from modicum.models.dequantized.format import FLOATS, Format, Quantized
@@ -26,6 +27,7 @@ from modicum.models.dequantized.mxfp4 import Mxfp4
 # By the method that a config names.
 FORMATS: Mapping[str, type[Format]] = {
     "compressed-tensors": CompressedTensors, "gptq": Gptq, "awq": Awq, "fp8": Float8, "fbgemm_fp8": Float8, "mxfp4": Mxfp4,
+    "bitsandbytes": Bitsandbytes,
 }  # fmt: skip
 # Numbers about what goes into a layer or comes out of it, not about its weight.
 _ACTIVATIONS = re.compile(r"(^|[._])(input|output|activation|[kqv])_(scale|zero_point|global_scale)(_ub)?$")
