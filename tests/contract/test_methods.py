@@ -21,6 +21,7 @@ from modicum.core.option import Option
 from modicum.core.unit import Site, Unit
 from modicum.forms import Activated, Blockwise, Codebook, Coded, Cut, Dense, Float4, Float8, Ggml, Half, Integer, Sum
 from modicum.quantize import Nearest
+from modicum.repair import Refine
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 BY_UNIT = ("quantize", "prune", "factor", "repair")
@@ -108,6 +109,8 @@ def same(one, other):
 @each_method
 def test_a_budget_already_met_changes_nothing(cls, dtype, layer):
     thing = layer(dtype=dtype)
+    if cls is Refine:
+        pytest.skip("it adds no bytes, so no budget of it is ever met")
     form = thing.apply(*pipeline(cls(**fitting(cls, MET[cls.family()]))))
     weight, value = thing.weight.double(), form.dense().double()
     bound = {

@@ -29,7 +29,8 @@ def test_there_is_an_outline_of_every_method_and_of_nothing_else():
     "text",
     [
         "gpt bits=3", "gptq bit=3", "gptq bits=9", "gptq bits=x", "gptq bits", "nearest bits=3 bits=4", "svd rank=0", "gptq order=up",
-        "magnitude keep=2", "gptq | | eora", "gptq 'bits", "x" * 1001,
+        "magnitude keep=2", "gptq | | eora", "gptq 'bits", "x" * 1001, "eora rank=8", "gptq bits=4 | gptq bits=3", "wanda | svd rank=2 | eora",
+        "float8 | activations | activations",
     ],
 )  # fmt: skip
 def test_a_slip_is_told_in_the_same_words_with_and_without_the_methods(monkeypatch, text):
@@ -41,7 +42,19 @@ def test_a_slip_is_told_in_the_same_words_with_and_without_the_methods(monkeypat
     assert str(early.value) == str(later.value)
 
 
-@pytest.mark.parametrize("text", ["keep", "int4", "fp8", "gptq bits=3 group=64 | eora rank=8", "prune/wanda keep=0.5", "svd rank=none"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "keep",
+        "int4",
+        "fp8",
+        "gptq bits=3 group=64 | eora rank=8",
+        "prune/wanda keep=0.5",
+        "svd rank=none",
+        "ziplm | gptq | eora",
+        "gptq bits=8 group=0 | activations",
+    ],
+)
 def test_what_is_right_passes(text):
     grammar.check(text)
 

@@ -24,7 +24,7 @@ from modicum.repair import Eora
         ("fp16", (Half(),)),
         ("quantize/gptq bits=3", (Gptq(bits=3),)),
         ("gptq bits=3 group=64 | eora rank=8", (Gptq(bits=3, group=64), Eora(rank=8))),
-        ("wanda pattern=2:4|gptq", (Wanda(pattern="2:4"), Gptq())),
+        ("wanda pattern=2:4|eora", (Wanda(pattern="2:4"), Eora())),
         ("svd rank=none keep=0.25", (Svd(keep=0.25),)),
         ("sparsegpt keep='0.3'", (Sparsegpt(keep=0.3),)),
     ],
@@ -123,8 +123,8 @@ def test_registry_names_methods_by_their_files():
 
 
 def test_needs_are_those_of_all_steps():
-    assert Option.parse("wanda | gptq").needs == {Need.NORMS, Need.COVARIANCE}
-    assert Option().needs == Option.parse("nearest | svd").needs == frozenset()
+    assert Option.parse("wanda | eora").needs == {Need.NORMS, Need.COVARIANCE}
+    assert Option().needs == Option.parse("nearest").needs == frozenset()
     assert Option.parse("nearest").data_free and not Option.parse("nearest | eora").data_free
 
 
@@ -166,7 +166,7 @@ def test_a_paper_cites_itself():
 
 @pytest.mark.parametrize(
     ("text", "rounds"),
-    [("watersic rate=2", True), ("coded rate=2", True), ("gptq bits=3", True), ("sparsegpt keep=0.5 | gptq bits=4", True), ("float8", False),
+    [("watersic rate=2", True), ("coded rate=2", True), ("gptq bits=3", True), ("flap keep=0.5 | gptq bits=4", True), ("float8", False),
      ("sparsegpt keep=0.5", False), ("keep", False)],
 )  # fmt: skip
 def test_an_option_that_rounds_is_known_by_its_method_not_by_its_text(text, rounds):

@@ -6,7 +6,7 @@ import ast
 import dataclasses
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from modicum.core.method import FAMILIES, meant, named, registry
 
 KEEP = "keep"
 _LONGEST = 1000  # characters of an option's text
+_TAKING = ("quantize", "prune", "factor")  # families whose methods take a weight as it is, but for those that wrap any form
 _ROOT = Path(__file__).parents[1]
 # What the files of methods write their settings with.
 _WORDS = {"param": settings.param, "int": int, "float": float, "str": str, "bool": bool}
@@ -55,8 +56,31 @@ def spelled(text: str) -> list[tuple[str, dict[str, str]]]:
 def check(text: str, *, trained: bool = False) -> None:
     """Raise ``SettingError`` for an option that names no method, settings that its method lacks, or a ``trained`` one unless it may be."""
     said = spelled(text)
-    for place, (name, given) in enumerate(said):
-        settings.read(meant(name, known(), trained=trained, closing=0 < place == len(said) - 1), given, name)
+    found = [meant(name, known(), trained=trained, closing=0 < place == len(said) - 1) for place, (name, _) in enumerate(said)]
+    for cls, (name, given) in zip(found, said):
+        settings.read(cls, given, name)
+    if not trained:
+        require_order(text, found)
+
+
+def require_order(text: str, steps: Sequence[Any]) -> None:
+    """Raise ``SettingError`` where a step that takes a weight as it is follows one that changed it, one that repairs follows none, or one that wraps
+    its like.
+    """
+    families, names = zip(*(step.key().split("/") for step in steps)) if steps else ((), ())
+    for place, family in enumerate(families):
+        before = [names[other] for other in range(place) if families[other] in _TAKING]
+        if family in _TAKING and before and not steps[place].wraps:
+            raise SettingError(
+                f"option {text!r}: {names[place]} must come first, since it takes a weight as it is, and comes after {before[0]}. Leave one out."
+            )
+        if steps[place].wraps and names[place] in names[:place]:
+            raise SettingError(f"option {text!r}: {names[place]} must stand in it once, comes twice. Leave one of them out.")
+        if family == "repair" and not place:
+            raise SettingError(
+                f"option {text!r}: {names[place]} must follow a step that changes the weight, none comes before it. Write it as "
+                f"'gptq bits=4 | {names[place]}'."
+            )
 
 
 def read_merge(text: str, methods: Mapping[str, type]) -> Any:
@@ -94,6 +118,11 @@ def _is_recipe(cls: ast.ClassDef | None) -> bool:
     return bool(said & {"paper", "named"})
 
 
+def _wraps(cls: ast.ClassDef | None) -> bool:
+    said = [node.target.id for node in cls.body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)] if cls else []
+    return "wraps" in said
+
+
 def _camel(stem: str) -> str:
     return "".join(word.capitalize() for word in stem.split("_"))
 
@@ -104,7 +133,7 @@ def _class(path: Path, name: str) -> ast.ClassDef | None:
 
 def _outline(key: str, path: Path) -> type:
     name = _camel(path.stem)
-    words = {"__post_init__": settings.check, "key": staticmethod(lambda: key)}
+    words = {"__post_init__": settings.check, "key": staticmethod(lambda: key), "wraps": _wraps(_class(path, name))}
     return dataclasses.make_dataclass(name, _settings(path, name), frozen=True, kw_only=True, namespace=words)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from modicum.core import settings
 from modicum.core.errors import ModelError, SettingError
-from modicum.core.grammar import KEEP, spelled
+from modicum.core.grammar import KEEP, require_order, spelled
 from modicum.core.method import TRAINED, Change, Method, Need, meant, registry
 from modicum.core.unit import Site, Stats
 
@@ -152,4 +152,6 @@ def _parsed(text: str, trained: bool, methods: int) -> Option:
         raise SettingError(
             f"{said[-1][0]}: must be what a file holds beside a compressed weight to stand last, such as lora. Use modicum adapt."
         )
+    if not trained:
+        require_order(text, steps)
     return Option(tuple(steps))

@@ -1,0 +1,91 @@
+"""Refine: the numbers and codes of any form, moved together to where its outputs are nearest to the original's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from typing_extensions import override
+
+from modicum.core.errors import SettingError
+from modicum.core.method import Change, Need
+from modicum.core.settings import param
+from modicum.core.unit import Site, Stats
+from modicum.forms import Dense, Form
+from modicum.numerics.refining import refined
+from modicum.numerics.threads import single_threaded
+from modicum.repair._family import Repairer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refine(Repairer):
+    """Move codes and numbers of whatever form a weight has, in the same bytes, to where its outputs are nearest to the original's.
+
+    The loss is ``tr((T - V) H (T - V)ᵀ)`` of the form's value V, H the covariance of inputs as the compressed model produces them, and T what
+    gives on them a part of what the original gave on its own, ``W + towards · W Δ (H + ridge)⁻¹`` with ``Δ = Σ (y - x) xᵀ``. Numbers (values
+    under a mask, factors, scales, entries of codebooks) take conjugate gradients, codes coordinate descent (``numerics/refining.py``); none loses
+    more.
+
+    *Shapes:* weight (rows, columns), covariance (columns, columns). *Needs and cost:* covariance; about fourteen times rows · columns²
+    multiply-adds for each round and tensor of numbers, and where inputs drifted a Cholesky factorization; no bytes. *Reduces to:* what came before
+    it with ``rounds=0``. *Raises:* ``SettingError`` where no step before it changed the weight, or left a form whose numbers cannot move, such as
+    a coded stream. Weights whose inputs were not seen stay as they are.
+
+    Example:
+        >>> import torch
+        >>> from modicum.forms import Masked
+        >>> weight, stats = torch.randn(8, 16), Stats(covariance=torch.eye(16))
+        >>> Refine().refine(Masked.of(weight, weight > 0), weight, stats).kind
+        'masked'
+
+    """
+
+    needs = frozenset({Need.COVARIANCE})
+    blockwise = True
+
+    rounds: int = param(4, "times that all codes and numbers are moved in turn, until nothing is gained; 0: none are", between=(0, 1000))
+    towards: float = param(0.5, "how far they make up for what was lost before: 1 as well as they can", between=(0.0, 1.0))
+    damping: float = param(0.01, "share of the covariance's mean diagonal added to its diagonal", between=(0.0, 10.0))
+
+    def without_data(self) -> Refine:
+        """The stand-in for weights whose inputs were not seen: they stay as they are."""
+        return Refine(rounds=0)
+
+    @override
+    def wanted(self) -> frozenset[Need]:
+        return frozenset() if not self.rounds else self.needs | (frozenset({Need.DRIFT}) if self.towards else frozenset())
+
+    @override
+    def apply(self, site: Site, stats: Mapping[str, Stats], current: Mapping[str, Form]) -> Change:
+        forms: dict[str, Form] = {}
+        for unit in site.units:
+            form, reference = current[unit.name], stats[unit.name].reference
+            if isinstance(form, Dense) or reference is None:
+                raise SettingError(f"{self.key()}: must follow a step that changed the weight, {unit.name} is unchanged. Put it last.")
+            forms[unit.name] = self.refine(form, reference.float(), stats[unit.name]) if self.rounds else form
+        return Change(forms=forms, events=[f"{u.name}: {event}" for u in site.units for event in stats[u.name].events])
+
+    def refine(self, form: Form, weight: torch.Tensor, stats: Stats) -> Form:
+        """The form of float32 ``weight`` (rows, columns) that loses no more than ``form``. Raises ``SettingError`` where nothing of it can move."""
+        if not form.movable():
+            raise SettingError(
+                f"{self.key()}: must follow a step whose numbers can move, came after one that left it {form.kind}. Leave it out."
+            )
+        assert stats.moment is not None
+        return refined(form, self._target(weight, stats), stats.moment, self.damping, self.rounds)
+
+    def _target(self, weight: torch.Tensor, stats: Stats) -> torch.Tensor:
+        """What makes up for a share of how inputs drifted, where that was seen and the damped covariance is positive definite."""
+        if stats.drift is None or stats.covariance is None or not self.towards:
+            return weight
+        key = ("refining", self.damping)
+        if key not in stats.cache:
+            damped = stats.covariance.clone()
+            damped.diagonal().add_(self.damping * damped.diagonal().mean())
+            root, failed = torch.linalg.cholesky_ex(damped)
+            stats.cache[key] = None if int(failed) else root
+        if (root := stats.cache[key]) is None:
+            return weight
+        with single_threaded():
+            return weight + self.towards * torch.cholesky_solve((weight @ stats.drift).T, root).T
