@@ -14,26 +14,22 @@ import numpy as np
 from modicum.allocate import ALLOCATORS, JUDGED
 from modicum.allocate._family import Judge, fill
 from modicum.allocate.integer_program import integer_program
-from modicum.core.budget import Budget, many, readable
-from modicum.core.errors import BudgetError, ModelError, SettingError, listed
+from modicum.core.budget import Budget, readable
+from modicum.core.errors import BudgetError, ModelError, listed
 from modicum.core.option import KEEP, Option
 from modicum.core.plan import Picks, Table
-from modicum.export import TARGETS, Target
+from modicum.fit.out_of_reach import out_of_reach
 from modicum.fit.request import Request
 from modicum.fit.uniform import restricted, sentence, words
 from modicum.judge.judge import PlanJudge
 from modicum.judge.plain import SEQUENCES, Rival, plains
 from modicum.judge.workers import workers
 from modicum.measure.subject import Subject
-from modicum.models.structure import plain_parameters
 from modicum.runtime.products import Products
 from modicum.table.exact import exact_bytes
 from modicum.table.findings import GONE, Findings
-from modicum.table.menu import misfit, suits
 from modicum.table.sizing import level_of
 
-# Parameters that stand in a budget's way that are named.
-_TOLD = 3
 # Plain options that are judged beside a choice, those that are expected to lose least, and how many times as much they may lose on a quarter of
 # the sequences to be judged on all.
 TRIED, _FAR = 3, 3.0
@@ -115,71 +111,15 @@ class Chooser:
             limits["seconds"] = min(bound for bound in bounds if bound is not None)
         return limits
 
-    # What cannot be
-
     def check(self, table: Table) -> None:
         """Raise ``BudgetError`` where no selection is within the limits: the smallest reachable, what blocks it, what to relax."""
         limits = self.limits()
         for resource, most in limits.items():
             smallest = table.cost(table.cheapest({resource: max(most, 1e-9)}), resource)
             if smallest > most:
-                raise BudgetError(self._sentence(resource, most, smallest))
+                raise BudgetError(out_of_reach(self, resource, most, smallest))
         if len(limits) > 1 and not table.fits(integer_program(table, limits, gap=1.0), limits):
             raise BudgetError(f"budget {self.budget}: each part can be reached alone, not all together. Relax {' or '.join(limits)}.")
-
-    def _sentence(self, resource: str, most: float, smallest: float) -> str:
-        kept = " with --keep" if self.request.keep else ""
-        where = f"the smallest for target {self.target} and this menu{kept} is"
-        if resource == "bytes":
-            bits = 8 * smallest / self.subject.model.parameters
-            tail = f"{self._blocked()}{' Keep less, or allow more bytes.' if kept else ''}{self._other_target(most)}"
-            return f"budget {self.budget}: {readable(most)} cannot be reached, {where} {readable(smallest)} ({bits:.2f} bpw).{tail}"
-        if resource == "values":
-            share = 100 * smallest / self.subject.model.parameters
-            return f"budget {self.budget}: cannot be reached, {where} {share:.1f} % of the values. Allow more, or add options that store fewer."
-        whole = "multiplies with weights whole" if resource == "macs" else "holds weights whole in memory"
-        only = f"Only cuts and dropped blocks help: {self.target} {whole}."
-        only = ("" if resource in ("memory", "seconds") and self.runtime.packed else only) + self._blocked()
-        if resource == "macs":
-            share = smallest / self.products.work.whole
-            told = f"{many(smallest)} multiply-adds, {share:.1%} of the original's"
-            return f"budget {self.budget}: cannot be reached, {where} {told}. {only} Allow more."
-        if resource == "memory":
-            total, overhead = smallest + self.runtime.overhead(), self.runtime.overhead()
-            return (
-                f"budget {self.budget}: cannot be reached, {where} {readable(total)}, {readable(overhead)} of it cache and activations. "
-                f"{only} Allow more, or a shorter --context or smaller --batch.".replace("  ", " ")
-            )
-        return f"budget {self.budget}: cannot be reached, {where} {1000 * smallest:.3f} ms of {1000 * self.runtime.original():.3f}. {only}"
-
-    def _blocked(self) -> str:
-        target = self.subject.target(self.target)
-        if why := next((why for option in self.sizing.menu if (why := self._misfit(target, option))), ""):
-            return f" {why[0].upper()}{why[1:]}."
-        model = self.subject.model
-        parts = [(unit.dense_bytes, unit.name, target.refusal(unit)) for unit in model.units.values() if target.refusal(unit)]
-        parts += [(model.bytes_of(name), name, reason) for name, reason in plain_parameters(model).items() if reason != "vector"]
-        told = [f"{name} ({readable(size)}, {reason})" for size, name, reason in sorted(parts, reverse=True)[:_TOLD]]
-        more = f" and {len(parts) - _TOLD} more ({readable(sum(size for size, _, _ in parts))} in all)" if len(parts) > _TOLD else ""
-        return f" {', '.join(told)}{more} {'stay' if len(parts) > 1 else 'stays'} dense there." if parts else ""
-
-    def _misfit(self, target: Target, option: Option) -> str:
-        """Why the group of an option keeps it off layers, where the group was asked for."""
-        free = suits(self.sizing.menu)
-        return "" if free else misfit(target, [site for site in target.sites() if not self.subject.kept(site)], option)
-
-    def _other_target(self, allowed: float) -> str:
-        for name in TARGETS:
-            if name == self.target or name not in self.subject.possible_targets():
-                continue
-            try:
-                table = self.subject.sizing(name).table()
-            except SettingError:  # the menu has nothing for some layer there, which is no help here
-                continue
-            smallest = table.cost(table.cheapest())
-            fits = "reaches it" if smallest <= allowed else "does not reach it either"
-            return f" --target {name} {fits}: its smallest is {readable(smallest)}."
-        return ""
 
     # Choosing
 
