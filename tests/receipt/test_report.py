@@ -160,7 +160,16 @@ def test_says_how_to_make_it_again_where_a_command_can(read, chosen):
         "--out",
         "out/again",
     ]
+    several = {"model": "x", "menu": ["gptq bits=4", "gptq bits=8"], "heal_with": ["norms", "held"], "set": ["a: keep", "b: keep"]}
+    (command,) = re.findall(r'<pre class="command"[^>]*>(.*?)</pre>', report({**chosen, "asked": several}), re.DOTALL)
+    words = shlex.split(unescape(command).replace("\\\n", " "))
+    assert words[3:-2] == ["--menu", "gptq bits=4,gptq bits=8", "--heal-with", "norms,held", "--set", "a: keep", "--set", "b: keep"]
     assert "To make it again" not in report({**chosen, "asked": {"model": "x", "given_in_python": ["data"]}}) + report(receipt())
+
+
+def test_an_event_is_told_once(read):
+    told = receipt(events=["a note on the model", "another"])
+    assert read(report(told)).text.count("a note on the model") == 1
 
 
 def test_says_what_every_way_to_load_it_comes_to(read, chosen):

@@ -37,6 +37,8 @@ def check_fit(model: str | None, measured: str | None, out: Path | None, given: 
         "plan": None if plan is None else Plan.read(Path(plan)),
     }
     request = Request(**known, **_common(words))
+    for word in request.heal_with.split(",") if request.heal else ():
+        grammar.check(word.strip(), trained=True)
     check_places(model, words.get("data"))
     if measured is not None:
         require_decided(Path(measured), require_measurement(Path(measured))["settings"], words)
@@ -58,6 +60,8 @@ def check_measure(model: str, out: Path, given: dict[str, Any]) -> None:
 
 def check_places(model: str | None, *data: str | None) -> None:
     """Raise for a model or data that are not there."""
+    if model is not None and not model.strip():
+        raise SettingError(f"model {model!r}: must be demo, a directory, or a Hugging Face id, is empty. Name one.")
     if model is not None and not is_gguf(model):
         here(model)
     for path in data:

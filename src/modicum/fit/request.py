@@ -87,10 +87,20 @@ class Request(Settings):
             raise SettingError(
                 f"activations {self.activations}: must not stand beside a plan, which says what each layer has. Write '| activations' into it."
             )
+        if self.kv is not None:
+            _check_kv(self)
         if not self.heal and (beside := _beside(self)):
             raise SettingError(f"{beside}: must stand beside heal, which was not asked for. Pass --heal 200.")
         if self.workers != "ray" and not (self.workers.isdigit() and int(self.workers) >= 1):
             raise SettingError(f"workers: must be a number of processes or ray, got {self.workers!r}.")
+
+
+def _check_kv(request: Request) -> None:
+    """Raise ``SettingError`` for a cache in eight bits beside what cannot have it, whatever the model."""
+    if request.uniform:
+        raise SettingError("kv: must not stand beside uniform, a loader that decodes weights leaves it out. Leave out one of them.")
+    if request.kv == "auto" and (request.budget is None or request.budget.memory is None):
+        raise SettingError("kv auto: must stand beside --memory, which alone says what a smaller cache is worth. Pass it, or --kv fp8.")
 
 
 def _beside(request: Request) -> str:

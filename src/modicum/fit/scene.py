@@ -136,16 +136,12 @@ def _keep_cache(subject: Subject, request: Request, name: str, ranks: Ranks) -> 
         raise SettingError(
             f"kv {request.kv}: must stand beside --target transformers or vllm, whose loaders round a cache, stands beside {name}."
         )
-    if request.kv == "auto" and (request.budget is None or request.budget.memory is None):
-        raise SettingError("kv auto: must stand beside --memory, which alone says what a smaller cache is worth. Pass it, or --kv fp8.")
     if request.kv == "auto" and name != "vllm":
         raise SettingError(
             f"kv auto: must stand beside --target vllm, whose cache it makes smaller, stands beside {name}. Pass --kv fp8, or none."
         )
     if request.kv == "auto" and ranks.count > 1:
         raise SettingError(f"kv auto: must be settled by one process, {ranks.count} came. Pass --kv fp8, or leave it out.")
-    if request.uniform:
-        raise SettingError("kv: must not stand beside uniform, a loader that decodes weights leaves it out. Leave out one of them.")
     if not request.dry_run:
         other, lost, told = cached(subject.model, subject.script, subject.data.calibration, subject.compute)
         subject.take(subject.target(name).over(other))

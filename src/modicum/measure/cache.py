@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 
 from modicum.core.errors import ModelError
-from modicum.data.splits import Batch, one_row
+from modicum.data.splits import Batch, each_row
 from modicum.judge.quality import compare, streamed
 from modicum.models.cached import LARGEST, PROJECTIONS, round_cache, watched
 from modicum.models.model import Model
@@ -26,14 +26,15 @@ _ROWS = 8  # that tell what is lost: one row loses up to 2.4 times what rows los
 def cached(model: Model, script: Script, batches: Sequence[Batch], compute: Compute) -> tuple[Model, float, list[str]]:
     """A copy of the model whose keys and values are in eight bits, by scales of ``batches``, what that alone loses, and what there is to tell.
 
-    Needs and cost: a forward of all batches, and two of a row of each of eight. Raises ``ModelError`` where no attention keeps keys and values.
+    Needs and cost: a forward of all batches, and two of at least eight rows where there are so many. Raises ``ModelError`` where no attention keeps
+    keys and values.
     """
     other, dtype = model.stored.twin(), model.stored.dtype
     scale = lambda value: (value / LARGEST).clamp_min(_LEAST).reshape(1).to(dtype)
     found = {name: (scale(keys), scale(values)) for name, (keys, values) in _largest(model.twin(), script, batches).items()}
     round_cache(other.module, found)
     other = compute.of(other)
-    rows = [one_row(batch) for batch in batches[:_ROWS]]
+    rows = [row for batch in batches[:_ROWS] for row in each_row(batch)[: -(-_ROWS // len(batches))]]
     before, after = (streamed(each.twin(), rows, script) for each in (model, other))
     alone = compare(before, after, rows, False, script.outputs)
     told = f"alone that loses {alone.worst.mean:.1e} ({alone.metric}, {len(rows)} rows of calibration)"

@@ -63,4 +63,5 @@ def require_decided(directory: Path, said: Mapping[str, Any], given: Mapping[str
     """Raise ``SettingError`` where a setting that a measurement decides is ``given`` otherwise than its own settings ``said``."""
     for name in DECIDED:
         if given.get(name) is not None and given[name] != said.get(name):
-            raise SettingError(f"{name}: was {said.get(name)} when {directory} was measured, cannot be {given[name]} now. Measure again.")
+            was = "left out" if said.get(name) is None else said[name]
+            raise SettingError(f"{name}: was {was} when {directory} was measured, cannot be {given[name]} now. Measure again.")

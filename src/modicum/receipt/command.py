@@ -6,7 +6,8 @@ import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from modicum.core.config import FROM_PYTHON
+from modicum.core.config import FROM_PYTHON, of_settings
+from modicum.fit.request import Request
 
 
 def command(receipt: Mapping[str, Any]) -> str:
@@ -20,8 +21,10 @@ def command(receipt: Mapping[str, Any]) -> str:
 def _lines(asked: Mapping[str, Any]) -> Iterator[list[str]]:
     """Its words, an option to a line."""
     yield ["modicum", "fit", *([str(asked["model"])] if asked.get("model") else [])]
+    known = of_settings(Request)
     for name, value in asked.items():
         if name != "model" and value is not False:
-            items = value if isinstance(value, list) else [value]
+            together = isinstance(value, list) and name in known and known[name].kind is not list
+            items = [",".join(map(str, value))] if together else value if isinstance(value, list) else [value]
             yield from ([f"--{name.replace('_', '-')}", *([] if item is True else [str(item)])] for item in items)
     yield ["--out", "out/again"]
