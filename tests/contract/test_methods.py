@@ -19,7 +19,7 @@ from modicum.core.errors import SettingError
 from modicum.core.method import Need, registry
 from modicum.core.option import Option
 from modicum.core.unit import Site, Unit
-from modicum.forms import Activated, Blockwise, Codebook, Coded, Cut, Dense, Float4, Float8, Ggml, Half, Integer, Sum
+from modicum.forms import Activated, Blockwise, Codebook, Coded, Cut, Dense, Float4, Float6, Float8, Ggml, Half, Integer, Sum
 from modicum.quantize import Nearest
 from modicum.repair import Refine
 
@@ -56,7 +56,7 @@ MET = {
 # Relative error of weights that eight bits leave: an integer grid's step is uniform, a float's grows with the value, and that of coded numbers, which
 # end at six bits, with what columns are worth less. Four-bit floats have no more than those.
 EIGHT_BITS = {Integer: 0.012, Activated: 0.012, Codebook: 0.012, Coded: 0.05, Float8: 0.03, Half: 0.001, Float4: 0.15, Ggml: 0.012}
-EIGHT_BITS[Blockwise] = EIGHT_BITS[Float4]
+EIGHT_BITS[Blockwise], EIGHT_BITS[Float6] = EIGHT_BITS[Float4], 0.04
 
 
 def by_unit():

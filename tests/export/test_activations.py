@@ -17,12 +17,21 @@ from modicum.table.taking import Taking as Asked
 from modicum.testing import zoo
 
 SLOW = ("int8 dynamic", "fp8 static")
-KINDS = ["int8 static", "fp8 dynamic", "int4 dynamic", "mxfp4 dynamic", *(pytest.param(kind, marks=pytest.mark.slow) for kind in SLOW)]
-WEIGHTS = {"int8": "nearest bits=8 group=0", "fp8": "float8", "int4": "nearest bits=4 group=32", "mxfp4": "float4 format=mxfp4"}
+KINDS = [
+    "int8 static",
+    "fp8 dynamic",
+    "int4 dynamic",
+    "mxfp4 dynamic",
+    "nvfp4 dynamic",
+    *(pytest.param(kind, marks=pytest.mark.slow) for kind in SLOW),
+]
+WEIGHTS = {"int8": "nearest bits=8 group=0", "fp8": "float8", "int4": "nearest bits=4 group=32"}
+WEIGHTS |= {"mxfp4": "float4 format=mxfp4", "nvfp4": "float4"}
 # Of weights their format, type and strategy, of inputs the strategy where scales are found while running.
 SCHEMES = {
     "int8": ("int-quantized", "int", "channel", "token"), "fp8": ("float-quantized", "float", "channel", "token"),
     "int4": ("pack-quantized", "int", "group", "token"), "mxfp4": ("mxfp4-pack-quantized", "float", "group", "group"),
+    "nvfp4": ("nvfp4-pack-quantized", "float", "tensor_group", "tensor_group"),
 }  # fmt: skip
 
 
@@ -80,7 +89,8 @@ def test_what_transformers_computes_of_the_files_is_what_the_receipt_says(model,
     assert receipt["quality"]["mean"] == pytest.approx(divergence(model, loaded), rel=1e-4)
     assert receipt["verification"]["logits"]["largest"] < 1e-6
     assert all(
-        site["option"].endswith(("| activations", "format=fp8", "scale=static", "format=int4", "format=mxfp4")) for site in receipt["sites"]
+        site["option"].endswith(("| activations", "format=fp8", "scale=static", "format=int4", "format=mxfp4", "format=nvfp4"))
+        for site in receipt["sites"]
     )
     assert receipt["request"]["activations"] == kind.split()[0]
 
@@ -94,11 +104,13 @@ def test_the_scheme_is_what_runtimes_multiply_by(results, kind):
     assert (group["format"], group["weights"]["type"], group["weights"]["strategy"]) == (kind, type_, strategy)
     inputs = group["input_activations"]
     assert (inputs["type"], inputs["num_bits"], inputs["symmetric"]) == (type_, int(format[-1]), True)
-    assert (inputs["strategy"], inputs["dynamic"]) == ((found, True) if scale == "dynamic" else ("tensor", False))
+    assert (inputs["strategy"], inputs["dynamic"]) == (
+        (found, "local" if format == "nvfp4" else True) if scale == "dynamic" else ("tensor", False)
+    )
 
 
 @pytest.mark.parametrize(
-    "kind", ["int8 static", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("fp8 dynamic", "mxfp4 dynamic"))]
+    "kind", ["int8 static", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("fp8 dynamic", "mxfp4 dynamic", "nvfp4 dynamic"))]
 )
 def test_the_container_computes_the_same(model, tmp_path, kind):
     result = fitted(model, tmp_path / "out", kind, target="modicum", method=WEIGHTS[kind.split()[0]])
@@ -152,6 +164,10 @@ REFUSED = {
     "four-bit floats beside whole numbers": (
         {"activations": "mxfp4", "method": "int4"},
         r"must stand beside weights in 4-bit floats under powers of two, 'float4 format=mxfp4', the method is gptq bits=4",
+    ),
+    "other scales than the weights'": (
+        {"activations": "nvfp4", "method": "float4 format=mxfp4"},
+        r"must stand beside weights in 4-bit floats under E4M3 scales, 'float4', the method is float4 format=mxfp4.*pass --activations mxfp4",
     ),
     "a static scale of four bits": (
         {"activations": "int4", "activation_scale": "static", "method": "int4"},

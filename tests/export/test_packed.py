@@ -13,7 +13,7 @@ import modicum
 from modicum.core.errors import SettingError
 from modicum.export.schemes import reads_widths, tensors
 from modicum.forms import Float4, Integer
-from modicum.forms.float4 import _SIGNED, LAYOUTS
+from modicum.forms.minifloat import LAYOUTS
 from modicum.forms.packing import pack, unpack
 from modicum.testing import zoo
 
@@ -103,7 +103,7 @@ def test_widths_that_its_reader_does_not_take_are_not_chosen(monkeypatch, tmp_pa
 def test_four_bit_floats_are_packed_alike(shape):
     codes = drawn(shape, 4)
     ours = tensors(Float4(codes, torch.ones(shape[0], shape[1] // 16).to(torch.float8_e4m3fn), LAYOUTS["nvfp4"], 0, torch.bfloat16), None)
-    values = _SIGNED[codes.int()].bfloat16()
+    values = LAYOUTS["nvfp4"].decode(codes).bfloat16()
     assert torch.equal(ours["weight_packed"], pack_fp4_to_uint8(values))
     assert torch.equal(ours["weight_packed"], pack(codes, 4))
     read = unpack_fp4_from_uint8(ours["weight_packed"], *shape)

@@ -39,6 +39,10 @@ COMPRESSED = {
         "mxfp4-pack-quantized",
         {"num_bits": 4, "type": "float", "strategy": "group", "group_size": 32, "symmetric": True, "scale_dtype": torch.uint8},
     ),
+    "mxfp6": (
+        "mxfp6-pack-quantized",
+        {"num_bits": 6, "type": "float", "strategy": "group", "group_size": 32, "symmetric": True, "scale_dtype": torch.uint8},
+    ),
 }  # fmt: skip
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 32}
 SCRAMBLED = lambda width: torch.randperm(width, generator=torch.Generator().manual_seed(0))

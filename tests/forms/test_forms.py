@@ -18,6 +18,7 @@ from modicum.forms import (
     Cut,
     Dense,
     Float4,
+    Float6,
     Float8,
     Ggml,
     Half,
@@ -34,8 +35,8 @@ from modicum.forms.activated import Rounding
 from modicum.forms.blockwise import Doubled
 from modicum.forms.codebook import Vectors
 from modicum.forms.coded import exact_scale
-from modicum.forms.float4 import LAYOUTS
 from modicum.forms.lift import on_dense
+from modicum.forms.minifloat import LAYOUTS
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -51,8 +52,17 @@ def float8(shape, dtype=torch.float32):
 def float4(shape, dtype=torch.float32, layout="nvfp4"):
     layout = LAYOUTS[layout]
     groups = (shape[0], -(-shape[1] // layout.group))
-    scale = torch.randint(118, 126, groups, dtype=torch.uint8) if layout.name == "mxfp4" else torch.rand(groups).to(layout.stored)
-    return Float4(torch.randint(0, 16, shape, dtype=torch.uint8), scale, layout, 0 if layout.name == "mxfp4" else 8, dtype)
+    scale = torch.rand(groups).to(layout.stored) if layout.name == "nvfp4" else torch.randint(118, 126, groups, dtype=torch.uint8)
+    cls = Float4 if layout.bits == 4 else Float6
+    return cls(torch.randint(0, 2**layout.bits, shape, dtype=torch.uint8), scale, layout, 8 if layout.name == "nvfp4" else 0, dtype)
+
+
+def mxfp6(shape, dtype=torch.float32):
+    return float4(shape, dtype, "mxfp6_e2m3")
+
+
+def e3m2(shape, dtype=torch.float32):
+    return float4(shape, dtype, "mxfp6_e3m2")
 
 
 def mxfp4(shape, dtype=torch.float32):
@@ -147,6 +157,10 @@ def activated(shape, dtype=torch.float32, format="int8"):
     return Activated(inner, Rounding(format, torch.tensor([0.05]).to(dtype) if shape[1] % 2 else None))
 
 
+def activated4(shape, dtype=torch.float32):
+    return Activated(float4(shape, dtype), Rounding("nvfp4", torch.tensor([400.0])))
+
+
 def cut_activated(shape, dtype=torch.float32):
     return cut(shape, dtype, lambda inner, dtype: activated(inner, dtype, "fp8"))
 
@@ -164,12 +178,14 @@ def chained(shape, dtype=torch.float32):
     return Chained(Dense(left.to(dtype)), Dense(centre.to(dtype)), Dense(right.to(dtype)), ((i, j), (1, 1), (p, q)))
 
 
-TAKING = [activated, cut_activated]
+TAKING = [activated, activated4, cut_activated]
 KINDS = [
     *TAKING,
     dense,
     float4,
     mxfp4,
+    mxfp6,
+    e3m2,
     blockwise,
     doubled,
     float8,
@@ -340,6 +356,9 @@ BROKEN = [
     broken(integer, scale=torch.ones(3, 1)),
     broken(integer, scale=torch.ones(4)),
     broken(integer, zero=torch.zeros(3, 1, dtype=torch.uint8)),
+    broken(mxfp6, layout="mxfp4"),
+    broken(mxfp6, codes=torch.zeros(4, 3, dtype=torch.uint8)),
+    broken(activated4, scale=None),
     broken(blockwise, type="nf5"),
     broken(blockwise, block=0),
     broken(blockwise, scale=torch.ones(4, 3)),

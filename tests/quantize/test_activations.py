@@ -81,6 +81,31 @@ def test_four_bit_floats_are_what_compressed_tensors_computes(dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_four_bit_floats_under_scales_are_what_compressed_tensors_computes(dtype):
+    from compressed_tensors.quantization import QuantizationArgs
+    from compressed_tensors.quantization.lifecycle.forward import fake_quantize
+    from compressed_tensors.quantization.utils import compute_dynamic_scales_and_zp, generate_gparam
+
+    inputs = (torch.randn(2, 50, 96) * torch.logspace(-3, 2, 96)).to(dtype)
+    inputs[1, 2] = 0
+    inputs[0, 0, :16] = torch.tensor([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5, 6] * 2)  # halfway between levels
+    kind = {"num_bits": 4, "type": "float", "symmetric": True, "strategy": "tensor_group", "group_size": 16, "dynamic": "local"}
+    args = QuantizationArgs(**kind, scale_dtype="torch.float8_e4m3fn", zp_dtype="torch.float8_e4m3fn")
+    for share in (1.0, 0.1):  # what is larger than all that calibration saw is cut off
+        seen = inputs.float().abs().max() * share
+        whole = generate_gparam(-seen, seen)
+        assert torch.equal(scale_of(seen.reshape(1), "nvfp4"), whole)
+        step, zero = compute_dynamic_scales_and_zp(inputs, args, torch.nn.Linear(1, 1), global_scale=whole)
+        found = Rounding("nvfp4", whole)(inputs)
+        assert found.dtype == dtype and torch.equal(found, fake_quantize(inputs, step, zero, args, global_scale=whole))
+    assert torch.equal(scale_of(torch.zeros(1), "nvfp4"), torch.ones(1)) and Activations(format="nvfp4").wanted() == Activations.needs
+    ragged = Rounding("nvfp4", whole)(inputs[..., :40])
+    assert torch.equal(ragged[..., :32], found[..., :32]) and ragged.shape == (2, 50, 40)
+    inputs[0, 1, 3] = torch.inf
+    assert Rounding("nvfp4", whole)(inputs)[0, 1, :16].isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_what_is_not_finite_stays_seen_in_four_bit_floats_and_the_largest_numbers_stay_finite(dtype):
     top = torch.finfo(dtype).max
     inputs = torch.ones(4, 64, dtype=dtype)
@@ -142,7 +167,7 @@ def test_weights_cannot_be_rounded_after_it(layer):
 def test_its_text():
     option = Option.parse("gptq bits=8 group=0 | activations format=fp8 scale=static")
     assert option.steps[1] == Activations(format="fp8", scale="static") and Option.parse(str(option)) == option
-    with pytest.raises(SettingError, match=r"activations\.format: must be one of int8, fp8, int4, mxfp4, got 'int2'"):
+    with pytest.raises(SettingError, match=r"activations\.format: must be one of int8, fp8, int4, mxfp4, nvfp4, got 'int2'"):
         Option.parse("activations format=int2")
 
 

@@ -16,23 +16,28 @@ from modicum.core.method import Method
 from modicum.core.unit import Unit
 from modicum.export import bitsandbytes
 from modicum.export._family import Entries
-from modicum.forms import Activated, Blockwise, Cut, Float4, Float8, Form, Integer
-from modicum.forms.float4 import LAYOUTS
+from modicum.forms import Activated, Blockwise, Cut, Float8, Form, Integer, Minifloat
+from modicum.forms.minifloat import LAYOUTS
 from modicum.forms.packing import pack
 from modicum.quantize._family import Quantizer
 from modicum.quantize.activations import Activations
 from modicum.quantize.bitsandbytes import Bitsandbytes
 from modicum.quantize.float4 import Float4 as Float4Method
+from modicum.quantize.float6 import Float6 as Float6Method
 from modicum.quantize.float8 import Float8 as Float8Method
 from modicum.quantize.zeroquant_fp import ZeroquantFp
 
 _FORMATS = {
     "integer": "pack-quantized", "int8": "int-quantized", "float8": "float-quantized", "nvfp4": "nvfp4-pack-quantized",
-    "mxfp4": "mxfp4-pack-quantized",
+    "mxfp4": "mxfp4-pack-quantized", "mxfp6": "mxfp6-pack-quantized",
 }  # fmt: skip
-_FLOAT4 = {"nvfp4": ("tensor_group", "torch.float8_e4m3fn"), "mxfp4": ("group", "torch.uint8")}
+# Of scales their strategy and dtype; readers have no others.
+_MINIFLOATS = {
+    "nvfp4": ("tensor_group", "torch.float8_e4m3fn"), "mxfp4": ("group", "torch.uint8"), "mxfp6_e2m3": ("group", "torch.uint8"),
+}  # fmt: skip
 # What inputs are called in.
-_TYPES = {"int8": "int", "fp8": "float", "int4": "int", "mxfp4": "float"}
+_TYPES = {"int8": "int", "fp8": "float", "int4": "int", "mxfp4": "float", "nvfp4": "float"}
+_WORDS = {4: "four", 6: "six"}
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
@@ -48,7 +53,7 @@ def entries(form: Form, rows: int) -> Entries:
         found = entries(form.inner, rows)
         if isinstance(form.inner, Integer) and form.inner.bits == 8:  # runtimes that multiply codes read them one to a byte
             found = {"weight": (torch.int8, (rows, form.shape[1])), "weight_scale": found["weight_scale"]}
-        return found if form.inputs.scale is None else found | {"input_scale": (form.inputs.scale.dtype, (1,))}
+        return found if form.inputs.scale is None else found | {_input(form): (form.inputs.scale.dtype, (1,))}
     if isinstance(form, Integer):
         columns = form.shape[1]
         found = {
@@ -59,9 +64,9 @@ def entries(form: Form, rows: int) -> Entries:
         if form.zero is not None:
             found["weight_zero_point"] = (torch.int32, (-(-rows * form.bits // 32), form.scale.shape[1]))
         return found
-    if isinstance(form, Float4):
+    if isinstance(form, Minifloat):
         packed: Entries = {
-            "weight_packed": (torch.uint8, (rows, form.shape[1] // 2)),
+            "weight_packed": (torch.uint8, (rows, form.shape[1] * form.bits // 8)),
             "weight_scale": (form.scale.dtype, (rows, form.scale.shape[1])),
         }
         return packed | ({"weight_global_scale": (torch.float32, (1,))} if form.layout.name == "nvfp4" else {})
@@ -81,7 +86,7 @@ def tensors(form: Form, rows: list[int] | None) -> dict[str, torch.Tensor]:
             found = {"weight": _centred(pick(inner.codes), inner.bits).contiguous(), "weight_scale": pick(inner.scale).contiguous()}
         else:
             found = tensors(inner, rows)
-        return found if scale is None else found | {"input_scale": scale}
+        return found if scale is None else found | {_input(form): scale}
     if isinstance(form, Integer):
         codes = pick(form.codes)
         found = {
@@ -92,14 +97,19 @@ def tensors(form: Form, rows: list[int] | None) -> dict[str, torch.Tensor]:
         if form.zero is not None:
             found["weight_zero_point"] = _words(pick(form.zero).T.contiguous(), form.bits).T.contiguous()
         return found
-    if isinstance(form, Float4):
-        packed = {"weight_packed": pack(pick(form.codes), 4), "weight_scale": pick(form.scale).contiguous()}
+    if isinstance(form, Minifloat):
+        packed = {"weight_packed": pack(pick(form.codes), form.bits), "weight_scale": pick(form.scale).contiguous()}
         return packed | ({"weight_global_scale": torch.tensor([2.0**form.shift])} if form.layout.name == "nvfp4" else {})
     if isinstance(form, Blockwise):
         return bitsandbytes.tensors(form)
     if isinstance(form, Float8):
         return {"weight": pick(form.numbers).contiguous(), "weight_scale": pick(form.scale).contiguous()}
     return {"weight": pick(form.dense()).contiguous()}
+
+
+def _input(form: Activated) -> str:
+    """What the one number about a form's inputs is called: what they are divided by, or what their scales are told over."""
+    return "input_global_scale" if form.inputs.format == "nvfp4" else "input_scale"
 
 
 def _words(codes: torch.Tensor, bits: int) -> torch.Tensor:
@@ -117,6 +127,14 @@ def reads_widths(bits: int) -> bool:
     return 32 % bits == 0 or pack_to_int32(torch.zeros(1, 32, dtype=torch.int8), bits).shape[1] == bits
 
 
+@cache
+def reads_six_bits() -> bool:
+    """Whether the compressed-tensors that is installed has floats of six bits."""
+    from compressed_tensors.config import CompressionFormat
+
+    return "mxfp6_pack_quantized" in CompressionFormat.__members__
+
+
 def _centred(codes: torch.Tensor, bits: int) -> torch.Tensor:
     return (codes.to(torch.int16) - 2 ** (bits - 1)).to(torch.int8)
 
@@ -125,8 +143,8 @@ def multiplied(weights: Method, inputs: Activations) -> bool:
     """Whether runtimes multiply codes of these kinds: whole numbers or floats of as many bits; those of eight under one scale per row."""
     if inputs.format == "fp8":
         return isinstance(weights, Float8Method)
-    if inputs.format == "mxfp4":
-        return isinstance(weights, Float4Method | ZeroquantFp) and weights.format == "mxfp4"
+    if inputs.format in ("mxfp4", "nvfp4"):
+        return isinstance(weights, Float4Method | ZeroquantFp) and weights.format == inputs.format
     bits = 4 if inputs.format == "int4" else 8
     return isinstance(weights, Quantizer) and weights.bits == bits and (weights.group == 0 if bits == 8 else inputs.scale == "dynamic")
 
@@ -136,16 +154,18 @@ def scheme(form: Form) -> str:
     if isinstance(form, Activated):
         whole, format = form.inputs.scale is None, form.inputs.format
         inputs = {"num_bits": int(format[-1]), "type": _TYPES[format], "symmetric": True, "strategy": "token" if whole else "tensor"}
-        if format == "mxfp4":
-            inputs |= {"strategy": "group", "group_size": LAYOUTS[format].group, "scale_dtype": _FLOAT4[format][1]}
-        return json.dumps(json.loads(scheme(form.inner)) | {"inputs": inputs | {"dynamic": whole}})
+        if format in _MINIFLOATS:
+            strategy, stored = _MINIFLOATS[format]
+            inputs |= {"strategy": strategy, "group_size": LAYOUTS[format].group, "scale_dtype": stored}
+        found = "local" if format == "nvfp4" else whole
+        return json.dumps(json.loads(scheme(form.inner)) | {"inputs": inputs | {"dynamic": found}})
     if isinstance(form, Integer):
         group = {"strategy": "group", "group_size": form.group} if form.group else {"strategy": "channel"}
         return json.dumps({"num_bits": form.bits, "type": "int", "symmetric": form.zero is None, **group})
-    if isinstance(form, Float4):
-        strategy, stored = _FLOAT4[form.layout.name]
+    if isinstance(form, Minifloat) and form.layout.name in _MINIFLOATS:
+        strategy, stored = _MINIFLOATS[form.layout.name]
         group = {"strategy": strategy, "group_size": form.layout.group, "scale_dtype": stored}
-        return json.dumps({"num_bits": 4, "type": "float", "symmetric": True, **group})
+        return json.dumps({"num_bits": form.bits, "type": "float", "symmetric": True, **group})
     if isinstance(form, Blockwise):
         return json.dumps({"num_bits": 4, "type": form.type, "group_size": form.block, "double": not isinstance(form.scale, torch.Tensor)})
     if isinstance(form, Float8):
@@ -156,7 +176,7 @@ def scheme(form: Form) -> str:
 def unread(step: Method, units: Sequence[Unit]) -> str:
     """Why readers do not hold what ``step`` makes of ``units``; empty where they do.
 
-    They bring four-bit floats back in bfloat16 whatever the model's own dtype, so that no other goes on with them.
+    They bring four- and six-bit floats back in bfloat16 whatever the model's own dtype, so that no other goes on with them.
     """
     narrow = lambda group: next((f"group {group} does not divide rows of {u.shape[1]}" for u in units if group and u.shape[1] % group), "")
     if isinstance(step, Quantizer):
@@ -165,10 +185,14 @@ def unread(step: Method, units: Sequence[Unit]) -> str:
         if step.scales < 16:
             return f"whose readers take scales of 16 bits, and scales={step.scales} has fewer"
         return narrow(step.group)
-    if isinstance(step, Float4Method | ZeroquantFp):
+    if isinstance(step, Float4Method | Float6Method | ZeroquantFp):
+        if step.format not in _MINIFLOATS:
+            return "whose readers have six-bit floats in E2M3 alone (format=mxfp6_e2m3)"
+        if LAYOUTS[step.format].bits == 6 and not reads_six_bits():
+            return "whose reader, the compressed-tensors that is installed, has no six-bit floats"
         other = next((str(unit.dtype).removeprefix("torch.") for unit in units if unit.dtype != torch.bfloat16), "")
         if other:
-            return f"whose readers bring four-bit floats back in bfloat16 alone, and its weights are {other}"
+            return f"whose readers bring {_WORDS[LAYOUTS[step.format].bits]}-bit floats back in bfloat16 alone, and its weights are {other}"
         return narrow(LAYOUTS[step.format].group)
     if isinstance(step, Bitsandbytes):
         return bitsandbytes.unread(step, units)
@@ -217,7 +241,8 @@ def expert_targets(names: Collection[str]) -> list[str]:
 def _kind(arguments: Mapping[str, Any]) -> str:
     if arguments["type"] == "int":
         return "int8" if "inputs" in arguments and arguments["num_bits"] == 8 else "integer"
-    return "float8" if arguments["num_bits"] == 8 else {"tensor_group": "nvfp4", "group": "mxfp4"}[arguments["strategy"]]
+    bits = arguments["num_bits"]
+    return {8: "float8", 6: "mxfp6"}.get(bits) or {"tensor_group": "nvfp4", "group": "mxfp4"}[arguments["strategy"]]
 
 
 def _escaped(text: str) -> str:

@@ -38,11 +38,12 @@ from modicum.sweep.outputs import output_tensor
 # What compressed-tensors stores beside a module's own parameters, and what of a result tells of its making.
 _PARTS = (
     "weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "weight_global_scale", "weight_g_idx", "input_scale", "input_zero_point",
+    "input_global_scale",
 )  # fmt: skip
 _OURS = ("receipt.json", "plan.json", "report.html", "run.yaml", CONTAINER, CARD)
 # Share of the squared outputs by which a model with the same weights may differ: experts in a stack are summed in another order than in a list.
 _SAME = 1e-4
-_NOT_ROUNDED = "inputs are no longer rounded to eight bits: a dense model takes them as they are."
+_NOT_ROUNDED = "inputs are no longer rounded to eight bits, or four: a dense model takes them as they are."
 
 
 @dataclass(frozen=True)

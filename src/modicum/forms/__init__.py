@@ -11,6 +11,7 @@ from modicum.forms.cut import Cut
 from modicum.forms.dense import Dense
 from modicum.forms.diagonal import Diagonal
 from modicum.forms.float4 import Float4
+from modicum.forms.float6 import Float6
 from modicum.forms.float8 import Float8
 from modicum.forms.form import Form, restore
 from modicum.forms.ggml import Ggml
@@ -22,6 +23,7 @@ from modicum.forms.kronecker import Kronecker
 from modicum.forms.leaves import Base, Seeded, Shared
 from modicum.forms.low_rank import LowRank
 from modicum.forms.masked import Masked
+from modicum.forms.minifloat import Minifloat
 from modicum.forms.nested import Nested
 from modicum.forms.normalized import Normalized
 from modicum.forms.pooled import Pooled
@@ -49,6 +51,7 @@ __all__ = [
     "Dense",
     "Diagonal",
     "Float4",
+    "Float6",
     "Float8",
     "Form",
     "Ggml",
@@ -59,6 +62,7 @@ __all__ = [
     "Kronecker",
     "LowRank",
     "Masked",
+    "Minifloat",
     "Nested",
     "Normalized",
     "Pooled",

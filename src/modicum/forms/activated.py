@@ -14,18 +14,18 @@ from modicum.forms.form import Form, expect, restore
 
 # By format: half of the span of its codes, by which the largest magnitude is divided, and the codes at both ends.
 _SPANS = {"int8": (127.5, -128.0, 127.0), "fp8": (448.0, -448.0, 448.0), "int4": (7.5, -8.0, 7.0)}
-FORMATS = (*_SPANS, "mxfp4")
-# Columns that share a power of two, and the largest four-bit float.
-_GROUP, _TOP = 32, 6.0
+FORMATS = (*_SPANS, "mxfp4", "nvfp4")
+# Columns that share a scale, the largest four-bit float, the largest scale, and the one in place of none.
+_GROUPS, _TOP, _MOST, _LEAST = {"mxfp4": 32, "nvfp4": 16}, 6.0, 448.0, 0.125
 
 
 @dataclass(frozen=True, eq=False)
 class Rounding:
-    """``scale · code(x / scale)``, symmetric, in whole numbers of eight (``int8``) or four bits (``int4``), E4M3 (``fp8``) or E2M1 (``mxfp4``).
+    """``scale · code(x / scale)``, symmetric: whole numbers of eight or four bits (``int8``, ``int4``), E4M3 (``fp8``), E2M1 (``mxfp4``, ``nvfp4``).
 
     ``scale`` (1,) is one for all inputs, found beforehand; without it each token (the last axis) has its own, its largest magnitude's. Of ``mxfp4``
-    32 columns of a token share a power of two. All is computed in the inputs' own dtype, as compressed-tensors does where Transformers loads such a
-    model.
+    32 columns of a token share a power of two; of ``nvfp4`` 16 share an E4M3 number over ``scale`` (1,), float32, found beforehand. All is computed
+    in the inputs' own dtype, as compressed-tensors does where Transformers loads such a model.
     """
 
     format: str
@@ -37,6 +37,9 @@ class Rounding:
             return inputs
         if self.format == "mxfp4":
             return _in_four_bits(inputs)
+        if self.format == "nvfp4":
+            assert self.scale is not None
+            return _under_scales(inputs, self.scale.to(inputs.device))
         _, low, high = _SPANS[self.format]
         scale = scale_of(inputs.abs().amax(-1, keepdim=True), self.format) if self.scale is None else self.scale.to(inputs)
         codes = (inputs / scale).clamp_(low, high)
@@ -49,22 +52,45 @@ def _in_four_bits(inputs: torch.Tensor) -> torch.Tensor:
 
     Beside what is not finite all 32 are NaN; what would round beyond the largest number of the dtype is that number.
     """
-    columns = inputs.shape[-1]
-    groups = torch.nn.functional.pad(inputs, (0, -columns % _GROUP)).unflatten(-1, (-1, _GROUP))
+    groups = _grouped(inputs, "mxfp4")
     groups = groups.float() if groups.dtype.itemsize < 4 else groups
     largest = groups.abs().amax(-1, keepdim=True)
     part, power = torch.frexp(largest)  # part in [1/2, 1); what would round beyond the largest takes the next power
     power = (power - 3 + (part >= 0.875).to(power.dtype)).clamp_min(-127)
     places = torch.ldexp(groups, -power).clamp(-_TOP, _TOP)
+    top = torch.finfo(inputs.dtype).max
+    found = torch.ldexp(_nearest(places), power).clamp(-top, top).masked_fill(~largest.isfinite(), torch.nan)
+    return found.flatten(-2)[..., : inputs.shape[-1]].to(inputs.dtype)
+
+
+def _under_scales(inputs: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
+    """Inputs (..., columns) as E2M1 numbers times E4M3 scales over ``whole`` (1,) for every 16 columns; NaN beside what is not finite."""
+    groups = _grouped(inputs, "nvfp4")
+    largest = groups.abs().amax(-1, keepdim=True)
+    scale = (whole * (largest / _TOP)).clamp(max=_MOST).to(torch.float8_e4m3fn).float()
+    scale = torch.where(scale == 0, _LEAST, scale) / whole
+    found = (_nearest((groups / scale).clamp(-_TOP, _TOP)) * scale).masked_fill(~largest.isfinite(), torch.nan)
+    return found.flatten(-2)[..., : inputs.shape[-1]].to(inputs.dtype)
+
+
+def _grouped(inputs: torch.Tensor, format: str) -> torch.Tensor:
+    """Inputs (..., groups, width) of those columns that share a scale, the last filled with zeros."""
+    width = _GROUPS[format]
+    return torch.nn.functional.pad(inputs, (0, -inputs.shape[-1] % width)).unflatten(-1, (-1, width))
+
+
+def _nearest(places: torch.Tensor) -> torch.Tensor:
+    """E2M1 numbers nearest to values up to 6; of two as near, the even one."""
     size = places.abs()
     step = torch.where(size < 2, 0.5, torch.where(size < 4, 1.0, 2.0)).to(places.dtype)
-    top = torch.finfo(inputs.dtype).max
-    found = torch.ldexp((places / step).round() * step, power).clamp(-top, top).masked_fill(~largest.isfinite(), torch.nan)
-    return found.flatten(-2)[..., :columns].to(inputs.dtype)
+    return (places / step).round() * step
 
 
 def scale_of(largest: torch.Tensor, format: str) -> torch.Tensor:
-    """The scale under which magnitudes up to ``largest`` have codes, of its shape and dtype."""
+    """The scale under which magnitudes up to ``largest`` have codes, of its shape and dtype; of ``nvfp4`` what other scales are told over."""
+    if format == "nvfp4":
+        found = _MOST * _TOP / largest.float().clamp_min(torch.finfo(torch.float32).tiny)
+        return torch.where(found.isfinite(), found, 1.0)
     scale = largest / _SPANS[format][0]
     return torch.where(scale == 0, torch.finfo(scale.dtype).eps, scale)
 
@@ -129,7 +155,10 @@ class Activated(Form):
         inner = {name.removeprefix("inner."): tensor for name, tensor in tensors.items() if name.startswith("inner.")}
         if settings["inputs"] not in FORMATS:
             raise ValueError(f"inputs in {settings['inputs']!r} are not known")
-        scale = expect(tensors["scale"], (1,)).to(dtype) if "scale" in tensors else None
+        wide = settings["inputs"] == "nvfp4"
+        scale = expect(tensors["scale"], (1,)).to(torch.float32 if wide else dtype) if "scale" in tensors else None
+        if wide and scale is None:
+            raise ValueError("there is no scale of its inputs")
         if scale is not None and not bool(torch.isfinite(scale).all() & (scale > 0).all()):
             raise ValueError("a scale of inputs is no positive number")
         return cls(restore(settings["inner"], inner), Rounding(settings["inputs"], scale))

@@ -65,7 +65,8 @@ class Settings:
     )
     activations: str | None = param(
         None, "round the inputs of weights too: int8 beside integers of eight bits, fp8 beside float8, int4 beside integers of four bits, mxfp4 "
-        "beside float4 of that format; by default none are", choices=("int8", "fp8", "int4", "mxfp4"), metavar="FORMAT", group="method",
+        "and nvfp4 beside float4 of that format; by default none are", choices=("int8", "fp8", "int4", "mxfp4", "nvfp4"),
+        metavar="FORMAT", group="method",
     )  # fmt: skip
     activation_scale: str = param(
         "dynamic", "scale of rounded inputs: dynamic, each token's own; static, one for all, of the largest in calibration",
@@ -133,7 +134,7 @@ class Settings:
             raise SettingError(
                 f"activation_scale {self.activation_scale}: must stand beside activations, which were not asked for. Pass --activations int8."
             )
-        if self.activations in ("int4", "mxfp4") and self.activation_scale == "static":
+        if self.activations in ("int4", "mxfp4", "nvfp4") and self.activation_scale == "static":
             raise SettingError(
                 f"activation_scale static: must be dynamic of {self.activations}, whose runtimes find scales themselves. Leave it out."
             )

@@ -5,6 +5,7 @@ from modicum.quantize.adaquant import Adaquant
 from modicum.quantize.bitsandbytes import Bitsandbytes
 from modicum.quantize.coded import Coded
 from modicum.quantize.float4 import Float4
+from modicum.quantize.float6 import Float6
 from modicum.quantize.float8 import Float8
 from modicum.quantize.ggml import Ggml
 from modicum.quantize.gptq import Gptq
@@ -22,6 +23,7 @@ __all__ = [
     "Bitsandbytes",
     "Coded",
     "Float4",
+    "Float6",
     "Float8",
     "Ggml",
     "Gptq",

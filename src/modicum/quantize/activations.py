@@ -14,7 +14,7 @@ from modicum.core.settings import param
 from modicum.core.unit import Site, Stats
 from modicum.forms import Form
 from modicum.forms.activated import Rounding, scale_of
-from modicum.quantize._unscaled import Unscaled, around
+from modicum.quantize._unscaled import Unscaled, around, stored
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,8 @@ class Activations(Method):
 
     ``scale · code(x / scale)``, symmetric. A dynamic scale is each token's own, of its largest magnitude; a static one is found once, of the
     largest magnitude among all calibration inputs, and what is larger later is cut off. Of ``mxfp4`` 32 columns of a token share a power of two
-    whatever ``scale`` says. It stands after the step that gives the weight its codes.
+    whatever ``scale`` says; of ``nvfp4`` 16 share a number of eight bits, over one of calibration's largest magnitude. It stands after the step
+    that gives the weight its codes.
 
     *Shapes:* inputs (..., columns), scale (..., 1), or (1,) where it is static. *Needs and cost:* the inputs for a static scale, and for its
     harm; no bytes but a static scale's. *Reduces to:* the weights alone where inputs are codes times one scale. *Raises:* ``ModelError``
@@ -45,14 +46,14 @@ class Activations(Method):
     wraps: ClassVar[bool] = True
 
     format: str = param(
-        "int8", "codes of inputs: whole numbers of eight or four bits, or floats: E4M3, or E2M1 under powers of two",
-        choices=("int8", "fp8", "int4", "mxfp4"),
+        "int8", "codes of inputs: whole numbers of eight or four bits, or floats: E4M3, or E2M1 under powers of two (mxfp4) or E4M3 scales",
+        choices=("int8", "fp8", "int4", "mxfp4", "nvfp4"),
     )  # fmt: skip
     scale: str = param("dynamic", "a scale for each token, or one for all that calibration finds", choices=("dynamic", "static"))
 
     @property
     def _static(self) -> bool:
-        return self.scale == "static" and self.format != "mxfp4"
+        return self.format == "nvfp4" or (self.scale == "static" and self.format != "mxfp4")
 
     @override
     def wanted(self) -> frozenset[Need]:
@@ -76,7 +77,7 @@ class Activations(Method):
                 return Rounding(self.format)
             assert stats.inputs is not None
             largest = max((float(_kept(rows, columns).abs().amax()) for rows in stats.inputs if rows.numel()), default=0.0)
-            return Rounding(self.format, scale_of(torch.tensor([largest]), self.format).to(form.dtype))
+            return Rounding(self.format, stored(scale_of(torch.tensor([largest]), self.format), self.format, form))
 
         return found
 

@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from typing_extensions import override
 
 from modicum import forms
 from modicum.core.method import Change, Method, Paper
 from modicum.core.settings import param
 from modicum.core.unit import Site, Stats
-from modicum.forms.float4 import LAYOUTS
 from modicum.forms.lift import on_dense
-from modicum.numerics.float4 import encode, fit
+from modicum.quantize._minifloat import code
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +27,6 @@ class Float4(Method):
 
     Example:
         >>> import torch
-        >>> from modicum.forms.float4 import LAYOUTS
         >>> code(torch.tensor([[0.0, 1.0, -6.0, 3.0]]), "mxfp4", torch.float32).dense()
         tensor([[ 0.,  1., -6.,  3.]])
 
@@ -50,11 +47,3 @@ class Float4(Method):
         """Quantize every unit of the site."""
         own = lambda weight, _: code(weight.float(), self.format, weight.dtype)
         return Change(forms={u.name: on_dense(current[u.name], stats[u.name], own, self.key()) for u in site.units})
-
-
-def code(weight: torch.Tensor, layout: str, dtype: torch.dtype) -> forms.Float4:
-    """Float32 ``weight`` (rows, columns) at the nearest levels of its groups."""
-    scale, shift = fit(weight, LAYOUTS[layout], dtype)
-    step = LAYOUTS[layout].value(scale, shift).repeat_interleave(LAYOUTS[layout].group, 1)[:, : weight.shape[1]]
-    codes = encode(weight / step.clamp_min(torch.finfo(torch.float32).tiny))
-    return forms.Float4(codes, scale, LAYOUTS[layout], shift, dtype)

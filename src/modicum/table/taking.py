@@ -16,9 +16,9 @@ from modicum.quantize.zeroquant_fp import ZeroquantFp
 
 _BESIDE = {
     "int8": "8-bit integers, such as 'gptq bits=8 group=0'", "fp8": "8-bit floats, 'float8'", "int4": "4-bit integers, such as 'gptq bits=4'",
-    "mxfp4": "4-bit floats under powers of two, 'float4 format=mxfp4'",
+    "mxfp4": "4-bit floats under powers of two, 'float4 format=mxfp4'", "nvfp4": "4-bit floats under E4M3 scales, 'float4'",
 }  # fmt: skip
-_USUAL = {"int8": "gptq bits=8 group=0", "fp8": "float8", "int4": "gptq bits=4", "mxfp4": "float4 format=mxfp4"}
+_USUAL = {"int8": "gptq bits=8 group=0", "fp8": "float8", "int4": "gptq bits=4", "mxfp4": "float4 format=mxfp4", "nvfp4": "float4"}
 
 
 @dataclass(frozen=True)
@@ -73,13 +73,13 @@ class Taking:
         return Option((*option.steps, self.step))
 
     def _beside(self, step: Method) -> bool:
-        if self.step.format == "mxfp4":
-            return isinstance(step, Float4 | ZeroquantFp) and step.format == "mxfp4"
+        if self.step.format in ("mxfp4", "nvfp4"):
+            return isinstance(step, Float4 | ZeroquantFp) and step.format == self.step.format
         return isinstance(step, Float8 if self.step.format == "fp8" else Quantizer) and bits_of(step) == bits_of(self.step)
 
     def _unsuited(self, came: str) -> SettingError:
         format = self.step.format
-        other = {"fp8": "int8", "int8": "fp8", "int4": "mxfp4", "mxfp4": "int4"}[format]
+        other = {"fp8": "int8", "int8": "fp8", "int4": "mxfp4", "mxfp4": "int4", "nvfp4": "mxfp4"}[format]
         return SettingError(
             f"activations {format}: must stand beside weights in {_BESIDE[format]}, {came}. Write such an option, pass --activations {other} "
             "where it suits, or leave it out."
@@ -92,7 +92,7 @@ def bits_of(step: Method) -> int:
         return int(step.format[-1])
     if isinstance(step, Quantizer):
         return step.bits
-    return 8 if isinstance(step, Float8) else 4 if isinstance(step, Float4 | ZeroquantFp) else 0
+    return 8 if isinstance(step, Float8) else 4 if isinstance(step, Float4 | ZeroquantFp) and step.format in ("mxfp4", "nvfp4") else 0
 
 
 def rounds_inputs(option: Option) -> bool:
@@ -106,7 +106,7 @@ def apart(option: Option) -> str:
         return ""
     return (
         "whose runtimes multiply 8-bit integers of one scale per row (bits=8 group=0) by int8, float8 by fp8, 4-bit integers by int4, float4 "
-        "format=mxfp4 by mxfp4, and nothing else"
+        "by nvfp4 and float4 format=mxfp4 by mxfp4, and nothing else"
     )
 
 

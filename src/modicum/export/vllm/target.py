@@ -116,6 +116,8 @@ class Vllm(Transformers):
     def _unread(self, site: Site, step: Method) -> str:
         if isinstance(step, Bitsandbytes):
             return "whose files are compressed-tensors'; bitsandbytes' are those of target transformers"
+        if getattr(step, "format", "").startswith("mxfp6"):
+            return "which has no kernel for six-bit floats"
         return super()._unread(site, step)
 
     def _runs(self, site: Site, step: Method) -> bool:

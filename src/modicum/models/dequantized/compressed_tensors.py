@@ -1,4 +1,4 @@
-"""Checkpoints of compressed-tensors: packed whole numbers, whole numbers and floats of 8 bits, and floats of 4 bits."""
+"""Checkpoints of compressed-tensors: packed whole numbers, whole numbers and floats of 8 bits, and floats of 4 or 6 bits."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from typing_extensions import override
 
+from modicum.forms.minifloat import LAYOUTS
+from modicum.forms.packing import unpack
 from modicum.models.dequantized.float8 import blocks
 from modicum.models.dequantized.format import (
     FLOATS,
@@ -26,6 +28,8 @@ from modicum.models.dequantized.format import (
     spread,
 )  # fmt: skip
 
+_LAYOUT = LAYOUTS["mxfp6_e2m3"]
+_SIX, _GROUP = _LAYOUT.bits, _LAYOUT.group
 _SCALES = (*FLOATS, *FLOATS8, torch.float8_e8m0fnu, torch.uint8)
 
 
@@ -116,19 +120,22 @@ class CompressedTensors(Format):
 
         return Quantized(shape, f"{str(stored['weight'].dtype)[6:]} {shared(shape, size)}", decode)
 
-    @staticmethod
-    def _floats(stored: Stored) -> Quantized:
+    def _floats(self, stored: Stored) -> Quantized:
         rows, packed = require(stored, "weight_packed", (torch.uint8,))
-        shape = (rows, packed * 2)
-        size = block(shape, require(stored, "weight_scale", _SCALES))
+        scales = require(stored, "weight_scale", _SCALES)
+        # A byte may hold two floats, or three four of six bits: which, the columns that share a scale tell, and else what is said.
+        said = [group for group in self._groups() if group.get("num_bits") == _SIX and group.get("group_size") == _GROUP]
+        bits = _SIX if said and packed * 8 == scales[1] * _GROUP * _SIX else 4
+        shape = (rows, packed * 8 // bits)
+        size = block(shape, scales)
         if "weight_global_scale" in stored and math.prod(require(stored, "weight_global_scale", FLOATS, axes=0)) != 1:
             raise ValueError("weight_global_scale is not one number")
 
         def decode(parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
-            value = nibbles(parts["weight_packed"])
+            value = nibbles(parts["weight_packed"]) if bits == 4 else _LAYOUT.decode(unpack(parts["weight_packed"], bits, shape[1]))
             return value.mul_(spread(_scale(parts), shape, size))
 
-        return Quantized(shape, f"float4_e2m1 {shared(shape, size)}", decode)
+        return Quantized(shape, f"{'float4_e2m1' if bits == 4 else 'float6_e2m3'} {shared(shape, size)}", decode)
 
 
 def _scale(parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
