@@ -143,3 +143,18 @@ def test_files_that_vllm_would_read_otherwise_are_told(change, sentence, floats,
     name = "model.layers.1.self_attn.q_proj."
     with pytest.raises(ModelError, match=sentence):
         require_readable(changed(floats, tmp_path, **{name + part: value for part, value in change.items()}), LLAMA)
+
+
+@pytest.mark.parametrize(
+    "method, word",
+    [
+        ("nearest bits=4 group=32 | activations format=int4", "activations int4"),
+        ("float4 format=mxfp4", "mxfp4"),
+        ("float4 format=mxfp4 | activations format=mxfp4", "activations mxfp4"),
+        ("nearest bits=4 group=32", None),
+    ],
+)
+def test_what_vllm_computes_otherwise_is_told(method, word, tmp_path):
+    model, batches = zoo.build("llama", dtype=torch.bfloat16)
+    events = fitted(model, batches, tmp_path, method=method).receipt["events"]
+    assert [event.partition(":")[0] for event in events if "vLLM" in event] == ([word] if word else [])

@@ -17,9 +17,10 @@ from modicum.core.option import Option
 from modicum.core.unit import Site, Unit
 from modicum.data.splits import Batch
 from modicum.export.hf import Transformers
+from modicum.export.schemes import inside
 from modicum.export.vllm.architectures import RELEASE, Architecture, row_of
 from modicum.export.vllm.fusion import require_readable
-from modicum.forms import Form
+from modicum.forms import Activated, Float4, Form
 from modicum.models.model import Model
 from modicum.quantize._family import Quantizer
 from modicum.quantize.bitsandbytes import Bitsandbytes
@@ -39,8 +40,8 @@ class Vllm(Transformers):
 
     Beside the rules of Transformers' own loader: packed integers of 4 or 8 bits, rows or groups of 32, 64 or 128 columns under a scale; what vLLM
     makes one layer of is quantized alike or not at all; the head stays dense where its class does not ask for a quantized one; experts have the
-    three projections that its loader knows. Weights of two to seven bits other than four need a kernel that does not come with vLLM, and no
-    reader here brings packed zero points back, so they are left out.
+    three projections that its loader knows. Weights of two to seven bits other than four have one kernel there (Humming), for GPUs alone, which
+    nothing here can hold its result against, and no reader here brings packed zero points back, so they are left out.
     """
 
     name = "vllm"
@@ -138,4 +139,27 @@ class Vllm(Transformers):
     @override
     def verify(self, directory: Path, forms: Mapping[str, Form], batch: Batch | None = None) -> tuple[nn.Module, dict[str, Any]]:
         module, told = super().verify(directory, forms, batch)
+        told["events"] = [*told.get("events", []), *_otherwise(forms)]
         return module, told | {"vLLM's rules": f"{require_readable(directory, self.row)} layers, each as vLLM {RELEASE} looks for it"}
+
+
+def _otherwise(forms: Mapping[str, Form]) -> list[str]:
+    """Where vLLM computes with the same files otherwise than what is judged here: whether inputs are rounded is its kernel's choice there."""
+    held = [inside(form) for form in forms.values()]
+    told = []
+    if any(isinstance(form, Activated) and form.inputs.format == "int4" for form in held):
+        told.append(
+            "activations int4: what is judged here rounds inputs; vLLM chooses a kernel by the weights alone, and those for processors and Marlin "
+            "leave inputs as they come, which loses less."
+        )
+    if any(isinstance(form, Float4) and form.layout.name == "mxfp4" for form in held):
+        told.append(
+            "mxfp4: what is judged here leaves inputs as they come; vLLM has one scheme for these weights with and without rounded inputs, and "
+            "some GPUs' kernels round them. Pass --activations mxfp4 to be told what that loses."
+        )
+    if any(isinstance(form, Activated) and form.inputs.format == "mxfp4" for form in held):
+        told.append(
+            "activations mxfp4: what is judged here rounds inputs; vLLM has one scheme for these weights with and without rounded inputs, and "
+            "most kernels leave them as they come, which loses less."
+        )
+    return told
