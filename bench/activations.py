@@ -1,4 +1,4 @@
-"""Eight bits times eight bits beside llm-compressor's W8A8 recipes: same weights, tokens, layers, damping; inputs with a scale per token.
+"""Codes times codes, in eight bits and in four, beside llm-compressor's recipes: same weights, tokens, layers, damping; inputs scaled by token.
 
 `python -m bench.activations`; the peer runs in an environment of its own (bench/peer/setup.sh). Both directories are loaded by Transformers, whose
 compressed-tensors rounds the inputs, and judged on one held-out text. What is done is kept in build/peer/activations.json.
@@ -25,11 +25,15 @@ from modicum.models.located import DEMO
 from modicum.models.open import open_model
 
 # By row: the peer's recipe, and our method, format of inputs and smoothing.
-GPTQ = "gptq bits=8 group=0"
-ROWS = {
+GPTQ, GPTQ4 = "gptq bits=8 group=0", "gptq bits=4 group=128 symmetric=true"
+ROWS: dict[str, tuple[dict | None, str, str, float | None]] = {
     "int8, gptq": ({"format": "int8"}, GPTQ, "int8", None),
     "int8, smoothed 0.8, gptq": ({"format": "int8", "smooth": 0.8}, GPTQ, "int8", 0.8),
     "fp8": ({"format": "fp8"}, "float8", "fp8", None),
+    "int4, groups of 128, gptq": ({"format": "int4"}, GPTQ4, "int4", None),
+    "int4, smoothed 0.8, gptq": ({"format": "int4", "smooth": 0.8}, GPTQ4, "int4", 0.8),
+    "mxfp4": ({"format": "mxfp4"}, "float4 format=mxfp4", "mxfp4", None),
+    "mxfp4, columns in turn": (None, "zeroquant_fp format=mxfp4", "mxfp4", None),
 }
 KEPT = WORK / "activations.json"
 
@@ -43,10 +47,16 @@ def main() -> None:
     save_file({"input_ids": torch.cat([batch["input_ids"] for batch in data.calibration])}, WORK / "tokens.safetensors")  # type: ignore[call-overload,index]
     rows: list[tuple] = []
     for name, (recipe, method, format, smooth) in ROWS.items():
-        rows.append((name, "llm-compressor", *kept(f"{name}, peer", partial(peer, recipe))[:2]))
+        if recipe:
+            rows.append((name, "llm-compressor", *kept(f"{name}, peer", partial(peer, recipe))[:2]))
         rows.append((name, "modicum", *kept(f"{name}, ours", partial(ours, method, format, smooth))[:2]))
     note = f"{SAMPLES} sequences of {TOKENS} tokens to calibrate, {TEST} to judge; head and embedding as they were. `python -m bench.activations`."
-    show("Activations: eight-bit weights and inputs, demo model", ("setting", "tool", "mean KL [95 %]", "perplexity"), rows, note)
+    show(
+        "Activations: weights and inputs in eight and four bits, demo model",
+        ("setting", "tool", "mean KL [95 %]", "perplexity"),
+        rows,
+        note,
+    )
 
 
 def kept(name: str, work: Callable[[], tuple[str, str, str]]) -> Sequence[str]:

@@ -1,112 +1,216 @@
-"""Every method that makes weights smaller alone, at 2, 3 and 4 bits and at 50, 60 and 70 % sparsity, on the demo: mean KL with its interval, sorted.
+"""Every method that makes weights smaller alone, at 2, 3 and 4 bits and at 50, 60 and 70 % sparsity, on the demo, peers beside them, sorted.
 
-`python -m bench.methods [bits] [sparse] [kept]`; what is finished is kept in out/bench, and with `kept` nothing else is shown. Rows of peers are
-those of their own benches (`bench.side_by_side best` and `bench.learned`), on the same weights, windows and groups.
+`python -m bench.methods [bits] [sparse] [kept] [row=ROW ...]`; what is finished is kept in out/bench, and with `kept` nothing else is shown; `row=`
+measures one row and shows nothing. All see the same weights and windows, and are judged on the same sequences, so they are compared in pairs.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+from safetensors.torch import load_file
+
 import modicum
-from bench.common import RESULTS, ROOT, SAMPLES, TEST, interval, show
+from bench import peers
+from bench.common import ROOT, SAMPLES, TEST, TOKENS, interval, show
+from modicum.models.located import DEMO
 
 KEPT = ROOT / "out" / "bench" / "methods.json"
 QUANTIZERS = (
-    "nearest bits={0}", "hqq bits={0}", "adaquant bits={0}", "gptq bits={0}", "kmeans bits={1} dimension=2", "gptvq bits={1} dimension=2",
-    "coded rate={0}", "watersic rate={0}",
+    "nearest bits={0}", "hqq bits={0}", "adaquant bits={0}", "gptq bits={0}", "gptq bits={0} symmetric=true", "kmeans bits={1} dimension=2",
+    "gptvq bits={1} dimension=2", "coded rate={0}", "watersic rate={0}",
 )  # fmt: skip
 # What sees no calibration data, and is given little of it.
-DATALESS = ("nearest", "hqq", "kmeans", "coded", "float4")
+DATALESS = ("nearest", "hqq", "kmeans", "coded", "float4", "magnitude")
 FLOATS = ("float4", "float4 format=mxfp4", "zeroquant_fp", "zeroquant_fp format=mxfp4")
 PRUNERS = (
-    "magnitude keep={0}", "magnitude keep={0} per_row=true", "wanda keep={0}", "dsnot keep={0}", "gblm keep={0}", "dpruner keep={0}",
-    "mfac keep={0}", "sparsegpt keep={0}",
+    "magnitude {0}", "magnitude {0} per_row=true", "wanda {0}", "wanda {0} | refine", "dsnot {0}", "gblm {0}", "dpruner {0}", "mfac {0}",
+    "sparsegpt {0} refit=0 towards=0", "sparsegpt {0}",
 )  # fmt: skip
+# What has a dial fine enough to come up to the bytes of GPTQ in groups of 64, and what takes fewer.
+SAME_BYTES = {
+    2: ("watersic rate=2.29", "coded rate=2.29", "gptq bits=2 group=32 symmetric=true scales=6"),
+    3: ("watersic rate=3.32", "coded rate=3.32", "gptq bits=3 group=32 symmetric=true scales=6"),
+    4: ("watersic rate=4.32", "coded rate=4.32", "gptq bits=4 group=32 symmetric=true scales=6"),
+}
 HALVES = {
     "bits": {f"{bits} bits": [text.format(bits, 2 * bits) for text in QUANTIZERS] + list(FLOATS) * (bits == 4) for bits in (2, 3, 4)},
-    "sparse": {f"{100 - round(100 * keep)} % sparse": [text.format(keep) for text in PRUNERS] for keep in (0.5, 0.4, 0.3)},
+    "sparse": {
+        "50 % sparse": [text.format("keep=0.5") for text in PRUNERS],
+        "2:4 sparse": [
+            text.format("pattern=2:4") for text in PRUNERS if "per_row" not in text and text.split()[0] not in ("dsnot", "gblm", "dpruner")
+        ],
+        "60 % sparse": [text.format("keep=0.4") for text in PRUNERS],
+        "70 % sparse": [text.format("keep=0.3") for text in PRUNERS],
+    },
 }
-# The sparse half measures gradients by sequences too, so it takes shorter ones.
-TOKENS, TESTS = {"bits": 512, "sparse": 128}, {"bits": TEST, "sparse": 24}
+# The sparse half takes gradients of sequences too, so it has shorter ones: sequences to calibrate, their tokens, sequences to judge.
+WINDOWS = {"bits": (SAMPLES, TOKENS, TEST), "sparse": (64, 128, 64)}
 TITLES = {
-    "bits": "Methods: all linears of the demo's blocks, groups of 64",
-    "sparse": "Methods that prune: all linears of the demo, layer by layer",
+    "bits": "Methods: all linears of the demo's blocks",
+    "sparse": "Methods that prune: all linears of the demo's blocks, layer by layer",
+}
+HEAD = ("at", "method", "bytes", "bits each", "mean KL [95 %]", "perplexity", "times the best (95 %)")
+SHOWN = 8
+# Why a row is not best, by how it begins; the longest beginning counts.
+BLIND = "no data"
+WHY = {
+    **dict.fromkeys(("nearest", "hqq", "kmeans", "coded", "float4", "magnitude", "llm-compressor nearest"), BLIND),
+    "adaquant": "gradients of rounding from one start, each layer towards what it gave, zero points as they began",
+    "gptq": "a grid of equal steps",
+    "gptvq": "one codebook for all rows, in fewer bytes",
+    "watersic": "fewer bytes, since a rate counts everything",
+    "zeroquant_fp": "levels of E2M1, codes not refined",
+    "llm-compressor GPTQ": "each column once, codes not refined",
+    "llm-compressor AWQ": "columns scaled, then rounded to the nearest",
+    "auto-round": "no zero points, 50 to 200 updates a block",
+    "wanda": "masks by the norm of each input alone",
+    "llm-compressor Wanda": "masks by the norm of each input alone",
+    "dsnot": "masks mended for mean outputs alone",
+    "gblm": "gradients choose masks alone",
+    "dpruner": "gradients choose masks alone",
+    "mfac": "what remains moves by 16 gradients, not by all inputs",
+    "sparsegpt": "columns make up for earlier ones alone",
+    "llm-compressor SparseGPT": "columns make up for earlier ones alone",
 }
 NOTES = {
-    "bits": "All linears of the demo's blocks, groups of 64 where there are groups; embedding and head stay. A rate counts all beside codes, "
-    "bits in groups do not: a quarter to a half of a bit per weight, see bytes. Why a row is not best: nearest and hqq see no data, adaquant "
-    "optimises each layer by gradients and moves steps, gptq lets later columns make up for earlier ones and keeps a loader's grid. Coded forms "
-    "have more levels where numbers come often, and codebooks (kmeans without data, gptvq) levels where weights are, which no loader but ours "
-    "reads; coded sees no data. Four-bit floats (float4 without data) have scales of eight bits. Of peers, bytes are those of the same codes.",
-    "sparse": "All linears of the demo, share of zeros in each layer, 32 windows of 128 tokens; embedding and head stay. What remains makes up for "
-    "what goes in sparsegpt, which knows the inputs of all tokens, and in mfac, which knows 16 gradients; the others move no weight. gblm and "
-    "dpruner weigh by gradients of 16 windows too; dpruner leaves inputs out. dsnot mends mean outputs alone, magnitude sees no data.",
+    "bits": "Embedding and head stay; groups of 64 where there are groups. Bits each count scales, tables and the file's header. A rate counts them "
+    "too, bits in groups do not, so the next table compares at equal bytes. Bytes of a peer are those of the same codes in our container.",
+    "sparse": "Share of zeros in each layer; embedding and head stay. Bytes have one bit for each entry that says whether it is there, for a peer of "
+    "its own weights. Methods that cut heads, channels or blocks have no such level: at half of a layer's channels the function is another.",
 }
+EQUAL_NOTE = (
+    "Rows as above, and options with a finer dial. Of equal losses the smaller file stands first. Four-bit floats take more bytes at any layout but "
+    "mxfp4. No loader but ours reads rates and codebooks; grids in groups are read by Transformers and vLLM."
+)
 
 
-def measured(text: str, half: str) -> dict[str, Any]:
-    """Bytes and quality of an option."""
+@cache
+def weights() -> tuple[int, int]:
+    """How many weights the linears of the demo's blocks have, and the bytes of all else."""
+    whole = sum(tensor.nbytes for tensor in load_file(Path(DEMO) / "model.safetensors").values())
+    found = peers.linears(Path(DEMO))
+    return sum(weight.numel() for weight in found), whole - sum(weight.nbytes for weight in found)
+
+
+def measured(text: str) -> dict[str, Any]:
+    """Bytes and quality of an option, or of a peer's row."""
     if text not in _known():
-        keep = ["model.embed_tokens", "lm_head"]
-        samples = 2 if text.split()[0] in DATALESS else SAMPLES
-        receipt = modicum.fit(
-            "demo", method=text, target="modicum", samples=samples, tokens=TOKENS[half], test_samples=TESTS[half], keep=keep, allow_broken=True
-        ).receipt  # fmt: skip
-        found = {"bytes": receipt["bytes"]["actual"], "quality": receipt["quality"]}
+        windows = WINDOWS["sparse" if "sparse" in text or any(text in texts for texts in HALVES["sparse"].values()) else "bits"]
+        found = peers.measured(text, windows) if _is_peer(text) else _ours(text, windows)
         KEPT.parent.mkdir(parents=True, exist_ok=True)
         KEPT.write_text(json.dumps(_known() | {text: found}))  # another process may have written meanwhile
     return _known()[text]
+
+
+def _ours(text: str, windows: tuple[int, int, int]) -> dict[str, Any]:
+    samples, tokens, tests = windows
+    samples = 2 if text.split()[0] in DATALESS and "refit" not in text else samples
+    keep = ["model.embed_tokens", "lm_head"]
+    receipt = modicum.fit(
+        "demo", method=text, target="modicum", samples=samples, tokens=tokens, test_samples=tests, keep=keep, allow_broken=True
+    ).receipt  # fmt: skip
+    made = sum(site["bytes"] for site in receipt["sites"] if site["option"] != "keep")
+    return {"bytes": receipt["bytes"]["actual"], "made_bytes": made, "quality": receipt["quality"]}
 
 
 def _known() -> dict[str, Any]:
     return json.loads(KEPT.read_text()) if KEPT.exists() else {}
 
 
-def peers(group: str, half: str) -> list[tuple[dict[str, Any], str]]:
-    """Rows of peers at as many bits, as their own benches have them, and of ``gptq`` from there where it was not measured here."""
-    found = []
-    for file, place, tool in (("side_by_side_best", 0, "llm-compressor, its best GPTQ"), ("learned_rounding", 2, "")):
-        path = RESULTS / f"{file}.json"
-        for row in json.loads(path.read_text())["rows"] if half == "bits" and path.exists() else []:
-            at, said = (row[0], row[1]) if place == 0 else (f"{row[0]} bits", row[2])
-            own, text = said.startswith("modicum"), f"gptq bits={group[0]}"
-            if at != group or (own and (place or text in _known())) or (place and row[1] != "all"):
-                continue
-            mean, low, high = map(float, row[2 if place == 0 else 3].replace("[", "").replace("]", "").replace(",", "").split())
-            quality = {"mean": mean, "low": low, "high": high, "perplexity": float(row[3 if place == 0 else 4])}
-            found.append(({"bytes": "", "quality": quality}, text if own else tool or said))
-    return found
+def _is_peer(text: str) -> bool:
+    return ", " in text
 
 
-def beside(quality: dict[str, Any], best: dict[str, Any]) -> str:
-    """How an option stands against the best of its group."""
-    if quality is best:
+def rows_at(group: str, texts: Sequence[str], kept: bool) -> tuple[list[tuple[str, dict[str, Any]]], list[str]]:
+    """What was measured, best first, and what was not."""
+    wanted = [*texts, *peers.names(group)]
+    lacking = [text for text in wanted if text not in _known() and (kept or (_is_peer(text) and "llm" in text and not peers.available()))]
+    found = [(text, measured(text)) for text in wanted if text not in lacking]
+    return sorted(found, key=lambda pair: pair[1]["quality"]["mean"]), lacking
+
+
+def size(text: str, group: str) -> int:
+    """Bytes of a whole file with what was made."""
+    found = measured(text)
+    if "bytes" in found:
+        return int(found["bytes"])
+    if "made_bytes" in found:  # all but the weights is as in a file of ours
+        own = measured(HALVES["sparse"][group][-1])
+        return int(own["bytes"] - own["made_bytes"] + found["made_bytes"])
+    return int(measured(f"gptq bits={group.split()[0]}" + " symmetric=true" * text.startswith("auto-round"))["bytes"])
+
+
+def beside(found: dict[str, Any], best: dict[str, Any]) -> str:
+    """How often the loss of the best an option has, with the 95 % interval of pairs of sequences, or that it is level."""
+    if found == best:
         return "best"
-    return "inside the best's interval" if quality["mean"] <= best["high"] else f"{quality['mean'] / best['mean']:.2f} times the best"
+    one, other = np.array(found["quality"]["each"]), np.array(best["quality"]["each"])
+    drawn = np.random.default_rng(0).integers(0, len(one), (2000, len(one)))
+    low, high = np.quantile(one[drawn].mean(1) / other[drawn].mean(1), (0.025, 0.975))
+    inside = found["quality"]["mean"] <= best["quality"]["high"]
+    told = f"{one.mean() / other.mean():.2f} ({low:.2f} to {high:.2f})"
+    return told + ", inside" * inside
 
 
-def main(words: tuple[str, ...] = tuple(HALVES)) -> None:
-    for half in [word for word in words if word in HALVES]:
-        rows = []
-        left = [text for texts in HALVES[half].values() for text in texts if "kept" in words and text not in _known()]
-        for group, texts in HALVES[half].items():
-            found = [(measured(text, half), text) for text in texts if text not in left] + peers(group, half)
-            found.sort(key=lambda pair: pair[0]["quality"]["mean"])
-            best = found[0][0]["quality"]
-            for one, text in found:
-                quality = one["quality"]
-                told = (interval(quality), f"{quality['perplexity']:.3f}", beside(quality, best))
-                rows.append((group, text, one["bytes"], *told))
-        show(
-            TITLES[half],
-            ("at", "method", "bytes", "mean KL [95 %]", "perplexity", "beside the best"),
-            rows,
-            NOTES[half] + (f" Not run yet: {', '.join(left)}." if left else ""),
-        )
+def told(text: str, group: str, best: dict[str, Any]) -> tuple[str, ...]:
+    """The cells of a row behind its group."""
+    found, whole, (count, others) = measured(text), size(text, group), weights()
+    quality = found["quality"]
+    return (
+        text.removesuffix(f", {group}"), f"{whole}", f"{8 * (whole - others) / count:.2f}",
+        interval(quality), f"{quality['perplexity']:.3f}", beside(found, best),
+    )  # fmt: skip
+
+
+def table(half: str, kept: bool) -> None:
+    """All methods of a half, at each level the best first."""
+    rows, lacking = [], []
+    for group, texts in HALVES[half].items():
+        found, left = rows_at(group, texts, kept)
+        rows += [(group, *told(text, group, found[0][1])) for text, _ in found]
+        lacking += left
+    show(TITLES[half], HEAD, rows, NOTES[half] + why(rows) + (f" Not run yet: {', '.join(lacking)}." if lacking else ""))
+
+
+def why(rows: Sequence[tuple[str, ...]]) -> str:
+    """What keeps rows from being best, told once for all that share it."""
+    shared: dict[str, list[str]] = {}
+    for row in rows:
+        begins = max((word for word in WHY if row[1].startswith(word)), key=len)
+        name = begins + " refit=0" * ("refit=0" in row[1])
+        if row[-1] != "best" and "inside" not in row[-1] and name not in shared.setdefault(WHY[begins], []):
+            shared[WHY[begins]].append(name)
+    return " Why a row is not best: " + "; ".join(f"{', '.join(names)}: {reason}" for reason, names in shared.items()) + "."
+
+
+def equal_bytes(kept: bool) -> None:
+    """What has at most the bytes of ``gptq`` in groups of 64, at each of its bits."""
+    rows = []
+    for bits, texts in SAME_BYTES.items():
+        group = f"{bits} bits"
+        found, _ = rows_at(group, [*HALVES["bits"][group], *texts], kept)
+        allowed = size(f"gptq bits={bits}", group)
+        within = [(text, one) for text, one in found if size(text, group) <= allowed]
+        rows += [(f"{allowed} bytes", *told(text, group, within[0][1])) for text, _ in within[:SHOWN]]
+    show(f"Methods at equal bytes: the {SHOWN} best in at most the file of gptq in groups of 64", HEAD, rows, EQUAL_NOTE + why(rows))
+
+
+def main(words: Sequence[str] = ()) -> None:
+    chosen = [word.removeprefix("row=") for word in words if word.startswith("row=")]
+    for text in chosen:
+        measured(text)
+    for half in [word for word in HALVES if not chosen and (word in words or not set(words) & set(HALVES))]:
+        table(half, "kept" in words)
+        if half == "bits":
+            equal_bytes("kept" in words)
 
 
 if __name__ == "__main__":
-    main(tuple(sys.argv[1:]) or tuple(HALVES))
+    main(sys.argv[1:])

@@ -35,7 +35,7 @@ EQUAL = {
     "gptq 4 bits": ({"method": "gptq", "bits": 4}, "gptq bits=4 symmetric=true clip=1"),
     "gptq 3 bits": ({"method": "gptq", "bits": 3}, "gptq bits=3 symmetric=true clip=1"),
     "gptq 2 bits": ({"method": "gptq", "bits": 2}, "gptq bits=2 symmetric=true clip=1"),
-    "sparsegpt 50 %": ({"method": "sparsegpt", "sparsity": 0.5}, "sparsegpt keep=0.5"),
+    "sparsegpt 50 %": ({"method": "sparsegpt", "sparsity": 0.5}, "sparsegpt keep=0.5 refit=0 towards=0"),
     "wanda 50 %": ({"method": "wanda", "sparsity": 0.5}, "wanda keep=0.5"),
 }
 BEST = {

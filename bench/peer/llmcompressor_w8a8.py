@@ -1,9 +1,10 @@
-"""Compress a causal language model with llm-compressor to eight-bit weights and inputs, and save it as runtimes read it.
+"""Compress a causal language model with llm-compressor to weights and inputs in few bits, and save it as runtimes read it.
 
     python bench/peer/llmcompressor_w8a8.py --model DIR --tokens tokens.safetensors --recipe recipe.json --out DIR
 
-Its W8A8 recipes: SmoothQuant then GPTQ for integers (`{"format": "int8", "smooth": 0.8}`; without `smooth` GPTQ alone), FP8_DYNAMIC for floats
-(`{"format": "fp8"}`). Inputs have a scale per token. The environment, the tokens and the checks of arguments are those of `llmcompressor_run.py`.
+Its recipes: SmoothQuant then GPTQ for whole numbers of eight bits (`{"format": "int8", "smooth": 0.8}`; without `smooth` GPTQ alone), FP8_DYNAMIC for
+floats (`{"format": "fp8"}`); in four bits GPTQ under W4A4 (`int4`, groups of 128) and MXFP4. Inputs have a scale per token, in MXFP4 per 32 columns.
+The environment, the tokens and the checks of arguments are those of `llmcompressor_run.py`.
 """
 
 import json
@@ -16,13 +17,16 @@ from llmcompressor.modifiers.quantization import QuantizationModifier
 from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
 from llmcompressor_run import PeerError, Recipe, compress, load_model, make_resident, parse_arguments, read_tokens, require, versions
 
+SCHEMES = {"int8": "W8A8", "int4": "W4A4", "fp8": "FP8_DYNAMIC", "mxfp4": "MXFP4"}
+
 
 def modifiers(format: str, smooth: float | None, damping: float) -> list[Any]:
-    require(format in ("int8", "fp8"), f"format must be 'int8' or 'fp8', it is {format!r}")
+    require(format in SCHEMES, f"format must be one of {sorted(SCHEMES)}, it is {format!r}")
     before = [] if smooth is None else [SmoothQuantModifier(smoothing_strength=smooth)]
-    if format == "fp8":
-        return [*before, QuantizationModifier(targets="Linear", scheme="FP8_DYNAMIC", ignore=["lm_head"])]
-    return [*before, GPTQModifier(targets="Linear", scheme="W8A8", ignore=["lm_head"], dampening_frac=damping)]
+    common = {"targets": "Linear", "scheme": SCHEMES[format], "ignore": ["lm_head"]}
+    if format.startswith("int"):
+        return [*before, GPTQModifier(**common, dampening_frac=damping)]
+    return [*before, QuantizationModifier(**common)]
 
 
 def run(model_path: Path, tokens_path: Path, recipe_path: Path, out: Path) -> None:

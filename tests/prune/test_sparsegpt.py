@@ -1,7 +1,10 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 from modicum.core.errors import ModelError, SettingError
+from modicum.core.method import Need
 from modicum.core.unit import Stats
 from modicum.prune import Magnitude, Sparsegpt, Wanda
 
@@ -117,3 +120,20 @@ def test_without_data_magnitude_stands_in():
 def test_a_malformed_pattern_is_told():
     with pytest.raises(SettingError, match=r"prune/sparsegpt\.pattern: must be n:m with 0 < n <= m <= 64, got '4:2'\."):
         Sparsegpt(pattern="4:2")
+
+
+@pytest.mark.parametrize("settings", [{"keep": 0.5}, {"keep": 0.3, "block": 32}, {"pattern": "2:4"}])
+def test_what_remains_is_fitted_once_more_under_the_same_mask(layer, settings):
+    thing = layer(32, 128)
+    plain, refitted = (thing.apply(Sparsegpt(**settings, refit=rounds)) for rounds in (0, 1))
+    assert torch.equal(plain.mask, refitted.mask)
+    assert thing.error(refitted) < 0.9 * thing.error(plain)
+
+
+def test_weights_make_up_for_how_their_inputs_drifted(layer):
+    thing = layer(32, 128)
+    stats = thing.stats(Sparsegpt.needs)
+    stats = replace(stats, drift=0.1 * stats.covariance)  # the original's inputs are 1.1 times what came
+    weight = Sparsegpt(keep=1.0, damping=1e-6).target(thing.weight, stats)
+    torch.testing.assert_close(weight, 1.05 * thing.weight, rtol=1e-2, atol=1e-2)
+    assert Need.DRIFT not in Sparsegpt(towards=0).wanted()
