@@ -56,6 +56,7 @@ def test_a_plan_may_be_short(tmp_path):
     [
         ({"format": "plan"}, "must be an object of format modicum-plan, version 1. Start from"),
         ({"version": 2}, "must be an object of format modicum-plan, version 1. Start from"),
+        ({"sites": {"a": "gptq bits=4"}}, "has no 'sites'. Known: target, options, cuts, notes."),
         ({"options": []}, "options must map site names to option texts."),
         ({"options": {"a": 4}}, "options must map site names to option texts."),
         ({"cuts": {"a": 4}}, "cuts must map site names to lists of kept group numbers."),

@@ -39,7 +39,7 @@ class BudgetError(ModicumError, ValueError):
 
 def near(name: str, known: Iterable[str]) -> str:
     """Sentence that offers the known names nearest to ``name``; where none is near, all of a few, or the nearest ten and how many there are."""
-    known = sorted(known)
+    known = sorted(set(known))
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
     if close:
         return f"Did you mean {' or '.join(close)}?"

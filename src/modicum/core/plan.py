@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -201,6 +201,8 @@ class Plan:
             raise SettingError(
                 f"plan {path}: must be an object of format modicum-plan, version {VERSION}. Start from a plan.json that fit wrote."
             )
+        if strange := sorted(body.keys() - {"format", "version", *(part.name for part in fields(cls))}):
+            raise SettingError(f"plan {path}: has no {strange[0]!r}. Known: {', '.join(part.name for part in fields(cls))}.")
         options, cuts = body.get("options", {}), body.get("cuts", {})
         if not isinstance(options, dict) or not all(isinstance(text, str) for text in options.values()):
             raise SettingError(f"plan {path}: options must map site names to option texts.")

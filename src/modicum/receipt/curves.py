@@ -29,6 +29,8 @@ _BODY = 0.89
 _NEAR = 2e-5
 _UNTOUCHED = ("keep", "not treated")
 _GREYS = {"keep": "#b8bec6", "not treated": "#8b939c"}
+# Characters of the longest name of which two stand beside each other on a phone.
+_HALF = 24
 
 
 def picture(frontier: Mapping[str, Any], *, narrow: bool = False) -> str:
@@ -224,11 +226,12 @@ def _distances(box: Bbox, pixels: np.ndarray) -> np.ndarray:
 def spending(curve: Mapping[str, Any], name: str, *, narrow: bool = False) -> str:
     """SVG of the share of the bytes by option over size, for one target; ``name`` tells it from others on its page, ``narrow`` is for a phone."""
     with settings(name):
-        figure = Figure(figsize=(4.7, 4.4) if narrow else (9, 3.4), layout="constrained")
-        axes = figure.add_subplot()
         points = [point["chosen"] for point in curve["points"]]
         sizes = [point["bytes"] for point in points]
         options = _ordered(points)
+        columns = 2 if max(map(len, options)) <= _HALF else 1
+        figure = Figure(figsize=(4.7, 3.6 + 0.25 * -(-len(options) // columns)) if narrow else (9, 3.4), layout="constrained")
+        axes = figure.add_subplot()
         layers = [[100 * point["shares"].get(option, 0.0) for point in points] for option in options]
         axes.stackplot(sizes, layers, labels=options, colors=_colours(options), linewidth=0)
         axes.set(xscale="log", xlim=(min(sizes), max(max(sizes), min(sizes) + 1)), ylim=(0, 100))
@@ -240,7 +243,7 @@ def spending(curve: Mapping[str, Any], name: str, *, narrow: bool = False) -> st
         axes.xaxis.label.set_color(INK)
         axes.yaxis.label.set_color(INK)
         handles, labels = axes.get_legend_handles_labels()
-        place = {"loc": "outside lower left", "ncols": 2} if narrow else {"loc": "outside right upper"}
+        place = {"loc": "outside lower left", "ncols": columns} if narrow else {"loc": "outside right upper"}
         figure.legend(handles[::-1], labels[::-1], frameon=False, labelcolor=INK, fontsize=10 if narrow else 9, **place)
         return inline(svg(figure, name))
 
