@@ -93,7 +93,7 @@ def main(parts: list[str] | None = None) -> None:
         rows: list[tuple] = []
         for name, (recipe, method) in settings.items():
             rows += [peer(name, {**COMMON, **recipe, "dtype": "float32" if PLAIN else "bfloat16"}), ours(name, method)]
-            if settings is BEST:
+            if "bits" in recipe:
                 rows.append(ours(name, method, SAMPLES // FEWER))
             show(f"Side by side {title}", head, rows, NOTE)
 

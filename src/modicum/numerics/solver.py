@@ -142,8 +142,8 @@ def laned(weight: torch.Tensor) -> torch.Tensor:
 
 
 def solve(weight: torch.Tensor, factor: Factor | BlockFactor, decide: Callable[[int, torch.Tensor], torch.Tensor], *, span: int = 0,
-          prepare: Callable[[int, int, torch.Tensor], None] | None = None) -> tuple[torch.Tensor, float]:  # fmt: skip
-    """Choose Q (rows, columns) for float32 ``weight``; returns Q and the loss ``tr((W - Q) H (W - Q)ᵀ)``.
+          prepare: Callable[[int, int, torch.Tensor], None] | None = None) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """Choose Q (rows, columns) for float32 ``weight``; returns Q and what each row w loses, ``(w - q) H (w - q)ᵀ`` (rows,) in float64.
 
     ``decide(k, c)`` gives column k's values from its corrected ones ``c`` (rows,). Before the columns ``[lo, hi)`` of each span of
     ``span`` columns are decided, ``prepare(lo, hi, C)`` sees them corrected, (hi - lo, rows): masks and groups that need a look at several
@@ -188,16 +188,16 @@ def solve(weight: torch.Tensor, factor: Factor | BlockFactor, decide: Callable[[
                 leaf(low, high)
             else:
                 corrected[middle:high].addmm_(coupling[low:middle, middle:high].T, error[low:middle])
-    loss = (factor.curvature.double() * (corrected - chosen).square().sum(1).double()).sum()
-    return chosen[:, :rows].T, float(loss)
+    lost = (corrected - chosen).square_().mul_(factor.curvature[:, None]).sum(0, dtype=torch.float64)
+    return chosen[:, :rows].T, lost[:rows]
 
 
 def _solved_by_block(
     weight: torch.Tensor, factor: BlockFactor, decide: Callable[[int, torch.Tensor], torch.Tensor], span: int,
     prepare: Callable[[int, int, torch.Tensor], None] | None,
-) -> tuple[torch.Tensor, float]:  # fmt: skip
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """Blocks do not meet: each is solved by itself; none may cut a span."""
-    chosen, loss, low = torch.empty_like(weight), 0.0, 0
+    chosen, loss, low = torch.empty_like(weight), torch.zeros(len(weight), dtype=torch.float64), 0
     for part in factor.parts:
         high = low + len(part.curvature)
         ready = None if prepare is None else lambda first, last, c, low=low: prepare(low + first, low + last, c)

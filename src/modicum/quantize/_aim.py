@@ -16,8 +16,8 @@ from modicum.numerics.drift import towards
 from modicum.numerics.solver import Factor
 from modicum.quantize._factor import factored
 
-# Bits that are few: what is done for them is worth its time. Bits of which what is written, not only compared, is settled by so many sweeps more.
-FEW, SETTLED, _MORE = 3, 4, 4
+# Bits that are few: what is done for them is worth its time; what is written, not only compared, is settled by so many sweeps more.
+FEW, _MORE = 3, 4
 
 
 def made(
@@ -34,7 +34,7 @@ def made(
 
 def _settled(method: Any, weights: list[torch.Tensor], forms: Sequence[Integer], stats: Stats) -> Sequence[Integer]:
     """Forms of few bits moved further, but for those that are made to compare options."""
-    if not method.sweeps or method.bits > SETTLED or stats.ahead:
+    if not method.sweeps or method.bits > FEW or stats.ahead:
         return forms
     assert stats.moment is not None
     damping = factored(stats, method.damping, method.order)[1].damping
