@@ -6,7 +6,7 @@ from modicum.core.method import Need
 from modicum.core.unit import Stats
 from modicum.forms import Cut, Dense, Integer
 from modicum.numerics.solver import solve
-from modicum.quantize import Gptq, Hqq, Nearest, gptq
+from modicum.quantize import Gptq, Hqq, Nearest, _rounded, gptq
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
@@ -136,12 +136,12 @@ def test_methods_that_go_together_give_what_each_gives_alone(rows):
     assert not ours.made
 
 
-@pytest.mark.parametrize("sizes", [(5, 5, 5), (40, 3, 17), (200, 64)])
-def test_weights_with_the_same_inputs_are_solved_at_once_to_the_bit_as_each_alone(sizes, monkeypatch):
-    inputs, method, calls = torch.randn(300, 96) @ torch.randn(96, 96), Gptq(bits=3, group=32), []
+@pytest.mark.parametrize("sizes, bits", [((5, 5, 5), 3), ((40, 3, 17), 4), ((200, 64), 3), ((200, 64), 4)])
+def test_weights_with_the_same_inputs_are_solved_at_once_to_the_bit_as_each_alone(sizes, bits, monkeypatch):
+    inputs, method, calls = torch.randn(300, 96) @ torch.randn(96, 96), Gptq(bits=bits, group=32), []
     weights, covariance = [torch.randn(rows, 96) for rows in sizes], inputs.T @ inputs
     alone = [method.quantize(weight, method.grid, Stats(count=300, covariance=covariance), torch.float32) for weight in weights]
-    monkeypatch.setattr(gptq, "solve", lambda *given, **more: calls.append(1) or solve(*given, **more))
+    monkeypatch.setattr(_rounded, "solve", lambda *given, **more: calls.append(1) or solve(*given, **more))
     shared: dict = {}
     stats = [Stats(count=300, covariance=covariance, cache=shared) for _ in sizes]
     stats[0].beside = tuple(zip(weights[1:], stats[1:]))

@@ -188,8 +188,9 @@ def solve(weight: torch.Tensor, factor: Factor | BlockFactor, decide: Callable[[
                 leaf(low, high)
             else:
                 corrected[middle:high].addmm_(coupling[low:middle, middle:high].T, error[low:middle])
-    lost = (corrected - chosen).square_().mul_(factor.curvature[:, None]).sum(0, dtype=torch.float64)
-    return chosen[:, :rows].T, lost[:rows]
+    lost = (corrected - chosen).square_().mul_(factor.curvature[:, None])
+    # Column after column: torch takes an order that differs with the number of rows.
+    return chosen[:, :rows].T, torch.from_numpy(np.add.reduce(lost.numpy(), axis=0, dtype=np.float64))[:rows]
 
 
 def _solved_by_block(

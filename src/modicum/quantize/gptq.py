@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from typing_extensions import override
@@ -17,11 +16,12 @@ from modicum.forms import Form, Integer
 from modicum.forms.integer import stacked
 from modicum.numerics.descent import descend, least, refined
 from modicum.numerics.grid import Grid
-from modicum.numerics.rounding import Rounding, Roundings
-from modicum.numerics.solver import BlockFactor, Factor, laned, slabs, solve
+from modicum.numerics.rounding import Rounding
+from modicum.numerics.solver import BlockFactor, Factor, slabs
 from modicum.quantize._aim import FEW, aimed, made
 from modicum.quantize._factor import factored
 from modicum.quantize._family import Quantizer
+from modicum.quantize._rounded import rounded, rounded_together
 from modicum.quantize.hqq import Hqq
 
 # Rows that are solved together: so few that a column's operations cost their calls.
@@ -120,44 +120,25 @@ class Gptq(Quantizer):
 
     def _alone(self, weight: torch.Tensor, grid: Grid, stats: Stats, dtype: torch.dtype) -> Integer:
         """The form of one weight."""
+        assert stats.moment is not None
         sequential = self.order == "none" and grid.width(weight.shape[1]) > 0
         order, factor = factored(stats, self.damping, self.order, grid.group if sequential else 1)
         fits = [grid.fit(weight, dtype, importance=importance, clip=clip) for importance, clip in self._starts(grid, stats, factor, order)]
-        forms: list[Integer] = []
-        total = 0.0
+        forms, total = list[Integer](), 0.0
         for rows in slabs(weight):
             own = rows if grid.group >= 0 else slice(None)
             roundings = [Rounding(grid, scale[own], None if zero is None else zero[own], weight[rows].shape, order) for scale, zero in fits]
-            tried = self._worth([self._solved(weight[rows], one, stats, factor, sequential) for one in roundings], stats)
-            form, loss = least([self._moved(weight[rows], one, stats, factor) for one in tried])
+            refit = (stats.moment.diagonal(), self.clip) if sequential else None
+            tried = [rounded(weight[rows], one, factor, refit) for one in roundings]
+            tried = [least(tried)] if self._settles(stats) else tried
+            if rounds := self._rounds(stats):
+                moved = [descend([weight[rows]], [grid], [form], stats.moment, factor.damping, rounds) for form, _ in tried]
+                tried = [(form, lost) for (form,), (lost,) in moved]
+            form, loss = least(tried)
             forms.append(form)
             total += float(loss.sum())
         stats.cache["loss"] = total
         return forms[0] if len(forms) == 1 else stacked(forms, shared=grid.group < 0)
-
-    def _solved(
-        self, weight: torch.Tensor, rounding: Rounding, stats: Stats, factor: Factor | BlockFactor, sequential: bool
-    ) -> tuple[Integer, torch.Tensor]:  # fmt: skip
-        """A form from one start, and what its rows lose; ``sequential``: each group's grid is fitted when its turn comes."""
-        assert stats.moment is not None
-        refit = partial(rounding.refit, dtype=rounding.scale.dtype, importance=stats.moment.diagonal(), clip=self.clip)
-        span = rounding.width if sequential else 0
-        _, lost = solve(weight[:, rounding.order], factor, rounding.decide, span=span, prepare=refit if sequential else None)
-        return Integer(rounding.codes.T.contiguous(), rounding.scale, rounding.zero, self.bits, rounding.width), lost
-
-    def _worth(self, tried: list[tuple[Integer, torch.Tensor]], stats: Stats) -> list[tuple[Integer, torch.Tensor]]:
-        """What is worth refining of forms from several starts."""
-        return [least(tried)] if self._settles(stats) else tried
-
-    def _moved(
-        self, weight: torch.Tensor, one: tuple[Integer, torch.Tensor], stats: Stats, factor: Factor | BlockFactor
-    ) -> tuple[Integer, torch.Tensor]:  # fmt: skip
-        """A form refined, and what its rows lose."""
-        if not (rounds := self._rounds(stats)):
-            return one
-        assert stats.moment is not None
-        (form,), (lost,) = descend([weight], [self.grid], [one[0]], stats.moment, factor.damping, rounds)
-        return form, lost
 
     def _starts(
         self, grid: Grid, stats: Stats, factor: Factor | BlockFactor, order: torch.Tensor
@@ -205,15 +186,9 @@ class Gptq(Quantizer):
         begun = [(step.grid, weight, start) for (step, weight), own in zip(pairs, starts) for start in own]
         grids, weights = [grid for grid, _, _ in begun], [weight for _, weight, _ in begun]
         fits = [grid.fit(weight, dtype, importance=importance, clip=clip) for grid, weight, (importance, clip) in begun]
-        stacked = [laned(weight) for weight in weights]
-        rounding = Roundings(grids, fits, stacked, order)
-        _, lost = solve(torch.cat([weight[:, order] for weight in stacked]), factor, rounding.decide)
-        parts = zip(rounding.codes.T.split(list(map(len, stacked))), lost.split(list(map(len, stacked))))
-        solved = iter([
-            (Integer(own[: len(weight)].contiguous(), scale, zero, grid.bits, grid.width(weight.shape[1])), lost[: len(weight)])
-            for grid, weight, (own, lost), (scale, zero) in zip(grids, weights, parts, fits)
-        ])  # fmt: skip
-        tried = [step._worth(list(itertools.islice(solved, len(own))), stats) for (step, _), own in zip(pairs, starts)]
+        solved = iter(rounded_together(weights, grids, fits, order, factor))
+        tried = [list(itertools.islice(solved, len(own))) for own in starts]
+        tried = [[least(own)] if step._settles(stats) else own for (step, _), own in zip(pairs, tried)]
         worth = [(pair, form) for pair, own in zip(pairs, tried) for form, _ in own]
         steps, weights, forms = [step for (step, _), _ in worth], [weight for (_, weight), _ in worth], [form for _, form in worth]
         sweeps = [step._rounds(stats) for step in steps]
