@@ -32,7 +32,7 @@ def test_values_under_a_mask_are_those_of_least_squares(layer):
     ridge = 0.01 * stats.covariance.diagonal().mean() * torch.eye(32)
     damped = (stats.covariance + ridge).double()
     plain = Masked.of(thing.weight, mask)
-    found, best = Refine(rounds=30).refine(plain, thing.weight, stats).dense(), torch.zeros(8, 32, dtype=torch.float64)
+    found, best = Refine(rounds=30).mended(plain, thing.weight, stats).dense(), torch.zeros(8, 32, dtype=torch.float64)
     for row, kept in enumerate(mask):
         best[row, kept] = torch.linalg.solve(damped[kept][:, kept], damped[kept] @ thing.weight[row].double())
     lost = lambda value: float((((error := thing.weight - value).double() @ damped) * error).sum())
@@ -46,7 +46,7 @@ def test_it_makes_up_for_inputs_that_drifted(layer):
     before = thing.inputs @ (torch.eye(96) + 0.05 * torch.randn(96, 96, generator=draw))
     stats.drift = (before - thing.inputs).T @ thing.inputs
     form, wanted = thing.apply(Magnitude(keep=0.7)), before @ thing.weight.T
-    lost = lambda share: float((wanted - thing.inputs @ Refine(towards=share).refine(form, thing.weight, stats).dense().T).norm())
+    lost = lambda share: float((wanted - thing.inputs @ Refine(towards=share).mended(form, thing.weight, stats).dense().T).norm())
     assert lost(1.0) < lost(0.5) < lost(0.0)
 
 

@@ -1,4 +1,4 @@
-"""The repair family: what a form lost is approximated by a second form, and the two are added."""
+"""The repair family: what a form lost is approximated by a second form, and the two are added, or the form itself moves."""
 
 from __future__ import annotations
 
@@ -28,6 +28,10 @@ class Repairer(Method):
             form, reference = current[unit.name], stats[unit.name].reference
             if isinstance(form, Dense) or reference is None:
                 raise SettingError(f"{self.key()}: must follow a step that changed the weight, {unit.name} is unchanged. Put it last.")
-            added = self.repair(reference.float() - form.dense().float(), stats[unit.name], form.dtype)
-            forms[unit.name] = Sum((*form.parts, added) if isinstance(form, Sum) else (form, added))
+            forms[unit.name] = self.mended(form, reference.float(), stats[unit.name])
         return Change(forms=forms)
+
+    def mended(self, form: Form, weight: torch.Tensor, stats: Stats) -> Form:
+        """The form of float32 ``weight`` (rows, columns) with what ``repair`` adds; a method that adds nothing overrides this."""
+        added = self.repair(weight - form.dense().float(), stats, form.dtype)
+        return Sum((*form.parts, added) if isinstance(form, Sum) else (form, added))

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from typing_extensions import override
 
 from modicum.core.errors import SettingError
-from modicum.core.method import Change, Need
+from modicum.core.method import Need
 from modicum.core.settings import param
-from modicum.core.unit import Site, Stats
-from modicum.forms import Dense, Form
+from modicum.core.unit import Stats
+from modicum.forms import Form
 from modicum.numerics.refining import refined
 from modicum.numerics.threads import single_threaded
 from modicum.repair._family import Repairer
@@ -36,7 +35,7 @@ class Refine(Repairer):
         >>> import torch
         >>> from modicum.forms import Masked
         >>> weight, stats = torch.randn(8, 16), Stats(covariance=torch.eye(16))
-        >>> Refine().refine(Masked.of(weight, weight > 0), weight, stats).kind
+        >>> Refine().mended(Masked.of(weight, weight > 0), weight, stats).kind
         'masked'
 
     """
@@ -57,17 +56,10 @@ class Refine(Repairer):
         return frozenset() if not self.rounds else self.needs | (frozenset({Need.DRIFT}) if self.towards else frozenset())
 
     @override
-    def apply(self, site: Site, stats: Mapping[str, Stats], current: Mapping[str, Form]) -> Change:
-        forms: dict[str, Form] = {}
-        for unit in site.units:
-            form, reference = current[unit.name], stats[unit.name].reference
-            if isinstance(form, Dense) or reference is None:
-                raise SettingError(f"{self.key()}: must follow a step that changed the weight, {unit.name} is unchanged. Put it last.")
-            forms[unit.name] = self.refine(form, reference.float(), stats[unit.name]) if self.rounds else form
-        return Change(forms=forms, events=[f"{u.name}: {event}" for u in site.units for event in stats[u.name].events])
-
-    def refine(self, form: Form, weight: torch.Tensor, stats: Stats) -> Form:
-        """The form of float32 ``weight`` (rows, columns) that loses no more than ``form``. Raises ``SettingError`` where nothing of it can move."""
+    def mended(self, form: Form, weight: torch.Tensor, stats: Stats) -> Form:
+        """A form that loses no more than ``form`` does. Raises ``SettingError`` where nothing of it can move."""
+        if not self.rounds:
+            return form
         if not form.movable():
             raise SettingError(
                 f"{self.key()}: must follow a step whose numbers can move, came after one that left it {form.kind}. Leave it out."
