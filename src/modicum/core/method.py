@@ -92,6 +92,8 @@ class Method:
     feels: ClassVar[bool] = False
     # What its harm is weighed by beyond what it needs itself.
     weighed_by: ClassVar[frozenset[Need]] = frozenset()
+    # Bytes for each weight that making a form holds beside what every solve of columns does.
+    held: ClassVar[int] = 0
     # Whether it wraps whatever form the step before it made, without a look at its values.
     wraps: ClassVar[bool] = False
     # Settings at which the method stands on the menu of a budget; none where it does not.

@@ -27,7 +27,7 @@ def refined(form: Form, target: torch.Tensor, moment: torch.Tensor | Blocks, dam
 
     The covariance is ``moment`` (columns, columns) plus ``damping`` times its mean diagonal. In each of ``rounds`` codes are moved once and each
     tensor of numbers is taken towards its best. *Needs and cost:* about fourteen times rows · columns² multiply-adds for each tensor and round;
-    six copies of the weight in float32.
+    eight copies of the weight in float32.
     """
     refining = _Refining(target, moment, damping)
     least = refining.loss(form)
@@ -59,7 +59,7 @@ class _Refining:
     def loss(self, form: Form) -> float:
         """``tr(E H Eᵀ)`` of a form."""
         error = self.target - form.value()
-        return float((error.double() * self.felt(error)).sum())
+        return float(error.mul_(self.felt(error)).sum(dtype=torch.float64))
 
     def coded(self, form: Form, target: torch.Tensor) -> Form:
         """The form after its codes were moved once, in a sum those of each part towards what the others leave of ``target``."""
@@ -82,19 +82,19 @@ class _Refining:
         stored = form.movable()[name]
         at = torch.zeros(stored.shape, requires_grad=True)
         value = lambda step: form.having({**numbers, name: step}).value().float()
-        base, along_one = value(at).detach(), value(torch.ones_like(at)).detach()
         traced = value(at)
         if traced.grad_fn is None:
             return form
+        base = traced.detach()
         back = lambda pull: torch.autograd.grad(traced, at, pull, retain_graph=True)[0]
-        worth = back((self.moment.diagonal() + self.ridge) * (along_one - base))
+        worth = back(value(torch.ones_like(at)).detach().sub_(base).mul_(self.moment.diagonal() + self.ridge))
         scale = torch.where(worth > 0, 1 / worth, 0.0) if bool((worth >= 0).all()) else torch.ones_like(worth)
         found = numbers[name].clone()
         left = back(self.felt(self.target - value(found).detach()))
         along = ahead = scale * left
         size = (left * ahead).sum()
         for _ in range(_STEPS if float(size) > 0 else 0):
-            turned = back(self.felt(value(along).detach() - base))
+            turned = back(self.felt(value(along) - base))
             curvature = (along * turned).sum()
             if not curvature > 0:
                 break

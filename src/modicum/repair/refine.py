@@ -42,6 +42,7 @@ class Refine(Repairer):
 
     needs = frozenset({Need.COVARIANCE})
     blockwise = True
+    held = 64
 
     rounds: int = param(4, "times that all codes and numbers are moved in turn, until nothing is gained; 0: none are", between=(0, 1000))
     towards: float = param(0.5, "how far they make up for what was lost before: 1 as well as they can", between=(0.0, 1.0))

@@ -165,7 +165,8 @@ class _Need:
         beside = _ENTRY * entries * (len(stage) - 1) if stage[0].kind == "expert" else 0
         rows = largest.shape[0] if 4 * largest.shape[0] ** 2 <= _GRADIENT_BYTES else 0
         aimed = _AIMED * largest.size * (self.drift + 2 * self.felt) + (2 * _ENTRY + _MAKING) * rows**2 * self.felt
-        return beside + self._entry(largest) * entries + _WHOLE * largest.size + aimed + _SOLVING * min(largest.size, _SLAB)
+        held = (_WHOLE + max((step.held for step in self.steps), default=0)) * largest.size
+        return beside + self._entry(largest) * entries + held + aimed + _SOLVING * min(largest.size, _SLAB)
 
     def _measured(self, unit: Unit) -> bool:
         return bool(self.steps) and not self.script.data_free(unit)
