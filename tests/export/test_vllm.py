@@ -61,8 +61,9 @@ def test_rows_that_kernels_do_not_take_keep_what_is_fused_with_them_dense(tmp_pa
     assert f"{part}o_proj.weight" not in reasons
 
 
-def test_a_head_that_vllm_does_not_read_quantized_stays_dense(tmp_path):
-    model = zoo.language_model("OPTForCausalLM", dtype=torch.bfloat16, tie_word_embeddings=False)
+@pytest.mark.parametrize("name", ["OPT", "StableLm"])
+def test_a_head_that_vllm_does_not_read_quantized_stays_dense(name, tmp_path):
+    model = zoo.language_model(f"{name}ForCausalLM", dtype=torch.bfloat16, tie_word_embeddings=False)
     assert untreated(fitted(model, zoo.build("opt")[1], tmp_path))["lm_head.weight"] == "target: head"
 
 
