@@ -44,7 +44,7 @@ TRIED = {
     ],
     "prune": [{}, {"keep": 0.3}, {"pattern": "2:4"}],
     "factor": [{}, {"rank": 3}],
-    "repair": [{}, {"rank": 3}],
+    "repair": [{}, {"rank": 3}, {"rank": 3, "factors": 6}],
 }
 # The budget that is already met.
 MET = {

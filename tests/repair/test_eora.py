@@ -3,6 +3,7 @@ import torch
 
 from modicum.core.errors import SettingError
 from modicum.forms import Dense, LowRank, Sum
+from modicum.forms.form import restore
 from modicum.prune import Magnitude
 from modicum.quantize import Gptq, Nearest
 from modicum.repair import Eora
@@ -52,10 +53,24 @@ def test_the_form_is_a_sum_and_repairs_add_up(layer):
     assert thing.error(form) < thing.error(thing.apply(Gptq(bits=3), Eora(rank=4)))
 
 
+@pytest.mark.parametrize(("bits", "most"), [(8, 1.02), (6, 1.1), (4, 1.6)])
+def test_factors_of_few_bits_take_their_share_and_repair_nearly_as_much(layer, bits, most):
+    thing = layer(64, 96)
+    none, plain, coded = (thing.apply(Nearest(bits=2), *after) for after in ((), (Eora(rank=8),), (Eora(rank=8, factors=bits),)))
+    added = lambda form: form.nbytes - none.nbytes
+    assert added(coded) <= added(plain) * bits / (8 * thing.weight.element_size()) + thing.weight.element_size() * 9
+    lost, left, gone = (thing.error(form) ** 2 for form in (none, coded, plain))
+    assert left - gone < (most - 1) * (lost - gone)
+    assert [part.kind for part in coded.parts] == ["integer", "product"]
+    again = restore(coded.describe(), coded.tensors())
+    assert torch.equal(again.dense(), coded.dense())
+
+
 def test_a_weight_that_lost_nothing_is_left_alone(layer):
     thing = layer()
-    form = thing.apply(Magnitude(keep=1.0), Eora(rank=2))
-    torch.testing.assert_close(form.dense(), thing.weight, rtol=0, atol=0)
+    for factors in (16, 8):
+        form = thing.apply(Magnitude(keep=1.0), Eora(rank=2, factors=factors))
+        torch.testing.assert_close(form.dense(), thing.weight, rtol=0, atol=0)
 
 
 def test_there_must_be_something_to_repair(layer):
