@@ -43,9 +43,9 @@ def test_what_no_kernel_takes_is_refused_before_any_work(option, tmp_path):
         fitted(model, batches, tmp_path, method=option)
 
 
-@pytest.mark.parametrize("name", ["gpt_neox", "mamba"])
+@pytest.mark.parametrize("name", ["GPTNeoX", "Mamba", "StableLm"])
 def test_an_architecture_whose_layers_are_not_known_is_refused(name, tmp_path):
-    model, batches = zoo.build(name, dtype=torch.bfloat16)
+    model, batches = zoo.language_model(f"{name}ForCausalLM", dtype=torch.bfloat16), zoo.build("llama")[1]
     with pytest.raises(ModelError, match="must be of an architecture whose layers in vLLM are known here, .* is none"):
         fitted(model, batches, tmp_path)
 
@@ -61,9 +61,8 @@ def test_rows_that_kernels_do_not_take_keep_what_is_fused_with_them_dense(tmp_pa
     assert f"{part}o_proj.weight" not in reasons
 
 
-@pytest.mark.parametrize("name", ["OPT", "StableLm"])
-def test_a_head_that_vllm_does_not_read_quantized_stays_dense(name, tmp_path):
-    model = zoo.language_model(f"{name}ForCausalLM", dtype=torch.bfloat16, tie_word_embeddings=False)
+def test_a_head_that_vllm_does_not_read_quantized_stays_dense(tmp_path):
+    model = zoo.language_model("OPTForCausalLM", dtype=torch.bfloat16, tie_word_embeddings=False)
     assert untreated(fitted(model, zoo.build("opt")[1], tmp_path))["lm_head.weight"] == "target: head"
 
 
@@ -126,6 +125,13 @@ def changed(source, folder, **tensors):
     left = {name: value for name, value in {**held, **tensors}.items() if value is not None}
     save_file(left, folder / "model.safetensors", {"format": "pt"})
     return folder
+
+
+def test_inputs_of_one_layer_have_one_scale(tmp_path):
+    model, batches = zoo.build("llama", dtype=torch.bfloat16)
+    fitted(model, batches, tmp_path, method="nearest bits=8 group=0 | activations scale=static")
+    with pytest.raises(ModelError, match="qkv_proj: vLLM takes one scale of inputs for all of it, 2 are stored"):
+        require_readable(changed(tmp_path / "out", tmp_path, **{"model.layers.1.self_attn.k_proj.input_scale": torch.tensor([7.0])}), LLAMA)
 
 
 @pytest.mark.parametrize(

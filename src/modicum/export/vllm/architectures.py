@@ -25,14 +25,13 @@ class Architecture:
 _PLAIN = Architecture(fused=_BOTH)
 _EXPERTS = Architecture(fused=_BOTH, experts=("gate_proj", "up_proj", "down_proj"))
 # By the class of Transformers, without what all their names end in. From Arcee on vLLM has no class of its own and runs that of Transformers,
-# in which it fuses the same.
+# in which it fuses the same. StableLM has none: its class does not say what it fuses, so that no target of a part is found and no file of it loads.
 _ROWS = {
     **dict.fromkeys(("Exaone4", "Gemma", "Gemma2", "Gemma3", "Granite", "Llama", "Mistral", "Qwen2", "Qwen3"), _PLAIN),
     **dict.fromkeys(("Qwen2Moe", "Qwen3Moe", "Olmoe"), _EXPERTS),
     "Mixtral": Architecture(fused=_QKV, experts=("w1", "w3", "w2")),
     **dict.fromkeys(("Apertus", "Nemotron"), Architecture(fused=_QKV)),
     "OPT": Architecture(fused=_QKV, head=False),
-    "StableLm": Architecture(fused=_BOTH, head=False),  # its head is called ".lm_head" there, which no target names
     "Phi3": Architecture(fused={}),
     **dict.fromkeys(("Arcee", "Starcoder2"), Architecture(fused=_QKV)),
     **dict.fromkeys(("Olmo2", "Olmo3", "SmolLM3"), _PLAIN),

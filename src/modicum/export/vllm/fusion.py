@@ -30,6 +30,8 @@ _STORED: dict[str, dict[str, tuple[torch.dtype, int]]] = {
     "nvfp4-pack-quantized": {"weight_packed": (torch.uint8, 8)},
     "mxfp4-pack-quantized": {"weight_packed": (torch.uint8, 8)},
 }
+# Scales of which a layer that is made of several modules takes one.
+_SHARED = {"weight_global_scale": "global scale", "input_scale": "scale of inputs"}
 
 
 @dataclass(frozen=True)
@@ -98,11 +100,10 @@ def require_readable(directory: Path, row: Architecture) -> int:
         for layer in found:
             for part in layer.parts:
                 _require_stored(part, held[part], layer.group, config.get("format", ""))
-            scales = {float(shards.read(f"{part}.weight_global_scale")) for part in layer.parts if "weight_global_scale" in held[part]}
-            if len(scales) > 1:
-                raise ModelError(
-                    f"{layer.name}: vLLM takes one global scale for all of it, {len(scales)} are stored. Choose another format."
-                )
+            for part, kind in _SHARED.items():
+                scales = {float(shards.read(f"{module}.{part}")) for module in layer.parts if part in held[module]}
+                if len(scales) > 1:
+                    raise ModelError(f"{layer.name}: vLLM takes one {kind} for all of it, {len(scales)} are stored. Choose another format.")
     return len(found)
 
 
