@@ -111,3 +111,28 @@ def test_of_ranks_each_has_the_drift_of_all(together):
         for name, stats in found.items():
             if stats.drift is not None:
                 torch.testing.assert_close(stats.drift, whole[name].drift, rtol=1e-3, atol=1e-3)
+
+
+def test_the_original_does_not_wait_where_what_it_meets_is_summed(monkeypatch):
+    """Of an input that is measured in both models, all the compressed model's are there at once and one of the original's."""
+    waiting: dict[str, list[int]] = {}
+
+    def treated(sweep, unit, name, arrivals):
+        originals = [index for index, _ in arrivals if not sweep.originals.compressed(index)]
+        waiting.setdefault(name, []).append(len(originals))
+        assert len(arrivals) - len(originals) == sweep.originals.treated > 1
+        return treat(sweep, unit, name, arrivals)
+
+    treat = Sweep._treat_stage
+    monkeypatch.setattr(Sweep, "_treat_stage", treated)
+    _, batches, _, found, _, _ = swept("llama")
+    inside = {name: counts for name, counts in waiting.items() if "layers" in name}
+    assert len(inside) >= 12 and all(counts == [0] for counts in inside.values())
+    assert waiting["lm_head"] == [len(batches)]
+    assert all(found[f"{name}.weight"].drift is not None for name in inside)
+
+
+def test_a_block_behind_a_dropped_one_meets_both_models():
+    _, _, _, found, _, _ = swept("llama", dropped=frozenset({"model.layers.1"}))
+    assert not any("layers.1." in name for name in found)
+    assert all(stats.drift is not None for name, stats in found.items() if "layers.2." in name)

@@ -40,3 +40,16 @@ def test_memory_is_given_back_where_it_has_grown_by_a_good_part_of_what_is_free(
     for held[0] in (1, 10, 11, 200):
         pool.trim()
     assert given == grown
+
+
+def test_what_was_shown_first_goes_first_but_for_what_others_share(tmp_path):
+    first, second, third, fourth = (torch.full((1 << 16,), float(value)) for value in range(4))
+    part, pool = second[: 1 << 15], SpillPool(2 * first.nbytes, tmp_path)
+    for value in (first, second, third, fourth):
+        pool.admit(value)
+    moved = [value.untyped_storage().filename is not None for value in (first, second, third, fourth)]
+    assert moved == [True, False, True, False] and pool.held == 2 * first.nbytes
+    part.add_(5)
+    assert second[0] == 6 and [float(value.mean()) for value in (first, third, fourth)] == [0, 2, 3]
+    del fourth, value
+    assert pool.held == second.nbytes

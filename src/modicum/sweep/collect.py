@@ -21,8 +21,8 @@ from modicum.sweep.ranks import LONE, Ranks
 from modicum.sweep.shifts import Shifts
 from modicum.sweep.spill import SpillPool
 
-# Values turned to float32 at a time: enough rows for products at full speed, and a bound on memory.
-_CHUNK = 1 << 23
+# Values turned to float32 at a time: a bound on memory; more where these are fewer rows than products need for full speed, up to another bound.
+_CHUNK, _FULL, _MOST = 1 << 20, 1024, 1 << 23
 _MOMENTS = {Need.NORMS, Need.MEANS, Need.VARIANCES}
 
 
@@ -64,7 +64,7 @@ class Collector:
             stats.inputs.append(rows.cpu())
         if stats.total is None or stats.square is None:
             return
-        count, whole = max(1, _CHUNK // rows.shape[1]), stats.moment is not None and rows.dtype == torch.float32
+        count, whole = _rows_at_once(rows.shape[1]), stats.moment is not None and rows.dtype == torch.float32
         buffer = torch.empty(0 if whole else min(count, len(rows)), rows.shape[1], device=rows.device)
         for chunk in rows.split(count):
             value = chunk if whole else buffer[: len(chunk)].copy_(chunk)
@@ -84,9 +84,9 @@ class Collector:
         """Add what the original model's inputs (tokens, columns) are more than those that were added."""
         assert self._stats.drift is not None
         self._paired += len(rows)
-        for own, other in zip(*(value.split(max(1, _CHUNK // rows.shape[1])) for value in (rows, originals))):
+        for own, other in zip(*(value.split(_rows_at_once(rows.shape[1])) for value in (rows, originals))):
             met = own.float()
-            add_product(self._stats.drift, other.float() - met, met)
+            add_product(self._stats.drift, other.float() - met if other.dtype == torch.float32 else other.float().sub_(met), met)
 
     def add_images(self, images: torch.Tensor) -> None:
         """What patches at the edges of a convolution's input add to the covariance, where it is summed by ``shifts``."""
@@ -120,6 +120,11 @@ def summed(stats: Stats, ranks: Ranks, who: str) -> Stats:
     ranks.sum(who, count, *(part for part in parts if part is not None))
     stats.count = int(count)
     return stats
+
+
+def _rows_at_once(columns: int) -> int:
+    """How many rows of so many columns are turned to float32 at a time."""
+    return max(1, min(max(_FULL, _CHUNK // columns), _MOST // columns))
 
 
 def _squares(stats: Stats) -> Iterator[torch.Tensor]:

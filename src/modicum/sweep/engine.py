@@ -19,7 +19,7 @@ from modicum.data.splits import Batch
 from modicum.forms import Form
 from modicum.models.model import Model
 from modicum.sweep.collect import Collector, has_rows, real_inputs, summed, token_rows
-from modicum.sweep.originals import Originals, hindered, told
+from modicum.sweep.originals import Ahead, Originals, hindered, told
 from modicum.sweep.ranks import LONE, Ranks
 from modicum.sweep.rehearsal import module_units, stop_names
 from modicum.sweep.repeated import Repeated
@@ -95,7 +95,7 @@ class Sweep:
             self.chronicle.note(told("each weight is", why))
         self.originals = Originals(len(batches), wanted and not why)
         self.batches = [*batches, *batches] if self.originals.beside else batches
-        self.needs = needs if self.originals.beside else needs - {Need.DRIFT}
+        self.needs, self.ahead = needs if self.originals.beside else needs - {Need.DRIFT}, Ahead(self)
 
     @torch.no_grad()  # as a decorator: entered and left around each step, so that two sweeps may alternate
     def run(self) -> Iterator[tuple[int, Any]]:
@@ -104,7 +104,7 @@ class Sweep:
         self.model.weights.load(name for name in self.model.trunk if name not in self._later)
         self._place("")
         try:
-            yield from self.chain.run(self._work, self._passes)
+            yield from self.chain.run(self._work, self._passes, self.originals.compressed, self.ahead.arrived)
         finally:
             for name in list(self._displaced):
                 self._restore(name)
@@ -139,14 +139,14 @@ class Sweep:
             return self._enter(stop.name, arrivals)
         if stop.kind == "leave":
             return self._leave(stop.name, arrivals)
-        if not complete:
+        if not complete and any(self.originals.compressed(index) for index, _ in arrivals):
             self.chronicle.note(f"{stop.name}: not all micro-batches call it at the same point; it was measured on those that came first")
         if stop.name in self.script.stacks:
             return Stacks(self).answers(stop.name, arrivals)
         if stop.name in self.script.inside:
             return self._within(stop.name, arrivals)
         if stop.name not in self.units:
-            return self._plain(stop.name, arrivals)
+            return ((index, arrival.run(self.chain.original(stop.name))) for index, arrival in arrivals)
         return self._unit(self.units[stop.name], stop.name, arrivals)
 
     def _passes(self, stop: Stop) -> bool:
@@ -193,10 +193,6 @@ class Sweep:
             for unit in [unit for unit in values if self.script.block_of.get(unit) == block and unit not in self.script.reused]:
                 del values[unit]
 
-    def _plain(self, name: str, arrivals: list[tuple[int, Arrival]]) -> Iterator[tuple[int, Any]]:
-        for index, arrival in arrivals:
-            yield index, arrival.run(self.chain.original(name))
-
     # Units with a module of their own
 
     def _unit(self, unit: Unit, name: str, arrivals: list[tuple[int, Arrival]]) -> Iterator[tuple[int, Any]]:
@@ -237,6 +233,7 @@ class Sweep:
         shared = {member.name: self.own(member, stats) for member in members}
         self.accept(self.treat(Stage(members, self.script.block_of.get(unit.name, ""), shared)))
         self.done.update(shared)
+        self.pool.trim(circles=False)
 
     def _measure(self, unit: Unit, name: str, arrivals: list[tuple[int, Arrival]]) -> Stats:
         owner = self.chain.owner(name)
@@ -249,17 +246,17 @@ class Sweep:
         unwanted = self.measured is not None and self.measured.isdisjoint(self.script.stage_of(unit.name))
         if unwanted or self.script.data_free(unit) or not has_rows(unit, owner):
             return summed(Stats(count=sum(value.numel() // value.shape[-1] for _, value in inputs)), self.ranks, unit.name)
-        for value in (*(value for _, value in inputs), *originals.values()):
-            self.pool.admit(value)
-        return self._collected(unit, name, [(index, "", value) for index, value in inputs], originals)
+        begun, those = self.ahead.begun(unit)
+        return self._collected(unit, name, [(index, "", value) for index, value in inputs if index not in those], originals, begun)
 
     def _collected(
-        self, unit: Unit, name: str, inputs: Sequence[tuple[int, str, torch.Tensor]], originals: Mapping[int, torch.Tensor] | None = None
+        self, unit: Unit, name: str, inputs: Sequence[tuple[int, str, torch.Tensor]], originals: Mapping[int, torch.Tensor] | None = None,
+        begun: Collector | None = None,
     ) -> Stats:  # fmt: skip
-        """Statistics of a unit's inputs, each of a micro-batch and laid out as the tokens of one of the module's arguments; what the original meets
-        of the same micro-batches goes beside them.
+        """Statistics of a unit's inputs, each of a micro-batch and laid out as the tokens of one of the module's arguments, with those that were
+        ``begun``; what the original meets of the same micro-batches goes beside them.
         """
-        collector = self.collector(unit, name, inputs[0][2])
+        collector = begun or self.collector(unit, name, inputs[0][2])
         for each in inputs:
             self.collect(collector, unit, name, *each, original=(originals or {}).get(each[0]))
         return self.collected(collector, unit)

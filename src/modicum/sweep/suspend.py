@@ -93,6 +93,7 @@ class Chain:
         self._units, self._blocks = tuple(units), tuple(blocks)
         self.originals: dict[str, Callable] = {name: self.modules[name].forward for name in (*self._units, *self._blocks)}
         self._memory = Memory(self.modules, carried or {})
+        self.waiting: dict[int, Arrival] = {}
 
     def original(self, name: str) -> Callable:
         """The module's own forward."""
@@ -169,38 +170,46 @@ class Chain:
         self,
         work: Callable[[Stop, list[tuple[int, Arrival]], bool], Iterator[tuple[int, Any]]],
         passes: Callable[[Stop], bool] = lambda stop: False,
+        leads: Callable[[int], bool] = lambda index: True,
+        arrived: Callable[[int, Arrival], int | None] = lambda index, arrival: None,
     ) -> Iterator[tuple[int, Any]]:
         """Drive all forwards. ``work(stop, arrivals, complete)`` yields (index, value) to resume each arrival with; ``complete`` says that every
-        live micro-batch stands there. Where ``passes(stop)`` a micro-batch does not wait for the others, so that only one has what is
-        between its stops.
+        live micro-batch that ``leads`` stands there. Where ``passes(stop)`` a micro-batch does not wait for the others, so that only one has what is
+        between its stops. Once one has come to where it waits, ``arrived`` may name one that need not wait any longer, it or another.
         """
         begun, outside = self._memory.taken(), Modes.now()
         lets = [self._forward(index, begun, outside) for index in range(len(self.batches))]
-        waiting: dict[int, Arrival] = {}
+        waiting = self.waiting = {}
 
         def resume(index: int, value: Any) -> Iterator[tuple[int, Any]]:
-            got = lets[index].switch(*value)
-            while not lets[index].dead and passes(got.stop):
-                for _, answer in work(got.stop, [(index, got)], True):
-                    got = lets[index].switch(answer)
-            if lets[index].dead:
-                yield index, got
-            else:
+            going = [(index, value)]
+            while going:
+                index, value = going.pop()
+                got, value = lets[index].switch(*value), None
+                while not lets[index].dead and passes(got.stop):
+                    for _, answer in work(got.stop, [(index, got)], True):
+                        got = lets[index].switch(answer)
+                if lets[index].dead:
+                    yield index, got
+                    continue
                 if self.in_turn:
                     got = self._ended(lets[index], got)
                     lets[index] = self._forward(index, begun, outside)
                 waiting[index] = got
+                if (other := arrived(index, got)) is not None:
+                    freed = waiting.pop(other)
+                    going += [(other, (answer,)) for _, answer in work(freed.stop, [(other, freed)], True)]
 
         try:
             with self._patched():
                 for index in range(len(lets)):
                     yield from resume(index, ())
                 while waiting:
-                    stop = Counter(arrival.stop for arrival in waiting.values()).most_common(1)[0][0]
+                    stop = self._next(leads)
                     group = sorted(
                         ((index, arrival) for index, arrival in waiting.items() if arrival.stop == stop), key=lambda pair: pair[0]
                     )
-                    complete = len(group) == len(waiting)
+                    complete = all(arrival.stop == stop for index, arrival in waiting.items() if leads(index))
                     for index, _ in group:
                         del waiting[index]
                     answers = work(stop, group, complete)
@@ -215,6 +224,13 @@ class Chain:
                     let.throw(greenlet.GreenletExit)
             self._memory.put(begun)
             outside.set()
+
+    def _next(self, leads: Callable[[int], bool]) -> Stop:
+        """Where most of those that lead stand; where that is no unit, others that stand elsewhere come up first."""
+        stops = [(arrival.stop, leads(index)) for index, arrival in self.waiting.items()]
+        first = Counter([stop for stop, leading in stops if leading] or [stop for stop, _ in stops]).most_common(1)[0][0]
+        behind = Counter(stop for stop, leading in stops if not leading and stop != first).most_common(1)
+        return behind[0][0] if behind and first.kind != "unit" else first
 
     def _forward(self, index: int, begun: list[Any], outside: Modes) -> Any:
         """The forward of one batch, not begun yet."""
