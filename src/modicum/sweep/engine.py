@@ -231,9 +231,10 @@ class Sweep:
         members = tuple(self.model.units[member] for member in self.script.stage_of(unit.name) if member not in self.done)
         stats = self._measure(unit, name, arrivals)
         shared = {member.name: self.own(member, stats) for member in members}
+        self.pool.settle()
         self.accept(self.treat(Stage(members, self.script.block_of.get(unit.name, ""), shared)))
         self.done.update(shared)
-        self.pool.trim(circles=False)
+        self.pool.settle()
 
     def _measure(self, unit: Unit, name: str, arrivals: list[tuple[int, Arrival]]) -> Stats:
         owner = self.chain.owner(name)

@@ -17,6 +17,8 @@ _ALONE = 2
 # Bytes by which the process must have grown since memory was last given back; where it is not tight also this part of what is free: pages that
 # were given back are cleared before they serve again, which took a quarter of the time of judging.
 _GROWTH, _PART = 1 << 21, 1 / 32
+# Bytes of growth from which on a stage's pieces are given back: under a hundredth of its time.
+_PIECES = 1 << 24
 
 
 class SpillPool:
@@ -45,11 +47,17 @@ class SpillPool:
             for item in value.values():
                 self.admit(item)
 
-    def trim(self, *, circles: bool = True) -> None:
-        """Give freed memory back to the system, where it has grown enough to be worth the time; where it is ``tight``, what is in ``circles`` too."""
+    def settle(self) -> None:
+        """Give freed memory back between measuring and treating: what either lets go lies in pieces that do not suit the other."""
+        if own_memory() - self._trimmed > _PIECES:
+            trim(circles=False)
+            self._trimmed = own_memory()
+
+    def trim(self) -> None:
+        """Give freed memory back to the system, where it has grown enough to be worth the time; where it is ``tight``, what is in circles too."""
         grown = own_memory() - self._trimmed
         if grown > _GROWTH and (self.tight or grown > _PART * free_memory()):
-            trim(circles=circles and self.tight and self.limit is not None)
+            trim(circles=self.tight and self.limit is not None)
             self._trimmed = own_memory()
 
     def _admit(self, tensor: torch.Tensor) -> None:
