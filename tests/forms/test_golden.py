@@ -31,15 +31,23 @@ def test_codes_come_back_to_the_values_they_had(name):
     assert hashlib.sha256(values).hexdigest() == VALUES[name]
 
 
-def test_inputs_are_rounded_as_they_were():
+# Formats of inputs, and what was found.
+INPUTS = {
+    "activated": ("int8", "fp8", "9d38509ea783e36857fbc74ba4d6e6a97070150002902e374db23a2e4c3e6cd3"),
+    "activated4": ("nvfp4", "mxfp4", "2335716977bb7ce2221c8268842a8e7be2fecbae90359ffaad24663371d13d2c"),
+}
+
+
+@pytest.mark.parametrize("folder", INPUTS)
+def test_inputs_are_rounded_as_they_were(folder):
     module = nn.Sequential(nn.Linear(24, 16), nn.GELU(), nn.Linear(16, 8)).to(torch.bfloat16)
-    loaded = modicum.load(GOLDEN / "activated", into=module)
+    loaded = modicum.load(GOLDEN / folder, into=module)
     first, second = (next(iter(loaded[place]._forward_pre_hooks.values())).rounding for place in (0, 2))
-    assert (first.format, second.format, second.scale) == ("int8", "fp8", None)
+    assert (first.format, second.format) == INPUTS[folder][:2] and second.scale is None
     steps = torch.linspace(-4, 4, 48).view(2, 24).bfloat16()
     kept = [*loaded.parameters(), first(steps), second(steps[:, :16])]
     values = b"".join(value.detach().float().numpy().astype("<f4").tobytes() for value in kept)
-    assert hashlib.sha256(values).hexdigest() == "9d38509ea783e36857fbc74ba4d6e6a97070150002902e374db23a2e4c3e6cd3"
+    assert hashlib.sha256(values).hexdigest() == INPUTS[folder][2]
 
 
 @pytest.mark.parametrize(
@@ -47,9 +55,11 @@ def test_inputs_are_rounded_as_they_were():
     [
         ("codebook", "50d17319e158535ca56705acb57698a8c65306fe972b5d6841949f8a0872ea9e"),
         ("nested", "57f4b646224b787938dbe6b617e2c327553a5b17c2ca8cb6ec857de6379b565a"),
+        ("blockwise", "483ee5db8fa9fa863f084ebbcc920ad2f44808401a077278e03e19bb6d0d2e49"),
+        ("six_bits", "8dc91401fe5de08be5c64d10d457924ffdcc91c0247deea8d15e117d7f9aec97"),
     ],
 )
-def test_codebooks_and_scales_under_scales_come_back_to_the_values_they_had(folder, digest):
+def test_codebooks_and_floats_and_scales_under_scales_come_back_to_the_values_they_had(folder, digest):
     module = nn.Sequential(nn.Linear(24, 16), nn.GELU(), nn.Linear(16, 8)).to(torch.bfloat16)
     loaded = modicum.load(GOLDEN / folder, into=module)
     values = b"".join(value.detach().float().numpy().astype("<f4").tobytes() for value in loaded.parameters())
