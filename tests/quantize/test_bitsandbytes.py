@@ -119,12 +119,3 @@ def test_without_its_reader_the_target_says_what_is_missing(small, tmp_path):
     ):
         modicum.fit(source, method="bitsandbytes", data=data, target="transformers", out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-def test_a_file_has_one_format(small, tmp_path):
-    source, data = small
-    for method, rule in (("bitsandbytes", "*o_proj: int4"), ("bitsandbytes", "*o_proj: bitsandbytes double=true")):
-        with pytest.raises(
-            SettingError, match="must be able to hold what a plan may have side by side, cannot: .* a file that bitsandbytes reads"
-        ):
-            modicum.fit(source, method=method, set=[rule], data=data, target="transformers", out=tmp_path / "out")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from importlib import metadata
 from importlib.util import find_spec
 from typing import Any
 
@@ -76,6 +77,11 @@ def unread(step: Bitsandbytes, units: Sequence[Unit]) -> str:
         if unit.shape[0] % _ROWS:
             return f"whose kernel for processors takes multiples of {_ROWS} rows, and there are {unit.shape[0]}"
     return ""
+
+
+def versions() -> str:
+    """Which readers are installed, for people."""
+    return ", ".join(f"{name} {metadata.version(name)}" for name in _READERS)
 
 
 def mixture(options: Iterable[Option]) -> str:

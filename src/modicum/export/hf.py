@@ -338,6 +338,8 @@ class Transformers(Configured):
         cls = type(self.model.module)
         module = loaded(cls, directory)
         told: dict[str, Any] = {"loader": "transformers.from_pretrained", "class": cls.__name__}
+        if any(isinstance(inside(form), Blockwise) for form in forms.values()):
+            told["bitsandbytes"] = bitsandbytes.versions()
         if self._cached and not rounds_cache(module):
             told["events"] = [
                 "kv: this Transformers and compressed-tensors load the scales of keys and values without rounding by them; vLLM does, and so "
