@@ -233,8 +233,6 @@ SETTINGS = {
     **dict.fromkeys(("Qwen3Moe", "Olmoe"), EXPERTS), "Qwen2Moe": EXPERTS | {"shared_expert_intermediate_size": 64},
     "Mixtral": {"num_local_experts": 4}, "Qwen2": {"tie_word_embeddings": True},
 }  # fmt: skip
-# Experts in whole numbers have one kernel for processors, for those with tiles.
-REFUSED = {f"{name}4": "No WNA16 MoE backend supports" for name in ("Mixtral", "Olmoe", "Qwen2Moe", "Qwen3Moe")}
 # Lengths of the beginnings of sequences whose next token is asked for.
 ENDS = [8, 16, 24, 32, 40, 48, 56, 63]
 
@@ -251,7 +249,8 @@ def architectures(tmp_path_factory):
         fitted(folder / f"{name}4", model, data=batches, method=ROUND)
         model.save_pretrained(folder / name)
         jobs[name] = {"directory": str(folder / name), "dtype": "float32", "tokens": tokens}
-        jobs[f"{name}4"] = {"directory": str(folder / f"{name}4"), "tokens": tokens}
+        jobs[f"{name}4"] = {"directory": str(folder / f"{name}4"), "tokens": tokens, "stand_in": bool(_ROWS[name].experts)}
+    jobs["experts, as installed"] = jobs["Qwen3Moe4"] | {"stand_in": False}
     return jobs, read(jobs, folder)
 
 
@@ -259,13 +258,15 @@ def architectures(tmp_path_factory):
 def test_each_architecture_is_computed_alike(architectures, name):
     jobs, made = architectures
     for case in (name, f"{name}4"):
-        if words := REFUSED.get(case):
-            assert words in made[case]["refused"]
-            continue
         assert "refused" not in made[case], made[case]["refused"]
         ours, own = both(loaded(AutoModelForCausalLM, Path(jobs[case]["directory"])), jobs[case]["tokens"])
         theirs = divergence(ours, made[case]["logprobs"][..., : ours.shape[-1]])
         assert theirs < (1e-6 if case == name else TIMES * own + 1e-7), (case, theirs, own)
+
+
+def test_experts_in_whole_numbers_are_refused_for_want_of_a_kernel(architectures):
+    """A processor with tiles has one; the others' experts are laid out by vLLM's method and computed with as dense ones."""
+    assert "No WNA16 MoE backend supports the deployment configuration" in architectures[1]["experts, as installed"]["refused"]
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,9 @@ import vllm.model_executor.kernels.linear as kernels
 from vllm import LLM, SamplingParams
 from vllm.distributed import cleanup_dist_env_and_memory
 from vllm.lora.request import LoRARequest
+from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
 from vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors import CompressedTensorsConfig
+from vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors_moe import compressed_tensors_moe_wna16
 from vllm.model_executor.layers.quantization.utils.nvfp4_emulation_utils import break_fp4_bytes, dequantize_to_dtype
 from vllm.model_executor.models import registry
 from vllm.platforms import PlatformEnum
@@ -33,6 +35,8 @@ STAND_INS = {
     "mp": kernels._POSSIBLE_KERNELS, "wfp8": kernels._POSSIBLE_WFP8A16_KERNELS, "nvfp4": kernels._POSSIBLE_NVFP4_KERNELS,
     "mxfp4": kernels._POSSIBLE_MXFP4_KERNELS,
 }  # fmt: skip
+
+EXPERTS = compressed_tensors_moe_wna16.CompressedTensorsWNA16MoEMethod
 
 
 class _Decodes:
@@ -55,6 +59,12 @@ class _Decodes:
 
     def apply_weights(self, layer, x, bias=None):
         return torch.nn.functional.linear(x.float(), self.value, None if bias is None else bias.float()).to(x.dtype)
+
+
+def from_words(words, scale, bits):
+    """Numbers (..., columns) of words (..., columns · bits / 32) and scales (..., groups)."""
+    codes = torch.stack([(words >> place) & (2**bits - 1) for place in range(0, 32, bits)], -1).flatten(-2) - 2 ** (bits - 1)
+    return codes.float() * scale.float().repeat_interleave(codes.shape[-1] // scale.shape[-1], -1)
 
 
 class DecodesWords(_Decodes, kernels.MPLinearKernel):
@@ -97,6 +107,24 @@ class DecodesMxfp4(_Decodes, kernels.MxFp4LinearKernel):
         return break_fp4_bytes(layer.weight, torch.float32) * torch.exp2(layer.weight_scale.float() - 127).repeat_interleave(32, 1)
 
 
+class DecodesExperts(UnquantizedFusedMoEMethod):
+    """Experts in whole numbers, laid out by vLLM's own method, computed with as dense ones."""
+
+    def __init__(self, weight_quant, input_quant, moe, layer_name=None):
+        super().__init__(moe)
+        self.num_bits, self.strategy, self.symmetric = weight_quant.num_bits, weight_quant.strategy, weight_quant.symmetric
+        self.group_size, self.packed_factor = weight_quant.group_size or -1, 32 // weight_quant.num_bits
+
+    get_weight_shape, create_weights = EXPERTS.get_weight_shape, EXPERTS.create_weights
+
+    def process_weights_after_loading(self, layer):
+        for name in ("w13_weight", "w2_weight"):
+            words, scale = layer._parameters.pop(f"{name}_packed"), layer._parameters.pop(f"{name}_scale")
+            value = from_words(words, scale, self.num_bits).to(scale.dtype)
+            layer.register_parameter(name, torch.nn.Parameter(value, requires_grad=False))
+        super().process_weights_after_loading(layer)
+
+
 # vLLM takes Marlin's kernel by name where nothing but weights is in four bits.
 STAND_FOR = {"mp": DecodesWords, "wfp8": DecodesFloats, "nvfp4": DecodesNvfp4, "mxfp4": DecodesMxfp4}
 
@@ -106,6 +134,7 @@ def stand_in(wanted):
         known[PlatformEnum.CPU] = [each for each in known.get(PlatformEnum.CPU, []) if each is not STAND_FOR[kind]]
         known[PlatformEnum.CPU] += [STAND_FOR[kind]] if wanted else []
     kernels.MarlinNvFp4LinearKernel = DecodesNvfp4 if wanted else MARLIN
+    compressed_tensors_moe_wna16.CompressedTensorsWNA16MoEMethod = DecodesExperts if wanted else EXPERTS
 
 
 registry._run_in_subprocess = lambda inspect: inspect()  # or a process for each architecture would import all of vLLM anew
