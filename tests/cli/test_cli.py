@@ -59,7 +59,7 @@ def written(model, tmp_path_factory):
 @pytest.fixture(scope="module")
 def measured(model, tmp_path_factory):
     """A directory that ``measure`` wrote through the command line, and what was printed."""
-    out = tmp_path_factory.mktemp("measured") / "m"
+    out = tmp_path_factory.mktemp("measured") / "m m"
     words = (
         "measure",
         model,
@@ -441,7 +441,7 @@ def test_measure_tells_what_it_found_and_what_to_do_next(measured):
     out, result = measured
     said = lines(result)
     assert said["targets"] == "transformers, modicum" and said["measurement"] == str(out)
-    assert said["next"].startswith(f"modicum frontier {out}, modicum fit --from {out} --size 4.07MB")
+    assert said["next"].startswith(f"modicum frontier '{out}', modicum fit --from '{out}' --size 4.07MB")
     assert "random plans with Spearman r = " in said["prediction"]
     assert [line.split()[-2:] for line in result.stdout.splitlines()[1:3]] == [["22", "108"], ["6", "9"]]
     assert {path.name for path in out.iterdir()} == {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import shlex
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -134,7 +135,7 @@ def measurement(measured: Measured) -> None:
         *(_taken(facts["data"]) or [("data", _source(facts["data"]))]),
         ("sequences", f"{facts['settings']['samples']} of {facts['settings']['tokens']} tokens"), *_rank(facts["rank"]), *events,
         ("time", f"{seconds:.1f} s"), ("measurement", where),
-        ("next", f"modicum frontier {where}, modicum fit --from {where} --size {_half(model['bytes'])}"),
+        ("next", f"modicum frontier {shlex.quote(where)}, modicum fit --from {shlex.quote(where)} --size {_half(model['bytes'])}"),
     )  # fmt: skip
 
 
