@@ -91,7 +91,7 @@ SLIPS = [
     ("edit ./nowhere --facts f --out t", "no such directory"),
     ("edit demo --facts ./nothing --out t", "none is there"),
     ("edit demo --facts ./nothing --method ultraedti --out t", "Did you mean ultraedit"),
-    ("edit demo --facts ./nothing --method ultraedit+rounds=x --out t", "ultraedit.rounds: must be int, got 'x'."),
+    ("edit demo --facts ./nothing --method ultraedit+rounds=x --out t", "ultraedit.rounds: must be a whole number, got 'x'."),
     ("edit demo --facts ./nothing --batch -1 --out t", "batch: must be at least 0, got -1."),
     ("forget demo --forget ./n --retain ./m --out t", "none is there"),
     ("forget demo --forget ./n --retain ./m --method sdd --out t", "Did you mean ssd"),

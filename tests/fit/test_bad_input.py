@@ -92,7 +92,7 @@ def fit_refused(tmp_path, model, *words, budget=("--bpw", "14"), **settings):
     [
         (("--bpw", "4", "--menu", "gtpq bits=4"), "Did you mean gptq"),
         (("--bpw", "4", "--menu", "gptq bit=4"), "Did you mean bits?"),
-        (("--bpw", "4", "--menu", "gptq bits=four"), "gptq.bits: must be int, got 'four'"),
+        (("--bpw", "4", "--menu", "gptq bits=four"), "gptq.bits: must be a whole number, got 'four'"),
         (("--bpw", "4", "--menu", "int9"), "must lie between 2 and 8"),
         (("--bpw", "4", "--menu", "int4,,int"), "is not known"),
         (("--bpw", "4", "--menu", "gptq bits"), "written name=value"),

@@ -119,7 +119,7 @@ def test_later_rules_count_more():
         ("lm_head:", "must have a pattern"),
         ("lm_head: bist=8", "'bist' is no setting of a method. Did you mean bits"),
         ("lm_head: bits=9", ": bits: must lie between 2 and 8, got 9"),
-        ("lm_head: bits=many", "bits: must be int, got 'many'"),
+        ("lm_head: bits=many", "bits: must be a whole number, got 'many'"),
         ("lm_head: bits=8 bits=4", "bits is given twice"),
         ("lm_head: bits=8 group", "got 'group'"),
         ("lm_head: method=gptk", "Did you mean gptq"),

@@ -138,4 +138,4 @@ def _is(value: Any, kind: Any) -> bool:
 
 
 def _named(kinds: tuple) -> str:
-    return " or ".join(getattr(kind, "__name__", str(kind)) for kind in kinds if kind is not type(None))
+    return " or ".join(_SAID.get(kind, str(kind)) for kind in kinds if kind is not type(None))
