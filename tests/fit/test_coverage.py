@@ -13,6 +13,7 @@ from modicum.measure.settings import Settings
 from modicum.measure.subject import Subject
 from modicum.models.open import open_model
 from modicum.sweep import output_gradients, rehearse
+from modicum.testing import zoo
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections:UserWarning")
 
@@ -198,3 +199,12 @@ def test_an_exported_graph_multiplies_too():
     model = open_model(torch.export.export(layers, (torch.randn(4, 16),)).module())
     rehearse(model, (torch.randn(4, 16),))
     assert list(model.units) == ["0.weight", "2.weight"]
+
+
+def test_what_grew_is_told():
+    model, batches = zoo.build("mlp")
+    told = [
+        event for event in modicum.fit(model, data=batches, method="nearest bits=2 | eora rank=99").receipt["events"] if "bytes: " in event
+    ]
+    assert len(told) == 1 and "Choose an option that stores less there, or keep" in told[0]
+    assert not any("bytes: " in event for event in modicum.fit(model, data=batches, method="nearest bits=4").receipt["events"])

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from modicum.core.budget import readable
+from modicum.core.errors import listed
 from modicum.core.log import LOG
 from modicum.core.option import KEEP
 from modicum.core.plan import Choice, Plan, Table
@@ -133,8 +135,19 @@ def build_receipt(outcome: Outcome) -> dict[str, Any]:
         },
         "sites": rows, "frontier": chosen.frontier, "search": chosen.search, "predicted_harm": table.forecast(picks) if table is not None else None,
         "quality": outcome.quality, "verdict": outcome.verdict, "verification": outcome.verification,
-        "by_block": outcome.by_block, "texts": outcome.texts, "events": outcome.events, "stages": outcome.stages,
+        "by_block": outcome.by_block, "texts": outcome.texts, "events": outcome.events + _grown(rows), "stages": outcome.stages,
     } | ({"healing": outcome.healing} if outcome.healing else {})  # fmt: skip
+
+
+def _grown(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """An event where what was made of weights takes more bytes than they did."""
+    found = [row for row in rows if row["kind"] not in ("cut", "span") and row["bytes"] > row["original_bytes"]]
+    if not found:
+        return []
+    taken, had = (readable(sum(row[name] for row in found)) for name in ("bytes", "original_bytes"))
+    return [
+        f"bytes: {taken} were made of {had} on {listed(row['site'] for row in found)}. Choose an option that stores less there, or keep."
+    ]
 
 
 def tell(receipt: Mapping[str, Any]) -> None:
