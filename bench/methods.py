@@ -33,6 +33,8 @@ PRUNERS = (
     "magnitude {0}", "magnitude {0} per_row=true", "wanda {0}", "wanda {0} | refine", "dsnot {0}", "gblm {0}", "dpruner {0}", "mfac {0}",
     "sparsegpt {0} refit=0 towards=0", "sparsegpt {0}",
 )  # fmt: skip
+CUTTERS = tuple(f"{name} keep=0.5" for name in ("ziplm", "liar", "flap", "taylor", "fisher_masks", "slimsam", "bonsai"))
+SHORTER = ("blocks count=4", "replaceme count=4")
 # What has a dial fine enough to come up to the bytes of GPTQ in groups of 64, and what takes fewer.
 SAME_BYTES = {
     2: ("watersic rate=2.29", "coded rate=2.29", "gptq bits=2 group=32 symmetric=true scales=6"),
@@ -48,6 +50,7 @@ HALVES = {
         ],
         "60 % sparse": [text.format("keep=0.4") for text in PRUNERS],
         "70 % sparse": [text.format("keep=0.3") for text in PRUNERS],
+        "50 % cut": [*CUTTERS, *SHORTER],
     },
 }
 # The sparse half takes gradients of sequences too, so it has shorter ones: sequences to calibrate, their tokens, sequences to judge.
@@ -72,6 +75,11 @@ WHY = {
     "auto-round": "no zero points, 50 to 200 updates a block",
     "wanda": "masks by the norm of each input alone",
     "llm-compressor Wanda": "masks by the norm of each input alone",
+    **dict.fromkeys(("flap", "taylor", "fisher_masks", "slimsam", "bonsai"), "nothing that remains moves, but biases in flap"),
+    "liar": "what remains interpolates what went, chosen by energy",
+    "blocks": "half of the blocks in place of half of each",
+    "replaceme": "half of the blocks in place of half of each",
+    "ziplm": "what remains makes up for what went, layer by layer",
     "dsnot": "masks mended for mean outputs alone",
     "gblm": "gradients choose masks alone",
     "dpruner": "gradients choose masks alone",
@@ -83,7 +91,8 @@ NOTES = {
     "bits": "Embedding and head stay; groups of 64 where there are groups. Bits each count scales, tables and the file's header. A rate counts them "
     "too, bits in groups do not, so the next table compares at equal bytes. Bytes of a peer are those of the same codes in our container.",
     "sparse": "Share of zeros in each layer; embedding and head stay. Bytes have one bit for each entry that says whether it is there, for a peer of "
-    "its own weights. Methods that cut heads, channels or blocks have no such level: at half of a layer's channels the function is another.",
+    "its own weights. At 50 % cut half of the heads and channels are gone, or of the blocks: files are smaller than at 50 % sparse, since nothing "
+    "says where zeros are. llm-compressor's Wanda sees the inputs of a block before any of its layers is pruned, ours those that come.",
 }
 EQUAL_NOTE = (
     "Rows as above, and options with a finer dial. Of equal losses the smaller file stands first. Four-bit floats take more bytes at any layout but "
@@ -131,7 +140,8 @@ def _is_peer(text: str) -> bool:
 def rows_at(group: str, texts: Sequence[str], kept: bool) -> tuple[list[tuple[str, dict[str, Any]]], list[str]]:
     """What was measured, best first, and what was not."""
     wanted = [*texts, *peers.names(group)]
-    lacking = [text for text in wanted if text not in _known() and (kept or (_is_peer(text) and "llm" in text and not peers.available()))]
+    ready = lambda text: text in _known() or text.startswith("auto-round") or not (kept or (_is_peer(text) and not peers.available()))
+    lacking = [text for text in wanted if not ready(text)]
     found = [(text, measured(text)) for text in wanted if text not in lacking]
     return sorted(found, key=lambda pair: pair[1]["quality"]["mean"]), lacking
 
@@ -183,9 +193,11 @@ def why(rows: Sequence[tuple[str, ...]]) -> str:
     """What keeps rows from being best, told once for all that share it."""
     shared: dict[str, list[str]] = {}
     for row in rows:
+        if row[-1] == "best" or "inside" in row[-1]:
+            continue
         begins = max((word for word in WHY if row[1].startswith(word)), key=len)
         name = begins + " refit=0" * ("refit=0" in row[1])
-        if row[-1] != "best" and "inside" not in row[-1] and name not in shared.setdefault(WHY[begins], []):
+        if name not in shared.setdefault(WHY[begins], []):
             shared[WHY[begins]].append(name)
     return " Why a row is not best: " + "; ".join(f"{', '.join(names)}: {reason}" for reason, names in shared.items()) + "."
 

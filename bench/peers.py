@@ -33,6 +33,8 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 def names(group: str) -> list[str]:
     """Rows of peers that can be had at ``group``: ``3 bits``, ``60 % sparse``, ``2:4 sparse``."""
+    if "cut" in group:
+        return []
     if "sparse" in group:
         return [f"llm-compressor {tool}, {group}" for tool in ("SparseGPT", "Wanda")]
     bits = group.split()[0]
