@@ -48,6 +48,7 @@ class Sparsegpt(Pruner):
     )
     needs = frozenset({Need.COVARIANCE})
     blockwise = True
+    held = 64
     menu = ({"keep": 0.5},)
 
     damping: float = param(0.01, "share of the covariance's mean diagonal added to its diagonal", between=(0.0, 10.0))
