@@ -72,7 +72,7 @@ WHY = {
     "zeroquant_fp": "levels of E2M1, codes not refined",
     "llm-compressor GPTQ": "each column once, codes not refined",
     "llm-compressor AWQ": "columns scaled, then rounded to the nearest",
-    "auto-round": "no zero points, 50 to 200 updates a block",
+    "auto-round": "its light recipe, 50 updates a block (of other recipes more) that move each rounding by at most half a step",
     "wanda": "masks by the norm of each input alone",
     "llm-compressor Wanda": "masks by the norm of each input alone",
     **dict.fromkeys(("flap", "taylor", "fisher_masks", "slimsam", "bonsai"), "nothing that remains moves, but biases in flap"),

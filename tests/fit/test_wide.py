@@ -16,7 +16,7 @@ from modicum.models.open import open_model
 from modicum.runtime.memory import _LATER_BYTES, planned
 from modicum.sweep import rehearse
 
-MENU = [Option.parse(text) for text in ("keep", "gptq bits=8", "gptq bits=4", "sparsegpt keep=0.5")]
+MENU = [Option.parse(text) for text in ("keep", "gptq bits=8", "gptq bits=4", "sparsegpt keep=0.5 towards=0")]
 
 
 def room(bytes_for_statistics):
