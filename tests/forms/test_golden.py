@@ -56,6 +56,7 @@ def test_inputs_are_rounded_as_they_were(folder):
         ("codebook", "50d17319e158535ca56705acb57698a8c65306fe972b5d6841949f8a0872ea9e"),
         ("nested", "57f4b646224b787938dbe6b617e2c327553a5b17c2ca8cb6ec857de6379b565a"),
         ("blockwise", "483ee5db8fa9fa863f084ebbcc920ad2f44808401a077278e03e19bb6d0d2e49"),
+        ("repaired", "abc8a7cc1ecfe0b85dd8ccabe2c2ca7e6745b4acfda7fc37efb2f8bed0bc23cd"),
         ("six_bits", "8dc91401fe5de08be5c64d10d457924ffdcc91c0247deea8d15e117d7f9aec97"),
     ],
 )
