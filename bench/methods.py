@@ -66,13 +66,13 @@ BLIND = "no data"
 WHY = {
     **dict.fromkeys(("nearest", "hqq", "kmeans", "coded", "float4", "magnitude", "llm-compressor nearest"), BLIND),
     "adaquant": "gradients of rounding from one start, each layer towards what it gave, zero points as they began",
-    "gptq": "a grid of equal steps",
+    "gptq": "no zero points where it is symmetric",
     "gptvq": "one codebook for all rows, in fewer bytes",
     "watersic": "fewer bytes, since a rate counts everything",
     "zeroquant_fp": "levels of E2M1, codes not refined",
     "llm-compressor GPTQ": "each column once, codes not refined",
     "llm-compressor AWQ": "columns scaled, then rounded to the nearest",
-    "auto-round": "its light recipe, 50 updates a block (of other recipes more) that move each rounding by at most half a step",
+    "auto-round": "its light recipe, 50 updates a block",
     "wanda": "masks by the norm of each input alone",
     "llm-compressor Wanda": "masks by the norm of each input alone",
     **dict.fromkeys(("flap", "taylor", "fisher_masks", "slimsam", "bonsai"), "nothing that remains moves, but biases in flap"),
@@ -95,7 +95,7 @@ NOTES = {
     "says where zeros are. llm-compressor's Wanda sees the inputs of a block before any of its layers is pruned, ours those that come.",
 }
 EQUAL_NOTE = (
-    "Rows as above, and options with a finer dial. Of equal losses the smaller file stands first. Four-bit floats take more bytes at any layout but "
+    "Rows as above, and options with a finer dial. Four-bit floats take more bytes at any layout but "
     "mxfp4. No loader but ours reads rates and codebooks; grids in groups are read by Transformers and vLLM."
 )
 
@@ -161,6 +161,8 @@ def beside(found: dict[str, Any], best: dict[str, Any]) -> str:
     """How often the loss of the best an option has, with the 95 % interval of pairs of sequences, or that it is level."""
     if found == best:
         return "best"
+    if "each" not in found["quality"]:  # published by another bench, without its sequences
+        return f"{found['quality']['mean'] / best['quality']['mean']:.2f}"
     one, other = np.array(found["quality"]["each"]), np.array(best["quality"]["each"])
     drawn = np.random.default_rng(0).integers(0, len(one), (2000, len(one)))
     low, high = np.quantile(one[drawn].mean(1) / other[drawn].mean(1), (0.025, 0.975))
@@ -186,7 +188,7 @@ def table(half: str, kept: bool) -> None:
         found, left = rows_at(group, texts, kept)
         rows += [(group, *told(text, group, found[0][1])) for text, _ in found]
         lacking += left
-    show(TITLES[half], HEAD, rows, NOTES[half] + why(rows) + (f" Not run yet: {', '.join(lacking)}." if lacking else ""))
+    show(TITLES[half], HEAD, rows, NOTES[half] + why(rows) + unrun(lacking))
 
 
 def why(rows: Sequence[tuple[str, ...]]) -> str:
@@ -202,16 +204,27 @@ def why(rows: Sequence[tuple[str, ...]]) -> str:
     return " Why a row is not best: " + "; ".join(f"{', '.join(names)}: {reason}" for reason, names in shared.items()) + "."
 
 
+def unrun(lacking: Sequence[str]) -> str:
+    """What a table lacks."""
+    return f" Not run yet: {'; '.join(lacking)}." if lacking else ""
+
+
 def equal_bytes(kept: bool) -> None:
     """What has at most the bytes of ``gptq`` in groups of 64, at each of its bits."""
-    rows = []
+    rows, lacking = [], []
     for bits, texts in SAME_BYTES.items():
         group = f"{bits} bits"
-        found, _ = rows_at(group, [*HALVES["bits"][group], *texts], kept)
+        found, left = rows_at(group, [*HALVES["bits"][group], *texts], kept)
+        lacking += [text for text in left if text in texts]
         allowed = size(f"gptq bits={bits}", group)
         within = [(text, one) for text, one in found if size(text, group) <= allowed]
         rows += [(f"{allowed} bytes", *told(text, group, within[0][1])) for text, _ in within[:SHOWN]]
-    show(f"Methods at equal bytes: the {SHOWN} best in at most the file of gptq in groups of 64", HEAD, rows, EQUAL_NOTE + why(rows))
+    show(
+        f"Methods at equal bytes: the {SHOWN} best in at most the file of gptq in groups of 64",
+        HEAD,
+        rows,
+        EQUAL_NOTE + why(rows) + unrun(lacking),
+    )
 
 
 def main(words: Sequence[str] = ()) -> None:
