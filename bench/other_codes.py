@@ -19,7 +19,7 @@ from modicum.models.open import open_model
 from modicum.numerics.grid import Grid
 from modicum.numerics.solver import solve
 from modicum.numerics.waterfill import least_bits
-from modicum.quantize import Gptq, Watersic
+from modicum.quantize import Gptq, Gptvq, Watersic
 from modicum.quantize._factor import factored
 
 LAYERS = ("layers.1.self_attn.q_proj", "layers.3.self_attn.o_proj", "layers.4.mlp.gate_proj", "layers.6.mlp.down_proj")
@@ -121,6 +121,23 @@ def codebook(bits: int) -> Callable[[torch.Tensor, Stats], Made]:
     return code
 
 
+def books(bits: int, dimension: int, groups: int = 1, coded: bool = False) -> Callable[[torch.Tensor, Stats], Made]:
+    """``gptvq``, with a codebook for each of so many groups of rows; where ``coded`` with indices at their entropy, their frequencies counted in 12
+    bits each.
+    """
+
+    def code(weight: torch.Tensor, stats: Stats) -> Made:
+        forms = [Gptvq(bits=bits, dimension=dimension).code(rows, stats, torch.bfloat16) for rows in weight.tensor_split(groups)]
+        taken = sum(8 * form.nbytes for form in forms)
+        for form in forms if coded else []:
+            shares = torch.bincount(form.codes.flatten().long()).double() / form.codes.numel()
+            entropy = -float((shares * shares.clamp_min(1e-300).log2()).sum())
+            taken += form.codes.numel() * (entropy - bits) + 12 * 2**bits
+        return torch.cat([form.dense().float() for form in forms]), taken / weight.numel()
+
+    return code
+
+
 def turned(weight: torch.Tensor, stats: Stats, near: Callable[[int, torch.Tensor], torch.Tensor]) -> torch.Tensor:
     """Each column taken to what is ``near`` it, in turn."""
     order, factor = factored(stats, 0.01)
@@ -138,6 +155,12 @@ CODES = {
     **{f"gptq of {bits} bits, groups of {group}, symmetric": grid(bits, group) for bits in (2, 3) for group in (32, 64)},
     **{f"half-integer grid of {bits} bits, groups of {group}": half_grid(bits, group) for bits in (2, 3) for group in (32, 64)},
     **{f"a codebook of {bits} bits for each row": codebook(bits) for bits in (2, 3)},
+    **{
+        f"gptvq of {bits} bits a pair, {f'in {groups} groups of rows' if groups > 1 else 'one codebook'}": books(bits, 2, groups)
+        for bits in (4, 6)
+        for groups in (1, 2, 4)
+    },
+    **{f"gptvq of {bits} bits a pair, indices entropy-coded": books(bits, 2, coded=True) for bits in (4, 6)},
 }
 
 if __name__ == "__main__":

@@ -20,8 +20,10 @@ from modicum.forms.trellis import STATES, Following, shifted
 # Exponents of steps and deviations are told in quarters of an octave. Steps are the whole octaves and one and a half times those: exact in any
 # float, so that whoever multiplies codes by a runtime's own means gets the same values. Files of an earlier version have the quarters themselves.
 _LADDERS = {"halves": np.array([1.0, np.nan, 1.5, np.nan]), "quarters": np.array([1.0, 2**0.25, 2**0.5, 2**0.75])}
-# The scale; the least exponent of a column, of a row's deviation and of a row's step, in how many bits each one's excess over it is told; lanes.
+# The scale; the least exponent of a column, of a row's deviation and of a row's step, in how many bits each one's excess over it is told; lanes, and
+# above so many bits the steps that were free.
 _HEADS = {"halves": struct.Struct("<fhhhBBBH"), "quarters": struct.Struct("<fhhBBH")}
+_LANE_BITS = 13
 # Bytes of a stream beside its numbers: the head, and a state.
 BESIDE = _HEADS["halves"].size + 4
 # Significant bits of a scale: a product with a row's step is then a number of the weight's dtype.
@@ -114,19 +116,24 @@ class Coded(Form):
 
     @cached_property
     def _stream(self) -> torch.Tensor:
-        told = [_told(self.columns, 2), _told(self.rows), _told(self.raised, 2)]
-        if self.ladder == "quarters":
-            told = [_told(self.columns), _told(self.rows)]
-        count = min(rans.lanes(self.nbytes), self.shape[1]) if self.trellis else rans.lanes(self.nbytes)
-        head = _HEADS[self.ladder].pack(self.scale, *(least for least, _, _ in told), *(width for _, width, _ in told), count)
-        numbers, each = self.codes.T, tables(self.rows, self.columns)
-        if self.trellis:
-            numbers, each = self.codes, each.T + rans.TABLES * self._shifted.numpy()
-        codes = rans.encode(numbers.reshape(-1).numpy(), each.reshape(-1), count)
-        body = b"".join([head, *(packed.numpy().tobytes() for _, _, packed in told), codes])
+        body = self.body(self.nbytes)
         if len(body) > self.nbytes:
             raise ValueError(f"{len(body)} bytes of codes do not go into a stream of {self.nbytes}")
         return torch.frombuffer(bytearray(body.ljust(self.nbytes, b"\0")), dtype=torch.uint8)
+
+    def body(self, room: int) -> bytes:
+        """Head, exponents and codes, in as many lanes as a stream of ``room`` bytes has."""
+        told = [_told(self.columns, 2), _told(self.rows), _told(self.raised, 2)]
+        if self.ladder == "quarters":
+            told = [_told(self.columns), _told(self.rows)]
+        count = min(rans.lanes(room), self.shape[1]) if self.trellis else rans.lanes(room)
+        numbers, each = self.codes.T, tables(self.rows, self.columns)
+        if self.trellis:
+            numbers, each = self.codes, each.T + rans.TABLES * self._shifted.numpy()
+        codes, free = rans.encode(numbers.reshape(-1).numpy(), each.reshape(-1), count)
+        lanes = count + (free << _LANE_BITS)
+        head = _HEADS[self.ladder].pack(self.scale, *(least for least, _, _ in told), *(width for _, width, _ in told), lanes)
+        return b"".join([head, *(packed.numpy().tobytes() for _, _, packed in told), codes])
 
     @override
     @classmethod
@@ -141,7 +148,7 @@ class Coded(Form):
             raise ValueError(f"a trellis has {STATES} states, not {trellis!r}")
         stream = expect(tensors["stream"], (stream_bytes(shape, bits, ladder),), torch.uint8).contiguous()
         head, new = _HEADS[ladder], ladder != "quarters"
-        scale, *told, count = head.unpack(stream[: head.size].numpy().tobytes())
+        scale, *told, lanes = head.unpack(stream[: head.size].numpy().tobytes())
         many, sides, at = len(told) // 2, [], head.size
         for least, width, length, unit in zip(told[:many], told[many:], (shape[1], shape[0], shape[0]), (1 + new, 1, 2)):
             taken = packed_bytes((1, length), width) if width else 0
@@ -150,6 +157,7 @@ class Coded(Form):
             excess = unpack(stream[None, at : at + taken], width, length)[0] if width else torch.zeros(length)
             sides.append(excess.to(torch.int16) * unit + least)
             at += taken
+        free, count = divmod(lanes, 1 << _LANE_BITS)
         if count < 1:
             raise ValueError("a stream has no lanes")
         columns, rows, raised = sides if new else (*sides, None)
@@ -158,9 +166,9 @@ class Coded(Form):
             if count > shape[1]:
                 raise ValueError(f"{count} lanes are more than {shape[1]} columns")
             path = Following(shape[0] * shape[1], shape[1], rans.APART)
-            codes = torch.from_numpy(rans.decode(stream[at:].numpy(), each.T.reshape(-1), count, path)).view(shape)
+            codes = torch.from_numpy(rans.decode(stream[at:].numpy(), each.T.reshape(-1), count, path, free)).view(shape)
         else:
-            numbers = rans.decode(stream[at:].numpy(), each.reshape(-1), count)
+            numbers = rans.decode(stream[at:].numpy(), each.reshape(-1), count, free=free)
             codes = torch.from_numpy(numbers).view(shape[1], shape[0]).T.contiguous()
         form = cls(codes, scale, rows, columns, bits, dtype, raised, ladder, int(trellis))
         form.__dict__["_stream"] = stream

@@ -29,6 +29,8 @@ APART = TABLES << _BITS
 REACH, _BESIDE = 5.0, 1
 # How far from zero numbers are zero on the shifted grid, where both neighbours are nearer than on the other.
 _ZERO = 0.125
+# Most steps before which no words are written.
+FREE = 7
 # Bytes for which a lane is worth its state, and most lanes.
 _WORTH, _LANES = 256, 4096
 
@@ -98,25 +100,49 @@ def lanes(size: int) -> int:
     return max(1, min(_LANES, size // _WORTH))
 
 
-def encode(numbers: np.ndarray, tables: np.ndarray, count: int) -> bytes:
-    """Code ``numbers`` (n,) int8, each within its table's reach, under ``tables`` (n,) uint8 in ``count`` lanes."""
+def encode(numbers: np.ndarray, tables: np.ndarray, count: int) -> tuple[bytes, int]:
+    """Code ``numbers`` (n,) int8, each within its table's reach, under ``tables`` (n,) uint8 in ``count`` lanes; and how many steps were free.
+
+    A state would begin at its least size, of two bytes that say nothing. So it begins at a power of two from which the first numbers, in up to seven
+    steps of all lanes before which no words are written, take it to that size.
+    """
     places = numbers.astype(np.int64) + TOP
     often, starts = frequencies()[tables, places].astype(np.uint32), _starts()[tables, places]
-    states, words = np.full(count, _LOW, dtype=np.uint32), []
-    for low in range((len(numbers) - 1) // count * count, -1, -count):
+    lows = range((len(numbers) - 1) // count * count, -1, -count)
+    states, free = _begun([(often[low : low + count], starts[low : low + count]) for low in lows[:FREE]], count)
+    words = []
+    for low in lows[free:]:
         share, start = often[low : low + count], starts[low : low + count]
         own = states[: len(share)]
         full = own >= share << (2 * _WORD - _BITS)
         words.append((own[full] & (_LOW - 1)).astype("<u2"))
-        own = np.where(full, own >> _WORD, own)
-        turns, rest = np.divmod(own, share)
-        states[: len(share)] = (turns << _BITS) + rest + start
-    return states.astype("<u4").tobytes() + b"".join(word.tobytes() for word in reversed(words))
+        states[: len(share)] = _with(np.where(full, own >> _WORD, own), share, start)
+    return states.astype("<u4").tobytes() + b"".join(word.tobytes() for word in reversed(words)), free
 
 
-def decode(stream: np.ndarray, tables: np.ndarray, count: int, path: Following | None = None) -> np.ndarray:
-    """The numbers (n,) int8 of ``stream`` (bytes,) uint8, under the ``tables`` (n,) uint8 they were coded with; what follows them is not read.
-    Where they follow a ``path``, it says as they come which of those below are on the shifted grid.
+def _with(states: np.ndarray, share: np.ndarray, start: np.ndarray) -> np.ndarray:
+    """States after numbers of these shares of all slots, which start there."""
+    turns, rest = np.divmod(states, share)
+    return (turns << _BITS) + rest + start
+
+
+def _begun(steps: list[tuple[np.ndarray, np.ndarray]], count: int) -> tuple[np.ndarray, int]:
+    """States (count,) uint32 after as many of the first steps as no state is too large for, and their number."""
+    powers = np.repeat(np.uint64(1) << np.arange(_WORD + 1, dtype=np.uint64)[:, None], count, 1)
+    free = 0
+    for share, start in steps:
+        after = powers.copy()
+        after[:, : len(share)] = _with(powers[:, : len(share)], share.astype(np.uint64), start.astype(np.uint64))
+        if (after[0] >> np.uint64(2 * _WORD)).any():
+            break
+        powers, free = after, free + 1
+    least = (powers >= _LOW).argmax(0)
+    return np.take_along_axis(powers, least[None], 0)[0].astype(np.uint32), free
+
+
+def decode(stream: np.ndarray, tables: np.ndarray, count: int, path: Following | None = None, free: int = 0) -> np.ndarray:
+    """The numbers (n,) int8 of ``stream`` (bytes,) uint8, under the ``tables`` (n,) uint8 they were coded with, so many steps ``free``; what follows
+    them is not read. Where they follow a ``path``, it says as they come which of those below are on the shifted grid.
 
     Raises ``ValueError`` for a stream that ends early, or whose lanes do not end where coding began.
     """
@@ -129,6 +155,7 @@ def decode(stream: np.ndarray, tables: np.ndarray, count: int, path: Following |
     np.left_shift(tables, _BITS, out=slots, dtype=np.intp)
     # Each step is few operations on all lanes; what they give lies where it lay before.
     low, share, place = (np.empty(count, dtype=np.uint32) for _ in range(3))
+    last = (-(-len(tables) // count) - free) * count
     for first in range(0, len(tables), count):
         if first + count > len(tables):
             low, share, place = (each[: len(tables) - first] for each in (low, share, place))
@@ -143,6 +170,8 @@ def decode(stream: np.ndarray, tables: np.ndarray, count: int, path: Following |
         own >>= _BITS
         own *= share
         own += place
+        if first >= last:
+            continue
         spent = (own < _LOW).nonzero()[0]
         given = words[at : at + len(spent)]
         if len(given) < len(spent):
@@ -152,6 +181,6 @@ def decode(stream: np.ndarray, tables: np.ndarray, count: int, path: Following |
         left |= given
         own[spent] = left
         at += len(spent)
-    if (states != _LOW).any():
+    if (states != _LOW).any() if not free else (states & (states - np.uint32(1))).any() or (states - np.uint32(1) >= _LOW).any():
         raise ValueError("the stream of codes does not end where it began")
     return numbers.take(slots)

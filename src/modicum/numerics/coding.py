@@ -8,8 +8,8 @@ conditional variances.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from modicum.forms import rans
 from modicum.forms.coded import BESIDE, WIDEST, Coded, exact_scale, on_ladder, side_bytes, steps, stream_bytes, tables
 from modicum.forms.trellis import SEGMENT, STATES, shifted
 from modicum.numerics import trellis
+from modicum.numerics.foreseen import between, inverse, nearer
 from modicum.numerics.solver import BlockFactor, Factor, laned, slabs, solve
 
 # Weights from which the size of codes is foreseen.
@@ -29,6 +30,8 @@ _OCTAVES = torch.arange(-8.0, 5.0, 0.25)
 # Rounds in which steps are put right, and of plain rounding where none did it; the share of a stream that may stay free; how much coarser plain steps
 # get from round to round.
 _ROUNDS, _PLAIN, _FREE, _COARSER = 8, 40, 0.004, 1.2
+# Bytes that a lane takes beside its numbers, about and at the most, and how near to its room a stream on paths is written to count them.
+_LANE, _MOST_LANE, _COUNTED = 1.5, 4, 0.03
 # By what a scale grows where the nearest one was met and is too fine.
 _STEP = 1 + 1 / 64
 # Share of a stream that exponents may take before columns, and rows, are taken as alike.
@@ -38,6 +41,12 @@ _BESIDE = (-1, 0, 1, 2, 4)
 # How far from its room the first codes on paths may be for the curve alone to say where the next ones should be; octaves around the first scale;
 # bits that codes on a path take more than plain ones with feedback, and how much less that is for each bit of the rate.
 _NEAR, _AROUND, _MORE, _LESS = 0.01, (-0.05, 0.05, 0.2), 0.09, 0.0125
+# Digits of how far the best scale is off.
+_OFF = 4
+# The least share of the energy that errors are taken to be: float32 tells no smaller ones.
+_EXACT = 1e-6
+# Tables beside the last of those by which a path's bits are priced.
+_WIDER = 2
 # What a column of one and a half times an octave may say, so that its codes times three are whole numbers of eight bits, and how much larger than
 # those of a typical column its codes may be, in octaves, for this not to matter up to so many bits.
 _THIRD, _LARGER, _FINE = rans.TOP // 3, 1.0, 4.5
@@ -54,12 +63,20 @@ LEAST = 1e-2
 
 @dataclass(frozen=True)
 class _Trial:
-    """Codes int8 (rows, columns) under a scale, the table of each row, and the bytes of their stream, which may be more than there are."""
+    """Codes int8 (rows, columns) under a scale, the table of each row, and the bytes of their stream, which may be more than there are; the best
+    scale for them, and as how many bytes less the error counts that it has on the nearest scale that is written.
+    """
 
     codes: torch.Tensor
     rows: torch.Tensor
     scale: float
     size: int
+    best: float = 0.0
+    lost: float = 0.0
+
+    @property
+    def worth(self) -> float:
+        return self.size - self.lost
 
 
 def coded(
@@ -112,6 +129,8 @@ class _Coding:
         # In units of its size, so that no square is beyond float32.
         self.size = 2.0 ** math.floor(math.log2(max(float(weight.abs().max()), 2.0**-120)))
         self.weight, self.factor, self.order, self.moment = weight / self.size, factor, order, moment
+        felt = self.weight if moment is None else torch.cat([self.weight[:, columns] @ square for columns, square in spans(moment)], 1)
+        self.energy = float((self.weight * felt).sum())  # of what the weight gives
         weight = self.weight
         # A row's table must have its largest weight too.
         self.deviation = torch.maximum(weight.square().mean(1).sqrt(), weight.abs().amax(1) / rans.REACH)
@@ -132,8 +151,8 @@ class _Coding:
         rooms = [stream_bytes((len(self.weight), self.weight.shape[1]), each) for each in bits]
         self._take_alike(stream_bytes((len(self.weight), self.weight.shape[1]), 1.0))
         curve = self._curve()
-        exact = lambda scale: exact_scale(max(self.finest, scale), dtype, self.raised)
-        scales = {place: exact(self._first(curve, room)) for place, room in enumerate(rooms)}
+        written = lambda scale: exact_scale(max(self.finest, scale), dtype, self.raised)
+        scales = {place: written(self._first(curve, room)) for place, room in enumerate(rooms)}
         best: dict[int, _Trial] = {}
         met: dict[int, list[_Trial]] = {place: [] for place in scales}
         for turn in range(_ROUNDS + _PLAIN):
@@ -143,15 +162,19 @@ class _Coding:
                 break
             if turn == _ROUNDS:
                 # Errors that columns hand on may grow under steps this coarse: then no scale gives fewer bytes.
-                self.factor, scales = None, {place: exact(_inverse(curve, 8.0 * rooms[place])) for place in scales}
+                self.factor, scales = None, {place: written(inverse(curve, 8.0 * rooms[place])) for place in scales}
                 self.events.append(f"its codes did not settle on a size: {len(scales)} of {len(rooms)} rounded to the nearest")
             for (place, scale), trial in zip(scales.items(), self._tried(scales, rooms)):
-                if trial.size <= rooms[place] and (place not in best or trial.size > best[place].size):
+                trial = self._scaled(trial, written)
+                if trial.size <= rooms[place] and (place not in best or trial.worth > best[place].worth):
                     best[place] = trial
                 met[place].append(trial)
-                scales[place] = exact(self._next(curve, met[place], rooms[place]) if turn < _ROUNDS else scale * _COARSER)
+                # The best scale for codes is a little off theirs, by as much at all that are near: theirs are such that it can be written.
+                off = max(round(met[place][0].best / met[place][0].scale, _OFF), 10**-_OFF)
+                aligned = lambda scale, off=off: written(scale * off) / off
+                scales[place] = aligned(self._next(curve, met[place], rooms[place]) if turn < _ROUNDS else scale * _COARSER)
                 if place not in best and any(other.scale == scales[place] for other in met[place]):
-                    scales[place] = exact(max(other.scale for other in met[place]) * _STEP)
+                    scales[place] = aligned(max(other.scale for other in met[place]) * _STEP)
         return {place: self._finished(trial, bits[place], dtype) for place, trial in best.items()}
 
     def _first(self, curve: tuple[np.ndarray, np.ndarray], room: int) -> float:
@@ -159,27 +182,27 @@ class _Coding:
 
         Those take an eighth of the work, and nearly as many bits fewer at one scale as at another near by.
         """
-        scale, count = _inverse(curve, 8.0 * room), self.weight.numel()
+        scale, count = inverse(curve, 8.0 * room), self.weight.numel()
         if not self.paths:
             return scale
         scales = [scale * 2**octaves for octaves in _AROUND]
-        return _between(scales, self._plainly(scales, room), room - (_MORE - _LESS * 8 * room / count) * count / 8)
+        return between(scales, self._plainly(scales, room), _aim(room - (_MORE - _LESS * 8 * room / count) * count / 8))
 
     def _next(self, curve: tuple[np.ndarray, np.ndarray], met: Sequence[_Trial], room: int) -> float:
         """The scale to go on at: on the curve through the codes that were met; once more by plain ones where the first, on paths, are far off."""
-        scale, first = _nearer(curve, met, room), met[0]
+        scale, first = nearer(curve, met, _aim(room)), met[0]
         if not self.paths or len(met) > 1 or abs(first.size / room - 1) < _NEAR:
             return scale
         scales = [first.scale, scale, scale * scale / first.scale]
         sizes = self._plainly(scales, room)
-        return _between(scales, sizes, room - (first.size - sizes[0]))
+        return between(scales, sizes, _aim(room - (first.size - sizes[0])))
 
     def _plainly(self, scales: Sequence[float], room: int) -> list[int]:
         """Bytes of codes on one grid at these scales."""
         return [trial.size for trial in self._tried(dict(enumerate(scales)), [room] * len(scales), paths=False)]
 
     def _worth_more(self, trial: _Trial | None, room: int, turn: int) -> bool:
-        return trial is None or (turn < _ROUNDS and trial.size < room * (1 - _FREE) and trial.scale > self.finest)
+        return trial is None or (turn < _ROUNDS and trial.worth < room * (1 - _FREE) and trial.scale > self.finest)
 
     def _take_alike(self, room: int) -> None:
         """Where exponents would take too much of a small stream all columns take one step, and all rows one table."""
@@ -227,13 +250,13 @@ class _Coding:
                 bits = bits.mean(1, keepdim=True).expand_as(bits)
             least, which = bits.min(0)
             rows = (near + torch.tensor(_BESIDE)[which]).to(torch.int16)
-            taken = (
-                BESIDE
-                - 4
-                + side_bytes(self.columns, rows, self.raised)
-                + 4 * rans.lanes(rooms[place])
-                + math.ceil(float(least.double().sum()) / 8)
-            )
+            # What a lane takes beside its numbers goes by the order of rows, as paths do: those of others are counted as the most that they may be.
+            lane = _LANE if self.paths else _MOST_LANE
+            taken = BESIDE - 4 + side_bytes(self.columns, rows, self.raised)
+            taken += math.ceil(lane * rans.lanes(rooms[place]) + float(least.double().sum()) / 8)
+            if paths and abs(taken / rooms[place] - 1) < _COUNTED:
+                form = Coded(codes, 1.0, rows, self.columns, 1.0, torch.float32, self.raised, trellis=STATES)
+                taken = len(form.body(rooms[place]))
             found.append(_Trial(codes, rows, scale, taken))
         return found
 
@@ -284,22 +307,29 @@ class _Coding:
         reach = self.reaches[torch.from_numpy(tables(rows + _BESIDE[-1], self.columns)).T.long()].minimum(self.most)
         return torch.minimum((weight / (self.unit * scale)).round_(), reach).maximum(-reach).to(torch.int8)
 
-    def _finished(self, trial: _Trial, bits: float, dtype: torch.dtype) -> Coded:
-        """The form, under the scale of its trial or what is best for its codes under the moment of inputs: a step cuts off more than it adds."""
-        form = Coded(
-            trial.codes, 1.0, trial.rows, self.columns, bits, torch.float32, torch.zeros_like(self.raised), trellis=STATES * self.paths
-        )
-        values = form.dense()
+    def _scaled(self, trial: _Trial, written: Callable[[float], float]) -> _Trial:
+        """A trial with the best scale for its codes under the moment of inputs, since a step cuts off more than it adds, and what is lost where
+        that is ``written``: all weights are then off alike, which adds up where inputs go together.
+        """
+        values = self._form(trial, 1.0, 1.0, torch.float32, torch.zeros_like(self.raised)).dense()
         if self.moment is None:
-            along, across = (self.weight * values).sum(), values.square().sum()
+            along, across = (float((other * values).sum()) for other in (self.weight, values))
         else:
             moved = [(columns, values[:, columns] @ square) for columns, square in spans(self.moment)]
-            along = torch.stack([(self.weight[:, columns] * part).sum() for columns, part in moved]).sum()
-            across = torch.stack([(values[:, columns] * part).sum() for columns, part in moved]).sum()
-        best = float(along / across) if across > 0 and along > 0 else trial.scale
-        scale = min(trial.scale, exact_scale(best, dtype, self.raised), key=lambda scale: abs(scale - best))
-        step = float(np.float32(scale * self.size))
-        return Coded(trial.codes, step, trial.rows, self.columns, bits, dtype, self.raised, trellis=STATES * self.paths)
+            along = float(torch.stack([(self.weight[:, columns] * part).sum() for columns, part in moved]).sum())
+            across = float(torch.stack([(values[:, columns] * part).sum() for columns, part in moved]).sum())
+        best = along / across if across > 0 and along > 0 else trial.scale
+        error = max(self.energy - best * along, self.energy * _EXACT)
+        more = (written(best) / best - 1) ** 2 * best * along / error if error > 0 else 0.0
+        return replace(trial, best=best, lost=0.5 * math.log2(1 + more) * values.numel() / 8)
+
+    def _finished(self, trial: _Trial, bits: float, dtype: torch.dtype) -> Coded:
+        """The form, under the scale that is best for its codes."""
+        step = float(np.float32(exact_scale(trial.best, dtype, self.raised) * self.size))
+        return self._form(trial, step, bits, dtype, self.raised)
+
+    def _form(self, trial: _Trial, scale: float, bits: float, dtype: torch.dtype, raised: torch.Tensor) -> Coded:
+        return Coded(trial.codes, scale, trial.rows, self.columns, bits, dtype, raised, trellis=STATES * self.paths)
 
 
 class _Rounding:
@@ -335,9 +365,9 @@ class _Following(_Rounding):
     def settle(self, column: int, corrected: torch.Tensor) -> torch.Tensor:
         step = self.scale * self.unit[column]
         placed = torch.div(corrected, step).numpy().reshape(-1, self.each)
-        # Bits are priced as of a row of twice its deviation: under its own, what it has taken on of earlier columns' errors would be let go.
+        # Bits are priced as of a row of nearly three times its deviation: under its own, what it took on of earlier columns' errors would be let go.
         own = (self.rows + _BESIDE[-1] - self.columns[column]).clamp_(0, rans.TABLES - 1).numpy().reshape(-1, self.each)
-        codes, numbers = trellis.best(placed, own, self.most[column])
+        codes, numbers = trellis.best(placed, own, self.most[column], _WIDER)
         self.codes[column] = torch.from_numpy(codes.reshape(-1))
         return torch.from_numpy(numbers.reshape(-1)) * step
 
@@ -359,28 +389,6 @@ def raised_by(felt: torch.Tensor, least: float = LEAST, root: float = 0.25) -> t
     return on_ladder(octaves - octaves.median())
 
 
-def _inverse(curve: tuple[np.ndarray, np.ndarray], bits: float) -> float:
-    """The scale at which plain rounding takes so many bits."""
-    octaves, sizes = curve
-    return float(2 ** np.interp(-bits, -sizes, octaves))
-
-
-def _between(scales: Sequence[float], sizes: Sequence[int], room: float) -> float:
-    """The scale at which there is just room, on the lines between these sizes."""
-    order = np.argsort(sizes)
-    return float(2 ** np.interp(room * (1 - _FREE / 2), np.array(sizes)[order], np.log2(scales)[order]))
-
-
-def _nearer(curve: tuple[np.ndarray, np.ndarray], met: Sequence[_Trial], room: int) -> float:
-    """The scale whose codes should just have room: on the line between a trial of fewer bytes and one of more; while there is none on one side, by
-    the slope of the curve, after the first time twice as far.
-    """
-    aim, octave = room * (1 - _FREE / 2), lambda trial: math.log2(trial.scale)
-    over = min((trial for trial in met if trial.size > aim), key=lambda trial: trial.size, default=None)
-    under = max((trial for trial in met if trial.size <= aim), key=lambda trial: trial.size, default=None)
-    if over is not None and under is not None:
-        return float(2 ** np.interp(aim, [under.size, over.size], [octave(under), octave(over)]))
-    nearest = over or under
-    assert nearest is not None
-    far = math.log2(_inverse(curve, float(np.interp(octave(nearest), *curve)) * aim / nearest.size)) - octave(nearest)
-    return float(2 ** (octave(nearest) + far * (1 if len(met) == 1 else 2)))
+def _aim(room: float) -> float:
+    """Bytes that codes should take, in the middle of what may stay free."""
+    return room * (1 - _FREE / 2)

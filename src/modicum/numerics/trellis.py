@@ -15,7 +15,7 @@ from modicum.forms import rans
 from modicum.forms.trellis import SEGMENT, STATES, after
 
 # What a bit is worth, in squared steps: near the slope of the error over the rate where steps settle.
-PRICE = 0.0875
+PRICE = 0.07
 # Codes between any two states, and no way.
 _SPAN, _NEVER = 3, np.float32(1e30)
 # The largest code of which six times it is a whole number of eight bits.
@@ -37,10 +37,10 @@ def _paths() -> tuple[np.ndarray, np.ndarray]:
 _KINDS, _BY_STATES = _paths()
 
 
-def best(corrected: np.ndarray, tables: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+def best(corrected: np.ndarray, tables: np.ndarray, most: int, wider: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Codes int8 (rows,), and what they stand for in steps, float32 (rows,), near ``corrected`` float32 (rows,), in steps, each under its own of the
     ``tables`` (rows,): those of least squared error plus price of bits along the path, that begins at zero after each segment. No code is beyond
-    ``most``, or beyond its table.
+    ``most``, or beyond its table; bits are those of tables so many ``wider``.
 
     Rows may be (lanes, rows), each lane a path of its own.
     """
@@ -49,15 +49,15 @@ def best(corrected: np.ndarray, tables: np.ndarray, most: int) -> tuple[np.ndarr
     for span, length in ((slice(0, whole), SEGMENT), (slice(whole, rows), rows - whole)):
         if length and span.stop > span.start:
             near, own = (each.reshape(lanes, rows)[:, span].reshape(-1, length) for each in (corrected, tables))
-            parts.append([each.reshape(lanes, -1) for each in _segments(near, own, most)])
+            parts.append([each.reshape(lanes, -1) for each in _segments(near, own, most, wider)])
     codes, values = (np.concatenate(each, 1).reshape(corrected.shape) for each in zip(*parts))
     return codes, values
 
 
-def _segments(corrected: np.ndarray, tables: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+def _segments(corrected: np.ndarray, tables: np.ndarray, most: int, wider: int) -> tuple[np.ndarray, np.ndarray]:
     lanes, rows = corrected.shape
     size = np.abs(np.nan_to_num(corrected))  # what is not finite is told where a form is looked at
-    reach = np.minimum(rans.reaches()[tables], most)
+    reach, priced = np.minimum(rans.reaches()[tables], most), np.minimum(tables + wider, rans.TABLES - 1)
     codes, values = np.empty((2, 4, lanes, rows), dtype=np.float32)
     costs = np.zeros((4, lanes, -(-rows // _SPAN) * _SPAN), dtype=np.float32)
     bits = rans.costs().reshape(-1)
@@ -68,7 +68,7 @@ def _segments(corrected: np.ndarray, tables: np.ndarray, most: int) -> tuple[np.
         if grid and not odd:
             code[(code == 2) & (size < 0.75)] = 0
         value = code - 0.5 * (code > 0) if grid else code
-        places = (tables + grid * rans.TABLES) * (2 * rans.TOP + 1) + rans.TOP + code.astype(np.int64)
+        places = (priced + grid * rans.TABLES) * (2 * rans.TOP + 1) + rans.TOP + code.astype(np.int64)
         costs[kind, :, :rows] = (size - value) ** 2 + np.float32(PRICE) * bits.take(places)
         codes[kind], values[kind] = code, value
     kinds = _walked(costs)[None, :, :rows]

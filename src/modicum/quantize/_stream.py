@@ -13,8 +13,8 @@ from modicum.forms import Form
 from modicum.numerics.coding import PATHS, coded
 from modicum.quantize._factor import factored
 
-# Bits that rounding takes more than the best code, and most doublings of a damping.
-_LOST, _DOUBLINGS = 0.254, 5
+# Bits that codes on paths take more than the best code, most doublings of a damping, and times that one is found from the one before.
+_LOST, _DOUBLINGS, _TURNS = 0.17, 10, 2
 # Bits by which codes without paths have the error of those with: what is made to compare options is coded so, in an eighth of the time.
 _EVEN = 0.165
 
@@ -49,8 +49,10 @@ def solved(
 
     Where others are to come of the same weight, which is to compare them, what ``paths`` would give has its error and not its bytes.
     """
+    assert stats.moment is not None
     found: dict[R, Form] = {}
-    for own, mine in _by_damping(steps, stats, damping).items():
+    mean = float(stats.moment.diagonal().double().mean())
+    for own, mine in _by_damping(steps, stats, damping, mean, paths).items():
         order, factor = factored(stats, own)
         rates = [settled(step.rate, stats, paths) for step in mine]
         forms = coded(
@@ -66,18 +68,23 @@ def settled(rate: float, stats: Stats, paths: bool) -> float:
     return rate + _EVEN if paths and stats.ahead and rate <= PATHS else rate
 
 
-def _by_damping(steps: Sequence[R], stats: Stats, damping: float) -> dict[float, list[R]]:
-    """Steps by the damping that each is solved with: no less than was asked for, and than the error it leaves in an input of no energy.
+def _by_damping(steps: Sequence[R], stats: Stats, damping: float, mean: float, paths: bool) -> dict[float, list[R]]:
+    """Steps by the damping that each is solved with: no less than was asked for, and near the error left in an input of no energy.
 
-    What is lost anyway must not be made up for by columns after it. A step of s leaves s² / 12, which is the geometric mean of the conditional
-    variances times ``2^(-2 rate)`` and the quarter of a bit that rounding takes more than the best code, relative to the weight's variance.
+    What is lost anyway must not be made up for by columns after it. Of a weight of variance v that is left with an error of θ in each direction
+    that is the water level θ / v (see ``numerics/waterfill.py``), at which ``½ log2(1 + v λ / θ)`` over the eigenvalues λ are the bits of the rate
+    but for those that codes lose: the geometric mean of the conditional variances of the inputs damped by it times ``2^(-2 bits)``.
     """
-    _, factor = factored(stats, damping)
-    assert stats.moment is not None
-    share = float(factor.curvature.double().log().mean().exp()) / max(float(stats.moment.diagonal().double().mean()), 1e-300)
     found: dict[float, list[R]] = {}
     for step in steps:
-        left = share * 2 ** (2 * (_LOST - step.rate))
-        doublings = math.ceil(math.log2(left / damping)) if damping and left > damping else 0
-        found.setdefault(damping * 2 ** min(doublings, _DOUBLINGS), []).append(step)
+        doublings = 0
+        for _ in range(_TURNS if damping else 0):
+            own = damping * 2**doublings
+            share = float(factored(stats, own)[1].curvature.double().log().mean().exp()) / max(mean, 1e-300)
+            level = share * 2 ** (2 * (_LOST + _EVEN * (not paths) - step.rate))
+            more = round(math.log2(level / damping)) if level > damping else 0
+            if more <= doublings:
+                break
+            doublings = min(more, _DOUBLINGS)
+        found.setdefault(damping * 2**doublings, []).append(step)
     return found

@@ -27,7 +27,8 @@ class Watersic(Method):
     """Round column by column as ``gptq`` does, under steps that fall with what a column is worth, and code the whole numbers near their entropy.
 
     The stream has the size that was asked for. Steps are ``∝ 1 / √D`` with the conditional variances D of the inputs' covariance ``H = M D Mᵀ``
-    (see ``numerics/coding.py``): the share of the error that each column is left with is then the same. Where gradients of the output were taken,
+    (see ``numerics/coding.py``): the share of the error that each column is left with is then the same. The damping is at
+    least that error in an input of no energy. Where gradients of the output were taken,
     steps of rows fall with the fourth root of how much the output feels each. Up to four bits the codes of a column are the best path through a
     trellis of two grids (see ``numerics/trellis.py``), which takes 0.16 to 0.2 bits less for the same error.
 
@@ -61,7 +62,7 @@ class Watersic(Method):
     rate: float = param(3.0, "bits per weight, all that is stored included", between=(1.0, 6.0), dial=True)
     paths: bool = param(True, "up to four bits, take of each column the best path through a trellis of two grids")
     towards: float = param(0.0, "how far codes of up to 3 bits make up for what was lost before: 1 as well as they can", between=(0.0, 1.0))
-    damping: float = param(0.01, "share of the covariance's mean diagonal added to its diagonal, at low rates more", between=(0.0, 10.0))
+    damping: float = param(0.0005, "share of the covariance's mean diagonal added to its diagonal at the least", between=(0.0, 10.0))
 
     @override
     def wanted(self) -> frozenset[Need]:

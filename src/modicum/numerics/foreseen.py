@@ -1,0 +1,49 @@
+"""Where a scale should be for a stream to have its size: on curves and lines between sizes that were met."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+
+class Met(Protocol):
+    """A scale, and the bytes of the codes that it gave."""
+
+    @property
+    def scale(self) -> float:
+        """What steps are multiplied by."""
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+
+
+def inverse(curve: tuple[np.ndarray, np.ndarray], bits: float) -> float:
+    """The scale at which plain rounding takes so many bits, on a ``curve`` of octaves and bits that fall with them."""
+    octaves, sizes = curve
+    return float(2 ** np.interp(-bits, -sizes, octaves))
+
+
+def between(scales: Sequence[float], sizes: Sequence[int], aim: float) -> float:
+    """The scale that has so many bytes, on the lines between these sizes."""
+    order = np.argsort(sizes)
+    return float(2 ** np.interp(aim, np.array(sizes)[order], np.log2(scales)[order]))
+
+
+def nearer(curve: tuple[np.ndarray, np.ndarray], met: Sequence[Met], aim: float) -> float:
+    """The scale whose codes should have so many bytes: on the line between a trial of fewer bytes and one of more.
+
+    While there is none on one side, by the slope of the curve, after the first time twice as far.
+    """
+    octave = lambda trial: math.log2(trial.scale)
+    over = min((trial for trial in met if trial.size > aim), key=lambda trial: trial.size, default=None)
+    under = max((trial for trial in met if trial.size <= aim), key=lambda trial: trial.size, default=None)
+    if over is not None and under is not None:
+        return float(2 ** np.interp(aim, [under.size, over.size], [octave(under), octave(over)]))
+    nearest = over or under
+    assert nearest is not None
+    far = math.log2(inverse(curve, float(np.interp(octave(nearest), *curve)) * aim / nearest.size)) - octave(nearest)
+    return float(2 ** (octave(nearest) + far * (1 if len(met) == 1 else 2)))
