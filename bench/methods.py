@@ -66,7 +66,7 @@ BLIND = "no data"
 WHY = {
     **dict.fromkeys(("nearest", "hqq", "kmeans", "coded", "float4", "magnitude", "llm-compressor nearest"), BLIND),
     "adaquant": "gradients of rounding from one start, each layer towards what it gave, zero points as they began",
-    "gptq": "no zero points where it is symmetric",
+    "gptq": "a code takes as many bits however often it comes, and no zero points where it is symmetric",
     "gptvq": "one codebook for all rows, in fewer bytes",
     "watersic": "fewer bytes, since a rate counts everything",
     "zeroquant_fp": "levels of E2M1, codes not refined",

@@ -38,8 +38,8 @@ def names(group: str) -> list[str]:
     if "sparse" in group:
         return [f"llm-compressor {tool}, {group}" for tool in ("SparseGPT", "Wanda")]
     bits = group.split()[0]
-    learned = sorted(HOME.glob(f"autoround-{bits}-*-all/run.json"), key=lambda file: int(file.parent.name.split("-")[2]))
-    found = [f"auto-round {file.parent.name.split('-')[2]} updates, {group}" for file in learned]
+    learned = sorted(HOME.glob(f"autoround-demo-{bits}-*-all/run.json"), key=lambda file: int(file.parent.name.split("-")[3]))
+    found = [f"auto-round {file.parent.name.split('-')[3]} updates, {group}" for file in learned]
     return [f"llm-compressor {tool}, {group}" for tool in ("GPTQ", "AWQ", "nearest")] + found
 
 
@@ -47,7 +47,7 @@ def measured(name: str, windows: tuple[int, int, int]) -> dict[str, Any]:
     """What the row ``name`` loses, and of pruned weights the ``made_bytes`` that they take with one bit for each entry."""
     tool, group = re.fullmatch(r"(.*), (.*)", name).groups()  # type: ignore[union-attr]
     if tool.startswith("auto-round"):
-        told = json.loads((HOME / f"autoround-{group.split()[0]}-{tool.split()[1]}-all" / "run.json").read_text())
+        told = json.loads((HOME / f"autoround-demo-{group.split()[0]}-{tool.split()[1]}-all" / "run.json").read_text())
         return {"quality": told["quality"]}
     samples, tokens, tests = windows
     recipe = {**COMMON, "dtype": "bfloat16", **RECIPES[tool.split()[-1]], **_level(group)}
