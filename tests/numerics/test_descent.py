@@ -110,6 +110,16 @@ def test_inputs_that_never_were_and_weights_of_zero_are_borne():
     assert not made.dense().any() and not lost.any()
 
 
+def test_where_float32_does_not_hold_what_is_moved_forms_stay():
+    draw, grid = torch.Generator().manual_seed(0), Grid(4, 0)
+    for _ in range(12):
+        weight, inputs = torch.randn(1, 70, generator=draw) * 1e37, torch.randn(140, 70, generator=draw)
+        form = rounded(weight, grid)
+        (made,), _ = descend([weight], [grid], [form], inputs.T @ inputs, 0.01, 3)
+        lost = [float(((weight - each.dense()).double() @ inputs.double().T).square().sum()) for each in (made, form)]
+        assert lost[0] <= 1.01 * lost[1]
+
+
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_each_row_takes_the_form_of_least_loss(symmetric):
     weight, grid = problem()[0], Grid(2, 32, symmetric)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from modicum.numerics.gram import add_gram, mirror
+from modicum.numerics.gram import add_gram, add_product, mirror
 
 
 @pytest.mark.parametrize("columns", [1, 7, 300, 512, 513, 1100])
@@ -50,3 +50,18 @@ def test_bits_do_not_depend_on_threads(columns, tokens):
     finally:
         torch.set_num_threads(before)
     assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("terms", [9, 128, 768, 3000])
+@pytest.mark.parametrize("shape", [(9, 17), (9, 304), (31, 100), (137, 17), (137, 304), (265, 100)])
+def test_bits_of_a_product_do_not_depend_on_threads(terms, shape):
+    draw, made, before = torch.Generator().manual_seed(0), [], torch.get_num_threads()
+    left, right = (torch.randn(terms, size, generator=draw) for size in shape)
+    try:
+        for count in (1, 2, 3, 4):
+            torch.set_num_threads(count)
+            made.append(torch.zeros(shape))
+            add_product(made[-1], left, right)
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(made[0], other) for other in made[1:])

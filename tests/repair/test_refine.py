@@ -8,13 +8,14 @@ from modicum.core.option import Option
 from modicum.factor import Svd
 from modicum.forms import Dense, Masked
 from modicum.prune import Magnitude, Sparsegpt
-from modicum.quantize import Coded, Gptq, Hqq, Kmeans, Nearest
+from modicum.quantize import Activations, Coded, Gptq, Hqq, Kmeans, Nearest
 from modicum.repair import Eora, Refine
 
 
 @pytest.mark.parametrize(
     ("before", "most"),
-    [((Nearest(bits=3),), 0.7), ((Hqq(bits=2, group=32),), 0.8), ((Nearest(bits=3, group=16, scales=6),), 0.999), ((Magnitude(keep=0.5),), 0.6),
+    [((Nearest(bits=3),), 0.7), ((Hqq(bits=2, group=32),), 0.8), ((Nearest(bits=3, group=16, scales=6),), 0.7),
+     ((Nearest(bits=4), Activations(format="int8")), 0.7), ((Magnitude(keep=0.5),), 0.6),
      ((Sparsegpt(keep=0.5),), 0.999), ((Kmeans(bits=3),), 0.9), ((Svd(rank=8),), 0.999), ((Gptq(bits=2, sweeps=0), Eora(rank=4)), 0.9)],
     ids=lambda value: " | ".join(map(str, value)) if isinstance(value, tuple) else "",
 )  # fmt: skip
@@ -65,3 +66,17 @@ def test_there_must_be_something_to_move(layer):
         thing.apply(Coded(rate=2.0), Refine())
     with pytest.raises(SettingError, match="refine must follow a step that changes the weight"):
         Option.parse("refine")
+
+
+@pytest.mark.parametrize(
+    "steps", [(Sparsegpt(keep=0.5),), (Nearest(bits=3), Refine()), (Svd(rank=8), Refine())], ids=lambda steps: steps[0].key()
+)
+def test_bits_do_not_depend_on_threads(layer, steps):
+    thing, made, before = layer(129, 777), [], torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            made.append(thing.apply(*steps).dense())
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*made)

@@ -8,6 +8,7 @@ import torch
 
 from modicum.forms.blockwise import LEVELS, OUTER, Doubled, steps
 from modicum.numerics.grid import Grid, pieces
+from modicum.numerics.threads import single_threaded
 
 # Shares of a group's largest magnitude that are tried as its scale.
 _SHARES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
@@ -70,7 +71,10 @@ def _search(groups: torch.Tensor, counts: torch.Tensor, type: str, most: float) 
 def doubled(scale: torch.Tensor) -> Doubled:
     """Scales (rows, groups) in eight bits: what each is above their mean, in units of the largest such among 256."""
     flat = scale.flatten()
-    offset = flat.mean()
+    with single_threaded():
+        offset = flat.mean()
+    if not torch.isfinite(offset):
+        offset = flat.double().mean().float()
     filled = torch.nn.functional.pad(flat - offset, (0, -len(flat) % OUTER)).view(-1, OUTER)
     outer = filled.abs().amax(1)
     above = filled * (1.0 / outer.clamp_min(_LEAST))[:, None]

@@ -47,7 +47,9 @@ def descend(
             return list(forms), descent.losses()
         for _ in range(sweeps):
             descent.sweep()
-        return descent.forms(), descent.losses()
+        if not finite(torch.cat(lost := descent.losses())):
+            return list(forms), _Descent(weights, grids, forms, moment, damping).losses()
+        return descent.forms(), lost
 
 
 def refined(

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
+
+from modicum.numerics.threads import threads
 
 # Columns of the smallest squares, on the diagonal, of which half is wasted; and what the others' sides are multiples of.
 _LEAF, _ALIGNED = 128, 32
@@ -10,6 +14,8 @@ _LEAF, _ALIGNED = 128, 32
 _PANEL = 384
 # Sums of so many terms are never divided among threads (measured on processors with AVX-512; divided from 1,024 on).
 _SHORT = 768
+# Results of fewer rows, or of columns that are no multiple of this, are made by one thread.
+_NARROW, _LANE = 32, 8
 
 
 def add_gram(total: torch.Tensor, rows: torch.Tensor, sign: int = 1) -> None:
@@ -31,11 +37,13 @@ def add_gram(total: torch.Tensor, rows: torch.Tensor, sign: int = 1) -> None:
 def add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor, sign: int = 1) -> None:
     """Add ``sign · leftᵀ · right`` of rows (tokens, columns) to ``total``, in place; the bits do not depend on the number of threads.
 
-    MKL divides sums among threads that are much longer than the result is wide; so they are made in pieces that are not.
+    MKL divides sums among threads that are much longer than the result is wide; so they are made in pieces that are not. And it takes other kernels
+    at the edges of what each thread has of a few rows, or of columns that do not fill its lanes; so those are left to one.
     """
     most = max(_SHORT, 4 * min(total.shape))
-    for low in range(0, len(left), most):
-        total.addmm_(left[low : low + most].T, right[low : low + most], alpha=sign)
+    with threads(1) if len(total) < _NARROW or total.shape[1] % _LANE else nullcontext():
+        for low in range(0, len(left), most):
+            total.addmm_(left[low : low + most].T, right[low : low + most], alpha=sign)
 
 
 def mirror(total: torch.Tensor) -> torch.Tensor:

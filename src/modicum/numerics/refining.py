@@ -3,7 +3,8 @@
 With the error ``E = T - V`` of a form's value V against a target T and the covariance H the loss is ``tr(E H Eᵀ)``. A value is linear in each
 tensor of a form's numbers (``Form.movable``) while the others stay, so the loss is quadratic in it, and conjugate gradients take it down. What the
 value makes of a step, and what a step gets of a gradient, is asked of the form itself by differentiation; so masked values, factors, scales and
-sums are one case. Codes of grids and codebooks move by coordinate descent.
+sums are one case. Codes of grids and codebooks move by coordinate descent, also in sums and beside rounded inputs; of floats, of blocks and under
+cuts they stay.
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ from collections.abc import Sequence
 
 import torch
 
-from modicum.core.blocks import Blocks
-from modicum.forms import Codebook, Form, Integer, Sum
+from modicum.core.blocks import Blocks, spans
+from modicum.forms import Activated, Codebook, Form, Integer, Nested, Sum
 from modicum.numerics.codebook_descent import Descent
 from modicum.numerics.descent import descend
+from modicum.numerics.gram import add_product
 from modicum.numerics.grid import Grid
+from modicum.numerics.solver import laned
+from modicum.numerics.threads import single_threaded, threads
 
 # Steps of conjugate gradients for a tensor of numbers; a round that gains less than this share is the last.
 _STEPS, _LITTLE = 12, 1e-4
@@ -30,18 +34,19 @@ def refined(form: Form, target: torch.Tensor, moment: torch.Tensor | Blocks, dam
     eight copies of the weight in float32.
     """
     refining = _Refining(target, moment, damping)
-    least = refining.loss(form)
-    for _ in range(rounds):
-        best = refining.coded(form, target)
-        for name in best.movable():
-            best = refining.moved(best, name)
-        lost = refining.loss(best)
-        if not lost < least:
-            break
-        form, before, least = best, least, lost
-        if least > (1 - _LITTLE) * before:
-            break
-    return form
+    with single_threaded():
+        least = refining.loss(form)
+        for _ in range(rounds):
+            best = refining.coded(form, target)
+            for name in best.movable():
+                best = refining.moved(best, name)
+            lost = refining.loss(best)
+            if not lost < least:
+                break
+            form, before, least = best, least, lost
+            if least > (1 - _LITTLE) * before:
+                break
+        return form
 
 
 class _Refining:
@@ -51,10 +56,16 @@ class _Refining:
         self.target, self.moment, self.damping = target, moment, damping
         mean = float(moment.diagonal().double().mean())
         self.ridge = damping * (mean if mean > 0 else 1.0)
+        self.threads = torch.get_num_threads()  # all of them work where any number gives the same bits, in nearly all of the work
 
     def felt(self, values: torch.Tensor) -> torch.Tensor:
         """``values H`` for values (rows, columns)."""
-        return (values @ self.moment).add_(values, alpha=self.ridge)
+        with threads(self.threads):
+            across = laned(values).T.contiguous()
+            found = across * self.ridge
+            for columns, square in spans(self.moment):
+                add_product(found[columns], square, across[columns])
+            return found.T[: len(values)].contiguous()
 
     def loss(self, form: Form) -> float:
         """``tr(E H Eᵀ)`` of a form."""
@@ -65,7 +76,15 @@ class _Refining:
         """The form after its codes were moved once, in a sum those of each part towards what the others leave of ``target``."""
         if isinstance(form, Integer):
             group = -1 if form.scale.numel() == 1 else form.group
-            return descend([target], [Grid(form.bits, group, form.zero is None)], [form], self.moment, self.damping, 1)[0][0]
+            with threads(self.threads):
+                return descend([target], [Grid(form.bits, group, form.zero is None)], [form], self.moment, self.damping, 1)[0][0]
+        if isinstance(form, Nested):
+            grid = Grid(form.bits, form.group, form.zero is None)
+            with threads(self.threads):
+                moved, _ = descend([target], [grid], [form.plain], self.moment, self.damping, 1, held=True)
+            return Nested.of(moved[0], form.steps, form.outer, form.scales)
+        if isinstance(form, Activated):
+            return Activated(self.coded(form.inner, target), form.inputs)
         if isinstance(form, Codebook):
             return Descent(target, form, self.moment, self.damping).refined(1)
         if isinstance(form, Sum):

@@ -9,6 +9,7 @@ is D_k. Columns are halved recursively: all but the smallest pieces' corrections
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import overload
 
@@ -18,7 +19,7 @@ import torch
 from modicum.core.blocks import Blocks, spans
 from modicum.core.errors import ModelError
 from modicum.core.finite import finite
-from modicum.numerics.threads import single_threaded
+from modicum.numerics.threads import single_threaded, threads
 
 # Columns corrected one by one; above it, by matrix products. Measured: 16 and 32 are equally fast, 8 and 64 slower.
 _LEAF = 32
@@ -165,7 +166,8 @@ def solve(weight: torch.Tensor, factor: Factor | BlockFactor, decide: Callable[[
     def ahead(low: int, high: int) -> torch.Tensor:
         """Columns [low, high) at their best given those before; each lacks what the ones between would add, by forward substitution."""
         lacking = original[low:high] - corrected[low:high]
-        made = torch.linalg.solve_triangular(coupling[low:high, low:high].T, lacking, upper=False, unitriangular=True)
+        with single_threaded():
+            made = torch.linalg.solve_triangular(coupling[low:high, low:high].T, lacking, upper=False, unitriangular=True)
         return (original[low:high] - made)[:, :rows]
 
     def leaf(low: int, high: int) -> None:
@@ -187,10 +189,16 @@ def solve(weight: torch.Tensor, factor: Factor | BlockFactor, decide: Callable[[
             if middle == low:
                 leaf(low, high)
             else:
-                corrected[middle:high].addmm_(coupling[low:middle, middle:high].T, error[low:middle])
-    lost = (corrected - chosen).square_().mul_(factor.curvature[:, None])
-    # Column after column: torch takes an order that differs with the number of rows.
-    return chosen[:, :rows].T, torch.from_numpy(np.add.reduce(lost.numpy(), axis=0, dtype=np.float64))[:rows]
+                # Of the few columns at the end, threads would each take rows by another kernel.
+                with threads(1) if high - middle < piece else nullcontext():
+                    corrected[middle:high].addmm_(coupling[low:middle, middle:high].T, error[low:middle])
+    lost = torch.zeros(len(original[0]), dtype=torch.float64)
+    for low in range(0, columns, _LEAF):
+        few = slice(low, low + _LEAF)
+        missed_by = (corrected[few] - chosen[few]).double()
+        # Column after column: torch takes an order that differs with the number of rows.
+        lost += torch.from_numpy(np.add.reduce(missed_by.square_().mul_(factor.curvature[few, None]).numpy(), axis=0))
+    return chosen[:, :rows].T, lost[:rows]
 
 
 def _solved_by_block(

@@ -23,8 +23,8 @@ class Refine(Repairer):
 
     The loss is ``tr((T - V) H (T - V)ᵀ)`` of the form's value V, H the covariance of inputs as the compressed model produces them, and T what
     gives on them a part of what the original gave on its own, ``W + towards · W Δ (H + ridge)⁻¹`` with ``Δ = Σ (y - x) xᵀ``. Numbers (values
-    under a mask, factors, scales, entries of codebooks) take conjugate gradients, codes coordinate descent (``numerics/refining.py``); none loses
-    more.
+    under a mask, factors, scales, entries of codebooks) take conjugate gradients, codes of integers and codebooks coordinate descent
+    (``numerics/refining.py``); none loses more. Codes of floats and of blocks, and under cuts, stay.
 
     *Shapes:* weight (rows, columns), covariance (columns, columns). *Needs and cost:* covariance; about fourteen times rows · columns²
     multiply-adds for each round and tensor of numbers, and where inputs drifted a Cholesky factorization; no bytes. *Reduces to:* what came before
@@ -75,8 +75,9 @@ class Refine(Repairer):
         key = ("refining", self.damping)
         if key not in stats.cache:
             damped = stats.covariance.clone()
-            damped.diagonal().add_(self.damping * damped.diagonal().mean())
-            root, failed = torch.linalg.cholesky_ex(damped)
+            damped.diagonal().add_(self.damping * float(damped.diagonal().double().mean()))
+            with single_threaded():
+                root, failed = torch.linalg.cholesky_ex(damped)
             stats.cache[key] = None if int(failed) else root
         if (root := stats.cache[key]) is None:
             return weight

@@ -18,6 +18,8 @@ _BESIDE = ("absmax", "quant_map", "nested_absmax", "nested_quant_map", *(f"{_STA
 _ROWS = ("SCB", "weight_format")
 # What 127 codes on each side span.
 _INT8 = 1 / 127
+# Above every number that float32 holds.
+_MOST = 2.0**128
 
 
 class Bitsandbytes(Format):
@@ -65,7 +67,7 @@ class Bitsandbytes(Format):
             packed = parts["weight"].contiguous().flatten().view(torch.uint8)
             codes = torch.stack([packed >> 4, packed & 15], 1).flatten()[:count]
             scale = _nested(parts, said, blocks) if nested else parts["absmax"].float()
-            value = LEVELS[type][codes.int()].mul_(scale.repeat_interleave(block)[:count])
+            value = LEVELS[type][codes.int()].mul_(scale.repeat_interleave(min(block, count))[:count])
             return value.view(shape).to(dtype).float()
 
         return Quantized(shape, f"{type} in blocks of {block}{', scales in eight bits' if nested else ''}", decode)
@@ -89,7 +91,7 @@ class Bitsandbytes(Format):
 
 def _nested(parts: Mapping[str, torch.Tensor], said: Mapping[str, Any], blocks: int) -> torch.Tensor:
     """Scales (blocks,) that eight bits stand for."""
-    outer = parts["nested_absmax"].float().repeat_interleave(said["nested_blocksize"])[:blocks]
+    outer = parts["nested_absmax"].float().repeat_interleave(min(said["nested_blocksize"], blocks))[:blocks]
     return parts["nested_quant_map"].float()[parts["absmax"].int()] * outer + said["nested_offset"]
 
 
@@ -108,6 +110,6 @@ def _said(text: torch.Tensor, type: str) -> dict[str, Any]:
     if dtype not in FLOATS:
         raise ValueError(f"the text beside it says dtype {said.get('dtype')}")
     inner, offset = said.get("nested_blocksize", 1), said.get("nested_offset", 0.0)
-    if not count(inner) or isinstance(offset, bool) or not isinstance(offset, int | float) or not abs(offset) < math.inf:
+    if not count(inner) or isinstance(offset, bool) or not isinstance(offset, int | float) or not abs(offset) < _MOST:
         raise ValueError(f"the text beside it says scales in blocks of {inner} above {offset}")
-    return said | {"shape": tuple(shape), "dtype": dtype}
+    return said | {"shape": tuple(shape), "dtype": dtype, "nested_offset": float(offset)}
