@@ -124,7 +124,7 @@ def test_where_float32_does_not_hold_what_is_moved_forms_stay():
 def test_each_row_takes_the_form_of_least_loss(symmetric):
     weight, grid = problem()[0], Grid(2, 32, symmetric)
     forms = [grid.encode(weight, *grid.fit(weight, torch.float32, clip=clip)) for clip in (1.0, 0.5)]
-    losses = [torch.tensor([1.0, 2, 3, 4, 5, 6, 7]), torch.tensor([2.0, 1, 4, 3, 6, 5, 8])]
+    losses = [torch.tensor([1.0, torch.nan, 3, 4, 5, 6, 7]), torch.tensor([2.0, 1, torch.nan, 3, 6, 5, 8])]
     form, lowest = least(list(zip(forms, losses)))
     assert lowest.tolist() == [1, 1, 3, 3, 5, 5, 7]
     expected = torch.where((torch.arange(7) % 2 == 0)[:, None], forms[0].dense(), forms[1].dense())

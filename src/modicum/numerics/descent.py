@@ -73,7 +73,7 @@ def least(tried: Sequence[tuple[Integer, torch.Tensor]]) -> tuple[Integer, torch
     if len(tried) == 1:
         return tried[0]
     forms = [form for form, _ in tried]
-    lowest, which = torch.stack([losses for _, losses in tried]).min(0)
+    lowest, which = torch.stack([losses.nan_to_num(torch.inf, torch.inf) for _, losses in tried]).min(0)
     rows, first = torch.arange(len(which)), forms[0]
     pick = lambda values: torch.stack(values)[which, rows]
     zero = None if first.zero is None else pick([form.zero for form in forms])

@@ -75,7 +75,9 @@ class Ahead:
 
     def _paired(self, unit: Unit) -> bool:
         """Whether what a unit meets in both models is to be summed."""
-        script = self._sweep.script
+        script, measured = self._sweep.script, self._sweep.measured
+        if measured is not None and measured.isdisjoint(script.stage_of(unit.name)):
+            return False
         wanted = Need.DRIFT in self._sweep.needs & script.asked(unit.name, self._sweep.asked, self._sweep.needs)
         return wanted and not script.data_free(unit) and has_rows(unit, self._sweep.chain.owner(unit.module))
 
