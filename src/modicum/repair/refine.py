@@ -8,7 +8,7 @@ import torch
 from typing_extensions import override
 
 from modicum.core.errors import SettingError
-from modicum.core.method import Need
+from modicum.core.method import Need, Paper
 from modicum.core.settings import param
 from modicum.core.unit import Stats
 from modicum.forms import Form
@@ -31,6 +31,8 @@ class Refine(Repairer):
     it with ``rounds=0``. *Raises:* ``SettingError`` where no step before it changed the weight, or left a form whose numbers cannot move, such as
     a coded stream. Weights whose inputs were not seen stay as they are.
 
+    *Differences from the paper:* there codes of one grid move, here codes and numbers of any form; and towards what was lost before, too.
+
     Example:
         >>> import torch
         >>> from modicum.forms import Masked
@@ -40,6 +42,10 @@ class Refine(Repairer):
 
     """
 
+    paper = Paper(
+        "QuantEase: Optimization-based Quantization for Language Models", "2309.01885", 2023,
+        "Behdin, Kayhan and Acharya, Ayan and Gupta, Aman and Song, Qingquan and Zhu, Siyu and Keerthi, Sathiya and Mazumder, Rahul",
+    )  # fmt: skip
     needs = frozenset({Need.COVARIANCE})
     blockwise = True
     held = 64
