@@ -32,3 +32,13 @@ def test_what_is_met_leads_to_the_aim(aim):
         scale = nearer(CURVE, met, aim)
         met.append(Trial(scale, size(scale)))
     assert abs(met[-1].size - aim) <= 1
+
+
+@pytest.mark.parametrize("slope", [150, 250, 500])
+def test_sizes_that_fall_slowly_are_met_too(slope):
+    size = lambda scale: round((5000 - slope * np.log2(scale)) / 8)
+    met = [Trial(1.0, size(1.0))]
+    while len(met) < 8 and met[-1].size > 580:
+        scale = nearer(CURVE, met, 580)
+        met.append(Trial(scale, size(scale)))
+    assert met[-1].size <= 580

@@ -8,6 +8,9 @@ from typing import Protocol
 
 import numpy as np
 
+# Times that the curve's step is taken at the most.
+_FARTHEST = 8
+
 
 class Met(Protocol):
     """A scale, and the bytes of the codes that it gave."""
@@ -36,7 +39,8 @@ def between(scales: Sequence[float], sizes: Sequence[int], aim: float) -> float:
 def nearer(curve: tuple[np.ndarray, np.ndarray], met: Sequence[Met], aim: float) -> float:
     """The scale whose codes should have so many bytes: on the line between a trial of fewer bytes and one of more.
 
-    While there is none on one side, by the slope of the curve, after the first time twice as far.
+    While there is none on one side, by the slope of the curve, each time twice as far as the time before, up to eight times: where feedback takes
+    bits of its own, sizes fall much more slowly than on the curve.
     """
     octave = lambda trial: math.log2(trial.scale)
     over = min((trial for trial in met if trial.size > aim), key=lambda trial: trial.size, default=None)
@@ -46,4 +50,4 @@ def nearer(curve: tuple[np.ndarray, np.ndarray], met: Sequence[Met], aim: float)
     nearest = over or under
     assert nearest is not None
     far = math.log2(inverse(curve, float(np.interp(octave(nearest), *curve)) * aim / nearest.size)) - octave(nearest)
-    return float(2 ** (octave(nearest) + far * (1 if len(met) == 1 else 2)))
+    return float(2 ** (octave(nearest) + far * min(2 ** (len(met) - 1), _FARTHEST)))
