@@ -14,7 +14,7 @@ from modicum.core.settings import param
 from modicum.core.unit import Site, Stats
 from modicum.forms import Form
 from modicum.forms.lift import on_dense
-from modicum.quantize._aim import FEW, aimed
+from modicum.quantize._aim import aimed
 from modicum.quantize._stream import solved, with_those_ahead
 from modicum.quantize.coded import Coded
 
@@ -30,16 +30,18 @@ class Watersic(Method):
     (see ``numerics/coding.py``): the share of the error that each column is left with is then the same. The damping is at
     least that error in an input of no energy. Where gradients of the output were taken,
     steps of rows fall with the fourth root of how much the output feels each. Up to four bits the codes of a column are the best path through a
-    trellis of two grids (see ``numerics/trellis.py``), which takes 0.16 to 0.2 bits less for the same error.
+    trellis of two grids (see ``numerics/trellis.py``), which takes 0.16 to 0.2 bits less for the same error. Codes come near
+    ``W + towards · W Δ H⁻¹`` as those of ``gptq`` do at few bits, where Δ sums ``(y - x) xᵀ`` of the original's inputs y: a layer makes up for a part
+    of what was lost before it.
 
-    *Shapes:* weight (rows, columns), covariance (columns, columns). *Needs and cost:* covariance; the factorization that ``gptq`` has too, and two
-    to four solves; with ``paths`` some four seconds for a million weights. *Reduces to:* ``coded`` where the covariance is a multiple of the
-    identity. *Raises:* ``ModelError`` where no damping makes the covariance positive definite. Weights whose inputs were not seen take ``coded`` at
-    the same rate.
+    *Shapes:* weight (rows, columns), covariance (columns, columns). *Needs and cost:* covariance, and the original beside the compressed model; the
+    factorization that ``gptq`` has too, and two to four solves; with ``paths`` some four seconds for a million weights. *Reduces to:* ``coded``
+    where the covariance is a multiple of the identity and no inputs drifted. *Raises:* ``ModelError`` where no damping makes the covariance positive
+    definite. Weights whose inputs were not seen take ``coded`` at the same rate.
 
     *Differences from the paper:* steps are octaves and one and a half times those; codes are coded under tables of Gaussians by the deviation of
     their row and the step of their column, in exactly the bytes asked for; one scale for the matrix is put right at the end, not one for each
-    column and row.
+    column and row; half of the drift of inputs is made up for at all rates.
 
     Example:
         >>> import torch
@@ -61,13 +63,13 @@ class Watersic(Method):
 
     rate: float = param(3.0, "bits per weight, all that is stored included", between=(1.0, 6.0), dial=True)
     paths: bool = param(True, "up to four bits, take of each column the best path through a trellis of two grids")
-    towards: float = param(0.0, "how far codes of up to 3 bits make up for what was lost before: 1 as well as they can", between=(0.0, 1.0))
+    towards: float = param(0.5, "how far codes make up for what was lost before: 1 as well as they can", between=(0.0, 1.0))
     damping: float = param(0.0005, "share of the covariance's mean diagonal added to its diagonal at the least", between=(0.0, 10.0))
 
     @override
     def wanted(self) -> frozenset[Need]:
-        """Few bits ask how inputs drifted."""
-        return self.needs | (frozenset({Need.DRIFT}) if self.towards and self.rate <= FEW else frozenset())
+        """Codes ask how inputs drifted."""
+        return self.needs | (frozenset({Need.DRIFT}) if self.towards else frozenset())
 
     def without_data(self) -> Coded:
         """The stand-in for weights whose inputs were not seen."""
