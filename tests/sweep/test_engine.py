@@ -236,3 +236,15 @@ def test_blocks_may_be_called_by_any_keyword():
     got = dict(Sweep(model, batches, script).run())
     with torch.no_grad():
         assert all(torch.equal(got[index], module(*batch)) for index, batch in enumerate(batches))
+
+
+def test_blocks_after_the_last_that_is_awaited_are_not_run():
+    module, batches = zoo.build("llama")
+    model = open_model(module)
+    script, seen, left = rehearse(model, batches[0]), [], []
+    first, *others = list(model.blocks)
+    for name in others:
+        module.get_submodule(name).self_attn.q_proj.register_forward_hook(lambda *_: seen.append("later"))
+    sweep = Sweep(model, batches, script, lambda stage: None, on_block=lambda name, outputs: left.append(name))
+    sweep.finish({name for name in model.units if name.startswith(first)})
+    assert left == [first] and not seen

@@ -137,7 +137,8 @@ class Assembly:
             self.model, batches, self.script, self.treat, needs=frozenset().union(*asked.values()), seed=seed, pool=pool, values=values,
             biases=self.biases, dropped=self.dropped, on_block=on_block, replayed=chain.replayed(), ranks=self.ranks, alongside=True, asked=asked,
         )  # fmt: skip
-        sweep.finish(self.options.keys() - self.script.uncalled)
+        altered = {name for name, option in self.options.items() if option.steps} | self.start.keys()
+        sweep.finish(altered - self.script.uncalled)
         self._tell(sweep.chronicle.events)
         gone = {unit.name for unit in self.model.units.values() if Script.home(unit.name, self.dropped)}
         for name in [*self.options, *self.start]:

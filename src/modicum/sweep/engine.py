@@ -154,6 +154,7 @@ class Sweep:
         return stop.kind == "unit" and (self.treat is None or all(unit in self.done for unit in self._at[stop.name]))
 
     def _enter(self, name: str, arrivals: list[tuple[int, Arrival]]) -> Iterator[tuple[int, Any]]:
+        self._end_where_enough()
         dropped = {index for index, _ in arrivals if name in self.dropped and self.originals.compressed(index)}
         if len(dropped) < len(arrivals) and name not in self.replayed:
             self.model.weights.load(each for each in self.model.blocks[name].parameters if each not in self._given)
@@ -196,14 +197,12 @@ class Sweep:
     # Units with a module of their own
 
     def _unit(self, unit: Unit, name: str, arrivals: list[tuple[int, Arrival]]) -> Iterator[tuple[int, Any]]:
-        if self._enough():
-            raise _EnoughError  # the head's own products are the widest of all
+        self._end_where_enough()  # the head's own products are the widest of all
         if unit.parameter in self._later - self._given:
             self.model.weights.load([unit.parameter])
         if unit.name not in self.done and self.treat is not None and any(self.originals.compressed(index) for index, _ in arrivals):
             self._treat_stage(unit, name, arrivals)
-            if self._enough():
-                raise _EnoughError
+            self._end_where_enough()
         value, forward = self.value(unit), self._forward(unit, name)
         for index, arrival in arrivals:
             compressed = self.originals.compressed(index)
@@ -223,8 +222,10 @@ class Sweep:
         modules = {unit.module, *(alias.rpartition(".")[0] for alias in unit.aliases)}
         return unit.kind != "expert" and unit.name not in self.script.uncalled | self.script.within and self.script.read.isdisjoint(modules)
 
-    def _enough(self) -> bool:
-        return self._awaited is not None and self._awaited <= self.done and not any(self._inside.values())
+    def _end_where_enough(self) -> None:
+        """Leave the sweep where all that is awaited is treated and no block is left to end."""
+        if self._awaited is not None and self._awaited <= self.done and not any(self._inside.values()):
+            raise _EnoughError
 
     def _treat_stage(self, unit: Unit, name: str, arrivals: list[tuple[int, Arrival]]) -> None:
         assert self.treat is not None
@@ -349,8 +350,7 @@ class Sweep:
     def _within(self, name: str, arrivals: list[tuple[int, Arrival]]) -> Iterator[tuple[int, Any]]:
         if self.treat is not None and not self.done.issuperset(self._at[name]):
             self._treat_within(name, arrivals)
-            if self._enough():
-                raise _EnoughError
+            self._end_where_enough()
         for index, arrival in arrivals:
             output = arrival.run(self.chain.original(name))
             self.pool.admit(output)
