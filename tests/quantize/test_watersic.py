@@ -8,9 +8,10 @@ from modicum.core.errors import SettingError
 from modicum.core.method import Need
 from modicum.core.unit import Stats
 from modicum.forms.coded import steps
-from modicum.numerics.coding import raised_by
+from modicum.numerics import coding
+from modicum.numerics.exponents import raised_by
 from modicum.numerics.solver import factorize
-from modicum.quantize import Coded, Gptq, Watersic
+from modicum.quantize import Coded, Gptq, Watersic, _stream
 
 RATES = (1.25, 2.0, 3.0, 4.5)
 
@@ -171,3 +172,43 @@ def test_codes_aim_at_what_makes_up_for_drift(layer):
     assert error(found) == pytest.approx(error(straight), rel=0.05)
     assert error(found) < 0.7 * error(method.code(thing.weight, seen(), torch.float32))
     assert Need.DRIFT in Watersic(rate=5.0).wanted() and Need.DRIFT not in Watersic(towards=0.0).wanted()
+
+
+def hindered(monkeypatch, below):
+    """Codes under a damping below this one begin at steps so fine that none meets its room."""
+    first, following = coding._Coding._first, coding._Coding._next
+    fine = lambda own: own.factor is not None and own.factor.damping < below
+    monkeypatch.setattr(coding._Coding, "_first", lambda own, *words: first(own, *words) / (1e4 if fine(own) else 1))
+    monkeypatch.setattr(coding._Coding, "_next", lambda own, *words: words[1][-1].scale * 1.001 if fine(own) else following(own, *words))
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_codes_that_do_not_settle_take_a_firmer_damping_and_are_never_rounded_alone(layer, monkeypatch, ahead):
+    thing, covariance = layer(96, 64), correlated(64)
+    seen = lambda: Stats(count=500, covariance=covariance, ahead=(Watersic(rate=2.5, damping=0.5), Watersic(rate=2.5, damping=8.0)) * ahead)
+    firm = Watersic(rate=2.5, damping=8.0).code(thing.weight, seen(), torch.float32)
+    hindered(monkeypatch, 5.0)
+    told = seen()
+    found = Watersic(rate=2.5, damping=0.5).code(thing.weight, told, torch.float32)
+    assert torch.equal(found.dense(), firm.dense()) and not told.events
+    told, hopeless = seen(), 1e9
+    hindered(monkeypatch, hopeless)
+    assert Watersic(rate=2.5, damping=0.5).code(thing.weight, told, torch.float32).nbytes == found.nbytes
+    assert any("rounded to the nearest" in event for event in told.events)
+
+
+def test_of_codes_that_settle_late_the_better_ones_are_taken(layer, monkeypatch):
+    thing, covariance = layer(96, 64), correlated(64)
+    method = Watersic(rate=2.0, damping=0.01)
+    error = lambda form: float((((form.dense() - thing.weight) @ covariance) * (form.dense() - thing.weight)).sum())
+    code = lambda: error(method.code(thing.weight, Stats(count=500, covariance=covariance), torch.float32))
+    first = coding._Coding._first
+    # All begin too fine, and come to their room once they have lost patience.
+    monkeypatch.setattr(coding._Coding, "_first", lambda own, *words: first(own, *words) / 1.1)
+    monkeypatch.setattr(coding, "_PATIENCE", 1)
+    asked, take = [], _stream.factored
+    monkeypatch.setattr(_stream, "factored", lambda stats, damping, *more: asked.append(damping) or take(stats, damping, *more))
+    found = code()
+    assert max(asked) >= 4 * min(asked)
+    monkeypatch.setattr(_stream, "_FIRMER", 0)
+    assert found <= code()

@@ -10,7 +10,7 @@ from modicum.core.method import Need
 from modicum.core.option import Option
 from modicum.measure.subject import Subject
 from modicum.models.model import Model
-from modicum.numerics.coding import LEAST, raised_by
+from modicum.numerics.exponents import LEAST, raised_by
 from modicum.sweep import Script, Sensitivity
 from modicum.table.harm import looked_up_alone
 

@@ -17,9 +17,10 @@ from typing_extensions import override
 
 from modicum.core.blocks import Blocks, spans
 from modicum.forms import rans
-from modicum.forms.coded import BESIDE, WIDEST, Coded, exact_scale, on_ladder, side_bytes, steps, stream_bytes, tables
+from modicum.forms.coded import BESIDE, WIDEST, Coded, exact_scale, side_bytes, steps, stream_bytes, tables
 from modicum.forms.trellis import SEGMENT, STATES, shifted
 from modicum.numerics import trellis
+from modicum.numerics.exponents import falling
 from modicum.numerics.foreseen import between, inverse, nearer
 from modicum.numerics.solver import BlockFactor, Factor, laned, slabs, solve
 
@@ -27,9 +28,9 @@ from modicum.numerics.solver import BlockFactor, Factor, laned, slabs, solve
 _SAMPLE = 1 << 15
 # Octaves of steps around the deviation of all weights, in which sizes are foreseen.
 _OCTAVES = torch.arange(-8.0, 5.0, 0.25)
-# Rounds in which steps are put right, and of plain rounding where none did it; the share of a stream that may stay free; how much coarser plain steps
-# get from round to round.
-_ROUNDS, _PLAIN, _FREE, _COARSER = 8, 40, 0.004, 1.2
+# Rounds in which steps are put right, those after which codes are made otherwise, and those of plain rounding where nothing else did it; the share of
+# a stream that may stay free; how much coarser plain steps get from round to round.
+_ROUNDS, _PATIENCE, _PLAIN, _FREE, _COARSER = 8, 4, 40, 0.004, 1.2
 # Bytes that a lane takes beside its numbers, about and at the most, and how near to its room a stream on paths is written to count them.
 _LANE, _MOST_LANE, _COUNTED = 1.5, 4, 0.03
 # By what a scale grows where the nearest one was met and is too fine.
@@ -57,8 +58,6 @@ PATHS, _ROOM = 4.0, 4.25
 _PEAK = 4.5
 # Bits that codes on a path take more than plain rounding under the same steps does.
 _DEARER = 0.13
-# The share of the mean that a row is felt with at the least: gradients are of a few sequences.
-LEAST = 1e-2
 
 
 @dataclass(frozen=True)
@@ -82,19 +81,20 @@ class _Trial:
 def coded(
     weight: torch.Tensor, bits: Sequence[float], dtype: torch.dtype, *, factor: Factor | BlockFactor | None = None,
     order: torch.Tensor | None = None, moment: torch.Tensor | Blocks | None = None, raised: torch.Tensor | None = None,
-    events: list[str] | None = None, paths: bool = False,
+    events: list[str] | None = None, paths: bool = False, otherwise: Callable[[float], Coded] | None = None,
 ) -> list[Coded]:  # fmt: skip
     """A form of float32 ``weight`` (rows, columns) for each of ``bits`` per weight, its step the finest that the stream has room for.
 
     With the ``factor`` of the ``moment`` of inputs (columns, columns), whose columns stand in ``order``, later columns absorb the errors of earlier
-    ones; without it every weight is rounded to the nearest. Steps of rows are ``raised`` (rows,) by so many quarters of an octave. ``events`` is
-    told where that had to be done although there is one. With ``paths`` codes of few bits are the best path of their column through a trellis.
+    ones; without it every weight is rounded to the nearest. Steps of rows are ``raised`` (rows,) by so many quarters of an octave. With ``paths``
+    codes of few bits are the best path of their column through a trellis. Where errors that are handed on take more bits than coarser steps save,
+    the form is what ``otherwise`` gives for the bits; without it weights are rounded to the nearest, which ``events`` is told.
     """
     found: dict[float, Coded] = {}
     kinds = {each: _Kind.of(each, paths) for each in dict.fromkeys(bits)}
     for kind in dict.fromkeys(kinds.values()):
         if mine := [each for each, own in kinds.items() if own == kind]:
-            coding = _Coding(weight, factor, order, moment, raised, kind)
+            coding = _Coding(weight, factor, order, moment, raised, kind, otherwise)
             found |= {mine[place]: form for place, form in coding.forms(mine, dtype).items()}
             if events is not None:
                 events += coding.events
@@ -120,9 +120,9 @@ class _Coding:
 
     def __init__(
         self, weight: torch.Tensor, factor: Factor | BlockFactor | None, order: torch.Tensor | None, moment: torch.Tensor | Blocks | None,
-        raised: torch.Tensor | None, kind: _Kind,
+        raised: torch.Tensor | None, kind: _Kind, otherwise: Callable[[float], Coded] | None,
     ):  # fmt: skip
-        self.paths = kind.paths
+        self.paths, self.otherwise = kind.paths, otherwise
         # Rows do not meet: each is coded in units of its step.
         self.raised = torch.zeros(len(weight), dtype=torch.int16) if raised is None else raised
         weight = weight / steps(self.raised, 1.0)[:, None]
@@ -140,7 +140,7 @@ class _Coding:
             peaks = (
                 weight.abs().amax(0)[order] / weight.square().mean().sqrt().clamp_min(2.0**-60) if self.paths else torch.ones(len(order))
             )
-            self.columns[order] = _falling(factor.curvature, kind.larger - (peaks / _PEAK).clamp_min(1).log2())
+            self.columns[order] = falling(factor.curvature, kind.larger - (peaks / _PEAK).clamp_min(1).log2())
         self.costs, self.reaches = torch.from_numpy(rans.costs()), torch.from_numpy(rans.reaches())
         third = trellis.TOP_OF_THIRDS if self.paths else _THIRD
         self.unit, self.most = steps(self.columns, 1.0), torch.where(self.columns % 4 == 2, third, rans.TOP)
@@ -154,11 +154,14 @@ class _Coding:
         written = lambda scale: exact_scale(max(self.finest, scale), dtype, self.raised)
         scales = {place: written(self._first(curve, room)) for place, room in enumerate(rooms)}
         best: dict[int, _Trial] = {}
+        late: list[int] = []
         met: dict[int, list[_Trial]] = {place: [] for place in scales}
         for turn in range(_ROUNDS + _PLAIN):
             scales = {place: scale for place, scale in scales.items() if self._worth_more(best.get(place), rooms[place], turn)
                       and all(trial.scale != scale for trial in met[place])}  # fmt: skip
-            if not scales:
+            if turn == _PATIENCE:
+                late = [place for place in scales if place not in best]
+            if not scales or (turn == _ROUNDS and self.otherwise is not None):
                 break
             if turn == _ROUNDS:
                 # Errors that columns hand on may grow under steps this coarse: then no scale gives fewer bytes.
@@ -175,7 +178,21 @@ class _Coding:
                 scales[place] = aligned(self._next(curve, met[place], rooms[place]) if turn < _ROUNDS else scale * _COARSER)
                 if place not in best and any(other.scale == scales[place] for other in met[place]):
                     scales[place] = aligned(max(other.scale for other in met[place]) * _STEP)
-        return {place: self._finished(trial, bits[place], dtype) for place, trial in best.items()}
+        found = {place: self._finished(trial, bits[place], dtype) for place, trial in best.items()}
+        if self.otherwise is None:
+            return found
+        for place in late:  # or only a scale does at which much is lost
+            other = self.otherwise(bits[place])
+            if place not in found or self._lost(other) < self._lost(found[place]):
+                found[place] = other
+        return found
+
+    def _lost(self, form: Coded) -> float:
+        """What a form loses under the moment of inputs, each row in units of its step."""
+        error = form.dense().float() / steps(self.raised, self.size)[:, None] - self.weight
+        if self.moment is None:
+            return float(error.square().sum())
+        return sum(float(((error[:, columns] @ square) * error[:, columns]).sum()) for columns, square in spans(self.moment))
 
     def _first(self, curve: tuple[np.ndarray, np.ndarray], room: int) -> float:
         """The scale to begin at: on the curve, or where codes follow paths where plain ones with the same feedback say that it should be.
@@ -370,23 +387,6 @@ class _Following(_Rounding):
         codes, numbers = trellis.best(placed, own, self.most[column], _WIDER)
         self.codes[column] = torch.from_numpy(codes.reshape(-1))
         return torch.from_numpy(numbers.reshape(-1)) * step
-
-
-def _falling(curvature: torch.Tensor, larger: torch.Tensor) -> torch.Tensor:
-    """Exponents of steps ``∝ 1 / √D`` (columns,): whole octaves alone where codes are ``larger`` than typical ones by so many octaves (columns,)."""
-    octaves = -0.5 * curvature.log2()
-    found, large = octaves - octaves.min(), octaves.mean() - octaves > larger
-    return torch.where(large, (4 * found.round()).to(torch.int16), on_ladder(found)).clamp(max=WIDEST - 1)
-
-
-def raised_by(felt: torch.Tensor, least: float = LEAST, root: float = 0.25) -> torch.Tensor:
-    """Exponents of steps ``∝ felt^-root`` (rows,) for how much the output feels each row, its squared gradient, but ``least`` of the mean.
-
-    To second order ``felt^(-1/2)`` would be best; but rows that are hardly felt would take steps at which they lose all they are, which is no small
-    error any more.
-    """
-    octaves = -root * felt.double().clamp_min(float(felt.mean()) * least + 1e-300).log2()
-    return on_ladder(octaves - octaves.median())
 
 
 def _aim(room: float) -> float:

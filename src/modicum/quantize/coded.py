@@ -14,7 +14,8 @@ from modicum.core.method import Change, Method, Paper
 from modicum.core.settings import param
 from modicum.core.unit import Site, Stats
 from modicum.forms.lift import on_dense
-from modicum.numerics.coding import coded, raised_by
+from modicum.numerics.coding import coded
+from modicum.numerics.exponents import raised_by
 from modicum.quantize._stream import settled, solved, with_those_ahead
 
 # A gradient's moment is of few sequences, so its damping is large; and so are frequencies, so steps fall with their eighth root alone.
