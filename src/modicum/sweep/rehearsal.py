@@ -123,6 +123,7 @@ class _Rehearsal:
                     self.output = output
                     self.script.carried = written(before, kept(self.model.module))
             finally:
+                self.loans.end()  # what is let go is looked at
                 self.model.weights.release(
                     [*self.model.trunk, *(name for block in self.inside for name in self.model.blocks[block].parameters)]
                 )
