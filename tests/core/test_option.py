@@ -135,6 +135,14 @@ def test_stand_ins_without_data():
     assert Option().without_data() == Option()
 
 
+def test_stand_ins_of_tables_where_gradients_are_taken():
+    assert str(Option.parse("gptq bits=3 symmetric=true").looked_up()) == "gptq bits=3 symmetric=true moment=felt"
+    for text in ("hqq bits=3", "gptq bits=3 moment=felt", "keep"):
+        assert Option.parse(text).looked_up() == Option.parse(text)
+    for text in ("watersic rate=2", "wanda keep=0.3", "nearest bits=3 | eora rank=2"):
+        assert Option.parse(text).looked_up() == Option.parse(text).without_data()
+
+
 def test_an_option_without_a_stand_in_has_none():
     class Hungry(Method):
         needs = frozenset({Need.INPUTS})

@@ -71,7 +71,7 @@ def test_one_method_everywhere_but_where_rules_say_otherwise(model, tmp_path):
     rules = {"lm_head": "bits=8", "*q_proj": "nearest bits=3 group=16", "*mlp*": "group=8", "v_proj": "keep"}
     found = options(modicum.fit(model[0], method="gptq bits=4 group=32", data=model[1], target="modicum", out=tmp_path / "out", set=rules))
     assert found.pop("lm_head") == "gptq bits=8 group=32"
-    assert found.pop("model.embed_tokens").startswith("hqq bits=4")  # whose inputs nobody sees
+    assert found.pop("model.embed_tokens") == "gptq bits=4 group=32 moment=felt"  # whose inputs nobody sees
     for name, option in found.items():
         want = {"q_proj": "nearest bits=3 group=16", "v_proj": "keep"}.get(name.rpartition(".")[2])
         assert option == want or (want is None and option == f"gptq bits=4 group={8 if '.mlp.' in name else 32}"), (name, option)

@@ -4,17 +4,19 @@ import pytest
 import torch
 from torch import nn
 
+import modicum
 from modicum.core.budget import Budget
-from modicum.core.option import KEEP
+from modicum.core.option import KEEP, Option
 from modicum.core.progress import Quiet
 from modicum.fit.request import Request
 from modicum.forms import Cut
 from modicum.judge.judge import Levels, PlanJudge
-from modicum.measure import rows
+from modicum.measure import felt, measure, rows
 from modicum.measure.settings import common
 from modicum.measure.subject import Subject
 from modicum.measure.survey import Survey
 from modicum.sweep.spill import SpillPool
+from modicum.testing import zoo
 from modicum.work.meter import Meter
 
 MENU = "hqq bits=2 group=8,nearest bits=4 group=0,half,fp8,svd keep=0.5,hqq bits=2 group=8 | eora rank=2"
@@ -80,3 +82,39 @@ def test_a_table_is_judged_by_the_rows_that_are_looked_up(found, tmp_path):
     assert isinstance(some[part], Cut) and some[part].inner.shape[0] <= 75 < whole[part].shape[0]
     with pytest.raises(AssertionError, match="made for others"):
         PlanJudge(table, some, data.test)
+
+
+# Columns that make up for each other as the output feels what is looked up
+
+TABLE, FELT = "model.embed_tokens.weight", "gptq bits=3 group=32 moment=felt"
+
+
+@pytest.fixture(scope="module")
+def llama():
+    return zoo.build("llama")
+
+
+def test_a_measured_table_is_chosen_as_it_is_felt_and_an_earlier_version_s_as_it_was(llama, tmp_path):
+    model, batches = llama
+    menu = "gptq bits=3 group=32,hqq bits=3 group=32"
+    known = measure(model, out=tmp_path / "known", data=batches, menu=menu, target="modicum", search_time=0)
+    solved, hqq = (known.findings.units[TABLE][text] for text in (FELT, "hqq bits=3 group=32"))
+    assert known.findings.units[TABLE].keys() == {KEEP, FELT, "hqq bits=3 group=32"} and solved.harm < hqq.harm
+    found = modicum.fit(model, bpw=5, measured=known, target="modicum", out=tmp_path / "found")
+    assert found.plan.options[TABLE] == FELT
+    alone = modicum.fit(model, plan=found.out / "plan.json", data=batches, out=tmp_path / "alone")
+    assert (alone.out / "model.safetensors").read_bytes() == (found.out / "model.safetensors").read_bytes()
+    del known.findings.units[TABLE][FELT]
+    earlier = modicum.fit(model, bpw=5, measured=known, target="modicum", menu="gptq bits=3 group=32")
+    assert earlier.plan.options[TABLE] == "hqq bits=3 group=32"
+
+
+@pytest.mark.parametrize(
+    ("target", "settings", "expected"),
+    [("modicum", {}, FELT), ("modicum", {"harm": "error"}, "hqq bits=3 group=32"), ("transformers", {}, None)],
+)
+def test_gradients_are_taken_where_a_table_is_solved_and_nowhere_else(llama, target, settings, expected):
+    method = Option.parse("gptq bits=3 group=32")
+    opened = Subject.open(llama[0], Request(method=method, **common(menu=None, **settings)), llama[1])
+    held = {site.name: opened.target(target).adapt(site, method) for site in opened.target(target).sites()}
+    assert str(held.get(TABLE)) == str(expected) and felt.wanted(opened, held.values()) == (expected == FELT)

@@ -35,7 +35,7 @@ from modicum.work.store import ChainStore
 from modicum.work.workdir import WorkDir
 
 MENU = "nearest bits=2 group=32,gptq bits=3 group=32 sweeps=0,nearest bits=8 group=32,ziplm keep=0.5,blocks,replaceme"
-FILES = {"measurement.json", "findings.json", "sequences.safetensors"}
+FILES = {"measurement.json", "findings.json", "sequences.safetensors", "felt.safetensors"}
 
 
 @pytest.fixture(scope="module")

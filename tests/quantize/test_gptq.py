@@ -6,7 +6,7 @@ from modicum.core.method import Need
 from modicum.core.unit import Stats
 from modicum.forms import Cut, Dense, Integer
 from modicum.numerics.solver import solve
-from modicum.quantize import Gptq, Hqq, Nearest, _rounded, gptq
+from modicum.quantize import Gptq, Hqq, Nearest, _columns, _rounded
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
@@ -107,6 +107,45 @@ def test_without_data_hqq_stands_in():
     assert Gptq(bits=3, group=32, symmetric=True, damping=0.1).without_data() == Hqq(bits=3, group=32, symmetric=True)
 
 
+def table(columns=64):
+    """A table's weight, and the second moment of a gradient that feels some directions far more."""
+    gradients = torch.randn(4 * columns, columns) * torch.logspace(0, -1.5, columns) @ torch.linalg.qr(torch.randn(columns, columns))[0]
+    return torch.randn(300, columns), gradients.T @ gradients
+
+
+@pytest.mark.parametrize("settings", [{"bits": 2}, {"bits": 4, "symmetric": True}, {"bits": 3, "group": 32, "scales": 6}])
+def test_columns_of_a_table_make_up_for_each_other_as_the_output_feels_them(layer, settings):
+    thing, step = layer(), Gptq(**settings).looked_up()
+    thing.weight, felt = table()
+    ours, theirs = thing.apply(step, stats=Stats(felt=felt)), thing.apply(step.without_data(), stats=Stats(felt=felt))
+    lost = lambda form: float(((form.dense() - thing.weight) @ felt * (form.dense() - thing.weight)).sum())
+    assert ours.nbytes == theirs.nbytes and lost(ours) < 0.6 * lost(theirs)
+    as_inputs = thing.apply(Gptq(**settings, damping=0.1, towards=0.0), stats=Stats(count=300, covariance=felt))
+    assert torch.equal(ours.dense(), as_inputs.dense())
+
+
+def test_the_codes_of_a_table_are_those_of_a_plain_loop():
+    """One column after the other, what each loses regressed on those after it; a row's largest entry may lie right between two levels."""
+    weight, felt = table(16)
+    step = Gptq(bits=3, group=0, symmetric=True, order="none", clip=1.0, sweeps=0, moment="felt")
+    form = step._whole(weight, Stats(felt=felt))
+    damped = (felt + 0.1 * felt.diagonal().mean() * torch.eye(16)).double()
+    left, scale, codes = weight.double().clone(), form.scale.double(), []
+    for column in range(16):
+        codes.append((left[:, column] / scale[:, 0]).round().clamp(-4, 3))
+        error, rest = left[:, column] - codes[-1] * scale[:, 0], slice(column + 1, None)
+        left[:, rest] += error[:, None] * torch.linalg.solve(damped[rest, rest], damped[rest, column])
+    assert torch.isclose(form.dense().double(), torch.stack(codes, 1) * scale, atol=1e-5).all(1).float().mean() > 0.9
+
+
+def test_a_table_that_was_not_seen_felt_takes_hqq_and_says_so(layer):
+    thing, step, stats = layer(), Gptq(bits=3, group=32).looked_up(), Stats()
+    assert str(step) == "gptq bits=3 group=32 moment=felt" and step == step.looked_up()
+    assert step.feels and not step.wanted() and not Gptq().feels
+    assert torch.equal(thing.apply(step, stats=stats).dense(), thing.apply(Hqq(bits=3, group=32)).dense())
+    assert stats.events == [f"how the output feels it was not seen, hqq bits=3 group=32 stands in for {step}"]
+
+
 def test_it_cannot_come_after_another_quantizer(layer):
     with pytest.raises(SettingError, match=r"quantize/gptq: must come before .* left it integer\. Put quantize/gptq first"):
         layer().apply(Nearest(), Gptq())
@@ -181,7 +220,7 @@ def test_weights_of_several_slabs_are_refined_slab_by_slab(monkeypatch):
         step = Gptq(bits=2, group=group)
         whole = step.quantize(weight, step.grid, Stats(count=300, covariance=covariance), torch.float32)
         with monkeypatch.context() as patched:
-            patched.setattr(gptq, "slabs", lambda weight: [slice(low, low + 13) for low in range(0, len(weight), 13)])
+            patched.setattr(_columns, "slabs", lambda weight: [slice(low, low + 13) for low in range(0, len(weight), 13)])
             parts = step.quantize(weight, step.grid, Stats(count=300, covariance=covariance), torch.float32)
         assert torch.equal(whole.codes, parts.codes) and torch.equal(whole.scale, parts.scale)
 

@@ -111,7 +111,16 @@ class Option:
 
     def without_data(self) -> Option | None:
         """The option for weights whose inputs were not seen: every step's stated stand-in, or None where a step has none."""
-        steps = [step.without_data() if hasattr(step, "without_data") else step if step.data_free() else None for step in self.steps]
+        return self._stood_in("without_data")
+
+    def looked_up(self) -> Option | None:
+        """The option for tables where gradients of the output are taken: what a step does there, or its stand-in without data."""
+        return self._stood_in("looked_up", "without_data")
+
+    def _stood_in(self, *ways: str) -> Option | None:
+        """Of every step the first of its ``ways``."""
+        stand_in = lambda step: next((getattr(step, way)() for way in ways if hasattr(step, way)), step if step.data_free() else None)
+        steps = [stand_in(step) for step in self.steps]
         return None if any(step is None for step in steps) else Option(tuple(step for step in steps if step is not None))
 
     def apply(self, site: Site, stats: Mapping[str, Stats], current: Mapping[str, Form]) -> Change:

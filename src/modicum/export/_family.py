@@ -134,7 +134,10 @@ class Target(ABC):
             option = Option(option.steps[:-1])
         if any(unit.pruned for unit in site.units) and not option.keeps_zeros:
             return None
-        return option.without_data() if site.data_free else option
+        if not site.data_free:
+            return option
+        felt = self.script.feels and all(unit.kind == "embedding" for unit in site.units)
+        return option.looked_up() if felt else option.without_data()
 
     def against(self, site: Site, option: Option) -> str:
         """Why an option cannot be held on ``site``, or an empty string where nothing is to be said."""

@@ -146,7 +146,8 @@ class Levels:
                 some = replace(unit, shape=(int(met.sum()), unit.shape[1]))
                 for part in parts[unit.name]:
                     option = Option.parse(part[1])
-                    self.keep(unit, option, "", Cut(self._plain(some, option, model.matrix(unit)[met]), met, None))
+                    form = self._plain(some, option, model.matrix(unit)[met], stage.stats[unit.name].felt)
+                    self.keep(unit, option, "", Cut(form, met, None))
                     made.add(part)
 
         if parts:
@@ -156,9 +157,9 @@ class Levels:
         return made
 
     @staticmethod
-    def _plain(unit: Unit, option: Option, stored: torch.Tensor) -> Form:
-        """What an option makes of a weight without data."""
-        site, stats = Site(unit.name, "unit", (unit,)), {unit.name: Stats(reference=stored)}
+    def _plain(unit: Unit, option: Option, stored: torch.Tensor, felt: torch.Tensor | None) -> Form:
+        """What an option makes of a weight without data, but for how a table is ``felt`` (columns, columns)."""
+        site, stats = Site(unit.name, "unit", (unit,)), {unit.name: Stats(reference=stored, felt=felt, ahead=option.steps[:1])}
         return option.apply(site, stats, {unit.name: Dense(stored)}).forms[unit.name]
 
     def _made(self, unit: Unit, option: Option, start: Form | None, stats: Stats) -> Form:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
+from modicum.core.finite import finite
 from modicum.core.method import Need
 from modicum.core.option import Option
 from modicum.measure.subject import Subject
@@ -19,13 +20,13 @@ HEAD_LEAST = 1e-4
 
 
 def wanted(subject: Subject, options: Iterable[Option]) -> bool:
-    """Whether an option asks for it, of a model with blocks, and gradients may be taken."""
-    return bool(subject.model.blocks) and subject.settings.harm != "error" and any(option.feels for option in options)
+    """Whether an option asks for it, and gradients may be taken."""
+    return subject.takes_gradients and any(option.feels for option in options)
 
 
 def together(subject: Subject, options: Iterable[Option]) -> bool:
     """Whether an option asks how the output feels rows together, and gradients may be taken."""
-    return bool(subject.model.blocks) and subject.settings.harm != "error" and any(Need.FELT in option.needs for option in options)
+    return subject.takes_gradients and any(Need.FELT in option.needs for option in options)
 
 
 def widest(subject: Subject) -> int:
@@ -50,7 +51,7 @@ def raised(model: Model, sensitivities: Mapping[str, Sensitivity]) -> dict[str, 
 def tables(model: Model, sensitivities: Mapping[str, Sensitivity]) -> dict[str, torch.Tensor]:
     """How much the output feels the entries of embeddings (columns, columns)."""
     found = {name: one.table for name, one in sensitivities.items() if name in model.units}
-    return {name: value for name, value in found.items() if value is not None and bool(value.any())}
+    return {name: value for name, value in found.items() if value is not None and bool(value.any()) and finite(value)}
 
 
 def set_by(script: Script, model: Model, sensitivities: Mapping[str, Sensitivity]) -> None:
@@ -60,7 +61,7 @@ def set_by(script: Script, model: Model, sensitivities: Mapping[str, Sensitivity
 
 def told(found: Mapping[str, torch.Tensor]) -> dict[str, list[int]]:
     """JSON value of exponents."""
-    return {name: value.tolist() for name, value in found.items()}
+    return {name: found[name].tolist() for name in sorted(found)}
 
 
 def read(value: Mapping[str, list[int]]) -> dict[str, torch.Tensor]:

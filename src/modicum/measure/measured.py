@@ -131,6 +131,7 @@ class Measured:
         if "cuts" in self.meta:  # older ones kept none
             subject.cuts = self.cuts(subject.model) | expert_sites(subject.model, subject.script)
         subject.script.raised, subject.script.felt = felt.read(self.findings.raised), self.felt(subject.model)
+        subject.script.feels &= self.findings.solves_tables
         return subject
 
     def cuts(self, model: Model) -> dict[str, Site]:

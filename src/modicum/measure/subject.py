@@ -82,6 +82,9 @@ class Subject:
     _unused: dict[str, frozenset[str]] = field(default_factory=dict)
     _zeros: dict[Any, Form] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self.script.feels = self.takes_gradients
+
     @classmethod
     def open(
         cls, source: str | Path | nn.Module | Model, settings: Settings, batches: Any = None, data: Splits | None = None,
@@ -150,6 +153,11 @@ class Subject:
         """The model that gradients are taken of."""
         alike = self.compute.gradients == self.compute.forward
         return self.model if alike else self.compute.of(self.model, gradients=True)
+
+    @property
+    def takes_gradients(self) -> bool:
+        """Whether gradients of the output may be taken."""
+        return bool(self.model.blocks) and self.settings.harm != "error"
 
     # Targets
 

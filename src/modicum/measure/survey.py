@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -69,8 +69,7 @@ class Survey:
         path = self.directory / "findings.json"
         known = self.ranks.first("findings kept", lambda: json.loads(path.read_text()) if path.exists() else None)
         sensitivities = self._sensitivities()
-        offered = [option for name in self.targets for option in self.subject.menu(name).with_rules(self.subject.target(name).sites())]
-        if felt.wanted(self.subject, offered):
+        if felt.wanted(self.subject, self._options()):
             felt.set_by(self.subject.script, self.subject.model, sensitivities)
         told = self._slopes()
         if known is not None:
@@ -82,6 +81,13 @@ class Survey:
         found = self.ranks.first("findings", lambda: self._completed(found, levels))
         write_json(path, found.to_json())
         return found
+
+    def _options(self) -> Iterator[Option]:
+        """All that may be chosen, and what becomes of it on weights whose inputs are not seen."""
+        for target, menu in ((self.subject.target(name), self.subject.menu(name)) for name in self.targets):
+            yield from menu.with_rules(target.sites())
+            for site in (site for site in target.sites() if site.data_free):
+                yield from offered(target, site, menu).values()
 
     def _slopes(self) -> list[str]:
         """See gradients by weight, where an option asks for them; what there is to tell."""

@@ -45,7 +45,8 @@ class Script:
     so that none may begin before the one before it has ended.
     ``together``: columns whose covariance is taken together, of units whose whole one does not fit (``fit.memory``).
     ``raised``: steps of rows by unit, that suit how much the output feels each; ``felt``: by table, how much it feels what is looked up there, the
-    second moment of its gradient (columns, columns) (``measure.felt``); ``slopes``: gradients by weight, where a method asks (``measure.slopes``).
+    second moment of its gradient (columns, columns) (``measure.felt``); ``feels``: whether that is to be known.
+    ``slopes``: gradients by weight, where a method asks (``measure.slopes``).
     ``important``: how much tokens of calibration count, where they do not count alike (``measure.importance``).
     ``sent``: whether experts that met few tokens are measured on others.
     ``folded``: units whose input has other axes than rows, tokens and columns.
@@ -74,6 +75,7 @@ class Script:
     together: dict[str, int] = field(default_factory=dict)
     raised: dict[str, torch.Tensor] = field(default_factory=dict)
     felt: dict[str, torch.Tensor] = field(default_factory=dict)
+    feels: bool = False
     slopes: dict[str, Slopes] = field(default_factory=dict)
     sent: bool = False
     important: Important = field(default_factory=Important)

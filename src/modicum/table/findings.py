@@ -83,6 +83,11 @@ class Findings:
         return cls(units, value["energy"], cuts, spans, value["facts"], value["events"], value["scales"], value["rank"], plain,
                    value.get("raised", {}))  # fmt: skip
 
+    @property
+    def solves_tables(self) -> bool:
+        """Whether columns of tables made up for each other; an earlier version's did under other options alone."""
+        return any("moment=felt" in text for options in self.units.values() for text in options)
+
     def know(self, site: Site, text: str) -> bool:
         """Whether an option was measured on every unit of a site; an earlier version knew fewer."""
         return text == KEEP or all(text in self.units.get(unit.name, {}) for unit in site.units)
