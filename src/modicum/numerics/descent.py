@@ -2,8 +2,9 @@
 
 With the weight error ``E = W - Q`` and the covariance H the loss is ``tr(E H Eᵀ)``. Its gradient ``G = E H`` says of every code what it would
 best be while all others stay: ``q + G_k / H_kk`` in column k, rounded to the nearest level. Of a group's scale s, with the levels L that it
-multiplies, it says ``s + (L · G) / (L H Lᵀ)``. No step makes the loss larger. Rows do not meet, so each step is one operation on all of them, and
-gradients follow by matrix products.
+multiplies, it says ``s + (L · G) / (L H Lᵀ)``. No step makes the loss larger. Rows do not meet, so each step is one operation on all of them.
+Gradients are matrix products of errors as they are when a piece of columns has its turn, so none is kept; with ``G = B + A`` of the errors before and
+after a piece, whose own part is in A no longer, the loss is the sum over pieces of ``E (2 B + E H)``.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from modicum.numerics.grid import Grid, least_scale
 from modicum.numerics.rounding import decided
 from modicum.numerics.solver import laned
 
-# Columns moved one after the other before the gradients of those around them follow, and before all others' do.
+# Columns moved one after the other before the gradients of those around them follow, and columns whose gradients are made together.
 _LEAF, _PIECE = 32, 128
 # Columns whose losses are summed in float64 at a time.
 _FEW = 16
@@ -43,13 +44,12 @@ def descend(
         descent = _Descent(weights, grids, forms, moment, damping)
         if held:
             descent.parts = []
-        if not finite(descent.gradient):
-            return list(forms), descent.losses()
-        for _ in range(sweeps):
-            descent.sweep()
-        if not finite(torch.cat(lost := descent.losses())):
-            return list(forms), _Descent(weights, grids, forms, moment, damping).losses()
-        return descent.forms(), lost
+        if sweeps and all(descent.sweep() for _ in range(sweeps)) and finite(descent.lost):
+            return descent.forms(), descent.losses()
+        if sweeps:
+            descent = _Descent(weights, grids, forms, moment, damping)
+        descent.rest()
+        return list(forms), descent.losses()
 
 
 def refined(
@@ -116,9 +116,6 @@ class _Descent:
         self.ridge = damping * base
         self.curvature = (torch.where(diagonal > 0, diagonal, base) + self.ridge).tolist()
         self._lay(grids, [laned(weight) for weight in weights])
-        self.gradient = self.error * self.ridge
-        for columns, square in spans(moment):
-            add_product(self.gradient[columns], square, self.error[columns])
 
     def _lay(self, grids: Sequence[Grid], weights: Sequence[torch.Tensor]) -> None:
         """Lay codes, scales and zero points below each other."""
@@ -140,7 +137,7 @@ class _Descent:
         for low in range(0, self.columns, self.step):
             columns = slice(low, min(low + self.step, self.columns))
             self.error[columns] -= self._levels(columns, slice(None)) * self.scales[low // self.step]
-        # Columns whose gradients are kept up to date among themselves: whole groups of those forms whose groups divide it.
+        # Columns whose gradients are made together and kept up to date: whole groups of those forms whose groups divide it.
         narrow = [width for width in widths if width <= _PIECE]
         self.piece = _PIECE if all(_PIECE % width == 0 for width in narrow) else _PIECE // max(narrow) * max(narrow)
 
@@ -155,23 +152,43 @@ class _Descent:
         """Codes less their zero points (columns, rows), of columns that share a scale."""
         return self.codes[columns, rows] - self.offsets[columns.start // self.step, rows]
 
-    def sweep(self) -> None:
-        """Move every code, and the scales of its group as soon as all columns of it have moved; wider groups' after all columns."""
+    def sweep(self) -> bool:
+        """Move every code, and the scales of its group as soon as all columns of it have moved; wider groups' after all columns. Tells whether
+        float32 held all gradients.
+        """
+        self.lost = torch.zeros(self.lows[-1], dtype=torch.float64)
         starts = [columns.start for columns, _ in spans(self.moment)]
         narrow = [part for part in self.parts if self.piece % part.width == 0 and all(start % part.width == 0 for start in starts)]
         for columns, square in spans(self.moment):
             for low in range(0, len(square), self.piece):
-                self._move(columns, square, slice(low, min(low + self.piece, len(square))), narrow)
+                if not self._move(columns, square, slice(low, min(low + self.piece, len(square))), narrow):
+                    return False
         for part in self.parts:
             if part not in narrow:
                 for group in part.groups(slice(0, self.columns)):
                     self._rescale(part, group)
+        return True
 
-    def _move(self, columns: slice, square: torch.Tensor, inside: slice, narrow: Sequence[_Rows]) -> None:
-        """Move codes of some columns of a block, then scales; then tell all columns of the block."""
+    def rest(self) -> None:
+        """Look what is lost without a move."""
+        self.lost = torch.zeros(self.lows[-1], dtype=torch.float64)
+        for columns, square in spans(self.moment):
+            gradient = self.error[columns] * self.ridge
+            add_product(gradient, square, self.error[columns])
+            self.lost += _met(gradient, self.error[columns])
+
+    def _move(self, columns: slice, square: torch.Tensor, inside: slice, narrow: Sequence[_Rows]) -> bool:
+        """Move codes of some columns of a block, then scales, by what the errors of all its columns are now; tells whether float32 held that."""
         there = slice(columns.start + inside.start, columns.start + inside.stop)
-        corner, pull = square[inside, inside].clone(), self.gradient[there].clone()
+        corner = square[inside, inside].clone()
         corner.diagonal().add_(self.ridge)
+        before, after = torch.zeros(2, len(corner), self.lows[-1])
+        add_product(before, square[inside, : inside.start].T, self.error[columns.start : there.start])
+        add_product(after, square[inside, inside.stop :].T, self.error[there.stop : columns.stop])
+        pull = before + after
+        add_product(pull, corner, self.error[there])
+        if not finite(pull):
+            return False
         change = torch.empty_like(pull)
         for low in range(0, len(corner), _LEAF):
             own = slice(low, min(low + _LEAF, len(corner)))
@@ -183,12 +200,12 @@ class _Descent:
                 levels = self._levels(group, part.all)
                 felt = torch.zeros(len(corner), part.high - part.low)
                 add_product(felt, corner[own], levels)
-                rise = self._rise(part, group, levels, pull[own, part.all], felt[own])
+                rise = self._rise(part, group, _summed(levels * pull[own, part.all]), _summed(levels * felt[own]))
                 pull[:, part.all] -= felt * rise
                 change[own, part.all] += levels * rise
         self.error[there] -= change
-        self.gradient[there] -= self.ridge * change
-        add_product(self.gradient[columns], square[inside], change, -1)
+        self.lost += _met(pull.add_(before).sub_(after), self.error[there])
+        return True
 
     def _leaf(self, first: int, corner: torch.Tensor, pull: torch.Tensor) -> torch.Tensor:
         """What values of the columns from ``first`` on rise by (columns, rows) as their codes move."""
@@ -214,18 +231,21 @@ class _Descent:
                     met[-1][1], square[own.start - columns.start : own.stop - columns.start],
                     levels[own.start - group.start : own.stop - group.start],
                 )  # fmt: skip
-        felt = torch.cat([product for _, product in met])[group.start - met[0][0].start :][: len(levels)] + self.ridge * levels
-        rise = self._rise(part, group, levels, self.gradient[group, part.all], felt)
+        levelled = self.ridge * levels
+        felt = torch.cat([product for _, product in met])[group.start - met[0][0].start :][: len(levels)] + levelled
+        force = _met(levelled, self.error[group, part.all])
         for columns, product in met:
-            self.gradient[columns, part.all] -= product * rise
-        self.gradient[group, part.all] -= levels * (self.ridge * rise)
+            force += _met(product, self.error[columns, part.all])
+        curvature = _summed(levels * felt)
+        rise = self._rise(part, group, force.float(), curvature)
         self.error[group, part.all] -= levels * rise
+        self.lost[part.all] -= rise * (2 * force - rise * curvature)
 
-    def _rise(self, part: _Rows, group: slice, levels: torch.Tensor, pull: torch.Tensor, felt: torch.Tensor) -> torch.Tensor:
-        """What the scales (rows,) of a group rise by, given the covariance's product with its levels."""
+    def _rise(self, part: _Rows, group: slice, force: torch.Tensor, curvature: torch.Tensor) -> torch.Tensor:
+        """What the scales (rows,) of a group rise by, given what its levels have in common with the gradient, and with themselves."""
         dtype = self.starts[0].scale.dtype
         steps = slice(group.start // self.step, (group.stop - 1) // self.step + 1)
-        scale, force, curvature = self.scales[steps.start, part.all], _summed(levels * pull), _summed(levels * felt)
+        scale = self.scales[steps.start, part.all]
         best = (scale + torch.where(curvature > 0, force / curvature, 0.0)).to(dtype).float()
         rise = best - scale
         # Rounded to its dtype it may be worse; and a scale keeps its sign.
@@ -235,11 +255,8 @@ class _Descent:
         return rise
 
     def losses(self) -> list[torch.Tensor]:
-        """``E H Eᵀ`` of each row as it is now, by weight."""
-        lost = torch.zeros(self.lows[-1], dtype=torch.float64)
-        for error, gradient in zip(self.error.split(_FEW), self.gradient.split(_FEW)):  # what stays in the cache, in a twelfth of the time
-            lost += _summed(error.double() * gradient)
-        return [lost[low : low + len(form.codes)] for form, low in zip(self.starts, self.lows)]
+        """``E H Eᵀ`` of each row after the last sweep, or at rest, by weight."""
+        return [self.lost[low : low + len(form.codes)] for form, low in zip(self.starts, self.lows)]
 
     def forms(self) -> list[Integer]:
         """The forms as they are now."""
@@ -255,3 +272,11 @@ class _Descent:
 def _summed(values: torch.Tensor) -> torch.Tensor:
     """Sum of all columns (columns, rows), one after the other: torch takes an order that differs with the number of rows."""
     return torch.from_numpy(np.add.reduce(values.numpy(), axis=0))
+
+
+def _met(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Sum of products of all columns (columns, rows), in float64."""
+    total = torch.zeros(left.shape[1], dtype=torch.float64)
+    for one, other in zip(left.split(_FEW), right.split(_FEW)):  # what stays in the cache, in a twelfth of the time
+        total += _summed(one.double() * other)
+    return total
