@@ -93,6 +93,20 @@ def test_of_blocks_what_two_have_in_common_counts_as_nothing(cuts, grid):
     assert told < 0.9 * loss(weight, form, damped(whole))
 
 
+@pytest.mark.parametrize("sweeps", [0, 1, 3])
+@pytest.mark.parametrize("blocks", [False, True])
+def test_of_many_pieces_and_widths_together_what_is_told_is_each_ones_loss(sweeps, blocks):
+    covariance, weights = problem(columns=900, tokens=1200)[1], [torch.randn(rows, 900) for rows in (3, 20, 5, 2, 4)]
+    whole = torch.block_diag(covariance[:400, :400], covariance[400:, 400:]) if blocks else covariance
+    moment = Blocks((covariance[:400, :400], covariance[400:, 400:])) if blocks else covariance
+    grids = [Grid(2, 0, True), Grid(2, 32), Grid(3, 48), Grid(4, -1), Grid(3, 300)]
+    forms = [rounded(weight, grid) for weight, grid in zip(weights, grids)]
+    made, told = descend(weights, grids, forms, moment, 0.01, sweeps)
+    for weight, form, start, lost in zip(weights, made, forms, told):
+        assert float(lost.sum()) == pytest.approx(loss(weight, form, damped(whole)), rel=1e-4)
+        assert float(lost.sum()) <= (0.95 if sweeps else 1.0001) * loss(weight, start, damped(whole))
+
+
 def test_weights_below_each_other_move_to_the_bit_as_each_alone():
     covariance, weights = problem()[1], [torch.randn(rows, 160) for rows in (3, 40, 17, 1, 16)]
     forms = [rounded(weight, grid) for weight, grid in zip(weights, GRIDS)]

@@ -37,8 +37,9 @@ def descend(
     """Forms that lose no more of float32 ``weights`` (rows, columns) than ``forms`` on these grids do, and the loss of each one's rows.
 
     The covariance is ``moment`` plus ``damping`` times its mean diagonal. In each of ``sweeps`` every code is moved once, and every scale that
-    rows do not share, but where scales are ``held``. *Needs and cost:* rows · columns² multiply-adds to begin with and in each sweep, twice as many
-    where a scale belongs to more than 128 columns; 24 bytes a weight. Where float32 does not hold what is lost, ``forms`` stay as they are.
+    rows do not share, but where scales are ``held``. *Needs and cost:* rows · columns² multiply-adds in each sweep, twice as many where a scale
+    belongs to more than 128 columns, and 128 for a weight more; 20 bytes a weight. Where float32 does not hold what is lost, ``forms`` stay as they
+    are.
     """
     with np.errstate(all="ignore"):  # as in torch: what is not finite is told where a form is looked at
         descent = _Descent(weights, grids, forms, moment, damping)
