@@ -49,7 +49,7 @@ COMMON = {"group": 64, "symmetric": True, "damping": 0.01, "order": "static", "p
 
 
 # Random weights of these shapes and kinds, how many sequences they are calibrated on, and bounds on memory, of which none is one; 1.1b-4 has four
-# of the 22 blocks, of which each costs the same, and ours once more on the sequences with which it is as good as its peer on all.
+# of the 22 blocks, of which each costs the same, and ours once more on the sequences, and sweeps, with which it is as good as its peer on all.
 WIDE = MODELS["1.1b"][0]
 SIZES = {
     "160m": (LARGE, "bfloat16", 64, ("", "1.4GB")),
@@ -57,7 +57,7 @@ SIZES = {
     "1.1b-4": (WIDE | {"num_hidden_layers": 4}, "bfloat16", 32, ("", "2.45GB")),
     "1.1b": (WIDE, "bfloat16", 32, ("", "2.45GB")),
 }
-FEWER = 2
+FEWER, QUICK = 2, (3 / 8, " sweeps=1")
 OURS = """
 import json, sys
 import modicum
@@ -95,6 +95,8 @@ def main(parts: list[str] | None = None) -> None:
             rows += [peer(name, {**COMMON, **recipe, "dtype": "float32" if PLAIN else "bfloat16"}), ours(name, method)]
             if "bits" in recipe:
                 rows.append(ours(name, method, SAMPLES // FEWER))
+            if "bits" in recipe and recipe["bits"] == 4:
+                rows.append(ours(name, method + QUICK[1], round(QUICK[0] * SAMPLES)))
             show(f"Side by side {title}", head, rows, NOTE)
 
 
@@ -104,19 +106,20 @@ def sized(size: str) -> None:
     chance = torch.Generator().manual_seed(0)
     # The first 16 of 26 parts calibrate.
     tokens = torch.randint(0, VOCABULARY, (sequences * 26 // 16, TOKENS), generator=chance)
-    asked = [(allowed, sequences) for allowed in bounds] + ([("", sequences // FEWER)] if size.startswith("1.1b") else [])
+    asked = [(allowed, sequences, "") for allowed in bounds]
+    asked += [("", sequences // FEWER, ""), ("", round(QUICK[0] * sequences), QUICK[1])] if size.startswith("1.1b") else []
     with tempfile.TemporaryDirectory() as folder:
         config = transformers.LlamaConfig(**shape, vocab_size=VOCABULARY, max_position_embeddings=1024, tie_word_embeddings=False)
         model = random_checkpoint(Path(folder) / "model", config, getattr(torch, dtype))
         runs: list[tuple[str, float, float, int, int]] = []  # tool, seconds, seconds of one processor, extra bytes, bytes in all
-        for allowed, count in asked:
+        for allowed, count, more in asked:
             save_file({"input_ids": tokens[: count * 26 // 16]}, WORK / "all.safetensors")
-            words = [model, WORK / "all.safetensors", Path(folder) / "ours", EQUAL["gptq 4 bits"][1], allowed]
+            words = [model, WORK / "all.safetensors", Path(folder) / "ours", EQUAL["gptq 4 bits"][1] + more, allowed]
             done = subprocess.run([sys.executable, "-c", OURS, *map(str, words)], check=True, stdout=subprocess.PIPE, text=True)
             stages = json.loads(done.stdout.splitlines()[-1])["stages"]
             made = stages["assemble"]
             grown = max(made["peak_bytes"] - stages["open"]["peak_bytes"], 0)
-            tool = "modicum" + f" --ram {allowed}" * bool(allowed) + f", {count} sequences" * (count < sequences)
+            tool = "modicum" + f" --ram {allowed}" * bool(allowed) + f", {count} sequences" * (count < sequences) + more.replace(" ", ", ")
             runs.append((tool, made["seconds"], made["processor_seconds"], grown, made["peak_bytes"]))
         save_file({"input_ids": tokens[:sequences]}, WORK / "some.safetensors")
         theirs = run_peer(model, WORK / "some.safetensors", {**COMMON, **EQUAL["gptq 4 bits"][0], "dtype": dtype}, Path(folder) / "theirs")
@@ -170,7 +173,7 @@ def ours(name: str, method: str, samples: int = SAMPLES) -> tuple:
     stages = json.loads(done.stdout)["stages"]
     quality = modicum.evaluate(out, reference="demo", samples=TEST, tokens=TOKENS)
     grown = max(stages["assemble"]["peak_bytes"] - stages["open"]["peak_bytes"], 0)
-    tool = "modicum" if samples == SAMPLES else f"modicum, {samples} sequences"
+    tool = "modicum" + f", {samples} sequences" * (samples < SAMPLES) + QUICK[1].replace(" ", ", ") * method.endswith(QUICK[1])
     return name, tool, *judged(quality), f"{stages['assemble']['seconds']:.1f}", f"{grown / 1e6:.0f} MB"
 
 
