@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from modicum.core.errors import ModelError, SettingError, listed
+from modicum.core.memory import trim
 from modicum.core.method import Change
 from modicum.core.option import Option
 from modicum.fit import explicit
@@ -103,6 +104,8 @@ class Making:
             felt.set_by(subject.script, subject.model, found)
         felts = {name: one.covariance for name, one in found.items() if one.covariance is not None} if together else {}
         self.pool.admit(felts)
+        del found
+        trim()
         return felts
 
     def _gradients(self, together: bool) -> dict[str, Sensitivity]:
