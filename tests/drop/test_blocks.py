@@ -45,3 +45,20 @@ def test_more_blocks_than_there_are():
     module, batches = zoo.build("llama")
     with pytest.raises(ModelError, match="Drop fewer"):
         modicum.fit(module, method="blocks count=3", target="modicum", data=batches)
+
+
+@pytest.mark.parametrize(
+    ("method", "kept", "gone"), [("blocks count=1", "model.layers.1.self_attn.q_proj", 2), ("replaceme count=1", "*.2.mlp.*", 1)]
+)
+def test_a_block_with_a_weight_that_is_kept_stays(method, kept, gone):
+    module, batches = idle(3 - gone)
+    result = modicum.fit(module, method=method, target="modicum", data=batches, keep=[kept])
+    assert f"model.layers.{gone} to model.layers.{gone}" in result.receipt["events"][0]
+
+
+def test_what_a_stand_in_would_be_folded_into_may_be_kept():
+    module, batches = idle(2)
+    with pytest.raises(ModelError, match=r"model\.layers\.1: its last projection would change, and a weight of it is kept"):
+        modicum.fit(module, method="replaceme count=1 first=2", target="modicum", data=batches, keep=["*.1.mlp.down_proj"])
+    with pytest.raises(ModelError, match="hold nothing that is kept"):
+        modicum.fit(module, method="blocks count=1 first=2", target="modicum", data=batches, keep=["*.2.mlp.down_proj"])

@@ -263,16 +263,16 @@ def _fill(found, sizing):
 # Layers kept, experts
 
 
-def test_layers_kept_keep_under_every_depth():
+def test_layers_kept_stay():
     run = opened("llama", keep=("model.layers.1.self_attn.o_proj", "lm_head"))
     for target in ("modicum", "transformers"):
         table = run.sizing(target).table()
         for site in ("model.layers.1.self_attn.o_proj.weight", "lm_head.weight"):
-            assert {choice.option for choice in table.choices[site]} <= {KEEP, GONE}
+            assert {choice.option for choice in table.choices[site]} == {KEEP}
         assert len(table.choices["model.layers.0.self_attn.o_proj.weight"]) >= 3
     table = run.sizing("modicum").table()
     assert "model.layers.1.self_attn:heads" not in table.choices and "model.layers.1.mlp:ffn" in table.choices
-    assert table.parents["model.layers.1.self_attn.q_proj.weight"] == DEPTH
+    assert DEPTH not in table.choices  # of two blocks that may go a third is none
 
 
 def test_experts_of_a_block_that_goes_cost_nothing():
@@ -451,3 +451,19 @@ def test_a_row_of_zeros_serves_all_weights_as_wide(monkeypatch):
 def test_the_largest_weights_are_sized_in_no_memory_at_all():
     unit = Unit("w", "m", "w", "linear", (1 << 20, 1 << 16), (1 << 20, 1 << 16), torch.bfloat16)
     assert zeros(Option.parse("gptq bits=4 group=0 symmetric=true"), unit, unit.shape).nbytes == (1 << 36) // 2 + (1 << 21)
+
+
+def test_spans_that_would_change_what_is_kept_are_not_offered():
+    menu = "nearest bits=3 group=32,nearest bits=8 group=32,blocks,replaceme"
+    spans = {
+        f"{name} count=1 first={first}": Structural([], [f"model.layers.{first}"], 0.5)
+        for name in ("blocks", "replaceme")
+        for first in (1, 2)
+    }
+    depths = {}
+    for keep in ((), ("*.layers.1.self_attn.q_proj",)):
+        sizing = opened("llama", menu, keep=list(keep)).sizing("modicum")
+        found = Findings(spans=spans)
+        _fill(found, sizing)
+        depths[keep] = {choice.option for choice in sizing.table(found).choices[DEPTH]}
+    assert depths == {(): {KEEP, *spans}, ("*.layers.1.self_attn.q_proj",): {KEEP, "blocks count=1 first=2"}}

@@ -39,6 +39,14 @@ class Spanner(Dropper):
     count: int = param(1, "blocks to leave out", between=(1, 10_000), dial=True)
     first: int | None = param(None, "place of the first of them in call order; none: the span that changes least", between=(0, 10_000))
 
+    # Whether a weight of the block before the span is changed.
+    folds: ClassVar[bool] = False
+
+    def spares(self, script: Script, span: Sequence[str]) -> bool:
+        """Whether blocks may be left out without a change of what is to stay as it is."""
+        before = script.blocks[max(script.blocks.index(span[0]) - 1, 0)]
+        return script.may_go(span) and not (self.folds and before in script.fixed)
+
     def span(self, model: Model, script: Script, batches: Sequence[Batch], pool: SpillPool) -> tuple[tuple[str, ...], str]:
         """The blocks to leave out, and in words why. Raises ``ModelError`` where they cannot be."""
         if self.first is None:
@@ -47,11 +55,11 @@ class Spanner(Dropper):
             return chosen, f"cosine distance {changes[chosen]:.4f}"
         span = tuple(script.blocks[self.first : self.first + self.count])
         lists = {model.blocks[name].list_name for name in script.blocks[max(self.first - 1, 0) : self.first + self.count]}
-        if self.first == 0 or len(span) < self.count or not set(span) <= script.droppable or len(lists) > 1:
+        if self.first == 0 or len(span) < self.count or not script.may_go(span) or len(lists) > 1:
             raise UnsuitableError(
-                f"{self}: must name blocks that can be dropped after another block of their list, does not. Choose others."
+                f"{self}: must name blocks that can be dropped after another of their list, and hold nothing that is kept, does not. Choose others."
             )
-        return span, "as asked for"
+        return span, f"as first={self.first} says"
 
 
 @dataclass(frozen=True, kw_only=True)

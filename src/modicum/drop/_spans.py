@@ -40,7 +40,7 @@ def every_change(model: Model, script: Script, batches: Sequence[Batch], most: i
         states = list(recent)
         for place in range(len(states) - 1):
             span = tuple(other for other, _ in states[place + 1 :])
-            if set(span) <= script.droppable:
+            if script.may_go(span):
                 found[span] = _distance(states[place][1], states[-1][1])
 
     Sweep(model, batches, script, pool=pool, on_block=on_block).finish()

@@ -50,6 +50,7 @@ class Replaceme(Spanner):
     )
     needs = frozenset({Need.BLOCK_OUTPUTS, Need.INPUTS})
     menu = ({},)
+    folds = True
 
     damping: float = param(0.01, "ridge, as a share of the mean energy of M", between=(0.0, 100.0))
 
@@ -58,6 +59,8 @@ class Replaceme(Spanner):
         span, why = self.span(model, script, batches, pool)
         names = [name for name in script.blocks if model.blocks[name].list_name == model.blocks[span[0]].list_name]
         before = names[names.index(span[0]) - 1]
+        if not self.spares(script, span):
+            raise UnsuitableError(f"{before}: its last projection would change, and a weight of it is kept. Use blocks instead.")
         survey = _Survey(model, script, batches, before, span[-1])
         if not adds_output(model, script, batches[0], before, survey.unit.module):
             raise UnsuitableError(

@@ -55,7 +55,7 @@ def measure_spans(
 
 def best_spans(model: Model, script: Script, batches: Sequence[Batch], pool: SpillPool) -> list[tuple[str, ...]]:
     """The span of least cosine change of each length, shortest first."""
-    most = len([name for name in script.blocks if name in script.droppable]) // 3
+    most = len([name for name in script.blocks if script.may_go([name])]) // 3
     lengths = [length for length in SPAN_LENGTHS if length <= most]
     if not lengths:
         return []

@@ -84,6 +84,8 @@ class Subject:
 
     def __post_init__(self) -> None:
         self.script.feels = self.takes_gradients
+        kept = (name for name, unit in self.model.units.items() if self.kept(Site(name, "unit", (unit,))))
+        self.script.fixed = {self.script.block_of[name] for name in kept if name in self.script.block_of}
 
     @classmethod
     def open(

@@ -38,7 +38,8 @@ class Script:
     ``block_of`` each unit's block. ``opaque``: units whose module gives something else than the product of its input and its weight.
     ``inside``: by module the units whose inputs `sweep.within` tells, grouped where they share them, in the order of their use.
     ``repeated``: those of them that a forward calls several times, whose inputs are summed over all calls (`sweep.repeated`).
-    ``droppable``: blocks whose output has the shape of their input and nothing beside it; ``tuples``: those that wrap it in a tuple.
+    ``droppable``: blocks whose output has the shape of their input and nothing beside it; ``tuples``: those that wrap it in a tuple; ``fixed``: those
+    that hold a weight which is to stay as it is.
     ``read``: modules whose weight is read from outside their own forward, if only for its dtype. ``carried``: attributes that forwards write, by
     module: each micro-batch has its own. ``whole``: a single row of a batch cannot run. ``outputs``: what of the output is
     judged; ``learnt``: which tokens masks cover; ``draws``: whether a forward draws random numbers; ``in_turn``: whether forwards share state,
@@ -64,6 +65,7 @@ class Script:
     inside: dict[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
     repeated: set[str] = field(default_factory=set)
     droppable: set[str] = field(default_factory=set)
+    fixed: set[str] = field(default_factory=set)
     tuples: set[str] = field(default_factory=set)
     read: set[str] = field(default_factory=set)
     carried: dict[str, frozenset[str]] = field(default_factory=dict)
@@ -87,6 +89,10 @@ class Script:
     def masks(self) -> dict[str, Cover]:
         """By module the mask that its input's tokens belong to."""
         return self.learnt.covers
+
+    def may_go(self, blocks: Iterable[str]) -> bool:
+        """Whether all of these blocks can be left out, and hold nothing that stays."""
+        return set(blocks) <= self.droppable - self.fixed
 
     def seeds(self, batches: Sequence[Batch]) -> list[int] | None:
         """Seeds of what forwards draw on each batch, where they draw at all: the same for the original and for what becomes of it."""

@@ -112,8 +112,11 @@ class Sizing:
     def _depth(self, findings: Findings | None) -> Iterator[tuple[str, Structural]]:
         yield KEEP, Structural([], [], 0.0)
         if findings is not None:
-            texts = {str(step).split(" first=")[0].split(" ")[0] for step in spanners(self.menu)}
-            spans = {text: found for text, found in findings.spans.items() if text.split(" ")[0] in texts}
+            steps = {str(step).split(" ")[0]: step for step in spanners(self.menu)}
+            spans = {
+                text: found for text, found in findings.spans.items()
+                if (step := steps.get(text.split(" ")[0])) and step.spares(self.script, found.blocks)
+            }  # fmt: skip
         else:
             spans = {text: Structural([], blocks, 0.0) for text, blocks in span_lengths(self.script, spanners(self.menu))}
         yield from ((text, found) for text, found in spans.items() if not self.target.holds(found.change()))
@@ -311,7 +314,7 @@ def _inside(target: Target, sites: Sequence[Site]) -> set[str]:
 
 def span_lengths(script: Script, steps: Sequence[Spanner]) -> Iterator[tuple[str, list[str]]]:
     """Some span of each length worth trying, for sizes: (option, blocks)."""
-    droppable = [name for name in script.blocks if name in script.droppable]
+    droppable = [name for name in script.blocks if script.may_go([name])]
     for step in steps:
         for count in SPAN_LENGTHS:
             if count <= len(droppable) // 3:
