@@ -248,3 +248,19 @@ def test_blocks_after_the_last_that_is_awaited_are_not_run():
     sweep = Sweep(model, batches, script, lambda stage: None, on_block=lambda name, outputs: left.append(name))
     sweep.finish({name for name in model.units if name.startswith(first)})
     assert left == [first] and not seen
+
+
+def test_a_sweep_that_goes_on_ends_there_too():
+    module, batches = zoo.build("llama")
+    model = open_model(module)
+    script, outputs, seen = rehearse(model, batches[0]), {}, []
+    first, second, last = list(model.blocks)
+    awaited = {name for name in model.units if name.startswith((first, second))}
+    Sweep(model, batches, script, lambda stage: None, on_block=lambda name, values: outputs.setdefault(name, values)).finish(awaited)
+    module.get_submodule(last).self_attn.q_proj.register_forward_hook(lambda *_: seen.append("later"))
+    left = []
+    again = Sweep(
+        model, batches, script, lambda stage: None, replayed={first: outputs[first].__getitem__}, on_block=lambda name, _: left.append(name)
+    )
+    again.finish(awaited)
+    assert left == [second] and not seen

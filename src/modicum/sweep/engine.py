@@ -129,7 +129,7 @@ class Sweep:
 
     def finish(self, awaited: Set[str] | None = None) -> None:
         """Drive the sweep where outputs are not wanted: to its end, or until the units of ``awaited`` are treated and no block is left."""
-        self._awaited = awaited
+        self._awaited = None if awaited is None else {unit for unit in awaited if self.script.block_of.get(unit) not in self.replayed}
         with suppress(_EnoughError):
             for _ in self.run():
                 pass
