@@ -199,16 +199,35 @@ def test_codes_that_do_not_settle_take_a_firmer_damping_and_are_never_rounded_al
 
 def test_of_codes_that_settle_late_the_better_ones_are_taken(layer, monkeypatch):
     thing, covariance = layer(96, 64), correlated(64)
-    method = Watersic(rate=2.0, damping=0.01)
     error = lambda form: float((((form.dense() - thing.weight) @ covariance) * (form.dense() - thing.weight)).sum())
-    code = lambda: error(method.code(thing.weight, Stats(count=500, covariance=covariance), torch.float32))
-    first = coding._Coding._first
-    # All begin too fine, and come to their room once they have lost patience.
-    monkeypatch.setattr(coding._Coding, "_first", lambda own, *words: first(own, *words) / 1.1)
+    code = lambda damping: error(
+        Watersic(rate=2.0, damping=damping).code(thing.weight, Stats(count=500, covariance=covariance), torch.float32)
+    )
+    firm = code(2.0)
+    first, following = coding._Coding._first, coding._Coding._next
+    # Under the damping that was asked for codes begin too fine, lose patience, and come to their room by a step that is far too coarse.
+    slow = lambda own: own.factor.damping < 1
+    monkeypatch.setattr(coding._Coding, "_first", lambda own, *words: first(own, *words) / (1.1 if slow(own) else 1))
+    monkeypatch.setattr(coding._Coding, "_next", lambda own, *words: words[1][-1].scale * 4 if slow(own) else following(own, *words))
     monkeypatch.setattr(coding, "_PATIENCE", 1)
-    asked, take = [], _stream.factored
-    monkeypatch.setattr(_stream, "factored", lambda stats, damping, *more: asked.append(damping) or take(stats, damping, *more))
-    found = code()
-    assert max(asked) >= 4 * min(asked)
+    found = code(0.5)
+    assert found == firm
     monkeypatch.setattr(_stream, "_FIRMER", 0)
-    assert found <= code()
+    assert found < 0.8 * code(0.5)
+    # And the other way round: what came late is kept where the firmer codes are worse.
+    monkeypatch.undo()
+    own = code(0.5)
+    monkeypatch.setattr(coding._Coding, "_first", lambda own, *words: first(own, *words) / (1.02 if slow(own) else 0.25))
+    monkeypatch.setattr(coding, "_PATIENCE", 1)
+    assert code(0.5) == pytest.approx(own, rel=0.05)
+
+
+@pytest.mark.parametrize("shape", [(8, 1), (1, 8), (3, 2), (64, 2)])
+@pytest.mark.parametrize("method", [Watersic, Coded])
+def test_a_few_weights_are_coded_or_refused_in_a_sentence(shape, method):
+    stats, weight = Stats(count=50, covariance=torch.eye(shape[1])), torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    for rate in (1.0, 2.0, 6.0):
+        try:
+            assert method(rate=rate).code(weight, stats, torch.float32).dense().isfinite().all()
+        except SettingError as error:
+            assert weight.numel() <= 8 and "Take a higher one, or keep them." in str(error)

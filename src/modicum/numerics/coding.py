@@ -7,6 +7,7 @@ conditional variances.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -16,21 +17,22 @@ import torch
 from typing_extensions import override
 
 from modicum.core.blocks import Blocks, spans
+from modicum.core.errors import SettingError
 from modicum.forms import rans
 from modicum.forms.coded import BESIDE, WIDEST, Coded, exact_scale, side_bytes, steps, stream_bytes, tables
 from modicum.forms.trellis import SEGMENT, STATES, shifted
 from modicum.numerics import trellis
 from modicum.numerics.exponents import falling
-from modicum.numerics.foreseen import between, inverse, nearer
+from modicum.numerics.foreseen import FREE, aim, between, inverse, nearer
 from modicum.numerics.solver import BlockFactor, Factor, laned, slabs, solve
 
 # Weights from which the size of codes is foreseen.
 _SAMPLE = 1 << 15
 # Octaves of steps around the deviation of all weights, in which sizes are foreseen.
 _OCTAVES = torch.arange(-8.0, 5.0, 0.25)
-# Rounds in which steps are put right, those after which codes are made otherwise, and those of plain rounding where nothing else did it; the share of
-# a stream that may stay free; how much coarser plain steps get from round to round.
-_ROUNDS, _PATIENCE, _PLAIN, _FREE, _COARSER = 8, 4, 40, 0.004, 1.2
+# Rounds in which steps are put right, those after which codes are made otherwise, and those of plain rounding where nothing else did it; how much
+# coarser plain steps get from round to round.
+_ROUNDS, _PATIENCE, _PLAIN, _COARSER = 8, 4, 40, 1.2
 # Bytes that a lane takes beside its numbers, about and at the most, and how near to its room a stream on paths is written to count them.
 _LANE, _MOST_LANE, _COUNTED = 1.5, 4, 0.03
 # By what a scale grows where the nearest one was met and is too fine.
@@ -88,7 +90,8 @@ def coded(
     With the ``factor`` of the ``moment`` of inputs (columns, columns), whose columns stand in ``order``, later columns absorb the errors of earlier
     ones; without it every weight is rounded to the nearest. Steps of rows are ``raised`` (rows,) by so many quarters of an octave. With ``paths``
     codes of few bits are the best path of their column through a trellis. Where errors that are handed on take more bits than coarser steps save,
-    the form is what ``otherwise`` gives for the bits; without it weights are rounded to the nearest, which ``events`` is told.
+    the form is what ``otherwise`` gives for the bits; without it weights are rounded to the nearest, which ``events`` is told. Raises
+    ``SettingError`` where no codes of a few weights are small enough.
     """
     found: dict[float, Coded] = {}
     kinds = {each: _Kind.of(each, paths) for each in dict.fromkeys(bits)}
@@ -98,6 +101,10 @@ def coded(
             found |= {mine[place]: form for place, form in coding.forms(mine, dtype).items()}
             if events is not None:
                 events += coding.events
+    if lacking := kinds.keys() - found:
+        raise SettingError(
+            f"a rate of {min(lacking):g}: must hold the codes of {weight.numel()} weights, does not. Take a higher one, or keep them."
+        )
     return [found[each] for each in bits]
 
 
@@ -176,8 +183,10 @@ class _Coding:
                 off = max(round(met[place][0].best / met[place][0].scale, _OFF), 10**-_OFF)
                 aligned = lambda scale, off=off: written(scale * off) / off
                 scales[place] = aligned(self._next(curve, met[place], rooms[place]) if turn < _ROUNDS else scale * _COARSER)
-                if place not in best and any(other.scale == scales[place] for other in met[place]):
-                    scales[place] = aligned(max(other.scale for other in met[place]) * _STEP)
+                known = {other.scale for other in met[place]}
+                if place not in best and scales[place] in known:
+                    further = (aligned(max(known) * _STEP**times) for times in itertools.count(1))
+                    scales[place] = next(scale for scale in further if scale not in known)
         found = {place: self._finished(trial, bits[place], dtype) for place, trial in best.items()}
         if self.otherwise is None:
             return found
@@ -203,23 +212,23 @@ class _Coding:
         if not self.paths:
             return scale
         scales = [scale * 2**octaves for octaves in _AROUND]
-        return between(scales, self._plainly(scales, room), _aim(room - (_MORE - _LESS * 8 * room / count) * count / 8))
+        return between(scales, self._plainly(scales, room), aim(room - (_MORE - _LESS * 8 * room / count) * count / 8))
 
     def _next(self, curve: tuple[np.ndarray, np.ndarray], met: Sequence[_Trial], room: int) -> float:
         """The scale to go on at: on the curve through the codes that were met; once more by plain ones where the first, on paths, are far off."""
-        scale, first = nearer(curve, met, _aim(room)), met[0]
+        scale, first = nearer(curve, met, aim(room)), met[0]
         if not self.paths or len(met) > 1 or abs(first.size / room - 1) < _NEAR:
             return scale
         scales = [first.scale, scale, scale * scale / first.scale]
         sizes = self._plainly(scales, room)
-        return between(scales, sizes, _aim(room - (first.size - sizes[0])))
+        return between(scales, sizes, aim(room - (first.size - sizes[0])))
 
     def _plainly(self, scales: Sequence[float], room: int) -> list[int]:
         """Bytes of codes on one grid at these scales."""
         return [trial.size for trial in self._tried(dict(enumerate(scales)), [room] * len(scales), paths=False)]
 
     def _worth_more(self, trial: _Trial | None, room: int, turn: int) -> bool:
-        return trial is None or (turn < _ROUNDS and trial.worth < room * (1 - _FREE) and trial.scale > self.finest)
+        return trial is None or (turn < _ROUNDS and trial.worth < room * (1 - FREE) and trial.scale > self.finest)
 
     def _take_alike(self, room: int) -> None:
         """Where exponents would take too much of a small stream all columns take one step, and all rows one table."""
@@ -387,8 +396,3 @@ class _Following(_Rounding):
         codes, numbers = trellis.best(placed, own, self.most[column], _WIDER)
         self.codes[column] = torch.from_numpy(codes.reshape(-1))
         return torch.from_numpy(numbers.reshape(-1)) * step
-
-
-def _aim(room: float) -> float:
-    """Bytes that codes should take, in the middle of what may stay free."""
-    return room * (1 - _FREE / 2)
