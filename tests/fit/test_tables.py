@@ -6,6 +6,7 @@ from torch import nn
 
 import modicum
 from modicum.core.budget import Budget
+from modicum.core.errors import SettingError
 from modicum.core.option import KEEP, Option
 from modicum.core.progress import Quiet
 from modicum.fit.request import Request
@@ -118,3 +119,24 @@ def test_gradients_are_taken_where_a_table_is_solved_and_nowhere_else(llama, tar
     opened = Subject.open(llama[0], Request(method=method, **common(menu=None, **settings)), llama[1])
     held = {site.name: opened.target(target).adapt(site, method) for site in opened.target(target).sites()}
     assert str(held.get(TABLE)) == str(expected) and felt.wanted(opened, held.values()) == (expected == FELT)
+
+
+@pytest.mark.parametrize(
+    ("method", "target"), [("gptq bits=3 moment=felt", "modicum"), ("gptq bits=3 moment=felt group=32", "transformers")]
+)
+def test_what_is_for_tables_is_refused_for_what_multiplies_inputs(llama, method, target):
+    with pytest.raises(SettingError, match=r"model\.layers\.0\.mlp\.up_proj.*"):
+        modicum.fit(
+            llama[0], method="gptq bits=4 group=32", set={"model.layers.0.mlp.up_proj.weight": method}, data=llama[1], target=target
+        )
+    if target == "transformers":  # where embeddings stay dense
+        with pytest.raises(SettingError, match="it is for tables, whose entries are looked up"):
+            modicum.fit(llama[0], method=method, data=llama[1], target=target)
+
+
+def test_a_table_that_was_asked_to_be_felt_tells_where_it_cannot(llama):
+    made = modicum.fit(
+        llama[0], method="half", set={TABLE: "gptq bits=3 group=32 moment=felt"}, harm="error", data=llama[1], target="modicum"
+    )
+    assert made.plan.options[TABLE] == "gptq bits=3 group=32 moment=felt"
+    assert any("how the output feels it was not seen, hqq bits=3 group=32 stands in" in event for event in made.receipt["events"])

@@ -90,6 +90,8 @@ class Method:
     treats: ClassVar[frozenset[str]] = frozenset({"unit", "fused", "tied", "experts"})
     # Whether what is made of a row depends on how much the output feels it, where gradients were taken.
     feels: ClassVar[bool] = False
+    # Whether it is for tables alone.
+    tables: ClassVar[bool] = False
     # What its harm is weighed by beyond what it needs itself.
     weighed_by: ClassVar[frozenset[Need]] = frozenset()
     # Bytes for each weight that making a form holds beside what every solve of columns does.

@@ -118,9 +118,9 @@ class Option:
         return self._stood_in("looked_up", "without_data")
 
     def _stood_in(self, *ways: str) -> Option | None:
-        """Of every step the first of its ``ways``."""
-        stand_in = lambda step: next((getattr(step, way)() for way in ways if hasattr(step, way)), step if step.data_free() else None)
-        steps = [stand_in(step) for step in self.steps]
+        """Of every step the first of its ``ways``; what is for tables tells by itself what it lacks."""
+        others = lambda step: (getattr(step, way)() for way in ways if hasattr(step, way))
+        steps = [step if step.tables else next(others(step), step if step.data_free() else None) for step in self.steps]
         return None if any(step is None for step in steps) else Option(tuple(step for step in steps if step is not None))
 
     def apply(self, site: Site, stats: Mapping[str, Stats], current: Mapping[str, Form]) -> Change:

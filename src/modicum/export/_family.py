@@ -135,7 +135,7 @@ class Target(ABC):
         if any(unit.pruned for unit in site.units) and not option.keeps_zeros:
             return None
         if not site.data_free:
-            return option
+            return option if _suits(site, option) else None
         felt = self.script.feels and all(unit.kind == "embedding" for unit in site.units)
         return option.looked_up() if felt else option.without_data()
 
@@ -143,7 +143,7 @@ class Target(ABC):
         """Why an option cannot be held on ``site``, or an empty string where nothing is to be said."""
         if option.steps and any(unit.pruned for unit in site.units) and not option.keeps_zeros:
             return "pruned entries must stay zero, and it does not keep them"
-        return ""
+        return "" if _suits(site, option) else "it is for tables, whose entries are looked up, and these multiply inputs"
 
     @abstractmethod
     def unit_entries(self, unit: Unit, form: Form) -> Entries:
@@ -232,6 +232,12 @@ class Target(ABC):
 def takes_rounded(site: Site) -> bool:
     """Whether a site's units multiply an input that can be rounded before: linear modules' that were seen to be their products."""
     return not site.data_free and all(unit.kind in ("linear", "conv1d") for unit in site.units)
+
+
+def _suits(site: Site, option: Option) -> bool:
+    """Whether no step that is for tables alone meets what multiplies inputs."""
+    tables = bool(site.data_free) or all(unit.kind == "embedding" for unit in site.units)
+    return tables or not any(step.tables for step in option.steps)
 
 
 def _raw(tensor: torch.Tensor) -> torch.Tensor:

@@ -96,7 +96,9 @@ class Making:
         try:
             found = load_sensitivities(kept[0]) if kept else self._gradients(together)
         except ModelError as error:
-            self.events.append(f"rows: all are treated alike, how much the output feels them is not known ({error})")
+            self.events.append(
+                f"gradients: rows are treated alike and tables without data, how much the output feels them is not known ({error})"
+            )
             return {}
         if together and not kept:
             save_sensitivities(places[-1], found)

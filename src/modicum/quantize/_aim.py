@@ -1,4 +1,4 @@
-"""What codes of few bits come near in place of a weight: what makes up for losses before it, and for those of its other rows."""
+"""What codes come near in place of a weight: what makes up for losses before it, and for those of its other rows."""
 
 from __future__ import annotations
 

@@ -118,7 +118,7 @@ class Columns(Quantizer):
         return (
             isinstance(other, Columns)
             and self.order == other.order == "static"
-            and self.sweeps == other.sweeps
+            and (self.sweeps, self.feels) == (other.sweeps, other.feels)
             and (self.damping, self.clip, self.towards) == (other.damping, other.clip, other.towards)
         )
 

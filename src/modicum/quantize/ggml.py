@@ -100,6 +100,12 @@ class Ggml(Method):
 
     @property
     @override
+    def tables(self) -> bool:  # type: ignore[override]
+        """What multiplies inputs is solved by how these go together."""
+        return self.rounding == "felt"
+
+    @property
+    @override
     def by_rows(self) -> bool:
         """Blocks do not leave their row."""
         return True

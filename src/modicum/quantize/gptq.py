@@ -28,10 +28,10 @@ class Gptq(Columns):
 
     *Shapes:* weight (rows, columns), covariance (columns, columns). *Needs and cost:* covariance; one Cholesky factorization shared by all
     units of a stage and all bits, then rows · columns² multiply-adds, and again for each sweep (see ``numerics/descent.py``); at up to 3 bits the
-    original runs beside the compressed model; ``turns`` take gradients of the output. *Reduces to:* nearest rounding where the covariance is
-    diagonal, ``order=none``, ``clip=1``, ``sweeps=0``, ``towards=0`` and ``turns=1``. *Raises:* ``ModelError`` where no damping makes the covariance
-    positive definite. Weights whose inputs were not seen take ``hqq`` at the same bits; an embedding has, as under ``coded``, the second moment of
-    the output's gradient in what is looked up for a covariance (``moment=felt``), and takes ``hqq`` where gradients were not taken.
+    original runs beside the compressed model; ``turns``, and tables, take gradients of the output. *Reduces to:* nearest rounding where the
+    covariance is diagonal, ``order=none``, ``clip=1``, ``sweeps=0``, ``towards=0`` and ``turns=1``. *Raises:* ``ModelError`` where no damping makes
+    the covariance positive definite. Weights whose inputs were not seen take ``hqq`` at the same bits; an embedding has, as under ``coded``, the
+    second moment of the output's gradient in what is looked up for a covariance (``moment=felt``), and takes ``hqq`` where gradients were not taken.
 
     *Differences from the paper:* one factorization instead of an inverse and a factorization; groups are fitted to the original weights when
     columns are reordered, so that nothing but scales is stored; a group's range may be clipped to the share of least squared error under the
@@ -79,13 +79,19 @@ class Gptq(Columns):
         """Whether columns of a table make up for each other as the output feels them."""
         return self.moment == "felt"
 
+    @property
+    @override
+    def tables(self) -> bool:  # type: ignore[override]
+        """What multiplies inputs is solved by how these go together."""
+        return self.feels
+
     def without_data(self) -> Hqq:
         """The stand-in for weights whose inputs were not seen."""
         return Hqq(bits=self.bits, group=self.group, symmetric=self.symmetric, scales=self.scales)
 
     def looked_up(self) -> Gptq:
-        """The stand-in for tables where gradients are taken."""
-        return replace(self, moment="felt")
+        """The stand-in for tables where gradients are taken, without the settings that concern inputs."""
+        return replace(self, moment="felt", towards=type(self).towards, turns=1)
 
     @override
     def _whole(self, weight: torch.Tensor, stats: Stats) -> Form:
